@@ -1,0 +1,208 @@
+"""The recurrence against a float64 loop over scalars, written from the paper's equations, and against finite differences."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fairseq_sru import sru_recurrence
+
+BACKENDS = ["reference", "torch"]
+SKIPS = ["own", "input", "none"]
+
+
+def paper(u, x, bias, c0, activation, bidirectional, dropout_mask, padding_mask):
+    """Equations 3-7 of arXiv 1709.02755v1, one number at a time."""
+    g = {"identity": lambda v: v, "tanh": math.tanh, "relu": lambda v: max(v, 0.0)}[activation]
+    u, x, bias, c0 = (None if v is None else v.detach() for v in (u, x, bias, c0))
+    length, batch, planes, width = u.shape
+    h = torch.zeros(length, batch, width, dtype=torch.float64)
+    c_n = torch.zeros(batch, width, dtype=torch.float64)
+    for b, j in itertools.product(range(batch), range(width)):
+        backward = bidirectional and j >= width // 2
+        c = float(c0[b, j]) if c0 is not None else 0.0
+        for t in reversed(range(length)) if backward else range(length):
+            if padding_mask is not None and padding_mask[t, b]:
+                continue
+            plane = [float(u[t, b, i, j]) for i in range(planes)]
+            b_f, b_r = (float(bias[0, j]), float(bias[1, j])) if bias is not None else (0.0, 0.0)
+            f = 1 / (1 + math.exp(-(plane[1] + b_f)))
+            r = 1 / (1 + math.exp(-(plane[2] + b_r)))
+            c = f * c + (1 - f) * plane[0]
+            skip = plane[3] if planes == 4 else float(x[t, b, j]) if x is not None else 0.0
+            mask = float(dropout_mask[b, j]) if dropout_mask is not None else 1.0
+            h[t, b, j] = r * g(c) * mask + (1 - r) * skip
+        c_n[b, j] = c
+    return h, c_n
+
+
+def make(
+    length=5, batch=3, width=4, skip="input", extras=True, pad=True, dtype=torch.float64, seed=0, requires_grad=False
+) -> tuple[tuple[Tensor, Tensor | None, Tensor | None, Tensor | None], dict]:
+    rng = torch.Generator().manual_seed(seed)
+    rand = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)  # noqa: E731
+    u = rand(length, batch, 4 if skip == "own" else 3, width)
+    x = rand(length, batch, width) if skip == "input" else None
+    bias = rand(2, width) if extras else None
+    c0 = rand(batch, width) if extras else None
+    mask = (torch.rand(batch, width, generator=rng) < 0.7).to(dtype) / 0.7 if extras else None
+    padding = torch.rand(length, batch, generator=rng) < 0.3 if pad else None
+    for t in (u, x, bias, c0):
+        if t is not None:
+            t.requires_grad_(requires_grad)
+    return (u, x, bias, c0), {"dropout_mask": mask, "padding_mask": padding}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
+@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("extras", [False, True])
+def test_equals_the_equations(backend, bidirectional, activation, skip, extras):
+    tensors, masks = make(skip=skip, extras=extras, pad=extras)
+    expected = paper(*tensors, activation, bidirectional, **masks)
+    got = sru_recurrence(*tensors, activation=activation, bidirectional=bidirectional, backend=backend, **masks)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
+@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("extras", [False, True])
+def test_gradcheck(backend, bidirectional, activation, skip, extras):
+    tensors, masks = make(3, 2, 4, skip=skip, extras=extras, pad=extras, requires_grad=True)
+    if extras:
+        masks["dropout_mask"].requires_grad_(True)
+    given_tensors = [t for t in (*tensors, masks["dropout_mask"]) if t is not None]
+
+    def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
+        values = iter(inputs)
+        u, x, bias, c0, mask = (next(values) if t is not None else None for t in (*tensors, masks["dropout_mask"]))
+        return sru_recurrence(
+            u,
+            x,
+            bias,
+            c0,
+            activation=activation,
+            bidirectional=bidirectional,
+            dropout_mask=mask,
+            padding_mask=masks["padding_mask"],
+            backend=backend,
+        )
+
+    assert torch.autograd.gradcheck(run, given_tensors)
+    # h alone and c_n alone: the other gradient is None then
+    assert torch.autograd.gradcheck(lambda *a: run(*a)[0], given_tensors)
+    assert torch.autograd.gradcheck(lambda *a: run(*a)[1], given_tensors)
+
+
+def test_second_derivative_of_the_manual_backward():
+    tensors, masks = make(3, 2, 4, requires_grad=True)
+    run = lambda *a: sru_recurrence(*a, bidirectional=True, backend="torch", **masks)  # noqa: E731
+    assert torch.autograd.gradgradcheck(run, tensors)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    length=st.integers(1, 9),
+    batch=st.integers(1, 4),
+    half=st.integers(1, 5),
+    skip=st.sampled_from(SKIPS),
+    extras=st.booleans(),
+    pad=st.booleans(),
+    bidirectional=st.booleans(),
+    activation=st.sampled_from(["identity", "tanh", "relu"]),
+    seed=st.integers(0, 2**31),
+)
+def test_backends_agree(length, batch, half, skip, extras, pad, bidirectional, activation, seed):
+    results = []
+    for backend in BACKENDS:
+        tensors, masks = make(length, batch, 2 * half, skip, extras, pad, seed=seed, requires_grad=True)
+        h, c_n = sru_recurrence(
+            *tensors, activation=activation, bidirectional=bidirectional, backend=backend, **masks
+        )
+        (h.square().sum() + (c_n * 3).sum()).backward()
+        results.append([h, c_n, *(t.grad for t in tensors if t is not None)])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_steps_leave_the_state_as_it_is(backend):
+    (u, x, bias, c0), masks = make(0, requires_grad=True)
+    h, c_n = sru_recurrence(u, x, bias, c0, bidirectional=True, backend=backend, **masks)
+    assert h.shape == (0, 3, 4)
+    torch.testing.assert_close(c_n, c0)
+    c_n.sum().backward()
+    torch.testing.assert_close(c0.grad, torch.ones_like(c0))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2), (torch.float16, 2e-3)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_narrow_dtypes_keep_a_float32_state(backend, dtype, tolerance):
+    tensors, masks = make(40, 3, 6, dtype=dtype)
+    h, c_n = sru_recurrence(*tensors, backend=backend, **masks)
+    assert h.dtype == dtype
+    assert c_n.dtype == torch.float32
+    exact = paper(*tensors, "tanh", False, **masks)
+    torch.testing.assert_close(h.double(), exact[0], rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(c_n.double(), exact[1], rtol=1e-5, atol=1e-5)  # inputs rounded, the sum over time not
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_content_is_never_read(backend):
+    tensors, masks = make(requires_grad=True)
+    pad = masks["padding_mask"]
+    results = []
+    for garbage in (0.0, float("nan"), float("inf")):
+        u, x, bias, c0 = (t.detach().clone().requires_grad_() for t in tensors)
+        with torch.no_grad():
+            u[pad] = garbage
+            x[pad] = garbage
+        if backend == "reference" and garbage != 0.0:
+            with torch.no_grad():  # autograd multiplies the discarded branch's gradient: only values can be asked for
+                results.append(sru_recurrence(u, x, bias, c0, bidirectional=True, backend=backend, **masks))
+            continue
+        h, c_n = sru_recurrence(u, x, bias, c0, bidirectional=True, backend=backend, **masks)
+        assert not h[pad].any()
+        (h.sum() + c_n.sum()).backward()
+        results.append((h, c_n, u.grad[~pad], x.grad[~pad], bias.grad, c0.grad))
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=False):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"u": torch.zeros(5, 3, 2, 4)}, "u must have shape"),
+        ({"u": torch.zeros(5, 3, 4, 4)}, "x must not be given"),
+        ({"x": torch.zeros(5, 3, 3)}, r"x must have shape \(5, 3, 4\).*got \(5, 3, 3\)"),
+        ({"bias": torch.zeros(8)}, "bias must have shape"),
+        ({"c0": torch.zeros(1, 3, 4)}, "c0 must have shape"),
+        ({"padding_mask": torch.zeros(3, 5, dtype=torch.bool)}, "padding_mask must have shape"),
+        ({"activation": "selu"}, "activation must be one of identity, tanh, relu; got 'selu'"),
+        ({"backend": "tpu"}, "backend must be one of auto, reference, torch; got 'tpu'"),
+    ],
+)
+def test_bad_values_are_named(change, message):
+    arguments = {"u": torch.zeros(5, 3, 3, 4), "x": torch.zeros(5, 3, 4), **change}
+    with pytest.raises(ValueError, match=message):
+        sru_recurrence(**arguments)
+
+
+def test_bad_dtypes_and_odd_widths_are_named():
+    with pytest.raises(TypeError, match="u must be a floating-point"):
+        sru_recurrence(torch.zeros(5, 3, 3, 4, dtype=torch.long))
+    with pytest.raises(TypeError, match="padding_mask must be a bool"):
+        sru_recurrence(torch.zeros(5, 3, 3, 4), padding_mask=torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="even number of channels in u; got 3"):
+        sru_recurrence(torch.zeros(5, 3, 3, 3), bidirectional=True)

@@ -1,0 +1,544 @@
+"""recipes/lohelp.py: alignment, filter, split and near-copies on made-up help pages; and the text that ships."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+SHIPPED = RECIPES / "data" / "lohelp-en-de"
+PARTS = ("train", "valid", "test")
+COPYRIGHT = "Format: 1.0\n\nFiles: *\nCopyright: 2000 Somebody\nLicense: MPL-2.0\n\nFiles: debian/*\nLicense: GPL-2\n"
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lohelp", RECIPES / "lohelp.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["lohelp"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+lohelp = load()
+Pair = lohelp.Pair
+
+
+# --- an independent, slow reading of the rules ----------------------------------------------------------------------
+
+
+def plain_words(text: str) -> list[str]:
+    return "".join(c if c.isalpha() else " " for c in text.casefold()).split()
+
+
+def grams(text: str) -> frozenset[tuple[str, ...]]:
+    w = plain_words(text)
+    return frozenset(zip(w, w[1:], w[2:], strict=False)) or frozenset([tuple(w)])
+
+
+def near_copies(texts: list[str], held_out: list[str]) -> list[int]:
+    """Every text against every held-out one."""
+    held = [grams(t) for t in held_out]
+    found = []
+    for i, text in enumerate(texts):
+        a = grams(text)
+        if any(not a.isdisjoint(b) and len(a & b) / len(a | b) >= 0.5 for b in held):
+            found.append(i)
+    return found
+
+
+# --- made-up help pages ---------------------------------------------------------------------------------------------
+
+
+def page(body: str) -> str:
+    return (
+        f'<html><body><p id="par_id1">Menu of the browser</p><div id="DisplayArea">{body}</div>'
+        '<div id="DonationFrame"></div><p id="par_id9999">Footer of every page</p></body></html>'
+    )
+
+
+def made_up(pages: int = 60, seed: int = 3) -> tuple[dict[str, str], dict[str, str]]:
+    """English and German pages whose sentences share many trigrams with those of other pages."""
+    rng = random.Random(seed)
+    en_pages, de_pages = {}, {}
+    heads = [["opens", "closes", "shows"], ["the", "a"], ["new", "old", "blue"], ["dialog", "window", "page"]]
+    for n in range(pages):
+        en, de = [], []
+        for k in range(8):
+            w = [rng.choice(h) for h in heads] + rng.choices(["red", "wide", "tall", "flat", "soft", "late"], k=k % 5)
+            en.append(f'<p id="par_id{k}">{" ".join(w).capitalize()}.</p>')
+            de.append(f'<p id="par_id{k}">{" ".join(x[::-1] + "ä" for x in w).capitalize()}.</p>')
+        en_pages[f"shared/{n:03}.html"], de_pages[f"shared/{n:03}.html"] = page("".join(en)), page("".join(de))
+    return en_pages, de_pages
+
+
+def pack(folder: Path, package: str, lang: str, pages: dict[str, str], version: str = "4:25.2.3-2") -> None:
+    """A real .deb in the layout of the help packages."""
+    root = folder / f"{package}.tree"
+    files = {f"usr/share/libreoffice/help/{lang}/text/{path}": text for path, text in pages.items()}
+    files[f"usr/share/doc/{package}/copyright"] = COPYRIGHT
+    files["DEBIAN/control"] = (
+        f"Package: {package}\nVersion: {version}\nArchitecture: all\nMaintainer: N <n@example.org>\nDescription: x\n"
+    )
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    target = folder / f"{package}_{version.replace(':', '%3a')}_all.deb"
+    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", root, target], check=True, capture_output=True)
+    shutil.rmtree(root)
+
+
+@pytest.fixture
+def debs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    if not shutil.which("dpkg-deb"):
+        pytest.skip("dpkg-deb is not installed: no .deb can be made or read here")
+    licence = tmp_path / "MPL-2.0"
+    licence.write_text("Mozilla Public License Version 2.0\n")
+    monkeypatch.setattr(lohelp, "MPL", licence)
+    monkeypatch.setattr(lohelp, "SHARES", {"test": 0.2, "valid": 0.2})
+    monkeypatch.setattr(lohelp, "SIZES", {"test": 12, "valid": 8, "train": 30})
+    folder = tmp_path / "debs"
+    folder.mkdir()
+    en, de = made_up()
+    pack(folder, lohelp.PACKAGES["en"], "en-US", en)
+    pack(folder, lohelp.PACKAGES["de"], "de", de)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# --- reading pages --------------------------------------------------------------------------------------------------
+
+
+def test_paragraphs_come_by_id_without_markup_and_without_the_frame_of_the_page():
+    html = page(
+        '<h1 id="hd_1">\n<a id="x"></a>Draw &amp; <span class="emph">paint</span>\n</h1>'
+        '<p id="par_2" class="paragraph">One&nbsp;two<a href="y"> three</a> .</p>'
+        "<p>no id</p><p id='par_3'>twice</p><p id='par_3'>twice</p><p id='par_4'> </p>"
+    )
+    assert lohelp.paragraphs(html) == {"hd_1": "Draw & paint", "par_2": "One two three."}
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        '<span class="literal">SUM(A1)</span>',
+        '<span class="input" data-x="">7</span>',
+        "<code>x</code>",
+        '<img src="a.svg" alt="Icon">',
+        "one<br>two",
+        '<span class="switchinline"><span hidden="true" class="MAC">Cmd</span><span hidden="true">Ctrl</span></span>',
+    ],
+)
+def test_code_images_and_choices_leave_a_hole_that_the_filter_sees(inner: str):
+    text = lohelp.paragraphs(page(f'<p id="a">Press the {inner} key now. Then all is well.</p>'))["a"]
+    assert "Cmd" not in text and "SUM" not in text
+    first, second = lohelp.sentences(text)
+    assert lohelp.fault(first, "Drücken Sie jetzt die Taste.") == "code or image"
+    assert second == "Then all is well."
+
+
+def test_key_names_are_text():
+    html = page('<p id="a">Press <span class="keycode">Enter</span> now</p>')
+    assert lohelp.paragraphs(html) == {"a": "Press Enter now"}
+
+
+def test_a_paragraph_of_code_is_a_hole():
+    assert lohelp.paragraphs(page('<p id="a" class="bascode">Print the sum of all</p>')) == {"a": lohelp.HOLE}
+
+
+def test_clean_composes_and_straightens():
+    assert lohelp.clean("Gro\u0308\u00adße\u00a0 und\u2009\u200bWeite\u2011x ( y ) .\n") == "Größe und Weite-x (y)."
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ("Open it. Close it.", 2),
+        ("Ist das so? Ja! Öffnen Sie es.", 3),
+        ("Use e.g. Writer or z. B. Calc.", 1),
+        ("Am 1. Januar beginnt Nr. Zwei.", 1),
+        ("See etc. Then go.", 1),
+        ("Call it “this.” Then go.", 2),
+        ("Version 2.5 is here.", 1),
+        ("ends here. but not there", 1),
+    ],
+)
+def test_sentences(text: str, count: int):
+    parts = lohelp.sentences(text)
+    assert len(parts) == count
+    assert " ".join(parts) == text
+
+
+def test_segments_split_only_where_both_sides_match():
+    assert lohelp.segments("Open it. Close it.", "Öffne es. Schließ es.") == [
+        ("Open it.", "Öffne es."),
+        ("Close it.", "Schließ es."),
+    ]
+    unequal = ("Open it. Close it.", "Öffne es und schließe es.")
+    assert lohelp.segments(*unequal) == [unequal]
+    crossed = ("Go. Then close the large window there.", "Gehe dann zum großen Fenster dort. Zu.")
+    assert lohelp.segments(*crossed) == [crossed]
+
+
+def test_alignment_is_by_page_and_id():
+    en = {"a.html": {"p1": "One line here", "p2": "Two"}, "b.html": {"p1": "Other page"}, "c.html": {"p1": "Only here"}}
+    de = {"a.html": {"p2": "Zwei", "p1": "Eine Zeile hier"}, "b.html": {"p7": "Andere Seite"}}
+    counts: Counter[str] = Counter()
+    assert list(lohelp.aligned(en, de, counts)) == [
+        Pair("a.html", "One line here", "Eine Zeile hier"),
+        Pair("a.html", "Two", "Zwei"),
+    ]
+    assert counts == {"pages": 2, "paragraphs": 2}
+
+
+# --- the filter -----------------------------------------------------------------------------------------------------
+
+GOOD = ("Opens the new window of the program.", "Öffnet das neue Fenster des Programms.")
+
+
+@pytest.mark.parametrize(
+    ("en", "de", "reason"),
+    [
+        (*GOOD, None),
+        ("Press Ctrl+S twice (100%).", "Drücken Sie zweimal „Strg+S“ (100 %).", None),
+        ("Opens the window.", GOOD[1], "length"),
+        ("word " * 21, "Wort " * 20, "length"),
+        ("word " * 19 + "end", "Wort " * 19 + "Ende", None),
+        ("Opens the new \x07window now.", GOOD[1], "character"),
+        ("Opens the new\twindow now.", GOOD[1], "character"),
+        ("Opens the $[officename] window now.", GOOD[1], "character"),
+        ("Opens the <b> window now.", GOOD[1], "character"),
+        ("Opens the window \ufffd right now.", GOOD[1], "character"),
+        ("Finds the word كتاب in this text.", GOOD[1], "character"),
+        ("Opens %PRODUCTNAME with a new window.", GOOD[1], "address, placeholder or name in code"),
+        ("Look at www.example.org for more windows.", GOOD[1], "address, placeholder or name in code"),
+        ("Look at https://example for more windows.", GOOD[1], "address, placeholder or name in code"),
+        ("Calls the method newWindow of this.", GOOD[1], "address, placeholder or name in code"),
+        ("Calls the function Open() of this.", GOOD[1], "address, placeholder or name in code"),
+        ("Choose Insert - Window - New now.", GOOD[1], "menu path"),
+        (GOOD[0], "Wählen Sie jetzt Einfügen – Fenster.", "menu path"),
+        ("12345678 12345678 and 12345678 two", "12345678 12345678 und 12345678 zwei", "few letters"),
+        ("Opens the new one.", "Öffnet das neue Fenster des Programms in dem Bereich.", "length ratio"),
+        ("Opens the new (old window of it.", GOOD[1], "bracket or quote left open"),
+        ('Opens the new "old window of it.', GOOD[1], "bracket or quote left open"),
+        ("Opens the 2 new windows of it.", "Öffnet die 3 neuen Fenster davon.", "numbers differ"),
+        (GOOD[0], GOOD[0], "not translated"),
+        (GOOD[0], "opens the NEW window of the Programm!", "not translated"),
+    ],
+)
+def test_fault(en: str, de: str, reason: str | None):
+    assert lohelp.fault(en.strip(), de.strip()) == reason
+
+
+def test_select_keeps_the_first_of_each_source():
+    en, de = GOOD
+    pairs = [
+        Pair("a", en, de),
+        Pair("b", en.upper().replace(".", "!"), de),
+        Pair("c", en, "Ein neues Fenster des Programms öffnet sich."),
+        Pair("d", "too short", "zu kurz"),
+        Pair("e", "Closes the new window of the program.", "Schließt das neue Fenster des Programms."),
+    ]
+    counts: Counter[str] = Counter()
+    assert lohelp.select(pairs, counts) == [pairs[0], pairs[4]]
+    assert counts["segments"] == 5 == counts["pairs"] + sum(n for k, n in counts.items() if k.startswith("dropped"))
+    assert (counts["dropped: same pair"], counts["dropped: same source"], counts["dropped: length"]) == (1, 1, 1)
+
+
+# --- the split ------------------------------------------------------------------------------------------------------
+
+
+def test_words_ignore_case_punctuation_and_digits():
+    assert (
+        lohelp.words("Die STRASSE, 2. Stück-Zahl!") == lohelp.words("die Straße 37 stück zahl") != lohelp.words("die")
+    )
+
+
+def test_part_of_is_fixed_by_the_path():
+    """The parts of pages must never move between versions: these values are SHA-256 arithmetic."""
+    assert lohelp.fraction("a") == int(hashlib.sha256(b"a").hexdigest()[:12], 16) / 16**12
+    seen = Counter(lohelp.part_of(f"shared/{i}.html") for i in range(5000))
+    assert abs(seen["test"] / 5000 - 0.06) < 0.02 and abs(seen["valid"] / 5000 - 0.04) < 0.02
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_near_copies_are_those_of_the_brute_force(seed: int):
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices("abc", k=rng.randint(1, 8))) for _ in range(300)]
+    held_out = [" ".join(rng.choices("abcd", k=rng.randint(1, 8))) for _ in range(40)]
+    index = lohelp.NearCopies(held_out)
+    found = [i for i, text in enumerate(texts) if text in index]
+    assert found == near_copies(texts, held_out)
+    assert 0 < len(found) < len(texts)
+
+
+def test_a_jaccard_of_exactly_one_half_is_a_near_copy():
+    assert "a b c d" in lohelp.NearCopies(["a b c"])  # 1 of 2
+    assert "a b c d e" not in lohelp.NearCopies(["a b c"])  # 1 of 3
+    assert "A, b 7" in lohelp.NearCopies(["a b"])
+    assert "a b" not in lohelp.NearCopies(["a b c"])
+
+
+def test_either_side_counts():
+    held = [Pair("t", "one two three four", "eins zwei drei vier")]
+    same_source = Pair("a", "one two three four", "ganz etwas anderes hier")
+    same_target = Pair("a", "something else is here", "eins zwei drei vier")
+    other = Pair("a", "something else is here", "ganz etwas anderes hier")
+    assert lohelp.without_copies([same_source, same_target, other], held) == [other]
+
+
+def test_split_holds_out_whole_pages_and_no_near_copy_remains(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lohelp, "SHARES", {"test": 0.2, "valid": 0.2})
+    monkeypatch.setattr(lohelp, "SIZES", {"test": 20, "valid": 15, "train": 25})
+    en, de = made_up()
+    read = [{path: lohelp.paragraphs(html) for path, html in pages.items()} for pages in (en, de)]
+    counts: Counter[str] = Counter()
+    pairs = lohelp.select(lohelp.aligned(*read, counts), counts)
+    parts = lohelp.split(pairs, counts)
+    for part, chosen in parts.items():
+        assert 0 < len(chosen) <= lohelp.SIZES[part]
+        assert {lohelp.part_of(p.page) for p in chosen} == {part}
+        assert chosen == [p for p in pairs if p in set(chosen)], "document order"
+        assert counts[f"{part}: written"] == len(chosen)
+    for part, held in (("valid", ["test"]), ("train", ["test", "valid"])):
+        there = [p for p in pairs if lohelp.part_of(p.page) == part]
+        bad = set()
+        for side in ("en", "de"):
+            held_out = [getattr(p, side) for h in held for p in parts[h]]
+            assert not near_copies([getattr(p, side) for p in parts[part]], held_out)
+            bad |= set(near_copies([getattr(p, side) for p in there], held_out))
+        assert bad, "the made-up pages must have near-copies, or nothing is tested"
+        assert counts[f"{part}: less near-copies"] == len(there) - len(bad), "nothing else may be dropped"
+    assert len(parts["train"]) == 25, "exactly the size where there is enough"
+    assert lohelp.split(pairs[::-1], Counter()) == {k: v[::-1] for k, v in parts.items()}, "the draw is by hash"
+
+
+def test_nothing_depends_on_the_hash_seed_of_the_process():
+    """Sets of strings have another order in each process; what is written must not."""
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; import test_lohelp as t, lohelp, collections, hashlib\n"
+        "lohelp.SHARES, lohelp.SIZES = {'test': 0.2, 'valid': 0.2}, {'test': 20, 'valid': 15, 'train': 25}\n"
+        "read = [{p: lohelp.paragraphs(h) for p, h in pages.items()} for pages in t.made_up()]\n"
+        "counts = collections.Counter()\n"
+        "parts = lohelp.split(lohelp.select(lohelp.aligned(*read, counts), counts), counts)\n"
+        "near = lohelp.nearest(*[[p.en for p in parts[k]] for k in ('train', 'test')])\n"
+        "print(list(counts.items()), parts, near)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(RECIPES)]
+    runs = [
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True).stdout
+        for seed in ("1", "2")
+    ]
+    assert runs[0] == runs[1] and b"train: written" in runs[0]
+
+
+# --- the leakage baselines ------------------------------------------------------------------------------------------
+
+
+def test_nearest_prefers_rare_shared_words():
+    sources = ["open the window", "the of and the", "open the purple door", ""]
+    assert lohelp.nearest(sources, ["the purple sky", "the window", "nothing known"]) == [2, 0, 0]
+
+
+def test_leakage_is_100_where_train_has_the_test():
+    pytest.importorskip("sacrebleu")
+    test = [
+        Pair("t", "alpha beta gamma delta", "eins zwei drei vier"),
+        Pair("t", "some other words here", "ganz was anderes da"),
+    ]
+    scores = lohelp.leakage({"train": test[::-1], "test": test})
+    assert scores["copy of the target of the nearest training source"] == 100
+    assert scores["copy of the source"] < 20
+
+
+# --- the whole script -----------------------------------------------------------------------------------------------
+
+
+def test_script_writes_the_same_bytes_twice_and_an_honest_manifest(debs: Path, tmp_path: Path):
+    one, two = tmp_path / "deep" / "one", tmp_path / "two"
+    assert lohelp.main(["--out", str(one), "--deb-dir", str(debs)]) == 0
+    assert lohelp.main(["--out", str(two), "--deb-dir", str(debs)]) == 0
+    assert contents(one) == contents(two)
+    assert [p.name for p in one.parent.iterdir()] == ["one"], "nothing is left beside the data"
+    check_folder(one)
+    manifest = json.loads((one / "manifest.json").read_text())
+    assert manifest["counts"]["train: written"] == 30
+    for facts in manifest["packages"]:
+        (deb,) = debs.glob(f"{facts['package']}_*")
+        assert facts["version"] == "4:25.2.3-2" and facts["sha256"] == hashlib.sha256(deb.read_bytes()).hexdigest()
+    notice = (one / "NOTICE").read_text()
+    assert "Copyright: 2000 Somebody" in notice and "GPL" not in notice and "LibreOffice 25.2.3\n" in notice
+    assert "footer" not in (one / "train.en").read_text().lower()
+
+
+def test_script_replaces_its_own_work_only(debs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, args = tmp_path / "out", ["--out", str(tmp_path / "out"), "--deb-dir", str(debs)]
+    out.mkdir()
+    assert lohelp.main(args) == 0, "an empty folder is free"
+    made = contents(out)
+    (out / "train.en").write_text("spoilt")
+    assert lohelp.main(args) == 0
+    assert contents(out) == made
+    (out / "mine.txt").write_text("dear to me")
+    assert lohelp.main(args) == 2
+    assert contents(out) == {**made, "mine.txt": b"dear to me"}
+    assert "mine.txt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("manifest", [None, "{", "[]", "{}", '{"made_by": "other", "files": {"a.txt": ""}}'])
+def test_script_leaves_a_foreign_folder_alone(manifest: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.txt").write_text("dear to me")
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_text(manifest)
+    before = contents(tmp_path)
+    assert lohelp.main(["--out", str(tmp_path), "--deb-dir", str(tmp_path)]) == 2
+    assert contents(tmp_path) == before
+    error = capsys.readouterr().err
+    assert error.startswith("lohelp: error: ") and error.count("\n") == 1 and "--out" in error
+
+
+def test_a_failure_in_the_middle_leaves_what_was_there(debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    out = tmp_path / "out"
+    args = ["--out", str(out), "--deb-dir", str(debs)]
+    assert lohelp.main(args) == 0
+    before, beside = contents(out), sorted(tmp_path.iterdir())
+
+    def full(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(lohelp, "write", full)
+    assert lohelp.main(args) == 2
+    assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
+
+
+def one_line_error(capsys: pytest.CaptureFixture[str], args: list[str], *hints: str) -> None:
+    assert lohelp.main(args) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("lohelp: error: ") and error.count("\n") == 1
+    for hint in hints:
+        assert hint in error
+
+
+def test_errors_are_one_line_with_the_remedy(debs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out, empty = str(tmp_path / "out"), tmp_path / "empty"
+    empty.mkdir()
+    one_line_error(capsys, ["--out", out, "--deb-dir", str(empty)], "0 files libreoffice-help-en-us_*.deb")
+    (german,) = debs.glob("libreoffice-help-de_*")
+    whole = german.read_bytes()
+    german.write_bytes(b"not a package")
+    one_line_error(capsys, ["--out", out, "--deb-dir", str(debs)], "fetch the package again")
+    german.write_bytes(whole[: len(whole) - 400])
+    one_line_error(capsys, ["--out", out, "--deb-dir", str(debs)], "fetch")
+    german.unlink()
+    pack(debs, lohelp.PACKAGES["de"], "de", made_up()[1], version="4:24.8.1-1")
+    one_line_error(capsys, ["--out", out, "--deb-dir", str(debs)], "4:24.8.1-1", "one version")
+    assert not Path(out).exists()
+
+
+def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    empty = tmp_path / "bin"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
+    monkeypatch.setattr(lohelp, "MPL", Path(__file__))
+    one_line_error(capsys, ["--out", str(tmp_path / "out")], "apt-get is missing", "Debian")
+    for package in lohelp.PACKAGES.values():
+        (tmp_path / f"{package}_1_all.deb").touch()
+    one_line_error(capsys, ["--out", str(tmp_path / "out"), "--deb-dir", str(tmp_path)], "dpkg-deb is missing")
+    fake = empty / "apt-get"
+    fake.write_text("#!/bin/sh\necho E: Unable to locate package >&2\nexit 100\n")
+    fake.chmod(0o755)
+    one_line_error(capsys, ["--out", str(tmp_path / "out")], "Unable to locate package", "apt-get update", "--deb-dir")
+
+
+def test_an_unpacking_that_fails_late_is_a_failure(
+    debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    fake = tmp_path / "bin" / "dpkg-deb"
+    fake.parent.mkdir()
+    fake.write_text(f'#!/bin/sh\n{shutil.which("dpkg-deb")} "$@"\n[ "$1" = --field ]\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=os.pathsep)
+    one_line_error(capsys, ["--out", str(tmp_path / "out"), "--deb-dir", str(debs)], "fetch it again")
+
+
+# --- the text that ships --------------------------------------------------------------------------------------------
+
+
+def lines(path: Path) -> list[str]:
+    text = path.read_bytes().decode("utf-8")
+    assert text.endswith("\n") and "\r" not in text
+    return text[:-1].split("\n")
+
+
+def check_folder(folder: Path) -> dict[str, list[str]]:
+    """Files, checksums, counts, and no leak from the held-out parts, all by brute force; returns the lines."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    texts = {f"{part}.{lang}": lines(folder / f"{part}.{lang}") for part in PARTS for lang in ("en", "de")}
+    assert set(manifest["files"]) == {*texts, "NOTICE", "LICENSE"}
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
+    for part in PARTS:
+        assert len(texts[f"{part}.en"]) == len(texts[f"{part}.de"]) == manifest["counts"][f"{part}: written"] > 0
+    for lang in ("en", "de"):
+        assert not near_copies(texts[f"train.{lang}"], texts[f"test.{lang}"] + texts[f"valid.{lang}"])
+        assert not near_copies(texts[f"valid.{lang}"], texts[f"test.{lang}"])
+        wording = {part: {tuple(plain_words(t)) for t in texts[f"{part}.{lang}"]} for part in PARTS}
+        assert not wording["train"] & (wording["valid"] | wording["test"]) and not wording["valid"] & wording["test"]
+    sources = [tuple(plain_words(t)) for part in PARTS for t in texts[f"{part}.en"]]
+    assert len(sources) == len(set(sources))
+    return texts
+
+
+def test_check_folder_sees_a_leak(debs: Path, tmp_path: Path):
+    """The check of the shipped text can fail: a test sentence put into train, with an honest manifest, is found."""
+    out = tmp_path / "out"
+    assert lohelp.main(["--out", str(out), "--deb-dir", str(debs)]) == 0
+    check_folder(out)
+    train, test = lines(out / "train.de"), lines(out / "test.de")
+    train[7] = test[3].upper()
+    (out / "train.de").write_text("".join(f"{t}\n" for t in train), encoding="utf-8")
+    with pytest.raises(AssertionError, match=r"train\.de"):
+        check_folder(out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"]["train.de"] = hashlib.sha256((out / "train.de").read_bytes()).hexdigest()
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(AssertionError):
+        check_folder(out)
+
+
+def test_shipped_text():
+    texts = check_folder(SHIPPED)
+    assert [len(texts[f"{part}.en"]) for part in PARTS] == [10_000, 500, 1_000]
+    for part in PARTS:
+        for en, de in zip(texts[f"{part}.en"], texts[f"{part}.de"], strict=True):
+            assert lohelp.fault(en, de) is None, (en, de)
+            assert lohelp.clean(en) == en and lohelp.clean(de) == de
+            assert not re.search(r"[<>\x00-\x1f\x7f\u00a0\u00ad]|&\w+;|https?:", en + de), (en, de)
+
+
+def test_shipped_text_keeps_the_leakage_baselines_low():
+    scores = json.loads((SHIPPED / "manifest.json").read_text())["test_bleu"]
+    assert scores["copy of the source"] < 5
+    assert scores["copy of the target of the nearest training source"] < 10
+
+
+def test_shipped_text_has_its_licence():
+    assert "Mozilla Public License Version 2.0" in (SHIPPED / "LICENSE").read_text(encoding="utf-8")
+    notice = (SHIPPED / "NOTICE").read_text(encoding="utf-8")
+    for needed in ("LibreOffice contributors", "Oracle", "was modified", "apt-get source", "MPL-2.0"):
+        assert needed in notice

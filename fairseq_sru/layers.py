@@ -6,8 +6,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from .linear import linear
 from .recurrence import sru_recurrence
 
 __all__ = ["SRU", "SRUCell"]
@@ -31,9 +31,9 @@ class SRUCell(nn.Module):
     ``u = W x`` is one matrix product for all time steps; the rest is :func:`fairseq_sru.sru_recurrence`. The skip
     (highway) term is the input itself where ``input_size == directions * hidden_size``, else one more matrix product.
 
-    Parameters: ``weight`` ``(k * D, input_size)``, the blocks candidate, forget, reset (and skip), each D = directions *
-    hidden_size rows; ``bias`` ``(2, D)``, forget and reset. Weights start in U(-sqrt(3 / input_size), sqrt(3 / input_size)),
-    biases at 0.
+    Parameters: ``weight`` ``(k * D, input_size)``, the blocks candidate, forget, reset (and skip), each D = directions
+    * hidden_size rows; ``bias`` ``(2, D)``, forget and reset. Weights start in U(-sqrt(3 / input_size), sqrt(3 /
+    input_size)), biases at 0.
 
     Args:
         input_size: number of features of x.
@@ -80,9 +80,7 @@ class SRUCell(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.bias)
 
-    def forward(
-        self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the layer.
 
         Args:
@@ -91,8 +89,8 @@ class SRUCell(nn.Module):
             padding_mask: ``(length, batch)`` bool, True at padding: the state is carried and the output is 0 there.
 
         Returns:
-            The outputs ``(length, batch, D)`` (or ``(batch, D)``) and the last cell state ``(batch, D)``, which is float32
-            whatever x is (float64 for float64).
+            The outputs ``(length, batch, D)`` (or ``(batch, D)``) and the last cell state ``(batch, D)``, which is
+            float32 whatever x is (float64 for float64).
 
         Raises:
             ValueError: a shape is not as described.
@@ -103,11 +101,12 @@ class SRUCell(nn.Module):
             return h.squeeze(0), c
         if x.dim() != 3 or x.size(-1) != self.input_size:
             raise ValueError(
-                f"x must have shape (length, batch, {self.input_size}) or (batch, {self.input_size}); got {tuple(x.shape)}"
+                f"x must have shape (length, batch, {self.input_size}) or (batch, {self.input_size}); "
+                f"got {tuple(x.shape)}"
             )
         length, batch, _ = x.shape
         dropped = x * self._mask(x, self.rnn_dropout, self.input_size) if self.training and self.rnn_dropout else x
-        u = F.linear(dropped, self.weight).view(length, batch, self.planes, self.output_size)
+        u = linear(dropped, self.weight).view(length, batch, self.planes, self.output_size)
         return sru_recurrence(
             u,
             x if self.highway and self.planes == 3 else None,
@@ -134,8 +133,8 @@ class SRU(nn.Module):
 
     ::
 
-        rnn = SRU(input_size, hidden_size, num_layers=2, dropout=0.0, rnn_dropout=0.0, use_tanh=1, use_relu=0, bidirectional=False)
-        output_states, c_states = rnn(x)
+        rnn = SRU(input_size, hidden_size, num_layers=2, dropout=0.0, rnn_dropout=0.0, use_tanh=1, use_relu=0,
+        bidirectional=False) output_states, c_states = rnn(x)
 
     Args:
         input_size: number of features of x.
@@ -186,9 +185,7 @@ class SRU(nn.Module):
         for layer in self.layers:
             layer.reset_parameters()
 
-    def forward(
-        self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the stack.
 
         Args:

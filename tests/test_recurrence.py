@@ -1,4 +1,5 @@
-"""The recurrence against a float64 loop over scalars, written from the paper's equations, and against finite differences."""
+"""The recurrence against a float64 loop over scalars, written from the paper's equations, and against finite
+differences."""
 
 from __future__ import annotations
 
@@ -126,9 +127,7 @@ def test_backends_agree(length, batch, half, skip, extras, pad, bidirectional, a
     results = []
     for backend in BACKENDS:
         tensors, masks = make(length, batch, 2 * half, skip, extras, pad, seed=seed, requires_grad=True)
-        h, c_n = sru_recurrence(
-            *tensors, activation=activation, bidirectional=bidirectional, backend=backend, **masks
-        )
+        h, c_n = sru_recurrence(*tensors, activation=activation, bidirectional=bidirectional, backend=backend, **masks)
         (h.square().sum() + (c_n * 3).sum()).backward()
         results.append([h, c_n, *(t.grad for t in tensors if t is not None)])
     for a, b in zip(*results, strict=True):

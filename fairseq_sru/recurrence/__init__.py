@@ -1,7 +1,7 @@
 """The elementwise SRU recurrence behind one function, :func:`sru_recurrence`.
 
-Everything an SRU layer does beside its matrix product happens here. The function checks its arguments, picks a backend and
-hands over; a backend is one function with the signature of :func:`fairseq_sru.recurrence.reference.reference`.
+Everything an SRU layer does beside its matrix product happens here. The function checks its arguments, picks a backend
+and hands over; a backend is one function with the signature of :func:`fairseq_sru.recurrence.reference.reference`.
 """
 
 from __future__ import annotations

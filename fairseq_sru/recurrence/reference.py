@@ -1,8 +1,9 @@
 """The SRU recurrence in plain PyTorch.
 
-:func:`reference` is the definition: a loop over time that autograd differentiates, as often as one likes. :func:`manual`
-computes the same several times faster: what does not depend on the cell state is done for all steps at once, the loop is one
-fused multiply-add a step, and the backward pass is written by hand. Arguments as in :func:`fairseq_sru.sru_recurrence`.
+:func:`reference` is the definition: a loop over time that autograd differentiates, as often as one likes.
+:func:`manual` computes the same several times faster: what does not depend on the cell state is done for all steps at
+once, the loop is one fused multiply-add a step, and the backward pass is written by hand. Arguments as in
+:func:`fairseq_sru.sru_recurrence`.
 
 The gradients, with a' = dL/da and all sums elementwise (reverse directions mirrored)::
 
@@ -222,7 +223,9 @@ class _Manual(torch.autograd.Function):
                 carry = grad_t * f_t
             grad_c0[:, d] = 0.0 if carry is None else carry
             if len(c):
-                first, rest, shifted = (-1, slice(0, -1), slice(1, None)) if backward else (0, slice(1, None), slice(0, -1))
+                first, rest, shifted = (
+                    (-1, slice(0, -1), slice(1, None)) if backward else (0, slice(1, None), slice(0, -1))
+                )
                 c_before[first, :, d] = c_first[:, d]
                 c_before[rest, :, d] = c[shifted, :, d]
         if pad is not None:
@@ -240,7 +243,11 @@ class _Manual(torch.autograd.Function):
 
 
 def _differentiable(
-    ctx: Any, inputs: tuple[Tensor | None, ...], padding_mask: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None
+    ctx: Any,
+    inputs: tuple[Tensor | None, ...],
+    padding_mask: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
 ) -> list[Tensor | None]:
     """First derivatives that can be differentiated again: through the definition."""
     u, x, bias, c0, dropout_mask = inputs

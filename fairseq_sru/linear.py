@@ -1,0 +1,76 @@
+"""The matrix product of the layers: torch's own, but for float32 on a CPU, where oneDNN's is used when torch has it.
+
+torch computes float32 products on a CPU with MKL. oneDNN, which every CPU build of torch also carries, takes half of
+MKL's time on AMD processors (AVX-512, one thread, products of an SRU layer's size). Its operator is the one that
+torch.compile emits; it has no gradient of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        # with create_graph=True, products that autograd can differentiate again
+        product = (lambda a, b: a @ b.t()) if torch.is_grad_enabled() else _product
+        return (
+            product(grad, weight.t()) if ctx.needs_input_grad[0] else None,
+            product(grad.t(), x.t()) if ctx.needs_input_grad[1] else None,
+            grad.sum(0) if ctx.needs_input_grad[2] else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x weight^T + bias``, as torch.nn.functional.linear.
+
+    Args:
+        x: ``(..., in_features)``.
+        weight: ``(out_features, in_features)``.
+        bias: ``(out_features)``.
+    """
+    plain = (
+        not _ONEDNN
+        or x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+        or not x.numel()
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or not torch.backends.mkldnn.enabled
+    )
+    if plain:
+        return F.linear(x, weight, bias)
+    rows = x.reshape(-1, x.size(-1))
+    if torch.is_grad_enabled() and (
+        rows.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        out = _Linear.apply(rows, weight, bias)
+    else:
+        out = _product(rows, weight, bias)
+    return out.view(*x.shape[:-1], weight.size(0))  # type: ignore[no-any-return]
+
+
+class Linear(nn.Linear):
+    """nn.Linear that computes with :func:`linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(..., in_features)`` to ``(..., out_features)``."""
+        return linear(x, self.weight, self.bias)

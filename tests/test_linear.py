@@ -1,0 +1,59 @@
+"""The matrix product against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from fairseq_sru.linear import Linear, linear
+
+
+@pytest.mark.parametrize("shape", [(7, 5, 24), (1, 24), (35, 24), (0, 24), (2, 3, 4, 24)])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("strided", [False, True])
+def test_equals_torch_with_its_gradients(shape, bias, strided):
+    torch.manual_seed(0)
+    results = []
+    x = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2] if strided else torch.randn(shape)
+    w, b = torch.randn(16, 24), torch.randn(16) if bias else None
+    grad = torch.randn(*shape[:-1], 16)
+    for function in (linear, F.linear):
+        inputs = [None if t is None else t.detach().requires_grad_() for t in (x, w, b)]
+        out = function(*inputs)
+        out.backward(grad)
+        results.append([out, *(t.grad for t in inputs if t is not None)])
+    for got, expected in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(linear(x, w, b), F.linear(x, w, b), rtol=1e-5, atol=1e-5)
+
+
+def test_second_derivatives():
+    x, w = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    second = []
+    for function in (linear, F.linear):
+        first = torch.autograd.grad(function(x, w).pow(3).sum(), (x, w), create_graph=True)
+        second.append(torch.autograd.grad(sum(g.square().sum() for g in first), (x, w)))
+    for got, expected in zip(*second, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_are_torchs_own(dtype):
+    x, w = torch.randn(5, 4, dtype=dtype), torch.randn(3, 4, dtype=dtype)
+    torch.testing.assert_close(linear(x, w), F.linear(x, w), rtol=0, atol=0)
+
+
+def test_frozen_weights_get_no_gradient():
+    layer = Linear(4, 3)
+    layer.weight.requires_grad = False
+    x = torch.randn(5, 4, requires_grad=True)
+    layer(x).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(5, 4))
+
+
+def test_follows_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(torch.randn(5, 4), torch.randn(3, 4)).dtype == torch.bfloat16

@@ -1,0 +1,154 @@
+"""Builds and installs the official fairseq 0.12.2 with fairseq-0.12.2.patch, which Python >= 3.11 needs.
+
+    python -m fairseq_sru.install_fairseq [--sdist FILE] [--wheel-dir DIR]
+
+Does nothing where that is installed already. Standard library only: recipes/setup.sh runs this file by its path, before
+torch is there.
+"""
+
+import argparse
+import hashlib
+import importlib.metadata
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import tempfile
+from pathlib import Path
+
+try:
+    from . import versions
+except ImportError:  # run by its path
+    import versions  # type: ignore[import-not-found,no-redef]
+
+PATCH = Path(__file__).with_name(f"fairseq-{versions.FAIRSEQ}.patch")
+SDIST = f"fairseq-{versions.FAIRSEQ}.tar.gz"
+OFFLINE = "without network, make the wheel on another machine with --wheel-dir DIR and `pip install` it here"
+
+
+def run(failure: str, *arguments: str | Path, shown: bool = False, env: dict[str, str] | None = None) -> None:
+    """Prints a command and runs it with this Python. Where it fails, ends with one line below the last it said."""
+    command = [sys.executable, "-m", *map(str, arguments)]
+    print("+", shlex.join(command), flush=True)
+    output = None if shown else subprocess.PIPE
+    done = subprocess.run(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True, errors="replace")
+    if done.returncode:
+        print(*(done.stdout or "").splitlines()[-20:], sep="\n", file=sys.stderr)
+        sys.exit(f"install_fairseq: {failure}")
+
+
+def installed() -> dict[str, str]:
+    """The distributions that bring a module `fairseq`, and their versions. There are some under other names on PyPI."""
+    names = set(importlib.metadata.packages_distributions().get("fairseq", ()))
+    return {name: importlib.metadata.version(name) for name in sorted(names)}
+
+
+def is_usable(found: dict[str, str]) -> bool:
+    """Whether a fairseq that is not ours does as well: of the same release, and it imports."""
+    release = found.get("fairseq", "").split("+")[0]
+    command = [sys.executable, "-c", "import fairseq"]
+    return release == versions.FAIRSEQ and not subprocess.run(command, capture_output=True).returncode
+
+
+def check_compiler() -> None:
+    cxx = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+    remedy = "Debian, Ubuntu: apt install g++ python3-dev; Fedora: dnf install gcc-c++ python3-devel"
+    if not shutil.which(cxx):
+        sys.exit(f"install_fairseq: no C++ compiler ({cxx}) to build fairseq with; set CXX or install one ({remedy})")
+    if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        sys.exit(f"install_fairseq: no Python.h of this Python to build fairseq with ({remedy})")
+
+
+def check_sdist(sdist: Path) -> None:
+    if not sdist.is_file():
+        sys.exit(f"install_fairseq: no file {sdist}; --sdist wants the official {SDIST}")
+    with sdist.open("rb") as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if sha256 != versions.FAIRSEQ_SHA256:
+        sys.exit(
+            f"install_fairseq: {sdist} is not the official {SDIST}: "
+            f"its sha256 is {sha256}, not {versions.FAIRSEQ_SHA256}"
+        )
+
+
+def download(folder: Path) -> Path:
+    # By hash, because pip runs the sdist's setup.py to learn its metadata.
+    requirement = folder / "fairseq.txt"
+    requirement.write_text(f"fairseq=={versions.FAIRSEQ} --hash=sha256:{versions.FAIRSEQ_SHA256}\n")
+    failure = f"downloading {SDIST} failed; name a copy of it with --sdist FILE or, {OFFLINE}"
+    options = ("--no-deps", "--no-binary", "fairseq", "--require-hashes", "--requirement", requirement)
+    run(failure, "pip", "download", *options, "--dest", folder)
+    return folder / SDIST
+
+
+def build(sdist: Path, folder: Path) -> Path:
+    """The wheel of the patched sdist, built in the folder."""
+    with tarfile.open(sdist) as tar:
+        # Early releases of Python 3.11 have no filters; the sha256 was checked, so that they do without.
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)
+        tar.extractall(folder)
+    source = folder / f"fairseq-{versions.FAIRSEQ}"
+    tools = folder / "tools"
+    failure = f"downloading {versions.PATCH_NG} failed; {OFFLINE}"
+    run(failure, "pip", "install", "--target", tools, versions.PATCH_NG)
+    options = ("--strip", "1", "--directory", source)
+    run(f"{PATCH.name} does not apply", "patch_ng", *options, PATCH, env={**os.environ, "PYTHONPATH": str(tools)})
+    # Built in isolation: where its setup.py finds torch, it asks for C++ files that the sdist lacks.
+    failure = f"building fairseq failed for the reason above; {OFFLINE}"
+    run(failure, "pip", "wheel", "--no-deps", "--wheel-dir", folder / "wheel", source)
+    return next((folder / "wheel").glob("fairseq-*.whl"))
+
+
+def install(wheel: Path, found: dict[str, str]) -> None:
+    # fairseq leaves most versions open: ours hold. A torch within the range stays as it is.
+    constraints = wheel.with_name("constraints.txt")
+    constraints.write_text("\n".join((versions.TORCH, versions.NUMPY, *versions.RECIPES)))
+    for other in found.keys() - {"fairseq"}:  # it owns files of the same names
+        run(f"removing {other} failed", "pip", "uninstall", "--yes", other)
+    failure = "installing fairseq failed for the reason above"
+    run(failure, "pip", "install", "--constraint", constraints, wheel, shown=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="install_fairseq", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--sdist", type=Path, metavar="FILE", help="an official sdist that is there already")
+    parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="put the wheel there instead of installing it")
+    arguments = parser.parse_args()
+
+    found: dict[str, str] = {}
+    if not arguments.wheel_dir:
+        found = installed()
+        description = ", ".join(f"{name} {version}" for name, version in found.items())
+        if found == {"fairseq": versions.FAIRSEQ_PATCHED}:
+            print(f"{description} is installed")
+            return
+        if is_usable(found):
+            print(f"{description} is installed and imports: left as it is")
+            return
+        if found:
+            print(f"{description} does not work here or is another release: replacing it by {versions.FAIRSEQ_PATCHED}")
+
+    if arguments.sdist:
+        check_sdist(arguments.sdist)
+    if arguments.wheel_dir:
+        arguments.wheel_dir.mkdir(parents=True, exist_ok=True)
+    check_compiler()
+    with tempfile.TemporaryDirectory(prefix="install_fairseq_") as temporary:
+        folder = Path(temporary)
+        sdist = arguments.sdist or download(folder)
+        check_sdist(sdist)
+        wheel = build(sdist, folder)
+        if arguments.wheel_dir:
+            print(shutil.copy(wheel, arguments.wheel_dir))
+        else:
+            install(wheel, found)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:
+        sys.exit(f"install_fairseq: {error}")

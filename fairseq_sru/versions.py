@@ -1,0 +1,35 @@
+"""The one place where versions are pinned. It imports nothing: setup.py and install_fairseq.py read it before anything
+is installed. requirements.txt follows from it:
+
+    python fairseq_sru/versions.py > requirements.txt
+"""
+
+__version__ = "0.1.0"
+PYTHON = ">=3.11"
+
+# Ranges: whoever has a torch of their own (CUDA, ROCm, CPU) keeps it.
+TORCH = "torch>=2.6"
+NUMPY = "numpy>=1.26"
+
+# The official sdist, and the version it gets from fairseq-0.12.2.patch.
+FAIRSEQ = "0.12.2"
+FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
+FAIRSEQ_PATCHED = "0.12.2+py311"
+PATCH_NG = "patch-ng==1.19.1"
+# The patch repeats these two; tests/test_setup.py compares them.
+FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")
+FAIRSEQ_RUN = ("hydra-core==1.3.2", "omegaconf==2.3.0")
+
+RECIPES = (*FAIRSEQ_RUN, "PyYAML==6.0.3", "sacrebleu==2.6.0", "sentencepiece==0.2.1", "tqdm==4.67.3")
+TEST = ("hypothesis==6.170.17", "pytest==9.0.3", "ruff==0.17.6")
+
+# pynvrtc 9.2 is marked as yanked: pip takes it only by this exact pin.
+CUDA = ("pynvrtc==9.2", "cuda-pathfinder==1.9.0")
+CUDA12 = ("cupy-cuda12x==14.2.0", *CUDA)
+CUDA13 = ("cupy-cuda13x==14.2.0", *CUDA)
+
+REQUIREMENTS = (TORCH, NUMPY, *RECIPES, *TEST)
+
+if __name__ == "__main__":
+    print("# Recipes and tests. Written by: python fairseq_sru/versions.py > requirements.txt")
+    print("# fairseq itself comes from: python fairseq_sru/install_fairseq.py", *REQUIREMENTS, sep="\n")

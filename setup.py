@@ -1,0 +1,37 @@
+"""For `pip install .`. Versions are those of fairseq_sru/versions.py. fairseq: python -m fairseq_sru.install_fairseq"""
+
+import runpy
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))
+
+packages = find_packages(include=["fairseq_sru", "fairseq_sru.*"])
+if (ROOT / "kernels").is_dir():
+    packages.append("fairseq_sru.kernels")
+
+setup(
+    name="fairseq_sru",
+    version=VERSIONS["__version__"],
+    description="Simple Recurrent Units for translation with fairseq",
+    license="MIT",
+    license_files=["LICENSE"],
+    python_requires=VERSIONS["PYTHON"],
+    install_requires=[VERSIONS["TORCH"], VERSIONS["NUMPY"]],
+    extras_require={
+        "cuda12": VERSIONS["CUDA12"],
+        "cuda13": VERSIONS["CUDA13"],
+        "recipes": VERSIONS["RECIPES"],
+        "test": VERSIONS["TEST"],
+    },
+    packages=packages,
+    # The CUDA text lies beside the package in a checkout, and inside it where it is installed.
+    package_dir={"fairseq_sru.kernels": "kernels"},
+    package_data={
+        "fairseq_sru": ["*.patch", "py.typed", "config/**/*.yaml"],
+        "fairseq_sru.kernels": ["*.cu", "*.h"],
+    },
+    zip_safe=False,
+)

@@ -1,0 +1,283 @@
+"""Set-up and packaging: the pins, the patch for fairseq, install_fairseq.py, recipes/setup.sh, the wheel."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fairseq_sru import versions
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "fairseq_sru"
+INSTALL_FAIRSEQ = PACKAGE / "install_fairseq.py"
+PATCH = (PACKAGE / f"fairseq-{versions.FAIRSEQ}.patch").read_text()
+
+
+def run(*command: str | Path, env: dict[str, str] | None = None, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env={**os.environ, **(env or {})}, cwd=cwd, capture_output=True, text=True)
+
+
+# versions.py and the patch
+
+
+def test_requirements_are_in_step() -> None:
+    assert (ROOT / "requirements.txt").read_text() == run(sys.executable, PACKAGE / "versions.py").stdout
+
+
+def test_versions_agree_with_patch() -> None:
+    added = "\n".join(line for line in PATCH.splitlines() if line.startswith("+"))
+    pins = re.findall(r'"([\w-]+==[\d.]+)"', added)
+    assert sorted(pins) == sorted((*versions.FAIRSEQ_BUILD, *versions.FAIRSEQ_RUN))
+    assert versions.FAIRSEQ + "+py311" == versions.FAIRSEQ_PATCHED
+    assert 'f.read().strip() + "+py311"' in added
+
+
+def test_patch_touches_nothing_else() -> None:
+    assert re.findall(r"^\+\+\+ b/(.*)$", PATCH, re.MULTILINE) == [
+        "fairseq/dataclass/configs.py",
+        "fairseq/dataclass/initialize.py",
+        "fairseq/models/transformer/transformer_config.py",
+        "fairseq/modules/transformer_layer.py",
+        "pyproject.toml",
+        "setup.py",
+    ]
+
+
+def test_installed_fairseq_has_this_patch() -> None:
+    """A changed patch under an unchanged version would leave old installations as they are."""
+    try:
+        version = importlib.metadata.version("fairseq")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("fairseq is not installed")
+    if version != versions.FAIRSEQ_PATCHED:
+        pytest.skip(f"fairseq {version} is not ours")
+    for section in PATCH.split("\n--- a/")[1:]:
+        name, hunks = section.split("\n", 1)
+        if name.startswith("fairseq/"):
+            installed = Path(str(importlib.metadata.distribution("fairseq").locate_file(name))).read_text()
+            for hunk in re.split(r"^@@.*\n", hunks, flags=re.MULTILINE)[1:]:
+                lines = [line[1:] for line in hunk.splitlines() if not line.startswith("-")]
+                assert "\n".join(lines) in installed, f"{name} was built with another patch: reinstall fairseq"
+
+
+# install_fairseq.py
+
+
+def install_fairseq(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
+    """Its one line, of a call that has to fail."""
+    done = run(sys.executable, INSTALL_FAIRSEQ, *arguments, env=env)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def test_install_fairseq_refuses_another_sdist(tmp_path: Path) -> None:
+    sdist = tmp_path / "fairseq-0.12.2.tar.gz"
+    sdist.write_bytes(b"")
+    line = install_fairseq("--sdist", sdist, "--wheel-dir", tmp_path)
+    assert versions.FAIRSEQ_SHA256 in line
+    assert "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" in line  # of the empty file
+
+
+def test_install_fairseq_names_a_missing_sdist(tmp_path: Path) -> None:
+    assert "/nowhere.tar.gz" in install_fairseq("--sdist", tmp_path / "nowhere.tar.gz", "--wheel-dir", tmp_path)
+
+
+def test_install_fairseq_names_a_missing_compiler(tmp_path: Path) -> None:
+    line = install_fairseq("--wheel-dir", tmp_path, env={"CXX": "no-such-compiler"})
+    assert "no-such-compiler" in line
+    assert "apt install g++" in line
+
+
+def test_install_fairseq_offline_tells_what_to_do(tmp_path: Path) -> None:
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    done = run(sys.executable, INSTALL_FAIRSEQ, "--wheel-dir", tmp_path, env=offline)
+    assert done.returncode == 1
+    assert "--sdist FILE" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_install_fairseq_builds(tmp_path: Path) -> None:
+    done = run(sys.executable, INSTALL_FAIRSEQ, "--wheel-dir", tmp_path)
+    if "downloading" in done.stderr:
+        pytest.skip("the sdist of fairseq, or what builds it, cannot be downloaded here")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("fairseq-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = archive.read(f"fairseq-{versions.FAIRSEQ_PATCHED}.dist-info/METADATA").decode()
+        assert any(name.startswith("fairseq/data/data_utils_fast.") for name in archive.namelist())
+    assert [line.split(": ")[1] for line in metadata.splitlines() if "==" in line] == list(versions.FAIRSEQ_RUN)
+
+
+# recipes/setup.sh, with a Python that only writes down what it is asked to do
+
+STUB = """#!/bin/sh
+echo "$*" >>"$LOG"
+case "$*" in
+--version) echo Python 3.12.0 ;;
+"-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && touch "$4/bin/activate" ;;
+"-m pip install "*) cp "$0" "${0%/*}/fairseq-train" ;;
+esac
+"""
+OLD = """#!/bin/sh
+exit 1
+"""
+
+
+class Machine:
+    """A copy of what setup.sh needs, under a path with a space, and a PATH with nothing but shell tools and python3."""
+
+    def __init__(self, folder: Path, python3: str) -> None:
+        self.root = folder / "a tree"
+        self.log = folder / "log"
+        self.bin = folder / "bin"
+        for name in ("recipes/setup.sh", "fairseq_sru/versions.py", f"fairseq_sru/fairseq-{versions.FAIRSEQ}.patch"):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, self.root / name)
+        self.bin.mkdir()
+        for tool in ("bash", "cat", "cksum", "cp", "dirname", "mkdir", "mv", "sh", "touch"):
+            (self.bin / tool).symlink_to(str(shutil.which(tool)))
+        self.write_python(self.bin / "python3", python3)
+
+    def write_python(self, path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    def setup(self, **env: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        """Sources setup.sh as the user commands do, from another folder. What it said, and what Python had to do."""
+        self.log.write_text("")
+        script = f'set -euo pipefail; . "{self.root}/recipes/setup.sh"; echo ready; command -v python fairseq-train'
+        done = subprocess.run(
+            ["bash", "-c", script],
+            env={"PATH": str(self.bin), "LOG": str(self.log), **env},
+            cwd=self.bin,
+            capture_output=True,
+            text=True,
+        )
+        calls = self.log.read_text().splitlines()
+        return done, [call for call in calls if call != "--version" and not call.startswith("-c ")]
+
+
+@pytest.mark.parametrize("script", ["recipes/setup.sh", "tests/run.sh"])
+def test_scripts_parse(script: str) -> None:
+    assert run("bash", "-n", ROOT / script).returncode == 0
+
+
+def test_setup_makes_a_venv_and_is_cheap_to_repeat(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB)
+    venv = machine.root / ".venv"
+    done, calls = machine.setup()
+    assert done.stdout.split("\n")[:3] == ["ready", f"{venv}/bin/python", f"{venv}/bin/fairseq-train"], done.stderr
+    install = [f"{machine.root}/fairseq_sru/install_fairseq.py", f"-m pip install -r {machine.root}/requirements.txt"]
+    assert calls == [f"-m venv --clear {venv}", *install]
+    assert len(re.findall(r"^\+ ", done.stderr, re.MULTILINE)) == 3
+
+    done, calls = machine.setup()
+    assert done.returncode == 0
+    assert done.stderr == ""
+    assert calls == []
+
+    with (machine.root / "fairseq_sru" / "versions.py").open("a") as file:
+        file.write("# another pin\n")
+    _, calls = machine.setup()
+    assert calls == install
+
+
+@pytest.mark.parametrize(("missing", "steps"), [("bin/activate", 3), ("bin/fairseq-train", 2)])
+def test_setup_heals(missing: str, steps: int, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB)
+    _, calls = machine.setup()
+    (machine.root / ".venv" / missing).unlink()
+    (machine.root / ".venv" / "fairseq_sru.stamp").unlink()  # it is written last
+    done, calls_again = machine.setup()
+    assert done.returncode == 0
+    assert calls_again == calls[-steps:]
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_setup_takes_the_active_environment(variable: str, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=OLD)
+    active = tmp_path / "active"
+    machine.write_python(active / "bin" / "python", STUB)
+    done, _ = machine.setup(**{variable: str(active)})
+    assert done.stdout.splitlines()[:2] == ["ready", f"{active}/bin/python"], done.stderr
+    assert not (machine.root / ".venv").exists()
+
+
+def test_setup_refuses_an_old_python(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=OLD)
+    done, _ = machine.setup()
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "setup.sh: no Python >= 3.11 on PATH; install one, or activate an environment that has one"
+    ]
+    active = tmp_path / "active"
+    machine.write_python(active / "bin" / "python", OLD)
+    done, _ = machine.setup(VIRTUAL_ENV=str(active))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"setup.sh: no Python >= 3.11 in {active};")
+
+
+def test_setup_names_debians_package_for_venv(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB.replace("--version)", '"-c import ensurepip"*) exit 1 ;;\n--version)'))
+    done, calls = machine.setup()
+    assert done.returncode == 1
+    assert calls == []
+    assert "apt install python3-venv" in done.stderr
+
+
+def test_setup_fails_where_an_install_fails(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB.replace("esac", "*install_fairseq.py) exit 1 ;;\nesac"))
+    done, _ = machine.setup()
+    assert done.returncode == 1
+    assert "ready" not in done.stdout
+    assert not (machine.root / ".venv" / "fairseq_sru.stamp").exists()
+
+
+# The package
+
+
+@pytest.mark.slow
+def test_wheel_from_sdist(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    ignore = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
+    shutil.copytree(ROOT, tree, ignore=ignore)
+    tools = tmp_path / "tools"
+    setuptools = versions.FAIRSEQ_BUILD[0]
+    done = run(sys.executable, "-m", "pip", "install", "--target", tools, setuptools)
+    if done.returncode:
+        pytest.skip(f"{setuptools} cannot be downloaded here")
+    done = run(sys.executable, "setup.py", "sdist", env={"PYTHONPATH": str(tools)}, cwd=tree)
+    assert done.returncode == 0, done.stderr
+    (sdist,) = (tree / "dist").iterdir()
+    with tarfile.open(sdist) as tar:
+        top, names = tar.getnames()[0], tar.getnames()
+    for name in ("LICENSE", "requirements.txt", "recipes/setup.sh", "tests/run.sh", "tests/test_setup.py"):
+        assert f"{top}/{name}" in names
+
+    done = run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path, sdist)
+    assert done.returncode == 0, done.stdout
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name == f"fairseq_sru-{versions.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(wheel) as archive:
+        packed = set(archive.namelist())
+    wanted = {str(path.relative_to(ROOT)) for path in PACKAGE.rglob("*") if path.suffix in {".patch", ".py", ".yaml"}}
+    kernels = {f"fairseq_sru/kernels/{path.name}" for path in (ROOT / "kernels").glob("*.[ch]*")}
+    assert wanted | kernels | {"fairseq_sru/py.typed"} == {name for name in packed if ".dist-info" not in name}
+
+    site = tmp_path / "site"
+    run(sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--target", site, wheel)
+    program = "import fairseq_sru; print(fairseq_sru.__file__)"
+    done = run(sys.executable, "-c", program, env={"PYTHONPATH": str(site)}, cwd=tmp_path)
+    assert done.stdout.strip() == str(site / "fairseq_sru" / "__init__.py"), done.stderr

@@ -1,0 +1,199 @@
+"""The model's options, their checks and the architecture presets."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from fairseq.dataclass import FairseqDataclass
+from fairseq.utils import eval_bool, eval_str_list
+from omegaconf import II, OmegaConf
+
+# One YAML a preset; fairseq-hydra-train reads the same files (--config-dir .../fairseq_sru/config model=sru/NAME).
+PRESETS = Path(__file__).parent.parent / "config" / "model" / "sru"
+
+
+@dataclass
+class SRUConfig(FairseqDataclass):
+    """Options of ``--arch sru``, spelled as those of ``--arch lstm`` wherever it has them.
+
+    fairseq reads the types at run time, so no postponed annotations here, and ``Optional[...]`` for what may be None.
+    """
+
+    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+    encoder_embed_dim: int = field(default=512, metadata={"help": "encoder embedding dimension"})
+    encoder_embed_path: Optional[str] = field(default=None, metadata={"help": "path to pre-trained encoder embedding"})
+    encoder_freeze_embed: bool = field(default=False, metadata={"help": "freeze encoder embeddings"})
+    encoder_hidden_size: Optional[int] = field(
+        default=None, metadata={"help": "encoder hidden size of each direction (default: --encoder-embed-dim)"}
+    )
+    encoder_layers: int = field(default=2, metadata={"help": "number of encoder layers"})
+    encoder_bidirectional: bool = field(default=False, metadata={"help": "make all layers of encoder bidirectional"})
+    decoder_embed_dim: int = field(default=512, metadata={"help": "decoder embedding dimension"})
+    decoder_embed_path: Optional[str] = field(default=None, metadata={"help": "path to pre-trained decoder embedding"})
+    decoder_freeze_embed: bool = field(default=False, metadata={"help": "freeze decoder embeddings"})
+    decoder_hidden_size: Optional[int] = field(
+        default=None, metadata={"help": "decoder hidden size (default: --decoder-embed-dim)"}
+    )
+    decoder_layers: int = field(default=2, metadata={"help": "number of decoder layers"})
+    decoder_out_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "decoder output embedding dimension (default: --decoder-embed-dim)"}
+    )
+    decoder_attention: str = field(
+        default="True", metadata={"help": "BOOL: attention over the encoder outputs in each decoder layer"}
+    )
+    decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
+    adaptive_softmax_cutoff: str = field(
+        default="10000,50000,200000",
+        metadata={
+            "help": "comma separated list of adaptive softmax cutoff points, used with --criterion adaptive_loss; "
+            "those beyond the vocabulary are left out"
+        },
+    )
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata={"help": "share decoder input and output embeddings"}
+    )
+    share_all_embeddings: bool = field(
+        default=False,
+        metadata={"help": "share encoder, decoder and output embeddings (requires shared dictionary and embed dim)"},
+    )
+    encoder_dropout_in: Optional[float] = field(
+        default=None, metadata={"help": "dropout probability for encoder input embedding (default: --dropout)"}
+    )
+    encoder_dropout_out: Optional[float] = field(
+        default=None, metadata={"help": "dropout probability for encoder layer outputs (default: --dropout)"}
+    )
+    decoder_dropout_in: Optional[float] = field(
+        default=None, metadata={"help": "dropout probability for decoder input embedding (default: --dropout)"}
+    )
+    decoder_dropout_out: Optional[float] = field(
+        default=None,
+        metadata={"help": "dropout probability for decoder layer outputs and output features (default: --dropout)"},
+    )
+    rnn_dropout: float = field(
+        default=0.0, metadata={"help": "variational dropout on the input of each SRU layer, one draw a sentence"}
+    )
+    # set elsewhere on the command line
+    criterion: str = II("criterion._name")
+    max_source_positions: int = II("task.max_source_positions")
+    max_target_positions: int = II("task.max_target_positions")
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """Name and options of each architecture preset, by name."""
+    loaded = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(PRESETS.glob("*.yaml"))}
+    return {name: {k: v for k, v in options.items() if k != "_name"} for name, options in loaded.items()}  # type: ignore[union-attr,misc]
+
+
+def option(cfg: Any, name: str) -> Any:
+    """An option's value; options left at None take the value that their help text names."""
+    value = getattr(cfg, name, None)
+    if value is not None:
+        return value
+    follows = {
+        "encoder_hidden_size": "encoder_embed_dim",
+        "decoder_hidden_size": "decoder_embed_dim",
+        "decoder_out_embed_dim": "decoder_embed_dim",
+        **{f"{side}_dropout_{end}": "dropout" for side in ("encoder", "decoder") for end in ("in", "out")},
+    }
+    if name in follows:
+        return option(cfg, follows[name])
+    return SRUConfig.__dataclass_fields__[name].default
+
+
+def flag(name: str) -> str:
+    """The command line's spelling of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def check(cfg: Any) -> None:
+    """Check the options against one another.
+
+    Raises:
+        ValueError: naming the flag, its value and what is allowed.
+    """
+    for side in ("encoder", "decoder"):
+        for name in (f"{side}_embed_dim", f"{side}_hidden_size", f"{side}_layers"):
+            _at_least_one(cfg, name)
+        path = option(cfg, f"{side}_embed_path")
+        if path and not Path(path).is_file():
+            raise ValueError(f"{flag(f'{side}_embed_path')}: no such file: {path}")
+        if path:
+            _check_embedding_file(cfg, side, Path(path))
+    _at_least_one(cfg, "decoder_out_embed_dim")
+    names = ["dropout", "rnn_dropout", *(f"{s}_dropout_{e}" for s in ("encoder", "decoder") for e in ("in", "out"))]
+    for name in names:
+        if not 0.0 <= option(cfg, name) < 1.0:
+            raise ValueError(f"{flag(name)} must be in [0, 1); got {option(cfg, name)}")
+    if attends(cfg):
+        _at_least_one(cfg, "decoder_attention_heads")
+        heads, size = option(cfg, "decoder_attention_heads"), option(cfg, "decoder_hidden_size")
+        if size % heads:
+            raise ValueError(f"--decoder-attention-heads must divide --decoder-hidden-size {size}; got {heads}")
+    cutoffs(cfg, None)
+    if option(cfg, "share_all_embeddings"):
+        encoder_dim, decoder_dim = option(cfg, "encoder_embed_dim"), option(cfg, "decoder_embed_dim")
+        if encoder_dim != decoder_dim:
+            raise ValueError(
+                f"--share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; "
+                f"got {encoder_dim} and {decoder_dim}"
+            )
+        decoder_path = option(cfg, "decoder_embed_path")
+        if decoder_path and decoder_path != option(cfg, "encoder_embed_path"):
+            raise ValueError(
+                f"--share-all-embeddings takes the embedding from --encoder-embed-path; "
+                f"--decoder-embed-path must be the same or left out, got {decoder_path}"
+            )
+    if option(cfg, "share_all_embeddings") or option(cfg, "share_decoder_input_output_embed"):
+        embed_dim, out_dim = option(cfg, "decoder_embed_dim"), option(cfg, "decoder_out_embed_dim")
+        if embed_dim != out_dim:
+            shared = (
+                "share_all_embeddings" if option(cfg, "share_all_embeddings") else "share_decoder_input_output_embed"
+            )
+            raise ValueError(
+                f"{flag(shared)} requires --decoder-embed-dim to match --decoder-out-embed-dim; "
+                f"got {embed_dim} and {out_dim}"
+            )
+
+
+def attends(cfg: Any) -> bool:
+    """Whether the decoder has attention."""
+    value = str(option(cfg, "decoder_attention"))
+    if value.lower() not in ("true", "false", "1", "0"):
+        raise ValueError(f"--decoder-attention must be one of True, False, 1, 0; got {value!r}")
+    return bool(eval_bool(value.capitalize()))
+
+
+def cutoffs(cfg: Any, vocabulary: int | None) -> list[int] | None:
+    """The adaptive softmax's cutoffs below the vocabulary's size, or None for a full softmax."""
+    if option(cfg, "criterion") != "adaptive_loss":
+        return None
+    text = option(cfg, "adaptive_softmax_cutoff")
+    try:
+        values = eval_str_list(text, type=int)
+        if not values or sorted(set(values)) != values or values[0] < 1:
+            raise ValueError
+    except (ValueError, SyntaxError, TypeError):
+        raise ValueError(
+            f"--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got {text!r}"
+        ) from None
+    return [v for v in values if vocabulary is None or v < vocabulary]
+
+
+def _at_least_one(cfg: Any, name: str) -> None:
+    if option(cfg, name) < 1:
+        raise ValueError(f"{flag(name)} must be at least 1; got {option(cfg, name)}")
+
+
+def _check_embedding_file(cfg: Any, side: str, path: Path) -> None:
+    """The first line of fairseq's embedding format is ``words dimensions``, each other one a word and its numbers."""
+    with path.open(encoding="utf-8") as lines:
+        header = next(lines, "").split()
+        first = next(lines, "").rstrip().split(" ")
+    if len(header) != 2 or not all(h.isdigit() for h in header):
+        raise ValueError(f"{flag(f'{side}_embed_path')}: {path} must begin with a line `words dimensions`")
+    dim = option(cfg, f"{side}_embed_dim")
+    if len(first) - 1 != dim or int(header[1]) != dim:
+        raise ValueError(
+            f"{flag(f'{side}_embed_path')}: {path} holds vectors of {len(first) - 1} numbers, "
+            f"{flag(f'{side}_embed_dim')} is {dim}"
+        )

@@ -1,0 +1,93 @@
+"""What several test files need: a toy corpus, models built without a command line, commands run as a user runs them."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
+
+
+def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: str | None = None, **env: str) -> Any:
+    """Run ``fairseq-<first word>`` of the Python that runs the tests; the result holds stdout and stderr."""
+    command = [str(Path(sys.executable).with_name(f"fairseq-{words[0]}")), *map(str, words[1:])]
+    done = subprocess.run(
+        command,
+        cwd=cwd or ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        input=text_in,
+        capture_output=True,
+        text=True,
+    )
+    assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+def write_pairs(folder: Path, split: str, pairs: list[tuple[list[str], list[str]]]) -> None:
+    for side, language in enumerate(("en", "de")):
+        (folder / f"{split}.{language}").write_text("".join(" ".join(pair[side]) + "\n" for pair in pairs))
+
+
+def reversed_pairs(count: int, seed: int, shortest: int = 2, longest: int = 7) -> list[tuple[list[str], list[str]]]:
+    """The toy task: the target is the source backward."""
+    rng = random.Random(seed)
+    sources = [[rng.choice("abcdefghij") for _ in range(rng.randint(shortest, longest))] for _ in range(count)]
+    return [(s, s[::-1]) for s in sources]
+
+
+def preprocess(folder: Path, name: str = "bin") -> Path:
+    """Binarise ``{train,valid,test}.{en,de}`` with a joint dictionary."""
+    prefixes = [word for s in ("train", "valid", "test") for word in (f"--{s}pref", folder / s)]
+    run_cli("preprocess", "-s", "en", "-t", "de", *prefixes, "--joined-dictionary", "--destdir", folder / name)
+    return folder / name
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A binarised toy corpus; ``..`` of it holds the text. The test set has 53 lines, one of them empty."""
+    folder = tmp_path_factory.mktemp("toy")
+    write_pairs(folder, "train", reversed_pairs(1500, 1))
+    write_pairs(folder, "valid", reversed_pairs(50, 2))
+    test = reversed_pairs(53, 3)
+    test[20] = ([], test[20][1])
+    write_pairs(folder, "test", test)
+    return preprocess(folder)
+
+
+@pytest.fixture(scope="session")
+def dictionary() -> Any:
+    from fairseq.data import Dictionary
+
+    made = Dictionary()
+    for i in range(40):
+        made.add_symbol(f"w{i}")
+    return made
+
+
+@pytest.fixture
+def build(dictionary: Any) -> Callable[..., Any]:
+    """``build(encoder_layers=3, ...)``: a small model in float64, its options as on the command line."""
+    from fairseq_sru.models.sru import SRUModel
+
+    def make(target_dictionary: Any = None, **options: Any) -> Any:
+        small = {
+            "encoder_embed_dim": 8,
+            "decoder_embed_dim": 8,
+            "decoder_attention_heads": 2,
+            "criterion": "cross_entropy",
+            "max_source_positions": 1024,
+            "max_target_positions": 1024,
+        }
+        task = Namespace(source_dictionary=dictionary, target_dictionary=target_dictionary or dictionary)
+        return SRUModel.build_model(Namespace(**{**small, **options}), task).double()
+
+    return make

@@ -1,0 +1,296 @@
+"""The plugin by hand, as the README shows it: every command of fairseq on a toy corpus."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, preprocess, reversed_pairs, run_cli, write_pairs
+
+PLUGIN = ["--user-dir", "fairseq_sru"]
+SMALL = ["--arch", "sru_tiny", "--encoder-embed-dim", 32, "--decoder-embed-dim", 32, "--encoder-hidden-size", 16]
+SMALL += ["--encoder-layers", 1, "--decoder-layers", 1, "--cpu", "--no-progress-bar"]
+OPTIMIZER = ["--optimizer", "adam", "--lr", 5e-3, "--max-tokens", 400]
+SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1]
+
+
+def train(data: Path, save: Path, *more, check: bool = True, arch=tuple(SMALL), **env):
+    words = [data, *PLUGIN, *arch, *OPTIMIZER, "--save-dir", save, *more]
+    return run_cli("train", *words, check=check, **env)
+
+
+def generate(data: Path, path, *more, **how):
+    return run_cli("generate", data, *PLUGIN, "--path", path, "--cpu", "--max-len-b", 12, *more, **how).stdout
+
+
+def hypotheses(text: str) -> dict[int, str]:
+    """The output lines of fairseq-generate by sentence number; a sentence may have an empty one."""
+    return {int(m[1]): m[2] for m in re.finditer(r"^H-(\d+)\t[^\t]*\t?(.*)$", text, re.M)}
+
+
+@pytest.fixture(scope="module")
+def trained(toy_data, tmp_path_factory) -> Path:
+    """Two epochs, then two more on top of the saved state; with --eval-bleu, so that numpy numbers are in the
+    checkpoint."""
+    save = tmp_path_factory.mktemp("checkpoints")
+    bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_b": 12}', "--best-checkpoint-metric", "bleu"]
+    bleu += ["--maximize-best-checkpoint-metric", "--patience", 3]
+    first = train(toy_data, save, *SMOOTHED, *bleu, "--max-epoch", 2, "--update-freq", 2)
+    assert "valid_bleu" in first.stdout + first.stderr or "| bleu " in first.stdout + first.stderr
+    second = train(toy_data, save, *SMOOTHED, *bleu, "--max-epoch", 4, "--update-freq", 2)
+    log = second.stdout + second.stderr
+    assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch 3 @", log)
+    assert "begin training epoch 2" not in log
+    return save
+
+
+def test_trained_checkpoints_are_read_with_the_safety_on(trained):
+    from fairseq_sru.checkpoints import allow_fairseq_checkpoints
+
+    allow_fairseq_checkpoints()
+    state = torch.load(trained / "checkpoint_last.pt", weights_only=True)
+    assert state["cfg"]["model"]["encoder_embed_dim"] == 32
+    assert state["cfg"]["model"]["_name"] == "sru_tiny"
+
+
+class Foreign:
+    def __reduce__(self):
+        return (Path.touch, (Path(self.where),))  # a pickle that runs code
+
+
+def test_a_checkpoint_with_foreign_code_is_refused(trained, toy_data, tmp_path):
+    state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
+    state["extra_state"]["foreign"] = foreign = Foreign()
+    foreign.where = str(tmp_path / "the code ran")
+    torch.save(state, tmp_path / "foreign.pt")
+    done = run_cli("generate", toy_data, *PLUGIN, "--path", tmp_path / "foreign.pt", "--cpu", check=False)
+    assert done.returncode != 0
+    assert "Weights only load failed" in done.stderr
+    assert not (tmp_path / "the code ran").exists()
+
+
+@pytest.mark.parametrize("batch", [["--batch-size", 7], ["--max-tokens", 100], ["--batch-size", 1]])
+@pytest.mark.parametrize("beam", [1, 5])
+def test_generate_covers_every_sentence(trained, toy_data, batch, beam):
+    text = generate(toy_data, trained / "checkpoint_best.pt", "--beam", beam, *batch)
+    assert sorted(hypotheses(text)) == list(range(53))  # the 21st is empty
+
+
+def test_batch_size_does_not_change_the_output(trained, toy_data):
+    outputs = [
+        hypotheses(generate(toy_data, trained / "checkpoint_best.pt", "--beam", 3, "--batch-size", n, *side))
+        for n, side in ((1, []), (16, []), (16, ["--left-pad-source"]))
+    ]
+    assert outputs[0] == outputs[1] == outputs[2]
+
+
+def test_interactive_answers_line_by_line_empty_ones_too(trained, toy_data):
+    lines = "a b c d\n\nj i\n"
+    done = run_cli(
+        "interactive", toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu", "--beam", 2, text_in=lines
+    )
+    assert sorted(hypotheses(done.stdout)) == [0, 1, 2]
+
+
+def test_validate(trained, toy_data):
+    done = run_cli(
+        "validate",
+        toy_data,
+        *PLUGIN,
+        "--task",
+        "translation",
+        "--path",
+        trained / "checkpoint_best.pt",
+        "--cpu",
+        "--max-tokens",
+        400,
+    )
+    assert "valid on 'valid' subset" in done.stdout + done.stderr
+
+
+def test_alignment_and_scoring_and_ensemble(trained, toy_data):
+    both = f"{trained / 'checkpoint2.pt'}:{trained / 'checkpoint4.pt'}"
+    text = generate(toy_data, both, "--beam", 2, "--print-alignment", "--scoring", "sacrebleu")
+    aligned = dict(re.findall(r"^A-(\d+)\t(.*)$", text, re.M))
+    assert len(aligned) == 53
+    for number, hypothesis in hypotheses(text).items():
+        targets = {int(pair.split("-")[1]) for pair in aligned[str(number)].split()}
+        assert targets <= set(range(len(hypothesis.split()) + 1))
+    assert re.search(r"BLEU = [\d.]+ .*\n?", text)
+    one = hypotheses(generate(toy_data, trained / "checkpoint4.pt", "--beam", 2))
+    same_twice = f"{trained / 'checkpoint4.pt'}:{trained / 'checkpoint4.pt'}"
+    assert hypotheses(generate(toy_data, same_twice, "--beam", 2)) == one
+
+
+def test_other_ways_to_search(trained, toy_data):
+    path = trained / "checkpoint_best.pt"
+    for options in (
+        ["--sampling", "--beam", 2, "--nbest", 2],
+        ["--diverse-beam-groups", 2, "--beam", 4],
+        ["--prefix-size", 2, "--beam", 2],
+        ["--nbest", 2, "--beam", 3],
+        ["--retain-dropout", "--beam", 1],
+    ):
+        assert len(hypotheses(generate(toy_data, path, *options))) == 53, options
+
+
+def test_average(trained, toy_data, tmp_path):
+    import average
+
+    inputs = [trained / "checkpoint3.pt", trained / "checkpoint4.pt"]
+    average.main(["--inputs", str(trained), "--num-epoch-checkpoints", "2", "--output", str(tmp_path / "average.pt")])
+    states = [torch.load(path, weights_only=True)["model"] for path in inputs]
+    averaged = torch.load(tmp_path / "average.pt", weights_only=True)["model"]
+    assert averaged.keys() == states[0].keys()
+    for name, weight in averaged.items():
+        torch.testing.assert_close(weight, (states[0][name] + states[1][name]) / 2)
+    assert len(hypotheses(generate(toy_data, tmp_path / "average.pt", "--beam", 2))) == 53
+    assert [path.name for path in tmp_path.iterdir()] == ["average.pt"]
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            ["--inputs", "{folder}", "--num-epoch-checkpoints", "9"],
+            "holds 4 epoch checkpoints; --num-epoch-checkpoints is 9",
+        ),
+        (["--inputs", "{folder}/none.pt"], "no such file"),
+        (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),
+    ],
+)
+def test_average_names_what_is_wrong(trained, words, message, tmp_path, capsys):
+    import average
+
+    with pytest.raises(SystemExit):
+        average.main([*(w.format(folder=trained) for w in words), "--output", str(tmp_path / "average.pt")])
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_hydra_train_with_a_preset(toy_data, tmp_path):
+    plugin = ROOT / "fairseq_sru"  # absolute: hydra changes the folder
+    options = ["task=translation", f"task.data={toy_data}", f"checkpoint.save_dir={tmp_path / 'save'}"]
+    options += ["model=sru/sru_tiny", "model.encoder_embed_dim=32", "model.decoder_embed_dim=32"]
+    options += [
+        "model.encoder_hidden_size=16",
+        "criterion=label_smoothed_cross_entropy",
+        "criterion.label_smoothing=0.1",
+    ]
+    options += ["optimizer=adam", "optimization.lr=[0.005]", "optimization.max_epoch=1", "lr_scheduler=inverse_sqrt"]
+    options += ["dataset.max_tokens=400", "common.cpu=true", f"common.user_dir={plugin}", f"hydra.run.dir={tmp_path}"]
+    run_cli("hydra-train", "--config-dir", plugin / "config", *options)
+    model = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
+    assert model["encoder_bidirectional"] is True  # from the preset
+    assert model["encoder_embed_dim"] == 32
+    assert len(hypotheses(generate(toy_data, tmp_path / "save" / "checkpoint_last.pt", "--beam", 1))) == 53
+
+
+def test_adaptive_softmax_and_no_attention_train_and_generate(toy_data, tmp_path):
+    adaptive = ["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "5,10", "--decoder-attention", "False"]
+    adaptive += ["--ddp-backend", "legacy_ddp"]  # fairseq's adaptive loss refuses the other one
+    arch = [*SMALL, "--share-decoder-input-output-embed"]
+    train(toy_data, tmp_path, *adaptive, "--max-epoch", 1, arch=arch)
+    assert len(hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 2))) == 53
+
+
+BAD = [
+    (["--encoder-layers", 0], "error: --encoder-layers must be at least 1; got 0"),
+    (["--decoder-attention-heads", 5], "error: --decoder-attention-heads must divide --decoder-hidden-size 32; got 5"),
+    (["--encoder-embed-path", "none.txt"], "error: --encoder-embed-path: no such file: none.txt"),
+    (
+        ["--share-all-embeddings", "--encoder-embed-dim", 48],
+        "error: --share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; got 48 and 32",
+    ),
+    (["--decoder-attention", "perhaps"], "error: --decoder-attention must be one of True, False, 1, 0; got 'perhaps'"),
+    (["--ddp-backend", "carrier-pigeon"], "error: argument --ddp-backend: invalid choice: 'carrier-pigeon'"),
+    (["--rnn-dropout", "much"], "error: argument --rnn-dropout: invalid float value: 'much'"),
+]
+
+
+@pytest.mark.parametrize("words, message", BAD)
+def test_bad_input_is_one_line_before_training(toy_data, tmp_path, words, message):
+    done = train(toy_data, tmp_path / "save", *words, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "save").exists()
+
+
+def test_bad_data_folders_are_one_line_before_training(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for folder, languages, message in (
+        ("none", [], "argument data: no such folder"),
+        ("empty", [], "holds no dict.*.txt; fairseq-preprocess makes it"),
+        ("empty", ["-s", "en", "-t", "de"], "holds no dict.en.txt; fairseq-preprocess makes it"),
+    ):
+        done = train(tmp_path / folder, tmp_path / "save", *languages, check=False)
+        assert done.returncode == 2
+        assert message in done.stderr.strip().splitlines()[-1]
+        assert "Traceback" not in done.stderr
+
+
+def test_an_unusable_fairseq_leaves_the_layers_and_says_what_to_do(tmp_path):
+    """fairseq missing, and fairseq broken as the official one is on Python >= 3.11."""
+    import subprocess
+    import sys
+
+    code = "import fairseq_sru, torch; print(fairseq_sru.SRU(3, 4)(torch.zeros(2, 1, 3))[0].shape)"
+    broken = tmp_path / "broken" / "fairseq"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ValueError('mutable default CommonConfig for field common')")
+    run = lambda code, first: subprocess.run(  # noqa: E731
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {first!r}\n{code}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    done = run(code, [str(broken.parent), str(ROOT)])
+    assert done.stdout == "torch.Size([2, 1, 4])\n"
+    assert "fairseq is installed but can't be used (ValueError: mutable default" in done.stderr
+    assert "python -m fairseq_sru.install_fairseq" in done.stderr
+
+    hide = "sys.modules['fairseq'] = None; import importlib.util as u; found = u.find_spec\n"
+    hide += "u.find_spec = lambda name, *a: None if name == 'fairseq' else found(name, *a)\n"
+    done = run(hide + code, [str(ROOT)])
+    assert (done.stdout, done.stderr) == ("torch.Size([2, 1, 4])\n", "")
+    done = run(hide + "import fairseq_sru.models", [str(ROOT)])
+    assert "ImportError: fairseq_sru.models needs fairseq, which is not installed." in done.stderr.splitlines()[-1]
+    assert "python -m fairseq_sru.install_fairseq" in done.stderr.splitlines()[-1]
+
+
+def test_a_toy_task_is_learned(tmp_path):
+    """Reversing a sequence: the decoder can't do it without attention that moves, or a state that keeps count."""
+    write_pairs(tmp_path, "train", reversed_pairs(4000, 1))
+    write_pairs(tmp_path, "valid", reversed_pairs(100, 2))
+    test = reversed_pairs(200, 3)
+    write_pairs(tmp_path, "test", test)
+    data = preprocess(tmp_path)
+    save = tmp_path / "save"
+    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-epoch", 25, "--dropout", 0.1]
+    sizes = ["--encoder-embed-dim", 64, "--decoder-embed-dim", 64, "--encoder-hidden-size", 32]
+    train(data, save, *schedule, *sizes, "--max-tokens", 1000, "--no-epoch-checkpoints")
+    found = hypotheses(generate(data, save / "checkpoint_best.pt", "--beam", 1))
+    right = sum(found[i].split() == target for i, (_, target) in enumerate(test))
+    assert right / len(test) > 0.95
+
+
+def test_checkpoint_of_the_lstm_baseline_loads_too(toy_data, tmp_path):
+    """fairseq's own LSTM keeps its options in an argparse.Namespace; with the plugin it can be compared under
+    today's torch."""
+    arch = [
+        "--arch",
+        "lstm",
+        "--encoder-embed-dim",
+        16,
+        "--decoder-embed-dim",
+        16,
+        "--decoder-out-embed-dim",
+        16,
+        "--cpu",
+    ]
+    train(toy_data, tmp_path, "--max-epoch", 1, arch=arch)
+    train(toy_data, tmp_path, "--max-epoch", 2, arch=arch)
+    assert len(hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 2))) == 53

@@ -1,0 +1,190 @@
+"""The recipes: preparing the text, the quick start whole (with few updates), interrupted and run again, and its
+table."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import prepare
+import pytest
+import report
+import sentencepiece
+from conftest import ROOT
+
+TEXT = ROOT / "recipes" / "data" / "lohelp-en-de"
+SMALL = ["--encoder-layers", "1", "--decoder-layers", "1", "--encoder-embed-dim", "64", "--decoder-embed-dim", "64"]
+SMALL += ["--encoder-hidden-size", "32"]
+
+
+def quickstart(out: Path, *options: str, **how) -> subprocess.Popen:
+    """Start recipes/quickstart.sh in the environment that runs the tests."""
+    env = {**os.environ, "VIRTUAL_ENV": sys.prefix, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(ROOT / "recipes" / "quickstart.sh"), str(out), *SMALL, *options]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def test_prepare_keeps_every_line_and_does_nothing_twice(tmp_path, capsys):
+    out = tmp_path / "a folder"
+    prepare.main(["lohelp-en-de", "--out", str(out), "--vocab-size", "1000"])
+    model = sentencepiece.SentencePieceProcessor(model_file=str(out / "spm.model"))
+    assert model.vocab_size() == 1000
+    for split in prepare.SPLITS:
+        for language in ("en", "de"):
+            pieces = (out / f"{split}.sp.{language}").read_text().splitlines()
+            assert [model.decode(line.split()) for line in pieces] == (
+                TEXT / f"{split}.{language}"
+            ).read_text().splitlines()
+        assert (out / "bin" / f"{split}.en-de.en.bin").is_file()
+    before = files(out)
+    capsys.readouterr()
+    prepare.main(["lohelp-en-de", "--out", str(out), "--vocab-size", "1000"])
+    assert "already made" in capsys.readouterr().out
+    assert files(out) == before
+    with pytest.raises(SystemExit):
+        prepare.main(["lohelp-en-de", "--out", str(out), "--vocab-size", "500"])
+    assert "was made of other data or with other options" in capsys.readouterr().err
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("size", ["9999999", "1"])
+def test_prepare_names_an_impossible_vocabulary(size, tmp_path, capfd):
+    with pytest.raises(SystemExit):
+        prepare.main(["lohelp-en-de", "--out", str(tmp_path / "out"), "--vocab-size", size])
+    assert f"argument --vocab-size: {size}" in capfd.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_prepare_does_not_touch_a_foreign_folder(tmp_path, capsys):
+    (tmp_path / "mine").write_text("kept")
+    with pytest.raises(SystemExit):
+        prepare.main(["lohelp-en-de", "--out", str(tmp_path)])
+    assert "was not made by this script" in capsys.readouterr().err
+    assert files(tmp_path).keys() == {"mine"}
+
+
+def test_hypotheses_are_put_in_order_and_must_be_whole():
+    text = "S-1\tx\nH-1\t-0.5\tzwei\nD-1\t-0.5\tzwei\nH-0\t-0.1\teins\nH-2\t-0.3\t\n"
+    assert report.hypotheses(text) == ["eins", "zwei", ""]
+    for broken in (text.replace("H-0", "H-1"), text.replace("H-0", "X-0")):
+        with pytest.raises(ValueError, match="translations of"):
+            report.hypotheses(broken)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[Path, str, str]:
+    """A quick start that is killed at its first checkpoint and started again: its folder and what both runs printed."""
+    out = tmp_path_factory.mktemp("quick start") / "out"
+    options = ["--max-update", "40", "--save-interval-updates", "10"]
+    first = quickstart(out, *options, start_new_session=True)
+    deadline = time.monotonic() + 300
+    while not (out / "checkpoints" / "checkpoint_last.pt").exists():
+        assert first.poll() is None and time.monotonic() < deadline, first.stdout.read()
+        time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    printed = first.communicate()[0]
+    second = quickstart(out, *options)
+    again = second.communicate()[0]
+    assert second.returncode == 0, again[-3000:]
+    return out, printed, again
+
+
+def test_quickstart_goes_on_where_it_was_killed(run):
+    out, first, second = run
+    assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch \d+ @ \d+ updates\)", second)
+    assert "num_updates 40" in second
+    assert f"{out}/data: already made" in second.replace("\\", "")
+
+
+def test_quickstart_prints_commands_that_can_be_copied(run):
+    out, _, text = run
+    commands = [line[2:] for line in text.splitlines() if line.startswith("+ ")]
+    assert [c.split()[0] for c in commands] == ["python", "fairseq-train", "python", "fairseq-generate", "python"]
+    copied = subprocess.run(
+        ["bash", "-c", commands[-1]],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+    )
+    assert copied.returncode == 0, copied.stderr
+    assert copied.stdout.strip() in text
+
+
+def test_quickstart_repeats_nothing(run):
+    out = run[0]
+    before = files(out)
+    again = quickstart(out)
+    text = again.communicate()[0]
+    assert again.returncode == 0, text
+    assert files(out) == before
+    assert "fairseq-train" not in text
+    assert "fairseq-generate" not in text.replace("generate-test", "")
+
+
+def test_scores_are_those_of_the_sacrebleu_command(run, tmp_path):
+    out, _, text = run
+    sentences = report.hypotheses((out / "generate-test.txt").read_text())
+    assert len(sentences) == 1000
+    (tmp_path / "output").write_text("\n".join(sentences) + "\n")
+    for metric, row in (("bleu", "BLEU  "), ("chrf", "chrF  ")):
+        command = [
+            sys.executable,
+            "-m",
+            "sacrebleu",
+            str(TEXT / "test.de"),
+            "-i",
+            str(tmp_path / "output"),
+            "-m",
+            metric,
+        ]
+        score = subprocess.run([*command, "-b", "-w", "1"], capture_output=True, text=True, check=True).stdout.strip()
+        assert re.search(rf"^  {row} +{re.escape(score)} ", text, re.MULTILINE), (score, text[-2000:])
+    command = [sys.executable, "-m", "sacrebleu", str(TEXT / "test.de"), "-i", str(TEXT / "test.en"), "-b", "-w", "1"]
+    copied = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    assert re.search(rf"BLEU of copying the source +{re.escape(copied)} ", text)
+
+
+def test_report_names_what_is_not_whole(run, tmp_path, capsys):
+    out = run[0]
+    cut = tmp_path / "generate-test.txt"
+    cut.write_text(re.sub(r"^H-999\t.*\n", "", (out / "generate-test.txt").read_text(), flags=re.MULTILINE))
+    last = str(out / "checkpoints" / "checkpoint_last.pt")
+    with pytest.raises(SystemExit):
+        report.main(["--data-set", "lohelp-en-de", "--checkpoint", last, "--generated", str(cut)])
+    assert "has 999 translations, test 1000 sentences" in capsys.readouterr().err
+
+
+def test_the_parameters_are_those_of_the_model(run):
+    import torch
+
+    state = torch.load(run[0] / "checkpoints" / "checkpoint_last.pt", weights_only=True)["model"]
+    state.pop("decoder.embed_tokens.weight")  # tied to the encoder's
+    assert report.trained(run[0] / "checkpoints" / "checkpoint_last.pt")[0] == sum(w.numel() for w in state.values())
+
+
+@pytest.mark.slow
+def test_quickstart_reaches_its_score(tmp_path):
+    """The main job as the README promises it. The bound is below the README's figure by what seeds and machines
+    differ."""
+    out = tmp_path / "out"
+    script = ROOT / "recipes" / "quickstart.sh"
+    done = subprocess.run(
+        ["bash", str(script), str(out)], env={**os.environ, "VIRTUAL_ENV": sys.prefix}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    score = float(re.search(r"^  BLEU  +([\d.]+) ", done.stdout, re.MULTILINE)[1])
+    assert score > 18, done.stdout[-3000:]
+    shutil.rmtree(out)

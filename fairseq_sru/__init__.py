@@ -14,10 +14,12 @@ __all__ = ["SRU", "SRUCell", "__version__", "sru_recurrence"]
 
 if importlib.util.find_spec("fairseq") is not None:
     try:
-        from . import models  # noqa: F401
+        import fairseq.models  # noqa: F401
     except Exception as error:  # a broken fairseq raises anything, and the layers don't need it
         warnings.warn(
             f"fairseq is installed but can't be used ({type(error).__name__}: {error}); the layers work, the models "
             "are not registered. Mend it with: python -m fairseq_sru.install_fairseq",
             stacklevel=2,
         )
+    else:
+        from . import models  # noqa: F401

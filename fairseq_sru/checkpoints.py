@@ -1,15 +1,16 @@
 """What a fairseq checkpoint may hold beside tensors.
 
 Since torch 2.6, ``torch.load`` reads tensors and plain containers alone unless it is told of other types. fairseq's
-checkpoints also hold the types below: values without behaviour, whose loading runs no code of the file's choosing.
-They are allowed one by one; whatever else a file asks for is refused as before.
+checkpoints also hold options in an ``argparse.Namespace`` and, after ``--eval-bleu``, numbers and arrays of numpy.
+numpy's own unpickling trusts the file (a forged dtype makes it follow pointers), so stand-ins take its place: they
+accept numbers alone and check what they are given. Whatever else a file asks for is refused as before.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
-import typing
+import math
+import pickle
 from typing import Any
 
 import numpy as np
@@ -17,50 +18,54 @@ import torch
 
 __all__ = ["allow_fairseq_checkpoints"]
 
-
-def _numpy_types() -> list[Any]:
-    """Scalars and arrays: ``--eval-bleu`` logs BLEU as numpy numbers."""
-    from numpy._core import multiarray
-
-    functions = [multiarray.scalar, multiarray._reconstruct]  # type: ignore[attr-defined]
-    return [
-        np.dtype,
-        np.ndarray,
-        *functions,
-        *((f, f"numpy.core.multiarray.{f.__name__}") for f in functions),  # as numpy 1 wrote them
-        *(type(np.dtype(name)) for name in ("float32", "float64", "int32", "int64", "bool")),
-    ]
+_NUMBERS = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
 
 
-def _omegaconf_types() -> list[Any]:
-    """Configuration objects: distributed training saves them as they are."""
-    import omegaconf
-    from omegaconf import base, nodes
+class _DType:
+    """Reads ``numpy.dtype``: the name of a type of numbers, in this machine's byte order."""
 
-    return [
-        omegaconf.DictConfig,
-        omegaconf.ListConfig,
-        base.ContainerMetadata,
-        base.Metadata,
-        *(
-            getattr(nodes, name)
-            for name in (
-                "AnyNode",
-                "StringNode",
-                "IntegerNode",
-                "FloatNode",
-                "BooleanNode",
-                "EnumNode",
-                "PathNode",
-                "BytesNode",
-            )
-        ),
-        typing.Any,
-        collections.defaultdict,
-        *(str, int, float, bool, list, dict, tuple),
-    ]
+    def __init__(self, name: str, align: Any = False, copy: Any = True) -> None:
+        if name not in _NUMBERS:
+            raise pickle.UnpicklingError(f"a checkpoint's numpy data must be numbers; got dtype {name!r}")
+        self.dtype = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if tuple(state) != (3, self.dtype.str[0], None, None, None, -1, -1, 0):
+            raise pickle.UnpicklingError(f"a checkpoint's numpy data must be plain numbers; got dtype state {state!r}")
+
+
+class _Marker:
+    """Reads ``numpy.ndarray``, which only names a type to :class:`_Array`."""
+
+
+class _Array(np.ndarray):
+    """Reads ``numpy._core.multiarray._reconstruct``: an array of numbers."""
+
+    def __new__(cls, subtype: Any, shape: Any, typecode: Any) -> _Array:
+        return super().__new__(cls, (0,))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        if type(dtype) is not _DType or type(data) is not bytes or not all(type(n) is int and n >= 0 for n in shape):
+            raise pickle.UnpicklingError("a checkpoint's numpy array must be plain numbers")
+        if math.prod(shape) * dtype.dtype.itemsize != len(data):
+            raise pickle.UnpicklingError(f"a checkpoint's numpy array of shape {shape} has {len(data)} bytes")
+        super().__setstate__((1, shape, dtype.dtype, bool(fortran), data))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return np.array(self, subok=False).__reduce_ex__(protocol)  # saved again, it is numpy's own
+
+
+def _scalar(dtype: _DType, data: bytes) -> Any:
+    """Reads ``numpy._core.multiarray.scalar``: one number."""
+    if type(dtype) is not _DType or type(data) is not bytes or len(data) != dtype.dtype.itemsize:
+        raise pickle.UnpicklingError("a checkpoint's numpy scalar must be a plain number")
+    return np.frombuffer(data, dtype.dtype)[0]
 
 
 def allow_fairseq_checkpoints() -> None:
     """Let ``torch.load`` read fairseq's checkpoints with its safety on."""
-    torch.serialization.add_safe_globals([argparse.Namespace, *_numpy_types(), *_omegaconf_types()])
+    readers: list[Any] = [argparse.Namespace, (_DType, "numpy.dtype"), (_Marker, "numpy.ndarray")]
+    for module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # numpy 2, numpy 1
+        readers += [(_scalar, f"{module}.scalar"), (_Array, f"{module}._reconstruct")]
+    torch.serialization.add_safe_globals(readers)

@@ -133,8 +133,8 @@ class SRU(nn.Module):
 
     ::
 
-        rnn = SRU(input_size, hidden_size, num_layers=2, dropout=0.0, rnn_dropout=0.0, use_tanh=1, use_relu=0,
-        bidirectional=False) output_states, c_states = rnn(x)
+        rnn = SRU(input_size, hidden_size, num_layers=2, dropout=0.0, use_tanh=1, bidirectional=False)
+        output_states, c_states = rnn(x)
 
     Args:
         input_size: number of features of x.

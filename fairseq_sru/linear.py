@@ -54,6 +54,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not x.numel()
         or torch.is_autocast_enabled("cpu")
         or torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or not torch.backends.mkldnn.enabled
     )
     if plain:

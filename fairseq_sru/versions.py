@@ -5,7 +5,7 @@ is installed. requirements.txt follows from it:
 """
 
 __version__ = "0.1.0"
-PYTHON = ">=3.11"
+PYTHON = ">=3.11,<3.14"  # fairseq 0.12.2 cannot read the option types of 3.14
 
 # Ranges: whoever has a torch of their own (CUDA, ROCm, CPU) keeps it.
 TORCH = "torch>=2.6"

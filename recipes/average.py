@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -35,8 +36,11 @@ def average(paths: list[Path]) -> dict[str, Any]:
     total: dict[str, torch.Tensor] = {}
     state: dict[str, Any] = {}
     for path in tqdm(paths, desc="average", unit="checkpoint", disable=None):
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        model = state["model"]
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            model = state["model"]
+        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
+            raise ValueError(f"{path} is not a fairseq checkpoint: {str(error).splitlines()[0]}") from None
         if total and model.keys() != total.keys():
             name = sorted(model.keys() ^ total.keys())[0]
             raise ValueError(f"{path} and {paths[0]} do not hold the same weights: {name} is in one of them only")
@@ -70,15 +74,23 @@ def last_checkpoints(folder: Path, count: int, kind: str, upper_bound: int | Non
     return [path for _, path in found[-count:]]
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
+    return int(text)
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="checkpoint files, or one folder of them")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the average")
     last = parser.add_mutually_exclusive_group()
     last.add_argument(
-        "--num-epoch-checkpoints", type=int, metavar="N", help="average the last N checkpointE.pt of the folder"
+        "--num-epoch-checkpoints", type=_positive, metavar="N", help="average the last N checkpointE.pt of the folder"
     )
-    last.add_argument("--num-update-checkpoints", type=int, metavar="N", help="average the last N checkpoint_E_U.pt")
+    last.add_argument(
+        "--num-update-checkpoints", type=_positive, metavar="N", help="average the last N checkpoint_E_U.pt"
+    )
     parser.add_argument(
         "--checkpoint-upper-bound", type=int, metavar="N", help="leave out those after epoch or update N"
     )
@@ -94,6 +106,10 @@ def main(argv: list[str] | None = None) -> None:
             paths = last_checkpoints(paths[0], count, kind, args.checkpoint_upper_bound)
         except ValueError as error:
             parser.error(str(error))
+    elif args.checkpoint_upper_bound is not None:
+        parser.error("argument --checkpoint-upper-bound: goes with --num-epoch-checkpoints or --num-update-checkpoints")
+    if not args.output.parent.is_dir():
+        parser.error(f"argument --output: no such folder: {args.output.parent}")
     for path in paths:
         if not path.is_file():
             parser.error(f"argument --inputs: no such file: {path}")

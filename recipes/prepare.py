@@ -3,8 +3,8 @@
     python recipes/prepare.py lohelp-en-de --out runs/quickstart/data --vocab-size 2000
 
 Writes ``spm.model`` (a joint sentencepiece BPE vocabulary), the text in subwords ``{train,valid,test}.sp.{en,de}``,
-fairseq's ``bin/`` and at last ``manifest.json``, what it was made of, to --out. Where --out holds the same data set made
-with the same options, nothing is done; an interrupted run is begun anew.
+fairseq's ``bin/`` and at last ``manifest.json``, what it was made of, to --out. Where --out holds the same data set
+made with the same options, nothing is done; an interrupted run is begun anew.
 """
 
 from __future__ import annotations
@@ -84,6 +84,21 @@ def binarise(name: str, out: Path) -> None:
     (out / "bin.part").replace(out / "bin")
 
 
+def remove(name: str, out: Path) -> None:
+    """Remove what an interrupted run left, and nothing else."""
+    for ending in ("model", "vocab"):
+        for stem in ("spm", "spm.part"):
+            (out / f"{stem}.{ending}").unlink(missing_ok=True)
+    for split in SPLITS:
+        for language in DATA_SETS[name]:
+            (out / f"{split}.sp.{language}").unlink(missing_ok=True)
+    for folder in ("bin", "bin.part"):
+        shutil.rmtree(out / folder, ignore_errors=True)
+    (out / "manifest.json.part").unlink(missing_ok=True)
+    if not any(out.iterdir()):
+        out.rmdir()
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("name", choices=DATA_SETS, help="the data set")
@@ -101,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
             f"argument --out: {args.out} was made of other data or with other options; remove it or name another"
         )
     if begun.is_file():  # interrupted: anew
-        shutil.rmtree(args.out)
+        remove(args.name, args.out)
     if args.out.exists() and any(args.out.iterdir()):
         parser.error(f"argument --out: {args.out} is not empty and was not made by this script")
 
@@ -110,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         subwords(args.name, args.vocab_size, args.out)
     except RuntimeError as error:  # its words name the sizes that the text allows
-        shutil.rmtree(args.out)
+        remove(args.name, args.out)
         parser.error(f"argument --vocab-size: {args.vocab_size}: {error}")
     binarise(args.name, args.out)
     begun.replace(done)

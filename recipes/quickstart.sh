@@ -3,10 +3,12 @@
 #     bash recipes/quickstart.sh [OUT [options of fairseq-train]]
 # OUT is runs/quickstart unless given. Run again, it goes on where it stopped and repeats nothing that is done.
 set -euo pipefail
+here=$PWD
 cd "$(dirname "$0")/.."
 . recipes/setup.sh
 
 out=${1:-runs/quickstart}
+case $out in /*) ;; *) [ $# = 0 ] || out=$here/$out ;; esac
 shift $(($# > 0))
 mkdir -p "$out"
 
@@ -33,7 +35,7 @@ run python recipes/prepare.py lohelp-en-de --out "$out/data" --vocab-size 2000
 
 # fairseq goes on from checkpoint_last.pt by itself. Settings were chosen on the validation set.
 if [ ! -e "$out/trained" ]; then
-    run fairseq-train "$out/data/bin" --user-dir fairseq_sru --arch sru_tiny --cpu \
+    run fairseq-train "$out/data/bin" --user-dir fairseq_sru --arch sru_tiny --share-all-embeddings --cpu \
         --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
         --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000 \
         --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1000 \

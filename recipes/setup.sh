@@ -17,7 +17,7 @@ _sru_fail() {
 }
 
 _sru_is_recent() { # PYTHON
-    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null
 }
 
 # What the stamp says: the pins, the patch, and the Python that they were installed for, at its place.
@@ -38,7 +38,7 @@ _sru_is_venv() { # FOLDER
 
 _sru_make_venv() { # FOLDER
     local python without_venv=
-    for python in python3 python3.14 python3.13 python3.12 python3.11; do
+    for python in python3 python3.13 python3.12 python3.11; do
         _sru_is_recent "$python" || continue
         if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
             _sru_run "$python" -m venv --clear "$1"
@@ -49,7 +49,7 @@ _sru_make_venv() { # FOLDER
     if [ -n "$without_venv" ]; then
         _sru_fail "$without_venv cannot make a venv; Debian, Ubuntu: apt install $without_venv-venv"
     else
-        _sru_fail "no Python >= 3.11 on PATH; install one, or activate an environment that has one"
+        _sru_fail "no Python 3.11, 3.12 or 3.13 on PATH; install one, or activate an environment that has one"
     fi
 }
 
@@ -66,7 +66,7 @@ _sru_setup() {
     ! _sru_is_ready "$prefix" "$root" || return 0
 
     _sru_is_recent "$prefix/bin/python" ||
-        _sru_fail "no Python >= 3.11 in $prefix; activate an environment that has one, or deactivate or remove this one" || return
+        _sru_fail "no Python 3.11, 3.12 or 3.13 in $prefix; activate an environment that has one, or deactivate or remove this one" || return
     python -c 'import pip' 2>/dev/null || _sru_run python -m ensurepip --default-pip ||
         _sru_fail "no pip in $prefix; install it there" || return
     # fairseq first: where it cannot be built, that shows before torch is downloaded.

@@ -11,7 +11,7 @@ from conftest import ROOT, preprocess, reversed_pairs, run_cli, write_pairs
 
 PLUGIN = ["--user-dir", "fairseq_sru"]
 SMALL = ["--arch", "sru_tiny", "--encoder-embed-dim", 32, "--decoder-embed-dim", 32, "--encoder-hidden-size", 16]
-SMALL += ["--encoder-layers", 1, "--decoder-layers", 1, "--cpu", "--no-progress-bar"]
+SMALL += ["--share-all-embeddings", "--encoder-layers", 1, "--decoder-layers", 1, "--cpu", "--no-progress-bar"]
 OPTIMIZER = ["--optimizer", "adam", "--lr", 5e-3, "--max-tokens", 400]
 SMOOTHED = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1]
 
@@ -60,6 +60,17 @@ class Foreign:
         return (Path.touch, (Path(self.where),))  # a pickle that runs code
 
 
+def test_code_in_a_checkpoints_options_is_not_run(trained, toy_data, tmp_path):
+    state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
+    code = f"[5, open({str(tmp_path / 'the code ran')!r}, 'w') and 10]"
+    state["cfg"]["model"].update(criterion="adaptive_loss", adaptive_softmax_cutoff=code, decoder_attention=code)
+    torch.save(state, tmp_path / "options.pt")
+    done = run_cli("generate", toy_data, *PLUGIN, "--path", tmp_path / "options.pt", "--cpu", check=False)
+    assert done.returncode != 0
+    assert "ValueError: --decoder-attention must be one of" in done.stderr
+    assert not (tmp_path / "the code ran").exists()
+
+
 def test_a_checkpoint_with_foreign_code_is_refused(trained, toy_data, tmp_path):
     state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
     state["extra_state"]["foreign"] = foreign = Foreign()
@@ -81,7 +92,7 @@ def test_generate_covers_every_sentence(trained, toy_data, batch, beam):
 def test_batch_size_does_not_change_the_output(trained, toy_data):
     outputs = [
         hypotheses(generate(toy_data, trained / "checkpoint_best.pt", "--beam", 3, "--batch-size", n, *side))
-        for n, side in ((1, []), (16, []), (16, ["--left-pad-source"]))
+        for n, side in ((1, []), (16, []), (16, ["--left-pad-source"]))  # the flag switches to the right: a store_false
     ]
     assert outputs[0] == outputs[1] == outputs[2]
 
@@ -157,7 +168,10 @@ def test_average(trained, toy_data, tmp_path):
             ["--inputs", "{folder}", "--num-epoch-checkpoints", "9"],
             "holds 4 epoch checkpoints; --num-epoch-checkpoints is 9",
         ),
+        (["--inputs", "{folder}", "--num-epoch-checkpoints", "-1"], "must be at least 1; got -1"),
         (["--inputs", "{folder}/none.pt"], "no such file"),
+        (["--inputs", str(ROOT / "LICENSE")], "is not a fairseq checkpoint"),
+        (["--inputs", "{folder}/checkpoint1.pt", "--checkpoint-upper-bound", "2"], "goes with --num-epoch-checkpoints"),
         (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),
     ],
 )
@@ -191,8 +205,7 @@ def test_hydra_train_with_a_preset(toy_data, tmp_path):
 def test_adaptive_softmax_and_no_attention_train_and_generate(toy_data, tmp_path):
     adaptive = ["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "5,10", "--decoder-attention", "False"]
     adaptive += ["--ddp-backend", "legacy_ddp"]  # fairseq's adaptive loss refuses the other one
-    arch = [*SMALL, "--share-decoder-input-output-embed"]
-    train(toy_data, tmp_path, *adaptive, "--max-epoch", 1, arch=arch)
+    train(toy_data, tmp_path, *adaptive, "--max-epoch", 1)
     assert len(hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 2))) == 53
 
 
@@ -204,6 +217,7 @@ BAD = [
         ["--share-all-embeddings", "--encoder-embed-dim", 48],
         "error: --share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; got 48 and 32",
     ),
+    (["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "abc"], "error: --adaptive-softmax-cutoff must be"),
     (["--decoder-attention", "perhaps"], "error: --decoder-attention must be one of True, False, 1, 0; got 'perhaps'"),
     (["--ddp-backend", "carrier-pigeon"], "error: argument --ddp-backend: invalid choice: 'carrier-pigeon'"),
     (["--rnn-dropout", "much"], "error: argument --rnn-dropout: invalid float value: 'much'"),
@@ -230,6 +244,32 @@ def test_bad_data_folders_are_one_line_before_training(tmp_path):
         assert done.returncode == 2
         assert message in done.stderr.strip().splitlines()[-1]
         assert "Traceback" not in done.stderr
+
+
+def test_separate_dictionaries(tmp_path):
+    for split in ("train", "valid", "test"):
+        write_pairs(tmp_path, split, [(["a", "b"], ["x", "y", "z"])] * 20)
+    prefixes = [word for s in ("train", "valid", "test") for word in (f"--{s}pref", tmp_path / s)]
+    run_cli("preprocess", "-s", "en", "-t", "de", *prefixes, "--destdir", tmp_path / "bin")
+    done = train(tmp_path / "bin", tmp_path / "save", check=False)
+    assert done.returncode == 2
+    assert "--share-all-embeddings requires a joint dictionary" in done.stderr.strip().splitlines()[-1]
+    train(
+        tmp_path / "bin", tmp_path / "save", "--max-epoch", 1, arch=[w for w in SMALL if w != "--share-all-embeddings"]
+    )
+
+
+def test_pretrained_embeddings_are_loaded_and_frozen(toy_data, tmp_path):
+    words = "abcdefghij"
+    rows = [f"{w} " + " ".join(f"{i / 10}" for _ in range(32)) for i, w in enumerate(words)]
+    (tmp_path / "vectors.txt").write_text(f"{len(words)} 32\n" + "\n".join(rows) + "\n")
+    embed = ["--encoder-embed-path", tmp_path / "vectors.txt", "--encoder-freeze-embed"]
+    train(toy_data, tmp_path / "save", *embed, "--max-epoch", 1)
+    weight = torch.load(tmp_path / "save" / "checkpoint_last.pt")["model"]["encoder.embed_tokens.weight"]
+    from fairseq.data import Dictionary
+
+    at = Dictionary.load(str(toy_data / "dict.en.txt")).index("d")
+    torch.testing.assert_close(weight[at], torch.full((32,), 0.3))
 
 
 def test_an_unusable_fairseq_leaves_the_layers_and_says_what_to_do(tmp_path):

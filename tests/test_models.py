@@ -19,8 +19,11 @@ VARIANTS = {
     "sizes differ": {"encoder_hidden_size": 6, "decoder_hidden_size": 12, "decoder_embed_dim": 10, "decoder_layers": 1},
     "no attention": {"decoder_attention": "False", "encoder_bidirectional": True},
     "tied": {"share_all_embeddings": True, "decoder_hidden_size": 12},
-    "adaptive softmax": {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "10,20,200000"},
-    "dropout": {"dropout": 0.3, "rnn_dropout": 0.3},
+    "adaptive softmax": {
+        "criterion": "adaptive_loss",
+        "adaptive_softmax_cutoff": "10,20,200000",
+        "decoder_out_embed_dim": 16,
+    },
 }
 
 
@@ -154,8 +157,8 @@ def test_gradients_reach_every_weight(build, dictionary):
         if model.decoder.adaptive_softmax is not None:
             out = torch.cat([part.flatten() for part in model.decoder.adaptive_softmax(out, target.flatten())[0]])
         out.square().sum().backward()
-        without = [n for n, p in model.named_parameters() if p.grad is None]
-        assert not without
+        without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+        assert not without, options
 
 
 @pytest.mark.parametrize("name", sorted(presets()))
@@ -220,6 +223,55 @@ def test_pretrained_and_frozen_embeddings(build, dictionary, tmp_path):
     assert not build(decoder_freeze_embed=True).decoder.embed_tokens.weight.requires_grad  # no path needed
 
 
+@pytest.mark.parametrize(
+    "name", ["encoder_dropout_in", "encoder_dropout_out", "decoder_dropout_in", "decoder_dropout_out"]
+)
+def test_each_dropout_does_something_and_follows_dropout(name, build, dictionary):
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    off = {f"{side}_dropout_{end}": 0.0 for side in ("encoder", "decoder") for end in ("in", "out")}
+    for options, random in (
+        ({"dropout": 0.5, **off}, False),
+        ({"dropout": 0.0, **off, name: 0.5}, True),
+        ({"dropout": 0.5, **off, name: None}, True),
+        ({"dropout": 0.0, **off, "rnn_dropout": 0.5}, True),
+    ):
+        model = build(**options)
+        assert torch.allclose(model(src, None, target)[0], model(src, None, target)[0]) is not random, options
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_narrow_weights(variant, dtype, build, dictionary):
+    """As --fp16 and --bf16 have them: forward, backward and incremental, close to float64."""
+    model = build(**VARIANTS[variant])
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    expected = model.eval()(src, None, target)[0]
+    model = model.to(dtype).train()
+    model(src, None, target)[0].float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    model.eval()
+    full = model(src, None, target)[0]
+    assert full.dtype == dtype
+    torch.testing.assert_close(full.double(), expected, rtol=0.1, atol=0.1)
+    encoded, state = model.encoder(src), {}
+    for t in range(target.size(1)):
+        step = model.decoder(target[:, : t + 1], encoded, incremental_state=state)[0][:, 0]
+        torch.testing.assert_close(step.double(), full[:, t].double(), rtol=0.05, atol=0.05)
+
+
+def test_adaptive_cutoffs_beyond_the_vocabulary_are_left_out(build, dictionary):
+    model = build(criterion="adaptive_loss")  # LSTM's default cutoffs begin at 10,000 words
+    assert model.decoder.adaptive_softmax.cutoff == [len(dictionary)]
+    model = build(criterion="adaptive_loss", adaptive_softmax_cutoff="[10, 20, 200000]")
+    assert model.decoder.adaptive_softmax.cutoff == [10, 20, len(dictionary)]
+
+
+@pytest.mark.parametrize("text", ["abc", "1/0", "10,-20", "", "[5,__import__('os').getpid()+10]"])
+def test_adaptive_cutoffs_are_read_not_evaluated(text, build):
+    with pytest.raises(ValueError, match="--adaptive-softmax-cutoff must be increasing numbers of words"):
+        build(criterion="adaptive_loss", adaptive_softmax_cutoff=text)
+
+
 def test_retain_dropout(build, dictionary):
     model = build(dropout=0.5).eval()
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
@@ -264,6 +316,12 @@ def test_bad_options_are_named(options, message, build):
 def test_bad_embedding_files_are_named(build, tmp_path):
     path = embedding_file(tmp_path / "vectors.txt", ["w3"], 5)
     with pytest.raises(ValueError, match=r"--encoder-embed-path: .*vectors of 5 numbers, --encoder-embed-dim is 8"):
+        build(encoder_embed_path=path)
+    (tmp_path / "vectors.txt").write_bytes(b"1 8\n\xff\xfe 0.1")
+    with pytest.raises(ValueError, match=r"--encoder-embed-path: .* is not UTF-8 text"):
+        build(encoder_embed_path=path)
+    (tmp_path / "vectors.txt").write_text("2 8\n" + "w3" + " 0.1" * 8 + "\nw4 0.1 two\n")
+    with pytest.raises(ValueError, match=r"--encoder-embed-path: .*could not convert"):
         build(encoder_embed_path=path)
     (tmp_path / "vectors.txt").write_text("w3 0.1 0.2\n")
     with pytest.raises(ValueError, match="must begin with a line `words dimensions`"):

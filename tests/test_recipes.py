@@ -90,11 +90,13 @@ def run(tmp_path_factory) -> tuple[Path, str, str]:
     options = ["--max-update", "40", "--save-interval-updates", "10"]
     first = quickstart(out, *options, start_new_session=True)
     deadline = time.monotonic() + 300
-    while not (out / "checkpoints" / "checkpoint_last.pt").exists():
-        assert first.poll() is None and time.monotonic() < deadline, first.stdout.read()
-        time.sleep(0.2)
+    printed = ""
+    while "Saved checkpoint" not in printed:
+        line = first.stdout.readline()
+        assert line and time.monotonic() < deadline, printed
+        printed += line
     os.killpg(first.pid, signal.SIGKILL)
-    printed = first.communicate()[0]
+    first.communicate()
     second = quickstart(out, *options)
     again = second.communicate()[0]
     assert second.returncode == 0, again[-3000:]

@@ -111,6 +111,24 @@ def test_second_derivative_of_the_manual_backward():
     assert torch.autograd.gradgradcheck(run, tensors)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_first_derivatives_are_the_same_with_create_graph(backend):
+    """u depends on x, as in a layer whose input is the skip term: no path may count twice."""
+    x = torch.randn(5, 2, 4, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(12, 4, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    results = []
+    for create_graph in (False, True):
+        h, c = sru_recurrence((x @ w.t()).view(5, 2, 3, 4), x, bias, backend=backend)
+        loss = h.square().sum() + c.sum()
+        results.append(torch.autograd.grad(loss, (x, w, bias), create_graph=create_graph))
+    for plain, differentiable in zip(*results, strict=True):
+        torch.testing.assert_close(differentiable.detach(), plain)
+    assert torch.autograd.gradgradcheck(
+        lambda x, w: sru_recurrence((x @ w.t()).view(5, 2, 3, 4), x, backend=backend), (x, w)
+    )
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     length=st.integers(1, 9),

@@ -219,14 +219,14 @@ def test_setup_refuses_an_old_python(tmp_path: Path) -> None:
     done, _ = machine.setup()
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "setup.sh: no Python >= 3.11 on PATH; install one, or activate an environment that has one"
+        "setup.sh: no Python 3.11, 3.12 or 3.13 on PATH; install one, or activate an environment that has one"
     ]
     active = tmp_path / "active"
     machine.write_python(active / "bin" / "python", OLD)
     done, _ = machine.setup(VIRTUAL_ENV=str(active))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"setup.sh: no Python >= 3.11 in {active};")
+    assert line.startswith(f"setup.sh: no Python 3.11, 3.12 or 3.13 in {active};")
 
 
 def test_setup_names_debians_package_for_venv(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_setup_fails_where_an_install_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_wheel_from_sdist(tmp_path: Path) -> None:
+def test_wheel_from_sdist(tmp_path: Path, toy_data: Path) -> None:
     tree = tmp_path / "tree"
     ignore = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, tree, ignore=ignore)
@@ -281,3 +281,22 @@ def test_wheel_from_sdist(tmp_path: Path) -> None:
     program = "import fairseq_sru; print(fairseq_sru.__file__)"
     done = run(sys.executable, "-c", program, env={"PYTHONPATH": str(site)}, cwd=tmp_path)
     assert done.stdout.strip() == str(site / "fairseq_sru" / "__init__.py"), done.stderr
+
+    # trained from another folder, with the wheel's own presets
+    (tmp_path / "work").mkdir()
+    size = ("--encoder-embed-dim", "32", "--decoder-embed-dim", "32", "--encoder-hidden-size", "16")
+    options = ("--arch", "sru_tiny", *size, "--cpu", "--optimizer", "adam", "--max-tokens", "400", "--max-epoch", "1")
+    plugin = ("--user-dir", site / "fairseq_sru")
+    train = (Path(sys.executable).with_name("fairseq-train"), toy_data, *plugin, *options, "--save-dir", "save")
+    done = run(*train, cwd=tmp_path / "work")
+    assert done.returncode == 0, done.stderr[-2000:]
+    generate = (
+        Path(sys.executable).with_name("fairseq-generate"),
+        toy_data,
+        *plugin,
+        "--cpu",
+        "--path",
+        "save/checkpoint_last.pt",
+    )
+    done = run(*generate, cwd=tmp_path / "work")
+    assert len(re.findall("^H-", done.stdout, re.MULTILINE)) == 53, done.stderr[-2000:]

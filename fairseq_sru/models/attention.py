@@ -64,7 +64,7 @@ class Attention(nn.Module):
         visible = ~padding_mask[:, None, None, :]
         weights = None
         if need_weights:
-            scores = query @ key.transpose(-1, -2) / math.sqrt(query.size(-1))
+            scores = (query / math.sqrt(query.size(-1))) @ key.transpose(-1, -2)  # in this order for float16's range
             scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
             probabilities = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=-1)
             context = probabilities.to(value.dtype) @ value

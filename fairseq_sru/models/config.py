@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 from fairseq.dataclass import FairseqDataclass
-from fairseq.utils import eval_bool, eval_str_list
 from omegaconf import II, OmegaConf
 
 # One YAML a preset; fairseq-hydra-train reads the same files (--config-dir .../fairseq_sru/config model=sru/NAME).
@@ -160,23 +159,20 @@ def attends(cfg: Any) -> bool:
     value = str(option(cfg, "decoder_attention"))
     if value.lower() not in ("true", "false", "1", "0"):
         raise ValueError(f"--decoder-attention must be one of True, False, 1, 0; got {value!r}")
-    return bool(eval_bool(value.capitalize()))
+    return value.lower() in ("true", "1")
 
 
 def cutoffs(cfg: Any, vocabulary: int | None) -> list[int] | None:
     """The adaptive softmax's cutoffs below the vocabulary's size, or None for a full softmax."""
     if option(cfg, "criterion") != "adaptive_loss":
         return None
-    text = option(cfg, "adaptive_softmax_cutoff")
-    try:
-        values = eval_str_list(text, type=int)
-        if not values or sorted(set(values)) != values or values[0] < 1:
-            raise ValueError
-    except (ValueError, SyntaxError, TypeError):
-        raise ValueError(
-            f"--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got {text!r}"
-        ) from None
-    return [v for v in values if vocabulary is None or v < vocabulary]
+    text = str(option(cfg, "adaptive_softmax_cutoff"))
+    words = text.strip("[]()").split(",")
+    # read as numbers, not evaluated as fairseq does: the options of a checkpoint come from whoever wrote it
+    values = [int(word) for word in words if word.strip().isdecimal()]
+    if len(values) < len(words) or sorted(set(values)) != values or values[0] < 1:
+        raise ValueError(f"--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got {text!r}")
+    return values if vocabulary is None else [v for v in values if v < vocabulary] or [vocabulary]
 
 
 def _at_least_one(cfg: Any, name: str) -> None:
@@ -186,9 +182,12 @@ def _at_least_one(cfg: Any, name: str) -> None:
 
 def _check_embedding_file(cfg: Any, side: str, path: Path) -> None:
     """The first line of fairseq's embedding format is ``words dimensions``, each other one a word and its numbers."""
-    with path.open(encoding="utf-8") as lines:
-        header = next(lines, "").split()
-        first = next(lines, "").rstrip().split(" ")
+    try:
+        with path.open(encoding="utf-8") as lines:
+            header = next(lines, "").split()
+            first = next(lines, "").rstrip().split(" ")
+    except UnicodeDecodeError:
+        raise ValueError(f"{flag(f'{side}_embed_path')}: {path} is not UTF-8 text") from None
     if len(header) != 2 or not all(h.isdigit() for h in header):
         raise ValueError(f"{flag(f'{side}_embed_path')}: {path} must begin with a line `words dimensions`")
     dim = option(cfg, f"{side}_embed_dim")

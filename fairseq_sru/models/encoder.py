@@ -90,7 +90,6 @@ class SRUEncoder(FairseqEncoder):
         """
         padding_mask = src_tokens.eq(self.padding_idx)
         x = self.project_in(self.dropout_in(self.embed_tokens(src_tokens.t())))
-        c = x.new_zeros(0)
         for layer in self.layers:
             x, c = layer(x, None, padding_mask.t())
         return {"encoder_out": [self.norm(x)], "encoder_padding_mask": [padding_mask], "encoder_state": [c]}

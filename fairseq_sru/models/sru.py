@@ -17,7 +17,7 @@ from fairseq.models import (
 from omegaconf import OmegaConf
 from torch import nn
 
-from .config import SRUConfig, attends, check, cutoffs, option, presets
+from .config import SRUConfig, attends, check, cutoffs, flag, option, presets
 from .decoder import SRUDecoder
 from .encoder import SRUEncoder, embedding
 
@@ -84,9 +84,12 @@ def _embedding(cfg: Any, side: str, dictionary: Any) -> nn.Embedding:
     module = embedding(len(dictionary), option(cfg, f"{side}_embed_dim"), dictionary.pad())
     path = option(cfg, f"{side}_embed_path")
     if path:
-        vectors = utils.parse_embedding(path)
-        utils.print_embed_overlap(vectors, dictionary)
-        utils.load_embedding(vectors, dictionary, module)
+        try:
+            vectors = utils.parse_embedding(path)
+            utils.print_embed_overlap(vectors, dictionary)
+            utils.load_embedding(vectors, dictionary, module)
+        except (ValueError, RuntimeError) as error:  # a word without numbers, or with too few
+            raise ValueError(f"{flag(f'{side}_embed_path')}: {path}: {error}") from None
     return module
 
 
@@ -106,9 +109,15 @@ def _check_data(args: Any) -> None:
         _exit(f"argument data: no such folder: {folder}")
     languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
     wanted = [f"dict.{lang}.txt" for lang in languages] or ["dict.*.txt"]
+    found = [path for name in wanted for path in sorted(folder.glob(name))]
     for name in wanted:
         if not any(folder.glob(name)):
             _exit(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
+    if option(args, "share_all_embeddings") and len({path.read_bytes() for path in found}) > 1:
+        _exit(
+            "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
+            f"got {' and '.join(path.name for path in found)}, which differ"
+        )
 
 
 def _architecture(options: dict[str, Any]) -> Callable[[Any], None]:

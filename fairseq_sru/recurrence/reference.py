@@ -250,6 +250,8 @@ def _differentiable(
     grad_c: Tensor | None,
 ) -> list[Tensor | None]:
     """First derivatives that can be differentiated again: through the definition."""
+    # Aliases: u was computed from x, and the path from u to x is the outer graph's to add.
+    inputs = tuple(None if t is None else t.view_as(t) for t in inputs)
     u, x, bias, c0, dropout_mask = inputs
     assert u is not None
     h, c_n = reference(

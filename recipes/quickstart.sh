@@ -37,19 +37,17 @@ run python recipes/prepare.py lohelp-en-de --out "$out/data" --vocab-size 2000
 if [ ! -e "$out/trained" ]; then
     run fairseq-train "$out/data/bin" --user-dir fairseq_sru --arch sru_tiny --share-all-embeddings --cpu \
         --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
-        --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000 \
+        --lr 4e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000 \
         --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1000 \
-        --save-dir "$out/checkpoints" --no-epoch-checkpoints --save-interval-updates 250 --keep-interval-updates 4 \
+        --save-dir "$out/checkpoints" --no-epoch-checkpoints --save-interval-updates 250 --keep-interval-updates 1 \
         --num-workers 0 "$@"
     touch "$out/trained"
 else
     printf '\n%s is trained already\n' "$out/checkpoints" >&2
 fi
-[ -e "$out/average.pt" ] ||
-    run python recipes/average.py --inputs "$out/checkpoints" --num-update-checkpoints 3 --output "$out/average.pt"
 
-step "$out/generate-test.txt" fairseq-generate "$out/data/bin" --user-dir fairseq_sru --path "$out/average.pt" --cpu \
-    --gen-subset test --beam 5 --max-tokens 4000 --remove-bpe sentencepiece
+step "$out/generate-test.txt" fairseq-generate "$out/data/bin" --user-dir fairseq_sru --cpu --gen-subset test \
+    --path "$out/checkpoints/checkpoint_last.pt" --beam 5 --max-tokens 4000 --remove-bpe sentencepiece
 
 run python recipes/report.py --data-set lohelp-en-de --checkpoint "$out/checkpoints/checkpoint_last.pt" \
     --generated "$out/generate-test.txt"

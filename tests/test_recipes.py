@@ -113,7 +113,7 @@ def test_quickstart_goes_on_where_it_was_killed(run):
 def test_quickstart_prints_commands_that_can_be_copied(run):
     out, _, text = run
     commands = [line[2:] for line in text.splitlines() if line.startswith("+ ")]
-    assert [c.split()[0] for c in commands] == ["python", "fairseq-train", "python", "fairseq-generate", "python"]
+    assert [c.split()[0] for c in commands] == ["python", "fairseq-train", "fairseq-generate", "python"]
     copied = subprocess.run(
         ["bash", "-c", commands[-1]],
         capture_output=True,

@@ -43,11 +43,33 @@ def test_patch_touches_nothing_else() -> None:
     assert re.findall(r"^\+\+\+ b/(.*)$", PATCH, re.MULTILINE) == [
         "fairseq/dataclass/configs.py",
         "fairseq/dataclass/initialize.py",
+        "fairseq/file_io.py",
         "fairseq/models/transformer/transformer_config.py",
         "fairseq/modules/transformer_layer.py",
         "pyproject.toml",
         "setup.py",
     ]
+
+
+def test_a_killed_copy_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fairseq copies each checkpoint to checkpoint_last.pt, from which a run goes on."""
+    from fairseq.file_io import PathManager
+
+    new, last = tmp_path / "checkpoint_1_20.pt", tmp_path / "checkpoint_last.pt"
+    new.write_bytes(b"new" * 1000)
+    last.write_bytes(b"whole")
+
+    def killed(source: str, target: str) -> None:
+        Path(target).write_bytes(Path(source).read_bytes()[:10])
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("shutil.copyfile", killed)
+        with pytest.raises(KeyboardInterrupt):
+            PathManager.copy(str(new), str(last), overwrite=True)
+    assert last.read_bytes() == b"whole"
+    PathManager.copy(str(new), str(last), overwrite=True)
+    assert last.read_bytes() == new.read_bytes()
 
 
 def test_installed_fairseq_has_this_patch() -> None:

@@ -270,7 +270,6 @@ def test_setup_fails_where_an_install_fails(tmp_path: Path) -> None:
 # The package
 
 
-@pytest.mark.slow
 def test_wheel_from_sdist(tmp_path: Path, toy_data: Path) -> None:
     tree = tmp_path / "tree"
     ignore = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")

@@ -50,7 +50,7 @@ class _Array(np.ndarray):
             raise pickle.UnpicklingError("a checkpoint's numpy array must be plain numbers")
         if math.prod(shape) * dtype.dtype.itemsize != len(data):
             raise pickle.UnpicklingError(f"a checkpoint's numpy array of shape {shape} has {len(data)} bytes")
-        super().__setstate__((1, shape, dtype.dtype, bool(fortran), data))
+        super().__setstate__((1, shape, dtype.dtype, bool(fortran), data))  # type: ignore[arg-type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return np.array(self, subok=False).__reduce_ex__(protocol)  # saved again, it is numpy's own

@@ -183,6 +183,7 @@ class SRU(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the weights of all layers anew and set their biases to 0."""
         for layer in self.layers:
+            assert isinstance(layer, SRUCell)
             layer.reset_parameters()
 
     def forward(self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -147,6 +147,7 @@ class SRUDecoder(FairseqIncrementalDecoder):
         source_padding = encoder_out["encoder_padding_mask"][0]
         cache = self.get_incremental_state(incremental_state, "cached_state") if incremental_state is not None else None
         target_padding = None
+        sources: list[tuple[Tensor, Tensor] | None]
         if cache is not None:
             prev_output_tokens = prev_output_tokens[:, -1:]
             states = cache["c"].unbind(0)
@@ -158,7 +159,9 @@ class SRUDecoder(FairseqIncrementalDecoder):
             target_padding = prev_output_tokens.eq(self.padding_idx).t()
             states = self._initial_states(encoder_out)
             sources = [
-                None if layer.attention is None else layer.attention.project(encoder_out["encoder_out"][0])
+                layer.attention.project(encoder_out["encoder_out"][0])
+                if isinstance(layer.attention, Attention)
+                else None
                 for layer in self.layers
             ]
 

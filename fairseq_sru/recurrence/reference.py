@@ -264,7 +264,7 @@ def _differentiable(
         dropout_mask=dropout_mask,
         padding_mask=padding_mask,
     )
-    wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed]
+    wanted = [t for t, needed in zip(inputs, ctx.needs_input_grad, strict=False) if needed and t is not None]
     given = [(out, grad) for out, grad in ((h, grad_h), (c_n, grad_c)) if grad is not None]
     grads = iter(
         torch.autograd.grad([o for o, _ in given], wanted, [g for _, g in given], create_graph=True, allow_unused=True)

@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         ("BLEU of copying the source", f"{copied.score:.1f}", "the same"),
         ("chrF", f"{characters.score:.1f}", str(chrf.get_signature())),
         ("parameters", f"{parameters / 1e6:.2f} M", "tied weights counted once"),
-        ("training time", f"{seconds / 60:.1f} min", f"{updates} updates, {torch.get_num_threads()} threads"),
+        ("training time", f"{seconds / 60:.1f} min", f"{updates} updates"),
         ("training speed", f"{speed:,.0f}", "target tokens a second, last epoch"),
     ]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]

@@ -113,10 +113,10 @@ def _check_data(args: Any) -> None:
     for name in wanted:
         if not any(folder.glob(name)):
             _exit(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
-    if option(args, "share_all_embeddings") and len({path.read_bytes() for path in found}) > 1:
+    if option(args, "share_all_embeddings") and len(found) == 2 and found[0].read_bytes() != found[1].read_bytes():
         _exit(
             "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
-            f"got {' and '.join(path.name for path in found)}, which differ"
+            f"got {found[0].name} and {found[1].name}, which differ"
         )
 
 

@@ -7,10 +7,10 @@ import importlib.util
 import warnings
 
 from .layers import SRU, SRUCell
-from .recurrence import sru_recurrence
+from .recurrence import backends, sru_recurrence
 from .versions import __version__
 
-__all__ = ["SRU", "SRUCell", "__version__", "sru_recurrence"]
+__all__ = ["SRU", "SRUCell", "__version__", "backends", "sru_recurrence"]
 
 if importlib.util.find_spec("fairseq") is not None:
     try:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .linear import linear
-from .recurrence import sru_recurrence
+from .recurrence import check_backend, sru_recurrence
 
 __all__ = ["SRU", "SRUCell"]
 
@@ -26,14 +29,16 @@ def _probability(name: str, value: float) -> float:
 
 
 class SRUCell(nn.Module):
-    """One SRU layer over a sequence: the v1 cell of Lei et al. 2017 (arXiv 1709.02755v1, equations 3-7).
+    """One SRU layer over a sequence: by default the v1 cell of Lei et al. 2017 (arXiv 1709.02755v1, equations 3-7).
 
-    ``u = W x`` is one matrix product for all time steps; the rest is :func:`fairseq_sru.sru_recurrence`. The skip
-    (highway) term is the input itself where ``input_size == directions * hidden_size``, else one more matrix product.
+    ``u = W x`` is one matrix product for all time steps; the rest is :func:`fairseq_sru.sru_recurrence`, whose
+    docstring has the equations. The skip (highway) term is the input itself where ``input_size == directions *
+    hidden_size``, else one more matrix product.
 
     Parameters: ``weight`` ``(k * D, input_size)``, the blocks candidate, forget, reset (and skip), each D = directions
-    * hidden_size rows; ``bias`` ``(2, D)``, forget and reset. Weights start in U(-sqrt(3 / input_size), sqrt(3 /
-    input_size)), biases at 0.
+    * hidden_size rows; ``bias`` ``(2, D)``, forget and reset; for v2 ``weight_c`` ``(2, D)`` likewise, the gates'
+    weights of the cell state. They start as in the published code: weights in U(-sqrt(3 / input_size), sqrt(3 /
+    input_size)), b_r at highway_bias, b_f at 0; for v2 scaled as ``sru`` 2.6.0 does.
 
     Args:
         input_size: number of features of x.
@@ -44,9 +49,17 @@ class SRUCell(nn.Module):
         use_relu: g = relu; goes before use_tanh.
         bidirectional: a second set of channels runs backward in time.
         highway: False leaves the skip term out: ``h = r g(c)``, for layers that have a residual connection around them.
+        layer_norm: normalise the matrix product's input; the skip term stays as it is.
+        highway_bias: where b_r starts; below 0 the layer starts by handing its input on.
+        v1: False for the v2 cell (Lei et al. 2018), whose gates see the cell state.
+        rescale: multiply a skip term that is the input by sqrt(1 + 2 exp(highway_bias)); None: for v2.
+        reset_gate: False leaves reset gate and skip term out, ``h = g(c)``: with use_relu the SSRU of Kim et al. 2019,
+            which
+            takes two matrices.
+        backend: of :func:`fairseq_sru.sru_recurrence`.
 
     Raises:
-        ValueError: a size is below 1 or a probability outside [0, 1); the message names it.
+        ValueError: a size is below 1, a probability outside [0, 1) or a backend unknown; the message names it.
     """
 
     def __init__(
@@ -59,6 +72,12 @@ class SRUCell(nn.Module):
         use_relu: int = 0,
         bidirectional: bool = False,
         highway: bool = True,
+        layer_norm: bool = False,
+        highway_bias: float = 0.0,
+        v1: bool = True,
+        rescale: bool | None = None,
+        reset_gate: bool = True,
+        backend: str = "auto",
     ) -> None:
         super().__init__()
         self.input_size = _positive("input_size", input_size)
@@ -67,18 +86,46 @@ class SRUCell(nn.Module):
         self.rnn_dropout = _probability("rnn_dropout", rnn_dropout)
         self.activation = "relu" if use_relu else "tanh" if use_tanh else "identity"
         self.bidirectional = bool(bidirectional)
-        self.highway = bool(highway)
+        self.highway = bool(highway) and bool(reset_gate)
+        self.highway_bias = float(highway_bias)
+        self.v1 = bool(v1)
+        self.rescale = not v1 if rescale is None else bool(rescale)
+        self.reset_gate = bool(reset_gate)
+        self.backend = check_backend(backend)
         self.output_size = hidden_size * (2 if bidirectional else 1)
-        self.planes = 4 if highway and input_size != self.output_size else 3
+        self.planes = 4 if self.highway and input_size != self.output_size else 3 if reset_gate else 2
+        gates = 2 if reset_gate else 1
         self.weight = nn.Parameter(torch.empty(self.planes * self.output_size, input_size))
-        self.bias = nn.Parameter(torch.empty(2, self.output_size))
+        self.bias = nn.Parameter(torch.empty(gates, self.output_size))
+        self.weight_c = None if v1 else nn.Parameter(torch.empty(gates, self.output_size))
+        self.layer_norm = nn.LayerNorm(input_size) if layer_norm else None
         self.reset_parameters()
 
+    @property
+    def skip_scale(self) -> float:
+        """alpha, the factor of the skip term (EMNLP 2018, section 3.2): keeps the variance from layer to layer."""
+        return math.sqrt(1 + 2 * math.exp(self.highway_bias)) if self.rescale and self.highway else 1.0
+
     def reset_parameters(self) -> None:
-        """Draw the weights anew and set the biases to 0."""
+        """Draw the weights anew and set the biases to where they start."""
         bound = math.sqrt(3.0 / self.input_size)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.bias)
+        if self.reset_gate:
+            nn.init.constant_(self.bias[1], self.highway_bias)
+        if self.layer_norm is not None:
+            self.layer_norm.reset_parameters()
+        if self.weight_c is None:
+            return
+        nn.init.uniform_(self.weight_c, -math.sqrt(1.5), math.sqrt(1.5))
+        with torch.no_grad():
+            candidate, *gates = self.weight.view(self.planes, self.output_size, self.input_size)
+            candidate.mul_(math.sqrt(1 - self.dropout))
+            for gate in gates[:2]:
+                gate.mul_(math.sqrt(0.5))
+            for skip in gates[2:]:
+                skip.mul_(self.skip_scale)
+            self.weight.mul_(math.sqrt(1 - self.rnn_dropout) * (0.1 if self.layer_norm is not None else 1.0))
 
     def forward(self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the layer.
@@ -94,6 +141,7 @@ class SRUCell(nn.Module):
 
         Raises:
             ValueError: a shape is not as described.
+            RuntimeError: the backend that was asked for can't run here.
         """
         if x.dim() == 2:
             mask = None if padding_mask is None else padding_mask.unsqueeze(0)
@@ -105,17 +153,23 @@ class SRUCell(nn.Module):
                 f"got {tuple(x.shape)}"
             )
         length, batch, _ = x.shape
-        dropped = x * self._mask(x, self.rnn_dropout, self.input_size) if self.training and self.rnn_dropout else x
-        u = linear(dropped, self.weight).view(length, batch, self.planes, self.output_size)
+        inputs = x if self.layer_norm is None else self.layer_norm(x)
+        if self.training and self.rnn_dropout:
+            inputs = inputs * self._mask(x, self.rnn_dropout, self.input_size)
+        u = linear(inputs, self.weight).view(length, batch, self.planes, self.output_size)
+        own_skip = self.planes == 4
         return sru_recurrence(
             u,
-            x if self.highway and self.planes == 3 else None,
+            x if self.highway and not own_skip else None,
             self.bias,
             c0,
+            weight_c=self.weight_c,
             activation=self.activation,
             bidirectional=self.bidirectional,
+            skip_scale=1.0 if own_skip else self.skip_scale,
             dropout_mask=self._mask(x, self.dropout, self.output_size) if self.training and self.dropout else None,
             padding_mask=padding_mask,
+            backend=self.backend,
         )
 
     def _mask(self, x: Tensor, p: float, width: int) -> Tensor:
@@ -124,7 +178,8 @@ class SRUCell(nn.Module):
     def extra_repr(self) -> str:
         return (
             f"{self.input_size}, {self.hidden_size}, dropout={self.dropout}, rnn_dropout={self.rnn_dropout}, "
-            f"activation={self.activation}, bidirectional={self.bidirectional}, highway={self.highway}"
+            f"activation={self.activation}, bidirectional={self.bidirectional}, highway={self.highway}, v1={self.v1}, "
+            f"backend={self.backend}"
         )
 
 
@@ -145,9 +200,11 @@ class SRU(nn.Module):
         use_tanh: g = tanh; with use_tanh = use_relu = 0, g is the identity.
         use_relu: g = relu; goes before use_tanh.
         bidirectional: every layer runs in both directions and gives 2 * hidden_size features.
+        layer_norm, highway_bias, v1, rescale, highway, backend: as in :class:`SRUCell`.
+        batch_first: x and the outputs are ``(batch, length, features)``; the states are not concerned, as in nn.LSTM.
 
     Raises:
-        ValueError: a size is below 1 or a probability outside [0, 1); the message names it.
+        ValueError: a size is below 1, a probability outside [0, 1) or a backend unknown; the message names it.
     """
 
     def __init__(
@@ -160,12 +217,20 @@ class SRU(nn.Module):
         use_tanh: int = 1,
         use_relu: int = 0,
         bidirectional: bool = False,
+        layer_norm: bool = False,
+        highway_bias: float = 0.0,
+        v1: bool = True,
+        backend: str = "auto",
+        rescale: bool | None = None,
+        highway: bool = True,
+        batch_first: bool = False,
     ) -> None:
         super().__init__()
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = _positive("num_layers", num_layers)
         self.bidirectional = bool(bidirectional)
+        self.batch_first = bool(batch_first)
         self.output_size = hidden_size * (2 if bidirectional else 1)
         self.layers = nn.ModuleList(
             SRUCell(
@@ -176,36 +241,168 @@ class SRU(nn.Module):
                 use_tanh=use_tanh,
                 use_relu=use_relu,
                 bidirectional=bidirectional,
+                highway=highway,
+                layer_norm=layer_norm,
+                highway_bias=highway_bias,
+                v1=v1,
+                rescale=rescale,
+                backend=backend,
             )
             for i in range(num_layers)
         )
 
     def reset_parameters(self) -> None:
-        """Draw the weights of all layers anew and set their biases to 0."""
+        """Draw the weights of all layers anew and set their biases to where they start."""
         for layer in self.layers:
             assert isinstance(layer, SRUCell)
             layer.reset_parameters()
 
-    def forward(self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor | PackedSequence,
+        c0: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+        padding_mask: Tensor | None = None,
+    ) -> tuple[Any, Tensor]:
         """Run the stack.
 
         Args:
-            x: ``(length, batch, input_size)``, or ``(batch, input_size)`` for a single step.
+            x: ``(length, batch, input_size)``, with batch_first ``(batch, length, input_size)``; ``(batch,
+                input_size)``
+                for a single step; or a PackedSequence, whose sequences may be in any order.
             c0: ``(num_layers, batch, D)``, D = directions * hidden_size; zeros if not given.
-            padding_mask: ``(length, batch)`` bool, True at padding.
+            lengths: ``(batch)``, how many steps of each sequence are not padding, where padding follows.
+            padding_mask: ``(length, batch)``, with batch_first ``(batch, length)``, bool, True at padding on whichever
+                side:
+                instead of lengths.
 
         Returns:
-            output_states ``(length, batch, D)`` (or ``(batch, D)``) and c_states ``(num_layers, batch, D)``.
+            output_states ``(length, batch, D)`` (as x: batch first, ``(batch, D)``, or a PackedSequence) and c_states
+            ``(num_layers, batch, D)``.
 
         Raises:
-            ValueError: a shape is not as described.
+            ValueError: a shape or a length is not as described.
+            RuntimeError: the backend that was asked for can't run here.
         """
-        if c0 is not None and (c0.dim() != 3 or c0.size(0) != self.num_layers):
+        if isinstance(x, PackedSequence):
+            if lengths is not None or padding_mask is not None:
+                raise ValueError("lengths and padding_mask must not be given with a PackedSequence, which has lengths")
+            return self._packed(x, c0)
+        turned = self.batch_first and x.dim() == 3
+        if turned:
+            x = x.transpose(0, 1)
+            padding_mask = None if padding_mask is None else padding_mask.t()
+        batch = x.size(-2)
+        if c0 is not None and c0.shape != (self.num_layers, batch, self.output_size):
             raise ValueError(
-                f"c0 must have shape ({self.num_layers}, batch, {self.output_size}); got {tuple(c0.shape)}"
+                f"c0 must have shape ({self.num_layers}, {batch}, {self.output_size}); got {tuple(c0.shape)}"
             )
+        if lengths is not None:
+            if padding_mask is not None:
+                raise ValueError("lengths and padding_mask must not be given both")
+            padding_mask = _padding(lengths, x)
         states = []
         for i, layer in enumerate(self.layers):
             x, c = layer(x, None if c0 is None else c0[i], padding_mask)
             states.append(c)
-        return x, torch.stack(states)
+        return x.transpose(0, 1) if turned else x, torch.stack(states)
+
+    def _packed(self, packed: PackedSequence, c0: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        """In the order of the packed sequences, as nn.LSTM: sorted by length; c0 and c_states in the caller's."""
+        x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
+        order, back = packed.sorted_indices, packed.unsorted_indices
+        if c0 is not None and order is not None:
+            c0 = c0.index_select(1, order)
+        batch_first, self.batch_first = self.batch_first, False
+        try:
+            h, c = self.forward(x, c0, lengths)
+        finally:
+            self.batch_first = batch_first
+        data = pack_padded_sequence(h, lengths).data
+        return PackedSequence(data, packed.batch_sizes, order, back), c if back is None else c.index_select(1, back)
+
+    @classmethod
+    def from_sru_state_dict(cls, state_dict: Mapping[str, Tensor], **options: Any) -> SRU:
+        """A stack with the weights of the PyPI package ``sru`` (v1 and v2) or of the SRU code of 2017.
+
+        Sizes, number of layers, cell, layer norm and rescaling follow from the tensors; a factorised weight
+        (``projection_size``) is multiplied out.
+
+        Args:
+            state_dict: of their ``SRU``, with names as ``rnn_lst.0.weight``.
+            options: what tensors don't tell, as in :class:`SRU`: bidirectional above all; dropout; use_tanh, which is
+                0 for
+                ``sru`` and 1 for the code of 2017 if not given, as it is there; highway=False for has_skip_term=False.
+
+        Raises:
+            ValueError: names or shapes are not of those, or of a variant that has no counterpart: custom_m,
+                proj_input_to_hidden_first, normalize_after.
+        """
+        return _import(cls, state_dict, options)
+
+
+def _padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
+    """The padding mask ``(length, batch)`` of right-padded sequences."""
+    steps, batch = (1, x.size(0)) if x.dim() == 2 else (x.size(0), x.size(1))
+    lengths = torch.as_tensor(lengths, device=x.device)
+    if lengths.shape != (batch,) or lengths.is_floating_point():
+        raise ValueError(
+            f"lengths must be {batch} integers, one a sequence; got {lengths.dtype} {tuple(lengths.shape)}"
+        )
+    if not torch.compiler.is_compiling() and lengths.device.type == "cpu" and batch:
+        least, most = int(lengths.min()), int(lengths.max())
+        if least < 0 or most > steps:
+            raise ValueError(f"lengths must be from 0 to {steps}, the length of x; got {least if least < 0 else most}")
+    mask = torch.arange(steps, device=x.device)[:, None] >= lengths
+    return mask.squeeze(0) if x.dim() == 2 else mask
+
+
+def _import(cls: type[SRU], state_dict: Mapping[str, Tensor], options: dict[str, Any]) -> SRU:
+    known = {"weight", "weight_proj", "weight_c", "bias", "scale_x", "layer_norm.weight", "layer_norm.bias"}
+    layers: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in state_dict.items():
+        start, _, rest = name.partition(".")
+        number, _, what = rest.partition(".")
+        if start != "rnn_lst" or not number.isdigit() or what not in known:
+            raise ValueError(f"state_dict must hold rnn_lst.<layer>.<{', '.join(sorted(known))}>; got {name!r}")
+        layers.setdefault(int(number), {})[what] = tensor.detach()
+    if sorted(layers) != list(range(len(layers))) or any(not {"weight", "bias"} <= set(t) for t in layers.values()):
+        raise ValueError(f"state_dict must hold weight and bias of the layers from 0 on; got layers {sorted(layers)}")
+    first = layers[0]
+    out = first["bias"].numel() // 2
+    directions = 2 if options.get("bidirectional") else 1
+    scales = {float(t["scale_x"]) for t in layers.values() if "scale_x" in t} or {1.0}
+    scale = scales.pop()
+    if scales:
+        raise ValueError(f"scale_x must be the same in all layers; got {sorted({scale, *scales})}")
+    matrices = [(t["weight_proj"] @ t["weight"] if "weight_proj" in t else t["weight"]) for t in layers.values()]
+    input_size = matrices[0].size(0)
+    guessed: dict[str, Any] = {
+        "use_tanh": 0 if "weight_c" in first else 1,
+        "v1": not any("weight_c" in t and bool(t["weight_c"].any()) for t in layers.values()),
+        "layer_norm": "layer_norm.weight" in first,
+        "rescale": scale != 1.0,
+        "highway": not (input_size != out and matrices[0].size(1) == 3 * out),
+    }
+    if scale != 1.0:
+        guessed["highway_bias"] = math.log((scale * scale - 1) / 2)
+    made = cls(input_size, out // directions, len(layers), **{**guessed, **options}).to(matrices[0])
+    with torch.no_grad():
+        for i, (cell, matrix, given) in enumerate(zip(made.layers, matrices, layers.values(), strict=True)):
+            assert isinstance(cell, SRUCell)
+            # theirs are interleaved: (input, D, k)
+            rows = matrix.view(matrix.size(0), -1, cell.planes).permute(2, 1, 0).reshape(-1, matrix.size(0))
+            pairs = [("weight", cell.weight, rows), ("bias", cell.bias, given["bias"].view(2, -1))]
+            if cell.weight_c is not None:
+                pairs.append(("weight_c", cell.weight_c, given["weight_c"].view(2, -1)))
+            if cell.layer_norm is not None:
+                pairs.append(("layer_norm.weight", cell.layer_norm.weight, given["layer_norm.weight"]))
+                pairs.append(("layer_norm.bias", cell.layer_norm.bias, given["layer_norm.bias"]))
+            for name, ours, theirs in pairs:
+                if ours.shape != theirs.shape:
+                    raise ValueError(
+                        f"rnn_lst.{i}.{name} must have the numbers of {tuple(ours.shape)} with the options "
+                        f"{options}; got {tuple(theirs.shape)}"
+                    )
+                ours.copy_(theirs)
+    return made

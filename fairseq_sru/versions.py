@@ -20,13 +20,22 @@ PATCH_NG = "patch-ng==1.19.1"
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")
 FAIRSEQ_RUN = ("hydra-core==1.3.2", "omegaconf==2.3.0")
 
-RECIPES = (*FAIRSEQ_RUN, "PyYAML==6.0.3", "sacrebleu==2.6.0", "sentencepiece==0.2.1", "tqdm==4.67.3")
-TEST = ("hypothesis==6.170.17", "pytest==9.0.3", "ruff==0.17.6")
+RECIPES = (
+    *FAIRSEQ_RUN,
+    "matplotlib==3.11.2",
+    "PyYAML==6.0.3",
+    "sacrebleu==2.6.0",
+    "sentencepiece==0.2.1",
+    "tqdm==4.67.3",
+)
 
 # pynvrtc 9.2 is marked as yanked: pip takes it only by this exact pin.
 CUDA = ("pynvrtc==9.2", "cuda-pathfinder==1.9.0")
 CUDA12 = ("cupy-cuda12x==14.2.0", *CUDA)
 CUDA13 = ("cupy-cuda13x==14.2.0", *CUDA)
+
+# NVRTC compiles for GPUs that aren't there; sru is the published package, to compare with.
+TEST = ("hypothesis==6.170.17", "nvidia-cuda-nvrtc==13.0.88", *CUDA, "pytest==9.0.3", "ruff==0.17.6", "sru==2.6.0")
 
 REQUIREMENTS = (TORCH, NUMPY, *RECIPES, *TEST)
 

@@ -1,21 +1,31 @@
 """The elementwise SRU recurrence behind one function, :func:`sru_recurrence`.
 
 Everything an SRU layer does beside its matrix product happens here. The function checks its arguments, picks a backend
-and hands over; a backend is one function with the signature of :func:`fairseq_sru.recurrence.reference.reference`.
+and hands over. The backends, best first:
+
+- ``cuda``: the CUDA text in kernels/, compiled by NVRTC for the GPU that is there and launched by CuPy (GPU);
+- ``native``: the same text built by the host's C++ compiler (CPU);
+- ``torch``: plain PyTorch with its backward pass written by hand (any device);
+- ``reference``: the definition, a loop over time that autograd differentiates (any device).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import os
+import warnings
 
 import torch
 from torch import Tensor
 
-from .reference import ACTIVATIONS, manual, reference
+from .autograd import Backend, Recurrence, compiled, register
+from .build import Unavailable
+from .reference import ACTIVATIONS, Options, Tensors, Torch, reference
 
-__all__ = ["ACTIVATIONS", "BACKENDS", "sru_recurrence"]
+__all__ = ["ACTIVATIONS", "BACKENDS", "backends", "check_backend", "sru_recurrence"]
 
-BACKENDS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"reference": reference, "torch": manual}
+BACKENDS = ("cuda", "native", "torch", "reference")
+VARIABLE = "FAIRSEQ_SRU_BACKEND"
 
 
 def sru_recurrence(
@@ -24,35 +34,46 @@ def sru_recurrence(
     bias: Tensor | None = None,
     c0: Tensor | None = None,
     *,
+    weight_c: Tensor | None = None,
     activation: str = "tanh",
     bidirectional: bool = False,
+    skip_scale: float = 1.0,
     dropout_mask: Tensor | None = None,
     padding_mask: Tensor | None = None,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """Run the v1 SRU cell (Lei et al. 2017, arXiv 1709.02755v1, equations 3-7) over time.
+    """Run the SRU cell over time.
 
     Per channel, all products elementwise::
 
-        f_t = sigmoid(u_t[1] + b_f)                  forget gate
-        r_t = sigmoid(u_t[2] + b_r)                  reset gate
+        f_t = sigmoid(u_t[1] + v_f c_{t-1} + b_f)    forget gate
+        r_t = sigmoid(u_t[2] + v_r c_{t-1} + b_r)    reset gate; 1 where u has two planes
         c_t = f_t c_{t-1} + (1 - f_t) u_t[0]         cell state
         h_t = r_t g(c_t) m + (1 - r_t) s_t           output; m = dropout_mask, s = skip (highway) term
 
-    The skip term is ``u[:, :, 3]`` where u has four planes, ``x`` where it is given, and absent otherwise.
+    Without v this is the v1 cell (Lei et al. 2017, arXiv 1709.02755v1, equations 3-7). With v it is the v2 cell (Lei et
+    al. 2018, "Simple Recurrent Units for Highly Parallelizable Recurrence", equations 1-4, where g is the identity).
+    With two planes and g = relu it is the SSRU (Kim et al. 2019, "From Research to Production and Back"). The skip term
+    is ``u[:, :, 3]`` where u has four planes, ``skip_scale * x`` where x is given, and absent otherwise.
 
     Args:
-        u: ``(length, batch, k, D)``, the layer input times the weight matrices; k = 3 planes (candidate, forget, reset)
-            or 4 (and the skip term). D = directions * hidden_size; with two directions the first half of the channels
-            runs forward in time and the second half backward. Floating point, any dtype.
+        u: ``(length, batch, k, D)``, the layer input times the weight matrices; k = 2 planes (candidate, forget), 3
+            (and
+            reset) or 4 (and the skip term). D = directions * hidden_size; with two directions the first half of the
+            channels runs forward in time and the second half backward. Floating point: float32, float16, bfloat16,
+            float64.
         x: ``(length, batch, D)``, the skip term for k = 3.
-        bias: ``(2, D)``, b_f and b_r; zeros if not given.
+        bias: ``(2, D)``, b_f and b_r; ``(1, D)`` for k = 2; zeros if not given.
         c0: ``(batch, D)``, the cell state before the first step; zeros if not given.
+        weight_c: v_f and v_r, as bias; none for the v1 cell.
         activation: g: "identity", "tanh" or "relu".
         bidirectional: see u.
+        skip_scale: alpha of the v2 cell, a factor of x.
         dropout_mask: ``(batch, D)``, variational dropout on g(c): one factor a sequence and channel.
         padding_mask: ``(length, batch)`` bool, True at padding: such a step carries the cell state and gives h = 0.
-        backend: "auto", "torch" (plain PyTorch with its backward written by hand) or "reference" (the definition).
+        backend: "auto" takes what the environment variable ``FAIRSEQ_SRU_BACKEND`` names, or else the best that can
+            run:
+            "cuda" on a GPU, "native" on a CPU, "torch" elsewhere. "reference" is the definition.
 
     Returns:
         h ``(length, batch, D)`` in u's dtype, and the last cell state ``(batch, D)`` (of each direction: after its last
@@ -61,57 +82,135 @@ def sru_recurrence(
     Raises:
         ValueError: an argument's value or shape is not as described; the message names it.
         TypeError: an argument is not of a floating-point (padding_mask: bool) dtype.
+        RuntimeError: the backend that was asked for by name can't run here; the message says why.
     """
-    _check(u, x, bias, c0, activation, bidirectional, dropout_mask, padding_mask)
-    if backend == "auto":
-        backend = "torch"
-    if backend not in BACKENDS:
-        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {backend!r}")
-    return BACKENDS[backend](
-        u,
-        x,
-        bias,
-        c0,
-        activation=activation,
-        bidirectional=bidirectional,
-        dropout_mask=dropout_mask,
-        padding_mask=padding_mask,
-    )
+    tensors = (u, x, bias, weight_c, c0, dropout_mask)
+    _check(tensors, padding_mask, activation, bidirectional)
+    how = Options(activation, bidirectional, float(skip_scale))
+    chosen = _choose(backend, u.device.type)
+    if chosen is None:
+        return reference(tensors, padding_mask, how)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.compiler.is_compiling():
+        return compiled(chosen, tensors, padding_mask, how, keep)  # type: ignore[no-any-return]
+    if keep:
+        return Recurrence.apply(chosen, how, padding_mask, *tensors)  # type: ignore[no-any-return]
+    h, c_n, _ = chosen.forward(tensors, padding_mask, how, False)
+    return h, c_n
 
 
-def _check(
-    u: Tensor,
-    x: Tensor | None,
-    bias: Tensor | None,
-    c0: Tensor | None,
-    activation: str,
-    bidirectional: bool,
-    dropout_mask: Tensor | None,
-    padding_mask: Tensor | None,
-) -> None:
-    if u.dim() != 4 or u.size(2) not in (3, 4):
-        raise ValueError(f"u must have shape (length, batch, 3 or 4, D); got {tuple(u.shape)}")
+def backends() -> dict[str, str]:
+    """What each backend has to say here: "ready", or why it can't run and what helps."""
+    said = {}
+    for name in BACKENDS:
+        try:
+            _backend(name)
+            said[name] = "ready"
+        except Unavailable as error:
+            said[name] = str(error)
+    return said
+
+
+def check_backend(name: str) -> str:
+    """Return name if it is "auto" or a backend's name.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if name != "auto" and name not in BACKENDS:
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
+    return name
+
+
+@functools.cache
+def _backend(name: str) -> Backend | None:
+    """The backend, set up; None for the definition, which autograd differentiates by itself.
+
+    Raises:
+        Unavailable: it can't run here.
+    """
+    made: Backend
+    if name == "reference":
+        return None
+    if name == "cuda":
+        from .cuda import Cuda
+
+        made = Cuda()
+    elif name == "native":
+        from .native import Native
+
+        made = Native()
+    else:
+        made = Torch()
+    register(made)
+    return made
+
+
+_DEVICES = {"cuda": "cuda", "native": "cpu"}
+
+
+def _choose(name: str, device: str) -> Backend | None:
+    check_backend(name)
+    if name == "auto":
+        name = os.environ.get(VARIABLE) or "auto"
+        if name != "auto" and name not in BACKENDS:
+            raise ValueError(f"{VARIABLE} must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
+    if name == "auto":
+        return _best(device)
+    if _DEVICES.get(name, device) != device:
+        raise ValueError(f"backend {name!r} needs tensors on the device {_DEVICES[name]!r}; u is on {device!r}")
+    try:
+        return _backend(name)
+    except Unavailable as error:
+        raise RuntimeError(f"backend {name!r} can't run: {error}") from error
+
+
+@functools.cache
+def _best(device: str) -> Backend | None:
+    wanted = {"cuda": "cuda", "cpu": "native"}.get(device, "torch")
+    try:
+        return _backend(wanted)
+    except Unavailable as error:
+        warnings.warn(f"SRU runs in plain PyTorch on {device}, which is slower: {error}", stacklevel=4)
+        return _backend("torch")
+
+
+def _check(tensors: Tensors, padding_mask: Tensor | None, activation: str, bidirectional: bool) -> None:
+    u, x, bias, weight_c, c0, dropout_mask = tensors
+    if u.dim() != 4 or u.size(2) not in (2, 3, 4):
+        raise ValueError(f"u must have shape (length, batch, 2 to 4, D); got {tuple(u.shape)}")
     length, batch, planes, width = u.shape
-    if planes == 4 and x is not None:
-        raise ValueError("x must not be given where u has 4 planes: the fourth is the skip term")
+    if x is not None and planes != 3:
+        why = "the fourth is the skip term" if planes == 4 else "without a reset gate there is no skip term"
+        raise ValueError(f"x must not be given where u has {planes} planes: {why}")
     if bidirectional and width % 2:
         raise ValueError(f"bidirectional needs an even number of channels in u; got {width}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
-    expected: list[tuple[str, Tensor | None, tuple[int, ...]]] = [
-        ("x", x, (length, batch, width)),
-        ("bias", bias, (2, width)),
-        ("c0", c0, (batch, width)),
-        ("dropout_mask", dropout_mask, (batch, width)),
-        ("padding_mask", padding_mask, (length, batch)),
-    ]
-    for name, tensor, shape in [("u", u, tuple(u.shape)), *expected]:
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"{name} must have shape {shape}, as u has {tuple(u.shape)}; got {tuple(tensor.shape)}")
-        if name == "padding_mask":
-            if tensor.dtype != torch.bool:
-                raise TypeError(f"padding_mask must be a bool tensor, True at padding; got {tensor.dtype}")
-        elif not tensor.is_floating_point():
-            raise TypeError(f"{name} must be a floating-point tensor; got {tensor.dtype}")
+    if not u.is_floating_point():
+        raise TypeError(f"u must be a floating-point tensor; got {u.dtype}")
+    gates = 1 if planes == 2 else 2
+    if x is not None:
+        _fits("x", x, (length, batch, width), u)
+    if bias is not None:
+        _fits("bias", bias, (gates, width), u)
+    if weight_c is not None:
+        _fits("weight_c", weight_c, (gates, width), u)
+    if c0 is not None:
+        _fits("c0", c0, (batch, width), u)
+    if dropout_mask is not None:
+        _fits("dropout_mask", dropout_mask, (batch, width), u)
+    if padding_mask is not None:
+        _fits("padding_mask", padding_mask, (length, batch), u)
+
+
+def _fits(name: str, t: Tensor, shape: tuple[int, ...], u: Tensor) -> None:
+    if t.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, as u has {tuple(u.shape)}; got {tuple(t.shape)}")
+    if t.device != u.device:
+        raise ValueError(f"{name} must be on u's device, {u.device}; it is on {t.device}")
+    if name == "padding_mask":
+        if t.dtype != torch.bool:
+            raise TypeError(f"padding_mask must be a bool tensor, True at padding; got {t.dtype}")
+    elif not t.is_floating_point():
+        raise TypeError(f"{name} must be a floating-point tensor; got {t.dtype}")

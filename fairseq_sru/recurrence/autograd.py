@@ -1,0 +1,209 @@
+"""How a backend's forward and backward become one differentiable function, in eager mode and under torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from .reference import Options, Tensors, reference, state_dtype
+
+
+class Backend(Protocol):
+    """What computes the recurrence. ``tensors`` are u, x, bias, weight_c, c0, dropout_mask."""
+
+    name: str
+
+    def saved_shape(self, u: Tensor) -> tuple[int, ...]:
+        """Of what forward saves, which has the state's dtype."""
+        ...
+
+    def forward(
+        self, tensors: Tensors, padding_mask: Tensor | None, how: Options, keep: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """h, c_n and, with keep, what backward wants to have saved."""
+        ...
+
+    def backward(
+        self,
+        tensors: Tensors,
+        padding_mask: Tensor | None,
+        how: Options,
+        saved: Tensor,
+        grad_h: Tensor | None,
+        grad_c_n: Tensor | None,
+        needed: tuple[bool, ...],
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients of tensors, None where not needed."""
+        ...
+
+
+class Recurrence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: Backend, how: Options, padding_mask: Tensor | None, *tensors: Any) -> Any:  # type: ignore[override]
+        h, c_n, saved = backend.forward(tensors, padding_mask, how, True)  # type: ignore[arg-type]
+        ctx.save_for_backward(padding_mask, saved, *tensors)
+        ctx.backend, ctx.how = backend, how
+        ctx.set_materialize_grads(False)
+        return h, c_n
+
+    @staticmethod
+    def backward(ctx: Any, grad_h: Tensor | None, grad_c_n: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        padding_mask, saved, *tensors = ctx.saved_tensors
+        needed = ctx.needs_input_grad[3:]
+        if torch.is_grad_enabled():  # create_graph=True
+            grads = differentiable(tuple(tensors), padding_mask, ctx.how, grad_h, grad_c_n, needed)
+        else:
+            grads = ctx.backend.backward(tuple(tensors), padding_mask, ctx.how, saved, grad_h, grad_c_n, needed)
+        return (None, None, None, *grads)
+
+
+def differentiable(
+    tensors: Tensors,
+    padding_mask: Tensor | None,
+    how: Options,
+    grad_h: Tensor | None,
+    grad_c_n: Tensor | None,
+    needed: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """First derivatives that can be differentiated again: through the definition."""
+    # Aliases: u was computed from x, and the path from u to x is the outer graph's to add.
+    aliases: Any = tuple(None if t is None else t.view_as(t) for t in tensors)
+    h, c_n = reference(aliases, padding_mask, how)
+    wanted = [t for t, need in zip(aliases, needed, strict=True) if need]
+    given = [(out, grad) for out, grad in ((h, grad_h), (c_n, grad_c_n)) if grad is not None]
+    grads = iter(
+        torch.autograd.grad([o for o, _ in given], wanted, [g for _, g in given], create_graph=True, allow_unused=True)
+    )
+    return tuple(next(grads) if need else None for need in needed)
+
+
+# ---------------------------------------------------------------- torch.compile: the same as an operator
+
+# An operator costs 5 to 50 microseconds a call more than Recurrence, so eager mode goes without. It gives tensors
+# alone: an
+# empty one stands for none.
+
+_by_name: dict[str, Backend] = {}
+
+
+def compiled(backend: Backend, tensors: Tensors, padding_mask: Tensor | None, how: Options, keep: bool) -> Any:
+    """h and c_n by an operator that torch.compile doesn't look into."""
+    h, c_n, _ = torch.ops.fairseq_sru.recurrence(*tensors, padding_mask, *how, backend.name, keep)
+    return h, c_n
+
+
+def register(backend: Backend) -> None:
+    """Let the operators find a backend by its name."""
+    _by_name[backend.name] = backend
+
+
+@torch.library.custom_op("fairseq_sru::recurrence", mutates_args=())
+def recurrence(
+    u: Tensor,
+    x: Tensor | None,
+    bias: Tensor | None,
+    weight_c: Tensor | None,
+    c0: Tensor | None,
+    dropout_mask: Tensor | None,
+    padding_mask: Tensor | None,
+    activation: str,
+    bidirectional: bool,
+    skip_scale: float,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    how = Options(activation, bidirectional, skip_scale)
+    tensors = (u, x, bias, weight_c, c0, dropout_mask)
+    h, c_n, saved = _by_name[backend].forward(tensors, padding_mask, how, keep)
+    return h, c_n, c_n.new_empty(0) if saved is None else saved
+
+
+@recurrence.register_fake
+def _(
+    u: Tensor,
+    x: Tensor | None,
+    bias: Tensor | None,
+    weight_c: Tensor | None,
+    c0: Tensor | None,
+    dropout_mask: Tensor | None,
+    padding_mask: Tensor | None,
+    activation: str,
+    bidirectional: bool,
+    skip_scale: float,
+    backend: str,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    length, batch, _, width = u.shape
+    state = state_dtype(u)
+    saved = _by_name[backend].saved_shape(u) if keep else (0,)
+    return (
+        u.new_empty(length, batch, width),
+        u.new_empty(batch, width, dtype=state),
+        u.new_empty(saved, dtype=state),
+    )
+
+
+@torch.library.custom_op("fairseq_sru::recurrence_backward", mutates_args=())
+def recurrence_backward(
+    u: Tensor,
+    x: Tensor | None,
+    bias: Tensor | None,
+    weight_c: Tensor | None,
+    c0: Tensor | None,
+    dropout_mask: Tensor | None,
+    padding_mask: Tensor | None,
+    saved: Tensor,
+    grad_h: Tensor | None,
+    grad_c_n: Tensor | None,
+    activation: str,
+    bidirectional: bool,
+    skip_scale: float,
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    how = Options(activation, bidirectional, skip_scale)
+    tensors = (u, x, bias, weight_c, c0, dropout_mask)
+    grads = _by_name[backend].backward(tensors, padding_mask, how, saved, grad_h, grad_c_n, tuple(needed))
+    return [u.new_empty(0) if grad is None else grad for grad in grads]
+
+
+@recurrence_backward.register_fake
+def _(
+    u: Tensor,
+    x: Tensor | None,
+    bias: Tensor | None,
+    weight_c: Tensor | None,
+    c0: Tensor | None,
+    dropout_mask: Tensor | None,
+    padding_mask: Tensor | None,
+    saved: Tensor,
+    grad_h: Tensor | None,
+    grad_c_n: Tensor | None,
+    activation: str,
+    bidirectional: bool,
+    skip_scale: float,
+    backend: str,
+    needed: list[bool],
+) -> list[Tensor]:
+    tensors = (u, x, bias, weight_c, c0, dropout_mask)
+    return [
+        u.new_empty(0) if t is None or not need else t.new_empty(t.shape)
+        for t, need in zip(tensors, needed, strict=True)
+    ]
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    *tensors, activation, bidirectional, skip_scale, backend, _ = inputs
+    ctx.save_for_backward(*tensors, output[2])
+    ctx.options = (activation, bidirectional, skip_scale, backend)
+
+
+def _backward(ctx: Any, grad_h: Tensor | None, grad_c_n: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    needed = ctx.needs_input_grad[:6]
+    grads = torch.ops.fairseq_sru.recurrence_backward(*ctx.saved_tensors, grad_h, grad_c_n, *ctx.options, needed)
+    return (*(grad if need else None for grad, need in zip(grads, needed, strict=True)), *[None] * 6)
+
+
+recurrence.register_autograd(_backward, setup_context=_setup)

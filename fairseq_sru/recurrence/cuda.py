@@ -1,0 +1,132 @@
+"""The GPU backend: the CUDA text compiled by NVRTC for the GPU that is there, launched by CuPy on torch's current
+stream.
+
+Nothing is bound at import: the stream is asked for at every launch, and each device has modules of its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import nvrtc
+from .build import Unavailable, kernel_folder
+from .kernels import Argument, Kernels, Shape, Variant
+
+
+class Stream(NamedTuple):
+    """What CuPy wants of a stream."""
+
+    ptr: int
+
+
+class Geometry(NamedTuple):
+    """vec, ahead: what the text is compiled for; see kernels/sru.cu."""
+
+    vec: int
+    ahead: int
+    grid: int
+    block: int
+
+
+ITEM_SIZES = {0: 4, 1: 2, 2: 2, 3: 8}
+
+
+def geometry(variant: Variant, shape: Shape, multiprocessors: int, aligned: int = 16) -> Geometry:
+    """How to cut a launch into threads.
+
+    Threads take as many channels as a 16-byte access holds while enough threads remain to keep every multiprocessor's
+    memory requests going (128 each), with few columns one channel each and loads further ahead.
+
+    Args:
+        variant: gives the size of a value.
+        shape: of the problem.
+        multiprocessors: of the GPU.
+        aligned: bytes to which all tensors are aligned.
+    """
+    item = ITEM_SIZES[variant.value]
+    half = shape.width // shape.directions
+    columns = shape.batch * shape.width * shape.chunks
+    vec = min(16, aligned) // item
+    if variant.peephole:  # more registers a channel
+        vec = min(vec, 4)
+    while vec > 1 and (half % vec or columns < vec * multiprocessors * 128):
+        vec //= 2
+    vec = max(vec, 1)
+    threads = columns // vec
+    block = max(32, min(128, -(-threads // multiprocessors // 32) * 32))
+    return Geometry(vec, {1: 8, 2: 4}.get(vec, 2), -(-threads // block), block)
+
+
+def chunk_length(variant: Variant, length: int, columns: int, multiprocessors: int) -> int:
+    """How many steps a thread works on: with few columns and many steps several chunks run at once, for the price of
+    reading part of the input twice."""
+    if variant.peephole or columns >= multiprocessors * 128:
+        return length
+    chunks = min(multiprocessors * 256 // columns, length // 64)
+    return length if chunks < 4 else -(-length // chunks)
+
+
+class Cuda(Kernels):
+    name = "cuda"
+
+    def __init__(self) -> None:
+        kernel_folder()
+        if not torch.cuda.is_available():
+            raise Unavailable("torch sees no CUDA GPU")
+        if torch.version.hip:
+            raise Unavailable("this torch is built for ROCm; the kernels are for CUDA")
+        self.compiler = nvrtc.compiler()
+        self.module_type = module_type()
+        self.modules: dict[tuple[int, Variant, int, int], Any] = {}
+
+    def chunk_length(self, variant: Variant, length: int, columns: int, device: torch.device) -> int:
+        return chunk_length(variant, length, columns, multiprocessors(device.index)) if columns else length
+
+    def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
+        values: list[int | float] = []
+        bits = 16
+        for a in arguments:
+            if isinstance(a, Tensor):
+                values.append(a.data_ptr())
+                bits |= a.data_ptr()
+            else:
+                values.append(0 if a is None else a)
+        how = geometry(variant, shape, multiprocessors(device.index), bits & -bits)
+        key = (device.index, variant, how.vec, how.ahead)
+        with torch.cuda.device(device):
+            if key not in self.modules:
+                self.modules[key] = self._load(variant, how, device)
+            function = self.modules[key].get_function(kernel)
+            stream = Stream(torch.cuda.current_stream(device).cuda_stream)
+            function((how.grid,), (how.block,), (*values, *shape), stream=stream)
+
+    def _load(self, variant: Variant, how: Geometry, device: torch.device) -> Any:
+        """A CuPy module with the kernels, on the current device."""
+        major, minor = torch.cuda.get_device_capability(device)
+        target = self.compiler.target(10 * major + minor)
+        module = self.module_type()
+        module.load(self.compiler.cubin(variant.defines(vec=how.vec, ahead=how.ahead), target))
+        return module
+
+
+@functools.cache
+def multiprocessors(device: int) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def module_type() -> Any:
+    """CuPy's class of modules.
+
+    Raises:
+        Unavailable: CuPy can't be imported.
+    """
+    try:
+        from cupy.cuda.function import Module
+    except ImportError as error:
+        major = (torch.version.cuda or "13").split(".")[0]
+        raise Unavailable(f"CuPy can't be imported ({error}); {nvrtc.INSTALL.format(major)}") from error
+    return Module

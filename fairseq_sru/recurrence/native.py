@@ -1,0 +1,99 @@
+"""The CPU backend: the CUDA text built by the host compiler, each variant when it is first needed."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .build import Unavailable, host_compiler, host_library, kernel_folder
+from .kernels import Argument, Kernels, Shape, Variant
+
+LANES = 256  # channels that a thread of the text works on at most
+ENOUGH = 16384  # elements below which a second core costs more than it brings
+
+
+class Native(Kernels):
+    name = "native"
+
+    def __init__(self) -> None:
+        kernel_folder()
+        host_compiler()
+
+    def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
+        half = shape.width // shape.directions
+        rows = shape.batch * shape.directions * shape.chunks
+        workers = min(torch.get_num_threads(), 1 + shape.length * shape.batch * shape.width // ENOUGH)
+        group = LANES
+        if workers > 1:  # some parts for each worker, of whole cache lines
+            group = max(16, min(LANES, -(-half * rows // (4 * workers)) // 16 * 16))
+        threads = rows * -(-half // group)
+        run(library(variant), kernel, threads, group, workers, shape, arguments)
+
+
+def run(
+    built: dict[str, Callable[[bytes], None]],
+    kernel: str,
+    threads: int,
+    group: int,
+    workers: int,
+    shape: Shape,
+    arguments: tuple[Argument, ...],
+) -> None:
+    """Pack the arguments as struct Launch in kernels/host.h has them, and call."""
+    values: list[int | float] = [threads, group, workers, *openmp()]
+    for a in arguments:
+        values.append(0 if a is None else a.data_ptr() if isinstance(a, Tensor) else a)
+    numbers = f"{len(values) - 1}qd" if isinstance(values[-1], float) else f"{len(values)}q"
+    built[kernel](struct.pack(numbers + "5q", *values, *shape))
+
+
+KERNELS = ("sru_forward", "sru_backward")
+SUMMARIES = ("sru_forward_summary", "sru_backward_summary")
+
+
+def load(path: Path, peephole: int) -> dict[str, Callable[[bytes], None]]:
+    """The entries of a built library by the kernels' names."""
+    opened = ctypes.CDLL(str(path))
+    entries = {}
+    for kernel in KERNELS + (() if peephole else SUMMARIES):
+        entry = getattr(opened, f"run_{kernel}")
+        entry.argtypes, entry.restype = [ctypes.c_char_p], None
+        entries[kernel] = entry
+    return entries
+
+
+@functools.cache
+def library(variant: Variant) -> dict[str, Callable[[bytes], None]]:
+    """The kernels of a variant, built if need be."""
+    options = ("-DWIDE", *variant.defines(vec=LANES, ahead=1))
+    try:
+        return load(host_library(options), variant.peephole)
+    except OSError:  # a damaged file in the cache
+        path = host_library(options, fresh=True)
+    try:
+        return load(path, variant.peephole)
+    except OSError as error:
+        raise Unavailable(f"{error}; FAIRSEQ_SRU_CACHE can name another folder, which allows programs") from error
+
+
+@functools.cache
+def openmp() -> tuple[int, int, int]:
+    """The addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads in the library that torch uses.
+
+    They are looked up among what libtorch depends on, so that no second OpenMP library with threads of its own comes
+    in.
+    Zeros if there is none: one thread then.
+    """
+    try:
+        torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+        first, second, third = (ctypes.cast(getattr(torch_library, n), ctypes.c_void_p).value or 0 for n in names)
+        return first, second, third
+    except (OSError, AttributeError):
+        return 0, 0, 0

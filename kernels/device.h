@@ -1,0 +1,55 @@
+// What sru.cu needs of CUDA. No CUDA header is read, so none has to be found: half goes through PTX's own conversions.
+#pragma once
+
+#define KERNEL extern "C" __global__ void
+#define DEVICE __device__ __forceinline__
+#define RESTRICT __restrict__
+#define UNROLL _Pragma("unroll")
+#define THREAD (int64(blockIdx.x) * blockDim.x + threadIdx.x)
+#define GROUP VEC
+#define LANES(j, count) UNROLL for (int j = 0; j < VEC; ++j)
+
+typedef long long int64;
+typedef unsigned char uint8;
+
+#if VALUE == 3
+typedef double state_t;
+typedef double value_t;
+DEVICE double exponential(double x) { return exp(x); }
+DEVICE double hyperbolic_tangent(double x) { return tanh(x); }
+#else
+typedef float state_t;
+DEVICE float exponential(float x) { return expf(x); }
+DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
+#endif
+
+#if VALUE == 0
+typedef float value_t;
+#elif VALUE == 1
+struct value_t {  // half
+    unsigned short bits;
+
+    value_t() = default;
+    DEVICE explicit value_t(float x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(x)); }
+    DEVICE operator float() const {
+        float x;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(x) : "h"(bits));
+        return x;
+    }
+};
+#elif VALUE == 2
+struct value_t {  // bfloat16
+    unsigned short bits;
+
+    value_t() = default;
+    DEVICE explicit value_t(float x) {
+#if __CUDA_ARCH__ >= 800
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(x));
+#else
+        const unsigned b = __float_as_uint(x);
+        bits = x != x ? b >> 16 | 64 : (b + 0x7fff + (b >> 16 & 1)) >> 16;
+#endif
+    }
+    DEVICE operator float() const { return __uint_as_float(unsigned(bits) << 16); }
+};
+#endif

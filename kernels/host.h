@@ -1,0 +1,153 @@
+// What sru.cu needs of a host compiler (g++, clang++): CUDA's words, the functions of one number in a form that vectorises,
+// and a launcher that runs the threads of a launch one after the other, on as many cores as it is told.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+typedef int64_t int64;
+typedef uint8_t uint8;
+
+struct Here {  // which thread runs
+    int64 thread, group;
+};
+static thread_local Here here;
+
+#define KERNEL static void
+#define DEVICE inline
+#define RESTRICT __restrict__
+#define UNROLL
+#define THREAD (here.thread)
+#ifdef WIDE
+#define GROUP (here.group)
+#define EACH(j, count) for (int j = 0; j < (count); ++j)
+#else
+#define GROUP VEC
+#define EACH(j, count) for (int j = 0; j < VEC; ++j)
+#endif
+#ifdef __clang__
+#define LANES(j, count) _Pragma("clang loop vectorize(assume_safety)") EACH(j, count)
+#else
+#define LANES(j, count) _Pragma("GCC ivdep") EACH(j, count)
+#endif
+
+template <class To, class From>
+inline To bit_cast(From from) {
+    static_assert(sizeof(To) == sizeof(From), "");
+    To to;
+    std::memcpy(&to, &from, sizeof to);
+    return to;
+}
+
+#if VALUE == 3
+typedef double state_t;
+typedef double value_t;
+inline double exponential(double x) { return std::exp(x); }
+inline double hyperbolic_tangent(double x) { return std::tanh(x); }
+#else
+typedef float state_t;
+
+// exp(x) = (1 + p) a b, where a b = 2^n, n = round(x / ln 2), and 1 + p = exp(x - n ln 2) by its series, whose next term is
+// below 2^-27. Two factors, so that results below the normal numbers and infinity come out right. No branch, no call.
+struct Exponential {
+    float p, a, b;
+
+    explicit Exponential(float x) {
+        x = x < -200.f ? -200.f : x > 200.f ? 200.f : x;  // NaN stays
+        const float magic = 12582912.f;                   // 1.5 * 2^23: adding it rounds to an integer
+        const float shifted = x * 1.44269504f + magic;
+        const float n = shifted - magic;
+        const float y = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+        p = y + y * y * (1.f / 2 + y * (1.f / 6 + y * (1.f / 24 + y * (1.f / 120 + y * (1.f / 720 + y * (1.f / 5040))))));
+        const int32_t e = int32_t(bit_cast<uint32_t>(shifted) - bit_cast<uint32_t>(magic)), half = e >> 1;
+        a = bit_cast<float>(uint32_t(half + 127) << 23);
+        b = bit_cast<float>(uint32_t(e - half + 127) << 23);
+    }
+};
+
+inline float exponential(float x) {
+    const Exponential e(x);
+    return (e.p * e.a + e.a) * e.b;
+}
+
+inline float hyperbolic_tangent(float x) {  // (e^2x - 1) / (e^2x + 1), without the cancellation near 0
+    const Exponential e(x < -20.f ? -40.f : x > 20.f ? 40.f : x + x);
+    const float s = e.a * e.b, minus_one = e.p * s + (s - 1.f);
+    return minus_one / (minus_one + 2.f);
+}
+#endif
+
+#if VALUE == 0
+typedef float value_t;
+#elif VALUE == 1
+struct value_t {  // half
+    uint16_t bits;
+
+    value_t() = default;
+    explicit value_t(float x) {  // to nearest even
+        const uint32_t all = bit_cast<uint32_t>(x), sign = all >> 16 & 0x8000, size = all & 0x7fffffff;
+        const uint32_t normal = (size + 0xc8000fff + (size >> 13 & 1)) >> 13;  // exponent bias 127 to 15, rounded
+        const uint32_t small = bit_cast<uint32_t>(bit_cast<float>(size) + .5f) - 0x3f000000;  // below 2^-14: by the adder
+        const uint32_t huge = size > 0x7f800000 ? 0x7e00 : 0x7c00;
+        bits = uint16_t(sign | (size >= 0x47800000 ? huge : size < 0x38800000 ? small : normal));
+    }
+    operator float() const {
+        const uint32_t size = uint32_t(bits & 0x7fff) << 13;
+        const uint32_t scaled = bit_cast<uint32_t>(bit_cast<float>(size) * 5.192296858534828e33f);  // 2^112
+        return bit_cast<float>((size >= 0xf800000 ? size | 0x7f800000 : scaled) | uint32_t(bits & 0x8000) << 16);
+    }
+};
+#elif VALUE == 2
+struct value_t {  // bfloat16
+    uint16_t bits;
+
+    value_t() = default;
+    explicit value_t(float x) {  // to nearest even
+        const uint32_t b = bit_cast<uint32_t>(x);
+        bits = uint16_t((b & 0x7fffffff) > 0x7f800000 ? b >> 16 | 64 : (b + 0x7fff + (b >> 16 & 1)) >> 16);
+    }
+    operator float() const { return bit_cast<float>(uint32_t(bits) << 16); }
+};
+#endif
+
+// ---------------------------------------------------------------- launching
+
+// A launch as Python packs it: 8 bytes each, then the kernel's arguments likewise. The library that runs parallel regions
+// is the one that torch has loaded, by the entry that GNU's and Intel's have in common; none is linked.
+struct Launch {
+    int64 threads, group, workers;
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
+    int (*worker)();                                               // omp_get_thread_num
+    int (*team)();                                                 // omp_get_num_threads
+    int64 arguments[];
+};
+
+template <class... A, size_t... I>
+inline void call(void (*kernel)(A...), const int64* arguments, std::index_sequence<I...>) {
+    kernel(bit_cast<A>(arguments[I])...);
+}
+
+// Runs the i-th of n parts of the launch.
+template <class Kernel, Kernel kernel, class... A>
+void part(const Launch* launch, int64 i, int64 n, void (*)(A...)) {
+    here.group = launch->group;
+    const int64 last = launch->threads * (i + 1) / n;
+    for (here.thread = launch->threads * i / n; here.thread < last; ++here.thread)
+        call(kernel, launch->arguments, std::index_sequence_for<A...>());
+}
+
+template <class Kernel, Kernel kernel>
+void run(const Launch* launch) {
+    if (launch->workers < 2 || !launch->parallel) return part<Kernel, kernel>(launch, 0, 1, kernel);
+    launch->parallel(
+        [](void* job) {
+            const Launch* launch = (const Launch*)job;
+            part<Kernel, kernel>(launch, launch->worker(), launch->team(), kernel);
+        },
+        (void*)launch, unsigned(launch->workers), 0);
+}
+
+#define EXPORT(kernel) \
+    extern "C" void run_##kernel(const Launch* launch) { run<decltype(&kernel), &kernel>(launch); }

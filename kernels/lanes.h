@@ -1,0 +1,68 @@
+// How a thread holds its lanes' values. A GPU's thread loads VEC values into registers, by accesses of up to 16 bytes.
+// A CPU's thread (WIDE) has up to VEC lanes and reads and writes where they are, in loops that the compiler vectorises.
+#pragma once
+
+#ifdef WIDE
+
+template <class T>
+struct Pack {
+    const T* from;
+
+    Pack() {}
+    Pack(const T* p, int lanes) { load(p, lanes); }
+    void load(const T* p, int) { from = p; }
+    state_t operator[](int j) const { return state_t(from[j]); }
+};
+
+template <class T>
+struct Store {
+    T* to;
+
+    Store(T* p) : to(p) {}
+    void set(int j, state_t x) { to[j] = T(x); }
+    void flush() {}
+};
+
+#else
+
+template <class T>
+struct alignas(sizeof(T) * VEC < 16 ? sizeof(T) * VEC : 16) Vector {
+    T lane[VEC];
+};
+
+template <class T>
+struct Pack {
+    Vector<T> v;
+
+    DEVICE Pack() {}
+    DEVICE Pack(const T* p, int lanes) { load(p, lanes); }
+    DEVICE void load(const T* p, int) { v = *(const Vector<T>*)p; }
+    DEVICE state_t operator[](int j) const { return state_t(v.lane[j]); }
+};
+
+template <class T>
+struct Store {
+    Vector<T> v;
+    T* to;
+
+    DEVICE Store(T* p) : to(p) {}
+    DEVICE void set(int j, state_t x) { v.lane[j] = T(x); }
+    DEVICE void flush() { *(Vector<T>*)to = v; }
+};
+
+#endif
+
+DEVICE void fill(state_t* lane, const state_t* from, int64 at, int lanes, int otherwise) {
+    if (from) {
+        const Pack<state_t> p(from + at, lanes);
+        LANES(j, lanes) lane[j] = p[j];
+    } else {
+        LANES(j, lanes) lane[j] = state_t(otherwise);
+    }
+}
+
+DEVICE void spill(state_t* to, const state_t* lane, int lanes) {
+    Store<state_t> out(to);
+    LANES(j, lanes) out.set(j, lane[j]);
+    out.flush();
+}

@@ -15,58 +15,75 @@ from torch import Tensor
 from fairseq_sru import sru_recurrence
 
 BACKENDS = ["reference", "torch", "native"]
-SKIPS = ["own", "input", "none"]
+KINDS = ["own", "input", "none", "ungated"]  # skip term: a matrix of its own, x, none; none and no reset gate
 
 
-def paper(u, x, bias, c0, activation, bidirectional, dropout_mask, padding_mask):
-    """Equations 3-7 of arXiv 1709.02755v1, one number at a time."""
+def paper(
+    u, x, bias, c0, activation, bidirectional, dropout_mask, padding_mask, weight_c=None, skip_scale=1.0
+) -> tuple[Tensor, Tensor]:
+    """Equations 3-7 of arXiv 1709.02755v1, and what v2 and the SSRU change in them, one number at a time."""
     g = {"identity": lambda v: v, "tanh": math.tanh, "relu": lambda v: max(v, 0.0)}[activation]
-    u, x, bias, c0 = (None if v is None else v.detach() for v in (u, x, bias, c0))
+    u, x, bias, c0, weight_c = (None if v is None else v.detach() for v in (u, x, bias, c0, weight_c))
     length, batch, planes, width = u.shape
     h = torch.zeros(length, batch, width, dtype=torch.float64)
     c_n = torch.zeros(batch, width, dtype=torch.float64)
     for b, j in itertools.product(range(batch), range(width)):
         backward = bidirectional and j >= width // 2
         c = float(c0[b, j]) if c0 is not None else 0.0
+        gates = range(planes - 1)[:2]
+        constant = [float(bias[i, j]) if bias is not None else 0.0 for i in gates]
+        slope = [float(weight_c[i, j]) if weight_c is not None else 0.0 for i in gates]
         for t in reversed(range(length)) if backward else range(length):
             if padding_mask is not None and padding_mask[t, b]:
                 continue
             plane = [float(u[t, b, i, j]) for i in range(planes)]
-            b_f, b_r = (float(bias[0, j]), float(bias[1, j])) if bias is not None else (0.0, 0.0)
-            f = 1 / (1 + math.exp(-(plane[1] + b_f)))
-            r = 1 / (1 + math.exp(-(plane[2] + b_r)))
+            f, *r = (1 / (1 + math.exp(-(plane[1 + i] + slope[i] * c + constant[i]))) for i in gates)
             c = f * c + (1 - f) * plane[0]
-            skip = plane[3] if planes == 4 else float(x[t, b, j]) if x is not None else 0.0
+            skip = plane[3] if planes == 4 else float(x[t, b, j]) * skip_scale if x is not None else 0.0
             mask = float(dropout_mask[b, j]) if dropout_mask is not None else 1.0
-            h[t, b, j] = r * g(c) * mask + (1 - r) * skip
+            h[t, b, j] = r[0] * g(c) * mask + (1 - r[0]) * skip if r else g(c) * mask
         c_n[b, j] = c
     return h, c_n
 
 
 def make(
-    length=5, batch=3, width=4, skip="input", extras=True, pad=True, dtype=torch.float64, seed=0, requires_grad=False
+    length=5,
+    batch=3,
+    width=4,
+    kind="input",
+    extras=True,
+    pad=True,
+    v2=False,
+    dtype=torch.float64,
+    seed=0,
+    requires_grad=False,
 ) -> tuple[tuple[Tensor, Tensor | None, Tensor | None, Tensor | None], dict]:
+    """u, x, bias, c0, and the arguments by name that are tensors or belong to them."""
     rng = torch.Generator().manual_seed(seed)
     rand = lambda *shape: torch.randn(*shape, generator=rng, dtype=torch.float64).to(dtype)  # noqa: E731
-    u = rand(length, batch, 4 if skip == "own" else 3, width)
-    x = rand(length, batch, width) if skip == "input" else None
-    bias = rand(2, width) if extras else None
+    gates = 1 if kind == "ungated" else 2
+    u = rand(length, batch, {"own": 4, "ungated": 2}.get(kind, 3), width)
+    x = rand(length, batch, width) if kind == "input" else None
+    bias = rand(gates, width) if extras else None
     c0 = rand(batch, width) if extras else None
     mask = (torch.rand(batch, width, generator=rng) < 0.7).to(dtype) / 0.7 if extras else None
     padding = torch.rand(length, batch, generator=rng) < 0.3 if pad else None
-    for t in (u, x, bias, c0):
+    weight_c = rand(gates, width) if v2 else None
+    for t in (u, x, bias, c0, weight_c):
         if t is not None:
             t.requires_grad_(requires_grad)
-    return (u, x, bias, c0), {"dropout_mask": mask, "padding_mask": padding}
+    named = {"dropout_mask": mask, "padding_mask": padding, "weight_c": weight_c, "skip_scale": 1.5 if v2 else 1.0}
+    return (u, x, bias, c0), named
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
-@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("v2", [False, True])
 @pytest.mark.parametrize("extras", [False, True])
-def test_equals_the_equations(backend, bidirectional, activation, skip, extras):
-    tensors, masks = make(skip=skip, extras=extras, pad=extras)
+def test_equals_the_equations(backend, bidirectional, activation, kind, v2, extras):
+    tensors, masks = make(kind=kind, extras=extras, pad=extras, v2=v2)
     expected = paper(*tensors, activation, bidirectional, **masks)
     got = sru_recurrence(*tensors, activation=activation, bidirectional=bidirectional, backend=backend, **masks)
     for a, b in zip(got, expected, strict=True):
@@ -76,17 +93,19 @@ def test_equals_the_equations(backend, bidirectional, activation, skip, extras):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
-@pytest.mark.parametrize("skip", SKIPS)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("v2", [False, True])
 @pytest.mark.parametrize("extras", [False, True])
-def test_gradcheck(backend, bidirectional, activation, skip, extras):
-    tensors, masks = make(3, 2, 4, skip=skip, extras=extras, pad=extras, requires_grad=True)
+def test_gradcheck(backend, bidirectional, activation, kind, v2, extras):
+    tensors, masks = make(3, 2, 4, kind, extras, extras, v2, requires_grad=True)
     if extras:
         masks["dropout_mask"].requires_grad_(True)
-    given_tensors = [t for t in (*tensors, masks["dropout_mask"]) if t is not None]
+    maybe = (*tensors, masks["dropout_mask"], masks["weight_c"])
+    given_tensors = [t for t in maybe if t is not None]
 
     def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         values = iter(inputs)
-        u, x, bias, c0, mask = (next(values) if t is not None else None for t in (*tensors, masks["dropout_mask"]))
+        u, x, bias, c0, mask, weight_c = (next(values) if t is not None else None for t in maybe)
         return sru_recurrence(
             u,
             x,
@@ -94,8 +113,7 @@ def test_gradcheck(backend, bidirectional, activation, skip, extras):
             c0,
             activation=activation,
             bidirectional=bidirectional,
-            dropout_mask=mask,
-            padding_mask=masks["padding_mask"],
+            **{**masks, "dropout_mask": mask, "weight_c": weight_c},
             backend=backend,
         )
 
@@ -105,9 +123,11 @@ def test_gradcheck(backend, bidirectional, activation, skip, extras):
     assert torch.autograd.gradcheck(lambda *a: run(*a)[1], given_tensors)
 
 
-def test_second_derivative_of_the_manual_backward():
-    tensors, masks = make(3, 2, 4, requires_grad=True)
-    run = lambda *a: sru_recurrence(*a, bidirectional=True, backend="torch", **masks)  # noqa: E731
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("v2", [False, True])
+def test_second_derivative(backend, v2):
+    tensors, masks = make(3, 2, 4, v2=v2, requires_grad=True)
+    run = lambda *a: sru_recurrence(*a, bidirectional=True, backend=backend, **masks)  # noqa: E731
     assert torch.autograd.gradgradcheck(run, tensors)
 
 
@@ -134,20 +154,21 @@ def test_first_derivatives_are_the_same_with_create_graph(backend):
     length=st.integers(1, 9),
     batch=st.integers(1, 4),
     half=st.integers(1, 5),
-    skip=st.sampled_from(SKIPS),
+    kind=st.sampled_from(KINDS),
+    v2=st.booleans(),
     extras=st.booleans(),
     pad=st.booleans(),
     bidirectional=st.booleans(),
     activation=st.sampled_from(["identity", "tanh", "relu"]),
     seed=st.integers(0, 2**31),
 )
-def test_backends_agree(length, batch, half, skip, extras, pad, bidirectional, activation, seed):
+def test_backends_agree(length, batch, half, kind, v2, extras, pad, bidirectional, activation, seed):
     results = []
     for backend in BACKENDS:
-        tensors, masks = make(length, batch, 2 * half, skip, extras, pad, seed=seed, requires_grad=True)
+        tensors, masks = make(length, batch, 2 * half, kind, extras, pad, v2, seed=seed, requires_grad=True)
         h, c_n = sru_recurrence(*tensors, activation=activation, bidirectional=bidirectional, backend=backend, **masks)
         (h.square().sum() + (c_n * 3).sum()).backward()
-        results.append([h, c_n, *(t.grad for t in tensors if t is not None)])
+        results.append([h, c_n, *(t.grad for t in (*tensors, masks["weight_c"]) if t is not None)])
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
             torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-11)
@@ -202,9 +223,12 @@ def test_padding_content_is_never_read(backend):
     "change, message",
     [
         ({"u": torch.zeros(5, 3, 5, 4)}, "u must have shape"),
-        ({"u": torch.zeros(5, 3, 4, 4)}, "x must not be given"),
+        ({"u": torch.zeros(5, 3, 4, 4)}, "x must not be given where u has 4 planes"),
+        ({"u": torch.zeros(5, 3, 2, 4)}, "x must not be given where u has 2 planes"),
         ({"x": torch.zeros(5, 3, 3)}, r"x must have shape \(5, 3, 4\).*got \(5, 3, 3\)"),
         ({"bias": torch.zeros(8)}, "bias must have shape"),
+        ({"weight_c": torch.zeros(1, 4)}, r"weight_c must have shape \(2, 4\)"),
+        ({"c0": torch.zeros(3, 4, device="meta")}, "c0 must be on u's device, cpu; it is on meta"),
         ({"c0": torch.zeros(1, 3, 4)}, "c0 must have shape"),
         ({"padding_mask": torch.zeros(3, 5, dtype=torch.bool)}, "padding_mask must have shape"),
         ({"activation": "selu"}, "activation must be one of identity, tanh, relu; got 'selu'"),

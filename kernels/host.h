@@ -55,7 +55,7 @@ struct Exponential {
     float p, a, b;
 
     explicit Exponential(float x) {
-        x = x < -200.f ? -200.f : x > 200.f ? 200.f : x;  // NaN stays
+        x = x < -170.f ? -170.f : x > 170.f ? 170.f : x;  // NaN stays
         const float magic = 12582912.f;                   // 1.5 * 2^23: adding it rounds to an integer
         const float shifted = x * 1.44269504f + magic;
         const float n = shifted - magic;

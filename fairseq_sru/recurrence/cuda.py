@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from . import nvrtc
-from .build import Unavailable, kernel_folder
-from .kernels import Argument, Kernels, Shape, Variant
+from .build import Unavailable
+from .kernels import USUAL, Argument, Kernels, Shape, Variant
 
 
 class Stream(NamedTuple):
@@ -74,7 +74,6 @@ class Cuda(Kernels):
     name = "cuda"
 
     def __init__(self) -> None:
-        kernel_folder()
         if not torch.cuda.is_available():
             raise Unavailable("torch sees no CUDA GPU")
         if torch.version.hip:
@@ -82,6 +81,15 @@ class Cuda(Kernels):
         self.compiler = nvrtc.compiler()
         self.module_type = module_type()
         self.modules: dict[tuple[int, Variant, int, int], Any] = {}
+        device = torch.device("cuda", torch.cuda.current_device())
+        try:  # shows now whether it works, when there still is a choice
+            self._load(USUAL, 1, 8, device)
+        except Unavailable:
+            raise
+        except Exception as error:  # CuPy's, for the driver
+            raise Unavailable(
+                f"the driver doesn't take what NVRTC {self.compiler.version} compiles: {error}"
+            ) from error
 
     def chunk_length(self, variant: Variant, length: int, columns: int, device: torch.device) -> int:
         return chunk_length(variant, length, columns, multiprocessors(device.index)) if columns else length
@@ -99,17 +107,17 @@ class Cuda(Kernels):
         key = (device.index, variant, how.vec, how.ahead)
         with torch.cuda.device(device):
             if key not in self.modules:
-                self.modules[key] = self._load(variant, how, device)
+                self.modules[key] = self._load(variant, how.vec, how.ahead, device)
             function = self.modules[key].get_function(kernel)
             stream = Stream(torch.cuda.current_stream(device).cuda_stream)
             function((how.grid,), (how.block,), (*values, *shape), stream=stream)
 
-    def _load(self, variant: Variant, how: Geometry, device: torch.device) -> Any:
+    def _load(self, variant: Variant, vec: int, ahead: int, device: torch.device) -> Any:
         """A CuPy module with the kernels, on the current device."""
         major, minor = torch.cuda.get_device_capability(device)
         target = self.compiler.target(10 * major + minor)
         module = self.module_type()
-        module.load(self.compiler.cubin(variant.defines(vec=how.vec, ahead=how.ahead), target))
+        module.load(self.compiler.cubin(variant.defines(vec=vec, ahead=ahead), target))
         return module
 
 

@@ -33,6 +33,9 @@ class Variant(NamedTuple):
         return tuple(f"-D{name.upper()}={value}" for name, value in {**self._asdict(), **more}.items())
 
 
+USUAL = Variant(value=0, activation=1, planes=3, skip=1, peephole=0)
+
+
 class Shape(NamedTuple):
     """The numbers that all kernels take; chunk_length: steps that a thread works on."""
 

@@ -11,19 +11,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .build import Unavailable, host_compiler, host_library, kernel_folder
-from .kernels import Argument, Kernels, Shape, Variant
+from .build import Unavailable, host_library
+from .kernels import USUAL, Argument, Kernels, Shape, Variant
 
 LANES = 256  # channels that a thread of the text works on at most
 ENOUGH = 16384  # elements below which a second core costs more than it brings
 
 
 class Native(Kernels):
+    """The kernels on this CPU.
+
+    Raises:
+        Unavailable: no compiler, or what it builds can't be loaded.
+    """
+
     name = "native"
 
     def __init__(self) -> None:
-        kernel_folder()
-        host_compiler()
+        library(USUAL)  # shows now whether it works, when there still is a choice
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
         half = shape.width // shape.directions
@@ -86,9 +91,8 @@ def library(variant: Variant) -> dict[str, Callable[[bytes], None]]:
 def openmp() -> tuple[int, int, int]:
     """The addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads in the library that torch uses.
 
-    They are looked up among what libtorch depends on, so that no second OpenMP library with threads of its own comes
-    in.
-    Zeros if there is none: one thread then.
+    They are looked up among what libtorch depends on, so that no second OpenMP library comes in with threads of its
+    own. Zeros if there is none: one thread then.
     """
     try:
         torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))

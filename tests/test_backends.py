@@ -1,0 +1,277 @@
+"""Which backend runs, what is said where one can't, and the cache of compiled kernels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+import fairseq_sru
+from fairseq_sru import sru_recurrence
+from fairseq_sru.recurrence import BACKENDS, _backend, _best, _choose, build, native
+from fairseq_sru.recurrence.native import USUAL, Native
+from fairseq_sru.recurrence.reference import Torch
+
+# Runs one small recurrence and prints what it took; fairseq is kept out, for speed.
+SCRIPT = """
+import sys, warnings
+sys.modules["fairseq"] = None
+import importlib.util
+importlib.util.find_spec = lambda name, find=importlib.util.find_spec: None if name == "fairseq" else find(name)
+import torch
+from fairseq_sru import backends, sru_recurrence
+from fairseq_sru.recurrence import _choose
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    for _ in range(3):
+        h, c = sru_recurrence(torch.ones(4, 2, 3, 8), torch.ones(4, 2, 8))
+    for w in said:
+        print("warning:", w.message)
+print("sum", float(h.sum()))
+print("backend", _choose("auto", "cpu").name)
+print("native:", backends()["native"])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    """Nothing that a test finds out stays in this process."""
+    caches = (
+        _backend,
+        _best,
+        build.cache_folder,
+        build.host_compiler,
+        build.kernel_folder,
+        build.kernel_text,
+        native.library,
+    )
+    for function in caches:
+        function.cache_clear()
+    yield
+    for function in caches:
+        function.cache_clear()
+
+
+def run(**env: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_backends_are_told() -> None:
+    told = fairseq_sru.backends()
+    assert tuple(told) == BACKENDS
+    assert told["native"] == told["torch"] == told["reference"] == "ready"
+    if not torch.cuda.is_available():
+        assert told["cuda"] == "torch sees no CUDA GPU"
+
+
+def test_auto_takes_the_best_and_the_variable_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FAIRSEQ_SRU_BACKEND", raising=False)
+    assert isinstance(_choose("auto", "cpu"), Native)
+    assert isinstance(_choose("auto", "meta"), Torch)
+    monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "torch")
+    assert isinstance(_choose("auto", "cpu"), Torch)
+    assert isinstance(_choose("native", "cpu"), Native)  # what the call names goes first
+    monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "reference")
+    assert _choose("auto", "cpu") is None
+    monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "fast")
+    with pytest.raises(ValueError, match=r"FAIRSEQ_SRU_BACKEND must be one of auto, cuda, .*; got 'fast'"):
+        sru_recurrence(torch.zeros(1, 1, 3, 1))
+
+
+def test_a_backend_of_another_device_is_an_error() -> None:
+    with pytest.raises(ValueError, match="backend 'cuda' needs tensors on the device 'cuda'; u is on 'cpu'"):
+        sru_recurrence(torch.zeros(1, 1, 3, 1), backend="cuda")
+
+
+def test_without_a_compiler_pytorch_runs_and_says_so_once(tmp_path: Path) -> None:
+    out = run(PATH=str(tmp_path), CXX="")
+    assert out.count("warning:") == 1
+    assert "warning: SRU runs in plain PyTorch on cpu, which is slower: no C++ compiler (Debian, Ubuntu: apt" in out
+    assert "backend torch" in out
+    assert "native: no C++ compiler" in out
+    assert out.splitlines()[1] == run().splitlines()[0], "the same result"
+
+
+def test_a_compiler_that_is_named_and_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    assert fairseq_sru.backends()["native"] == "CXX is 'no-such-compiler -O2', which doesn't run"
+    with pytest.raises(RuntimeError, match="backend 'native' can't run: CXX is"):
+        sru_recurrence(torch.zeros(1, 1, 3, 1), backend="native")
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\necho "cc1plus: out of memory" >&2\nexit 1\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(RuntimeError, match=r"(?s)can't build .*sru.cu:\ncc1plus: out of memory"):
+        sru_recurrence(torch.zeros(1, 1, 3, 1), backend="native")
+    assert not list((tmp_path / "cache").iterdir()), "nothing half made stays"
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        h, _ = sru_recurrence(torch.zeros(1, 1, 3, 1))
+        sru_recurrence(torch.zeros(1, 1, 3, 1))
+    assert h.shape == (1, 1, 1)
+    assert ["out of memory" in str(w.message) for w in said] == [True]
+    assert said[0].filename == __file__, "the warning points at the caller"
+
+
+def test_an_installation_without_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(build, "__file__", str(tmp_path / "fairseq_sru" / "recurrence" / "build.py"))
+    assert "no kernels/sru.cu" in fairseq_sru.backends()["native"]
+
+
+def test_many_processes_at_once_share_an_empty_cache(tmp_path: Path) -> None:
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "FAIRSEQ_SRU_CACHE": str(tmp_path)}
+    started = [
+        subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        for _ in range(4)
+    ]
+    results = {process.communicate()[0] for process in started}
+    assert len(results) == 1
+    assert "backend native" in results.pop()
+    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
+
+
+def test_a_killed_process_blocks_nobody(tmp_path: Path) -> None:
+    slow = tmp_path / "c++"
+    slow.write_text('#!/bin/sh\n[ "$1" = --version ] || sleep 60\n')
+    slow.chmod(0o755)
+    cache = tmp_path / "cache"
+    env = {**os.environ, "CXX": str(slow), "FAIRSEQ_SRU_CACHE": str(cache)}
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, env=env)
+    try:
+        for _ in range(600):
+            if cache.exists() and list(cache.glob("new_*")):
+                break
+            assert process.poll() is None
+            subprocess.run(["sleep", "0.1"], check=True)
+        else:
+            pytest.fail("it never began to build")
+    finally:
+        process.kill()
+        process.wait()
+    assert "backend native" in run(FAIRSEQ_SRU_CACHE=str(cache))
+
+
+def test_a_damaged_entry_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path))
+    options = ("-DWIDE", *USUAL.defines(vec=native.LANES, ahead=1))
+    path = build.host_library(options)
+    path.write_bytes(b"not a library")
+    assert "sru_forward" in native.library(USUAL)
+    assert path.stat().st_size > 1000
+
+
+def test_a_folder_that_can_not_be_written_gives_way_to_a_private_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "file" / "cache"))
+    folder = build.cache_folder()
+    assert folder.is_dir()
+    assert folder.stat().st_mode & 0o077 == 0, "nobody else may put a library there"
+    folder.rmdir()
+
+
+def test_an_entry_is_for_one_compiler_processor_text_and_set_of_options(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path))
+    made = []
+
+    def compile_nothing(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        Path(words[-1]).write_text("")
+        made.append(words)
+        return subprocess.CompletedProcess(words, 0, "", "")
+
+    build.host_compiler()
+    monkeypatch.setattr(build.subprocess, "run", compile_nothing)
+    first = build.host_library(("-DA",))
+    assert build.host_library(("-DA",)) == first
+    assert len(made) == 1, "the second time it is there"
+    others = [build.host_library(("-DB",))]
+    for name, changed in [
+        ("host_compiler", (("g++",), "another version")),
+        ("cpu_features", "another processor"),
+        ("kernel_text", {"sru.cu": "another text"}),
+    ]:
+        with monkeypatch.context() as patch:
+            patch.setattr(build, name, lambda value=changed: value)
+            others.append(build.host_library(("-DA",)))
+    assert len({first, *others}) == 5
+    assert "-march=native" in made[0], "why the processor counts"
+    assert "flags" in build.cpu_features() or not Path("/proc/cpuinfo").exists() or "Features" in build.cpu_features()
+
+
+def test_threads_follow_torch_and_change_no_bit() -> None:
+    u, x = torch.randn(50, 8, 3, 200, requires_grad=True), torch.randn(50, 8, 200)
+    bias = torch.randn(2, 200, requires_grad=True)
+    before = torch.get_num_threads()
+    seen, results = [], []
+    built = native.library(USUAL)
+
+    def spy(packed: bytes) -> None:
+        seen.append(int.from_bytes(packed[16:24], "little"))
+        built["sru_forward"](packed)
+
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            h, c = sru_recurrence(u, x, bias, backend="native")
+            results.append([h, c, *torch.autograd.grad(h.square().sum() + c.sum(), (u, bias))])
+            native.run({"k": spy}, "k", 8, 256, threads, *_arguments(h.detach(), u, x, bias))
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1, 2, 3]
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def _arguments(h: torch.Tensor, u: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> tuple:
+    shape = native.Shape(50, 8, 200, 1, 50)
+    c_n = torch.empty(8, 200)
+    return shape, (u, x, bias, None, None, None, None, None, torch.empty_like(h), None, c_n, 1.0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc to look the loaded libraries up in")
+def test_one_openmp_library() -> None:
+    script = SCRIPT + "torch.set_num_threads(2); sru_recurrence(torch.ones(99, 9, 3, 99), torch.ones(99, 9, 99))\n"
+    script += "from fairseq_sru.recurrence.native import openmp\nprint('parallel', all(openmp()))\n"
+    script += "import re\nmaps = open('/proc/self/maps').read()\n"
+    script += "print('loaded', len(set(re.findall(r'/\\S*lib(?:gomp|iomp|omp)\\S*', maps))))\n"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "parallel True" in done.stdout
+    assert "loaded 1\n" in done.stdout
+
+
+def test_subnormal_numbers_stay_as_torch_has_them() -> None:
+    tiny = 1e-40
+    u = torch.zeros(1, 1, 3, 20)
+    u[:, :, 0] = tiny
+    u[:, :, 1] = -200.0  # f = 0: the candidate becomes the state
+    for flush, expected in ((False, tiny), (True, 0.0)):
+        if not torch.set_flush_denormal(flush):
+            pytest.skip("this processor can't")
+        try:
+            h, c = sru_recurrence(u, activation="identity", backend="native")
+            assert float(torch.tensor(tiny) * 1.0) == pytest.approx(expected, abs=1e-44)
+            torch.testing.assert_close(c, torch.full_like(c, expected), rtol=0, atol=1e-44)
+        finally:
+            torch.set_flush_denormal(False)

@@ -5,6 +5,8 @@
 #define DEVICE __device__ __forceinline__
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY(times) PRAGMA(unroll times)
+#define PRAGMA(words) _Pragma(#words)
 #define THREAD (int64(blockIdx.x) * blockDim.x + threadIdx.x)
 #define GROUP VEC
 #define LANES(j, count) UNROLL for (int j = 0; j < VEC; ++j)

@@ -19,6 +19,7 @@ static thread_local Here here;
 #define DEVICE inline
 #define RESTRICT __restrict__
 #define UNROLL
+#define UNROLL_BY(times)
 #define THREAD (here.thread)
 #ifdef WIDE
 #define GROUP (here.group)

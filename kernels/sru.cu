@@ -197,6 +197,7 @@ KERNEL sru_forward(const value_t* RESTRICT u, const value_t* RESTRICT x, const s
     state_t c[VEC];
     fill(c, c0, me.at(me.b, 1, 0), me.lanes, 0);
     if (c_all && me.chunk == 0) spill(c_all + me.at(me.b, 1, 0), c, me.lanes);
+    UNROLL_BY(8)
     for (int64 q = 0; q < me.chunk; ++q) pass_chunk(me, summary, q, c);
 
     pipeline(
@@ -240,6 +241,7 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
     state_t carry[VEC], sum_f[VEC], sum_r[VEC], sum_vf[VEC], sum_vr[VEC], sum_mask[VEC];
     fill(carry, grad_c_n, me.at(me.b, 1, 0), me.lanes, 0);
     LANES(j, me.lanes) sum_f[j] = sum_r[j] = sum_vf[j] = sum_vr[j] = sum_mask[j] = state_t(0);
+    UNROLL_BY(8)
     for (int64 q = (length - 1) / chunk_length; q > me.chunk; --q) pass_chunk(me, summary, q, carry);
     Pack<state_t> c;
     c.load(c_all + me.at(me.end * me.batch + me.b, 1, 0), me.lanes);

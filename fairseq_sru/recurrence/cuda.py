@@ -50,7 +50,7 @@ def geometry(variant: Variant, shape: Shape, multiprocessors: int, aligned: int 
     item = ITEM_SIZES[variant.value]
     half = shape.width // shape.directions
     columns = shape.batch * shape.width * shape.chunks
-    vec = min(16, aligned) // item
+    vec = 16 // item if aligned >= 16 else aligned // max(item, 4)  # the state's values have 4 bytes at least
     if variant.peephole:  # more registers a channel
         vec = min(vec, 4)
     while vec > 1 and (half % vec or columns < vec * multiprocessors * 128):
@@ -58,7 +58,10 @@ def geometry(variant: Variant, shape: Shape, multiprocessors: int, aligned: int 
     vec = max(vec, 1)
     threads = columns // vec
     block = max(32, min(128, -(-threads // multiprocessors // 32) * 32))
-    return Geometry(vec, {1: 8, 2: 4}.get(vec, 2), -(-threads // block), block)
+    # as far ahead as registers allow: tests/test_kernels.py looks for spills
+    tight = vec * item > 8 and (variant.peephole or item == 8)
+    ahead = 2 if tight else {1: 8, 2: 8, 4: 4, 8: 2}[vec]
+    return Geometry(vec, ahead, -(-threads // block), block)
 
 
 def chunk_length(variant: Variant, length: int, columns: int, multiprocessors: int) -> int:
@@ -100,7 +103,7 @@ class Cuda(Kernels):
         for a in arguments:
             if isinstance(a, Tensor):
                 values.append(a.data_ptr())
-                bits |= a.data_ptr()
+                bits |= 0 if a.dtype is torch.bool else a.data_ptr()
             else:
                 values.append(0 if a is None else a)
         how = geometry(variant, shape, multiprocessors(device.index), bits & -bits)

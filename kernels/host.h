@@ -16,7 +16,7 @@ struct Here {  // which thread runs
 static thread_local Here here;
 
 #define KERNEL static void
-#define DEVICE inline
+#define DEVICE inline __attribute__((always_inline))
 #define RESTRICT __restrict__
 #define UNROLL
 #define UNROLL_BY(times)

@@ -54,8 +54,7 @@ class SRUCell(nn.Module):
         v1: False for the v2 cell (Lei et al. 2018), whose gates see the cell state.
         rescale: multiply a skip term that is the input by sqrt(1 + 2 exp(highway_bias)); None: for v2.
         reset_gate: False leaves reset gate and skip term out, ``h = g(c)``: with use_relu the SSRU of Kim et al. 2019,
-            which
-            takes two matrices.
+            which takes two matrices.
         backend: of :func:`fairseq_sru.sru_recurrence`.
 
     Raises:
@@ -133,7 +132,8 @@ class SRUCell(nn.Module):
         Args:
             x: ``(length, batch, input_size)``, or ``(batch, input_size)`` for a single step.
             c0: ``(batch, D)``, the cell state before the first step; zeros if not given.
-            padding_mask: ``(length, batch)`` bool, True at padding: the state is carried and the output is 0 there.
+            padding_mask: ``(length, batch)`` (or ``(batch)``) bool, True at padding: the state is carried and the
+                output is 0 there.
 
         Returns:
             The outputs ``(length, batch, D)`` (or ``(batch, D)``) and the last cell state ``(batch, D)``, which is
@@ -147,11 +147,7 @@ class SRUCell(nn.Module):
             mask = None if padding_mask is None else padding_mask.unsqueeze(0)
             h, c = self.forward(x.unsqueeze(0), c0, mask)
             return h.squeeze(0), c
-        if x.dim() != 3 or x.size(-1) != self.input_size:
-            raise ValueError(
-                f"x must have shape (length, batch, {self.input_size}) or (batch, {self.input_size}); "
-                f"got {tuple(x.shape)}"
-            )
+        _check_input(x, self.input_size)
         length, batch, _ = x.shape
         inputs = x if self.layer_norm is None else self.layer_norm(x)
         if self.training and self.rnn_dropout:
@@ -179,6 +175,7 @@ class SRUCell(nn.Module):
         return (
             f"{self.input_size}, {self.hidden_size}, dropout={self.dropout}, rnn_dropout={self.rnn_dropout}, "
             f"activation={self.activation}, bidirectional={self.bidirectional}, highway={self.highway}, v1={self.v1}, "
+            f"highway_bias={self.highway_bias}, rescale={self.rescale}, reset_gate={self.reset_gate}, "
             f"backend={self.backend}"
         )
 
@@ -268,13 +265,11 @@ class SRU(nn.Module):
 
         Args:
             x: ``(length, batch, input_size)``, with batch_first ``(batch, length, input_size)``; ``(batch,
-                input_size)``
-                for a single step; or a PackedSequence, whose sequences may be in any order.
+                input_size)`` for a single step; or a PackedSequence, whose sequences may be in any order.
             c0: ``(num_layers, batch, D)``, D = directions * hidden_size; zeros if not given.
             lengths: ``(batch)``, how many steps of each sequence are not padding, where padding follows.
-            padding_mask: ``(length, batch)``, with batch_first ``(batch, length)``, bool, True at padding on whichever
-                side:
-                instead of lengths.
+            padding_mask: bool, of x's shape without the features, True at padding on whichever side: instead of
+                lengths.
 
         Returns:
             output_states ``(length, batch, D)`` (as x: batch first, ``(batch, D)``, or a PackedSequence) and c_states
@@ -288,38 +283,52 @@ class SRU(nn.Module):
             if lengths is not None or padding_mask is not None:
                 raise ValueError("lengths and padding_mask must not be given with a PackedSequence, which has lengths")
             return self._packed(x, c0)
-        turned = self.batch_first and x.dim() == 3
-        if turned:
+        _check_input(x, self.input_size, "batch, length" if self.batch_first else "length, batch")
+        self._check_c0(c0, x.size(0) if self.batch_first else x.size(-2))
+        if padding_mask is not None:
+            if lengths is not None:
+                raise ValueError("lengths and padding_mask must not be given both")
+            if padding_mask.shape != x.shape[:-1]:
+                raise ValueError(
+                    f"padding_mask must have shape {tuple(x.shape[:-1])}, as x has {tuple(x.shape)}; "
+                    f"got {tuple(padding_mask.shape)}"
+                )
+        single = x.dim() == 2
+        if single:
+            x = x.unsqueeze(0)
+            padding_mask = None if padding_mask is None else padding_mask.unsqueeze(0)
+        elif self.batch_first:
             x = x.transpose(0, 1)
             padding_mask = None if padding_mask is None else padding_mask.t()
-        batch = x.size(-2)
-        if c0 is not None and c0.shape != (self.num_layers, batch, self.output_size):
-            raise ValueError(
-                f"c0 must have shape ({self.num_layers}, {batch}, {self.output_size}); got {tuple(c0.shape)}"
-            )
-        if lengths is not None:
-            if padding_mask is not None:
-                raise ValueError("lengths and padding_mask must not be given both")
-            padding_mask = _padding(lengths, x)
-        states = []
-        for i, layer in enumerate(self.layers):
-            x, c = layer(x, None if c0 is None else c0[i], padding_mask)
-            states.append(c)
-        return x.transpose(0, 1) if turned else x, torch.stack(states)
+        h, c = self._run(x, c0, padding_mask if lengths is None else _padding(lengths, x))
+        return h.squeeze(0) if single else h.transpose(0, 1) if self.batch_first else h, c
+
+    def _run(self, x: Tensor, c0: Tensor | None, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """All layers; x is ``(length, batch, input_size)``."""
+        before = (None,) * self.num_layers if c0 is None else c0.unbind(0)
+        after = []
+        for layer, c in zip(self.layers, before, strict=True):
+            x, c = layer(x, c, padding_mask)
+            after.append(c)
+        return x, torch.stack(after)
 
     def _packed(self, packed: PackedSequence, c0: Tensor | None) -> tuple[PackedSequence, Tensor]:
         """In the order of the packed sequences, as nn.LSTM: sorted by length; c0 and c_states in the caller's."""
         x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
+        _check_input(x, self.input_size)
+        self._check_c0(c0, x.size(1))
         order, back = packed.sorted_indices, packed.unsorted_indices
         if c0 is not None and order is not None:
             c0 = c0.index_select(1, order)
-        batch_first, self.batch_first = self.batch_first, False
-        try:
-            h, c = self.forward(x, c0, lengths)
-        finally:
-            self.batch_first = batch_first
+        h, c = self._run(x, c0, _padding(lengths, x))
         data = pack_padded_sequence(h, lengths).data
         return PackedSequence(data, packed.batch_sizes, order, back), c if back is None else c.index_select(1, back)
+
+    def _check_c0(self, c0: Tensor | None, batch: int) -> None:
+        if c0 is not None and c0.shape != (self.num_layers, batch, self.output_size):
+            raise ValueError(
+                f"c0 must have shape ({self.num_layers}, {batch}, {self.output_size}); got {tuple(c0.shape)}"
+            )
 
     @classmethod
     def from_sru_state_dict(cls, state_dict: Mapping[str, Tensor], **options: Any) -> SRU:
@@ -331,78 +340,91 @@ class SRU(nn.Module):
         Args:
             state_dict: of their ``SRU``, with names as ``rnn_lst.0.weight``.
             options: what tensors don't tell, as in :class:`SRU`: bidirectional above all; dropout; use_tanh, which is
-                0 for
-                ``sru`` and 1 for the code of 2017 if not given, as it is there; highway=False for has_skip_term=False.
+                0 for ``sru`` and 1 for the code of 2017 if not given, as it is there; highway=False for
+                has_skip_term=False.
 
         Raises:
-            ValueError: names or shapes are not of those, or of a variant that has no counterpart: custom_m,
-                proj_input_to_hidden_first, normalize_after.
+            ValueError: names or shapes are not of those, or not with these options, or of a variant that has no
+                counterpart: custom_m, proj_input_to_hidden_first, normalize_after (which shows only where
+                input_size differs from the layer's outputs).
         """
         return _import(cls, state_dict, options)
 
 
+def _check_input(x: Tensor, features: int, order: str = "length, batch") -> None:
+    if x.dim() not in (2, 3) or x.size(-1) != features:
+        raise ValueError(f"x must have shape ({order}, {features}) or (batch, {features}); got {tuple(x.shape)}")
+
+
 def _padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
     """The padding mask ``(length, batch)`` of right-padded sequences."""
-    steps, batch = (1, x.size(0)) if x.dim() == 2 else (x.size(0), x.size(1))
-    lengths = torch.as_tensor(lengths, device=x.device)
+    steps, batch, _ = x.shape
+    lengths = torch.as_tensor(lengths)
     if lengths.shape != (batch,) or lengths.is_floating_point():
         raise ValueError(
             f"lengths must be {batch} integers, one a sequence; got {lengths.dtype} {tuple(lengths.shape)}"
         )
-    if not torch.compiler.is_compiling() and lengths.device.type == "cpu" and batch:
+    if not torch.compiler.is_compiling() and lengths.device.type == "cpu" and batch:  # a GPU would have to be awaited
         least, most = int(lengths.min()), int(lengths.max())
         if least < 0 or most > steps:
             raise ValueError(f"lengths must be from 0 to {steps}, the length of x; got {least if least < 0 else most}")
-    mask = torch.arange(steps, device=x.device)[:, None] >= lengths
-    return mask.squeeze(0) if x.dim() == 2 else mask
+    return torch.arange(steps, device=x.device)[:, None] >= lengths.to(x.device)
 
 
 def _import(cls: type[SRU], state_dict: Mapping[str, Tensor], options: dict[str, Any]) -> SRU:
     known = {"weight", "weight_proj", "weight_c", "bias", "scale_x", "layer_norm.weight", "layer_norm.bias"}
-    layers: dict[int, dict[str, Tensor]] = {}
+    found: dict[int, dict[str, Tensor]] = {}
     for name, tensor in state_dict.items():
         start, _, rest = name.partition(".")
         number, _, what = rest.partition(".")
         if start != "rnn_lst" or not number.isdigit() or what not in known:
             raise ValueError(f"state_dict must hold rnn_lst.<layer>.<{', '.join(sorted(known))}>; got {name!r}")
-        layers.setdefault(int(number), {})[what] = tensor.detach()
-    if sorted(layers) != list(range(len(layers))) or any(not {"weight", "bias"} <= set(t) for t in layers.values()):
-        raise ValueError(f"state_dict must hold weight and bias of the layers from 0 on; got layers {sorted(layers)}")
+        found.setdefault(int(number), {})[what] = tensor.detach()
+    layers = [found[number] for number in sorted(found)]
+    if not layers or len(layers) != max(found) + 1 or any(not {"weight", "bias"} <= set(t) for t in layers):
+        raise ValueError(f"state_dict must hold weight and bias of the layers from 0 on; got layers {sorted(found)}")
+    for given in layers:
+        if "weight_proj" in given:
+            given["weight"] = given.pop("weight_proj") @ given["weight"]
+    scales = sorted({float(given.pop("scale_x")) if "scale_x" in given else 1.0 for given in layers})
+    if len(scales) > 1 or scales[0] < 1.0:
+        raise ValueError(f"scale_x must be the same in all layers, and at least 1; got {scales}")
+    scale = scales[0]
     first = layers[0]
-    out = first["bias"].numel() // 2
-    directions = 2 if options.get("bidirectional") else 1
-    scales = {float(t["scale_x"]) for t in layers.values() if "scale_x" in t} or {1.0}
-    scale = scales.pop()
-    if scales:
-        raise ValueError(f"scale_x must be the same in all layers; got {sorted({scale, *scales})}")
-    matrices = [(t["weight_proj"] @ t["weight"] if "weight_proj" in t else t["weight"]) for t in layers.values()]
-    input_size = matrices[0].size(0)
+    input_size, out = first["weight"].size(0), first["bias"].numel() // 2
     guessed: dict[str, Any] = {
         "use_tanh": 0 if "weight_c" in first else 1,
-        "v1": not any("weight_c" in t and bool(t["weight_c"].any()) for t in layers.values()),
+        "v1": not any("weight_c" in given and bool(given["weight_c"].any()) for given in layers),
         "layer_norm": "layer_norm.weight" in first,
         "rescale": scale != 1.0,
-        "highway": not (input_size != out and matrices[0].size(1) == 3 * out),
+        "highway": not (input_size != out and first["weight"].size(1) == 3 * out),
     }
     if scale != 1.0:
         guessed["highway_bias"] = math.log((scale * scale - 1) / 2)
-    made = cls(input_size, out // directions, len(layers), **{**guessed, **options}).to(matrices[0])
-    with torch.no_grad():
-        for i, (cell, matrix, given) in enumerate(zip(made.layers, matrices, layers.values(), strict=True)):
-            assert isinstance(cell, SRUCell)
-            # theirs are interleaved: (input, D, k)
-            rows = matrix.view(matrix.size(0), -1, cell.planes).permute(2, 1, 0).reshape(-1, matrix.size(0))
-            pairs = [("weight", cell.weight, rows), ("bias", cell.bias, given["bias"].view(2, -1))]
-            if cell.weight_c is not None:
-                pairs.append(("weight_c", cell.weight_c, given["weight_c"].view(2, -1)))
-            if cell.layer_norm is not None:
-                pairs.append(("layer_norm.weight", cell.layer_norm.weight, given["layer_norm.weight"]))
-                pairs.append(("layer_norm.bias", cell.layer_norm.bias, given["layer_norm.bias"]))
-            for name, ours, theirs in pairs:
-                if ours.shape != theirs.shape:
-                    raise ValueError(
-                        f"rnn_lst.{i}.{name} must have the numbers of {tuple(ours.shape)} with the options "
-                        f"{options}; got {tuple(theirs.shape)}"
-                    )
-                ours.copy_(theirs)
+    directions = 2 if options.get("bidirectional") else 1
+    made = cls(input_size, out // directions, len(layers), **{**guessed, **options}).to(first["weight"])
+    for i, (cell, given) in enumerate(zip(made.layers, layers, strict=True)):
+        assert isinstance(cell, SRUCell)
+        if cell.highway and cell.planes == 3 and not math.isclose(cell.skip_scale, scale, rel_tol=1e-3):
+            raise ValueError(f"rescale and highway_bias must give scale_x, {scale}; {options} give {cell.skip_scale}")
+        _fill(cell, given, f"rnn_lst.{i}", options)
     return made
+
+
+def _fill(cell: SRUCell, given: dict[str, Tensor], prefix: str, options: dict[str, Any]) -> None:
+    """Copy the published layer's tensors."""
+    weights = dict(cell.named_parameters())
+    for name in given:
+        if name not in weights and given[name].any():  # v1 has a weight_c of zeros there
+            raise ValueError(f"{prefix}.{name} has no place in a layer with the options {options}")
+    for name, ours in weights.items():
+        theirs = given.get(name)
+        shape = ours.t().shape if name == "weight" else (ours.numel(),)
+        if theirs is None or theirs.shape != shape:
+            raise ValueError(
+                f"{prefix}.{name} must have shape {tuple(shape)} with the options {options}; "
+                f"got {None if theirs is None else tuple(theirs.shape)}"
+            )
+        if name == "weight":  # theirs is interleaved: (input, D, k)
+            theirs = theirs.view(cell.input_size, cell.output_size, cell.planes).permute(2, 1, 0)
+        ours.data.copy_(theirs.reshape(ours.shape))

@@ -3,37 +3,134 @@
 from __future__ import annotations
 
 import copy
+import gc
+import io
 import itertools
 import math
+import pickle
+import tracemalloc
 
 import pytest
 import torch
-from test_recurrence import paper
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from fairseq_sru import SRU, SRUCell
+from fairseq_sru.linear import SMALL
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+G = {"identity": lambda c: c, "tanh": torch.tanh, "relu": lambda c: c.clamp(min=0.0)}
 
 
 def expected_cell(cell: SRUCell, x, c0=None, padding_mask=None):
-    """One layer in float64: a product per step, then the equations."""
-    weight = cell.weight.detach().double().view(cell.planes, cell.output_size, cell.input_size)
-    u = torch.einsum("lbi,kdi->lbkd", x.double(), weight)
-    skip = x if cell.highway and cell.planes == 3 else None
-    return paper(u, skip, cell.bias, c0, cell.activation, cell.bidirectional, None, padding_mask)
+    """One layer in float64, a step at a time, as the docstring of sru_recurrence has it."""
+    length, batch, size = x.shape
+    width = cell.output_size
+    x = x.double()
+    inputs = x
+    if cell.layer_norm is not None:
+        scale, shift = cell.layer_norm.weight.double(), cell.layer_norm.bias.double()
+        variance, mean = torch.var_mean(x, -1, correction=0, keepdim=True)
+        inputs = (x - mean) / (variance + cell.layer_norm.eps).sqrt() * scale + shift
+    candidate, forget, *more = (inputs @ w.t() for w in cell.weight.double().split(width))
+    bias = cell.bias.double()
+    v = torch.zeros_like(bias) if cell.v1 else cell.weight_c.double()
+    skip = torch.zeros_like(candidate)
+    if cell.highway:
+        alpha = math.sqrt(1 + 2 * math.exp(cell.highway_bias)) if cell.rescale else 1.0
+        skip = alpha * x if size == width else more[1]
+    h, c_n = torch.zeros(2, length, batch, width, dtype=torch.float64)[0], []
+    half = width // 2 if cell.bidirectional else width
+    for first in range(0, width, half):
+        d = slice(first, first + half)
+        c = torch.zeros(batch, half, dtype=torch.float64) if c0 is None else c0[:, d].double()
+        for t in range(length) if first == 0 else range(length - 1, -1, -1):
+            f = 1 / (1 + torch.exp(-(forget[t, :, d] + v[0, d] * c + bias[0, d])))
+            r = 1 / (1 + torch.exp(-(more[0][t, :, d] + v[1, d] * c + bias[1, d]))) if cell.reset_gate else 1.0
+            c_t = f * c + (1 - f) * candidate[t, :, d]
+            h_t = r * G[cell.activation](c_t) + (1 - r) * skip[t, :, d]
+            real = torch.ones(batch, 1) if padding_mask is None else ~padding_mask[t, :, None]
+            c = torch.where(real.bool(), c_t, c)
+            h[t, :, d] = torch.where(real.bool(), h_t, 0.0)
+        c_n.append(c)
+    return h, torch.cat(c_n, -1)
+
+
+def randomise(module):
+    """Biases and layer norms have values at the start that would hide a mistake."""
+    for name, parameter in module.named_parameters():
+        if "bias" in name or "norm" in name:
+            torch.nn.init.normal_(parameter)
+    return module
+
+
+def close(got, expected, tolerance=1e-10):
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+def near(got, expected, tolerance):
+    """As close, but measured by the greatest number of each tensor, for sums of float32 and narrower."""
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a.double(), b.double(), rtol=0.0, atol=tolerance * b.abs().max().item())
+
+
+def gradients(module, run, *tensors):
+    """Outputs of ``run(*tensors)`` and the gradients of these and of the module's parameters."""
+    tensors = [t.detach().requires_grad_() for t in tensors]
+    h, c = run(*tensors)
+    loss = (h.double() * torch.linspace(1, 2, h.size(-1))).square().sum() + (c.double() * 3).sum()
+    return [h, c, *torch.autograd.grad(loss, [*tensors, *module.parameters()])]
+
+
+CELLS = {
+    "v1": {},
+    "identity": {"use_tanh": 0},
+    "relu": {"use_relu": 1},
+    "relu goes before tanh": {"use_tanh": 1, "use_relu": 1},
+    "no highway": {"highway": False},
+    "layer_norm": {"layer_norm": True},
+    "rescale": {"rescale": True, "highway_bias": -1.0},
+    "v2": {"v1": False, "use_tanh": 0},
+    "v2 tanh": {"v1": False, "highway_bias": -2.0},
+    "v2 plain": {"v1": False, "use_tanh": 0, "rescale": False},
+    "v2 layer_norm": {"v1": False, "use_relu": 1, "layer_norm": True},
+    "v2 no highway": {"v1": False, "highway": False, "rescale": True},
+    "ssru": {"reset_gate": False, "use_relu": 1},
+    "ssru v2": {"reset_gate": False, "use_relu": 1, "v1": False, "rescale": True},
+}
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("sizes", [(6, 6), (5, 4), (8, 4)])
-@pytest.mark.parametrize("use_tanh, use_relu", [(1, 0), (0, 0), (0, 1), (1, 1)])
-@pytest.mark.parametrize("highway", [True, False])
-def test_cell_equals_the_equations(bidirectional, sizes, use_tanh, use_relu, highway):
-    torch.manual_seed(0)
-    cell = SRUCell(*sizes, use_tanh=use_tanh, use_relu=use_relu, bidirectional=bidirectional, highway=highway).double()
-    torch.nn.init.normal_(cell.bias)
+@pytest.mark.parametrize("options", CELLS.values(), ids=CELLS)
+def test_cell_equals_the_equations(bidirectional, sizes, options):
+    cell = randomise(SRUCell(*sizes, bidirectional=bidirectional, **options)).double()
     x = torch.randn(7, 3, sizes[0], dtype=torch.float64)
     c0 = torch.randn(3, cell.output_size, dtype=torch.float64)
     mask = torch.rand(7, 3) < 0.3
-    for got, expected in zip(cell(x, c0, mask), expected_cell(cell, x, c0, mask), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+
+    expected = gradients(cell, lambda x, c0: expected_cell(cell, x, c0, mask), x, c0)
+    for backend in ("native", "torch", "reference"):
+        cell.backend = backend
+        close(gradients(cell, lambda x, c0: cell(x, c0, mask), x, c0), expected)
+        with torch.no_grad():
+            close(cell(x, c0, mask), expected[:2])
+    close(cell(x), expected_cell(cell, x))
+
+
+@pytest.mark.parametrize("options", [{}, {"v1": False, "bidirectional": True}])
+def test_a_layer_of_usual_size(options):
+    """float32, and products that oneDNN computes."""
+    rnn = SRU(96, 64, **options)
+    x, c0 = torch.randn(13, 5, 96), torch.randn(2, 5, rnn.output_size)
+    assert x.numel() * 3 * 64 > SMALL
+    got = gradients(rnn, rnn, x, c0)
+    near(got, gradients(rnn.double(), rnn, x.double(), c0.double()), 1e-5)
 
 
 def test_use_as_in_the_published_readme():
@@ -44,10 +141,9 @@ def test_use_as_in_the_published_readme():
     assert c_states.shape == (2, 32, 64)
     h, expected = x, []
     for layer in rnn.layers:
-        h, c = expected_cell(layer, h.float())
+        h, c = expected_cell(layer, h)
         expected.append(c)
-    torch.testing.assert_close(output_states.double(), h, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(c_states.double(), torch.stack(expected), rtol=1e-4, atol=1e-5)
+    close((output_states.double(), c_states.double()), (h, torch.stack(expected)), 1e-4)
 
 
 def test_bidirectional_shapes_and_directions():
@@ -88,21 +184,111 @@ def test_steps_in_turn_equal_the_sequence():
     torch.testing.assert_close(c, c_full)
 
 
+LENGTHS = [4, 7, 1, 7, 0]
+
+
+def padded():
+    """x ``(7, 5, 5)`` with NaN at padding, which must never be read, and the mask."""
+    x = torch.randn(7, 5, 5, dtype=torch.float64)
+    mask = torch.arange(7)[:, None] >= torch.tensor(LENGTHS)
+    x[mask] = float("nan")
+    return x, mask
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_a_padded_batch_equals_its_sequences_alone(side, bidirectional):
     rnn = SRU(5, 4, num_layers=3, bidirectional=bidirectional).double()
-    lengths = [7, 1, 4]
-    x, mask = torch.randn(7, 3, 5, dtype=torch.float64), torch.ones(7, 3, dtype=torch.bool)
-    spans = [slice(7 - n, 7) if side == "left" else slice(0, n) for n in lengths]
-    for b, span in enumerate(spans):
-        mask[span, b] = False
-    h, c = rnn(x, padding_mask=mask)
+    x, mask = padded()
+    if side == "left":
+        x, mask = x.flip(0), mask.flip(0)
+    c0 = torch.randn(3, 5, rnn.output_size, dtype=torch.float64)
+    h, c = rnn(x, c0, padding_mask=mask)
     assert not h[mask].any()
-    for b, span in enumerate(spans):
-        alone, c_alone = rnn(x[span, b : b + 1])
-        torch.testing.assert_close(h[span, b : b + 1], alone)
-        torch.testing.assert_close(c[:, b : b + 1], c_alone)
+    for b, n in enumerate(LENGTHS):
+        span = slice(7 - n, 7) if side == "left" else slice(0, n)
+        close((h[span, b : b + 1], c[:, b : b + 1]), rnn(x[span, b : b + 1], c0[:, b : b + 1]))
+
+
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True}, {"v1": False, "layer_norm": True}])
+def test_lengths_are_a_mask(options):
+    rnn = SRU(5, 4, num_layers=3, **options).double()
+    x, mask = padded()
+    c0 = torch.randn(3, 5, rnn.output_size, dtype=torch.float64)
+    expected = rnn(x, c0, padding_mask=mask)
+    for lengths in (LENGTHS, tuple(LENGTHS), torch.tensor(LENGTHS), torch.tensor(LENGTHS, dtype=torch.int32)):
+        close(rnn(x, c0, lengths), expected, 0.0)
+    h, c = rnn(x, c0, [0] * 5)
+    assert not h.any()
+    close([c], [c0], 0.0)
+    close(rnn(x.nan_to_num(), c0, [7] * 5), rnn(x.nan_to_num(), c0), 0.0)
+    real = [i for i, n in enumerate(LENGTHS) if n]
+    close(rnn(x[0], c0, lengths=[min(n, 1) for n in LENGTHS]), rnn(x[0], c0, padding_mask=mask[0]), 0.0)
+    h, c = rnn(x[0], c0, padding_mask=mask[0])
+    close((h[real], c[:, real]), rnn(x[0, real], c0[:, real]))
+    close([c[:, 4]], [c0[:, 4]], 0.0)
+
+
+@pytest.mark.parametrize("options", [{}, {"v1": False, "bidirectional": True}])
+def test_batch_first_is_transposed(options):
+    rnn = SRU(5, 4, **options).double()
+    turned = SRU(5, 4, batch_first=True, **options).double()
+    turned.load_state_dict(rnn.state_dict())
+    x, mask = padded()
+    c0 = torch.randn(2, 5, rnn.output_size, dtype=torch.float64)
+    for given, given_turned in (
+        ({}, {}),
+        ({"lengths": LENGTHS}, {"lengths": LENGTHS}),
+        ({"padding_mask": mask}, {"padding_mask": mask.t()}),
+    ):
+        values = x if given else x.nan_to_num()
+        h, c = rnn(values, c0, **given)
+        h_turned, c_turned = turned(values.transpose(0, 1).contiguous(), c0, **given_turned)
+        close((h_turned, c_turned), (h.transpose(0, 1), c))
+    close(turned(x[0, :4], c0[:, :4]), rnn(x[0, :4], c0[:, :4]))  # a single step has no length
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("enforce_sorted", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("with_c0", [False, True])
+def test_packed_sequences_are_as_with_lstm(bidirectional, enforce_sorted, batch_first, with_c0):
+    lengths = [7, 7, 4, 1] if enforce_sorted else [4, 7, 1, 7]
+    sequences = [torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in lengths]
+    packed = pack_sequence(sequences, enforce_sorted)
+    rnn = SRU(5, 4, num_layers=2, bidirectional=bidirectional, batch_first=batch_first).double()
+    c0 = torch.randn(2, 4, rnn.output_size, dtype=torch.float64) if with_c0 else None
+    h, c = rnn(packed, c0)
+    lstm = torch.nn.LSTM(5, 4, 2, bidirectional=bidirectional, batch_first=batch_first).double()(packed)[0]
+    assert isinstance(h, PackedSequence)
+    assert h.data.shape == lstm.data.shape
+    for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
+        got, expected = getattr(h, name), getattr(lstm, name)
+        assert (got is None and expected is None) or torch.equal(got, expected)
+    alone = SRU(5, 4, num_layers=2, bidirectional=bidirectional).double()
+    alone.load_state_dict(rnn.state_dict())
+    results = [alone(x[:, None], None if c0 is None else c0[:, b : b + 1]) for b, x in enumerate(sequences)]
+    close([h.data], [pack_sequence([h_b[:, 0] for h_b, _ in results], enforce_sorted).data])
+    close([c], [torch.cat([c_b for _, c_b in results], 1)])
+    of_packed = torch.autograd.grad(h.data.square().sum() + c.sum(), sequences)
+    of_alone = torch.autograd.grad(sum(h_b.square().sum() + c_b.sum() for h_b, c_b in results), sequences)
+    close(of_packed, of_alone)
+
+
+@pytest.mark.parametrize("options", [{}, {"v1": False, "bidirectional": True}])
+def test_no_steps_and_no_sequences(options):
+    rnn = SRU(5, 4, **options)
+    c0 = torch.randn(2, 3, rnn.output_size, requires_grad=True)
+    h, c = rnn(torch.zeros(0, 3, 5), c0)
+    assert h.shape == (0, 3, rnn.output_size)
+    close([c], [c0], 0.0)
+    c.sum().backward()
+    close([c0.grad], [torch.ones_like(c0)], 0.0)
+    for x, lengths in ((torch.zeros(6, 0, 5), None), (torch.zeros(6, 0, 5), torch.zeros(0, dtype=torch.long))):
+        h, c = rnn(x, lengths=lengths)
+        assert h.shape == (6, 0, rnn.output_size)
+        assert c.shape == (2, 0, rnn.output_size)
+    assert rnn(torch.zeros(0, 5))[0].shape == (0, rnn.output_size)
 
 
 def test_gradients_of_the_layer():
@@ -118,7 +304,6 @@ def test_gradients_of_the_layer():
 
 
 def test_dropout_draws_once_a_sequence(monkeypatch):
-    torch.manual_seed(0)
     cell = SRUCell(50, 50, dropout=0.5, highway=False)
     h, _ = cell(torch.randn(30, 4, 50))
     dropped = (h == 0).float()
@@ -157,16 +342,212 @@ def test_planes_follow_the_sizes():
     assert SRUCell(8, 6, highway=False).weight.shape == (18, 8)
 
 
-def test_works_under_autocast():
-    rnn = SRU(8, 8, num_layers=2)
-    x = torch.randn(5, 2, 8, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        h, c = rnn(x)
-        h.float().sum().backward()
-    assert h.dtype == torch.bfloat16
-    assert c.dtype == torch.float32
-    assert x.grad.dtype == torch.float32
-    torch.testing.assert_close(h.float(), rnn(x)[0], rtol=0.05, atol=0.05)
+@pytest.mark.parametrize("options", [{}, {"v1": False, "layer_norm": True, "bidirectional": True}])
+def test_works_under_autocast(options):
+    rnn = SRU(8, 8, **options)
+    x, c0 = torch.randn(5, 2, 8), torch.randn(2, 2, rnn.output_size)
+
+    def autocast(x, c0):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return rnn(x, c0)
+
+    got, expected = gradients(rnn, autocast, x, c0), gradients(rnn, rnn, x, c0)
+    assert got[0].dtype == torch.bfloat16
+    assert {t.dtype for t in got[1:]} == {torch.float32}
+    near(got, expected, 0.03)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float16, 0.004), (torch.bfloat16, 0.03)])
+@pytest.mark.parametrize("options", [{}, {"v1": False, "layer_norm": True, "bidirectional": True}])
+def test_narrow_layers_keep_a_float32_state(dtype, tolerance, options):
+    rnn = SRU(8, 8, **options).to(dtype)
+    x, c0 = torch.randn(9, 3, 8, dtype=dtype), torch.randn(2, 3, rnn.output_size)
+    got = gradients(rnn, rnn, x, c0)
+    assert got[0].dtype == dtype
+    assert got[1].dtype == got[3].dtype == torch.float32  # c, and the gradient of c0
+    assert {t.dtype for t in (got[2], *got[4:])} == {dtype}
+    wide = rnn.double()
+    near(got, gradients(wide, wide, x.double(), c0.double()), tolerance)
+    h, c = wide.to(dtype)(x, lengths=[9, 4, 0])
+    assert (h.dtype, c.dtype) == (dtype, torch.float32)
+
+
+@pytest.mark.parametrize("options", [{}, {"v1": False, "layer_norm": True, "bidirectional": True}])
+@pytest.mark.parametrize("through", ["state_dict", "file", "pickle", "deepcopy"])
+def test_copies_compute_the_same(options, through):
+    rnn = randomise(SRU(5, 4, **options))
+    x = torch.randn(3, 2, 5)
+    expected = rnn(x)
+    if through == "deepcopy":
+        other = copy.deepcopy(rnn)
+    elif through == "pickle":
+        other = pickle.loads(pickle.dumps(rnn))
+    else:
+        state = rnn.state_dict()
+        if through == "file":
+            file = io.BytesIO()
+            torch.save(state, file)
+            file.seek(0)
+            state = torch.load(file, weights_only=True)
+        other = SRU(5, 4, **options)
+        assert not torch.equal(other(x)[0], expected[0])
+        other.load_state_dict(state)
+    close(other(x), expected, 0.0)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.zero_()
+    close(rnn(x), expected, 0.0)
+
+
+def test_the_names_of_the_weights():
+    """Checkpoints hold them."""
+    names = [f"layers.{i}.{name}" for i in range(2) for name in ("weight", "bias")]
+    assert list(SRU(5, 4).state_dict()) == names
+    everything = {"weight", "bias", "weight_c", "layer_norm.weight", "layer_norm.bias"}
+    assert set(SRUCell(5, 4, v1=False, layer_norm=True).state_dict()) == everything
+    assert {n: tuple(t.shape) for n, t in SRUCell(5, 4, reset_gate=False).state_dict().items()} == {
+        "weight": (8, 5),
+        "bias": (1, 4),
+    }
+
+
+def test_a_backend_that_can_not_run_is_an_error():
+    rnn = SRU(4, 4, backend="cuda")
+    with pytest.raises(ValueError, match="backend 'cuda' needs tensors on the device 'cuda'; u is on 'cpu'"):
+        rnn(torch.zeros(3, 2, 4))
+    with pytest.raises(ValueError, match="backend must be one of auto, cuda, native, torch, reference; got 'gpu'"):
+        SRU(4, 4, backend="gpu")
+
+
+@pytest.mark.parametrize("options", [{}, {"v1": False, "bidirectional": True, "layer_norm": True}])
+def test_second_derivatives(options):
+    rnn = randomise(SRU(3, 2, backend="native", **options)).double()
+    x = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    c0 = torch.randn(2, 2, rnn.output_size, dtype=torch.float64, requires_grad=True)
+    weight = rnn.layers[0].weight.detach().requires_grad_()
+
+    def run(x, c0, weight):
+        return torch.func.functional_call(rnn, {"layers.0.weight": weight}, (x, c0, [3, 2]))
+
+    assert torch.autograd.gradgradcheck(run, (x, c0, weight), fast_mode=True)
+
+
+def test_data_parallel_on_a_cpu_changes_nothing():
+    rnn = SRU(5, 4)
+    x = torch.randn(3, 2, 5)
+    close(torch.nn.DataParallel(rnn)(x), rnn(x), 0.0)
+
+
+def test_calls_leave_nothing_behind():
+    rnn = SRU(5, 4, v1=False, dropout=0.1)
+    x = torch.randn(3, 2, 5)
+
+    def calls():
+        for _ in range(100):
+            h, c = rnn(x, lengths=[3, 1])
+            (h.sum() + c.sum()).backward()
+            rnn.zero_grad()
+            with torch.no_grad():
+                rnn(x[0], c)
+        gc.collect()
+        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
+
+    calls()
+    tracemalloc.start()
+    try:
+        tensors, memory = calls(), tracemalloc.get_traced_memory()[0]
+        assert calls() == tensors
+        assert tracemalloc.get_traced_memory()[0] - memory < 50_000  # less than 500 bytes a call
+    finally:
+        tracemalloc.stop()
+
+
+# ---------------------------------------------------------------- torch.compile, torch.export, torch.jit
+
+KINDS = {
+    "v1": ({}, {}),
+    "bidirectional": ({"bidirectional": True}, {"lengths": torch.tensor([5, 2, 0])}),
+    "v2": ({"v1": False, "layer_norm": True}, {"lengths": [5, 2, 0]}),
+    "mask": ({"highway": False, "batch_first": True}, {"padding_mask": torch.ones(5, 3).tril(-3).bool().t()}),
+}
+
+
+def compiled(rnn, **options):
+    torch._dynamo.reset()
+    return torch.compile(rnn, fullgraph=True, **options)
+
+
+def compare_compiled(options, given, backend):
+    rnn = SRU(6, 4, **options)
+    x, c0 = torch.randn(5, 3, 6), torch.randn(2, 3, rnn.output_size)
+    if rnn.batch_first:
+        x = x.transpose(0, 1)
+    fast = compiled(rnn, backend=backend)
+    expected = gradients(rnn, lambda *t: rnn(*t, **given), x, c0)
+    close(gradients(rnn, lambda *t: fast(*t, **given), x, c0), expected, 1e-5)
+    rnn.eval()
+    with torch.no_grad():
+        close(fast(x, c0, **given), expected[:2], 1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_as_one_graph(kind):
+    compare_compiled(*KINDS[kind], "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiles_with_the_usual_compiler(kind):
+    compare_compiled(*KINDS[kind], "inductor")
+
+
+def test_compiles_with_the_backend_that_is_named():
+    x = torch.randn(4, 3, 6)
+    for backend in ("torch", "reference"):
+        rnn = SRU(6, 4, backend=backend)
+        close(compiled(rnn, backend="aot_eager")(x), rnn(x), 1e-5)
+
+
+def test_compiled_dropout_is_drawn_anew():
+    rnn = SRU(6, 6, dropout=0.5, rnn_dropout=0.5)
+    fast = compiled(rnn, backend="aot_eager")
+    x = torch.randn(4, 3, 6)
+    assert not torch.equal(fast(x)[0], fast(x)[0])
+    rnn.eval()
+    close(fast(x), rnn(x), 1e-5)
+
+
+def test_one_graph_serves_all_lengths():
+    rnn = SRU(6, 64)
+    fast = compiled(rnn, backend="aot_eager")
+    torch._dynamo.utils.counters.clear()
+    lengths = [5, 8, 20, 4 * SMALL // (64 * 64 * 3)]  # above SMALL there is another product in eager mode
+    for length in lengths:
+        x = torch.randn(length, 2, 6)
+        near(gradients(rnn, fast, x), gradients(rnn, rnn, x), 1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the first length's, then one for any
+
+
+def test_exports():
+    rnn = SRU(6, 4, v1=False, bidirectional=True).eval()
+    steps = torch.export.Dim("steps", min=2)
+    program = torch.export.export(rnn, (torch.randn(5, 3, 6),), dynamic_shapes={"x": {0: steps}}).module()
+    x = torch.randn(9, 3, 6)
+    close(program(x), rnn(x), 1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_traces():
+    rnn = SRU(6, 4, v1=False, bidirectional=True).eval()
+    c0 = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        traced = torch.jit.trace(rnn, (torch.randn(5, 3, 6), c0))
+        x = torch.randn(5, 3, 6)
+        close(traced(x, c0), rnn(x, c0), 1e-5)
+
+
+# ---------------------------------------------------------------- what is not as described
 
 
 @pytest.mark.parametrize(
@@ -183,9 +564,56 @@ def test_bad_sizes_are_named(arguments, message):
         SRU(*arguments)
 
 
-def test_bad_shapes_are_named():
-    rnn = SRU(6, 4)
-    with pytest.raises(ValueError, match=r"x must have shape \(length, batch, 6\).*got \(3, 2, 5\)"):
-        rnn(torch.zeros(3, 2, 5))
-    with pytest.raises(ValueError, match=r"c0 must have shape \(2, batch, 4\); got \(3, 2, 4\)"):
-        rnn(torch.zeros(3, 2, 6), torch.zeros(3, 2, 4))
+X = torch.zeros(3, 2, 6)
+
+
+@pytest.mark.parametrize(
+    "options, arguments, message",
+    [
+        ({}, {"x": torch.zeros(3, 2, 5)}, r"x must have shape \(length, batch, 6\) or \(batch, 6\); got \(3, 2, 5\)"),
+        ({}, {"x": torch.zeros(6)}, r"x must have shape .*; got \(6,\)"),
+        ({}, {"x": torch.zeros(1, 3, 2, 6)}, r"x must have shape .*; got \(1, 3, 2, 6\)"),
+        ({"batch_first": True}, {"x": torch.zeros(3, 2, 5)}, r"x must have shape \(batch, length, 6\).*\(3, 2, 5\)"),
+        ({}, {"x": pack_padded_sequence(X[..., :5], [3, 2])}, r"x must have shape \(length, batch, 6\).*\(3, 2, 5\)"),
+        ({}, {"c0": torch.zeros(3, 2, 4)}, r"c0 must have shape \(2, 2, 4\); got \(3, 2, 4\)"),
+        ({}, {"c0": torch.zeros(2, 4)}, r"c0 must have shape \(2, 2, 4\); got \(2, 4\)"),
+        ({"batch_first": True}, {"c0": torch.zeros(2, 2, 4)}, r"c0 must have shape \(2, 3, 4\); got \(2, 2, 4\)"),
+        ({}, {"x": X[0], "c0": torch.zeros(2, 3, 4)}, r"c0 must have shape \(2, 2, 4\); got \(2, 3, 4\)"),
+        (
+            {},
+            {"x": pack_padded_sequence(X, [2, 3], enforce_sorted=False), "c0": torch.zeros(2, 4)},
+            r"c0 must have shape \(2, 2, 4\); got \(2, 4\)",
+        ),
+        ({}, {"lengths": [3, 1, 2]}, r"lengths must be 2 integers, one a sequence; got torch.int64 \(3,\)"),
+        ({}, {"lengths": [3.0, 1.0]}, r"lengths must be 2 integers, one a sequence; got torch.float32 \(2,\)"),
+        ({}, {"lengths": [3, 4]}, "lengths must be from 0 to 3, the length of x; got 4"),
+        ({}, {"lengths": torch.tensor([-1, 3])}, "lengths must be from 0 to 3, the length of x; got -1"),
+        ({"batch_first": True}, {"lengths": [3, 2, 1]}, "lengths must be from 0 to 2, the length of x; got 3"),
+        ({}, {"x": X[0], "lengths": [1, 2]}, "lengths must be from 0 to 1, the length of x; got 2"),
+        ({}, {"lengths": [3, 1], "padding_mask": torch.zeros(3, 2).bool()}, "must not be given both"),
+        ({}, {"padding_mask": torch.zeros(2, 3).bool()}, r"padding_mask must have shape \(3, 2\).*got \(2, 3\)"),
+        (
+            {"batch_first": True},
+            {"padding_mask": torch.zeros(2, 3).bool()},
+            r"padding_mask must have shape \(3, 2\), as x has \(3, 2, 6\); got \(2, 3\)",
+        ),
+        ({}, {"x": pack_padded_sequence(X, [3, 2]), "lengths": [3, 2]}, "must not be given with a PackedSequence"),
+        (
+            {},
+            {"x": pack_padded_sequence(X, [3, 2]), "padding_mask": torch.zeros(3, 2).bool()},
+            "must not be given with a PackedSequence",
+        ),
+    ],
+)
+def test_bad_shapes_are_named(options, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        SRU(6, 4, **options)(**{"x": X, **arguments})
+
+
+def test_bad_shapes_are_named_by_a_cell():
+    with pytest.raises(ValueError, match=r"x must have shape \(length, batch, 6\) or \(batch, 6\); got \(3, 2, 5\)"):
+        SRUCell(6, 4)(torch.zeros(3, 2, 5))
+    with pytest.raises(ValueError, match=r"c0 must have shape \(2, 4\)"):
+        SRUCell(6, 4)(X, torch.zeros(1, 2, 4))
+    with pytest.raises(TypeError, match=r"padding_mask must be a bool tensor"):
+        SRUCell(6, 4)(X, padding_mask=torch.zeros(3, 2))

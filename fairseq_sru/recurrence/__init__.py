@@ -58,10 +58,9 @@ def sru_recurrence(
 
     Args:
         u: ``(length, batch, k, D)``, the layer input times the weight matrices; k = 2 planes (candidate, forget), 3
-            (and
-            reset) or 4 (and the skip term). D = directions * hidden_size; with two directions the first half of the
-            channels runs forward in time and the second half backward. Floating point: float32, float16, bfloat16,
-            float64.
+            (and reset) or 4 (and the skip term). D = directions * hidden_size; with two directions the first half of
+            the channels runs forward in time and the second half backward. Floating point: float32, float16,
+            bfloat16, float64.
         x: ``(length, batch, D)``, the skip term for k = 3.
         bias: ``(2, D)``, b_f and b_r; ``(1, D)`` for k = 2; zeros if not given.
         c0: ``(batch, D)``, the cell state before the first step; zeros if not given.
@@ -72,8 +71,7 @@ def sru_recurrence(
         dropout_mask: ``(batch, D)``, variational dropout on g(c): one factor a sequence and channel.
         padding_mask: ``(length, batch)`` bool, True at padding: such a step carries the cell state and gives h = 0.
         backend: "auto" takes what the environment variable ``FAIRSEQ_SRU_BACKEND`` names, or else the best that can
-            run:
-            "cuda" on a GPU, "native" on a CPU, "torch" elsewhere. "reference" is the definition.
+            run: "cuda" on a GPU, "native" on a CPU, "torch" elsewhere. "reference" is the definition.
 
     Returns:
         h ``(length, batch, D)`` in u's dtype, and the last cell state ``(batch, D)`` (of each direction: after its last
@@ -87,12 +85,15 @@ def sru_recurrence(
     tensors = (u, x, bias, weight_c, c0, dropout_mask)
     _check(tensors, padding_mask, activation, bidirectional)
     how = Options(activation, bidirectional, float(skip_scale))
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        name = _choose_name(backend, u.device.type)
+        if name != "reference":
+            return compiled(name, tensors, padding_mask, how, keep)  # type: ignore[no-any-return]
+        return reference(tensors, padding_mask, how)
     chosen = _choose(backend, u.device.type)
     if chosen is None:
         return reference(tensors, padding_mask, how)
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    if torch.compiler.is_compiling():
-        return compiled(chosen, tensors, padding_mask, how, keep)  # type: ignore[no-any-return]
     if keep:
         return Recurrence.apply(chosen, how, padding_mask, *tensors)  # type: ignore[no-any-return]
     h, c_n, _ = chosen.forward(tensors, padding_mask, how, False)
@@ -163,6 +164,12 @@ def _choose(name: str, device: str) -> Backend | None:
         return _backend(name)
     except Unavailable as error:
         raise RuntimeError(f"backend {name!r} can't run: {error}") from error
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _choose_name(name: str, device: str) -> str:
+    chosen = _choose(name, device)
+    return "reference" if chosen is None else chosen.name
 
 
 @functools.cache

@@ -55,3 +55,22 @@ struct value_t {  // bfloat16
     DEVICE operator float() const { return __uint_as_float(unsigned(bits) << 16); }
 };
 #endif
+
+// A Vector by stores as wide as it is, up to 16 bytes: NVRTC cuts an assignment into one store for each lane. Global
+// memory's addresses are also generic ones. The kernels read nothing that they have written, so nothing need wait.
+template <class V>
+DEVICE void write(void* to, const V& v) {
+    const unsigned* w = (const unsigned*)&v;
+    if (sizeof(V) >= 16) {
+        UNROLL
+        for (int i = 0; i < int(sizeof(V) / 16); ++i, w += 4)
+            asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"((uint8*)to + 16 * i), "r"(w[0]), "r"(w[1]),
+                         "r"(w[2]), "r"(w[3]));
+    } else if (sizeof(V) == 8) {
+        asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(w[0]), "r"(w[1]));
+    } else if (sizeof(V) == 4) {
+        asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(w[0]));
+    } else {
+        *(V*)to = v;
+    }
+}

@@ -42,6 +42,11 @@ inline To bit_cast(From from) {
     return to;
 }
 
+template <class V>
+DEVICE void write(void* to, const V& v) {
+    *(V*)to = v;
+}
+
 #if VALUE == 3
 typedef double state_t;
 typedef double value_t;

@@ -47,7 +47,7 @@ struct Store {
 
     DEVICE Store(T* p) : to(p) {}
     DEVICE void set(int j, state_t x) { v.lane[j] = T(x); }
-    DEVICE void flush() { *(Vector<T>*)to = v; }
+    DEVICE void flush() { write(to, v); }
 };
 
 #endif

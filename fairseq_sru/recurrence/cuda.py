@@ -120,7 +120,12 @@ class Cuda(Kernels):
         major, minor = torch.cuda.get_device_capability(device)
         target = self.compiler.target(10 * major + minor)
         module = self.module_type()
-        module.load(self.compiler.cubin(variant.defines(vec=vec, ahead=ahead), target))
+        options = variant.defines(vec=vec, ahead=ahead)
+        code = self.compiler.cubin(options, target)
+        try:
+            module.load(code)
+        except Exception:  # CuPy's, for the driver: a damaged file in the cache
+            module.load(self.compiler.cubin(options, target, fresh=True))
         return module
 
 

@@ -48,6 +48,9 @@ class Compiler:
             # pynvrtc's default name of the library is one that no package has any more, hence always the path
             self.version: tuple[int, int] = tuple(NVRTCInterface(path).nvrtcVersion())
             self._library = ctypes.CDLL(path)
+            builtins = Path(path).resolve().with_name("libnvrtc-builtins.so.{}.{}".format(*self.version))
+            if builtins.exists():  # NVRTC opens it by its bare name when it compiles, and doesn't look beside itself
+                ctypes.CDLL(str(builtins))
         except (OSError, AttributeError, RuntimeError) as error:
             raise Unavailable(f"{path} can't be loaded as NVRTC ({error}); {VARIABLE} can name another") from error
 
@@ -91,14 +94,14 @@ class Compiler:
         log = str(program._interface.nvrtcGetProgramLog(program._program)).strip("\0\n ")
         return Compiled(self._cubin(program) if target.startswith("sm_") else ptx.encode(), log)
 
-    def cubin(self, options: tuple[str, ...], target: str) -> bytes:
-        """As :meth:`compile`, from the cache on disk where it is there."""
+    def cubin(self, options: tuple[str, ...], target: str, fresh: bool = False) -> bytes:
+        """As :meth:`compile`, from the cache on disk where it is there and need not be fresh."""
         parts = ["nvrtc", str(self.version), target, *options, *kernel_text().values()]
 
         def make(path: Path) -> None:
             path.write_bytes(self.compile(options, target).code)
 
-        return cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make).read_bytes()
+        return cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make, fresh).read_bytes()
 
     def _cubin(self, program: Any) -> bytes:
         handle = program._program

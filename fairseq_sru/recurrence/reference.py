@@ -80,20 +80,25 @@ def reference(tensors: Tensors, padding_mask: Tensor | None, how: Options) -> tu
     state = u.to(dtype)
     skip = _skip(u, x, how.skip_scale, dtype)
     b = u.new_zeros(gates, width, dtype=dtype) if bias is None else bias.to(dtype)
-    v = u.new_zeros(gates, width, dtype=dtype) if weight_c is None else weight_c.to(dtype)
+    v = _state(weight_c, dtype)
     c_first = u.new_zeros(batch, width, dtype=dtype) if c0 is None else c0.to(dtype)
+
+    def gate(i: int, t: int, d: slice, c: Tensor) -> Tensor:
+        before = state[t, :, 1 + i, d] + b[i, d]
+        return torch.sigmoid(before if v is None else before + v[i, d] * c)  # not + 0 c, which may be NaN
+
     outputs, finals = [], []
     for d, backward in _directions(width, how.bidirectional):
         c = c_first[:, d]
         h: list[Tensor] = [u.new_empty(0)] * length
         for t in reversed(range(length)) if backward else range(length):
-            f = torch.sigmoid(state[t, :, 1, d] + v[0, d] * c + b[0, d])
+            f = gate(0, t, d, c)
             c_next = f * c + (1 - f) * state[t, :, 0, d]
             h_t = g(c_next)
             if dropout_mask is not None:
                 h_t = h_t * dropout_mask[:, d].to(dtype)
             if gates == 2:
-                r = torch.sigmoid(state[t, :, 2, d] + v[1, d] * c + b[1, d])
+                r = gate(1, t, d, c)
                 h_t = r * h_t
                 if skip is not None:
                     h_t = h_t + (1 - r) * skip[t, :, d]

@@ -23,10 +23,10 @@ import tarfile
 import tempfile
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 MADE_BY = "fairseq_sru recipes/lohelp.py"
 PACKAGES = {"en": "libreoffice-help-en-us", "de": "libreoffice-help-de"}
@@ -284,7 +284,9 @@ def nearest(sources: list[str], queries: list[str]) -> list[int]:
     return [min(score, key=lambda i: (-score[i], i)) for score in scores]
 
 
-def leakage(parts: dict[str, list[Pair]]) -> dict[str, float | str] | None:
+def leakage(
+    parts: dict[str, list[Pair]], nearest: Callable[[list[str], list[str]], list[int]] = nearest
+) -> dict[str, float | str] | None:
     """BLEU on test of two ways to copy; None where sacrebleu is not installed."""
     try:
         from sacrebleu.metrics import BLEU
@@ -320,33 +322,45 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def read_tar(stream: IO[bytes] | None) -> tuple[Pages, str]:
-    """The help pages and the copyright file of a package."""
-    pages: Pages = {}
-    notice = ""
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        for item in tar:
-            page, content = PAGE.search(item.name), tar.extractfile(item)
-            if page and content:
-                pages[page[1]] = paragraphs(content.read().decode("utf-8", "replace"))
-            elif content and item.name.endswith("/copyright"):
-                notice = content.read().decode("utf-8", "replace")
-    return pages, notice
+def members(deb: Path, wanted: re.Pattern[str]) -> Iterator[tuple[re.Match[str], bytes]]:
+    """Match and content of each file in a package whose path matches; nothing is unpacked to disk."""
+    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
+    try:
+        with (
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process,
+            tarfile.open(fileobj=process.stdout, mode="r|") as tar,
+        ):
+            for item in tar:
+                match = wanted.search(item.name) if item.isfile() else None
+                if match and (content := tar.extractfile(item)):
+                    yield match, content.read()
+    except tarfile.TarError as error:
+        raise RecipeError(f"{deb} cannot be read ({error}): fetch the package again") from None
+    if process.returncode:
+        raise RecipeError(f"{deb} cannot be read to its end: fetch it again")
+
+
+def facts(deb: Path) -> dict[str, str]:
+    """What the manifest says of a package."""
+    version = run("dpkg-deb", "--field", str(deb), "Version", remedy="fetch the package again").strip()
+    return {"package": deb.name.split("_")[0], "version": version, "sha256": sha256(deb)}
 
 
 def read_deb(deb: Path) -> tuple[dict[str, str], Pages, str]:
-    """Facts for the manifest, the help pages, and the copyright stanza; nothing is unpacked to disk."""
-    version = run("dpkg-deb", "--field", str(deb), "Version", remedy="fetch the package again").strip()
-    command = ["dpkg-deb", "--fsys-tarfile", str(deb)]
-    try:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
-            pages, notice = read_tar(process.stdout)
-    except tarfile.TarError as error:
-        raise RecipeError(f"{deb} cannot be read ({error}): fetch the package again") from None
+    """Facts for the manifest, the help pages, and the copyright stanza."""
+    about = facts(deb)
+    pages: Pages = {}
+    notice = ""
+    for match, content in members(deb, re.compile(f"{PAGE.pattern}|/copyright$")):
+        text = content.decode("utf-8", "replace")
+        if match[1]:
+            pages[match[1]] = paragraphs(text)
+        else:
+            notice = text
     stanza = re.search(r"^Files: \*\n(?:.+\n)*License: MPL-2.0\n(?:.+\n)*", notice, re.MULTILINE)
-    if process.returncode or not pages or not stanza:
+    if not pages or not stanza:
         raise RecipeError(f"{deb} has no help pages under MPL-2.0: fetch it again (25.2.3 is known to work)")
-    return {"package": deb.name.split("_")[0], "version": version, "sha256": sha256(deb)}, pages, stanza[0]
+    return about, pages, stanza[0]
 
 
 def write(folder: Path, parts: dict[str, list[Pair]], manifest: dict[str, object], notice: str) -> None:
@@ -360,12 +374,12 @@ def write(folder: Path, parts: dict[str, list[Pair]], manifest: dict[str, object
     (folder / "manifest.json").write_bytes(f"{text}\n".encode())
 
 
-def check_out(out: Path) -> None:
-    """Only what this script wrote may be replaced."""
+def check_out(out: Path, made_by: str = MADE_BY) -> None:
+    """Only what the script that says ``made_by`` in its manifest wrote may be replaced."""
     held = {p.name for p in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-        held -= {"manifest.json", *manifest["files"]} if manifest["made_by"] == MADE_BY else set()
+        held -= {"manifest.json", *manifest["files"]} if manifest["made_by"] == made_by else set()
     if held:
         raise RecipeError(f"{out} has files that are not of this script ({min(held)}): move them or name another --out")
 

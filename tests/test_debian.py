@@ -1,0 +1,680 @@
+"""recipes/debian.py and its readers, on small packages of the real layout that the tests make."""
+
+from __future__ import annotations
+
+import bz2
+import gettext
+import gzip
+import hashlib
+import io
+import json
+import lzma
+import os
+import random
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from test_lohelp import contents, lohelp, near_copies, page, plain_words
+
+import debian  # isort: skip  # after test_lohelp, which loads the lohelp that both use
+import debian_sources as sources  # isort: skip
+
+Files = dict[str, str | bytes]
+pytestmark = pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb is not installed: no .deb can be made")
+HELD_OUT = ("ddtp", "ding", "gnome", "lohelp", "man")
+
+
+# --- packages ---------------------------------------------------------------------------------------------------------
+
+
+def pack(folder: Path, package: str, files: Files, version: str = "1.0-1") -> Path:
+    """A real .deb with these files under usr/share."""
+    tree = folder / f"{package}.tree"
+    control = f"Package: {package}\nVersion: {version}\nArchitecture: all\nMaintainer: N <n@example.org>\n"
+    inside: Files = {f"usr/share/{name}": text for name, text in files.items()}
+    for name, text in {"DEBIAN/control": f"{control}Description: x\n", **inside}.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(text.encode() if isinstance(text, str) else text)
+    target = folder / f"{package}_{version}_all.deb"
+    command = ["dpkg-deb", "--build", "--root-owner-group", str(tree), str(target)]
+    subprocess.run(command, check=True, capture_output=True)
+    shutil.rmtree(tree)
+    return target
+
+
+def mo(messages: dict[str, str], order: str = "<") -> bytes:
+    """A catalog as gettext's manual describes it."""
+    header = {"": "Content-Type: text/plain; charset=UTF-8\nPlural-Forms: nplurals=2; plural=(n != 1);\n"}
+    pairs = sorted((k.encode(), v.encode()) for k, v in {**header, **messages}.items())
+    tables, body, start = b"", b"", 28 + 16 * len(pairs)
+    for side in (0, 1):
+        for pair in pairs:
+            tables += struct.pack(f"{order}2I", len(pair[side]), start + len(body))
+            body += pair[side] + b"\0"
+    return struct.pack(f"{order}7I", 0x950412DE, 0, len(pairs), 28, 28 + 8 * len(pairs), 0, 0) + tables + body
+
+
+def stanza(package: str, language: str, text: str, md5: str | None = None) -> str:
+    md5 = md5 or hashlib.md5(package.encode()).hexdigest()
+    return f"Package: {package}\nDescription-md5: {md5}\nDescription-{language}: {text}\n\n"
+
+
+def man(body: str) -> bytes:
+    return gzip.compress(f'.\\" a comment\n.TH TEST 1 2024-01-01 "Linux"\n{body}'.encode(), mtime=0)
+
+
+def mallard(body: str) -> str:
+    return f'<page xmlns="http://projectmallard.org/1.0/" type="topic" id="x">{body}</page>'
+
+
+def read(reader: Callable, files: dict[str, Path]) -> tuple[list[tuple[str, str, str]], Counter[str]]:
+    counts: Counter[str] = Counter()
+    return [tuple(pair) for pair in reader(files, counts)], counts
+
+
+# --- the readers ------------------------------------------------------------------------------------------------------
+
+
+def test_lohelp_pairs_by_page_and_id(tmp_path: Path):
+    path = "libreoffice/help/{}/text/shared/{}.html"
+    en = {"a": page('<p id="p1">One window</p><p id="p2">Only here</p>'), "b": page('<p id="p1">No twin</p>')}
+    de = {"a": page('<p id="p3">Nur hier</p><p id="p1">Ein Fenster</p>'), "c": page('<p id="p1">Allein</p>')}
+    debs = {
+        package: pack(tmp_path, package, {path.format(lang, name): html for name, html in pages.items()})
+        for package, lang, pages in zip(sources.LOHELP, ("en-US", "de"), (en, de), strict=True)
+    }
+    pairs, counts = read(sources.lohelp, debs)
+    assert pairs == [("shared/a.html", "One window", "Ein Fenster")]
+    assert counts == {"documents": 1}
+
+
+def test_handbooks_pair_elements_in_order(tmp_path: Path):
+    def html(text: str) -> str:
+        return f"<html><head><title>T</title></head><body>{text}</body></html>"
+
+    reference, developers = "doc/debian-reference-common/docs/{}.{}.html", "developers-reference/{}{}.html"
+    en = html("<h2>1.2. The shell</h2><p>Type <code>ls</code> now.</p><pre>$ ls</pre><ul><li>One<br/>two</li></ul>")
+    de = html("<h2>1.2. Die Shell</h2><p>Tippen Sie <code>ls</code>.</p><pre>$ ls</pre><ul><li>Eins<br/>2</li></ul>")
+    sphinx = '<h1><span class="section-number">5. </span>{}<a class="headerlink">\uf0c1</a></h1><p>{}</p>'
+    files: dict[str, Files] = {
+        "debian-reference-en": {reference.format("ch01", "en"): en, reference.format("index", "en"): en},
+        "debian-reference-de": {reference.format("ch01", "de"): de, reference.format("index", "de"): de},
+        "developers-reference": {
+            developers.format("", "pkgs"): html(sphinx.format("New packages", "Look here")),
+            developers.format("", "developers-reference"): html(sphinx.format("New packages", "Look here")),
+            developers.format("", "tools"): html("<p>One</p>"),
+        },
+        "developers-reference-de": {
+            developers.format("de/", "pkgs"): html(sphinx.format("Neue Pakete", "Schau her")),
+            developers.format("de/", "developers-reference"): html(sphinx.format("Neue Pakete", "Schau her")),
+            developers.format("de/", "tools"): html("<p>Eins</p><p>Zwei</p>"),
+        },
+    }
+    pairs, counts = read(sources.handbooks, {name: pack(tmp_path, name, f) for name, f in files.items()})
+    texts = [pair for pair in pairs if lohelp.HOLE not in "".join(pair)]
+    assert texts == [
+        ("debian-reference/ch01", "The shell", "Die Shell"),
+        ("debian-reference/ch01", "Type ls now.", "Tippen Sie ls."),
+        ("developers-reference/pkgs", "New packages", "Neue Pakete"),
+        ("developers-reference/pkgs", "Look here", "Schau her"),
+    ]
+    assert counts == {"documents": 3, "built differently": 1}
+
+
+def test_gnome_pairs_elements_in_order(tmp_path: Path):
+    body = (
+        "<info><credit><name>A</name></credit>{credit}<desc>{0}</desc></info><title>{1}</title>"
+        "<p>{2} <gui>{3}</gui> <keyseq><key>A</key><key>B</key></keyseq>.</p><p><guiseq><gui>x</gui></guiseq></p>"
+    )
+    more = "<credit><name>B</name></credit>"
+    files: Files = {
+        "help/C/gnome-help/a.page": mallard(body.format("Short", "Sort files", "Press", "Sort", credit="")),
+        "help/de/gnome-help/a.page": mallard(body.format("Kurz", "Sortieren", "Drücke", "Ordne", credit=more)),
+        "help/C/gnome-help/b.page": mallard("<p>One</p>"),
+        "help/de/gnome-help/b.page": mallard("<title>Eins</title>"),
+        "help/C/gnome-help/c.page": mallard("<p>One</p>"),
+        "help/de/gnome-help/c.page": "<page><p>Eins</page>",
+        "help/C/gnome-help/d.page": mallard("<p>One</p>"),
+        "help/fr/gnome-help/d.page": mallard("<p>Un</p>"),
+    }
+    pairs, counts = read(sources.gnome, {"gnome-user-docs": pack(tmp_path, "gnome-user-docs", files)})
+    assert [pair[1:] for pair in pairs] == [
+        ("Short", "Kurz"),
+        ("Sort files", "Sortieren"),
+        ("Press Sort A+B.", "Drücke Ordne A+B."),
+        (lohelp.HOLE, lohelp.HOLE),
+    ]
+    assert counts == {"documents": 3, "built differently": 2}
+
+
+def manuals(folder: Path, en: dict[str, bytes], de: dict[str, bytes]) -> dict[str, Path]:
+    sides = (en, {"man1/other.1": man(".SH NAME\nonly - here\n")}, de, {"man3/x.3": man("")})
+    return {
+        package: pack(folder, package, {f"man/{lang}{name}.gz": text for name, text in pages.items()})
+        for package, lang, pages in zip(sources.MANPAGES, ("", "", "de/", "de/"), sides, strict=True)
+    }
+
+
+def test_manuals_pair_blocks_between_macros(tmp_path: Path):
+    en = """\
+.SH "SEE ALSO"
+open \\- open
+.BR a_file .
+.P
+The
+.I name
+may\\ be long.
+.nf
+int x;
+.fi
+.TP
+.B \\-v
+Be loud
+"""
+    de = """\
+.SH SIEHE AUCH
+open \\- \\fBeine\\fP Datei öffnen.
+.P
+Der \\fIName\\fP darf lang sein.
+.nf
+int y;
+.fi
+.TP
+\\fB\\-v\\fP
+Sei laut
+.SH ÜBERSETZUNG
+Von jemandem.
+"""
+    pages = {"man2/a.2": (en, de), "man2/b.2": (".P\nOne\n", ".P\nEins\n.P\nZwei\n")}
+    pages["man2/link.2"] = (".so man2/a.2\n", ".so man2/a.2\n")
+    debs = manuals(tmp_path, *({name: man(text[side]) for name, text in pages.items()} for side in (0, 1)))
+    pairs, counts = read(sources.manpages, debs)
+    assert pairs == [
+        ("man2/a.2", "SEE ALSO", "SIEHE AUCH"),
+        ("man2/a.2", "open - open a_file.", "open - eine Datei öffnen."),
+        ("man2/a.2", "The name may be long.", "Der Name darf lang sein."),
+        ("man2/a.2", "-v", "-v"),
+        ("man2/a.2", "Be loud", "Sei laut"),
+    ]
+    assert counts == {"documents": 2, "built differently": 1}
+
+
+@pytest.mark.parametrize(
+    ("ending", "pack_"), [("", bytes), (".xz", lzma.compress), (".bz2", bz2.compress), (".gz", gzip.compress)]
+)
+def test_descriptions_are_joined_on_their_checksum(ending: str, pack_: Callable[[bytes], bytes], tmp_path: Path):
+    long_en = "fast tool\n This tool\n is fast.\n .\n It has:\n  * speed\n  * more\n    speed"
+    long_de = "Flinkes Werkzeug\n Dieses Werkzeug ist\n flink.\n .\n Es hat:\n  * Tempo\n  * mehr Tempo"
+    en = (
+        stanza("libtool2", "en", long_en)
+        + stanza("b", "en", "x\n One")
+        + stanza("c", "en", "y")
+        + stanza("d", "en", "z")
+    )
+    de = stanza("d", "de", "Z\n Mehr\n .\n Noch mehr") + stanza("libtool2", "de", long_de)
+    de += stanza("b", "de", "X\n  * Eins") + stanza("c", "de", "Y", md5="0" * 32)
+    lists = {}
+    for name, text in zip(sources.LISTS, (en, de), strict=True):
+        lists[name] = tmp_path / f"mirror.example_dists_{name}{ending}"
+        lists[name].write_bytes(pack_(text.encode()))
+    pairs, counts = read(sources.packages, lists)
+    assert pairs == [
+        ("tool", "fast tool", "Flinkes Werkzeug"),
+        ("tool", "This tool is fast.", "Dieses Werkzeug ist flink."),
+        ("tool", "It has:", "Es hat:"),
+        ("tool", "speed", "Tempo"),
+        ("tool", "more speed", "mehr Tempo"),
+        ("b", "x", "X"),
+    ]
+    assert counts == {"documents": 3, "built differently": 2}
+
+
+def test_ding_takes_the_first_wording_of_each_phrase(tmp_path: Path):
+    text = (
+        "# comment :: comment\nHaus {n}; Gebäude {n} [arch.] | im Haus (drinnen) :: house; building | in the house\n"
+        "jdm. etw. geben :: to give sb. sth.\nEins | zwei :: one\nallein\n"
+    )
+    pairs, counts = read(sources.ding, {"trans-de-en": pack(tmp_path, "trans-de-en", {"trans/de-en": text})})
+    assert [pair[1:] for pair in pairs] == [
+        ("house", "Haus"),
+        ("in the house", "im Haus"),
+        (lohelp.HOLE, "jdm. etw. geben"),
+    ]
+    assert len({pair[0] for pair in pairs}) == 2 and counts == {"documents": 3, "built differently": 1}
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_a_catalog_is_read_as_gettext_reads_it(order: str):
+    messages = {"Open": "Öffnen", "menu\x04Close": "Schließen", "one file\0many files": "eine Datei\0viele Dateien"}
+    content = mo(messages, order)
+    truth = gettext.GNUTranslations(io.BytesIO(content))
+    pairs = dict(sources.catalog(content))
+    assert pairs.keys() == {"Open", "Close", "one file", "many files"}
+    assert pairs["Open"] == truth.gettext("Open") and pairs["Close"] == truth.pgettext("menu", "Close")
+    assert [pairs["one file"], pairs["many files"]] == [truth.ngettext("one file", "many files", n) for n in (1, 2)]
+
+
+def catalog_debs(folder: Path, content: bytes) -> dict[str, Path]:
+    names = {package: re.sub(r"\\w\+", "any", path) for package, (path, _) in sources.CATALOGS.items()}
+    paths = {package: f"locale{re.sub(r'[$()]', '', name).replace(chr(92), '')}" for package, name in names.items()}
+    return {package: pack(folder, package, {path: content}) for package, path in paths.items()}
+
+
+def test_catalogs_lose_shortcut_marks_and_keep_paragraphs_apart(tmp_path: Path):
+    content = mo({"_Open the ~file": "Die _Datei", "First.\n\nLast": "Eins.\n\nZwei", "a\n\nb": "nur a", "": ""})
+    pairs, counts = read(sources.catalogs, catalog_debs(tmp_path, content))
+    by_program = {name: [p[1:] for p in pairs if p[0].startswith(name)] for name in sources.CATALOGS}
+    assert by_program["gnucash-common"] == [("First.", "Eins."), ("Last", "Zwei"), ("Open the ~file", "Die Datei")]
+    assert by_program["git"][2] == ("_Open the ~file", "Die _Datei")
+    assert counts == {"documents": 6, "built differently": 6}
+
+
+# --- what cannot be read ----------------------------------------------------------------------------------------------
+
+
+def test_damaged_files_are_errors_that_name_the_file(tmp_path: Path):
+    deb = pack(tmp_path, "trans-de-en", {"trans/de-en": "Haus :: house\n" * 500})
+    whole = deb.read_bytes()
+    for broken in (whole[: len(whole) - 3000], whole[:50], b"no package", b""):
+        deb.write_bytes(broken)
+        with pytest.raises(lohelp.RecipeError, match=r"trans-de-en_1\.0-1_all\.deb.* fetch"):
+            read(sources.ding, {"trans-de-en": deb})
+    with pytest.raises(lohelp.RecipeError, match="another package"):
+        read(sources.ding, {"trans-de-en": pack(tmp_path, "trans-de-en", {"trans/en-fr": "Haus :: house"})})
+    whole = man(".P\nSome text that is long enough\n")
+    for broken in (whole[:-12], whole[:20], b"plain text"):
+        with pytest.raises(lohelp.RecipeError, match=r"manpages-de.* damaged"):
+            read(sources.manpages, manuals(tmp_path, {"man2/a.2": whole}, {"man2/a.2": broken}))
+    pairs, counts = read(sources.manpages, manuals(tmp_path, {"man2/a.2": whole}, {"man2/a.2": b""}))
+    assert not pairs and counts == {"documents": 1, "built differently": 1}
+    for broken in (mo({"Open": "Öffnen"})[:-9], b"\xde\x12\x04\x95", b"no catalog", b""):
+        with pytest.raises(lohelp.RecipeError, match=r"libreoffice-l10n-de_.* is damaged"):
+            read(sources.catalogs, catalog_debs(tmp_path, broken))
+    lists = {name: tmp_path / f"{name}.xz" for name in sources.LISTS}
+    for path in lists.values():
+        path.write_bytes(lzma.compress(stanza("a", "en", "b").encode())[:-8])
+    with pytest.raises(lohelp.RecipeError, match=r"Translation-de\.xz is damaged"):
+        read(sources.packages, lists)
+    lists["Translation-de"] = tmp_path / "Translation-de.lz4"
+    with pytest.raises(lohelp.RecipeError, match=r"Translation-de\.lz4: unpack it"):
+        read(sources.packages, lists)
+
+
+def test_invalid_utf8_costs_its_own_pair_only(tmp_path: Path):
+    text = "ein großes Haus | ein kleines Haus :: a big house | a small house\n".encode().replace("ß".encode(), b"\xdf")
+    pairs, _ = read(sources.ding, {"trans-de-en": pack(tmp_path, "trans-de-en", {"trans/de-en": text})})
+    counts: dict[str, Counter[str]] = {"ding": Counter()}
+    kept = debian.select([("ding", lohelp.Pair(*pair)) for pair in pairs], counts)
+    assert [pair[1:] for pair in kept] == [("a small house", "ein kleines Haus")]
+    assert counts["ding"] == {"segments": 2, "dropped: character": 1}
+
+
+# --- the filter -------------------------------------------------------------------------------------------------------
+
+GOOD = ("Opens the new window of the program.", "Öffnet das neue Fenster des Programms.")
+
+
+@pytest.mark.parametrize(
+    ("en", "de", "reason"),
+    [
+        (*GOOD, None),
+        ("log analysis library", "Protokollanalyse-Bibliothek", "length"),
+        ("log analysis library", "Bibliothek zur Protokollanalyse", None),
+        ("web server", "kleiner Webserver", "length"),
+        ("word " * 61, "Wort " * 60, "length"),
+        ("word " * 60, "Wort " * 60, None),
+        ("strdup() returns O_NONBLOCK here.", "strdup() gibt hier O_NONBLOCK zurück.", None),
+        ("Opens the <b>new</b> window.", GOOD[1], "character"),
+        ("Opens the window \ufffd right now.", GOOD[1], "character"),
+        ("Finds the word слово in this text.", GOOD[1], "character"),
+        ("Opens the new window of %s now.", GOOD[1], "markup, address or placeholder"),
+        ("Opens the new window of %1 now.", GOOD[1], "markup, address or placeholder"),
+        ("Opens the new window of $(ARG) now.", GOOD[1], "markup, address or placeholder"),
+        ("Look at https://example for more windows.", GOOD[1], "markup, address or placeholder"),
+        ("Uses 50 % of the window.", "Nutzt 50 % des Fensters.", None),
+        ("1234567 1234567 and 1234567 two", "1234567 1234567 und 1234567 zwei", "few letters"),
+        ("Opens the window.", "Öffnet das neue Fenster des Programms ganz weit.", "length ratio"),
+        ("Opens the new (old window of it.", GOOD[1], "bracket or quote left open"),
+        ("Opens the 2 new windows of it.", "Öffnet die 3 neuen Fenster davon.", "numbers differ"),
+        (GOOD[0], GOOD[0].upper(), "not translated"),
+        (f"Press the {lohelp.HOLE} key twice.", GOOD[1], "code, image or blank"),
+    ],
+)
+def test_fault(en: str, de: str, reason: str | None):
+    assert debian.fault(en.strip(), de.strip()) == reason
+
+
+def test_select_drops_what_differs_in_case_punctuation_and_digits_only():
+    Pair = lohelp.Pair
+    pairs = [
+        ("man", Pair("a", *GOOD)),
+        ("ui", Pair("b", GOOD[0].upper(), GOOD[1].replace(".", "!"))),
+        ("ui", Pair("b", GOOD[0], "Ein neues Fenster des Programms geht auf.")),
+        ("ui", Pair("c", "", "Nichts auf der anderen Seite")),
+        ("ui", Pair("d", "Close it all. Open it all.", "Schließ das alles. Öffne das alles.")),
+    ]
+    counts: dict[str, Counter[str]] = {"man": Counter(), "ui": Counter()}
+    kept = debian.select(pairs, counts)
+    assert [p.page for p in kept] == ["man/a", "ui/b", "ui/d", "ui/d"]
+    assert [p.en for p in kept[2:]] == ["Close it all.", "Open it all."]
+    assert counts["ui"] == {"segments": 4, "dropped: same pair": 1, "one side empty": 1}
+
+
+def test_nearest_is_that_of_lohelp():
+    rng = random.Random(7)
+    texts = [" ".join(rng.choices("abcdefghijklmnop", k=rng.randint(1, 9))) for _ in range(400)]
+    queries = [" ".join(rng.choices("abcdefghijklmnopqr", k=rng.randint(1, 6))) for _ in range(60)] + ["unknown", ""]
+    mine, truth = debian.nearest(texts, queries), lohelp.nearest(texts, queries)
+    assert len(set(truth)) > 30
+    chosen = zip(mine, truth, strict=True)
+    same = [{*plain_words(texts[a])} == {*plain_words(texts[b])} for a, b in chosen]
+    assert sum(same) >= 0.95 * len(same), "but for ties that rounding decides"
+
+
+# --- the whole data set -----------------------------------------------------------------------------------------------
+
+
+def made_up(count: int, seed: int) -> list[tuple[str, str]]:
+    """Sentences that share many trigrams with each other, a part of them the same for every seed."""
+    rng = random.Random(seed)
+    heads = [["open", "close", "show"], ["the", "a"], ["new", "old", "blue"], ["dialog", "window", "page"]]
+    tail = ["red", "wide", "tall", "flat", "soft", "late"]
+    words = [[rng.choice(h) for h in heads] + rng.choices(tail, k=rng.randint(0, 5)) for _ in range(count)]
+    words += [["some", *rng.sample([a + b for a in "bdfgk" for b in ("al", "on", "ut")], k=6)] for _ in range(count)]
+    return [(" ".join(w).capitalize() + ".", " ".join(x[::-1] + "ä" for x in w).capitalize() + ".") for w in words]
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All packages and lists, small, in their real layout."""
+    folder = tmp_path_factory.mktemp("repository")
+    sides: tuple[dict[str, Files], dict[str, Files]] = ({}, {})
+    docs = {name: [made_up(4, 100 * seed + i) for i in range(60)] for seed, name in enumerate(HELD_OUT, 1)}
+    for lang, side in enumerate(sides):
+        text = {name: [[pair[lang] for pair in doc] for doc in docs[name]] for name in docs}
+        help_, short = ("en-US", "de")[lang], ("C", "de")[lang]
+        side["lohelp"] = {
+            f"libreoffice/help/{help_}/text/{i:02}.html": page(
+                "".join(f'<p id="p{k}">{t}</p>' for k, t in enumerate(doc))
+            )
+            for i, doc in enumerate(text["lohelp"])
+        }
+        side["gnome"] = {
+            f"help/{short}/gnome-help/{i:02}.page": mallard("".join(f"<p>{t}</p>" for t in doc))
+            for i, doc in enumerate(text["gnome"])
+        }
+        side["man"] = {
+            f"man/{('', 'de/')[lang]}man{1 + i % 2}/{i:02}.{1 + i % 2}.gz": man("".join(f".P\n{t}\n" for t in doc))
+            for i, doc in enumerate(text["man"])
+        }
+        code = ("en", "de")[lang]
+        names = [f"{a}{b}{c}" for a in "bdfgk" for b in "aeiou" for c in ("sk", "lm", "rn")]
+        blocks = ["{}\n {}".format(doc[0], "\n .\n ".join(doc[1:])) for doc in text["ddtp"]]
+        listed = "".join(stanza(name, code, block) for name, block in zip(names, blocks, strict=False))
+        (folder / f"mirror.example_dists_x_main_i18n_Translation-{code}").write_text(listed, encoding="utf-8")
+        chapter = "<html><body>{}</body></html>".format("".join(f"<p>{pair[lang]}</p>" for pair in made_up(20, 7)))
+        reference = {f"doc/debian-reference-common/docs/ch01.{code}.html": chapter}
+        pack(folder, sources.HANDBOOKS[lang], reference)
+        pack(folder, sources.HANDBOOKS[2 + lang], {f"developers-reference/{('', 'de/')[lang]}pkgs.html": chapter})
+        pack(folder, sources.LOHELP[lang], side["lohelp"])
+        for k in (0, 1):
+            pages = {name: text for name, text in side["man"].items() if f"man{1 + k}/" in name}
+            pack(folder, sources.MANPAGES[2 * lang + k], pages)
+    pack(folder, "gnome-user-docs", sides[0]["gnome"] | sides[1]["gnome"])
+    lines = [" :: ".join(" | ".join(p[s].rstrip(".") for p in doc) for s in (1, 0)) for doc in docs["ding"]]
+    pack(folder, "trans-de-en", {"trans/de-en": "\n".join(lines)})
+    catalog_debs(folder, mo(dict(made_up(20, 9))))
+    return folder
+
+
+@pytest.fixture
+def shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in HELD_OUT:
+        monkeypatch.setitem(debian.DOMAINS, name, debian.DOMAINS[name]._replace(held_out=(0.2, 0.2)))
+
+
+def copy(repository: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(repository, folder))
+
+
+def lines(path: Path) -> list[str]:
+    text = path.read_bytes().decode("utf-8")
+    assert (not text or text.endswith("\n")) and "\r" not in text
+    return text.split("\n")[:-1]
+
+
+def test_build_writes_the_same_bytes_twice_and_an_honest_manifest(repository: Path, tmp_path: Path, shares: None):
+    one, two = tmp_path / "deep" / "one", tmp_path / "two"
+    manifest = debian.build(one, repository)
+    assert debian.main(["--out", str(two), "--local-dir", str(repository)]) == 0
+    assert contents(one) == contents(two)
+    assert [p.name for p in one.parent.iterdir()] == ["one"], "nothing is left beside the data, nothing was fetched"
+    assert json.loads((one / "manifest.json").read_text()) == manifest
+    assert set(contents(one)) == {f"{s}.{e}" for s in debian.PARTS for e in ("en", "de", "domains")} | {"manifest.json"}
+    for name, digest in manifest["files"].items():
+        assert hashlib.sha256((one / name).read_bytes()).hexdigest() == digest, name
+    assert len(manifest["packages"]) == 18 and len(manifest["lists"]) == 2
+    for fact in manifest["packages"] + manifest["lists"]:
+        (path,) = repository.glob(f"{fact['package']}_*" if "package" in fact else fact["file"])
+        assert fact["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert fact.get("version", "1.0-1") == "1.0-1"
+    for part in debian.PARTS:
+        domains = lines(one / f"{part}.domains")
+        assert (
+            len(lines(one / f"{part}.en")) == len(lines(one / f"{part}.de")) == len(domains) == manifest["lines"][part]
+        )
+        assert Counter(domains) == {
+            name: n for name, c in manifest["counts"].items() if (n := c.get(f"{part}: written", 0))
+        }
+    for counts in manifest["counts"].values():
+        dropped = sum(n for key, n in counts.items() if key.startswith("dropped: "))
+        assert counts["segments"] == dropped + sum(counts.get(f"{part}: in its documents", 0) for part in debian.PARTS)
+    assert set(lines(one / "train.domains")) == set(debian.DOMAINS)
+    assert set(lines(one / "test.domains")) == set(HELD_OUT) == set(lines(one / "valid.domains"))
+    assert 0 < manifest["test_bleu"]["copy of the target of the nearest training source"] < 100
+    assert manifest["licences"].keys() == debian.DOMAINS.keys()
+
+
+def test_nothing_depends_on_the_hash_seed_of_the_process(repository: Path, tmp_path: Path):
+    made = []
+    for seed in ("1", "2"):
+        command = [sys.executable, str(ROOT / "recipes" / "debian.py"), "--out", str(tmp_path / seed)]
+        command += ["--local-dir", str(repository)]
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True)
+        made.append(contents(tmp_path / seed))
+    assert made[0] == made[1] and made[0]["train.en"]
+
+
+def test_no_held_out_document_and_no_near_copy_is_in_train(repository: Path, tmp_path: Path, shares: None):
+    out = tmp_path / "out"
+    manifest = debian.build(out, repository)
+    texts = {part: {lang: lines(out / f"{part}.{lang}") for lang in ("en", "de")} for part in debian.PARTS}
+    for lang in ("en", "de"):
+        held_out = texts["test"][lang] + texts["valid"][lang]
+        assert held_out and not near_copies(texts["train"][lang], held_out)
+        assert not near_copies(texts["valid"][lang], texts["test"][lang])
+    lost = sum(
+        counts[f"train: {step}"] * sign
+        for counts in manifest["counts"].values()
+        for step, sign in (("in its documents", 1), ("written", -1))
+    )
+    assert lost > 0, "the made-up text must have near-copies, or nothing is tested"
+    counts: dict[str, Counter[str]] = {name: Counter() for name in debian.DOMAINS}
+    files = debian.fetch(tmp_path / "cache", repository)
+    pairs = debian.select(debian.read(files, counts), counts)
+    parts = debian.split(pairs, counts)
+    for part, chosen in parts.items():
+        written = zip(lines(out / f"{part}.domains"), texts[part]["en"], texts[part]["de"], strict=True)
+        assert list(written) == [(pair.page.split("/")[0], pair.en, pair.de) for pair in chosen]
+    documents = {part: {pair.page for pair in chosen} for part, chosen in parts.items()}
+    assert (
+        not documents["train"] & (documents["test"] | documents["valid"]) and not documents["test"] & documents["valid"]
+    )
+    held_out = [pair for part in ("test", "valid") for pair in parts[part]]
+    train = [pair for pair in pairs if debian.part_of(pair.page) == "train"]
+    copies = {i for k in (1, 2) for i in near_copies([p[k] for p in train], [p[k] for p in held_out])}
+    assert parts["train"] == [p for i, p in enumerate(train) if i not in copies], "nothing else may be dropped"
+
+
+def test_the_part_of_a_document_depends_on_its_name_alone():
+    seen = Counter(debian.part_of(f"lohelp/shared/{i}.html") for i in range(10_000))
+    test, valid = debian.DOMAINS["lohelp"].held_out
+    assert abs(seen["test"] / 10_000 - test) < 0.005 and abs(seen["valid"] / 10_000 - valid) < 0.005
+    assert {debian.part_of(f"ui/{i}") for i in range(1_000)} == {"train"}
+    page = next(f"man/{i}" for i in range(1000) if debian.part_of(f"man/{i}") == "test")
+    assert int(hashlib.sha256(page.encode()).hexdigest()[:12], 16) / 16**12 < debian.DOMAINS["man"].held_out[0]
+
+
+# --- files that are there, and files to fetch -------------------------------------------------------------------------
+
+
+def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    assert debian.main(list(args)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("debian: error: ")
+    return error
+
+
+def test_a_failure_leaves_what_was_there(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shares: None
+):
+    out = tmp_path / "out"
+    debian.build(out, repository)
+    before, beside = contents(out), sorted(tmp_path.iterdir())
+
+    def full(folder: Path, *_: object) -> None:
+        (folder / "train.en").write_text("half")
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(debian, "write", full)
+        assert "no space left" in error_of(capsys, "--out", str(out), "--local-dir", str(repository))
+    assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
+    left = tmp_path / ".out.part" / "new"  # of a killed build
+    left.mkdir(parents=True)
+    (left / "train.en").write_text("half")
+    debian.build(out, repository)
+    assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
+    (out / "mine.txt").write_text("dear to me")
+    assert "mine.txt" in error_of(capsys, "--out", str(out)), "before anything is fetched"
+    assert contents(out) == {**before, "mine.txt": b"dear to me"} and sorted(tmp_path.iterdir()) == beside
+
+
+def test_local_files_that_do_not_fit_are_named(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    out, folder = tmp_path / "out", copy(repository, tmp_path / "local")
+    args = ("--out", str(out), "--local-dir", str(folder))
+    assert "--local-dir" in error_of(capsys, "--out", str(out), "--local-dir", str(tmp_path / "nowhere"))
+    extra = pack(folder, "git", {"x": "y"}, version="2.0-1")
+    assert "git_1.0-1_all.deb and git_2.0-1_all.deb" in error_of(capsys, *args)
+    extra.unlink()
+    (twin,) = folder.glob("libreoffice-help-de_*")
+    twin.rename(tmp_path / twin.name)
+    pack(folder, "libreoffice-help-de", {"x": "y"}, version="2.0-1")
+    error = error_of(capsys, *args)
+    assert "libreoffice-help-en-us_1.0-1" in error and "versions 1.0-1 and 2.0-1" in error
+    (folder / "libreoffice-help-de_2.0-1_all.deb").unlink()
+    (tmp_path / twin.name).rename(twin)
+    (german,) = folder.glob("*Translation-de")
+    german.write_text("")
+    error = error_of(capsys, *args)
+    assert str(german) in error and "no document is in both languages" in error
+    assert not out.exists()
+
+
+def test_without_apt_the_message_says_which_files_go_where(
+    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    folder = copy(repository, tmp_path / "local")
+    for path in [*folder.glob("git_*"), *folder.glob("*Translation-de")]:
+        path.unlink()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    error = error_of(capsys, "--out", str(tmp_path / "out"), "--local-dir", str(folder))
+    assert "apt-get is missing" in error and "--local-dir" in error and str(tmp_path / "out.packages") in error
+    assert "apt-get download git\n" in error and "Translation-de.xz: of a Debian mirror" in error
+    assert "Translation-en" not in error and "vlc" not in error
+    assert not list((tmp_path / "out.packages").iterdir()), "nothing half-made"
+
+
+FAKE_APT = """\
+#!/bin/sh
+echo "$1 $2" >> "$FAKE_LOG"
+for word; do case "$word" in Dir::State::lists=*) lists="${word#*=}" ;; esac; done
+case "$1" in
+update) cp "$FAKE_REPOSITORY"/*Translation* "$lists" ;;
+download)
+    if [ "$2" = "$FAKE_KILL" ]; then
+        for deb in "$FAKE_REPOSITORY/$2"_*; do head -c 500 "$deb" > "$(basename "$deb")"; done
+        kill -9 "$PPID"
+    fi
+    cp "$FAKE_REPOSITORY/$2"_* . || { echo "E: Unable to locate package $2" >&2; exit 100; } ;;
+esac
+"""
+
+
+@pytest.fixture
+def fake_apt(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An apt-get that copies from the repository, and the log of what it was asked for."""
+    fake, log = tmp_path / "bin" / "apt-get", tmp_path / "log"
+    fake.parent.mkdir()
+    fake.write_text(FAKE_APT)
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=os.pathsep)
+    for name, value in {"LOG": log, "REPOSITORY": repository, "KILL": ""}.items():
+        monkeypatch.setenv(f"FAKE_{name}", str(value))
+    return log
+
+
+def test_a_half_written_list_is_not_taken_for_a_whole_one(
+    fake_apt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    whole = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        whole(path, content[:100])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    assert "no space left" in error_of(capsys, "--out", str(tmp_path / "out"))
+    assert fake_apt.read_text().startswith("update") and not list((tmp_path / "out.packages").iterdir())
+
+
+def test_a_killed_fetch_goes_on_with_what_is_missing(fake_apt: Path, repository: Path, tmp_path: Path):
+    """The script is killed in the middle of a package."""
+    log, out = fake_apt, tmp_path / "out"
+
+    def run(kill: str) -> tuple[int, list[str]]:
+        log.write_text("")
+        command = [sys.executable, str(ROOT / "recipes" / "debian.py"), "--out", str(out)]
+        done = subprocess.run(command, env={**os.environ, "FAKE_KILL": kill}, capture_output=True, text=True)
+        assert kill or done.returncode == 0, done.stderr
+        return done.returncode, [
+            line.split()[1] for line in log.read_text().splitlines() if line.startswith("download")
+        ]
+
+    names = [name for domain in debian.DOMAINS.values() for name in domain.files if name not in sources.LISTS]
+    at = names.index("manpages-de")
+    code, asked = run(kill="manpages-de")
+    assert code == -9 and asked == names[: at + 1] and not out.exists()
+    cache = tmp_path / "out.packages"
+    whole = {path.name for path in cache.iterdir() if path.is_file()}
+    assert whole == {*sources.LISTS} | {f"{name}_1.0-1_all.deb" for name in names[:at]}
+    assert run(kill="")[1] == names[at:]
+    assert {path.name for path in cache.iterdir()} == {*sources.LISTS} | {f"{name}_1.0-1_all.deb" for name in names}
+    for path in cache.glob("*.deb"):
+        assert path.read_bytes() == (repository / path.name).read_bytes()
+    before = contents(out)
+    assert run(kill="")[1] == [] and not log.read_text(), "the second build asks for nothing"
+    assert contents(out) == before
+    debian.build(tmp_path / "again", cache)
+    again, first = json.loads((tmp_path / "again" / "manifest.json").read_text()), json.loads(before["manifest.json"])
+    assert again == first

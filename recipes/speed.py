@@ -364,8 +364,11 @@ def plot(found: dict[Case, dict[str, Spread]], title: str) -> Figure:
 def write(path: Path, how: Callable[[Path], object]) -> None:
     """Aside first, then renamed: nobody sees half of a file."""
     aside = path.with_name(f".{os.getpid()}-{path.name}")
-    how(aside)
-    aside.replace(path)
+    try:
+        how(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     print(f"wrote {path}")
 
 

@@ -325,7 +325,7 @@ def test_the_number_of_threads_changes_no_bit(case, two_threads):
     narrow = make(case, length=23, batch=5, half=4)
     steps = None if case.v else 5
     expected = results(by(Host(2, 4, steps)), narrow)
-    for workers in (1, 2, 2):
+    for workers in (1, 2, 3):
         assert_same_bits(results(by(Host(2, 4, steps, workers=workers)), narrow), expected)
 
 

@@ -177,18 +177,6 @@ def test_the_parameters_are_those_of_the_model(run):
     assert report.trained(run[0] / "checkpoints" / "checkpoint_last.pt")[0] == sum(w.numel() for w in state.values())
 
 
-def test_speed_measures_in_turns_and_prints_a_table(monkeypatch, capsys):
-    import speed
-
-    order: list[str] = []
-    assert len(speed.medians(lambda: order.append("a"), lambda: order.append("b"))) == 2
-    assert order == ["a", "b"] * (speed.TURNS + 2)
-    monkeypatch.setattr(speed, "SHAPES", [(3, 2, 8)])
-    speed.main()
-    rows = re.findall(r"^\| 3 \| 2 \| 8 \| (\w+) \| ([\d.]+) \| ([\d.]+) \|", capsys.readouterr().out, re.MULTILINE)
-    assert [row[0] for row in rows] == ["training", "inference"]
-
-
 @pytest.mark.slow
 def test_quickstart_reaches_its_score(tmp_path):
     """The main job as the README promises it. The bound is below the README's figure by what seeds and machines

@@ -1,0 +1,430 @@
+"""The speed report: its files, tables and plot, from a quick run and from times that are made up. No time decides."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import re
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from xml.etree import ElementTree
+
+import pytest
+import speed
+import torch
+from conftest import ROOT
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.image import imread
+from speed import BACKWARD, BOTH, CONV, FORWARD, GEMM, NAMES, PACKAGE, SCRIPTED, Case, Spread
+from torch import nn
+
+from fairseq_sru.recurrence import _choose
+from fairseq_sru.recurrence.build import kernel_text
+from fairseq_sru.recurrence.reference import Options
+
+
+class Ran(NamedTuple):
+    printed: str
+    report: dict[str, Any]
+    out: Path
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    """A quick run."""
+    out = tmp_path_factory.mktemp("speed") / "a new" / "folder"
+    printed = io.StringIO()
+    with threads(1), contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
+        for library in (torch.backends.cuda.matmul, torch.backends.cudnn):  # put back afterwards
+            patch.setattr(library, "allow_tf32", library.allow_tf32)
+        speed.main(["--quick", "--threads", "1", "--turns", "2", "--out", str(out)])
+    return Ran(printed.getvalue(), json.loads((out / "speed.json").read_text()), out)
+
+
+def tables(printed: str) -> dict[str, list[dict[str, str]]]:
+    """The rows of each Markdown table, as header: cell, by the line above it."""
+    found = {}
+    for title, table in re.findall(r"^(.+)\n\n((?:\|.*\n)+)", printed, re.MULTILINE):
+        headers, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
+        found[title] = [dict(zip(headers, row, strict=True)) for row in rows]
+    return found
+
+
+def assert_shown(cell: str, value: float) -> None:
+    """The cell is the value to three digits at least."""
+    assert re.fullmatch(r"\d{1,3}(,\d{3})*(\.\d+)?", cell)
+    decimals = len(cell.partition(".")[2])
+    assert abs(float(cell.replace(",", "")) - value) <= 0.5000001 * 10**-decimals
+    assert len(re.sub(r"\D", "", cell).lstrip("0")) >= 3 or value < 0.01
+
+
+# ---------------------------------------------------------------- a quick run
+
+
+def test_the_files_are_there_and_no_others(ran):
+    assert sorted(path.name for path in ran.out.iterdir()) == ["speed.json", "speed.png", "speed.svg"]
+    assert [line for line in ran.printed.splitlines() if line.startswith("wrote ")] == [
+        f"wrote {ran.out / f'speed.{suffix}'}" for suffix in ("json", "svg", "png")
+    ]
+    assert ElementTree.parse(ran.out / "speed.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
+    height, width, _ = imread(ran.out / "speed.png").shape
+    assert (height, width) == (600 * len(speed.VARIANTS), 1800)
+
+
+def test_every_contestant_takes_part(ran):
+    cases = [Case(**{field: case[field] for field in Case._fields}) for case in ran.report["cases"]]
+    shape, step = (32, 32, 256), (1, 5, 512)
+    plans = [Case(what, *s) for s, what in ((shape, FORWARD), (shape, BOTH), (step, FORWARD))]
+    expected = [plan._replace(dtype=dtype, mode=mode) for dtype, mode in speed.VARIANTS for plan in plans]
+    if not speed.ON_GPU:
+        expected += [Case(what, *shape, mode="without oneDNN") for what in (FORWARD, BOTH)]
+    assert cases == expected
+    for case, entry in zip(cases, ran.report["cases"], strict=True):
+        absent = {PACKAGE, SCRIPTED} | ({CONV} if case.length == 1 else set())
+        if case.mode == speed.GRAPH:  # some may not be captured
+            assert {speed.OURS, GEMM} <= set(entry["ms"]) <= set(NAMES) - absent
+        else:
+            assert set(entry["ms"]) == set(NAMES) - absent
+    assert set(ran.report["contestants"]) == set(NAMES) - {PACKAGE, SCRIPTED}
+
+
+def test_figures_are_sensible(ran):
+    spreads = [ms for case in ran.report["cases"] for ms in case["ms"].values()]
+    spreads += [scan[key] for scan in ran.report["recurrence"] for key in ("ms", "copy_ms")]
+    assert len(spreads) > 20
+    for spread in spreads:
+        assert 0 < spread["low"] <= spread["median"] <= spread["high"] < math.inf
+    assert 0 < ran.report["copy_gb_per_s"] < math.inf
+    for case in ran.report["cases"]:
+        ms = {name: spread["median"] for name, spread in case["ms"].items()}
+        assert case["ratios"] == {
+            "SRU / GEMM": ms["SRU"] / ms["GEMM"],
+            **({"LSTM / SRU": ms["LSTM"] / ms["SRU"]} if "LSTM" in ms else {}),
+        }
+    for scan in ran.report["recurrence"]:
+        assert scan["share"] == scan["copy_ms"]["median"] / scan["ms"]["median"]
+        count = scan["length"] * scan["batch"] * scan["size"]
+        assert scan["bytes"] == speed.traffic(speed.DTYPES[scan["dtype"]].itemsize)[scan["what"]] * count
+
+
+def test_tables_show_what_the_json_has(ran):
+    found = tables(ran.printed)
+    rows = found.pop("Milliseconds:")
+    for row, case in zip(rows, ran.report["cases"], strict=True):
+        assert row.pop("case") == str(Case(**{field: case[field] for field in Case._fields}))
+        values = {**{name: spread["median"] for name, spread in case["ms"].items()}, **case["ratios"]}
+        for header, cell in row.items():
+            if header in values:
+                assert_shown(cell, values.pop(header))
+            else:
+                assert cell == "–"
+        assert not values
+    if ran.report["recurrence"]:
+        backend = ran.report["machine"]["backend"]
+        rows = found.pop(f"The recurrence alone, {backend}, beside copying the bytes that it must move:")
+        for row, scan in zip(rows, ran.report["recurrence"], strict=True):
+            assert row["pass"].startswith(f"{scan['what']} L{scan['length']} B{scan['batch']} d{scan['size']}")
+            ms, copy = scan["ms"]["median"], scan["copy_ms"]["median"]
+            expected = {"recurrence ms": ms, "copy ms": copy, "share": scan["share"], "GB/s": scan["bytes"] / ms / 1e6}
+            for header, value in expected.items():
+                assert_shown(row[header], value)
+    for row, target in zip(found.pop("Targets:", []), ran.report["targets"], strict=True):
+        assert (row["case"], row["ratio"], row["target"]) == (target["case"], target["ratio"], target["target"])
+        assert_shown(row["measured"], target["measured"])
+        assert row["met"] == ("yes" if target["met"] else "NO")
+    assert not found
+
+
+def test_the_machine_is_named(ran):
+    machine = ran.report["machine"]
+    assert (machine["threads"], machine["torch"], ran.report["turns"]) == (1, torch.__version__, 2)
+    chosen = _choose("auto", speed.DEVICE.type)
+    assert machine["backend"] == (chosen.name if chosen else "reference")
+    assert ran.printed.startswith(f"{machine['device']}, threads: 1, torch {torch.__version__}; medians of 2;")
+    for name, note in ran.report["contestants"].items():
+        assert f"\n- {name}: {note}\n" in ran.printed
+        assert re.search(r": (oneDNN|cuDNN|cuBLAS|MKL|torch's BLAS) \([a-z_]", note), note
+
+
+def test_gemm_is_the_product_of_sru(ran):
+    ours, gemm = (ran.report["contestants"][name].rsplit(": ", 1)[1] for name in (speed.OURS, GEMM))
+    assert ours == gemm
+
+
+# ---------------------------------------------------------------- what must be moved
+
+
+@pytest.mark.parametrize("dtype", speed.DTYPES.values(), ids=str)
+def test_traffic_is_the_size_of_what_is_read_and_written(dtype):
+    length, batch, size = 5, 2, 8
+    u, x, grad_h = torch.ones(length, batch, 3, size, dtype=dtype), *torch.ones(2, length, batch, size, dtype=dtype)
+    backend = _choose("torch", "cpu")
+    tensors, how = (u, x, torch.zeros(2, size), None, None, None), Options("tanh", False, 1.0)
+    h, c_n, saved = backend.forward(tensors, None, how, True)
+    grad_u, grad_x, *_ = backend.backward(tensors, None, how, saved, grad_h, None, (True,) * 3 + (False,) * 3)
+    c = c_n.new_empty(length, batch, size)
+    for what, moved in ((FORWARD, (u, x, h, c)), (BACKWARD, (u, x, c, grad_h, grad_u, grad_x))):
+        assert speed.traffic(dtype.itemsize)[what] * length * batch * size == sum(t.nbytes for t in moved)
+
+
+def test_traffic_is_what_the_kernels_state():
+    stated = re.findall(r"^//\s+(forward|backward)\s+(\d+) bytes: (.*)$", kernel_text()["sru.cu"], re.MULTILINE)
+    assert {what: int(count) for what, count, _ in stated} == speed.traffic(4)
+    for _, count, parts in stated:
+        assert sum(map(int, re.findall(r"\w+ (\d+)", parts))) == int(count)
+
+
+# ---------------------------------------------------------------- the clock
+
+
+class Clock:
+    """A clock that only the functions move; notes who ran."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        self.ran: list[str] = []
+        monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: self.now))
+
+    def function(self, name: str, *seconds: float) -> speed.Function:
+        """Takes these times in turn, the last one for ever."""
+        left = list(seconds)
+
+        def function() -> None:
+            self.ran.append(name)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        return function
+
+
+def test_contestants_take_turns_in_rotating_order(monkeypatch):
+    clock = Clock(monkeypatch)
+    taken = {"a": 1 / 128, "b": 1 / 256, "c": 1 / 1024}  # the fraction of 5 ms decides how often a run calls
+    found = speed.measure({name: clock.function(name, seconds) for name, seconds in taken.items()}, turns=4)
+    a, b, c = ["a"], 2 * ["b"], 6 * ["c"]
+    warmed_up = ["a", "a", "b", "b", "c", "c"]
+    assert clock.ran == warmed_up + a + b + c + b + c + a + c + a + b + a + b + c
+    assert found == {name: Spread(*3 * [1000 * seconds]) for name, seconds in taken.items()}
+
+
+def test_figures_are_the_median_and_the_quartiles_without_the_warm_up(monkeypatch):
+    clock = Clock(monkeypatch)
+    runs = [3.0, 1.0, 4.0, 1.5, 9.0, 2.5]
+    found = speed.measure({"a": clock.function("a", 100.0, 1.0, *runs)}, turns=len(runs))["a"]
+    low, median, high = statistics.quantiles(runs, n=4, method="inclusive")
+    assert found == pytest.approx((1000 * median, 1000 * low, 1000 * high))
+
+
+# ---------------------------------------------------------------- targets, from times that are made up
+
+
+def made_up(cases: list[Case], **others: float) -> dict[Case, dict[str, Spread]]:
+    """Times of all contestants; of those in others, so many ms."""
+
+    def ms(case: Case, i: int, name: str) -> float:
+        work = case.length * case.batch * case.size * (1 + 2 * (case.what == BOTH)) / 2**14
+        return others.get(name, work * (2 + i % 3))
+
+    return {
+        case: {
+            name: Spread(*3 * [ms(case, i, name)])
+            for i, name in enumerate(NAMES)
+            if name != SCRIPTED or case.what == FORWARD
+        }
+        for case in cases
+    }
+
+
+@pytest.fixture
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "ON_GPU", False)
+
+
+def test_targets_are_measured_in_the_full_run():
+    for ratio, case, _, _ in speed.TARGETS:
+        assert case[1:4] in (speed.SHAPES if case.length > 1 else speed.STEPS)
+        assert (case.dtype, case.mode) == ("float32", speed.EAGER)
+        assert set(speed.RATIOS[ratio]) <= set(NAMES) - {CONV, SCRIPTED}
+
+
+def test_targets_are_met_or_not(on_a_cpu, capsys):
+    cases = [case for _, case, _, _ in speed.TARGETS]
+    with threads(1):
+        fast = speed.all_targets(made_up(cases, **{"SRU": 1.0, "GEMM": 1.0, "LSTM": 6.0, PACKAGE: 4.0}))
+        slow = speed.all_targets(made_up(cases, **{"SRU": 1.3, "GEMM": 1.0, "LSTM": 1.3, PACKAGE: 1.3}))
+    assert [t["met"] for t in fast] == [True] * len(speed.TARGETS)
+    assert [t["met"] for t in slow] == [False] * len(speed.TARGETS)
+    assert [row["met"] for row in tables(capsys.readouterr().out)["Targets:"]] == ["NO"] * len(speed.TARGETS)
+    assert {t["measured"] for t in fast if t["ratio"] == "LSTM / SRU"} == {6.0}
+    assert {t["measured"] for t in slow if t["ratio"] == "SRU / GEMM"} == {1.3}
+
+
+def test_targets_are_for_one_thread_of_a_cpu(on_a_cpu, monkeypatch, capsys):
+    found = made_up([case for _, case, _, _ in speed.TARGETS])
+    with threads(2):
+        assert speed.all_targets(found) == []
+    with threads(1):
+        assert speed.all_targets({}) == []
+        monkeypatch.setattr(speed, "ON_GPU", True)
+        assert speed.all_targets(found) == []
+    assert capsys.readouterr().out == ""
+
+
+# ---------------------------------------------------------------- the plot
+
+
+def panels() -> dict[tuple[str, str, str], list[Case]]:
+    """The cases of each, from left to right."""
+    return {
+        (dtype, mode, what): [Case(what, *s, dtype, mode) for s in ((32, 32, 256), (32, 32, 512), (128, 32, 512))]
+        for dtype, mode in speed.VARIANTS
+        for what in (FORWARD, BOTH)
+    }
+
+
+@pytest.mark.parametrize("without", [set(), {PACKAGE, SCRIPTED}], ids=str)
+def test_plot_has_a_bar_and_a_label_for_each_contestant(without):
+    found = made_up([case for cases in panels().values() for case in cases])
+    found = {case: {n: s for n, s in took.items() if n not in without} for case, took in found.items()}
+    figure = speed.plot(found, "One layer")
+    assert figure.get_suptitle() == "One layer"
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    for ax, (panel, cases) in zip(figure.axes, panels().items(), strict=True):
+        dtype, mode, what = panel
+        assert ax.get_title() == (f"{what}, {dtype}, {mode}" if speed.ON_GPU else what)
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["l=32, d=256", "l=32, d=512", "l=128, d=512"]
+        names = [n for n in NAMES if n not in {GEMM, *without, *({SCRIPTED} if what == BOTH else ())}]
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == names
+        for name, bars in zip(names, ax.containers, strict=True):
+            assert [bar.get_height() for bar in bars] == [found[case][name].median for case in cases]
+            assert [round(bar.get_x() + bar.get_width() / 2) for bar in bars] == [0, 1, 2]
+        labels = [text for text in ax.texts if text.get_text()]
+        for text, value in zip(labels, (found[case][name].median for name in names for case in cases), strict=True):
+            assert_shown(text.get_text(), value)
+        boxes = [text.get_window_extent(renderer) for text in labels]
+        assert all(figure.bbox.contains(*corner) for box in boxes for corner in box.corners())
+        boxes.append(ax.get_legend().get_window_extent(renderer))
+        assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+
+
+def test_plot_of_one_shape_has_one_group():
+    spread = Spread(2.0, 1.0, 3.0)
+    found = {
+        Case(what, 32, 32, 256, *v): {"LSTM": spread, GEMM: spread} for v in speed.VARIANTS for what in (FORWARD, BOTH)
+    }
+    for ax in speed.plot(found, "One layer").axes:
+        assert [bar.get_height() for bar in ax.patches] == [2]
+        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["l=32, d=256"]
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize("option", ["--threads", "--turns"])
+@pytest.mark.parametrize("given", ["0", "-1", "1.5", "two", ""])
+def test_numbers_below_one_are_an_error(option, given, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        speed.main(["--quick", "--out", str(tmp_path), option, given])
+    assert ended.value.code == 2
+    assert f"argument {option}: must be an integer of at least 1; got {given!r}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_must_be_a_folder(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for path in (file, file / "below"):
+        with pytest.raises(SystemExit) as ended:
+            speed.main(["--quick", "--out", str(path)])
+        assert ended.value.code == 2
+        assert f"argument --out: must be a folder; '{path}' can't be made: " in capsys.readouterr().err
+    monkeypatch.setattr(speed.os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit):
+        speed.main(["--quick", "--out", str(tmp_path)])
+    assert f"argument --out: must be a folder that can be written; got '{tmp_path}'" in capsys.readouterr().err
+    assert file.read_text() == "mine"
+
+
+def test_a_file_that_could_not_be_written_stays_as_it_was(tmp_path):
+    path = tmp_path / "speed.json"
+    path.write_text("before")
+
+    def half(aside: Path) -> None:
+        aside.write_text("hal")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        speed.write(path, half)
+    assert path.read_text() == "before"
+
+
+def test_without_the_published_package_it_goes_on(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sru", None)
+    monkeypatch.setenv("PATH", "/usr/bin")
+    speed.going_on_without.cache_clear()
+    assert speed.published_package() is None
+    assert speed.published_package() is None
+    assert re.fullmatch(r"going on without the package sru: \w*Error: .*\n", capsys.readouterr().err)
+
+
+class Broken(nn.Module):
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        super().__init__()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel for this GPU\nand more")
+
+
+def test_the_package_that_fails_is_left_out_and_others_that_fail_are_an_error(monkeypatch, capsys):
+    case = Case(BOTH, 3, 2, 8)
+    speed.going_on_without.cache_clear()
+    assert set(speed.callers(case, Broken)) == set(NAMES) - {PACKAGE, SCRIPTED}
+    said = capsys.readouterr().err
+    assert said == (
+        "going on without sru package, forward+backward, float32, eager: RuntimeError: no kernel for this GPU\n"
+    )
+    monkeypatch.setattr(speed, "contestants", lambda case, package: {speed.OURS: Broken()})
+    with pytest.raises(RuntimeError, match="no kernel"):
+        speed.callers(case, None)
+
+
+# ---------------------------------------------------------------- how numbers are shown
+
+
+def test_numbers_are_shown_with_three_digits():
+    for i in range(-20, 70):
+        assert_shown(speed.short(10 ** (i / 10)), 10 ** (i / 10))
+    assert [speed.short(x) for x in (None, 0.004, 0.0567, 0.999, 1, 99.96, 1234.5)] == [
+        *("–", "0.0040", "0.0567", "0.999", "1.00", "100.0", "1,234"),
+    ]
+
+
+def test_the_readme_has_the_published_figures():
+    """Its table is made of the JSON beside the plot; a run on other days and machines gives others."""
+    published = json.loads((ROOT / "recipes" / "results" / "speed" / "speed.json").read_text())
+    cases = {str(speed.Case(*(case[f] for f in speed.Case._fields))): case for case in published["cases"]}
+    columns = [speed.CONV, speed.LSTM, speed.GRU, speed.PACKAGE, speed.OURS, speed.GEMM]
+    rows = re.findall(r"^\| (forward.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert len(rows) >= 10
+    for row in rows:
+        name, *shown = row.split(" | ")
+        ms, ratios = cases[name]["ms"], cases[name]["ratios"]
+        expected = [speed.short(ms.get(column, {}).get("median")) for column in columns]
+        assert shown == expected + [speed.short(ratios[r]) for r in (speed.LSTM_SRU, speed.PACKAGE_SRU)]
+    assert published["targets"] and all(target["met"] for target in published["targets"])

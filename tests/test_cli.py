@@ -55,6 +55,15 @@ def test_trained_checkpoints_are_read_with_the_safety_on(trained):
     assert state["cfg"]["model"]["_name"] == "sru_tiny"
 
 
+def test_a_checkpoint_of_before_an_option_is_read(trained, toy_data, tmp_path):
+    state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
+    for option in ("recurrent_unit", "no_residual"):
+        del state["cfg"]["model"][option]
+    torch.save(state, tmp_path / "older.pt")
+    found = [hypotheses(generate(toy_data, path)) for path in (trained / "checkpoint_last.pt", tmp_path / "older.pt")]
+    assert found[0] == found[1]
+
+
 class Foreign:
     def __reduce__(self):
         return (Path.touch, (Path(self.where),))  # a pickle that runs code
@@ -202,6 +211,41 @@ def test_hydra_train_with_a_preset(toy_data, tmp_path):
     assert len(hypotheses(generate(toy_data, tmp_path / "save" / "checkpoint_last.pt", "--beam", 1))) == 53
 
 
+SIZES = ["--encoder-embed-dim", 32, "--decoder-embed-dim", 32]
+
+
+@pytest.mark.parametrize(
+    "arch",
+    [
+        ["--arch", "lstm_tiny", "--encoder-hidden-size", 16, "--decoder-hidden-size", 32, "--share-all-embeddings"],
+        ["--arch", "sru_wmt_2017", "--encoder-layers", 3, "--decoder-layers", 3],
+    ],
+    ids=lambda words: words[1],
+)
+def test_the_presets_for_comparison(arch, toy_data, tmp_path):
+    train(toy_data, tmp_path, *SMOOTHED, "--max-update", 20, arch=[*arch, *SIZES, "--cpu"])
+    found = hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 5))
+    assert sorted(found) == list(range(53))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["lstm_tiny", "sru_wmt_2017"])
+def test_the_presets_for_comparison_learn_a_toy_task(arch, tmp_path):
+    """Reversing a sequence. The plain stack, whose encoder runs forward alone, is slower at it."""
+    write_pairs(tmp_path, "train", reversed_pairs(4000, 1))
+    write_pairs(tmp_path, "valid", reversed_pairs(100, 2))
+    test = reversed_pairs(200, 3)
+    write_pairs(tmp_path, "test", test)
+    data = preprocess(tmp_path)
+    sizes = ["--encoder-embed-dim", 64, "--decoder-embed-dim", 64, "--encoder-hidden-size", 64]
+    sizes += ["--decoder-hidden-size", 64, "--dropout", 0.1]
+    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-epoch", 40, "--no-epoch-checkpoints"]
+    train(data, tmp_path / "save", *schedule, "--max-tokens", 1000, arch=["--arch", arch, *sizes, "--cpu"])
+    found = hypotheses(generate(data, tmp_path / "save" / "checkpoint_best.pt", "--beam", 5))
+    right = sum(found[i].split() == target for i, (_, target) in enumerate(test))
+    assert right / len(test) > 0.8
+
+
 def test_adaptive_softmax_and_no_attention_train_and_generate(toy_data, tmp_path):
     adaptive = ["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "5,10", "--decoder-attention", "False"]
     adaptive += ["--ddp-backend", "legacy_ddp"]  # fairseq's adaptive loss refuses the other one
@@ -218,7 +262,11 @@ BAD = [
         "error: --share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; got 48 and 32",
     ),
     (["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "abc"], "error: --adaptive-softmax-cutoff must be"),
-    (["--decoder-attention", "perhaps"], "error: --decoder-attention must be one of True, False, 1, 0; got 'perhaps'"),
+    (
+        ["--decoder-attention", "perhaps"],
+        "error: --decoder-attention must be one of True, False, 1, 0, global; got 'perhaps'",
+    ),
+    (["--recurrent-unit", "gru"], "error: --recurrent-unit must be one of sru, lstm; got 'gru'"),
     (["--ddp-backend", "carrier-pigeon"], "error: argument --ddp-backend: invalid choice: 'carrier-pigeon'"),
     (["--rnn-dropout", "much"], "error: argument --rnn-dropout: invalid float value: 'much'"),
 ]

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import copy
+import math
 from argparse import Namespace
 
 import pytest
 import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from omegaconf import OmegaConf
 
+from fairseq_sru.models.attention import Attention, GlobalAttention, attend
 from fairseq_sru.models.config import PRESETS, SRUConfig, check, presets
+from fairseq_sru.models.recurrent import LSTM, padding
+
+
+def narrow(options):
+    """A preset with its depth and manner, but narrow layers, of other sizes than the embedding where it has such."""
+    small = {"encoder_embed_dim": 8, "decoder_embed_dim": 8}
+    small |= {"encoder_hidden_size": 3, "decoder_hidden_size": 16} if "encoder_hidden_size" in options else {}
+    return {**options, **small}
+
 
 VARIANTS = {
-    "plain": {},
+    "defaults": {},
     "bidirectional": {"encoder_bidirectional": True, "encoder_layers": 3},
     "sizes differ": {"encoder_hidden_size": 6, "decoder_hidden_size": 12, "decoder_embed_dim": 10, "decoder_layers": 1},
     "no attention": {"decoder_attention": "False", "encoder_bidirectional": True},
@@ -24,7 +36,13 @@ VARIANTS = {
         "adaptive_softmax_cutoff": "10,20,200000",
         "decoder_out_embed_dim": 16,
     },
+    "global attention": {"decoder_attention": "global", "encoder_bidirectional": True, "decoder_out_embed_dim": 12},
+    "no residual": {"no_residual": True, "encoder_bidirectional": True},
+    "lstm": {"recurrent_unit": "lstm"},
+    "lstm, no attention": {"recurrent_unit": "lstm", "decoder_attention": "False", "encoder_bidirectional": True},
+    **{name: narrow(options) for name, options in presets().items()},
 }
+UNITS = ["sru", "lstm"]
 
 
 def sources(dictionary, lengths, side="left", seed=0):
@@ -87,14 +105,50 @@ def test_incremental_equals_full_after_random_reorderings(variant, build, dictio
         src, target = src[order], torch.cat([target[order], words], dim=1)
 
 
-def test_a_prefix_of_many_tokens_may_start_the_incremental_state(build, dictionary):
-    model = build().eval()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hypotheses_of_a_sentence_share_its_keys_and_values(variant, build, dictionary):
+    """As fairseq's beam search has it: beams next to one another, reordered within their sentence, sentences that are
+    done taken out."""
+    model = build(**VARIANTS[variant]).eval()
+    rng = torch.Generator().manual_seed(5)
+    beam, alive = 4, [0, 1, 2]
+    src = sources(dictionary, [5, 7, 3])
+    encoded = model.encoder(src)
+    outputs = encoded["encoder_out"][0]
+    encoded = model.encoder.reorder_encoder_out(encoded, torch.arange(3).repeat_interleave(beam))
+    assert encoded["encoder_out"][0] is outputs
+    target, state = prefixes(dictionary, 3 * beam, 1), {}
+    for t in range(8):
+        step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
+        alone = model.encoder(src[alive].repeat_interleave(beam, 0))
+        torch.testing.assert_close(step, log_probs(model, model.decoder(target, alone))[:, -1])
+        keys = encoded.get("keys", [])
+        assert len(keys) == sum(isinstance(m, Attention | GlobalAttention) for m in model.modules())
+        assert all(len(key) == len(alive) for key in keys)
+        stay = [row for row, n in enumerate(alive) if (t, n) not in ((2, 1), (5, 0))]
+        alive = [alive[row] for row in stay]
+        order = torch.cat([row * beam + torch.randint(beam, (beam,), generator=rng) for row in stay])
+        model.decoder.reorder_incremental_state_scripting(state, order)
+        encoded = model.encoder.reorder_encoder_out(encoded, order)
+        assert t in (2, 5) or all(new is old for new, old in zip(encoded.get("keys", []), keys, strict=True))
+        words = torch.randint(dictionary.nspecial, len(dictionary), (len(order), 1), generator=rng)
+        target = torch.cat([target[order], words], dim=1)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_prefix_of_many_tokens_may_start_the_incremental_state(unit, build, dictionary):
+    model = build(recurrent_unit=unit).eval()
     src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 6)
     encoded, state = model.encoder(src), {}
     full, _ = model.decoder(target, encoded)
     first, _ = model.decoder(target[:, :4], encoded, incremental_state=state)
     torch.testing.assert_close(first, full[:, :4])
     torch.testing.assert_close(model.decoder(target[:, :5], encoded, incremental_state=state)[0][:, 0], full[:, 4])
+    ragged = target.clone()
+    ragged[1, 2:] = dictionary.pad()
+    model.decoder(ragged[:, :4], encoded, incremental_state=(state := {}))
+    after, _ = model.decoder(target[:, :3], encoded, incremental_state=state)  # the third word of the second sentence
+    torch.testing.assert_close(after[1, 0], full[1, 2])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -110,8 +164,9 @@ def test_a_batch_equals_its_sentences_alone(variant, side, build, dictionary):
         torch.testing.assert_close(together[i : i + 1], alone)
 
 
-def test_a_left_padded_target_equals_a_right_padded_one(build, dictionary):
-    model = build().eval()
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_left_padded_target_equals_a_right_padded_one(unit, build, dictionary):
+    model = build(recurrent_unit=unit).eval()
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
     pad = torch.full((2, 2), dictionary.pad())
     right = model(src, None, torch.cat([target, pad], 1))[0][:, :5]
@@ -119,8 +174,9 @@ def test_a_left_padded_target_equals_a_right_padded_one(build, dictionary):
     torch.testing.assert_close(left, right)
 
 
-def test_no_position_sees_a_later_target(build, dictionary):
-    model = build().eval()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_position_sees_a_later_target(variant, build, dictionary):
+    model = build(**VARIANTS[variant]).eval()
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 8)
     changed = target.clone()
     changed[:, 5:] = dictionary.nspecial
@@ -129,8 +185,9 @@ def test_no_position_sees_a_later_target(build, dictionary):
     assert not torch.allclose(before[:, 5:], after[:, 5:])
 
 
-def test_attention_weights_are_a_distribution_over_the_source(build, dictionary):
-    model = build(decoder_attention_heads=4).eval()
+@pytest.mark.parametrize("options", [{"decoder_attention_heads": 4}, {"decoder_attention": "global"}])
+def test_attention_weights_are_a_distribution_over_the_source(options, build, dictionary):
+    model = build(**options).eval()
     src = sources(dictionary, [4, 6])
     weights = model(src, None, prefixes(dictionary, 2, 5))[1]["attn"][0]
     assert weights.shape == (2, 5, 6)
@@ -139,6 +196,102 @@ def test_attention_weights_are_a_distribution_over_the_source(build, dictionary)
     model.make_generation_fast_(need_attn=False)
     without = model(src, None, prefixes(dictionary, 2, 5))
     assert without[1]["attn"] == [None]
+
+
+@pytest.mark.parametrize("need_weights", [False, True])
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attention_is_the_published_equation(heads, need_weights):
+    """Vaswani et al. 2017, equation 1, a number at a time; two hypotheses a sentence."""
+    torch.manual_seed(0)
+    query = torch.randn(3, 4, 2 * heads).double()
+    key, value = torch.randn(2, heads, 5, 2).double(), torch.randn(2, heads, 5, 3).double()
+    hidden = torch.tensor([[True, False, False, False, False], [False, False, False, True, True]])
+    context, weights = attend(query, key, value, hidden, 1.7, need_weights)
+    for t in range(3):
+        for row in range(4):
+            n, mean = row // 2, torch.zeros(5).double()
+            seen = [s for s in range(5) if not hidden[n, s]]
+            for head in range(heads):
+                q = query[t, row, 2 * head : 2 * head + 2]
+                scores = [math.exp(float(q @ key[n, head, s]) / 1.7) for s in seen]
+                shares = [score / sum(scores) for score in scores]
+                expected = sum(share * value[n, head, s] for share, s in zip(shares, seen, strict=True))
+                torch.testing.assert_close(context[t, row, 3 * head : 3 * head + 3], expected)
+                mean[seen] += torch.tensor(shares).double() / heads
+            if weights is not None:
+                torch.testing.assert_close(weights[row, t], mean)
+    assert (weights is not None) is need_weights
+
+
+def test_global_attention_is_the_published_equation():
+    """Luong et al. 2015, equations 5, 7 and 8 ("general")."""
+    torch.manual_seed(0)
+    module = GlobalAttention(4, 6, 5).double()
+    source, x = torch.randn(7, 1, 6).double(), torch.randn(2, 1, 4).double()
+    out, _ = module(x, *module.project(source), torch.zeros(1, 7).bool())
+    for t in range(2):
+        scores = torch.stack([x[t, 0] @ module.key.weight @ h for h in source[:, 0]])
+        context = (torch.exp(scores) / torch.exp(scores).sum()) @ source[:, 0]
+        torch.testing.assert_close(out[t, 0], torch.tanh(module.out.weight @ torch.cat([context, x[t, 0]])))
+
+
+def sequences(lengths, size, side):
+    """Random sequences, their padded batch (longest, batch, size) and its mask; side may be "both"."""
+    made = [torch.randn(n, size).double() for n in lengths]
+    x, mask = (
+        torch.full((max(lengths), len(lengths), size), 7.0).double(),
+        torch.ones(max(lengths), len(lengths)).bool(),
+    )
+    for i, sequence in enumerate(made):
+        room = max(lengths) - len(sequence)
+        start = {"left": room, "right": 0, "both": room // 2}[side]
+        x[start : start + len(sequence), i], mask[start : start + len(sequence), i] = sequence, False
+    return made, x, mask
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_padded_lstm_layer_is_torchs_lstm_on_each_sequence(bidirectional, side):
+    torch.manual_seed(0)
+    layer, truth = LSTM(5, 3, 0.0, bidirectional).double(), torch.nn.LSTM(5, 3, bidirectional=bidirectional).double()
+    truth.load_state_dict(layer.state_dict())
+    made, x, mask = sequences([4, 9, 1, 9, 6], 5, side)
+    directions = 2 if bidirectional else 1
+    before = torch.randn(5, 2, directions, 3).double()
+    out, after = layer(x, before.flatten(1), padding("lstm", mask))
+    for i, sequence in enumerate(made):
+        h0, c0 = before[i]
+        alone, (h, c) = truth(sequence, (h0, c0))
+        torch.testing.assert_close(out[~mask[:, i], i], alone)
+        torch.testing.assert_close(after[i], torch.cat([h.flatten(), c.flatten()]))
+    assert not out[mask].any()
+
+
+def test_padding_after_a_forward_lstm_layer_needs_no_care():
+    _, x, mask = sequences([4, 9], 5, "right")
+    layer = LSTM(5, 3, 0.0, False).double()
+    assert padding("lstm", mask, outputs_only=True) is None
+    torch.testing.assert_close(layer(x)[0][~mask], layer(x, None, padding("lstm", mask))[0][~mask])
+    assert padding("lstm", mask.flip(0), outputs_only=True) is not None
+
+
+def test_an_lstm_layer_starts_remembering():
+    layer = LSTM(6, 4, 0.0, True)
+    torch.testing.assert_close(layer.weight_hh_l0_reverse[4:8] @ layer.weight_hh_l0_reverse[4:8].t(), torch.eye(4))
+    gates = (layer.bias_ih_l0 + layer.bias_hh_l0).view(4, 4).mean(1)  # input, forget, cell, output, as torch has them
+    assert gates.tolist() == [0, 1, 0, 0]
+
+
+def test_rnn_dropout_of_an_lstm_layer_is_one_draw_a_sequence():
+    layer = LSTM(6, 4, 0.5, False)
+    with torch.no_grad():
+        layer.weight_hh_l0.zero_()
+        layer.bias_ih_l0[4:8] = -1e9  # forget everything: what comes out depends on this step's input alone
+    out, _ = layer(torch.ones(9, 50, 6))
+    torch.testing.assert_close(out, out[:1].expand_as(out))
+    assert len(out[0].unique(dim=0)) > 20
+    layer.eval()
+    assert len(layer(torch.ones(9, 50, 6))[0][0].unique(dim=0)) == 1
 
 
 def test_weights_asked_for_or_not_the_output_is_the_same(build, dictionary):
@@ -161,22 +314,52 @@ def test_gradients_reach_every_weight(build, dictionary):
         assert not without, options
 
 
-@pytest.mark.parametrize("name", sorted(presets()))
-def test_presets_build_and_compute(name, dictionary):
-    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
-
-    args = Namespace(criterion="cross_entropy", max_source_positions=1024, max_target_positions=1024)
+def preset(name, words, **options):
+    """A preset's model for a joint dictionary; on the meta device: shapes alone."""
+    dictionary = Dictionary()
+    for i in range(words - len(dictionary)):
+        dictionary.add_symbol(f"w{i}")
+    args = Namespace(criterion="cross_entropy", max_source_positions=1024, max_target_positions=1024, **options)
     ARCH_CONFIG_REGISTRY[name](args)
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    with torch.device("meta"):  # shapes alone: sru_wmt has many weights
-        model = ARCH_MODEL_REGISTRY[name].build_model(args, task)
-    src, target = torch.zeros(2, 7, dtype=torch.long, device="meta"), torch.zeros(2, 5, dtype=torch.long, device="meta")
-    assert model(src, None, target)[0].shape == (2, 5, len(dictionary))
+    with torch.device("meta"):
+        return ARCH_MODEL_REGISTRY[name].build_model(args, task)
+
+
+def size(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("made_for, words", [("tiny", 2000), ("iwslt_de_en", 10000), ("wmt", 32000)])
+def test_lstm_presets_have_the_parameters_of_their_sru_counterparts(made_for, words):
+    sru, lstm = f"sru_{made_for}", f"lstm_{made_for}"
+    own = {"recurrent_unit", "encoder_hidden_size", "decoder_hidden_size"}
+    options = [{k: v for k, v in presets()[name].items() if k not in own} for name in (sru, lstm)]
+    assert options[0] == options[1]
+    for shared in (True, False):
+        sizes = [size(preset(name, words, share_all_embeddings=shared)) for name in (sru, lstm)]
+        assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
+
+
+def test_sru_wmt_is_about_as_large_as_the_base_transformer():
+    base = torch.nn.Transformer(512, 8, 6, 6, 2048, device="meta")
+    assert size(preset("sru_wmt", 37000, share_all_embeddings=True)) == pytest.approx(size(base) + 37000 * 512, rel=0.1)
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_the_2017_presets_are_plain_stacks_with_one_attention(unit):
+    model = preset(f"{unit}_wmt_2017", 5000, encoder_layers=10, decoder_layers=10)
+    kinds = [type(m).__name__ for m in model.modules()]
+    assert kinds.count("SRUCell" if unit == "sru" else "LSTM") == 20
+    assert kinds.count("GlobalAttention") == 1
+    assert not {"Attention", "LayerNorm"} & set(kinds)
+    for layer in (m for m in model.modules() if type(m).__name__ in ("SRUCell", "LSTM")):
+        assert (layer.input_size, layer.hidden_size, layer.bidirectional) == (500, 500, False)
+        assert unit == "lstm" or layer.highway
+    assert model.decoder.output_projection.weight.shape == (5000, 500)
 
 
 def test_a_flag_goes_before_its_preset():
-    from fairseq.models import ARCH_CONFIG_REGISTRY
-
     args = Namespace(encoder_layers=7)
     ARCH_CONFIG_REGISTRY["sru_tiny"](args)
     assert args.encoder_layers == 7
@@ -184,7 +367,8 @@ def test_a_flag_goes_before_its_preset():
 
 
 def test_presets_hold_options_of_the_model():
-    assert {"sru_tiny", "sru_iwslt_de_en", "sru_wmt"} <= {path.stem for path in PRESETS.glob("*.yaml")}
+    names = {f"{unit}_{made_for}" for unit in UNITS for made_for in ("tiny", "iwslt_de_en", "wmt", "wmt_2017")}
+    assert {path.stem for path in PRESETS.glob("*.yaml")} == names
     for options in presets().values():
         assert set(options) <= set(SRUConfig.__dataclass_fields__)
 
@@ -198,12 +382,26 @@ def test_shared_embeddings_are_one_tensor(build):
     assert model.decoder.output_projection is None
 
 
-def test_state_dict_round_trip(build, dictionary):
-    model, other = build(encoder_bidirectional=True).eval(), build(encoder_bidirectional=True).eval()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_state_dict_round_trip(variant, build, dictionary):
+    model, other = build(**VARIANTS[variant]).eval(), build(**VARIANTS[variant]).eval()
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
     assert not torch.allclose(model(src, None, target)[0], other(src, None, target)[0])
     other.load_state_dict(copy.deepcopy(model.state_dict()))
     torch.testing.assert_close(model(src, None, target)[0], other(src, None, target)[0], rtol=0, atol=0)
+
+
+def test_names_of_the_weights_stay_as_in_older_checkpoints(build):
+    names = build(encoder_layers=1, decoder_layers=1, decoder_hidden_size=12, encoder_hidden_size=6).state_dict()
+    expected = """encoder.embed_tokens.weight encoder.project_in.weight encoder.layers.0.norm.weight
+    encoder.layers.0.norm.bias encoder.layers.0.sru.weight encoder.layers.0.sru.bias encoder.norm.weight
+    encoder.norm.bias decoder.embed_tokens.weight decoder.project_in.weight decoder.layers.0.rnn.norm.weight
+    decoder.layers.0.rnn.norm.bias decoder.layers.0.rnn.sru.weight decoder.layers.0.rnn.sru.bias
+    decoder.layers.0.attention_norm.weight decoder.layers.0.attention_norm.bias
+    decoder.layers.0.attention.query.weight decoder.layers.0.attention.key_value.weight
+    decoder.layers.0.attention.out.weight decoder.norm.weight decoder.norm.bias decoder.project_out.weight
+    decoder.project_out.bias decoder.output_projection.weight"""
+    assert list(names) == expected.split()
 
 
 def embedding_file(path, words, dim):
@@ -226,7 +424,8 @@ def test_pretrained_and_frozen_embeddings(build, dictionary, tmp_path):
 @pytest.mark.parametrize(
     "name", ["encoder_dropout_in", "encoder_dropout_out", "decoder_dropout_in", "decoder_dropout_out"]
 )
-def test_each_dropout_does_something_and_follows_dropout(name, build, dictionary):
+@pytest.mark.parametrize("variant", ["defaults", "global attention", "no residual", "lstm", "lstm_wmt_2017"])
+def test_each_dropout_does_something_and_follows_dropout(variant, name, build, dictionary):
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
     off = {f"{side}_dropout_{end}": 0.0 for side in ("encoder", "decoder") for end in ("in", "out")}
     for options, random in (
@@ -235,7 +434,7 @@ def test_each_dropout_does_something_and_follows_dropout(name, build, dictionary
         ({"dropout": 0.5, **off, name: None}, True),
         ({"dropout": 0.0, **off, "rnn_dropout": 0.5}, True),
     ):
-        model = build(**options)
+        model = build(**{**VARIANTS[variant], **options})
         assert torch.allclose(model(src, None, target)[0], model(src, None, target)[0]) is not random, options
 
 
@@ -290,7 +489,8 @@ def test_retain_dropout(build, dictionary):
         ({"decoder_hidden_size": -4}, "--decoder-hidden-size must be at least 1; got -4"),
         ({"decoder_attention_heads": 3}, "--decoder-attention-heads must divide --decoder-hidden-size 8; got 3"),
         ({"decoder_attention_heads": 0}, "--decoder-attention-heads must be at least 1; got 0"),
-        ({"decoder_attention": "maybe"}, "--decoder-attention must be one of True, False, 1, 0; got 'maybe'"),
+        ({"decoder_attention": "maybe"}, "--decoder-attention must be one of True, False, 1, 0, global; got 'maybe'"),
+        ({"recurrent_unit": "gru"}, "--recurrent-unit must be one of sru, lstm; got 'gru'"),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),
         ({"encoder_embed_path": "/none/vectors.txt"}, "--encoder-embed-path: no such file: /none/vectors.txt"),
         (

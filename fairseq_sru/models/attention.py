@@ -1,4 +1,9 @@
-"""Multi-head attention of decoder states over encoder outputs."""
+"""Attention of decoder states over encoder outputs.
+
+Keys and values depend on the source alone: ``project`` computes them once a sentence, ``forward`` reads them at every
+step. In beam search the batch has several rows a sentence, one a hypothesis, next to one another: the rows then share
+their sentence's keys and values.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +16,43 @@ from torch.nn import functional as F
 from ..linear import Linear
 
 
-class Attention(nn.Module):
-    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2) from decoder to encoder.
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor, divisor: float, need_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    """``softmax(query key^T / divisor) value`` for each head.
 
-    Keys and values depend on the source alone: :meth:`project` computes them once a sentence, :meth:`forward` reads
-    them at every step.
+    Args:
+        query: ``(tgt_len, batch, heads * head_size)``; batch is a multiple of sentences.
+        key: ``(sentences, heads, src_len, head_size)``.
+        value: ``(sentences, heads, src_len, value_size)``.
+        padding_mask: ``(sentences, src_len)`` bool, True at source padding.
+        divisor: of the scores.
+        need_weights: return the weights, too.
+
+    Returns:
+        ``(tgt_len, batch, heads * value_size)``, and the weights ``(batch, tgt_len, src_len)`` averaged over heads, or
+        None.
+    """
+    tgt_len, batch, _ = query.shape
+    sentences, heads, src_len, head_size = key.shape
+    rows = batch // sentences
+    query = query.reshape(tgt_len, sentences, rows, heads, head_size).permute(1, 3, 2, 0, 4).flatten(2, 3)
+    visible = ~padding_mask[:, None, None, :]
+    weights = None
+    if need_weights:
+        scores = (query / divisor) @ key.transpose(-1, -2)  # in this order for float16's range
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        probabilities = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=-1)
+        context = probabilities.to(value.dtype) @ value
+        weights = probabilities.mean(dim=1).view(batch, tgt_len, src_len)
+    else:
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=1 / divisor)
+    context = context.unflatten(2, (rows, tgt_len)).permute(3, 0, 2, 1, 4)
+    return context.reshape(tgt_len, batch, -1), weights
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2).
 
     Args:
         query_size: features of the decoder states, and of the result.
@@ -26,6 +63,7 @@ class Attention(nn.Module):
     def __init__(self, query_size: int, source_size: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.divisor = math.sqrt(query_size // heads)
         self.query = Linear(query_size, query_size, bias=False)
         self.key_value = Linear(source_size, 2 * query_size, bias=False)
         self.out = Linear(query_size, query_size, bias=False)
@@ -33,16 +71,11 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.key_value.weight)
         nn.init.xavier_uniform_(self.out.weight)
 
-    def _split(self, x: Tensor) -> Tensor:
-        """``(length, batch, features)`` to ``(batch, heads, length, features / heads)``."""
-        length, batch, size = x.shape
-        return x.view(length, batch, self.heads, size // self.heads).permute(1, 2, 0, 3)
-
     def project(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each ``(batch, heads, src_len, head_size)``, of encoder outputs ``(src_len, batch,
-        features)``."""
-        key, value = self.key_value(source).chunk(2, dim=-1)
-        return self._split(key), self._split(value)
+        """Keys and values, each ``(sentences, heads, src_len, head_size)``, of encoder outputs ``(src_len, sentences,
+        source_size)``."""
+        key, value = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 1, 3, 0, 4)
+        return key, value
 
     def forward(
         self, x: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor, need_weights: bool = False
@@ -53,22 +86,41 @@ class Attention(nn.Module):
             x: decoder states ``(tgt_len, batch, query_size)``.
             key: from :meth:`project`.
             value: from :meth:`project`.
-            padding_mask: ``(batch, src_len)`` bool, True at source padding.
+            padding_mask: ``(sentences, src_len)`` bool, True at source padding.
             need_weights: return the weights, too.
 
         Returns:
-            ``(tgt_len, batch, query_size)``, and the weights ``(batch, tgt_len, src_len)`` averaged over heads, or
-            None.
+            ``(tgt_len, batch, query_size)``, and the weights as of :func:`attend`.
         """
-        query = self._split(self.query(x))
-        visible = ~padding_mask[:, None, None, :]
-        weights = None
-        if need_weights:
-            scores = (query / math.sqrt(query.size(-1))) @ key.transpose(-1, -2)  # in this order for float16's range
-            scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-            probabilities = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=-1)
-            context = probabilities.to(value.dtype) @ value
-            weights = probabilities.mean(dim=1)
-        else:
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
-        return self.out(context.permute(2, 0, 1, 3).flatten(2)), weights
+        context, weights = attend(self.query(x), key, value, padding_mask, self.divisor, need_weights)
+        return self.out(context), weights
+
+
+class GlobalAttention(nn.Module):
+    """Global attention with the "general" score (Luong et al. 2015, section 3.1): ``tanh(W_c [context; x])``.
+
+    Args:
+        query_size: features of the decoder states.
+        source_size: features of the encoder outputs.
+        out_size: features of the result.
+    """
+
+    def __init__(self, query_size: int, source_size: int, out_size: int) -> None:
+        super().__init__()
+        self.key = Linear(source_size, query_size, bias=False)
+        self.out = Linear(source_size + query_size, out_size, bias=False)
+        nn.init.xavier_uniform_(self.key.weight)
+        nn.init.xavier_uniform_(self.out.weight)
+
+    def project(self, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys ``(sentences, 1, src_len, query_size)`` and values ``(sentences, 1, src_len, source_size)`` of encoder
+        outputs ``(src_len, sentences, source_size)``."""
+        source = source.transpose(0, 1).unsqueeze(1)
+        return self.key(source), source
+
+    def forward(
+        self, x: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor, need_weights: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """As :meth:`Attention.forward`, but for the result's ``out_size`` features."""
+        context, weights = attend(x, key, value, padding_mask, 1.0, need_weights)
+        return torch.tanh(self.out(torch.cat([context, x], dim=-1))), weights

@@ -7,6 +7,8 @@ from typing import Any, Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, OmegaConf
 
+from .recurrent import UNITS
+
 # One YAML a preset; fairseq-hydra-train reads the same files (--config-dir .../fairseq_sru/config model=sru/NAME).
 PRESETS = Path(__file__).parent.parent / "config" / "model" / "sru"
 
@@ -38,7 +40,10 @@ class SRUConfig(FairseqDataclass):
         default=None, metadata={"help": "decoder output embedding dimension (default: --decoder-embed-dim)"}
     )
     decoder_attention: str = field(
-        default="True", metadata={"help": "BOOL: attention over the encoder outputs in each decoder layer"}
+        default="True",
+        metadata={
+            "help": "BOOL: attention over the encoder outputs in each decoder layer; global: once, after the top layer"
+        },
     )
     decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
     adaptive_softmax_cutoff: str = field(
@@ -69,7 +74,15 @@ class SRUConfig(FairseqDataclass):
         metadata={"help": "dropout probability for decoder layer outputs and output features (default: --dropout)"},
     )
     rnn_dropout: float = field(
-        default=0.0, metadata={"help": "variational dropout on the input of each SRU layer, one draw a sentence"}
+        default=0.0, metadata={"help": "variational dropout on the input of each recurrent layer, one draw a sentence"}
+    )
+    recurrent_unit: str = field(default="sru", metadata={"help": "recurrent unit of all layers: sru or lstm"})
+    no_residual: bool = field(
+        default=False,
+        metadata={
+            "help": "stack the recurrent layers plainly, without layer norms and residual connections; "
+            "SRU layers then have their highway term"
+        },
     )
     # set elsewhere on the command line
     criterion: str = II("criterion._name")
@@ -123,7 +136,9 @@ def check(cfg: Any) -> None:
     for name in names:
         if not 0.0 <= option(cfg, name) < 1.0:
             raise ValueError(f"{flag(name)} must be in [0, 1); got {option(cfg, name)}")
-    if attends(cfg):
+    if option(cfg, "recurrent_unit") not in UNITS:
+        raise ValueError(f"--recurrent-unit must be one of {', '.join(UNITS)}; got {option(cfg, 'recurrent_unit')!r}")
+    if attention(cfg) == "layer":
         _at_least_one(cfg, "decoder_attention_heads")
         heads, size = option(cfg, "decoder_attention_heads"), option(cfg, "decoder_hidden_size")
         if size % heads:
@@ -154,12 +169,13 @@ def check(cfg: Any) -> None:
             )
 
 
-def attends(cfg: Any) -> bool:
-    """Whether the decoder has attention."""
+def attention(cfg: Any) -> str:
+    """Where the decoder has attention: ``layer`` (in each), ``global`` (after the top layer) or ``none``."""
     value = str(option(cfg, "decoder_attention"))
-    if value.lower() not in ("true", "false", "1", "0"):
-        raise ValueError(f"--decoder-attention must be one of True, False, 1, 0; got {value!r}")
-    return value.lower() in ("true", "1")
+    found = {"true": "layer", "1": "layer", "global": "global", "false": "none", "0": "none"}.get(value.lower())
+    if found is None:
+        raise ValueError(f"--decoder-attention must be one of True, False, 1, 0, global; got {value!r}")
+    return found
 
 
 def cutoffs(cfg: Any, vocabulary: int | None) -> list[int] | None:

@@ -2,40 +2,20 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
+import torch
 from fairseq.models import FairseqEncoder
 from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from ..layers import SRUCell
 from ..linear import Linear
-
-
-class ResidualSRU(nn.Module):
-    """``x + dropout(SRU(layer_norm(x)))``: a pre-norm residual SRU layer. The residual connection is the skip path, so
-    the cell has no highway term of its own."""
-
-    def __init__(self, size: int, dropout: float, rnn_dropout: float, bidirectional: bool = False) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(size)
-        self.sru = SRUCell(
-            size,
-            size // 2 if bidirectional else size,
-            rnn_dropout=rnn_dropout,
-            bidirectional=bidirectional,
-            highway=False,
-        )
-        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
-
-    def forward(self, x: Tensor, c0: Tensor | None, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Shapes as in :class:`fairseq_sru.SRUCell`."""
-        h, c = self.sru(self.norm(x), c0, padding_mask)
-        return x + self.dropout(h), c
+from .recurrent import UNITS, RecurrentLayer, padding
 
 
 class SRUEncoder(FairseqEncoder):
-    """Embedding, a stack of :class:`ResidualSRU` layers, layer norm.
+    """Embedding, a stack of :class:`RecurrentLayer` s, layer norm.
 
     Padding is found by its token, so the source may be padded on either side.
 
@@ -49,7 +29,9 @@ class SRUEncoder(FairseqEncoder):
         dropout_out: dropout on each layer's output.
         rnn_dropout: variational dropout on each layer's input, one draw a sentence.
         max_source_positions: longest source sentence.
-        normalize: layer norm on the outputs; without attention nothing reads them.
+        unit: the recurrent unit, ``sru`` or ``lstm``.
+        residual: False for plain layers, without layer norms.
+        attended: the decoder attends to the outputs; else nothing reads them, and they need no layer norm.
     """
 
     def __init__(
@@ -63,21 +45,26 @@ class SRUEncoder(FairseqEncoder):
         dropout_out: float,
         rnn_dropout: float,
         max_source_positions: int,
-        normalize: bool = True,
+        unit: str = "sru",
+        residual: bool = True,
+        attended: bool = True,
     ) -> None:
         super().__init__(dictionary)
         self.padding_idx = dictionary.pad()
         self.max_source_positions = max_source_positions
+        self.unit = unit
         self.output_units = hidden_size * (2 if bidirectional else 1)
+        self.state_units = self.output_units * UNITS[unit]
         self.embed_tokens = embed_tokens
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, self.output_units)
         self.layers = nn.ModuleList(
-            ResidualSRU(self.output_units, dropout_out, rnn_dropout, bidirectional) for _ in range(num_layers)
+            RecurrentLayer(self.output_units, dropout_out, rnn_dropout, bidirectional, unit, residual)
+            for _ in range(num_layers)
         )
-        self.norm = nn.LayerNorm(self.output_units) if normalize else nn.Identity()
+        self.norm = nn.LayerNorm(self.output_units) if residual and attended else nn.Identity()
 
-    def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any) -> dict[str, list[Tensor]]:
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any) -> dict[str, Any]:
         """Encode.
 
         Args:
@@ -85,21 +72,39 @@ class SRUEncoder(FairseqEncoder):
             src_lengths: not needed; fairseq passes it.
 
         Returns:
-            encoder_out ``[(src_len, batch, output_units)]``, encoder_padding_mask ``[(batch, src_len)]``, and
-            encoder_state ``[(batch, output_units)]``, the last layer's last cell state.
+            encoder_out ``[(src_len, batch, output_units)]``, encoder_padding_mask ``[(batch, src_len)]``, encoder_state
+            ``[(batch, state_units)]``, the last layer's last state, and rows_per_sentence, 1. The decoder adds its keys
+            and values, ``[(batch, heads, src_len, head_size), ...]``.
         """
         padding_mask = src_tokens.eq(self.padding_idx)
+        pads = padding(self.unit, padding_mask.t())
         x = self.project_in(self.dropout_in(self.embed_tokens(src_tokens.t())))
         for layer in self.layers:
-            x, c = layer(x, None, padding_mask.t())
-        return {"encoder_out": [self.norm(x)], "encoder_padding_mask": [padding_mask], "encoder_state": [c]}
-
-    def reorder_encoder_out(self, encoder_out: dict[str, list[Tensor]], new_order: Tensor) -> dict[str, list[Tensor]]:
-        """Reorder (or repeat, for a beam) the batch."""
+            x, state = layer(x, None, pads)
         return {
-            name: [t.index_select(1 if name == "encoder_out" else 0, new_order) for t in tensors]
-            for name, tensors in encoder_out.items()
+            "encoder_out": [self.norm(x)],
+            "encoder_padding_mask": [padding_mask],
+            "encoder_state": [state],
+            "rows_per_sentence": 1,
         }
+
+    def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:
+        """Reorder (or repeat, for a beam) the rows of the batch.
+
+        Rows of one sentence share its tensors while each sentence has equally many, next to one another, as in beam
+        search; then this copies nothing but, when sentences are done, those that are not. Else each row gets a copy.
+        """
+        rows = encoder_out["rows_per_sentence"]
+        runs = [(n, len(list(run))) for n, run in groupby(row // rows for row in new_order.tolist())]
+        together = len({length for _, length in runs}) == 1
+        kept = [n for n, length in runs for _ in range(1 if together else length)]
+        new = {**encoder_out, "rows_per_sentence": len(new_order) // len(kept)}
+        if kept != list(range(len(encoder_out["encoder_padding_mask"][0]))):
+            at = torch.tensor(kept, device=new_order.device)
+            for name, tensors in encoder_out.items():
+                if name != "rows_per_sentence":
+                    new[name] = [t.index_select(1 if name == "encoder_out" else 0, at) for t in tensors]
+        return new
 
     def max_positions(self) -> int:
         """Longest source sentence."""

@@ -17,7 +17,7 @@ from fairseq.models import (
 from omegaconf import OmegaConf
 from torch import nn
 
-from .config import SRUConfig, attends, check, cutoffs, flag, option, presets
+from .config import SRUConfig, attention, check, cutoffs, flag, option, presets
 from .decoder import SRUDecoder
 from .encoder import SRUEncoder, embedding
 
@@ -27,7 +27,8 @@ class SRUModel(FairseqEncoderDecoderModel):
     """SRU encoder and decoder with multi-head attention in each decoder layer.
 
     Deep bidirectional encoder, deep decoder, multi-head attention, layer normalisation and residual connections follow
-    RNMT+ (Chen et al. 2018), with SRU (Lei et al. 2017) in place of LSTM and pre-norm residual layers.
+    RNMT+ (Chen et al. 2018), with SRU (Lei et al. 2017) in place of LSTM and pre-norm residual layers. The same
+    model is to be had with LSTM, and both as plain layers with one global attention.
     """
 
     @classmethod
@@ -59,7 +60,9 @@ class SRUModel(FairseqEncoderDecoderModel):
             dropout_out=option(cfg, "encoder_dropout_out"),
             rnn_dropout=option(cfg, "rnn_dropout"),
             max_source_positions=option(cfg, "max_source_positions"),
-            normalize=attends(cfg),
+            unit=option(cfg, "recurrent_unit"),
+            residual=not option(cfg, "no_residual"),
+            attended=attention(cfg) != "none",
         )
         decoder = SRUDecoder(
             target,
@@ -67,8 +70,10 @@ class SRUModel(FairseqEncoderDecoderModel):
             hidden_size=option(cfg, "decoder_hidden_size"),
             out_embed_dim=option(cfg, "decoder_out_embed_dim"),
             num_layers=option(cfg, "decoder_layers"),
-            heads=option(cfg, "decoder_attention_heads") if attends(cfg) else 0,
+            attention=attention(cfg),
+            heads=option(cfg, "decoder_attention_heads"),
             encoder_output_units=encoder.output_units,
+            encoder_state_units=encoder.state_units,
             dropout_in=option(cfg, "decoder_dropout_in"),
             dropout_out=option(cfg, "decoder_dropout_out"),
             rnn_dropout=option(cfg, "rnn_dropout"),
@@ -76,6 +81,8 @@ class SRUModel(FairseqEncoderDecoderModel):
             or option(cfg, "share_decoder_input_output_embed"),
             adaptive_softmax_cutoff=cutoffs(cfg, len(target)),
             max_target_positions=option(cfg, "max_target_positions"),
+            unit=option(cfg, "recurrent_unit"),
+            residual=not option(cfg, "no_residual"),
         )
         return cls(encoder, decoder)
 

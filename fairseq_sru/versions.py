@@ -25,7 +25,9 @@ RECIPES = (
     "matplotlib==3.11.2",
     "PyYAML==6.0.3",
     "sacrebleu==2.6.0",
+    "sacremoses==0.2.0",
     "sentencepiece==0.2.1",
+    "subword-nmt==0.3.8",
     "tqdm==4.67.3",
 )
 
@@ -35,7 +37,19 @@ CUDA12 = ("cupy-cuda12x==14.2.0", *CUDA)
 CUDA13 = ("cupy-cuda13x==14.2.0", *CUDA)
 
 # NVRTC compiles for GPUs that aren't there; sru is the published package, to compare with.
-TEST = ("hypothesis==6.170.17", "nvidia-cuda-nvrtc==13.0.88", *CUDA, "pytest==9.0.3", "ruff==0.17.6", "sru==2.6.0")
+TEST = (
+    "coverage==7.17.4",
+    "hypothesis==6.170.17",
+    "jsonschema==4.26.0",
+    "mypy==2.4.1",
+    "nvidia-cuda-nvrtc==13.0.88",
+    *CUDA,
+    "pytest==9.0.3",
+    "ruff==0.17.6",
+    "sru==2.6.0",
+    "types-PyYAML==6.0.12.20261113",
+    "types-tqdm==4.70.0.20261106",
+)
 
 REQUIREMENTS = (TORCH, NUMPY, *RECIPES, *TEST)
 

@@ -12,6 +12,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from sacrebleu.metrics import BLEU, CHRF
@@ -24,13 +25,15 @@ from fairseq_sru.checkpoints import allow_fairseq_checkpoints
 EXAMPLES = 3
 
 
-def hypotheses(generated: str) -> list[str]:
+def hypotheses(generated: str, kind: str = "H") -> list[str]:
     """The best translation of each sentence, in the order of the data set, from what fairseq-generate printed.
+
+    ``kind`` names its lines: "H" are without subwords, "D" besides without tokenisation.
 
     Raises:
         ValueError: a sentence is missing or there twice.
     """
-    found = re.findall(r"^H-(\d+)\t[^\t\n]*\t?(.*)$", generated, re.MULTILINE)
+    found = re.findall(rf"^{kind}-(\d+)\t[^\t\n]*\t?(.*)$", generated, re.MULTILINE)
     lines = {int(number): text for number, text in found}
     if len(lines) != len(found) or sorted(lines) != list(range(len(lines))):
         raise ValueError(
@@ -39,15 +42,37 @@ def hypotheses(generated: str) -> list[str]:
     return [lines[i] for i in range(len(lines))]
 
 
-def trained(checkpoint: Path) -> tuple[int, float, float, int]:
-    """Parameters, training time in seconds, target tokens a second in the last epoch, and updates."""
+class Trained(NamedTuple):
+    """What a checkpoint tells of the run so far."""
+
+    parameters: int  # tied weights count once
+    updates: int
+    seconds: float  # in training steps
+    clock: float  # seconds of the training process, with validation and saving
+    tokens: int  # target tokens
+    loss: float | None  # on the validation set, by fairseq's --best-checkpoint-metric
+    at_epoch_end: bool
+
+
+def trained(checkpoint: Path) -> Trained:
+    """Read a checkpoint that fairseq-train wrote.
+
+    fairseq counts seconds and tokens from 0 again when it goes on from a checkpoint of an epoch's end.
+    """
     allow_fairseq_checkpoints()
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    unique = {weight.data_ptr(): weight.numel() for weight in state["model"].values()}  # tied weights count once
-    meters = {name: meter for _, name, _, meter in state["extra_state"]["metrics"]["train"]}
-    speed = float(meters["wpb"]["sum"]) / meters["train_wall"]["sum"]
-    updates = state["optimizer_history"][-1]["num_updates"]
-    return sum(unique.values()), state["extra_state"]["previous_training_time"], speed, updates
+    unique = {weight.data_ptr(): weight.numel() for weight in state["model"].values()}
+    extra = state["extra_state"]
+    meters = {name: meter for _, name, _, meter in extra["metrics"]["default"]}
+    return Trained(
+        parameters=sum(unique.values()),
+        updates=state["optimizer_history"][-1]["num_updates"],
+        seconds=float(meters["train_wall"]["sum"]),
+        clock=float(extra["previous_training_time"]),  # a tensor where several processes trained
+        tokens=int(meters["wpb"]["sum"]),
+        loss=extra["val_loss"],
+        at_epoch_end=extra["train_iterator"]["iterations_in_epoch"] == 0,
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -75,14 +100,14 @@ def main(argv: list[str] | None = None) -> None:
     bleu, chrf = BLEU(), CHRF()
     score, copied = bleu.corpus_score(output, [reference]), BLEU().corpus_score(source, [reference])
     characters = chrf.corpus_score(output, [reference])
-    parameters, seconds, speed, updates = trained(args.checkpoint)
+    run = trained(args.checkpoint)
     rows = [
         ("BLEU", f"{score.score:.1f}", str(bleu.get_signature())),
         ("BLEU of copying the source", f"{copied.score:.1f}", "the same"),
         ("chrF", f"{characters.score:.1f}", str(chrf.get_signature())),
-        ("parameters", f"{parameters / 1e6:.2f} M", "tied weights counted once"),
-        ("training time", f"{seconds / 60:.1f} min", f"{updates} updates"),
-        ("training speed", f"{speed:,.0f}", "target tokens a second, last epoch"),
+        ("parameters", f"{run.parameters / 1e6:.2f} M", "tied weights counted once"),
+        ("training time", f"{run.clock / 60:.1f} min", f"{run.updates} updates"),
+        ("training speed", f"{run.tokens / run.seconds:,.0f}", "target tokens a second"),
     ]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     print(f"\n{args.data_set}, {args.split} set, {len(source)} sentences\n")

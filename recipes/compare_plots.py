@@ -1,0 +1,87 @@
+"""Plots of a comparison's report, as SVG and PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
+matplotlib.rcParams.update({"grid.alpha": 0.3, "font.size": 10, "svg.hashsalt": "fairseq_sru"})
+
+
+def draw(report: dict[str, Any], folder: Path) -> None:
+    """Write curves.* and speed.*."""
+    systems = {name: system for name, system in report["systems"].items() if system["runs"]}
+    for name, figure in (("curves", curves(report, systems)), ("speed", speed(systems))):
+        for kind in ("svg", "png"):
+            aside = folder / f"{name}.part.{kind}"
+            figure.savefig(aside, dpi=150, metadata={"Date": None} if kind == "svg" else None)
+            aside.replace(folder / f"{name}.{kind}")
+        plt.close(figure)
+
+
+def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:
+    """BLEU and loss against training time and updates: a colour a system, a line a seed."""
+    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex="col", sharey="row", layout="constrained")
+    longest = max((p["train_seconds"] for s in systems.values() for r in s["runs"] for p in r["curve"]), default=0)
+    unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
+    for i, (name, system) in enumerate(systems.items()):
+        for j, run in enumerate(system["runs"]):
+            points = run["curve"]
+            x = [[point["train_seconds"] / seconds for point in points], [point["updates"] for point in points]]
+            for column in (0, 1):
+                for row, key in enumerate(("BLEU", "loss")):
+                    y = [float("nan") if point[key] is None else point[key] for point in points]
+                    axes[row, column].plot(
+                        x[column],
+                        y,
+                        color=f"C{i}",
+                        marker="o",
+                        markersize=3,
+                        linewidth=1.5,
+                        alpha=1 if j == 0 else 0.6,
+                        label=name if j == 0 and (row, column) == (0, 0) else None,
+                    )
+    axes[0, 0].set_ylabel(f"BLEU, validation, beam {report['curve_beam']}")
+    axes[1, 0].set_ylabel(f"loss, validation ({report['loss']})")
+    axes[1, 0].set_xlabel(f"training time, {unit}")
+    axes[1, 1].set_xlabel("updates")
+    if systems:
+        figure.legend(loc="outside upper center", ncols=min(len(systems), 6), frameon=False)
+    return figure
+
+
+def speed(systems: dict[str, Any]) -> Figure:
+    """Bars: speed of training, and of decoding in each setting."""
+    settings = next(iter(systems.values()))["decoding"] if systems else []
+    titles = ["training\ntarget tokens/s"]
+    titles += [f"decoding, sentences/s\nbeam {d['beam']}, batch {d['batch']}" for d in settings]
+    values = [[system["training_tokens_per_second"] for system in systems.values()]]
+    values += [[s["decoding"][i]["sentences_per_second"] for s in systems.values()] for i in range(len(settings))]
+    height = 1.2 + 0.35 * max(len(systems), 2)
+    figure, axes = plt.subplots(
+        1, len(titles), figsize=(2.6 * len(titles), height), layout="constrained", squeeze=False
+    )
+    for k, axis in enumerate(axes[0]):
+        _bars(axis, titles[k], list(systems), values[k], named=k == 0)
+    return figure
+
+
+def _bars(axis: Axes, title: str, names: list[str], values: list[float], named: bool) -> None:
+    places = range(len(names))
+    bars = axis.barh(places, values, color=[f"C{i}" for i in places], height=0.7)
+    axis.bar_label(bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=3)
+    axis.set_title(title, fontsize=10)
+    axis.set_yticks(places, names if named else [""] * len(names))
+    axis.invert_yaxis()
+    axis.grid(False)
+    axis.set_xticks([])
+    axis.spines["bottom"].set_visible(False)
+    axis.set_xlim(0, max(values, default=1) * 1.45)  # room for the numbers

@@ -1,0 +1,289 @@
+"""The data sets that recipes/prepare.py knows: where their archives are, what is in them, and how they are cleaned.
+
+``lay_out`` of each brings it to one form: parallel text files for each split.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from fetch import Archive
+from lohelp import RecipeError
+from tqdm import tqdm
+
+DATA = Path(__file__).resolve().parent / "data"
+SPLITS = ("train", "valid", "test")
+
+Parallel = tuple[Path, Path]  # source and target file, with as many lines
+Texts = dict[str, list[Parallel]]  # of each split
+
+MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
+IWSLT_TEST = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A data set.
+
+    Attributes:
+        languages: of source and target.
+        vocab_size: subwords in the joint vocabulary unless the user says otherwise.
+        about: pairs for training, room on disk with archives, licence.
+        archives: what is fetched.
+        lay_out: given the archives by name and a folder to write to, makes the text files of each split.
+        sacrebleu: sacreBLEU's name of the test set, where the test set is sacreBLEU's.
+        longest: subwords on a side of a training pair, at most; None where all stay.
+        ratio: of the longer to the shorter side of a training pair, in subwords, at most; None where all stay.
+        deduplicate: drop a training pair that was there before.
+        lower: in lower case.
+        normalise: Moses normalises punctuation and splits at hyphens, as was usual for WMT.
+        valid_every: every so many-th training pair is for validation.
+        labelled: pairs for validation and test have a domain.
+    """
+
+    languages: tuple[str, str]
+    vocab_size: int
+    about: str
+    archives: tuple[Archive, ...] = ()
+    lay_out: Callable[[dict[str, Path], Path], Texts] | None = None
+    sacrebleu: str | None = None
+    longest: int | None = 250
+    ratio: float | None = None
+    deduplicate: bool = True
+    lower: bool = False
+    normalise: bool = True
+    valid_every: int | None = None
+    labelled: bool = False
+
+
+def cut_off(path: Path, error: Exception) -> RecipeError:
+    return RecipeError(f"{path} is cut off or damaged ({error}): fetch it again")
+
+
+def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
+    """Write some files of a .tgz flat into ``folder``, reading no further than needed.
+
+    Raises:
+        RecipeError: one is missing, or the archive can't be read.
+    """
+    wanted = {member: folder / Path(member).name for member in members}
+    missing = set(wanted)
+    size = archive.stat().st_size
+    bar = tqdm(total=size, desc=f"unpack {archive.name}", unit="B", unit_scale=True, disable=None)
+    try:
+        with bar, archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
+            for item in tar:
+                name = item.name.removeprefix("./")
+                if name in missing and (content := tar.extractfile(item)):
+                    with wanted[name].open("wb") as file:
+                        while block := content.read(1 << 20):
+                            file.write(block)
+                            bar.update(raw.tell() - bar.n)
+                    missing.remove(name)
+                    if not missing:
+                        break
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise cut_off(archive, error) from None
+    if missing:
+        raise RecipeError(
+            f"{archive} has no {', '.join(sorted(missing))}: it is another archive than this recipe knows"
+        )
+    return list(wanted.values())
+
+
+def gunzip(archive: Path, folder: Path) -> Path:
+    """Write what a .gz file holds into ``folder``.
+
+    Raises:
+        RecipeError: the archive can't be read.
+    """
+    path = folder / archive.stem
+    try:
+        with gzip.open(archive) as content, path.open("wb") as file:
+            shutil.copyfileobj(content, file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise cut_off(archive, error) from None
+    return path
+
+
+# --- test sets of sacreBLEU -------------------------------------------------------------------------------------------
+
+
+def sacrebleu_archive(test_set: str) -> Archive:
+    """The archive of a test set as sacreBLEU knows it; taken from sacreBLEU's own cache where that has it."""
+    from sacrebleu.dataset import DATASETS
+
+    known = DATASETS[test_set]
+    assert known.data and known.md5
+    url, md5 = known.data[0], known.md5[0]
+    home = Path(os.environ.get("SACREBLEU", Path.home() / ".sacrebleu"))
+    return Archive(url, md5=md5, cached=home / sacrebleu_raw(test_set, url))
+
+
+def sacrebleu_raw(test_set: str, url: str) -> Path:
+    """Where an archive is in a folder of sacreBLEU's."""
+    return Path(test_set, "raw", f"{test_set.replace('/', '_')}.{url.rsplit('/', 1)[1]}")
+
+
+def sacrebleu_text(test_set: str, source: str, target: str, archive: Path, folder: Path) -> Parallel:
+    """Have sacreBLEU write a test set, from its archive and without internet.
+
+    Raises:
+        RecipeError: sacreBLEU, or the archive, can't be read.
+    """
+    from sacrebleu.dataset import DATASETS
+
+    known = DATASETS[test_set]
+    pair = f"{source}-{target}"
+    home = folder / "sacrebleu"
+    assert known.data
+    place = home / sacrebleu_raw(test_set, known.data[0])
+    for member in known.langpairs[pair]:  # sacreBLEU unpacks what it has downloaded itself, and nothing else
+        (place.parent / member).parent.mkdir(parents=True, exist_ok=True)
+        unpack(archive, [member], (place.parent / member).parent)
+    place.write_text("stands for the archive, whose files are beside it")
+    paths = []
+    for field, language in (("src", source), ("ref", target)):
+        command = [sys.executable, "-m", "sacrebleu", "--test-set", test_set, "--language-pair", pair, "--echo", field]
+        env = {**os.environ, "SACREBLEU": str(home), "PYTHONUTF8": "1"}
+        done = subprocess.run(command, env=env, capture_output=True)
+        if done.returncode or not done.stdout:
+            why = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
+            raise RecipeError(f"sacreBLEU can't read {test_set} from {archive} ({why})")
+        paths.append(folder / f"test.sacrebleu.{language}")
+        paths[-1].write_bytes(done.stdout)
+    return paths[0], paths[1]
+
+
+# --- the data sets ----------------------------------------------------------------------------------------------------
+
+
+def multi30k(archives: dict[str, Path], folder: Path) -> Texts:
+    def part(name: str) -> list[Parallel]:
+        return [(gunzip(archives[f"{name}.en.gz"], folder), gunzip(archives[f"{name}.de.gz"], folder))]
+
+    return {"train": part("train"), "valid": part("val")}
+
+
+def wmt14(archives: dict[str, Path], folder: Path) -> Texts:
+    def part(archive: str, stem: str) -> Parallel:
+        en, de = unpack(archives[archive], [f"{stem}.en", f"{stem}.de"], folder)
+        return en, de
+
+    return {
+        "train": [
+            part("training-parallel-europarl-v7.tgz", "training/europarl-v7.de-en"),
+            part("training-parallel-commoncrawl.tgz", "commoncrawl.de-en"),
+            part("training-parallel-nc-v9.tgz", "training/news-commentary-v9.de-en"),
+        ],
+        "valid": [part("dev.tgz", "dev/newstest2013")],
+    }
+
+
+def iwslt14(archives: dict[str, Path], folder: Path) -> Texts:
+    """As fairseq's prepare-iwslt14.sh reads them; validation pairs are drawn from the training pairs later."""
+    texts: dict[str, tuple[Path, Path]] = {}  # train and test of each language
+    for language in ("de", "en"):
+        files = [f"train.tags.de-en.{language}"]
+        files += [f"IWSLT14.{name}.de-en.{language}.xml" for name in IWSLT_TEST]
+        tags, *tests = unpack(archives["de-en.tgz"], [f"de-en/{file}" for file in files], folder)
+        texts[language] = (folder / f"train.plain.{language}", folder / f"test.plain.{language}")
+        write(texts[language][0], iwslt_train(tags))
+        write(texts[language][1], (line for test in tests for line in iwslt_test(test)))
+    return {split: [(texts["de"][i], texts["en"][i])] for i, split in enumerate(("train", "test"))}
+
+
+def iwslt_train(path: Path) -> Iterator[bytes]:
+    """Lines of a train.tags file: no addresses, numbers and key words; titles and descriptions without their tags."""
+    with path.open("rb") as file:
+        for line in file:
+            if not re.search(rb"<url>|<talkid>|<keywords>", line):
+                yield re.sub(rb"</?(title|description)>", b"", line)
+
+
+def iwslt_test(path: Path) -> Iterator[bytes]:
+    """The segments of an .xml file."""
+    with path.open("rb") as file:
+        for line in file:
+            if b"<seg id" in line:
+                text = re.sub(rb'<seg id="[0-9]*">\s*|\s*</seg>\s*', b"", line).replace("’".encode(), b"'")
+                yield text.rstrip(b"\n") + b"\n"
+
+
+def write(path: Path, lines: Iterable[bytes]) -> None:
+    with path.open("wb") as file:
+        file.writelines(lines)
+
+
+def multi30k_archive(name: str, sha256: str) -> Archive:
+    return Archive(f"{MULTI30K}{name}.gz", sha256=sha256)
+
+
+CORPORA = {
+    "lohelp-en-de": Corpus(("en", "de"), 2000, "10,000 pairs; 4 MB; MPL-2.0; ships with the project"),
+    "debian-en-de": Corpus(
+        ("en", "de"), 8000, "170,000 pairs; 200 MB; free licences of many kinds: not for handing on", labelled=True
+    ),
+    "multi30k-en-de": Corpus(
+        ("en", "de"),
+        8000,
+        "29,000 pairs; about 20 MB, not tried; image captions, terms of github.com/multi30k/dataset",
+        archives=(
+            multi30k_archive("train.en", "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f"),
+            multi30k_archive("train.de", "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6"),
+            multi30k_archive("val.en", "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28"),
+            multi30k_archive("val.de", "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a"),
+        ),
+        lay_out=multi30k,
+        sacrebleu="multi30k/2016",
+        deduplicate=False,  # what is published is of all 29,000
+    ),
+    "iwslt14-de-en": Corpus(
+        ("de", "en"),
+        10_000,
+        "160,000 pairs; about 100 MB, not tried; CC BY-NC-ND 3.0, TED Conference LLC",
+        archives=(Archive("https://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz"),),
+        lay_out=iwslt14,
+        longest=None,  # filtered before validation pairs are drawn, as in fairseq's script
+        deduplicate=False,
+        lower=True,
+        normalise=False,
+        valid_every=23,
+    ),
+    "wmt14-en-de": Corpus(
+        ("en", "de"),
+        32_000,
+        "4.5 million pairs; about 6 GB, not tried; for research, terms of statmt.org/wmt14",
+        archives=(
+            Archive(
+                "https://www.statmt.org/wmt13/training-parallel-europarl-v7.tgz",
+                657_632_379,
+                "0224c7c710c8a063dfd893b0cc0830202d61f4c75c17eb8e31836103d27d96e7",
+            ),
+            Archive(
+                "https://www.statmt.org/wmt13/training-parallel-commoncrawl.tgz",
+                918_311_367,
+                "c7a74e2ea01ac6c920123108627e35278d4ccb5701e15428ffa34de86fa3a9e5",
+            ),
+            Archive(
+                "https://www.statmt.org/wmt14/training-parallel-nc-v9.tgz",
+                80_418_416,
+                "cb8953f292298e6877ae433c98912b927cb0766b303f4540512ddd286c748485",
+            ),
+            Archive("https://www.statmt.org/wmt14/dev.tgz"),
+        ),
+        lay_out=wmt14,
+        sacrebleu="wmt14/full",
+        ratio=1.5,
+    ),
+}

@@ -1,0 +1,223 @@
+"""Archives from the internet, or from a folder they were put into: downloads that resume, checked before use."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import http.client
+import os
+import ssl
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lohelp import RecipeError
+from tqdm import tqdm
+
+TRIES = 4  # at one place of a file; whatever arrives starts the count anew
+PAUSE = 2.0  # seconds before the second try, twice as long before each further one
+TIMEOUT = 60.0  # seconds without a byte
+BLOCK = 1 << 20
+
+
+class Unreachable(RecipeError):
+    """The file cannot be downloaded from here."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file to fetch. Where no checksum is known, the first download's is recorded beside it, in NAME.sha256.
+
+    Attributes:
+        cached: a file outside of the project that is this archive where it exists.
+    """
+
+    url: str
+    bytes: int | None = None
+    sha256: str | None = None
+    md5: str | None = None  # for what sacreBLEU knows by its MD5 alone
+    cached: Path | None = None
+
+    @property
+    def name(self) -> str:
+        return self.url.rsplit("/", 1)[1]
+
+
+def digest(path: Path, kind: str = "sha256") -> str:
+    """Checksum of a file of any size, with a progress bar for large ones."""
+    made = hashlib.new(kind)
+    size = path.stat().st_size
+    bar = tqdm(total=size, desc=f"check {path.name}", unit="B", unit_scale=True, disable=None if size > 2**26 else True)
+    with bar, path.open("rb") as file:
+        while block := file.read(BLOCK):
+            made.update(block)
+            bar.update(len(block))
+    return made.hexdigest()
+
+
+def recorded(archive: Archive, folder: Path) -> Path:
+    """The file that keeps the checksum of a first download, in sha256sum's format."""
+    return folder / f"{archive.name}.sha256"
+
+
+def check(path: Path, archive: Archive) -> dict[str, Any]:
+    """Make sure that a file is whole and the right one.
+
+    Returns:
+        Facts for the manifest: name, url, bytes, sha256.
+
+    Raises:
+        RecipeError: its size or checksum is wrong, or, with no checksum known, its gzip data is cut off or damaged.
+    """
+    remedy = f"fetch it again from {archive.url}"
+    size = path.stat().st_size
+    if archive.bytes is not None and size != archive.bytes:
+        raise RecipeError(f"{path} has {size:,} bytes, not {archive.bytes:,}: {remedy}")
+    found = digest(path)
+    wanted, first = archive.sha256, recorded(archive, path.parent)
+    if wanted is None and first.is_file():
+        wanted = first.read_text().split()[0]
+        remedy += f", or remove {first} if the file was changed where it comes from"
+    if wanted is not None and found != wanted:
+        raise RecipeError(f"{path} has sha256 {found}, not {wanted}: {remedy}")
+    if archive.md5 is not None and (md5 := digest(path, "md5")) != archive.md5:
+        raise RecipeError(f"{path} has MD5 {md5}, not {archive.md5}: {remedy}")
+    if wanted is None and archive.md5 is None and archive.name.endswith("gz"):
+        try:
+            with gzip.open(path) as file:
+                while file.read(BLOCK):
+                    pass
+        except (OSError, EOFError, zlib.error) as error:
+            raise RecipeError(f"{path} is cut off or damaged ({error}): {remedy}") from None
+    return {"name": archive.name, "url": archive.url, "bytes": size, "sha256": found}
+
+
+def receive(url: str, part: Path, size: int | None) -> bool:
+    """Ask once for what ``part`` lacks and append it.
+
+    Returns:
+        Whether the file is whole, as far as the server says how long it is.
+
+    Raises:
+        OSError, http.client.HTTPException: the connection failed; what arrived is in ``part``.
+    """
+    have = part.stat().st_size if part.is_file() else 0
+    if have and have == size:
+        return True
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # 416: nothing lies beyond what is here
+            raise
+        if error.headers.get("Content-Range") == f"bytes */{have}":
+            return True
+        part.unlink()  # it is longer than the file, so of another file
+        return False
+    with response:
+        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            have = 0  # the server sends the file from its beginning
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length is not None else size
+        options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}
+        bar = tqdm(total=total, initial=have, desc=part.name.removesuffix(".part"), **options)
+        with bar, part.open("ab" if have else "wb") as file:
+            while block := response.read1(BLOCK):
+                file.write(block)
+                bar.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+    return total is None or part.stat().st_size >= total
+
+
+def download(archive: Archive, folder: Path) -> Path:
+    """Download into ``folder``; NAME.part, which a later call goes on with, becomes NAME once it is whole and checked.
+
+    Raises:
+        Unreachable: the server does not give the file.
+        RecipeError: what it gives is not the file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, part = folder / archive.name, folder / f"{archive.name}.part"
+    failures = 0
+    while True:
+        before = part.stat().st_size if part.is_file() else 0
+        try:
+            if receive(archive.url, part, archive.bytes):
+                break
+            reason = "the connection ended early"
+        except urllib.error.HTTPError as error:
+            reason = f"HTTP {error.code} {error.reason}"
+            if error.code < 500 and error.code not in (408, 429):
+                failures = TRIES
+        except urllib.error.URLError as error:
+            reason = str(error.reason)
+        except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            reason = str(error) or type(error).__name__
+        failures = failures + 1 if not part.is_file() or part.stat().st_size <= before else 1
+        if failures >= TRIES:
+            raise Unreachable(f"{archive.url} cannot be downloaded ({reason})")
+        time.sleep(PAUSE * 2 ** (failures - 1))
+    try:
+        facts = check(part, archive)
+    except RecipeError as error:
+        part.unlink()
+        raise RecipeError(f"{str(error).replace(str(part), 'the download')}\n{instructions([archive])}") from None
+    if archive.sha256 is None and archive.md5 is None:
+        aside = part.with_name(f"{archive.name}.sha256.part")
+        aside.write_text(f"{facts['sha256']}  {archive.name}\n")
+        aside.replace(recorded(archive, folder))
+    part.replace(path)
+    return path
+
+
+def find(archive: Archive, places: Iterable[Path]) -> Path | None:
+    """The archive's file in the first of some folders that has it, or where it is cached."""
+    paths = [*(place / archive.name for place in places), *([archive.cached] if archive.cached else [])]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def fetch(
+    archives: Iterable[Archive], local_dir: Path | None, folder: Path
+) -> tuple[dict[str, Path], list[dict[str, Any]]]:
+    """Find each archive in ``local_dir``, in ``folder`` or in its cache, or download it into ``folder``.
+
+    Returns:
+        The paths by name, and the facts for the manifest.
+
+    Raises:
+        RecipeError: one is wrong, or cannot be had; the message names the files that are needed and where to put them.
+    """
+    archives = list(archives)
+    places = [local_dir, folder] if local_dir else [folder]
+    paths: dict[str, Path] = {}
+    facts: list[dict[str, Any]] = []
+    for archive in archives:
+        path = find(archive, places)
+        if path is None:
+            try:
+                path = download(archive, folder)
+            except Unreachable as error:
+                missing = [other for other in archives if find(other, places) is None]
+                raise Unreachable(f"{error}\n{instructions(missing)}") from None
+        facts.append(check(path, archive))
+        if archive.sha256 is None and archive.md5 is None:
+            print(f"{archive.name}: no checksum is published; sha256 of this one: {facts[-1]['sha256']}", flush=True)
+        paths[archive.name] = path
+    return paths, facts
+
+
+def instructions(missing: Iterable[Archive]) -> str:
+    """What to fetch by hand, and where to put it."""
+    lines = ["Where there is internet, fetch the following, put it into one folder, and name that with --local-dir:"]
+    for archive in missing:
+        facts = [f"{archive.bytes:,} bytes"] if archive.bytes else []
+        facts += [f"sha256 {archive.sha256}"] if archive.sha256 else []
+        facts += [f"MD5 {archive.md5}"] if archive.md5 else []
+        lines.append(f"  {archive.url}" + (f" ({', '.join(facts)})" if facts else ""))
+    return "\n".join(lines)

@@ -1,0 +1,87 @@
+"""Scores of translations: sacreBLEU's metrics and paired bootstrap, and how often a translation gets stuck.
+
+Texts are lists of sentences, detokenised.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.significance import PairedTest, Result
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
+
+METRICS = {"BLEU": BLEU, "chrF2": CHRF, "TER": TER}  # as sacreBLEU names their scores
+SPLIT = "BLEU, compounds split"
+LONGEST = 4  # words of a repeated n-gram
+
+
+def compare(references: Sequence[str], outputs: Mapping[str, Sequence[str]], baseline: str) -> dict[str, Any]:
+    """Score systems and test whether they differ from the baseline.
+
+    Args:
+        references: one a sentence.
+        outputs: each system's translations.
+        baseline: the system that the others are compared with; where it has no outputs, nothing is compared.
+
+    Returns:
+        ``{"signatures": {metric: signature}, "systems": {name: {metric: {"score", "mean", "ci", "p_value"}}}}``: score
+        of the whole; mean over 1000 bootstrap samples, and half of the width of its 95% interval; p of the
+        paired bootstrap, None for the baseline.
+    """
+    names = sorted(outputs, key=lambda name: name != baseline)
+    metrics = {name: make() for name, make in METRICS.items()}
+    systems: list[tuple[str, Sequence[str]]] = [(name, list(outputs[name])) for name in names]
+    test = PairedTest(systems, metrics, references=[list(references)], test_type="bs")
+    signatures, found = test()
+    scores: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for metric in METRICS:
+        for name, result in zip(names, cast(list[Result], found[metric]), strict=True):
+            p_value = None if result.p_value is None or baseline not in outputs else float(result.p_value)
+            if p_value is not None and outputs[name] == outputs[baseline]:
+                p_value = 1.0  # sacreBLEU's has no ties: 1 / 1001
+            values = {key: float(getattr(result, key)) for key in ("score", "mean", "ci")}
+            scores[name][metric] = {**values, "p_value": p_value}
+    return {"signatures": {metric: str(signatures[metric]) for metric in METRICS}, "systems": scores}
+
+
+def bleu(references: Sequence[str], output: Sequence[str]) -> float:
+    """BLEU as the ``sacrebleu`` command gives it."""
+    return float(BLEU().corpus_score(list(output), [list(references)]).score)
+
+
+def bleu_by_domain(references: Sequence[str], output: Sequence[str], domains: Sequence[str]) -> dict[str, float]:
+    """BLEU of the sentences of each domain; ``domains`` has a label for each sentence."""
+    scores = {}
+    for domain in sorted(set(domains)):
+        of_it = [i for i, label in enumerate(domains) if label == domain]
+        scores[domain] = bleu([references[i] for i in of_it], [output[i] for i in of_it])
+    return scores
+
+
+def bleu_compounds_split(references: Sequence[str], output: Sequence[str]) -> float:
+    """BLEU over tokens (sacreBLEU's 13a) with hyphenated words in their parts, as get_ende_bleu.sh has it: not
+    comparable with BLEU."""
+    tokenise = Tokenizer13a()
+    split = lambda line: re.sub(r"(\S)-(\S)", r"\1 ##AT##-##AT## \2", tokenise(line))  # noqa: E731
+    score = BLEU(tokenize="none", force=True).corpus_score(list(map(split, output)), [list(map(split, references))])
+    return float(score.score)
+
+
+def repeated(sentence: str) -> int:
+    """Words of the shortest n-gram, n up to 4, that the sentence has three times in a row; 0 if there is none."""
+    words = sentence.split()
+    for n in range(1, LONGEST + 1):
+        for i in range(len(words) - 3 * n + 1):
+            if words[i : i + n] == words[i + n : i + 2 * n] == words[i + 2 * n : i + 3 * n]:
+                return n
+    return 0
+
+
+def repetition(sentences: Sequence[str]) -> dict[str, float]:
+    """Share of the sentences that have an n-gram three times in a row: by n, and any."""
+    found = [repeated(sentence) for sentence in sentences]
+    shares = {str(n): found.count(n) / len(found) for n in range(1, LONGEST + 1)}
+    return {**shares, "any": 1 - found.count(0) / len(found)}

@@ -1,0 +1,202 @@
+"""What a comparison's YAML may hold, and the commands that follow from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+# fairseq's flags that the comparison sets by itself
+OURS = {"user-dir", "cpu", "seed", "max-update", "total-num-update", "save-dir", "save-interval-updates", "no-save"}
+OURS |= {"no-epoch-checkpoints", "log-format", "path", "gen-subset", "quiet", "results-path", "nbest"}
+
+
+@dataclass
+class Budget:
+    """One of both."""
+
+    updates: int | None = None
+    minutes: float | None = None  # equal time: each system gets the updates that it makes in them
+
+
+@dataclass
+class Slices:
+    """Training speed is measured in slices of all systems in turns; before each, as many updates warm up."""
+
+    updates: int = 50
+    rounds: int = 3
+
+
+@dataclass
+class Curve:
+    """Checkpoints are scored on so many sentences of the validation set."""
+
+    sentences: int = 500
+    beam: int = 1
+
+
+@dataclass
+class Speed:
+    """Decoding is timed on so many sentences of the test set, all systems in turns."""
+
+    sentences: int = 128
+    rounds: int = 3
+    beams: list[int] = field(default_factory=lambda: [1, 5])
+    batches: list[int] = field(default_factory=lambda: [1, 64])
+
+
+@dataclass
+class Settings:
+    """A comparison. Flags of fairseq are spelled as on its command line; true stands for a flag without a value, null
+    and false for none."""
+
+    out: str = MISSING  # folder for everything; paths are relative to the project's folder
+    data: str | None = None  # data set of recipes/prepare.py; null for text of your own, which `prepare` names
+    prepare: dict[str, Any] = field(default_factory=dict)  # flags of recipes/prepare.py
+    systems: dict[str, Any] = field(default_factory=dict)  # name: flags of fairseq-train; null leaves a system out
+    baseline: str = MISSING  # the system that the others are compared with
+    train: dict[str, Any] = field(default_factory=dict)  # flags of fairseq-train for all systems
+    generate: dict[str, Any] = field(default_factory=dict)  # flags of fairseq-generate
+    seeds: list[int] = field(default_factory=lambda: [1])
+    budget: Budget = field(default_factory=Budget)
+    checkpoints: int = 10  # a run
+    average: int = 1  # so many last checkpoints make the model that is tested
+    slices: Slices = field(default_factory=Slices)
+    curve: Curve = field(default_factory=Curve)
+    speed: Speed = field(default_factory=Speed)
+    cpu: Any = "auto"  # true, false, or auto: without a GPU
+    processes: int = 1  # of training, each with a GPU of its own; more than one through torchrun
+    torchrun: list[str] = field(default_factory=lambda: ["--standalone"])  # its options beside --nproc-per-node
+    split_compounds: bool = False  # also a BLEU over tokens with hyphenated words split
+
+
+def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
+    """Read a YAML file; ``key=value`` in ``overrides`` goes before it.
+
+    Raises:
+        ValueError: the message names the key, what is wrong with it and what is allowed.
+    """
+    for word in overrides:
+        if not re.match(r"[^=]+=", word):
+            raise ValueError(f"{word}: must be key=value")
+    try:
+        merged = OmegaConf.merge(Settings, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        settings = OmegaConf.to_object(merged)
+    except ConfigKeyError as error:
+        if not dataclasses.is_dataclass(error.object_type):
+            raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
+        allowed = ", ".join(sorted(f.name for f in dataclasses.fields(error.object_type)))
+        raise ValueError(f"{error.full_key}: unknown key; allowed: {allowed}") from None
+    except OmegaConfBaseException as error:
+        raise ValueError(f"{error.full_key or path}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # of the YAML reader, which has several
+        raise ValueError(f"{path} is not a YAML file of settings: {error}") from None
+    assert isinstance(settings, Settings)
+    settings.systems = {name: options for name, options in settings.systems.items() if options is not None}
+    _check(settings)
+    return settings
+
+
+def _check(s: Settings) -> None:
+    def wrong(key: str, what: str) -> None:
+        raise ValueError(f"{key}: {what}")
+
+    if not s.systems:
+        wrong("systems", "must hold a system at least")
+    for name, options in s.systems.items():
+        if not re.fullmatch(r"[\w.-]+", name):
+            wrong(f"systems.{name}", "a system's name is of letters, digits, '_', '-' and '.'")
+        if not isinstance(options, dict) or "arch" not in {**s.train, **options}:
+            wrong(f"systems.{name}", f"must be flags of fairseq-train, 'arch' among them; got {options!r}")
+    groups = {"train": s.train, "generate": s.generate, **{f"systems.{n}": o for n, o in s.systems.items()}}
+    for group, options in groups.items():
+        for flag in OURS & options.keys():
+            wrong(f"{group}.{flag}", "is set by the comparison itself")
+    if s.baseline not in s.systems:
+        wrong("baseline", f"must be one of {', '.join(s.systems)}; got {s.baseline}")
+    if (s.budget.updates is None) == (s.budget.minutes is None):
+        wrong("budget", f"must have either updates or minutes; got {s.budget.updates} and {s.budget.minutes}")
+    if not s.seeds or len(set(s.seeds)) != len(s.seeds):
+        wrong("seeds", f"must be different numbers, one at least; got {s.seeds}")
+    numbers: dict[str, float | None] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
+    for group in ("budget", "slices", "curve", "speed"):
+        numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
+    for key, value in numbers.items():
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number <= 0:
+                wrong(key, f"must be above 0; got {number}")
+    if s.average > s.checkpoints:
+        wrong("average", f"must be at most checkpoints, {s.checkpoints}; got {s.average}")
+    if s.budget.updates and s.budget.updates < s.checkpoints:
+        wrong("budget.updates", f"must be at least checkpoints, {s.checkpoints}; got {s.budget.updates}")
+    if s.cpu not in (True, False, "auto"):
+        wrong("cpu", f"must be true, false or auto; got {s.cpu!r}")
+
+
+def updates_in(minutes: float, updates_per_second: float, checkpoints: int) -> int:
+    """The updates of a run of that time: a multiple of the number of checkpoints, and one each at least."""
+    return max(1, round(minutes * 60 * updates_per_second / checkpoints)) * checkpoints
+
+
+def words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as words of a command line."""
+    line: list[str] = []
+    for name, value in flags.items():
+        if value is None or value is False:
+            continue
+        line.append(f"--{name}")
+        if value is not True:
+            line += map(str, value if isinstance(value, list) else [value])
+    return line
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands of a comparison, as they can be copied into a shell."""
+
+    settings: Settings
+
+    @property
+    def data(self) -> Path:
+        return Path(self.settings.prepare.get("out", f"{self.settings.out}/data"))
+
+    @property
+    def cpu(self) -> bool:
+        return not torch.cuda.is_available() if self.settings.cpu == "auto" else bool(self.settings.cpu)
+
+    def prepare(self) -> list[str]:
+        s = self.settings
+        named = [] if s.data is None else [s.data]
+        return ["python", "recipes/prepare.py", *named, *words({**s.prepare, "out": self.data})]
+
+    def train(self, system: str, seed: int, updates: int, every: int, folder: Path, **more: Any) -> list[str]:
+        """Train for ``updates`` updates with a checkpoint after ``every``."""
+        s = self.settings
+        flags = {**s.train, **s.systems[system], **more, "seed": seed, "max-update": updates}
+        if flags.get("lr-scheduler") == "polynomial_decay":
+            flags["total-num-update"] = updates
+        flags |= {"save-dir": folder, "save-interval-updates": every, "no-epoch-checkpoints": True}
+        flags |= {"log-format": "json", "cpu": self.cpu}
+        if s.processes > 1:
+            start = ["torchrun", *s.torchrun, f"--nproc-per-node={s.processes}", "-m", "fairseq_cli.train"]
+            if self.cpu:  # fairseq's default wants a GPU
+                flags |= {"distributed-backend": "gloo", "ddp-backend": "legacy_ddp"}
+        else:
+            start = ["fairseq-train"]
+            flags["distributed-world-size"] = None if self.cpu else 1  # else it takes every GPU that it sees
+        return [*start, f"{self.data}/bin", "--user-dir", "fairseq_sru", *words(flags)]
+
+    def generate(self, data: Path, split: str, checkpoint: Path, **more: Any) -> list[str]:
+        flags = {**self.settings.generate, **more, "no-progress-bar": True, "cpu": self.cpu}
+        start = ["fairseq-generate", str(data), "--user-dir", "fairseq_sru", "--gen-subset", split]
+        return [*start, "--path", str(checkpoint), *words(flags)]
+
+    def average(self, checkpoints: Sequence[Path], output: Path) -> list[str]:
+        return ["python", "recipes/average.py", "--inputs", *map(str, checkpoints), "--output", str(output)]

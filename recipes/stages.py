@@ -1,0 +1,240 @@
+"""Stages of a comparison: commands and functions that are run once, and again when what they depend on changed.
+
+Each stage has a stamp, a JSON file that holds its key (a hash of its command and of its inputs' contents), what it cost
+and how its outputs looked when it was done.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
+NEWS = 20  # last lines of a failed command that are shown
+
+
+class StageError(Exception):
+    """A stage failed; the message has its name and the last lines of its command."""
+
+
+def write(path: Path, text: str) -> None:
+    """Write a whole file or none."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(path)
+
+
+def lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+
+
+def evenly(count: int, total: int) -> list[int]:
+    """``count`` of the numbers below ``total`` at equal distances, or all if there are fewer."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str | None:
+    """What tells two states of a file apart; None without the file."""
+    if not path.is_file():
+        return None
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        seen = hashlib.sha256(file.read(END))
+        file.seek(max(END, size - END))
+        seen.update(file.read())
+    return f"{size} {seen.hexdigest()}"
+
+
+def program(command: Sequence[str]) -> list[str]:
+    """The command with its program from the environment of this Python."""
+    beside = Path(sys.executable).with_name(command[0])
+    return [str(beside) if beside.is_file() else command[0], *command[1:]]
+
+
+def _end_with_parent() -> None:
+    # Else the orphan of a killed comparison would go on writing beside its successor.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def peak_memory(pid: int | str) -> int:
+    """Peak resident memory of a process or of one of those that it started, in bytes; 0 where /proc doesn't tell.
+
+    Not rusage: there a child begins with the peak of the process that started it.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    own = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return max([int(own[1]) * 1024 if own else 0, *map(peak_memory, children)])
+
+
+def execute(command: Sequence[str], output: Path, append: bool, on_line: Callable[[str], object]) -> dict[str, Any]:
+    """Run a command whose output goes to a file, and see its lines; its wall time, and its peak memory when it last
+    printed a line (None where /proc doesn't tell).
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its last lines are the exception's output.
+    """
+    output.parent.mkdir(parents=True, exist_ok=True)
+    last: deque[str] = deque(maxlen=NEWS)
+    begun, peak = time.monotonic(), 0
+    with output.open("a" if append else "w", encoding="utf-8") as file:
+        process = subprocess.Popen(
+            program(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        assert process.stdout
+        try:
+            for line in process.stdout:
+                file.write(line)
+                last.append(line)
+                peak = max(peak, peak_memory(process.pid))
+                on_line(line)
+            process.wait()
+        finally:
+            if process.returncode is None:  # Ctrl-C
+                process.terminate()
+                process.wait()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, list(command), "".join(last))
+    return {"seconds": time.monotonic() - begun, "peak_memory": peak or None}
+
+
+class Stages:
+    """Runs stages once. ``folder`` takes the stamps; ``show`` is told of each stage's begin."""
+
+    def __init__(self, folder: Path, show: Callable[[str], object] = print) -> None:
+        self.folder = folder
+        self.show = show
+
+    def stamp(self, name: str) -> dict[str, Any]:
+        """What is known of a stage; empty if it never began."""
+        path = self.folder / f"{name.replace(' ', '-')}.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def _write(self, name: str, stamp: dict[str, Any]) -> None:
+        write(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
+
+    def _begin(
+        self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False
+    ) -> dict[str, Any]:
+        """The stage's stamp. Where the stage begins anew, its outputs are removed."""
+        key = hashlib.sha256(json.dumps([what, [digest(path) for path in inputs]]).encode()).hexdigest()
+        stamp = self.stamp(name)
+        same = stamp.get("key") == key
+        if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
+            return stamp
+        if not (same and not stamp["done"] and goes_on):
+            for path in outputs:  # before the stamp changes: a kill in between leaves nothing that would pass for new
+                remove(path)
+            stamp = {"key": key, "done": False}
+            self._write(name, stamp)
+        return stamp
+
+    def _end(self, name: str, stamp: dict[str, Any], outputs: Sequence[Path], facts: dict[str, Any]) -> dict[str, Any]:
+        looks = [digest(path) for path in outputs if path.is_file()]
+        finished = time.strftime("%Y-%m-%d %H:%M")
+        stamp = {**stamp, **facts, "done": True, "finished": finished, "outputs": looks}
+        self._write(name, stamp)
+        return stamp
+
+    def always(
+        self,
+        name: str,
+        command: Sequence[str],
+        log: Path,
+        append: bool = False,
+        on_line: Callable[[str], object] = lambda line: None,
+    ) -> dict[str, Any]:
+        """Run a command that knows by itself whether there is something to do; what it cost.
+
+        Raises:
+            StageError: it failed.
+        """
+        self.show(f"\n{name}\n+ {shlex.join(command)}")
+        try:
+            return execute(command, log, append, on_line)
+        except subprocess.CalledProcessError as error:
+            raise StageError(f"{name}: exit status {error.returncode}\n{error.output}".rstrip()) from None
+        except OSError as error:
+            raise StageError(f"{name}: {error}") from None
+
+    def command(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        inputs: Sequence[Path],
+        outputs: Sequence[Path],
+        log: Path,
+        on_line: Callable[[str], object] = lambda line: None,
+        resume: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
+        facts: Callable[[], dict[str, Any]] = dict,
+    ) -> dict[str, Any]:
+        """Run a command once; its stamp.
+
+        Args:
+            inputs: files that the result depends on.
+            outputs: files that the command makes; folders of this stage alone, which are removed when it begins anew.
+            log: where what it prints goes.
+            on_line: sees each line that it prints.
+            resume: for a command that goes on where it stopped: told the stamp before the command is run; returns what
+                to add to the stamp, or None if nothing is left to do.
+            facts: called when it is done; returns what to add to the stamp.
+
+        Raises:
+            StageError: the command failed, or ``facts`` did with a ValueError.
+        """
+        stamp = self._begin(name, list(command), inputs, outputs, goes_on=resume is not None)
+        if stamp["done"]:
+            return stamp
+        cost: dict[str, Any] = {}
+        more = resume(stamp) if resume else {}
+        if more is not None:
+            stamp = {**stamp, "command": list(command), **more}
+            self._write(name, stamp)
+            part = log if resume else log.with_name(log.name + ".part")
+            cost = self.always(name, command, part, append=resume is not None, on_line=on_line)
+            part.replace(log)
+        try:
+            return self._end(name, stamp, outputs, {**cost, **facts()})
+        except ValueError as error:
+            raise StageError(f"{name}: {error}") from None
+
+    def function(
+        self, name: str, what: Any, work: Callable[[], object], *, inputs: Sequence[Path], outputs: Sequence[Path]
+    ) -> None:
+        """Call ``work`` once: again if ``what`` (anything JSON can hold), inputs or outputs changed."""
+        stamp = self._begin(name, what, inputs, outputs)
+        if not stamp["done"]:
+            self.show(f"\n{name}")
+            work()
+            self._end(name, stamp, outputs, {})

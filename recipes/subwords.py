@@ -1,0 +1,252 @@
+"""Text to subwords: a joint vocabulary learned from the training text, then applied by all cores in bounded memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sentencepiece
+from tqdm import tqdm
+
+MODELS = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}  # the file that each tokenizer learns
+ENDINGS = {"sentencepiece": "sp", "moses-bpe": "bpe"}  # of the text in subwords
+CHUNK = 2_000  # pairs that a process takes at a time
+FEW = 20_000  # pairs up to which one process does it all
+SAMPLE = 1_000_000  # lines that a vocabulary is learned from, drawn evenly where there are more
+CACHE = 500_000  # words that subword-nmt may remember
+
+Pair = tuple[str, str]
+Pairs = list[Pair]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_work: Callable[[Any], Any]  # of a worker process
+
+
+def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
+    """Get a worker process ready; it ends with the process that started it, however that ends."""
+    global _work
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        if parent is not None:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+    _work = make()
+
+
+def _run(item: Any) -> Any:
+    return _work(item)
+
+
+def in_order(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], processes: int) -> Iterator[Result]:
+    """``map(make(), items)`` by several processes, with few items under way at a time.
+
+    Raises:
+        BrokenProcessPool: a process was killed, perhaps for want of memory.
+    """
+    if processes == 1:
+        yield from map(make(), items)
+        return
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (make,)) as pool:
+        under_way: deque[Future[Result]] = deque()
+        for item in items:
+            under_way.append(pool.submit(_run, item))
+            if len(under_way) > 2 * processes:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processes_for(pairs: int) -> int:
+    """Starting processes takes longer than a small text."""
+    return 1 if pairs <= FEW else cores()
+
+
+def chunks(pairs: Iterable[Pair]) -> Iterator[Pairs]:
+    rest = iter(pairs)
+    while chunk := list(islice(rest, CHUNK)):
+        yield chunk
+
+
+def read(source: Path, target: Path) -> Iterator[Pair]:
+    """Pairs of lines of text that was made plain."""
+    with source.open(encoding="utf-8", newline="\n") as left, target.open(encoding="utf-8", newline="\n") as right:
+        for a, b in zip(left, right, strict=True):
+            yield a.rstrip("\n"), b.rstrip("\n")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How the text of a data set becomes subwords.
+
+    Attributes:
+        tokenizer: one of MODELS.
+        languages: of source and target.
+        lower: in lower case.
+        normalise: Moses normalises punctuation and splits at hyphens.
+        model: the file that ``learn`` writes.
+    """
+
+    tokenizer: str
+    languages: Pair
+    lower: bool
+    normalise: bool
+    model: Path
+
+    def moses(self) -> Callable[[Pairs], Pairs]:
+        """Makes a function that tokenises pairs."""
+        from sacremoses import MosesPunctNormalizer, MosesTokenizer
+
+        tools = [(MosesPunctNormalizer(language), MosesTokenizer(language)) for language in self.languages]
+
+        def tokens(text: str, side: int) -> str:
+            normalizer, tokenizer = tools[side]
+            if self.normalise:
+                text = normalizer.normalize(text)
+            text = tokenizer.tokenize(text, aggressive_dash_splits=self.normalise, return_str=True)
+            return text.lower() if self.lower else text
+
+        return lambda pairs: [(tokens(a, 0), tokens(b, 1)) for a, b in pairs]
+
+    def words(self) -> Callable[[Pairs], Pairs]:
+        """Makes a function that turns pairs into what subwords are learned from."""
+        if self.tokenizer == "moses-bpe":
+            return self.moses()
+        return lambda pairs: [(a.lower(), b.lower()) for a, b in pairs] if self.lower else pairs
+
+    def subwords(self) -> Callable[[Pairs], Pairs]:
+        """Makes a function that turns pairs into subwords with a space between two."""
+        words = self.words()
+        if self.tokenizer == "sentencepiece":
+            model = sentencepiece.SentencePieceProcessor(model_file=str(self.model))
+
+            def encode(texts: Iterable[str]) -> list[str]:
+                return [" ".join(line) for line in model.encode(list(texts), out_type=str, num_threads=1)]
+
+            return lambda pairs: list(zip(*map(encode, zip(*words(pairs), strict=True)), strict=True))
+        from subword_nmt.apply_bpe import BPE
+
+        with self.model.open(encoding="utf-8") as codes:
+            bpe = BPE(codes)
+
+        def split(pairs: Pairs) -> Pairs:
+            if len(bpe.cache) > CACHE:
+                bpe.cache.clear()
+            return [(bpe.process_line(a), bpe.process_line(b)) for a, b in words(pairs)]
+
+        return split
+
+    def learn(self, source: Path, target: Path, pairs: int, vocab_size: int) -> None:
+        """Learn a joint vocabulary of ``vocab_size`` subwords (moses-bpe: merge operations), and write it.
+
+        Args:
+            source, target: plain text of ``pairs`` lines.
+
+        Raises:
+            RuntimeError, ValueError: the text doesn't allow a vocabulary of that size.
+        """
+        step = -(-2 * pairs // SAMPLE)
+        drawn = islice(read(source, target), 0, None, step)
+        bar = tqdm(drawn, total=-(-pairs // step), desc="learn from", unit="pair", unit_scale=True, disable=None)
+        words = in_order(self.words, chunks(bar), processes_for(pairs // step))
+        lines = chain.from_iterable(pair for chunk in words for pair in chunk)
+        if self.tokenizer == "sentencepiece":
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines,
+                model_prefix=str(self.model.with_suffix("")),
+                vocab_size=vocab_size,
+                model_type="bpe",
+                character_coverage=1.0,
+                normalization_rule_name="identity",  # else an ellipsis becomes three stops, and references have theirs
+                minloglevel=2,
+            )
+        else:
+            from subword_nmt.learn_bpe import learn_bpe
+
+            with self.model.open("w", encoding="utf-8") as codes:
+                learn_bpe(lines, codes, vocab_size)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a training pair may be, in tokens; None where all may be.
+
+    Attributes:
+        longest: of a side, at most.
+        ratio: of the longer to the shorter side, at most.
+    """
+
+    longest: int | None = None
+    ratio: float | None = None
+
+    def fault(self, a: str, b: str) -> str | None:
+        """What limit two texts exceed."""
+        shorter, longer = sorted((len(a.split()), len(b.split())))
+        if not shorter:
+            return "empty"
+        if self.longest and longer > self.longest:
+            return f"longer than {self.longest} tokens"
+        if self.ratio and longer > self.ratio * shorter:
+            return f"length ratio over {self.ratio}"
+        return None
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The work of one process on a list of pairs: subwords, and what exceeds the limits.
+
+    Attributes:
+        drop: whether pairs that exceed them leave, or are only counted.
+    """
+
+    encoder: Encoder
+    limits: Limits
+    drop: bool
+
+    def __call__(self) -> Callable[[Pairs], tuple[str, str, Counter[str]]]:
+        subwords = self.encoder.subwords()
+
+        def work(pairs: Pairs) -> tuple[str, str, Counter[str]]:
+            faults: Counter[str] = Counter()
+            kept = []
+            for a, b in subwords(pairs):
+                fault = self.limits.fault(a, b)
+                if fault:
+                    faults[fault] += 1
+                if not fault or not self.drop:
+                    kept.append((f"{a}\n", f"{b}\n"))
+            return "".join(a for a, _ in kept), "".join(b for _, b in kept), faults
+
+        return work
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The work of one process on a list of pairs: those that keep to the limits, counted in Moses' tokens."""
+
+    encoder: Encoder
+    limits: Limits
+
+    def __call__(self) -> Callable[[Pairs], tuple[Pairs, Counter[str]]]:
+        moses = self.encoder.moses()
+
+        def work(pairs: Pairs) -> tuple[Pairs, Counter[str]]:
+            faults = [self.limits.fault(a, b) for a, b in moses(pairs)]
+            kept = [pair for pair, fault in zip(pairs, faults, strict=True) if not fault]
+            return kept, Counter(fault for fault in faults if fault)
+
+        return work

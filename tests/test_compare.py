@@ -1,0 +1,586 @@
+"""Comparisons: settings, commands, stages, report; and one whole, killed at each stage and gone on with."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import compare
+import compare_report
+import jsonschema
+import pytest
+import report
+import settings
+import stages
+from conftest import ROOT, write_pairs
+from test_scores import check_paired
+
+SCHEMA = json.loads((ROOT / "recipes" / "report.schema.json").read_text())
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+MINIMAL = "{out: runs/x, systems: {a: {arch: sru}, b: {arch: lstm}}, baseline: b, budget: {updates: 100}}"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(MINIMAL)
+    return path
+
+
+# Settings and commands
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("lr=3", r"^lr: unknown key; allowed: average, baseline, budget, .*, train$"),
+        ("budget.hours=3", r"^budget.hours: unknown key; allowed: minutes, updates$"),
+        ("checkpoints=many", r"^checkpoints: Value 'many' of type 'str' could not be converted to Integer$"),
+        ("checkpoints", r"^checkpoints: must be key=value$"),
+        ("checkpoints=0", r"^checkpoints: must be above 0; got 0$"),
+        ("speed.beams=[1,0]", r"^speed.beams: must be above 0; got 0$"),
+        ("baseline=c", r"^baseline: must be one of a, b; got c$"),
+        ("systems.b=null", r"^baseline: must be one of a; got b$"),
+        ("budget.minutes=3", r"^budget: must have either updates or minutes; got 100 and 3.0$"),
+        ("budget.updates=null", r"^budget: must have either updates or minutes; got None and None$"),
+        ("budget.updates=5", r"^budget.updates: must be at least checkpoints, 10; got 5$"),
+        ("average=11", r"^average: must be at most checkpoints, 10; got 11$"),
+        ("seeds=[1,1]", r"^seeds: must be different numbers, one at least; got \[1, 1\]$"),
+        ("cpu=maybe", r"^cpu: must be true, false or auto; got 'maybe'$"),
+        ("systems.c.lr=1", r"^systems.c: must be flags of fairseq-train, 'arch' among them"),
+        ("systems.a.seed=3", r"^systems.a.seed: is set by the comparison itself$"),
+        ("train.save-dir=x", r"^train.save-dir: is set by the comparison itself$"),
+        ("systems={a/b: {arch: sru}}", r"^systems.a/b: a system's name is of letters"),
+    ],
+)
+def test_wrong_settings_are_named(recipe, override, message):
+    with pytest.raises(ValueError, match=message):
+        settings.load(recipe, [override])
+
+
+def test_wrong_settings_end_the_program_with_one_line(recipe, capsys):
+    with pytest.raises(SystemExit) as ended:
+        compare.main([str(recipe), "lr=3"])
+    assert ended.value.code == 2
+    assert f"error: {recipe}: lr: unknown key; allowed:" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_values_of_the_command_line_go_before_the_recipe(recipe):
+    given = settings.load(recipe, ["systems.a.lr=4e-3", "systems.c={arch: transformer}", "seeds=[3,4]", "out=o"])
+    assert given.systems == {"a": {"arch": "sru", "lr": 0.004}, "b": {"arch": "lstm"}, "c": {"arch": "transformer"}}
+    assert (given.seeds, given.out, given.budget.updates, given.checkpoints) == ([3, 4], "o", 100, 10)
+
+
+def test_flags_are_words():
+    flags = {"arch": "sru", "share-all-embeddings": True, "fp16": False, "lr": [1e-3, 5e-4], "clip-norm": None}
+    assert settings.words(flags) == ["--arch", "sru", "--share-all-embeddings", "--lr", "0.001", "0.0005"]
+
+
+def test_a_system_goes_before_what_all_share(recipe):
+    shared = ["train.lr=1", "train.fp16=true", "systems.a.lr=2", "systems.b.fp16=false", "cpu=true"]
+    commands = settings.Commands(settings.load(recipe, shared))
+    line = {system: commands.train(system, 7, 100, 10, Path("x")) for system in "ab"}
+    assert ("--lr 2" in " ".join(line["a"]), "--fp16" in line["a"]) == (True, True)
+    assert ("--lr 1" in " ".join(line["b"]), "--fp16" in line["b"]) == (True, False)
+    assert "--seed 7 --max-update 100 --save-dir x --save-interval-updates 10" in " ".join(line["a"])
+
+
+def test_the_learning_rate_ends_with_the_updates(recipe):
+    given = settings.load(recipe, ["train.lr-scheduler=polynomial_decay"])
+    assert "--max-update 70 --total-num-update 70" in " ".join(settings.Commands(given).train("a", 1, 70, 7, Path("x")))
+
+
+def test_several_processes_go_through_torchrun(recipe):
+    several = ["processes=4", "cpu=false", "torchrun=[--nnodes=2,--rdzv-endpoint=host:29500]"]
+    line = settings.Commands(settings.load(recipe, several)).train("a", 1, 70, 7, Path("x"))
+    start = ["torchrun", "--nnodes=2", "--rdzv-endpoint=host:29500", "--nproc-per-node=4", "-m", "fairseq_cli.train"]
+    assert line[:6] == start
+    line = settings.Commands(settings.load(recipe, ["cpu=false"])).train("a", 1, 70, 7, Path("x"))
+    assert line[0] == "fairseq-train"
+    assert "--distributed-world-size 1" in " ".join(line)  # else it takes all GPUs
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert path.read_text().startswith(f"# python recipes/compare.py recipes/{path.name}\n")
+    given = settings.load(path)
+    compare.dry_run(given)
+    assert capsys.readouterr().out.count("--save-dir") == len(given.systems)
+
+
+@pytest.mark.parametrize("group", ["systems.sru", "train", "generate"])
+def test_unknown_flags_of_fairseq_are_named_before_anything_is_run(group, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        compare.dry_run(settings.load(ROOT / "recipes" / "quickstart.yaml", [f"{group}.no-such-flag=1"]))
+    assert "unrecognized arguments: --no-such-flag 1" in capsys.readouterr().err
+
+
+# Equal time
+
+
+def test_equal_time_gives_updates_by_speed():
+    assert settings.updates_in(10, 7.0, 10) == 4200
+    assert settings.updates_in(10, 3.5, 10) == 2100
+    assert settings.updates_in(1, 0.333, 10) == 20  # 19.98, to a multiple of the checkpoints
+    assert settings.updates_in(0.001, 1.0, 10) == 10
+
+
+def test_speed_is_the_median_of_the_slices(recipe, tmp_path):
+    comparison = compare.Comparison(settings.load(recipe, [f"out={tmp_path}", "budget={updates: null, minutes: 2}"]))
+    for number, speed in enumerate((5.0, 1.0, 4.0), 1):
+        stages.write(tmp_path / "stamps" / f"slice-a-{number}.json", json.dumps({"updates_per_second": speed}))
+    assert comparison.training_speed("a", "updates_per_second") == 4.0
+    assert comparison.updates("a") == 480
+
+
+def test_time_is_carried_over_an_epochs_end():
+    now = report.Trained(1, updates=50, seconds=7.0, clock=9.0, tokens=70, loss=None, at_epoch_end=False)
+    assert compare.carry(now, []) == now
+    carried = [[20, 2.0, 20], [40, 4.0, 40], [50, 100.0, 100]]  # at 50 itself fairseq had not begun again
+    assert compare.carry(now, carried)[1:5] == (50, 11.0, 9.0, 110)
+    assert compare.carry(now._replace(updates=15), carried)[1:5] == (15, 7.0, 9.0, 70)
+
+
+# Stages
+
+
+def python(code: str) -> list[str]:
+    return ["python", "-c", code]
+
+
+class Counter:
+    """Runs a stage that writes what it reads, and counts."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shown: list[str] = []
+        self.stages = stages.Stages(folder / "stamps", self.shown.append)
+        self.input, self.output, self.log = folder / "in", folder / "out", folder / "logs" / "log"
+        self.input.write_text("x")
+
+    def __call__(self, flag: str = "a", **more: Any) -> int:
+        before = len(self.shown)
+        code = f"print({flag!r}); open({str(self.output)!r}, 'w').write(open({str(self.input)!r}).read())"
+        self.stages.command("one two", python(code), inputs=[self.input], outputs=[self.output], log=self.log, **more)
+        return len(self.shown) - before
+
+
+def test_a_stage_is_done_again_when_something_changed(tmp_path):
+    run = Counter(tmp_path)
+    assert (run(), run()) == (1, 0)
+    assert run.log.read_text() == "a\n"
+    assert (run("b"), run("b")) == (1, 0)  # the command
+    run.input.write_text("y")
+    assert (run("b"), run("b")) == (1, 0)  # the contents of an input
+    assert run.output.read_text() == "y"
+    run.input.write_text("y")
+    os.utime(run.input, (1, 1))
+    assert run("b") == 0  # nothing but the time of change
+    run.output.write_text("z")
+    assert (run("b"), run.output.read_text()) == (1, "y")
+    run.output.unlink()
+    assert (run("b"), run.output.read_text()) == (1, "y")
+
+
+def test_large_files_are_told_apart_by_their_ends(tmp_path):
+    path = tmp_path / "large"
+    seen = set()
+    for text in (b"a", b"b"):
+        for place in (0, 3 * stages.END):
+            path.write_bytes(bytes(place) + text + bytes(4 * stages.END - place - 1))
+            seen.add(stages.digest(path))
+    assert len(seen) == 4
+
+
+def test_a_stage_that_was_killed_begins_anew_or_goes_on(tmp_path):
+    run = Counter(tmp_path)
+    run()
+    stamp = run.stages.stamp("one two")
+    (tmp_path / "stamps" / "one-two.json").write_text(json.dumps({**stamp, "done": False}))
+    run.output.write_text("half")
+    told: list[dict[str, Any]] = []
+    assert run(resume=lambda stamp: told.append(stamp)) == 0  # None: nothing is left to do
+    assert told[0]["key"] == stamp["key"]
+    assert run.output.read_text() == "half"  # what a command goes on from is kept
+    (tmp_path / "stamps" / "one-two.json").write_text(json.dumps({**stamp, "done": False}))
+    assert run() == 1
+    assert run.output.read_text() == "x"
+    (tmp_path / "stamps" / "one-two.json").write_text(json.dumps({**stamp, "done": False}))
+    run.output.write_text("of another command")
+    assert run("b", resume=lambda stamp: {} if not run.output.exists() else None) == 1
+
+
+def test_a_failed_command_is_told_with_its_last_lines(tmp_path):
+    run = stages.Stages(tmp_path, lambda text: None)
+    code = "import sys; print(*range(100), sep='\\n'); sys.exit('the reason')"
+    for _ in range(2):  # not taken for done
+        with pytest.raises(stages.StageError, match=r"(?s)^bad: exit status 1\n81\n.*\n99\nthe reason$"):
+            run.command("bad", python(code), inputs=[], outputs=[], log=tmp_path / "log")
+    with pytest.raises(stages.StageError, match=r"^none: .*no-such-program"):
+        run.command("none", ["no-such-program"], inputs=[], outputs=[], log=tmp_path / "log")
+
+
+def test_what_facts_refuses_is_a_failure(tmp_path):
+    def facts() -> dict[str, Any]:
+        raise ValueError("3 translations of 4 sentences")
+
+    with pytest.raises(stages.StageError, match=r"^one two: 3 translations of 4"):
+        Counter(tmp_path)(facts=facts)
+    assert Counter(tmp_path)() == 1
+
+
+def test_memory_is_that_of_the_command_alone(tmp_path):
+    def peak(megabytes: int) -> float:
+        # It must live when its line is read, as a training run does at each of its own.
+        code = f"import time; x = b'x' * ({megabytes} << 20); del x; print(flush=True); time.sleep(1)"
+        return stages.execute(python(code), tmp_path / "log", False, lambda line: None)["peak_memory"] / 2**20
+
+    ours = bytes(400 << 20)
+    large, small = peak(300), peak(1)
+    assert len(ours) and 300 < large < 360
+    assert small < 60
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends the children of a killed process on demand")
+def test_no_command_outlives_a_killed_comparison(tmp_path):
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    code = f"import stages, pathlib; stages.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
+    )
+    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    pid = (tmp_path / "pid").read_text()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not Path("/proc", pid).exists() or "State:\tZ" in Path("/proc", pid, "status").read_text())
+
+
+def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+# Report
+
+
+def run_of(seed: int, bleu: float, p_value: float | None) -> dict[str, Any]:
+    score = lambda value: {"score": value, "mean": value, "ci": 0.5, "p_value": p_value}  # noqa: E731
+    point = lambda n: {"updates": n, "train_seconds": n / 5, "clock_seconds": n / 4, "loss": 9 - n / 200}  # noqa: E731
+    return {
+        "seed": seed,
+        "updates": 1000,
+        "train_seconds": 200.0,
+        "clock_seconds": 250.0,
+        "parameters": 2_790_000,
+        "peak_memory": 2**30,
+        "peak_gpu_memory": None,
+        "scores": {"BLEU": score(bleu), "chrF2": score(50.0), "TER": score(60.0)},
+        "repetition": {"1": 0.01, "2": 0.0, "3": 0.0, "4": 0.0, "any": 0.01},
+        "domains": {"help": bleu, "web": bleu - 1},
+        "seconds_to_baseline": 100.0,
+        "curve": [{**point(n), "BLEU": n / 1000 * bleu} for n in (500, 1000)],
+        "commands": ["fairseq-train a|b", "fairseq-generate"],
+    }
+
+
+def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
+    """A report of systems with BLEU and p for each seed."""
+    made = {}
+    for speed, (name, seeds) in enumerate(systems.items(), 2):
+        runs = [run_of(seed, *scores) for seed, scores in enumerate(seeds, 1)]
+        made[name] = {"failures": [] if runs else [f"train {name} 1: no such thing"], "runs": runs}
+        if runs:
+            metrics = ("BLEU", "chrF2", "TER")
+            made[name]["scores"] = {
+                m: compare_report.spread(run["scores"][m]["score"] for run in runs) for m in metrics
+            }
+            made[name]["training_tokens_per_second"] = 1000.0 * speed
+            made[name]["decoding"] = [
+                {"beam": beam, "batch": batch, "sentences_per_second": 10.0 * speed * batch / beam}
+                for beam in (1, 5)
+                for batch in (1, 64)
+            ]
+    found = {
+        "name": "canned",
+        "date": "2026-11-25 09:10",
+        "data": {"data_set": "d", "source": "en", "target": "de", "tokenizer": "sentencepiece", "test_sentences": 1000,
+                 "curve_sentences": 500, "speed_sentences": 100},
+        "budget": {"minutes": 10.0},
+        "baseline": "lstm",
+        "curve_beam": 1,
+        "loss": "nll_loss",
+        "machine": {"cpu": "c", "cores": 2, "threads": 2, "gpu": None, "system": "s"},
+        "versions": {"python": "3"},
+        "prepare": "python recipes/prepare.py",
+        "signatures": {"BLEU": "nrefs:1|bs:1000"},
+        "references_repetition": {"1": 0.0, "2": 0.0, "3": 0.0, "4": 0.0, "any": 0.0},
+        "systems": made,
+        "samples": [{"source": "a | b", "reference": "r", "systems": dict.fromkeys(made, "t")}],
+    }  # fmt: skip
+    return {"verdict": compare_report.verdict(found), **found}
+
+
+@pytest.mark.parametrize(
+    ("systems", "words"),
+    [
+        ({"lstm": [(20.0, None)], "sru": [(21.2, 0.001)]},
+         "sru has 21.2 BLEU, 1.2 above the baseline lstm (20.0): significant on this test set (paired bootstrap, "
+         "p = 0.001). One seed: no claim, since runs with other seeds may differ by as much. It trains 1.50 times as "
+         "fast as the baseline and decodes 1.50 times as fast (beam 5, batch 64)."),
+        ({"lstm": [(20.0, None)], "sru": [(19.9, 0.4)]},
+         "0.1 below the baseline lstm (20.0): not significant on this test set (paired bootstrap, p = 0.400). One"),
+        ({"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (21.4, 0.02)]},
+         "sru has 21.2 BLEU, 1.0 above the baseline lstm (20.2), mean of 2 seeds: significant, in this direction "
+         "with p < 0.05 for 2 of 2 seeds"),
+        ({"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (20.5, 0.4)]},
+         "mean of 2 seeds: not significant, in this direction with p < 0.05 for 1 of 2 seeds"),
+        ({"lstm": [(20.0, None), (23.0, None)], "sru": [(24.0, 0.01), (21.0, 0.01)]},  # one up, one down
+         "not significant, in this direction with p < 0.05 for 1 of 2 seeds"),
+        ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru2": [(22.0, 0.01)], "sru3": []},
+         "sru2, the best of 2, has 22.0 BLEU"),
+        ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru3": []}, "Failed: sru3; see the end."),
+        ({"lstm": [], "sru": [(21.0, None)]}, "No verdict: the baseline lstm failed. Failed: lstm"),
+        ({"lstm": [(20.0, None)]}, "lstm has 20.0 BLEU: nothing to compare it with."),
+    ],
+)  # fmt: skip
+def test_the_verdict_says_no_more_than_the_numbers(systems, words):
+    assert words in canned(**systems)["verdict"]
+
+
+def test_only_runs_with_the_same_seed_are_compared():
+    found = canned(lstm=[(20.0, None), (30.0, None)], sru=[(21.0, 0.01), (22.0, 0.01)])
+    found["systems"]["lstm"]["runs"].pop()
+    assert "sru has 21.0 BLEU, 1.0 above the baseline lstm (20.0)" in compare_report.verdict(found)
+    found["systems"]["lstm"]["runs"][0]["seed"] = 9
+    assert compare_report.verdict(found).startswith("No verdict: no seed with which both")
+
+
+@pytest.mark.parametrize("systems", [
+    {"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (20.5, 0.4)], "bad": []},
+    {"lstm": []},
+])  # fmt: skip
+def test_the_report_is_whole(systems, tmp_path):
+    found = canned(**systems)
+    jsonschema.validate(found, SCHEMA)
+    compare_report.write(found, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(compare_report.FILES)
+    assert json.loads((tmp_path / "report.json").read_text()) == found
+    text = (tmp_path / "report.md").read_text()
+    assert text.split("\n")[2] == found["verdict"]
+    for name, seeds in systems.items():
+        row = re.search(rf"^\| {name}(?: \(baseline\))? \| ([\d.]+) ± ([\d.]+) \|", text, re.MULTILINE)
+        assert bool(row) == bool(seeds)
+        assert seeds or f"## Failed: {name}\n\n    train {name} 1: no such thing" in text
+    if "sru" in systems:
+        assert "| sru | 20.8 ± 0.4 | 50.0 ± 0.0 | 60.0 ± 0.0 | 0.010, 0.400 | 2.79 M | 3.3 | 1.7 |" in text
+        assert "| web | 19.2 ± 0.3 | 19.8 ± 0.4 |" in text
+        assert "| source | a \\| b |" in text
+        svg = (tmp_path / "curves.svg").read_text()
+        assert svg.count('id="line2d_') > 0 and "<svg" in svg
+
+
+def test_the_schema_refuses_what_it_does_not_know():
+    found = canned(lstm=[(20.0, None)])
+    for change in ({"more": 1}, {"budget": {}}, {"budget": {"updates": 1, "minutes": 1}}, {"systems": {"a": {}}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**found, **change}, SCHEMA)
+
+
+def test_sentences_are_taken_from_all_of_the_text():
+    assert stages.evenly(4, 10) == [0, 2, 5, 7]
+    assert stages.evenly(10, 3) == [0, 1, 2]
+
+
+def test_time_to_the_baselines_best():
+    curve = [{"train_seconds": t, "BLEU": b} for t, b in ((1.0, 5.0), (2.0, 9.0), (3.0, 8.0))]
+    assert [compare_report.seconds_to(bleu, curve) for bleu in (5.0, 6.0, 9.0, 9.1)] == [1.0, 2.0, 2.0, None]
+
+
+# All of it
+
+STAGES = (
+    "prepare",
+    "slice two 1",
+    "train one 1",
+    "average one 1",
+    "curve one 1 60",
+    "generate two 1",
+    "speed",
+    "score",
+)
+
+
+def small(folder: Path, out: str) -> list[str]:
+    """The command of a small comparison: models that learn to copy."""
+    recipe = folder / "small.yaml"
+    if not recipe.exists():
+        text = folder / "text"
+        text.mkdir()
+        import random
+
+        draw = random.Random(1)
+        for split, count in (("train", 1500), ("valid", 60), ("test", 80)):
+            lines = [[draw.choice("abcdefghij") for _ in range(draw.randint(3, 8))] for _ in range(count)]
+            write_pairs(text, split, [(line, line) for line in lines])
+            (text / f"{split}.domains").write_text("".join("long\n" if len(s) > 5 else "short\n" for s in lines))
+        prefixes = {f"{split}-prefix": str(text / split) for split in ("train", "valid", "test")}
+        recipe.write_text(
+            json.dumps(
+                {
+                    "data": None,
+                    "prepare": {
+                        **prefixes, "source-lang": "en", "target-lang": "de", "vocab-size": 24, "domains": True
+                    },
+                    "systems": {"one": {}, "two": {"decoder-layers": 2}},
+                    "baseline": "one",
+                    "budget": {"updates": 120},
+                    "checkpoints": 2,
+                    "average": 2,
+                    "cpu": True,
+                    "slices": {"updates": 3, "rounds": 1},
+                    "curve": {"sentences": 30},
+                    "speed": {"sentences": 20, "rounds": 1, "beams": [2], "batches": [16]},
+                    "split_compounds": True,
+                    "train": {
+                        "arch": "sru_tiny", "encoder-layers": 1, "decoder-layers": 1, "encoder-embed-dim": 64,
+                        "encoder-hidden-size": 32, "decoder-embed-dim": 64, "share-all-embeddings": True,
+                        "optimizer": "adam", "lr": 1e-2, "lr-scheduler": "polynomial_decay", "warmup-updates": 20,
+                        "criterion": "label_smoothed_cross_entropy", "label-smoothing": 0.1, "max-tokens": 500,
+                        "best-checkpoint-metric": "nll_loss", "num-workers": 0,
+                    },
+                    "generate": {"beam": 2, "max-tokens": 4000, "max-len-b": 20, "remove-bpe": "sentencepiece"},
+                }
+            )
+        )  # fmt: skip
+    return [sys.executable, str(ROOT / "recipes" / "compare.py"), str(recipe), f"out={folder / out}"]
+
+
+def run_small(folder: Path, out: str, *overrides: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*small(folder, out), *overrides], env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    done = run_small(folder, "whole")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return folder
+
+
+def facts(out: Path) -> dict[str, Any]:
+    """What does not depend on time."""
+    found = json.loads((out / "report.json").read_text())
+    runs = {name: system["runs"] for name, system in found["systems"].items()}
+    curves = {name: [(p["updates"], p["loss"], p["BLEU"]) for p in run["curve"]] for name, (run,) in runs.items()}
+    texts = {path.name: path.read_text() for path in (out / "translations").iterdir()}
+    return {"curves": curves, "texts": texts, "scores": json.loads((out / "scores.json").read_text())}
+
+
+@pytest.mark.slow
+def test_several_processes_train_one_model(recipe, toy_data, tmp_path):
+    small = ["encoder", "decoder"]
+    size = [f"train.{side}-{what}" for side in small for what in ("embed-dim=32", "layers=1", "hidden-size=32")]
+    options = [
+        f"prepare.out={toy_data.parent}",
+        "cpu=true",
+        "processes=2",
+        "train.max-tokens=200",
+        "train.num-workers=0",
+    ]
+    given = settings.load(recipe, [*options, *size, "train.optimizer=adam", "train.lr=0.01"])
+    command = settings.Commands(given).train("a", 1, 6, 3, tmp_path / "checkpoints")
+    stages.execute(command, tmp_path / "log", False, lambda line: None)
+    now = report.trained(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    assert now.updates == 6
+    assert now.tokens > 6 * 200  # each update has batches of both
+    assert json.dumps(now)
+
+
+@pytest.mark.slow
+def test_the_report_has_the_scores_of_the_command(undisturbed):
+    out = undisturbed / "whole"
+    found = json.loads((out / "report.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    runs = {name: system["runs"][0] for name, system in found["systems"].items()}
+    scores = {f"{name}-1.de": run["scores"] for name, run in runs.items()}
+    files = [out / "translations" / name for name in ("one-1.de", "two-1.de")]
+    check_paired(scores, undisturbed / "text" / "test.de", files)
+    assert runs["one"]["scores"]["BLEU"]["score"] > 5  # it learnt something
+    for run in runs.values():
+        assert run["updates"] == 120
+        assert [point["updates"] for point in run["curve"]] == [60, 120]
+        assert 0 < run["curve"][0]["train_seconds"] < run["curve"][1]["train_seconds"] == run["train_seconds"]
+        assert run["train_seconds"] < run["clock_seconds"]
+        assert 2e8 < run["peak_memory"] < 4e9
+        assert set(run["domains"]) == {"long", "short"}
+    import torch
+
+    for name, run in runs.items():
+        weights = torch.load(out / "checkpoints" / f"{name}-1" / "checkpoint_last.pt", weights_only=True)["model"]
+        weights.pop("decoder.embed_tokens.weight")  # tied to the encoder's
+        assert run["parameters"] == sum(weight.numel() for weight in weights.values())
+    text = (out / "report.md").read_text()
+    assert found["verdict"] in text
+    for command in (command for run in runs.values() for command in run["commands"]):
+        assert f"    {command}\n" in text
+
+
+@pytest.mark.slow
+def test_killed_at_each_stage_it_comes_to_the_same(undisturbed):
+    out = undisturbed / "killed"
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    for stage in STAGES:
+        process = subprocess.Popen(
+            small(undisturbed, "killed"), env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        assert process.stdout
+        shown = ""
+        while not re.search(rf"^{stage}\b", shown, re.MULTILINE):
+            line = process.stdout.readline()
+            assert line, shown
+            shown += line
+        if stage.startswith("train"):
+            wait_for((out / "checkpoints" / "one-1" / "checkpoint_last.pt").exists)
+        elif stage != "score":
+            time.sleep(1.5)
+        process.kill()
+        process.communicate()
+    last = run_small(undisturbed, "killed")
+    assert last.returncode == 0, last.stdout[-3000:] + last.stderr[-3000:]
+    assert "+ fairseq-train" not in last.stdout  # only what was missing is done
+    log = (out / "checkpoints" / "one-1" / "train.log").read_text()
+    assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch \d+ @ (?!120)\d+ updates\)", log)
+    assert facts(out) == facts(undisturbed / "whole")
+
+
+@pytest.mark.slow
+def test_what_changed_is_done_again_and_a_failure_stops_nothing_else(undisturbed):
+    out = undisturbed / "whole"
+    before = facts(out)
+    stamps = {path.name: path.read_text() for path in (out / "stamps").iterdir()}
+    again = run_small(undisturbed, "whole", "systems.two.dropout=0.5", "systems.bad.arch=no_such_architecture")
+    assert again.returncode == 1
+    done = re.findall(r"^([a-z]+ .*|score|report|subset)$\n\+ |^(score|report|subset)$", again.stdout, re.MULTILINE)
+    names = ["".join(pair) for pair in done]
+    assert {name.split()[1] for name in names if " " in name} == {"two", "bad"}
+    assert names[-2:] == ["score", "report"]
+    for name, text in stamps.items():
+        assert ((out / "stamps" / name).read_text() == text) == (
+            "two" not in name and name not in ("score.json", "report.json")
+        )
+    found = json.loads((out / "report.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert "no_such_architecture" in found["systems"]["bad"]["failures"][0]
+    assert found["verdict"].endswith("Failed: bad; see the end.")
+    assert (out / "translations" / "one-1.de").read_text() == before["texts"]["one-1.de"]

@@ -1,0 +1,254 @@
+"""Downloads, against a server on this machine: whole, resumed, cut off, damaged, refused."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import http.server
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import fetch
+import pytest
+from conftest import ROOT
+from fetch import Archive, Unreachable
+from lohelp import RecipeError
+
+CONTENT = b"".join(b"%06d " % number for number in range(40_000))  # 280 kB, no two places alike
+
+
+@dataclass
+class Server:
+    """What the server does, and what it was asked."""
+
+    url: str = ""
+    content: bytes = CONTENT
+    ranges: bool = True  # does it know the header Range?
+    length: bool = True  # does it say how long the file is?
+    status: int = 200
+    cut: int | None = None  # bytes after which it closes the connection
+    pause: float = 0.0  # seconds after each 10,000 bytes
+    asked: list[str | None] = field(default_factory=list)  # the header Range of each request
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    it = Server()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked = self.headers.get("Range")
+            it.asked.append(asked)
+            start = int(asked.split("=")[1].rstrip("-")) if asked and it.ranges else 0
+            if it.status != 200:
+                self.send_error(it.status)
+                return
+            if start >= len(it.content):
+                self.send_response(416)
+                self.send_header("Content-Range", f"bytes */{len(it.content)}")
+                self.end_headers()
+                return
+            self.send_response(206 if start else 200)
+            if start:
+                self.send_header("Content-Range", f"bytes {start}-{len(it.content) - 1}/{len(it.content)}")
+            if it.length:
+                self.send_header("Content-Length", str(len(it.content) - start))
+            self.end_headers()
+            sent = it.content[start:][: it.cut]
+            with contextlib.suppress(ConnectionError):  # the other side was killed
+                for at in range(0, len(sent), 10_000):
+                    self.wfile.write(sent[at : at + 10_000])
+                    time.sleep(it.pause)
+
+        def log_message(self, *words: object) -> None:
+            pass
+
+    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.daemon_threads = True
+        it.url = f"http://127.0.0.1:{running.server_port}/some/text.bin"
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield it
+        running.shutdown()
+
+
+def archive(server: Server, content: bytes = CONTENT) -> Archive:
+    return Archive(server.url, len(content), hashlib.sha256(content).hexdigest())
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()
+
+
+def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
+    for _ in range(2):
+        paths, facts = fetch.fetch([archive(server)], None, tmp_path / "archives")
+    assert paths["text.bin"].read_bytes() == CONTENT
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    assert facts == [{"name": "text.bin", "url": server.url, "bytes": len(CONTENT), "sha256": digest}]
+    assert names(tmp_path / "archives") == {"text.bin"}
+    assert server.asked == [None]
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_a_download_goes_on_where_it_stopped(known: bool, server: Server, tmp_path: Path) -> None:
+    (tmp_path / "text.bin.part").write_bytes(CONTENT[:100_000])
+    wanted = archive(server) if known else Archive(server.url)
+    assert fetch.download(wanted, tmp_path).read_bytes() == CONTENT
+    assert server.asked == ["bytes=100000-"]
+    assert names(tmp_path) - {"text.bin.sha256"} == {"text.bin"}
+
+
+def test_a_whole_part_needs_no_download(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "text.bin.part").write_bytes(CONTENT)
+    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked == []
+    (tmp_path / "text.bin").rename(tmp_path / "text.bin.part")
+    assert fetch.download(Archive(server.url), tmp_path).read_bytes() == CONTENT  # the server says that it is whole
+    assert server.asked == [f"bytes={len(CONTENT)}-"]
+
+
+def test_a_part_that_is_too_long_is_begun_anew(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "text.bin.part").write_bytes(CONTENT + b"more")
+    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_connections_that_break_are_taken_up_again(server: Server, tmp_path: Path) -> None:
+    server.cut = 30_000
+    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None] + [f"bytes={at}-" for at in range(30_000, len(CONTENT), 30_000)]
+
+
+def test_a_server_without_range_begins_anew(server: Server, tmp_path: Path) -> None:
+    server.ranges = False
+    (tmp_path / "text.bin.part").write_bytes(b"x" * 1000)
+    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked == ["bytes=1000-"]
+
+
+def test_a_server_that_never_sends_it_all_is_given_up(server: Server, tmp_path: Path) -> None:
+    server.ranges, server.cut = False, 30_000
+    with pytest.raises(Unreachable, match=r"text\.bin cannot be downloaded \(the connection ended early\)"):
+        fetch.download(archive(server), tmp_path)
+    assert len(server.asked) <= fetch.TRIES + 1
+    assert names(tmp_path) == {"text.bin.part"}
+
+
+def test_a_wrong_file_is_no_file(server: Server, tmp_path: Path) -> None:
+    server.content = CONTENT.replace(b"000777", b"000778")
+    wanted = archive(server)
+    with pytest.raises(RecipeError) as error:
+        fetch.download(wanted, tmp_path)
+    assert hashlib.sha256(server.content).hexdigest() in str(error.value)
+    assert str(wanted.sha256) in str(error.value)
+    assert names(tmp_path) == set()
+    with pytest.raises(RecipeError, match=r"279,994 bytes, not 280,000"):
+        server.content = CONTENT[:-6]
+        server.length = False
+        fetch.download(replace(wanted, sha256=None), tmp_path)
+    md5 = replace(wanted, sha256=None, bytes=None, md5=hashlib.md5(CONTENT).hexdigest())
+    with pytest.raises(RecipeError, match=f"not {md5.md5}"):
+        fetch.download(md5, tmp_path)
+    server.content = CONTENT
+    assert fetch.download(md5, tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed", "no gzip"])
+def test_gzip_without_known_checksum_must_be_whole(damage: str, server: Server, tmp_path: Path) -> None:
+    whole = gzip.compress(os.urandom(100_000))
+    changed = whole[:50_000] + bytes([whole[50_000] ^ 1]) + whole[50_001:]
+    server.content = {"cut off": whole[:-1000], "changed": changed, "no gzip": b"<html>not found</html>"}[damage]
+    url = server.url.replace("text.bin", "text.tgz")
+    with pytest.raises(RecipeError, match="cut off or damaged"):
+        fetch.download(Archive(url), tmp_path)
+    assert names(tmp_path) == set()
+    server.content = whole
+    assert fetch.download(Archive(url), tmp_path).read_bytes() == whole
+
+
+def test_the_first_checksum_is_shown_and_kept(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = Archive(server.url)
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    path = fetch.fetch([wanted], None, tmp_path)[0]["text.bin"]
+    assert digest in capsys.readouterr().out
+    checked = subprocess.run(["sha256sum", "--check", "text.bin.sha256"], cwd=tmp_path, capture_output=True, text=True)
+    assert checked.stdout == "text.bin: OK\n"
+    path.write_bytes(CONTENT[:-1])
+    with pytest.raises(RecipeError, match=f"not {digest}.*text.bin.sha256"):
+        fetch.fetch([wanted], None, tmp_path)
+    path.unlink()
+    server.content = CONTENT[::-1]
+    with pytest.raises(RecipeError, match=f"not {digest}"):
+        fetch.fetch([wanted], None, tmp_path)
+    assert names(tmp_path) == {"text.bin.sha256"}
+
+
+def test_files_that_are_there_are_not_fetched(server: Server, tmp_path: Path) -> None:
+    local, cached = tmp_path / "local", tmp_path / "cache"
+    for folder in (local, cached):
+        folder.mkdir()
+    (local / "text.bin").write_bytes(CONTENT)
+    (cached / "its.name").write_bytes(CONTENT)
+    local.chmod(0o500)
+    paths, _ = fetch.fetch([archive(server)], local, tmp_path / "archives")
+    assert paths["text.bin"] == local / "text.bin"
+    paths, _ = fetch.fetch([replace(archive(server), cached=cached / "its.name")], None, tmp_path / "archives")
+    assert paths["text.bin"] == cached / "its.name"
+    assert server.asked == []
+    (cached / "its.name").write_bytes(b"damaged")
+    with pytest.raises(RecipeError, match=r"cache/its\.name has 7 bytes, not 280,000"):
+        fetch.fetch([replace(archive(server), cached=cached / "its.name")], None, tmp_path / "archives")
+    assert names(local) == {"text.bin"}
+
+
+def test_without_internet_the_message_says_what_to_do(server: Server, tmp_path: Path) -> None:
+    first, second = archive(server), Archive(server.url.replace("text", "other"))
+    closed = "http://127.0.0.1:9/third.tgz"  # nobody listens there
+    with pytest.raises(Unreachable) as error:
+        fetch.fetch([first, Archive(closed, 12_345), second], None, tmp_path)
+    lines = str(error.value).splitlines()
+    assert re.fullmatch(rf"{closed} cannot be downloaded \(.*[Cc]onnection refused.*\)", lines[0])
+    assert "--local-dir" in lines[1]
+    assert lines[2:] == [f"  {closed} (12,345 bytes)", f"  {second.url}"]  # the first is there by now
+    assert names(tmp_path) == {"text.bin"}
+
+
+def test_a_refusal_is_not_repeated(server: Server, tmp_path: Path) -> None:
+    server.status = 404
+    with pytest.raises(Unreachable, match="HTTP 404"):
+        fetch.download(archive(server), tmp_path)
+    assert len(server.asked) == 1
+    server.status = 503  # for the moment
+    with pytest.raises(Unreachable, match="HTTP 503"):
+        fetch.download(archive(server), tmp_path)
+    assert len(server.asked) == 1 + fetch.TRIES
+
+
+def test_a_killed_download_leaves_a_part_to_go_on_with(server: Server, tmp_path: Path) -> None:
+    server.pause = 0.05
+    program = f"import fetch, pathlib; fetch.download(fetch.Archive({server.url!r}), pathlib.Path({str(tmp_path)!r}))"
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
+    part = tmp_path / "text.bin.part"
+    with subprocess.Popen([sys.executable, "-c", program], env=env) as process:
+        deadline = time.monotonic() + 60
+        while not (part.is_file() and part.stat().st_size > 20_000):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert names(tmp_path) == {"text.bin.part"}
+    server.pause = 0.0
+    size = part.stat().st_size
+    assert 0 < size < len(CONTENT)
+    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked[-1] == f"bytes={size}-"

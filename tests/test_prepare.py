@@ -1,0 +1,869 @@
+"""Preparing data sets: each from archives of its real layout to binarised files; odd text; memory; interruptions."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.error
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import corpora
+import fetch
+import numpy as np
+import prepare
+import pytest
+import sentencepiece
+import subwords
+from conftest import ROOT
+from fairseq.data import Dictionary, data_utils
+from sacrebleu.dataset import DATASETS
+
+LOHELP = ROOT / "recipes" / "data" / "lohelp-en-de"
+BIN = Path(sys.executable).parent  # of the commands of packages
+
+
+def lohelp(split: str, language: str, start: int = 0, count: int | None = None) -> list[str]:
+    lines = (LOHELP / f"{split}.{language}").read_text().split("\n")[:-1]
+    return lines[start : None if count is None else start + count]
+
+
+def text_of(lines: list[str] | list[bytes]) -> bytes:
+    return b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines)
+
+
+def tgz(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in members.items():
+            item = tarfile.TarInfo(name)
+            item.size = len(content)
+            tar.addfile(item, io.BytesIO(content))
+    return path
+
+
+def binarised(out: Path, split: str, language: str) -> list[str]:
+    """The lines that fairseq will read, in subwords."""
+    dictionary = Dictionary.load(str(out / "bin" / f"dict.{language}.txt"))
+    (index,) = (out / "bin").glob(f"{split}.*.{language}.idx")
+    data = data_utils.load_indexed_dataset(str(index.with_suffix("")), dictionary)
+    return [dictionary.string(tokens) for tokens in data]
+
+
+def plain_text(out: Path, split: str, language: str) -> list[str]:
+    """The binarised lines without sentencepiece's marks."""
+    model = sentencepiece.SentencePieceProcessor(model_file=str(out / "spm.model"))
+    return [model.decode(line.split()) for line in binarised(out, split, language)]
+
+
+def manifest_of(out: Path) -> dict[str, Any]:
+    return json.loads((out / "manifest.json").read_text())
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {str(p.relative_to(folder)): p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def bin_sums(out: Path) -> dict[str, str]:
+    """Checksums of the binarised files; the log has times and paths."""
+    paths = sorted((out / "bin").iterdir())
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.suffix != ".log"}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of what happens before fairseq-preprocess, which takes seconds."""
+    monkeypatch.setattr(prepare, "binarise", lambda languages, prefixes, large, to: to.mkdir())
+
+
+@pytest.fixture
+def know(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
+    """``know(name, folder)``: the archives in ``folder`` are those of the data set, by checksum."""
+
+    def change(name: str, folder: Path) -> None:
+        def known(archive: corpora.Archive) -> corpora.Archive:
+            content = (folder / archive.name).read_bytes()
+            digest = hashlib.sha256(content).hexdigest()
+            return replace(archive, bytes=len(content), sha256=digest) if archive.sha256 else archive
+
+        corpus = corpora.CORPORA[name]
+        changed = replace(corpus, archives=tuple(known(archive) for archive in corpus.archives))
+        monkeypatch.setitem(corpora.CORPORA, name, changed)
+        if corpus.sacrebleu:
+            test_set = folder / corpora.sacrebleu_archive(corpus.sacrebleu).name
+            monkeypatch.setattr(DATASETS[corpus.sacrebleu], "md5", [hashlib.md5(test_set.read_bytes()).hexdigest()])
+
+    return change
+
+
+class Own:
+    """A user's own text, in ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for split, count in (("train", 400), ("valid", 30), ("test", 40)):
+            for language in ("en", "de"):
+                self.write(f"{split}.{language}", lohelp(split, language, count=count))
+
+    def write(self, name: str, lines: list[str] | list[bytes]) -> None:
+        (self.folder / name).write_bytes(text_of(lines))
+
+    def lines(self, name: str) -> list[bytes]:
+        return (self.folder / name).read_bytes().split(b"\n")[:-1]
+
+    def words(self, out: Path, *options: str) -> list[str]:
+        prefixes = [w for s in prepare.SPLITS for w in (f"--{s}-prefix", str(self.folder / s))]
+        size = [] if "--vocab-size" in options else ["--vocab-size", "300"]
+        return [*prefixes, "--source-lang", "en", "--target-lang", "de", "--out", str(out), *size, *options]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Own:
+    (tmp_path / "own").mkdir()
+    return Own(tmp_path / "own")
+
+
+def fails(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """The message of a run that has to fail."""
+    capfd.readouterr()
+    with pytest.raises(SystemExit) as error:
+        prepare.main(words)
+    assert error.value.code == 2
+    return capfd.readouterr().err.split("prepare.py: error: ")[-1].split("pytest: error: ")[-1]
+
+
+# --- the data sets ----------------------------------------------------------------------------------------------------
+
+
+def multi30k_archives(folder: Path) -> None:
+    folder.mkdir()
+    for split, name in (("train", "train"), ("valid", "val")):
+        for language in ("en", "de"):
+            content = text_of(lohelp(split, language, count=300))
+            (folder / f"{name}.{language}.gz").write_bytes(gzip.compress(content))
+    members = {f"test_2016_flickr.{lang}": text_of(lohelp("test", lang, count=100)) for lang in ("en", "de", "de")}
+    tgz(folder / "multi30k_test_sets_d3ec2a38.tar.gz", {"test_2017_flickr.en": b"another\n", **members})
+
+
+def test_multi30k(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
+    local, out = tmp_path / "archives", tmp_path / "out"
+    multi30k_archives(local)
+    know("multi30k-en-de", local)
+    prepare.main(["multi30k-en-de", "--out", str(out), "--local-dir", str(local), "--vocab-size", "300"])
+    for language in ("en", "de"):
+        assert plain_text(out, "train", language) == lohelp("train", language, count=300)
+        for split, count in (("valid", 300), ("test", 100)):
+            text = lohelp(split, language, count=count)
+            assert (out / f"{split}.{language}").read_bytes() == text_of(text)
+            assert (out / f"{split}.sp.{language}").read_text().splitlines()[0].startswith("▁")
+        assert len(binarised(out, "test", language)) == 100
+    manifest = manifest_of(out)
+    assert {source["name"]: source["sha256"] for source in manifest["sources"]} == {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in local.iterdir()
+    }
+    assert manifest["files"]["test.de"] == {
+        "lines": 100,
+        "sha256": hashlib.sha256((out / "test.de").read_bytes()).hexdigest(),
+    }
+    assert not [path.name for path in out.iterdir() if path.name.startswith(("work", "archives", "manifest.json."))]
+
+
+def tags(lines: list[str]) -> bytes:
+    """Lines as a train.tags file has them, with what stands at a talk's head before each 50."""
+    out = []
+    for at in range(0, len(lines), 50):
+        out += [f"<url>http://www.ted.com/talks/{at}.html</url>", "<keywords>talks, text</keywords>"]
+        out += [f"<talkid>{at}</talkid>", f"<title>{lines[at]}</title>"]
+        out += [f"<description>TED Talk: {lines[at]}</description>", *(f" {line} " for line in lines[at : at + 50])]
+    return text_of(out)
+
+
+def segments(lines: list[str]) -> bytes:
+    """Lines as an .xml file has them."""
+    head = ['<?xml version="1.0" encoding="UTF-8"?>', "<mteval>", '<srcset setid="iwslt2014" srclang="german">']
+    head += ['<doc docid="69" genre="lectures">', "<url>http://www.ted.com</url>", "<title>Title</title>"]
+    body = [f'<seg id="{number}"> {line} </seg>' for number, line in enumerate(lines, 1)]
+    return text_of([*head, *body, "</doc>", "</srcset>", "</mteval>"])
+
+
+def iwslt_archive(folder: Path) -> None:
+    folder.mkdir()
+    members = {"de-en/README": b"text\n"}
+    for language in ("de", "en"):
+        lines = lohelp("train", language, count=1000)
+        lines[10] = "word " * (176 if language == "de" else 170)  # too long on one side
+        lines[30] = "eins zwei drei vier" if language == "de" else "one two three four five six seven"  # ratio > 1.5
+        lines[31] = "eins zwei drei vier" if language == "de" else "one two three four five six"  # just 1.5
+        lines[32] = "" if language == "de" else "nothing"
+        members[f"de-en/train.tags.de-en.{language}"] = tags(lines)
+        for number, name in enumerate(corpora.IWSLT_TEST):
+            content = segments([*lohelp("test", language, number * 20, 20), "It’s a Test"])
+            members[f"de-en/IWSLT14.{name}.de-en.{language}.xml"] = content
+    tgz(folder / "de-en.tgz", members)
+
+
+def shell(command: str, content: bytes = b"", **env: str) -> bytes:
+    done = subprocess.run(["bash", "-c", command], input=content, capture_output=True, env={**os.environ, **env})
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+# as in fairseq's prepare-iwslt14.sh
+GREP_TRAIN = (
+    "grep -v '<url>' | grep -v '<talkid>' | grep -v '<keywords>' | sed -e 's/<title>//g' | sed -e 's/<\\/title>//g' | "
+    "sed -e 's/<description>//g' | sed -e 's/<\\/description>//g'"
+)
+GREP_TEST = (
+    "grep '<seg id' | sed -e 's/<seg id=\"[0-9]*\">\\s*//g' | sed -e 's/\\s*<\\/seg>\\s*//g' | sed -e \"s/’/'/g\""
+)
+
+
+def test_iwslt14_is_split_and_in_lower_case(tmp_path: Path, quick: None) -> None:
+    local, out = tmp_path / "archives", tmp_path / "out"
+    iwslt_archive(local)
+    prepare.main(["iwslt14-de-en", "--out", str(out), "--local-dir", str(local), "--vocab-size", "200"])
+    manifest = manifest_of(out)
+    steps = manifest["counts"]["train"]
+    assert steps["read"] == 1000 + 2 * 20
+    assert steps["selected"] == steps["read"] - sum(manifest["dropped"]["train"].values())
+    assert manifest["counts"]["valid"] == {"drawn from training": steps["selected"] // 23} | {
+        "binarised": steps["selected"] // 23
+    }
+    assert steps["binarised"] == steps["selected"] - steps["selected"] // 23
+    for language in ("de", "en"):
+        lower = {line.lower() for line in lohelp("train", language, count=1000)}
+        lower |= {f"ted talk: {line}" for line in lower}
+        valid = (out / f"valid.{language}").read_text().split("\n")[:-1]
+        assert len(valid) == steps["selected"] // 23
+        assert set(valid) <= lower
+        wanted = []
+        for number in range(len(corpora.IWSLT_TEST)):
+            wanted += [*(line.lower() for line in lohelp("test", language, number * 20, 20)), "it's a test"]
+        assert (out / f"test.{language}").read_text().split("\n")[:-1] == wanted
+        model = sentencepiece.SentencePieceProcessor(model_file=str(out / "spm.model"))
+        pieces = (out / f"test.sp.{language}").read_text().split("\n")[:-1]
+        assert [model.decode(line.split()) for line in pieces] == wanted
+
+
+@pytest.mark.slow
+def test_iwslt14_is_what_fairseqs_script_makes(tmp_path: Path) -> None:
+    """With the commands of the script, and the command lines of sacremoses and subword-nmt, as the truth."""
+    local, out = tmp_path / "archives", tmp_path / "out"
+    iwslt_archive(local)
+    with tarfile.open(local / "de-en.tgz") as tar:
+        content = {item.name: tar.extractfile(item).read() for item in tar}  # type: ignore[union-attr]
+    size = ["--tokenizer", "moses-bpe", "--vocab-size", "200"]
+    prepare.main(["iwslt14-de-en", "--out", str(out), "--local-dir", str(local), *size])
+
+    tokens: dict[str, list[list[str]]] = {"train": [], "test": []}
+    for language in ("de", "en"):
+        names = [f"de-en/IWSLT14.{name}.de-en.{language}.xml" for name in corpora.IWSLT_TEST]
+        train = shell(GREP_TRAIN, content[f"de-en/train.tags.de-en.{language}"])
+        test = b"".join(shell(GREP_TEST, content[name]) for name in names)
+        for split, text in (("train", train), ("test", test)):
+            done = shell(f"{BIN}/sacremoses -q -l {language} tokenize", text).decode().lower()
+            tokens[split].append([line.strip() for line in done.split("\n")[:-1]])
+    pairs = []
+    dropped: Counter[str] = Counter()
+    for de, en in zip(*tokens["train"], strict=True):
+        a, b = len(de.split()), len(en.split())
+        if not a or not b:
+            dropped["empty"] += 1
+        elif max(a, b) > 175:
+            dropped["longer than 175 tokens"] += 1
+        elif a / b > 1.5 or b / a > 1.5:
+            dropped["length ratio over 1.5"] += 1
+        else:
+            pairs.append((de, en))
+    splits = {"train": [pair for number, pair in enumerate(pairs, 1) if number % 23], "valid": pairs[22::23]}
+    splits["test"] = list(zip(*tokens["test"], strict=True))
+    for name, wanted in splits.items():
+        for side, language in enumerate(("de", "en")):
+            (tmp_path / f"{name}.{language}").write_bytes(text_of([pair[side] for pair in wanted]))
+    manifest = manifest_of(out)
+    assert dropped.keys() == {"empty", "longer than 175 tokens", "length ratio over 1.5"}
+    assert manifest["dropped"]["train"] == dropped
+
+    joint = (tmp_path / "train.de").read_bytes() + (tmp_path / "train.en").read_bytes()
+    codes = shell(f"{BIN}/subword-nmt learn-bpe -s 200", joint)
+    (tmp_path / "codes").write_bytes(codes)
+    assert (out / "bpe.codes").read_bytes() == codes
+    for language in ("de", "en"):
+        for name in prepare.SPLITS:
+            text = (tmp_path / f"{name}.{language}").read_bytes()
+            assert (out / f"{name}.bpe.{language}").read_bytes() == shell(
+                f"{BIN}/subword-nmt apply-bpe -c {tmp_path}/codes", text
+            )
+        lines = (out / f"test.bpe.{language}").read_text().split("\n")[:-1]
+        dictionary = Dictionary.load(str(out / "bin" / f"dict.{language}.txt"))
+        known = [" ".join(w if w in dictionary else "<unk>" for w in line.split()) for line in lines]
+        assert binarised(out, "test", language) == known
+
+
+def wmt14_archives(folder: Path) -> dict[str, list[tuple[bytes, bytes]]]:
+    """Writes archives with odd text in them; returns the pairs that are fit for training, and those of dev and test."""
+    folder.mkdir()
+    en, de = (lohelp("train", language, count=1200) for language in ("en", "de"))
+    good = [(a.encode(), b.encode()) for a, b in zip(en, de, strict=True)]
+    europarl, crawl, news = good[:400], good[400:800], good[800:]
+    odd = [
+        (b"", b"Nur Deutsch."),  # empty
+        (b" \t ", b"Auch nur Deutsch."),  # empty
+        (b"One bad byte: \xff", b"Ein schlechtes Byte."),  # not UTF-8
+        (b"Latin-1", "für".encode("latin-1")),  # not UTF-8
+        (b"A surrogate: \xed\xa0\x80", b"Ein Surrogat."),  # not UTF-8
+        (b"A NUL: \x00.", b"Ein NUL."),  # control character
+        (b"An escape.", b"Ein \x1b[1mEscape."),  # control character
+        ("A C1 control: \x99.".encode(), b"Ein C1."),  # control character
+        europarl[3],  # duplicate
+        europarl[3],  # duplicate
+    ]
+    edited = [
+        ("One\u2028line only.".encode(), "Nur\u2029eine\x0bZeile\x85hier.".encode()),
+        (b"Ends as on DOS.\r", b"Endet wie auf DOS.\r"),
+        ("Hard\u00a0space,  two spaces ".encode(), "Festes\u00a0Leerzeichen".encode()),
+    ]
+    plain = [
+        (b"One line only.", b"Nur eine Zeile hier."),
+        (b"Ends as on DOS.", b"Endet wie auf DOS."),
+        (b"Hard space, two spaces", b"Festes Leerzeichen"),
+    ]
+    long = b"word " * 300
+    uneven = (b"Short.", "Das hier ist nun wirklich ein sehr viel längerer Satz als der andere.".encode())
+    bom = "\ufeff".encode()
+
+    def members(stem: str, pairs: list[tuple[bytes, bytes]]) -> dict[str, bytes]:
+        return {f"{stem}.de": text_of([b for _, b in pairs]), f"{stem}.en": text_of([a for a, _ in pairs])}
+
+    first = [(bom + europarl[0][0], bom + europarl[0][1]), *europarl[1:], *odd]
+    tgz(
+        folder / "training-parallel-europarl-v7.tgz",
+        {"training/europarl-v7.cs-en.cs": b"x\n"} | members("training/europarl-v7.de-en", first),
+    )
+    tgz(
+        folder / "training-parallel-commoncrawl.tgz",
+        {"commoncrawl.cs-en.cs": b"x\n"} | members("commoncrawl.de-en", [*crawl, *edited, (long, long), uneven]),
+    )
+    nc = "training/news-commentary-v9.de-en"
+    tgz(folder / "training-parallel-nc-v9.tgz", members(nc, [*news, europarl[5]]))
+    dev = [(a.encode(), b.encode()) for a, b in zip(lohelp("valid", "en"), lohelp("valid", "de"), strict=True)]
+    dev[7] = (b"", dev[7][1])
+    tgz(folder / "dev.tgz", {"dev/newstest2012.en": b"x\n"} | members("dev/newstest2013", [*dev[:60], (long, b"lang")]))
+    test = list(zip(lohelp("test", "en", count=50), lohelp("test", "de", count=50), strict=True))
+    sgm = {}
+    for side, (kind, language) in enumerate((("src", "en"), ("ref", "de"))):
+        lines = [f'<{kind}set setid="newstest2014" srclang="any">', '<doc sysid="ref" docid="1" origlang="de">', "<p>"]
+        lines += [f'<seg id="{number}">{pair[side]}</seg>' for number, pair in enumerate(test, 1)]
+        sgm[f"test-full/newstest2014-deen-{kind}.{language}.sgm"] = text_of([*lines, "</p>", "</doc>"])
+    tgz(folder / "test-full.tgz", sgm)
+    return {
+        "train": [*europarl, *crawl, *plain, (long.strip(), long.strip()), uneven, *news],
+        "valid": [*dev[:60], (long.strip(), b"lang")],
+        "test": [(a.encode(), b.encode()) for a, b in test],
+    }
+
+
+def test_wmt14(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
+    local, out = tmp_path / "archives", tmp_path / "out"
+    pairs = wmt14_archives(local)
+    know("wmt14-en-de", local)
+    prepare.main(["wmt14-en-de", "--out", str(out), "--local-dir", str(local), "--vocab-size", "400"])
+    manifest = manifest_of(out)
+
+    model = sentencepiece.SentencePieceProcessor(model_file=str(out / "spm.model"))
+    kept, dropped = [], {"not UTF-8": 3, "control character": 3, "empty": 2, "duplicate": 3}
+    dropped |= {"longer than 250 tokens": 0, "length ratio over 1.5": 0}
+    for pair in pairs["train"]:
+        a, b = (len(model.encode(text.decode())) for text in pair)
+        if max(a, b) > 250:
+            dropped["longer than 250 tokens"] += 1
+        elif max(a, b) / min(a, b) > 1.5:
+            dropped["length ratio over 1.5"] += 1
+        else:
+            kept.append(tuple(text.decode() for text in pair))
+    assert min(dropped.values()) > 0
+    assert manifest["dropped"] == {"train": dropped, "valid": {}, "test": {}}
+    assert list(zip(plain_text(out, "train", "en"), plain_text(out, "train", "de"), strict=True)) == kept
+    fit = len(pairs["train"])
+    assert list(manifest["counts"]["train"].values()) == [fit + 11, fit + 3, fit, len(kept)]
+    edited = {"byte order mark": 2, "line separator inside": 2, "CRLF line end": 2, "white space": 7}
+    assert manifest["edited"]["train"] == edited
+    assert manifest["odd"] == {"train": {}, "valid": {"empty": 1, "longer than 250 tokens": 1}, "test": {}}
+    for split in ("valid", "test"):
+        for side, language in enumerate(("en", "de")):
+            wanted = [pair[side] for pair in pairs[split]]
+            assert (out / f"{split}.{language}").read_bytes() == text_of(wanted)
+            assert len(binarised(out, split, language)) == len(wanted)
+    versions = manifest["versions"].keys()
+    assert versions == {"fairseq", "sacrebleu", "sentencepiece"}
+
+
+def test_debian_keeps_its_labels(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import debian
+
+    def build(out: Path, local_dir: Path | None) -> dict[str, Any]:
+        assert local_dir == tmp_path
+        out.mkdir(parents=True)
+        for split in prepare.SPLITS:
+            for language in ("en", "de"):
+                (out / f"{split}.{language}").write_bytes(text_of(lohelp(split, language, count=100)))
+            (out / f"{split}.domains").write_text("help\ntext\n" * 50)
+        return {"packages": [{"package": "text", "sha256": "0"}]}
+
+    monkeypatch.setattr(debian, "build", build)
+    words = ["debian-en-de", "--out", str(tmp_path / "out"), "--local-dir", str(tmp_path), "--vocab-size", "200"]
+    prepare.main(words)
+    assert (tmp_path / "out" / "test.domains").read_text() == "help\ntext\n" * 50
+    assert (tmp_path / "out" / "valid.de").read_bytes() == text_of(lohelp("valid", "de", count=100))
+    assert manifest_of(tmp_path / "out")["domains"] is True
+    assert manifest_of(tmp_path / "out")["sources"] == [{"packages": [{"package": "text", "sha256": "0"}]}]
+    before = files(tmp_path / "out")
+    prepare.main(words)
+    assert files(tmp_path / "out") == before
+
+
+# --- archives that can't be had or used -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise urllib.error.URLError("no internet")
+
+    monkeypatch.setattr(fetch.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    monkeypatch.setenv("SACREBLEU", str(tmp_path / "sacrebleu"))
+
+
+@pytest.mark.parametrize("name", [name for name, corpus in corpora.CORPORA.items() if corpus.archives])
+def test_without_internet_every_file_is_named(
+    name: str, offline: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    message = fails([name, "--out", str(tmp_path / "out")], capfd)
+    corpus = corpora.CORPORA[name]
+    for archive in corpus.archives:
+        assert f"{archive.url} (" in message or (not archive.sha256 and archive.url in message)
+        assert not archive.sha256 or f"sha256 {archive.sha256}" in message
+    if corpus.sacrebleu:
+        assert f"{DATASETS[corpus.sacrebleu].data[0]} (MD5 {DATASETS[corpus.sacrebleu].md5[0]})" in message
+    assert "--local-dir" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_test_set_is_taken_from_sacrebleus_cache(
+    offline: None, quick: None, tmp_path: Path, know: Callable[[str, Path], None]
+) -> None:
+    local = tmp_path / "archives"
+    multi30k_archives(local)
+    know("multi30k-en-de", local)
+    raw = tmp_path / "sacrebleu" / "multi30k" / "2016" / "raw"  # where sacreBLEU puts it
+    raw.mkdir(parents=True)
+    name = "multi30k_test_sets_d3ec2a38.tar.gz"
+    (local / name).rename(raw / f"multi30k_2016.{name}")
+    prepare.main(["multi30k-en-de", "--out", str(tmp_path / "out"), "--local-dir", str(local), "--vocab-size", "300"])
+    assert (tmp_path / "out" / "test.de").read_bytes() == text_of(lohelp("test", "de", count=100))
+
+
+def damaged(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    path.write_bytes({"cut off": content[:-2000], "changed": content[:-2000] + b"x" + content[-1999:]}[how])
+
+
+@pytest.mark.parametrize("how", ["cut off", "changed"])
+@pytest.mark.parametrize("archive", ["training-parallel-commoncrawl.tgz", "dev.tgz", "test-full.tgz"])
+def test_damaged_archives_are_refused(
+    how: str,
+    archive: str,
+    offline: None,
+    tmp_path: Path,
+    know: Callable[[str, Path], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    local = tmp_path / "archives"
+    wmt14_archives(local)
+    know("wmt14-en-de", local)
+    damaged(local / archive, how)
+    message = fails(["wmt14-en-de", "--out", str(tmp_path / "out"), "--local-dir", str(local)], capfd)
+    assert str(local / archive) in message
+    assert re.search(r"bytes, not|sha256 \w+, not|MD5 \w+, not|cut off or damaged", message)
+    assert "fetch it again from https://" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", ["without a member", "cut off", "with unequal sides"])
+def test_iwslt_archives_that_cannot_be_used(
+    how: str, offline: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local = tmp_path / "archives"
+    iwslt_archive(local)
+    path = local / "de-en.tgz"
+    with tarfile.open(path) as tar:
+        members = {item.name: tar.extractfile(item).read() for item in tar}  # type: ignore[union-attr]
+    if how == "without a member":
+        del members["de-en/IWSLT14.TEDX.dev2012.de-en.en.xml"]
+    if how == "with unequal sides":
+        members["de-en/train.tags.de-en.de"] += b"another\n"
+    tgz(path, members)
+    if how == "cut off":
+        damaged(path, how)
+    message = fails(["iwslt14-de-en", "--out", str(tmp_path / "out"), "--local-dir", str(local)], capfd)
+    wanted = {
+        "without a member": "has no de-en/IWSLT14.TEDX.dev2012.de-en.en.xml",
+        "cut off": "is cut off or damaged",
+        "with unequal sides": "has 1,041 lines and .* 1,040",
+    }
+    assert re.search(wanted[how], message)
+    assert not (tmp_path / "out").exists()
+
+
+# --- one's own text ---------------------------------------------------------------------------------------------------
+
+
+def test_own_text_with_labels(own: Own, quick: None, tmp_path: Path) -> None:
+    own.write("valid.domains", ["help", "über"] * 15)
+    own.write("test.domains", ["help\r"] * 40)
+    prepare.main(own.words(tmp_path / "out", "--domains"))
+    assert (tmp_path / "out" / "valid.domains").read_text() == "help\nüber\n" * 15
+    assert (tmp_path / "out" / "test.domains").read_text() == "help\n" * 40
+    manifest = manifest_of(tmp_path / "out")
+    assert [manifest[key] for key in ("data_set", "source", "target")] == ["own", "en", "de"]
+    assert manifest["files"]["test.domains"]["lines"] == 40
+
+
+def test_odd_lines_of_validation_and_test_text_are_kept_and_counted(own: Own, quick: None, tmp_path: Path) -> None:
+    lines = own.lines("test.en")
+    lines[0] = "\ufeffA mark.\r".encode()
+    lines[3] = "Two\u2028parts\rof it.".encode()
+    lines[4] = b"A\x00NUL and \x07 a bell."
+    lines[5] = b""
+    lines[6] = lines[7]  # a duplicate
+    own.write("test.en", lines)
+    prepare.main(own.words(tmp_path / "out"))
+    found = (tmp_path / "out" / "test.en").read_bytes().split(b"\n")
+    assert found[:7] == [b"A mark.", *lines[1:3], b"Two parts of it.", b"A NUL and a bell.", b"", lines[7]]
+    assert found[7:-1] == lines[7:]
+    assert len((tmp_path / "out" / "test.sp.en").read_bytes().split(b"\n")) == len(lines) + 1
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["edited"]["test"] == {
+        "byte order mark": 1,
+        "CRLF line end": 1,
+        "line separator inside": 1,
+        "white space": 1,
+        "control character": 1,
+    }
+    assert manifest["odd"]["test"] == {"empty": 1}
+    assert manifest["dropped"]["test"] == {}
+
+
+def spoil(own: Own, how: str) -> None:
+    if how == "more lines":
+        own.write("train.de", [*own.lines("train.de"), b"Noch eine.", b"Und noch eine."])
+    elif how == "fewer lines":
+        own.write("test.de", own.lines("test.de")[:-1])
+    elif how == "UTF-8":
+        own.write("valid.de", [*own.lines("valid.de")[:-1], "für".encode("latin-1")])
+    elif how == "UTF-16":
+        for language in ("en", "de"):
+            text = (own.folder / f"train.{language}").read_text()
+            (own.folder / f"train.{language}").write_bytes(text.encode("utf-16"))
+    elif how == "empty":
+        for language in ("en", "de"):
+            own.write(f"valid.{language}", [])
+    elif how == "missing":
+        (own.folder / "test.en").unlink()
+    elif how == "labels":
+        own.write("valid.domains", ["help"] * 30)
+        own.write("test.domains", ["help"] * 41)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("more lines", r"train\.en has 400 lines and \S+train\.de 402"),
+        ("fewer lines", r"test\.en has 40 lines and \S+test\.de 39"),
+        ("UTF-8", r"valid\.de, line 30: not UTF-8"),
+        ("UTF-16", r"no pair is left for train .*dropped: .*not UTF-8|has [\d,]+ lines and"),
+        ("empty", r"valid\.en and \S+valid\.de are empty"),
+        ("missing", r"argument --test-prefix: there is no file \S+test\.en"),
+        ("labels", r"test\.domains has 41 labels for 40 sentence pairs"),
+    ],
+)
+def test_text_that_cannot_be_used(
+    how: str, message: str, own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    spoil(own, how)
+    out = tmp_path / "out"
+    assert re.search(message, fails(own.words(out, *(["--domains"] if how == "labels" else [])), capfd))
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "name a data set (lohelp-en-de, "),
+        (["--train-prefix", "x", "-s", "en"], "with --valid-prefix, --test-prefix, --target-lang"),
+        (["lohelp-en-de", "-s", "en"], "argument --source-lang: is for your own text, not for lohelp-en-de"),
+        (["lohelp-en-de", "--vocab-size", "0"], "argument --vocab-size: 0 is not a positive number"),
+        (["lohelp-en-de", "--local-dir", "."], "argument --local-dir: lohelp-en-de needs no archives"),
+        (["iwslt14-de-en", "--local-dir", "no/folder"], "argument --local-dir: no/folder is not a folder"),
+        (["no-such-set"], "argument NAME: invalid choice: 'no-such-set'"),
+        (["@", "-t", "en"], "argument --target-lang: en is the source language, too"),
+        (["@", "-t", "../de"], "argument --target-lang: '../de' is the end of a file name"),
+    ],
+)
+def test_arguments(words: list[str], message: str, own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = own.words(out, *words[1:]) if words[:1] == ["@"] else [*words, "--out", str(out)]
+    assert message in fails(words, capfd)
+    assert not out.exists()
+
+
+def test_help_tells_of_every_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        prepare.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(re.search(rf"^  {name} +\S.*; .*[MG]B; ", text, re.MULTILINE) for name in corpora.CORPORA)
+
+
+# --- done, begun, interrupted -----------------------------------------------------------------------------------------
+
+
+def test_nothing_is_done_twice(own: Own, quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    prepare.main(own.words(out))
+    before = files(out)
+    prepare.main(own.words(out))
+    assert capfd.readouterr().out.endswith(f"{out}: already made\n")
+    assert "vocab_size: 300, not 301" in fails(own.words(out, "--vocab-size", "301"), capfd)
+    assert "tokenizer: sentencepiece, not moses-bpe" in fails(own.words(out, "--tokenizer", "moses-bpe"), capfd)
+    assert "data_set: own, not lohelp-en-de" in fails(["lohelp-en-de", "--out", str(out)], capfd)
+    for split, count in (("valid", 30), ("test", 40)):
+        own.write(f"{split}.domains", ["help"] * count)
+    assert "domains: False, not True" in fails(own.words(out, "--domains"), capfd)
+    own.write("test.de", own.lines("test.de")[::-1])
+    assert f"{own.folder}/test.de has changed" in fails(own.words(out), capfd)
+    assert files(out) == before
+
+
+def test_other_archives_are_other_data(quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    local, out = tmp_path / "archives", tmp_path / "out"
+    iwslt_archive(local)
+    words = ["iwslt14-de-en", "--out", str(out), "--vocab-size", "200"]
+    prepare.main([*words, "--local-dir", str(local)])
+    (local / "de-en.tgz").rename(tmp_path / "kept")
+    prepare.main(words)  # needs them no more
+    prepare.main([*words, "--local-dir", str(local)])
+    (local / "de-en.tgz").write_bytes((tmp_path / "kept").read_bytes() + b"x")
+    assert "de-en.tgz has changed" in fails([*words, "--local-dir", str(local)], capfd)
+
+
+def test_an_interrupted_run_is_begun_anew(own: Own, quick: None, tmp_path: Path) -> None:
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    prepare.main(own.words(fresh))
+    for name in ("archives/text.tgz", "work-abc/train.en", "bin/dict.en.txt", "test.xx", "train.bpe.xx", "spm.model"):
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("left")
+    (out / "manifest.json.part").write_text("{")
+    prepare.main(own.words(out))
+    assert files(out).keys() == files(fresh).keys() | {"archives/text.tgz"}
+    assert manifest_of(out) == manifest_of(fresh)
+
+
+def test_an_interrupted_run_in_a_folder_with_other_files_is_refused(
+    own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mine.txt").write_text("kept")
+    (out / "manifest.json.part").touch()
+    assert "is not empty and was not made by this script" in fails(own.words(out), capfd)
+    assert (out / "mine.txt").read_text() == "kept"
+
+
+def start(words: list[str], **how: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, str(ROOT / "recipes" / "prepare.py"), *words]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["work-*/train.en", "work-*/spm.vocab", "test.sp.de", "work-*/bin/dict.de.txt"])
+def test_a_killed_run_can_be_repeated(moment: str, own: Own, tmp_path: Path) -> None:
+    """Killed as soon as a file appears."""
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    with start(own.words(out)) as process:
+        deadline = time.monotonic() + 300
+        while not any(out.glob(moment)):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.001)
+        process.send_signal(signal.SIGKILL)
+    assert not (out / "manifest.json").exists()
+    prepare.main(own.words(fresh))
+    with start(own.words(out)) as process:
+        text = process.communicate()[0]
+    assert process.returncode == 0, text
+    assert bin_sums(out) == bin_sums(fresh)
+    assert manifest_of(out) == manifest_of(fresh)
+    assert not [path.name for path in out.iterdir() if path.name.startswith(("work-", "manifest.json."))]
+
+
+# --- subwords ---------------------------------------------------------------------------------------------------------
+
+
+def test_moses_as_for_wmt(own: Own, quick: None, tmp_path: Path) -> None:
+    """In the words of Moses: punctuation made plain, split at hyphens, escaped."""
+    en, de = own.lines("test.en"), own.lines("test.de")
+    en[0], de[0] = b"It\xe2\x80\x99s a look-up & more.", "Der „Such-Dialog“ usw. ist z.B. da.".encode()
+    own.write("test.en", en)
+    own.write("test.de", de)
+    prepare.main(own.words(tmp_path / "out", "--tokenizer", "moses-bpe", "--vocab-size", "100"))
+    first = [
+        (tmp_path / "out" / f"test.bpe.{language}").read_text().split("\n")[0].replace("@@ ", "")
+        for language in ("en", "de")
+    ]
+    assert first[0] == "It &apos;s a look @-@ up &amp; more ."
+    assert first[1] == "Der &quot; Such @-@ Dialog &quot; usw. ist z.B. da ."
+    codes = (tmp_path / "out" / "bpe.codes").read_text().split("\n")
+    assert len(codes) == 1 + 100 + 1
+    assert (tmp_path / "out" / "test.de").read_bytes().startswith(de[0])
+
+
+@pytest.mark.parametrize("tokenizer", subwords.MODELS)
+def test_several_processes_make_the_same(
+    tokenizer: str, own: Own, quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--tokenizer", tokenizer, "--vocab-size", "250"]
+    prepare.main(own.words(tmp_path / "one", *options))
+    monkeypatch.setattr(subwords, "FEW", 50)
+    monkeypatch.setattr(subwords, "CHUNK", 30)
+    monkeypatch.setattr(subwords, "cores", lambda: 2)
+    prepare.main(own.words(tmp_path / "two", *options))
+    assert manifest_of(tmp_path / "one") == manifest_of(tmp_path / "two")
+    name = {"sentencepiece": "spm.vocab", "moses-bpe": "bpe.codes"}[tokenizer]  # spm.model has its own path in it
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_a_vocabulary_is_learned_from_an_even_sample(own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subwords, "SAMPLE", 200)  # lines, of 800: every fourth pair
+    rare = [b"zqzq zqzq" if number % 4 else line for number, line in enumerate(own.lines("train.en"))]
+    own.write("train.en", rare)
+    encoder = subwords.Encoder("sentencepiece", ("en", "de"), False, True, tmp_path / "spm.model")
+    encoder.learn(own.folder / "train.en", own.folder / "train.de", 400, 200)
+    model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+    assert not any("zq" in model.id_to_piece(piece) for piece in range(model.vocab_size()))
+
+
+def test_work_is_done_in_order_and_little_is_under_way() -> None:
+    encoder = subwords.Encoder("moses-bpe", ("en", "de"), False, True, Path())
+    text = list(zip(lohelp("valid", "en"), lohelp("valid", "de"), strict=True))
+    begun = 0
+
+    def chunks() -> Iterator[subwords.Pairs]:
+        nonlocal begun
+        for size in [90, 1, 1, 20, 1] * 4:
+            begun += 1
+            yield text[:size]
+
+    alone = map(encoder.moses(), chunks())
+    wanted, begun = list(alone), 0
+    for done, result in enumerate(subwords.in_order(encoder.moses, chunks(), 2), 1):
+        assert result == wanted[done - 1]
+        assert begun <= done + 4
+    assert done == len(wanted) == 20
+
+
+def test_the_death_of_a_process_is_noticed() -> None:
+    kill_itself = partial(partial, signal.raise_signal)
+    with pytest.raises(BrokenProcessPool):
+        list(subwords.in_order(kill_itself, [signal.SIGKILL] * 10, 2))
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    program = (
+        "import os, sys, time, subwords\n"
+        "def make():\n"
+        "    open(f'{sys.argv[1]}/{os.getpid()}', 'w')\n"
+        "    return time.sleep\n"
+        "if __name__ == '__main__':\n"
+        "    list(subwords.in_order(make, [60] * 9, 2))\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "pids").mkdir()
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
+    command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path / "pids")]
+    deadline = time.monotonic() + 60
+    with subprocess.Popen(command, env=env) as process:
+        while len(list((tmp_path / "pids").iterdir())) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    while any(Path("/proc", path.name).exists() for path in (tmp_path / "pids").iterdir()):
+        assert time.monotonic() < deadline, "they live on"
+        time.sleep(0.01)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+SYLLABLES = [
+    a + b + c for a in ("b", "d", "gr", "k", "l", "st", "m", "n") for b in "aeiou" for c in ("", "n", "r", "s")
+]
+
+
+def generate(prefix: Path, pairs: int, seed: int) -> None:
+    """Text with Zipf's law, an open vocabulary, a copy of every tenth pair, and odd lines."""
+    rng = np.random.default_rng(seed)
+    stems = ["".join(rng.choice(SYLLABLES, size=count)) for count in rng.integers(1, 5, size=30_000)]
+    with (prefix.with_suffix(".en")).open("w") as en, (prefix.with_suffix(".de")).open("w") as de:
+        last = ""
+        for number in range(pairs):
+            if number % 10 == 9:
+                line = last
+            else:
+                picks = np.minimum(rng.zipf(1.2, size=rng.integers(8, 40)), 30_000) - 1
+                line = " ".join(stems[pick] for pick in picks) + f" {rng.integers(1_000_000)}.\n"
+            last = line if number % 1000 else "\n"
+            en.write(last)
+            de.write(last.title())
+
+
+MEASURE = """
+import re, sys
+sys.path.insert(0, sys.argv[1])
+import prepare, subwords
+subwords.SAMPLE = int(sys.argv[2])
+prepare.binarise = lambda languages, prefixes, large, to: to.mkdir()  # fairseq's own memory is another matter
+if __name__ == "__main__":
+    prepare.main(sys.argv[3:])
+    print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
+"""
+
+
+@pytest.mark.slow
+def test_memory_grows_by_less_than_150_bytes_a_pair(tmp_path: Path) -> None:
+    """The hashes by which copies are known take about half of it; a pair of this text has 400 bytes."""
+    (tmp_path / "measure.py").write_text(MEASURE)
+    peaks = {}
+    for pairs in (50_000, 200_000):
+        own = Own(tmp_path)
+        generate(tmp_path / "train", pairs, seed=pairs)
+        assert (tmp_path / "train.en").stat().st_size > 100 * pairs
+        command = [sys.executable, str(tmp_path / "measure.py"), str(ROOT / "recipes"), "20000"]
+        done = subprocess.run([*command, *own.words(tmp_path / str(pairs))], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks[pairs] = int(done.stdout.split("peak ")[1]) * 1024
+        dropped = manifest_of(tmp_path / str(pairs))["dropped"]["train"]
+        assert dropped["duplicate"] + dropped["empty"] >= pairs // 10
+    assert (peaks[200_000] - peaks[50_000]) / 150_000 < 150, peaks

@@ -1,0 +1,355 @@
+"""Training by several processes: the weights of one on the joint batch, resuming, a killed worker, options."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_cli
+from torch.nn.parallel import DistributedDataParallel
+
+SMALL = ["--user-dir", "fairseq_sru", "--arch", "sru_tiny", "--encoder-embed-dim", 32, "--decoder-embed-dim", 32]
+SMALL += ["--encoder-hidden-size", 16, "--encoder-layers", 1, "--decoder-layers", 1, "--share-all-embeddings"]
+SMALL += ["--dropout", 0, "--optimizer", "adam", "--lr", 5e-3, "--batch-size", 16, "--cpu", "--no-progress-bar"]
+GLOO = ["--distributed-backend", "gloo", "--ddp-backend", "legacy_ddp"]
+EVERY_TEN = ["--save-interval-updates", 10]
+
+
+def torchrun(module: str, *words, processes: int = 2) -> list[str]:
+    program = [str(Path(sys.executable).with_name("torchrun")), "--standalone", f"--nproc-per-node={processes}"]
+    return [*program, "-m", f"fairseq_cli.{module}", *map(str, words)]
+
+
+def start(command: list[str]) -> subprocess.Popen:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def train(data: Path, save: Path, *more, processes: int = 1, fails: bool = False) -> str:
+    """fairseq-train by one process, or by several of torchrun; returns the log."""
+    if processes == 1:
+        done = run_cli("train", data, *SMALL, "--save-dir", save, *more, check=False)
+        log = done.stdout + done.stderr
+    else:
+        done = start(torchrun("train", data, *SMALL, "--save-dir", save, *GLOO, *more, processes=processes))
+        log = done.communicate()[0]
+    assert (done.returncode != 0) is fails, log[-6000:]
+    return log
+
+
+def state(save: Path, name: str = "checkpoint_last.pt") -> dict:
+    return torch.load(save / name, weights_only=True)
+
+
+def assert_same(a: Path, b: Path, **tolerance) -> None:
+    """The weights of two runs' last checkpoints agree."""
+    one, other = state(a), state(b)
+    updates = [s["optimizer_history"][-1]["num_updates"] for s in (one, other)]
+    assert updates[0] == updates[1]
+    torch.testing.assert_close(one["model"], other["model"], **tolerance)
+
+
+def moved(save: Path, earlier: str) -> float:
+    """The largest change of a weight since an earlier checkpoint."""
+    before, after = state(save, earlier)["model"], state(save)["model"]
+    return max(float((after[name].float() - before[name].float()).abs().max()) for name in after)
+
+
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # of float32, after some Adam updates of 5e-3
+
+
+def test_two_processes_resume_and_equal_one_on_the_joint_batch(toy_data, tmp_path):
+    train(toy_data, tmp_path / "two", *EVERY_TEN, "--max-update", 10, processes=2)
+    log = train(toy_data, tmp_path / "two", "--max-update", 20, processes=2)
+    assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch 1 @ 10 updates\)", log)
+    assert moved(tmp_path / "two", "checkpoint_1_10.pt") > 1e-2
+    train(toy_data, tmp_path / "one", "--update-freq", 2, "--max-update", 20)
+    assert_same(tmp_path / "two", tmp_path / "one", **ROUNDING)
+
+
+MODELS = {
+    "attention": {"encoder_bidirectional": True},
+    "no attention": {"decoder_attention": "False", "share_decoder_input_output_embed": True},
+    "LSTM": {"recurrent_unit": "lstm"},
+}
+
+
+def make_model(options):
+    from argparse import Namespace
+
+    from fairseq.data import Dictionary
+
+    from fairseq_sru.models.sru import SRUModel
+
+    dictionary = Dictionary()
+    for i in range(20):
+        dictionary.add_symbol(f"w{i}")
+    sizes = {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "decoder_attention_heads": 2, "dropout": 0.0}
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    limits = {"criterion": "cross_entropy", "max_source_positions": 64, "max_target_positions": 64}
+    torch.manual_seed(1)
+    return SRUModel.build_model(Namespace(**sizes, **limits, **options), task).double().train()
+
+
+def batch_of(lengths: list[int], seed: int) -> tuple[torch.Tensor, ...]:
+    """Source (left-padded), its lengths, decoder input and target of random tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    source = torch.full((len(lengths), max(lengths)), 1)
+    target = torch.full((len(lengths), max(lengths) + 2), 1)
+    for row, length in enumerate(lengths):
+        source[row, -length:] = torch.randint(4, 20, (length,), generator=generator)
+        target[row, : length + 2] = torch.randint(4, 20, (length + 2,), generator=generator)
+    return source, torch.tensor(lengths), torch.where(target == 1, 1, target.roll(1, 1)), target
+
+
+HALVES = [batch_of([7, 3, 1], 1), batch_of([2, 4], 2)]  # padded to unequal lengths
+
+
+def loss_of(model, source, lengths, previous, target):
+    logits = model(source, lengths, previous)[0]
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten(), ignore_index=1, reduction="sum")
+
+
+def gradients_of_a_rank(rank: int, folder: str) -> None:
+    """Two backward passes of each model, each rank on its half of the batch; rank 0 saves the mean gradients."""
+    from fairseq.distributed import LegacyDistributedDataParallel
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = {}
+    for name, options in MODELS.items():
+        for kind in ("legacy_ddp", "pytorch_ddp"):
+            model = make_model(options)
+            if kind == "legacy_ddp":
+                wrapped = LegacyDistributedDataParallel(model, torch.distributed.group.WORLD)
+            else:
+                wrapped = DistributedDataParallel(model)  # refuses a second pass if a weight had no gradient
+            for _ in range(2):
+                model.zero_grad()
+                loss_of(wrapped, *HALVES[rank]).backward()
+                if kind == "legacy_ddp":
+                    wrapped.all_reduce_grads()
+            found[name, kind] = {name: p.grad for name, p in model.named_parameters()}
+    if rank == 0:
+        torch.save(found, f"{folder}/gradients.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path):
+    """In float64. Also with torch's own DistributedDataParallel, fairseq's default, which its trainer can't start on a
+    CPU."""
+    torch.multiprocessing.spawn(gradients_of_a_rank, (str(tmp_path),), nprocs=2)
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    lengths = torch.cat([half[1] for half in HALVES]).tolist()
+    joint = batch_of(lengths, 0)
+    for tensor, *parts in zip(joint, *HALVES, strict=True):  # the same sentences, padded to one length
+        tensor.fill_(1)
+        for rows, part in zip(tensor.split([3, 2]), parts, strict=True):
+            if tensor is joint[0]:
+                rows[:, -part.shape[1] :] = part
+            else:
+                rows[..., : part.shape[-1]] = part
+    for name, options in MODELS.items():
+        model = make_model(options)
+        loss_of(model, *joint).backward()
+        expected = {name: p.grad for name, p in model.named_parameters()}
+        assert max(float(g.abs().max()) for g in expected.values()) > 0.1
+        for kind in ("legacy_ddp", "pytorch_ddp"):
+            means = {n: 2 * g for n, g in found[name, kind].items()}
+            torch.testing.assert_close(means, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def odd(toy_data, tmp_path_factory) -> list:
+    """Options under which the toy corpus has an odd number of batches."""
+    save = tmp_path_factory.mktemp("odd")
+    train(toy_data, save, "--batch-size", 160, "--max-epoch", 1)
+    assert state(save)["optimizer_history"][-1]["num_updates"] % 2 == 1
+    return ["--batch-size", 160]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["legacy_ddp", "no_c10d"])
+@pytest.mark.parametrize("optimizer", [["sgd", "--lr", 0.5], ["adam", "--lr", 5e-3]], ids=lambda words: words[0])
+def test_an_epoch_whose_batches_are_odd_in_number(optimizer, backend, odd, toy_data, tmp_path):
+    """At the end one of the processes has no batch; what it sends must count for nothing."""
+    options = [*odd, "--optimizer", *optimizer, "--clip-norm", 1.0, "--max-epoch", 3]
+    train(toy_data, tmp_path / "two", *options, "--ddp-backend", backend, processes=2)
+    train(toy_data, tmp_path / "one", *options, "--update-freq", 2)
+    assert_same(tmp_path / "two", tmp_path / "one", **ROUNDING)
+
+
+@pytest.mark.slow
+def test_update_freq_goes_with_several_processes(toy_data, tmp_path):
+    train(toy_data, tmp_path / "two", "--update-freq", 2, "--max-update", 20, processes=2)
+    train(toy_data, tmp_path / "one", "--update-freq", 4, "--max-update", 20)
+    assert_same(tmp_path / "two", tmp_path / "one", **ROUNDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "before, after, stop",
+    [
+        (2, 1, ["--max-update", 10]),
+        (1, 2, ["--max-update", 10]),  # 60 batches of one process: more than there are for each of two
+        (2, 3, ["--max-update", 10]),
+        (2, 1, ["--max-epoch", 1]),
+        (1, 2, ["--max-epoch", 1]),
+    ],
+)
+def test_resuming_with_another_number_of_processes(before, after, stop, toy_data, tmp_path):
+    """Six batches make an update throughout, so that one process all along is the truth: no batch twice, none left
+    out. An epoch has 16 updates."""
+    train(toy_data, tmp_path / "changed", "--update-freq", 6 // before, *stop, processes=before)
+    done = state(tmp_path / "changed")["optimizer_history"][-1]["num_updates"]
+    assert done == (16 if "--max-epoch" in stop else 10)
+    more = ["--max-update", done + 10]
+    log = train(toy_data, tmp_path / "changed", "--update-freq", 6 // after, *more, processes=after)
+    assert re.search(rf"Loaded checkpoint .*checkpoint_last.pt \(epoch . @ {done} updates\)", log)
+    train(toy_data, tmp_path / "one", "--update-freq", 6, *more)
+    assert_same(tmp_path / "changed", tmp_path / "one", **ROUNDING)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--eval-bleu", "--eval-bleu-args", '{"beam": 1, "max_len_b": 9}', "--best-checkpoint-metric", "bleu"],
+        ["--store-ema", "--lr-scheduler", "reduce_lr_on_plateau", "--patience", 5],
+        ["--memory-efficient-fp16"],
+        ["--arch", "lstm", "--decoder-out-embed-dim", 32],  # its options are an argparse.Namespace
+    ],
+    ids=["BLEU", "EMA", "float16", "Namespace"],
+)
+def test_resuming_is_as_if_never_stopped(options, toy_data, tmp_path):
+    """Whatever fairseq keeps is read with the safety on and sent to the other process; the bits are those of a run
+    in one go."""
+    if "lstm" in options:
+        options = [*options, "--encoder-hidden-size", 32]
+    train(toy_data, tmp_path / "stopped", *options, "--max-epoch", 1, processes=2)
+    log = train(toy_data, tmp_path / "stopped", *options, "--max-epoch", 2, processes=2)
+    assert "Loaded checkpoint" in log
+    train(toy_data, tmp_path / "whole", *options, "--max-epoch", 2, processes=2)
+    assert_same(tmp_path / "stopped", tmp_path / "whole", rtol=0, atol=0)
+
+
+def hydra(data: Path, save: Path, *more: str, processes: int = 2) -> str:
+    """fairseq-hydra-train by several processes; returns the log."""
+    plugin = ROOT / "fairseq_sru"
+    words = ["--config-dir", plugin / "config", "model=sru/sru_tiny", "task=translation", f"task.data={data}"]
+    words += ["model.encoder_embed_dim=32", "model.decoder_embed_dim=32", "model.encoder_hidden_size=16"]
+    words += ["model.encoder_layers=1", "model.decoder_layers=1", "model.dropout=0.0", "criterion=cross_entropy"]
+    words += ["optimizer=adam", "optimization.lr=[0.005]", "lr_scheduler=fixed", "dataset.batch_size=16"]
+    words += ["common.cpu=true", f"common.user_dir={plugin}", f"hydra.run.dir={save}", f"checkpoint.save_dir={save}"]
+    words += ["distributed_training.distributed_backend=gloo", "distributed_training.ddp_backend=legacy_ddp"]
+    process = start(torchrun("hydra_train", *words, *more, processes=processes))
+    log = process.communicate()[0]
+    assert process.returncode == 0, log[-6000:]
+    return log
+
+
+@pytest.mark.slow
+def test_hydra_resumes(toy_data, tmp_path):
+    hydra(toy_data, tmp_path / "stopped", "optimization.max_update=10")
+    log = hydra(toy_data, tmp_path / "stopped", "optimization.max_update=20")
+    assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch 1 @ 10 updates\)", log)
+    hydra(toy_data, tmp_path / "whole", "optimization.max_update=20")
+    assert_same(tmp_path / "stopped", tmp_path / "whole", rtol=0, atol=0)
+
+
+def ranks(launcher: int) -> dict[int, int]:
+    """The process ids of torchrun's workers by rank."""
+    found = {}
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        found.update({int(entry[5:]): int(child) for entry in environment if entry.startswith(b"RANK=")})
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds the workers in /proc")
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_worker_ends_the_job_and_the_same_command_goes_on(killed, toy_data, tmp_path):
+    options = ["--max-update", 400, *EVERY_TEN]
+    save = tmp_path / "killed"
+    process = start(torchrun("train", toy_data, *SMALL, "--save-dir", save, *GLOO, *options))
+    while not (save / "checkpoint_last.pt").exists():
+        assert process.poll() is None, process.communicate()[0][-6000:]
+        time.sleep(0.05)
+    workers = ranks(process.pid)
+    os.kill(workers[killed], signal.SIGKILL)
+    log = process.communicate(timeout=600)[0]
+    assert process.returncode == 1
+    message = log[log.index("Root Cause (first observed failure)") :]
+    assert re.search(rf"rank +: {killed} ", message)
+    assert f"Signal 9 (SIGKILL) received by PID {workers[killed]}" in message
+    for pid in workers.values():
+        assert not Path(f"/proc/{pid}").exists()
+    assert state(save)["optimizer_history"][-1]["num_updates"] < 400
+
+    assert "Loaded checkpoint" in train(toy_data, save, *options, processes=2)
+    train(toy_data, tmp_path / "whole", "--max-update", 400, processes=2)
+    assert_same(save, tmp_path / "whole", rtol=0, atol=0)
+
+
+def assert_half(half: Path, whole: Path, dtype: torch.dtype) -> None:
+    """Learned about what float32 learns, with weights of the dtype and the optimizer's state in float32."""
+    states = [state(half), state(whole)]
+    assert {weight.dtype for weight in states[0]["model"].values()} == {dtype}
+    moments = [value for group in states[0]["last_optimizer_state"]["state"].values() for value in group.values()]
+    assert {m.dtype for m in moments if torch.is_tensor(m)} == {torch.float32}
+    losses = [s["extra_state"]["best"] for s in states]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[1] < 1.2  # of 3.7 bits at the start
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_float16(processes, toy_data, tmp_path):
+    train(toy_data, tmp_path / "whole", "--max-epoch", 2, processes=processes)
+    for name, flags, dtype in (
+        ("mixed", ["--fp16", "--fp16-no-flatten-grads"], torch.float16),
+        ("half", ["--memory-efficient-fp16"], torch.float16),
+        ("amp", ["--amp"], torch.float32),  # fairseq's autocast is for CUDA: on a CPU this is float32
+    ):
+        train(toy_data, tmp_path / name, *flags, "--max-epoch", 2, processes=processes)
+        assert_half(tmp_path / name, tmp_path / "whole", dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_bfloat16(processes, toy_data, tmp_path):
+    """By Hydra: on the command line, fairseq's --bf16 asks for a TPU."""
+    hydra(toy_data, tmp_path / "whole", "optimization.max_epoch=2", processes=processes)
+    for name, flags in (("mixed", []), ("half", ["common.memory_efficient_bf16=true"])):
+        hydra(toy_data, tmp_path / name, "common.bf16=true", *flags, "optimization.max_epoch=2", processes=processes)
+        assert_half(tmp_path / name, tmp_path / "whole", torch.bfloat16)
+
+
+REFUSED = {
+    "--ddp-backend pytorch_ddp": "DistributedDataParallel device_ids and output_device arguments only work with",
+    "--ddp-backend c10d": "DistributedDataParallel device_ids and output_device arguments only work with",
+    "--ddp-backend fully_sharded": "Cannot find FullyShardedDataParallel. Please install fairscale",
+    "--ddp-backend slowmo": "Cannot find SlowMoDistributedDataParallel. Please install fairscale",
+    "--fp16": "Torch not compiled with CUDA enabled",
+    "--bf16": "'NoneType' object has no attribute 'xla_device'",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what fairseq says without a GPU")
+@pytest.mark.parametrize("flags", REFUSED)
+def test_what_fairseq_refuses_on_a_cpu(flags, toy_data, tmp_path):
+    """The README says so; where it no longer holds, the README has to change."""
+    if "fairscale" in REFUSED[flags] and importlib.util.find_spec("fairscale"):
+        pytest.skip("fairscale is installed")
+    log = train(toy_data, tmp_path, *flags.split(), "--max-update", 2, processes=2, fails=True)
+    assert REFUSED[flags] in log

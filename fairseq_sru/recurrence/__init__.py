@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .autograd import Backend, Recurrence, compiled, register
 from .build import Unavailable
+from .native import Native
 from .reference import ACTIVATIONS, Options, Tensors, Torch, reference
 
 __all__ = ["ACTIVATIONS", "BACKENDS", "backends", "check_backend", "sru_recurrence"]
@@ -138,8 +139,6 @@ def _backend(name: str) -> Backend | None:
 
         made = Cuda()
     elif name == "native":
-        from .native import Native
-
         made = Native()
     else:
         made = Torch()

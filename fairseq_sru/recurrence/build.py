@@ -2,25 +2,45 @@
 
 A cache entry's name is a hash of all that went into it, so an entry never goes stale. It is written aside and renamed:
 of many processes that start at once each may compile the same entry, none ever sees half of one, and one that is killed
-leaves no lock behind.
+leaves no lock behind. What is loaded runs with the user's rights, so nothing is taken that another user could have
+written, and a checksum at an entry's end tells what a failing disk has damaged.
 
 Environment: ``FAIRSEQ_SRU_CACHE`` (the folder; ``~/.cache/fairseq_sru`` if not set), ``CXX`` (the host compiler).
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import functools
 import hashlib
 import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["Unavailable", "cache_folder", "cached", "host_compiler", "host_library", "kernel_folder", "kernel_text"]
+__all__ = [
+    "CHECKSUM",
+    "Unavailable",
+    "cache_folder",
+    "cached",
+    "host_compiler",
+    "host_library",
+    "kernel_folder",
+    "kernel_text",
+    "user_cache",
+]
+
+VARIABLE = "FAIRSEQ_SRU_CACHE"
+CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an entry, which loaders of libraries don't look at
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 # No fast-math: NaN and infinity mean something. The two that are switched off never change a result.
 HOST_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
@@ -46,35 +66,122 @@ def kernel_text() -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(kernel_folder().iterdir()) if path.suffix in (".cu", ".h")}
 
 
+def user_cache() -> tuple[Path, str]:
+    """The folder that is to keep compiled kernels, made if need be; and why it can't, with what helps, or ""."""
+    named = os.environ.get(VARIABLE)
+    folder = Path(named or "~/.cache/fairseq_sru")
+    other = f"{VARIABLE} can name another folder"
+    try:
+        if not named:
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "fairseq_sru"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        real = folder.resolve()  # programs change their folder, and links their targets
+        why = _why_not_private(folder, real)
+        if not why:
+            with tempfile.TemporaryFile(dir=real):
+                return real, ""
+    except OSError as error:
+        why = f"{folder} can't be written ({error.strerror})"
+    except RuntimeError:  # expanduser's
+        why = "there is no home folder for compiled kernels"
+    return folder, f"{why}; {other}"
+
+
+def _why_not_private(folder: Path, real: Path) -> str:
+    """Who else could put a library into a folder, which may be a link to a real one; or ""."""
+    about, me = real.stat(), os.geteuid()
+    if about.st_uid != me or folder.lstat().st_uid not in (me, 0):
+        return f"{folder} belongs to another user"
+    if about.st_mode & OTHERS_WRITE:
+        return f"{folder} can be written by other users: chmod go-w {shlex.quote(str(real))}"
+    for above in real.parents:
+        if above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:  # /tmp is sticky
+            return f"{folder} can be replaced by other users, who can write {above}"
+    return ""
+
+
 @functools.cache
 def cache_folder() -> Path:
-    """A folder that can be written: the user's cache, or else a temporary one, private to this process."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "fairseq_sru"
-    folder = Path(os.environ.get("FAIRSEQ_SRU_CACHE") or default)
+    """A folder that this user alone can write: the user's cache, or else a temporary one of this process.
+
+    Raises:
+        Unavailable: neither can be written.
+    """
+    folder, trouble = user_cache()
+    if not trouble:
+        return folder
+    warnings.warn(f"SRU's compiled kernels are kept for this process alone: {trouble}", stacklevel=2)
+    return _temporary_folder()
+
+
+def _temporary_folder() -> Path:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return folder
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="fairseq_sru_"))
+        folder = Path(tempfile.mkdtemp(prefix="fairseq_sru_"))
+    except OSError as error:
+        raise Unavailable(
+            f"no folder for compiled kernels can be written ({error}); {VARIABLE} can name one"
+        ) from error
+    atexit.register(_remove, folder, os.getpid())
+    return folder
+
+
+def _remove(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # not at the end of what it has forked
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: bool = False) -> Path:
-    """The cache entry that ``make(path)`` writes from parts.
+    """The cache entry that ``make(path)`` writes from parts, with a checksum of CHECKSUM bytes behind it.
+
+    Where the cache has no room, it is in a temporary folder of this process.
 
     Args:
         parts: all that the entry depends on.
         suffix: of the file's name.
         make: writes the file.
         fresh: make it even if it is there.
+
+    Raises:
+        Unavailable: there is no room anywhere.
     """
-    folder = cache_folder()
-    path = folder / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + suffix)
-    if fresh or not path.exists():
-        with tempfile.TemporaryDirectory(dir=folder, prefix="new_") as aside:
-            new = Path(aside) / path.name
-            make(new)
-            new.replace(path)
+    path = cache_folder() / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + suffix)
+    if not fresh and _is_sound(path):
+        return path
+    try:
+        return _put(path, make)
+    except OSError as error:
+        trouble = f"{path.parent} can't be written ({error.strerror}); {VARIABLE} can name another folder"
+    warnings.warn(f"SRU's compiled kernels are kept for this process alone: {trouble}", stacklevel=2)
+    try:
+        return _put(_temporary_folder() / path.name, make)
+    except OSError as error:
+        raise Unavailable(f"{trouble}; nor can {tempfile.gettempdir()} ({error.strerror})") from error
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether an entry is there, this user's alone, and whole: a library cut short kills the process that loads it."""
+    try:
+        about = path.lstat()
+        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & OTHERS_WRITE:
+            return False
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-CHECKSUM]).digest() == content[-CHECKSUM:]
+
+
+def _put(path: Path, make: Callable[[Path], None]) -> Path:
+    for left in path.parent.glob("new_*"):  # by who was killed
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > 24 * 3600:
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix="new_", ignore_cleanup_errors=True) as aside:
+        new = Path(aside) / path.name
+        make(new)
+        content = new.read_bytes()
+        new.write_bytes(content + hashlib.sha256(content).digest())
+        new.chmod(0o600)
+        new.replace(path)
     return path
 
 
@@ -86,14 +193,25 @@ def host_compiler() -> tuple[tuple[str, ...], str]:
         Unavailable: there is none, or ``CXX`` names one that doesn't run.
     """
     named = os.environ.get("CXX")
-    for words in [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]:
-        if shutil.which(words[0]) is None:
+    try:
+        commands = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]
+    except ValueError:  # an open quotation mark
+        commands = []
+    for words in commands:
+        if not words or shutil.which(words[0]) is None:
             continue
-        done = subprocess.run([*words, "--version"], capture_output=True, text=True, check=False)
-        if done.returncode == 0:
-            return tuple(words), done.stdout
+        with contextlib.suppress(OSError):  # no program, though it may be run
+            done = _run([*words, "--version"])
+            if done.returncode == 0:
+                return tuple(words), done.stdout
     raise Unavailable(
         f"CXX is {named!r}, which doesn't run" if named else "no C++ compiler (Debian, Ubuntu: apt install g++)"
+    )
+
+
+def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
     )
 
 
@@ -108,12 +226,11 @@ def cpu_features() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)})) or platform.processor()
 
 
-def host_library(options: tuple[str, ...], fresh: bool = False) -> Path:
+def host_library(options: tuple[str, ...]) -> Path:
     """The kernels built for this CPU as a shared library.
 
     Args:
         options: further options of the compiler, ``-D`` and the like.
-        fresh: build it even if the cache has it.
 
     Raises:
         Unavailable: no compiler, or it fails; the message holds its output.
@@ -123,11 +240,11 @@ def host_library(options: tuple[str, ...], fresh: bool = False) -> Path:
 
     def make(path: Path) -> None:
         source = kernel_folder() / "sru.cu"
-        done = subprocess.run(
-            [*words, "-x", "c++", str(source), "-o", str(path)], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{done.stderr.strip()[-3000:]}")
+        done = _run([*words, "-x", "c++", str(source), "-o", str(path)])
+        if done.returncode or not path.exists():
+            path.write_bytes(bytes(2**20))  # raises where there was no room
+            said = done.stderr.strip()[-3000:] or f"exit status {done.returncode}, nothing said, nothing made"
+            raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{said}")
 
     parts = [*words, version, platform.machine(), cpu_features(), *kernel_text().values()]
-    return cached(parts, ".so", make, fresh)
+    return cached(parts, ".so", make)

@@ -142,7 +142,7 @@ def module_type() -> Any:
     """
     try:
         from cupy.cuda.function import Module
-    except ImportError as error:
+    except Exception as error:  # a CuPy for another numpy or CUDA raises anything
         major = (torch.version.cuda or "13").split(".")[0]
         raise Unavailable(f"CuPy can't be imported ({error}); {nvrtc.INSTALL.format(major)}") from error
     return Module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -33,7 +34,7 @@ class Native(Kernels):
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
         half = shape.width // shape.directions
         rows = shape.batch * shape.directions * shape.chunks
-        workers = min(torch.get_num_threads(), 1 + shape.length * shape.batch * shape.width // ENOUGH)
+        workers = min(threads_here(), 1 + shape.length * shape.batch * shape.width // ENOUGH)
         group = LANES
         if workers > 1:  # some parts for each worker, of whole cache lines
             group = max(16, min(LANES, -(-half * rows // (4 * workers)) // 16 * 16))
@@ -79,12 +80,18 @@ def library(variant: Variant) -> dict[str, Callable[[bytes], None]]:
     options = ("-DWIDE", *variant.defines(vec=LANES, ahead=1))
     try:
         return load(host_library(options), variant.peephole)
-    except OSError:  # a damaged file in the cache
-        path = host_library(options, fresh=True)
-    try:
-        return load(path, variant.peephole)
     except OSError as error:
         raise Unavailable(f"{error}; FAIRSEQ_SRU_CACHE can name another folder, which allows programs") from error
+    except AttributeError as error:
+        raise Unavailable(f"{error}; CXX can name a compiler that doesn't hide it") from error
+
+
+_process = os.getpid()
+
+
+def threads_here() -> int:
+    """How many threads may work: torch's, but one in a forked process, where OpenMP waits forever for its parent's."""
+    return torch.get_num_threads() if os.getpid() == _process else 1
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .build import Unavailable, cached, kernel_text
+from .build import CHECKSUM, Unavailable, cached, kernel_text
 
 __all__ = ["Compiled", "Compiler", "compiler"]
 
@@ -101,7 +101,8 @@ class Compiler:
         def make(path: Path) -> None:
             path.write_bytes(self.compile(options, target).code)
 
-        return cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make, fresh).read_bytes()
+        path = cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make, fresh)
+        return path.read_bytes()[:-CHECKSUM]
 
     def _cubin(self, program: Any) -> bytes:
         handle = program._program

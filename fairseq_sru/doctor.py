@@ -1,0 +1,278 @@
+"""What is there for SRU to run on, what will run, and what is missing for more.
+
+    python -m fairseq_sru.doctor [--json]
+
+It shows versions, GPUs, compilers, the cache of compiled kernels and every backend, each of which is tried: forward and
+gradients against the definition in float64. The exit status is 0 where the default, ``backend="auto"``, runs compiled
+kernels (on the GPU, where torch sees one) and all that runs is right, else 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from .recurrence import _DEVICES, BACKENDS, VARIABLE, _choose, backends, nvrtc, sru_recurrence
+from .recurrence.build import Unavailable, cache_folder, host_compiler, user_cache
+from .versions import __version__
+
+TOLERANCE = 1e-4  # of float32
+COMPILED = ("cuda", "native")
+VARIABLES = (VARIABLE, "FAIRSEQ_SRU_CACHE", nvrtc.VARIABLE, "CXX", "CUDA_VISIBLE_DEVICES")
+
+
+def packages() -> dict[str, str | None]:
+    """Versions of what is installed by name; None for what isn't."""
+    found: dict[str, str | None] = {"Python": platform.python_version(), "fairseq_sru": __version__}
+    installed = {
+        d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]
+    }
+    for name in ("torch", "fairseq", "cupy", "pynvrtc", "cuda-pathfinder", "sacrebleu"):
+        names = [n for n in installed if n == name or (name == "cupy" and n.startswith("cupy-cuda"))]
+        found[name] = ", ".join(f"{installed[n]}{f' ({n})' * (n != name)}" for n in names) or None
+    return found
+
+
+def driver() -> list[str]:
+    """The GPUs and the driver's version as its own tool has them, whatever torch is built for."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    words = [tool, "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return [f"nvidia-smi fails: {error}"]
+    lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    return lines if done.returncode == 0 else [f"nvidia-smi fails: {' '.join(lines) or done.stderr.strip()}"]
+
+
+def gpus() -> dict[str, Any]:
+    """The GPUs that torch sees, the versions of CUDA on the way to them, and whether these go together."""
+    cuda = torch.version.cuda
+    found: dict[str, Any] = {"torch's CUDA": cuda, "driver": driver(), "driver's CUDA": None, "devices": []}
+    found |= {"NVRTC": None, "mismatch": None}
+    if cuda is None:
+        return found
+    newest = None
+    if torch.cuda.is_available():
+        version = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
+        newest = version // 1000
+        found["driver's CUDA"] = f"{newest}.{version % 1000 // 10}"
+        for i in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(i)
+            found["devices"].append(
+                f"{properties.name}, sm_{properties.major}{properties.minor}, {properties.total_memory / 2**30:.0f} GiB"
+            )
+    try:
+        made = nvrtc.compiler()
+    except Unavailable as error:
+        found["NVRTC"] = found["mismatch"] = str(error)
+        return found
+    major = made.version[0]
+    found["NVRTC"] = f"{'.'.join(map(str, made.version))}, {made.path}"
+    if newest is not None and newest < major:
+        found["mismatch"] = (
+            f"the driver knows CUDA {newest} and NVRTC is of {major}: update the driver, or install a "
+            f"torch for CUDA {newest} and pip install 'fairseq_sru[cuda{newest}]'"
+        )
+    elif str(major) != cuda.split(".")[0]:
+        found["mismatch"] = f"torch is for CUDA {cuda} and NVRTC of {major}: unset {nvrtc.VARIABLE}, which names it"
+    return found
+
+
+def host() -> tuple[str | None, str | None]:
+    """The C++ compiler, or what is wrong and helps."""
+    try:
+        command, version = host_compiler()
+        return f"{shlex.join(command)}: {version.partition(chr(10))[0]}", None
+    except Unavailable as error:
+        return None, str(error)
+
+
+def cache() -> dict[str, Any]:
+    """The folder of compiled kernels with the size of what is in it; trouble: why it isn't the user's own."""
+    trouble = user_cache()[1] or None
+    try:
+        folder = cache_folder()
+    except Unavailable as error:
+        return {"folder": None, "files": 0, "bytes": 0, "trouble": str(error)}
+    files = [path for path in folder.iterdir() if path.is_file()]
+    return {
+        "folder": str(folder),
+        "files": len(files),
+        "bytes": sum(path.stat().st_size for path in files),
+        "trouble": trouble,
+    }
+
+
+class Trial(NamedTuple):
+    """Of a backend: the greatest difference from the definition, or what went wrong."""
+
+    error: float | None
+    failure: str | None
+
+    @property
+    def right(self) -> bool:
+        return self.error is not None and self.error <= TOLERANCE
+
+
+def trial(backend: str) -> Trial:
+    """Run a backend forward and backward on a small problem that has everything, and compare with the definition."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"u": (9, 3, 3, 20), "x": (9, 3, 20), "bias": (2, 20), "c0": (3, 20), "weight_c": (2, 20)}
+    given = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    pad = torch.arange(9)[:, None] >= torch.tensor([9, 5, 0])
+
+    def results(name: str, device: str, dtype: torch.dtype) -> torch.Tensor:
+        leaves: dict[str, Any] = {n: t.to(device, dtype).requires_grad_() for n, t in given.items()}
+        outputs = sru_recurrence(**leaves, bidirectional=True, padding_mask=pad.to(device), backend=name)
+        loss = torch.stack([output.square().sum() for output in outputs]).sum()
+        computed = (*outputs, *torch.autograd.grad(loss, list(leaves.values())))
+        return torch.cat([t.detach().double().cpu().flatten() for t in computed])
+
+    try:
+        got = results(backend, _DEVICES.get(backend, "cpu"), torch.float32)
+        error = float((got - results("reference", "cpu", torch.float64)).abs().max())
+    except Exception as failure:  # whatever a driver or a compiler comes up with is what the user must see
+        return Trial(None, f"{type(failure).__name__}: {failure}")
+    return Trial(error, None) if math.isfinite(error) else Trial(None, "what it computes is not finite")
+
+
+def automatic() -> dict[str, dict[str, str | None]]:
+    """By device: the backend that ``auto`` takes, or the failure that it ends in."""
+    chosen: dict[str, dict[str, str | None]] = {}
+    for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+        try:
+            backend = _choose("auto", device)
+            chosen[device] = {"backend": "reference" if backend is None else backend.name, "failure": None}
+        except (ValueError, RuntimeError) as error:
+            chosen[device] = {"backend": None, "failure": str(error)}
+    return chosen
+
+
+def advice(found: dict[str, Any]) -> list[str]:
+    """What to do about what is wrong, a line each."""
+    gpu, auto = found["gpu"], found["auto"]
+    listed = [line for line in gpu["driver"] if not line.startswith("nvidia-smi fails")]
+    lines = [found["cache"]["trouble"]]
+    if found["packages"]["fairseq"] is None:
+        lines.append(
+            "fairseq is not installed, so there are layers but no models: python -m fairseq_sru.install_fairseq"
+        )
+    if gpu["driver"] and not listed:
+        lines.append("the GPU's driver doesn't answer nvidia-smi: load it, or install it again")
+    if listed and gpu["torch's CUDA"] is None:
+        lines.append(f"torch {torch.__version__} is built without CUDA, and the GPU idle: install torch for CUDA")
+    elif listed and not gpu["devices"]:
+        hidden = "unset CUDA_VISIBLE_DEVICES, or " if "CUDA_VISIBLE_DEVICES" in found["environment"] else ""
+        lines.append(
+            f"torch {torch.__version__} sees no GPU, though there is one: {hidden}update the driver, "
+            "or install torch for an older CUDA"
+        )
+    if gpu["devices"]:
+        lines.append(gpu["mismatch"])
+    for name, said in found["backends"].items():
+        if said != "ready" and _DEVICES.get(name) in auto:
+            first, *rest = said.strip().splitlines()  # compilers say much, and most at the end
+            unset = "; unset CXX, or let it name another compiler" if name == "native" and os.environ.get("CXX") else ""
+            lines.append(" ".join([f"{name}: {first}", *rest[-1:]]) + unset)
+        elif name in found["trials"] and not Trial(**found["trials"][name]).right:
+            others = [n for n in BACKENDS if n in found["trials"] and Trial(**found["trials"][n]).right]
+            avoid = f"{VARIABLE}={others[0]} avoids it" if others else "no backend computes right"
+            lines.append(f"{name} can't be trusted here: {avoid}; an empty cache folder may mend it; please report it")
+    device = main_device(auto)
+    if auto[device]["failure"]:
+        lines.append(f"{auto[device]['failure']}; unset {VARIABLE}")
+    elif found["environment"].get(VARIABLE) and auto[device]["backend"] not in COMPILED:
+        lines.append(f"{VARIABLE} asks for a backend that isn't compiled: unset it")
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def main_device(auto: dict[str, Any]) -> str:
+    return "cuda" if "cuda" in auto else "cpu"
+
+
+def examine() -> dict[str, Any]:
+    """All of it, as ``--json`` prints it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they say what is said here
+        said = backends()
+        trials = {name: trial(name) for name, what in said.items() if what == "ready"}
+        auto = automatic()
+        compiler, compiler_trouble = host()
+        found: dict[str, Any] = {
+            "packages": packages(),
+            "platform": platform.platform(),
+            "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+            "gpu": gpus(),
+            "compiler": compiler,
+            "compiler_trouble": compiler_trouble,
+            "cache": cache(),
+            "backends": said,
+            "trials": {name: t._asdict() for name, t in trials.items()},
+            "auto": auto,
+            "user_dir": str(Path(__file__).resolve().parent),
+        }
+    compiled = auto[main_device(auto)]["backend"] in COMPILED
+    return {**found, "advice": advice(found), "well": compiled and all(t.right for t in trials.values())}
+
+
+def text(found: dict[str, Any]) -> str:
+    """For people."""
+    gpu, folder = found["gpu"], found["cache"]
+    rows = [(name, version or "not installed") for name, version in found["packages"].items()]
+    rows += [("platform", found["platform"]), *found["environment"].items()]
+    rows += [("C++ compiler", found["compiler"] or found["compiler_trouble"])]
+    rows += [("GPU", "; ".join(gpu["devices"]) or "none that torch sees")]
+    rows += [("driver", "; ".join(gpu["driver"]) or "no nvidia-smi")]
+    rows += [(name, gpu[name] or "-") for name in ("torch's CUDA", "driver's CUDA", "NVRTC")]
+    if gpu["NVRTC"]:
+        rows.append(("CUDA versions", gpu["mismatch"] or "match"))
+    size = f"{folder['files']} files, {folder['bytes'] / 2**20:.1f} MiB"
+    why = f" (of this process alone: {folder['trouble']})" if folder["trouble"] else ""
+    rows.append(("cache", f"{folder['folder']}, {size}{why}"))
+    lines = [f"  {name:<20} {what}" for name, what in rows]
+    lines += ["", "Backends:"]
+    for name in BACKENDS:
+        said = found["backends"][name]
+        if name in found["trials"]:
+            tried = Trial(**found["trials"][name])
+            verdict = f"{'right' if tried.right else 'WRONG'}: differs from the definition by {tried.error or 0:.0e}"
+            said = f"ready, and {verdict}" if tried.failure is None else f"ready, but FAILS: {tried.failure}"
+        lines.append(f"  {name:<20} {said}")
+    chosen = (f"{a['backend'] or a['failure']} ({device})" for device, a in found["auto"].items())
+    lines += [f"  {'auto':<20} {', '.join(chosen)}", ""]
+    lines.append(f"For fairseq: --user-dir {shlex.quote(found['user_dir'])}")
+    if found["advice"]:
+        lines += ["", "What helps:", *(f"- {line}" for line in found["advice"])]
+    lines.append("All is well." if found["well"] else "Not all is well.")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m fairseq_sru.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="for machines")
+    args = parser.parse_args(argv)
+    found = examine()
+    print(json.dumps(found, indent=1) if args.json else text(found))
+    return 0 if found["well"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

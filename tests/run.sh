@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
-# Sets up what is missing, then lints and tests:
-#     bash tests/run.sh [--all] [pytest arguments]
-# --all adds the tests marked slow.
+# Sets up what is missing, then lints, checks types and tests:
+#     bash tests/run.sh [--all] [--coverage] [pytest arguments]
+# --all adds the tests marked slow. --coverage ends with the lines and branches that no test ran, in child processes either.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . recipes/setup.sh
 
 tier=(-m "not slow")
-if [ "${1:-}" = --all ]; then
-    tier=()
+pytest=(python -m pytest)
+while true; do
+    case "${1:-}" in
+    --all) tier=() ;;
+    --coverage) pytest=(python -m coverage run -m pytest) ;;
+    *) break ;;
+    esac
     shift
-fi
+done
 python -m ruff check .
-python -m pytest -ra ${tier[@]+"${tier[@]}"} "$@"
+python -m mypy
+"${pytest[@]}" -ra ${tier[@]+"${tier[@]}"} "$@"
+if [ "${pytest[2]}" = coverage ]; then
+    python -m coverage combine --quiet
+    python -m coverage report
+fi

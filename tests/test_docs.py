@@ -1,0 +1,415 @@
+"""The documentation is true: its Python runs, its formulas hold, its examples work, its links and flags exist."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import inspect
+import itertools
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from conftest import ROOT
+from test_kernels import least
+from torch import Tensor
+from variants import COVERING, TENSORS, Case, assert_defined, fits, make, results
+
+from fairseq_sru import SRUCell
+from fairseq_sru.recurrence.kernels import VALUES, Variant
+from fairseq_sru.versions import __version__
+
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "CHANGELOG.md"]
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """The blocks that are marked as in ``language``."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def without_fenced(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+INDENTED = re.compile(r"(?:(?<=\n\n)|\A)(?: {4}.*\n|\n(?= {4}))+")
+
+
+def indented(text: str) -> list[str]:
+    """The blocks that are indented by 4 spaces, without these."""
+    return [textwrap.dedent(block) for block in INDENTED.findall(without_fenced(text))]
+
+
+def is_python(text: str) -> bool:
+    with contextlib.suppress(SyntaxError):
+        compile(text, "a block", "exec")
+        return True
+    return False
+
+
+# --- maths.md ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def maths() -> dict[str, Any]:
+    """What the page's Python defines."""
+    names: dict[str, Any] = {}
+    for block in fenced((DOCS / "maths.md").read_text(), "python"):
+        exec(block, names)
+    return names
+
+
+def every_variant() -> Iterator[Case]:
+    kinds, switches = ("k2", "k3-noskip", "k3-input", "k4"), (False, True)
+    for kind, g, v, both, rest in itertools.product(kinds, ("identity", "tanh", "relu"), switches, switches, switches):
+        case = Case(kind, torch.float64, g, v, both, dropout=rest, padding=rest, c0=rest, bias=rest, scaled=rest)
+        yield case if fits(case._asdict()) else case._replace(scaled=False)
+
+
+CASES = list(dict.fromkeys([*every_variant(), *(case._replace(dtype=torch.float64) for case in COVERING)]))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_forward_and_gradients_are_those_of_the_definition(case: Case, maths: dict[str, Any]) -> None:
+    class Page(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, named: dict[str, Any], *tensors: Tensor | None) -> tuple[Tensor, Tensor]:
+            ctx.cell = maths["Cell"](**named, **dict(zip(TENSORS, tensors, strict=True)))
+            return ctx.cell.forward()
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            found = maths["backward"](ctx.cell, *grads)
+            needed = zip(TENSORS, ctx.needs_input_grad[1:], strict=True)
+            return (None, *(found[name] if need else None for name, need in needed))
+
+    def page(**arguments: Any) -> tuple[Tensor, Tensor]:
+        tensors = [arguments.pop(name) for name in TENSORS]
+        return Page.apply(arguments, *tensors)
+
+    arguments = make(case)
+    assert_defined(results(page, arguments), arguments)
+
+
+V1 = [case for case in CASES if not case.v]
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7])
+@pytest.mark.parametrize("case", V1, ids=str)
+def test_chunks_give_what_one_pass_gives(case: Case, chunk: int, maths: dict[str, Any]) -> None:
+    cell = maths["Cell"](**make(case, requires_grad=False))
+    h, c_n = cell.forward()
+    torch.testing.assert_close(maths["states_by_chunks"](cell, chunk), cell.c, rtol=1e-12, atol=1e-13)
+    grad_h, grad_c_n = torch.randn_like(h), torch.randn_like(c_n)
+    q = maths["q_by_chunks"](cell, grad_h, grad_c_n, chunk)
+    assert len(q) == math.ceil(7 / chunk)
+    torch.testing.assert_close(q[0], maths["backward"](cell, grad_h, grad_c_n)["c0"], rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("planes, skip", [(2, 0), (3, 0), (3, 1), (4, 0)])
+@pytest.mark.parametrize("activation", [0, 1, 2])
+def test_bytes_are_those_of_the_compiled_kernels(
+    value: torch.dtype, planes: int, skip: int, activation: int, maths: dict[str, Any]
+) -> None:
+    """least() is what the compiler's output is held to."""
+    variant = Variant(VALUES[value], activation, planes, skip, 0)
+    for kernel in ("sru_forward", "sru_backward", "sru_forward_summary", "sru_backward_summary"):
+        sizes = value.itemsize, max(value.itemsize, 4)
+        stated = maths["bytes_moved"](kernel, *sizes, planes, skip, slope=activation != 0)
+        assert stated == sum(map(sum, least(variant, kernel))), kernel
+
+
+def test_the_table_of_bytes_follows(maths: dict[str, Any]) -> None:
+    rows = re.findall(r"^\| (forward|backward).*?\$k = (\d)\$(.*?) \|(.*)\|$", (DOCS / "maths.md").read_text(), re.M)
+    assert len(rows) == 8
+    for kernel, planes, skip, stated in rows:
+        how = int(planes), int("is the input" in skip)
+        sizes = [(4, 4), (2, 4), (8, 8)]
+        expected = [maths["bytes_moved"](f"sru_{kernel}", *size, *how) for size in sizes]
+        assert [int(number) for number in stated.split("|")] == expected, (kernel, planes, skip)
+
+
+@pytest.mark.parametrize("v1", [True, False])
+@pytest.mark.parametrize("options", [{}, {"highway_bias": -2.0, "dropout": 0.3, "rnn_dropout": 0.2}, {"layer_norm": 1}])
+def test_layers_start_with_the_stated_variances(v1: bool, options: dict[str, Any], maths: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    n, width = 300, 400
+    cell = SRUCell(n, width, v1=v1, **options)
+    blocks = cell.weight.detach().view(4, -1)
+    for block, expected in zip(blocks, maths["weight_variances"](n, v1, **options), strict=True):
+        torch.testing.assert_close(block.var().item(), expected, rtol=0.02, atol=0.0)  # of 120,000 draws
+        assert block.abs().max() <= math.sqrt(3 * expected) * (1 + 1e-6)
+    if not v1:
+        assert abs(cell.weight_c.var().item() - 0.5) < 0.1
+    assert cell.bias[1].eq(options.get("highway_bias", 0.0)).all()
+    rescaled = SRUCell(n, n, v1=v1, **options)
+    stated = 1.0 if v1 else maths["skip_scale"](options.get("highway_bias", 0.0))
+    assert math.isclose(rescaled.skip_scale, stated)
+
+
+@pytest.mark.parametrize("highway_bias", [0.0, -2.0, 1.5])
+@pytest.mark.parametrize("same", [True, False])
+def test_the_second_moment_of_outputs_is_the_stated_one(highway_bias: float, same: bool, maths: dict[str, Any]) -> None:
+    """With the gates at their biases; same: all steps have the same input."""
+    torch.manual_seed(0)
+    n = 512
+    cell = SRUCell(n, n, use_tanh=0, v1=False, highway_bias=highway_bias)
+    with torch.no_grad():
+        cell.weight[n:].zero_()
+        cell.weight_c.zero_()
+    x = torch.randn(1 if same else 60, 64, n).expand(60, 64, n)
+    with torch.no_grad():
+        h, c = cell(x)
+    state = 1.0 if same else 1 / 3
+    stated = maths["output_moment"](highway_bias, state, maths["skip_scale"](highway_bias))
+    assert math.isclose(c.square().mean().item(), state, rel_tol=0.05)
+    assert math.isclose(h[-1].square().mean().item(), stated, rel_tol=0.05)
+    assert not same or math.isclose(stated, 1.0)
+
+
+# --- extending.md -----------------------------------------------------------------------------------------------------
+
+
+def apply(diff: str, root: Path) -> Iterator[Path]:
+    """Apply a unified diff by what it says of the text, whatever the line numbers; yields the files."""
+    for part in re.split(r"^(?=--- )", diff, flags=re.MULTILINE)[1:]:
+        head, *hunks = re.split(r"^@@.*\n", part, flags=re.MULTILINE)
+        path = root / re.findall(r"^\+\+\+ b/(.*)$", head, re.MULTILINE)[0]
+        text = path.read_text() if path.exists() else ""
+        for hunk in hunks:
+            lines = [(line[:1] or " ", line[1:]) for line in hunk.splitlines(keepends=True)]
+            lines = [(mark, rest or "\n") for mark, rest in lines]
+            old, new = ("".join(rest for mark, rest in lines if mark != other) for other in "+-")
+            assert (text.count(old) if text else not old) == 1, f"{path.name} does not have just once:\n{old}"
+            text = text.replace(old, new) if text else new
+        path.write_text(text)
+        yield path
+
+
+EXTENDING = DOCS / "extending.md"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A copy of the project."""
+    ignore = shutil.ignore_patterns("__pycache__", "results", ".*")
+    for name in ("fairseq_sru", "kernels", "recipes", "tests"):
+        shutil.copytree(ROOT / name, tmp_path / "tree" / name, ignore=ignore)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+def extend(tree: Path) -> list[Path]:
+    """Make the page's changes."""
+    return [path for diff in fenced(EXTENDING.read_text(), "diff") for path in apply(diff, tree)]
+
+
+def test_the_examples_apply_and_are_in_style(tree: Path) -> None:
+    paths = extend(tree)
+    assert len(paths) == 6
+    for words in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *words, *map(str, paths)]
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_the_examples_pass_the_tests_that_they_name(tree: Path) -> None:
+    extend(tree)
+    command = [sys.executable, "-m", "mypy", "fairseq_sru/recurrence/recompute.py", "recipes/corpora.py"]
+    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    commands = [line for block in fenced(EXTENDING.read_text(), "bash") for line in block.splitlines()]
+    assert len(commands) == 2
+    for command in commands:
+        words = shlex.split(command)
+        assert words[:3] == ["python", "-m", "pytest"]
+        done = subprocess.run(
+            [sys.executable, *words[1:], "-p", "no:cacheprovider"], cwd=tree, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout[-3000:]
+        assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 0
+        assert "skipped" not in done.stdout.splitlines()[-1]
+
+
+# --- README.md and all pages ------------------------------------------------------------------------------------------
+
+
+def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One block after the other, as a reader would."""
+    monkeypatch.chdir(tmp_path)
+    layers = {"rnn_lst.0": (100, 4), "rnn_lst.1": (64, 3)}  # input size and planes, as the published code has them
+    theirs = {f"{name}.weight": torch.randn(size, planes * 64) for name, (size, planes) in layers.items()}
+    torch.save({**theirs, **{f"{name}.bias": torch.zeros(128) for name in layers}}, "theirs.pt")
+    blocks = [block for block in indented((ROOT / "README.md").read_text()) if is_python(block)]
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, names)
+    assert {"SRU", "output_states"} <= names.keys()
+    for program in re.findall(r'python -c "(.*?)"', (ROOT / "README.md").read_text()):
+        exec(program, {})
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of the headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", without_fenced(page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^()\s]+)\)", without_fenced(page.read_text()))
+    for link in links:
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert target.is_relative_to(ROOT), link
+        assert not anchor or anchor in slugs(target), link
+
+
+def test_the_changelog_has_this_version() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert re.findall(r"^## \[(.*?)\]", text, re.MULTILINE)[0] == __version__
+    sections = set(re.findall(r"^### (.*)$", text, re.MULTILINE))
+    assert sections <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+class Parsed(Exception):
+    pass
+
+
+def parser_of(module: str) -> argparse.ArgumentParser:
+    """What a script reads its command line with."""
+    main = import_module(module).main
+    found: list[argparse.ArgumentParser] = []
+
+    def parse(self: argparse.ArgumentParser, *words: Any, **named: Any) -> None:
+        found.append(self)
+        raise Parsed
+
+    with pytest.MonkeyPatch.context() as now, contextlib.suppress(Parsed):
+        now.setattr(argparse.ArgumentParser, "parse_args", parse)
+        now.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+        main([]) if inspect.signature(main).parameters else main()
+    return found[0]
+
+
+def fairseq_parser(command: str) -> argparse.ArgumentParser:
+    from fairseq import options
+
+    made = {
+        "train": options.get_training_parser,
+        "generate": options.get_generation_parser,
+        "interactive": options.get_interactive_generation_parser,
+        "validate": options.get_validation_parser,
+        "preprocess": options.get_preprocessing_parser,
+    }
+    return import_module("fairseq_cli.score").get_parser() if command == "score" else made[command]()
+
+
+class Command(NamedTuple):
+    words: list[str]
+    whole: bool
+    """Not a mention of it in a sentence, nor a synopsis."""
+
+
+def commands(text: str) -> Iterator[Command]:
+    """The commands in the blocks that aren't Python, and in the text."""
+    blocks = [(block, True) for block in [*indented(text), *fenced(text, "bash")] if not is_python(block)]
+    blocks += [(code, False) for code in re.findall(r"`([^`]+)`", INDENTED.sub("", without_fenced(text)))]
+    for block, whole in blocks:
+        for line in re.sub(r"\\\n", " ", block).splitlines():
+            with contextlib.suppress(ValueError):  # a text with a single quote
+                words = shlex.split(line, comments=True)
+                for piped, some in itertools.groupby(words, lambda word: word == "|"):
+                    if not piped:
+                        found = list(some)
+                        yield Command(found, whole and not any(w in {"NAME", "[options"} for w in found))
+
+
+SCRIPT = re.compile(r"(?:recipes|tests)/(\w+)\.py")
+FLAG = re.compile(r"(?<![\w{}-])--[a-z][\w-]*(?:\{[\w,]+\}[\w-]*)*|--\{[\w,]+\}[\w-]*(?:\{[\w,]+\})?")
+
+
+def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
+    """Read a command as its program would, with the parser that is returned; None where it is no program of ours.
+
+    Raises:
+        SystemExit: the program would refuse it.
+    """
+    program, *rest = words
+    name = program.removeprefix("fairseq-")
+    is_fairseq = program != name and name not in ("sru", "hydra-train")
+    if is_fairseq:
+        parser = fairseq_parser(name)
+    elif program == "python" and rest and (script := SCRIPT.fullmatch(rest[0])):
+        parser, rest = parser_of(script[1]), rest[1:]
+    elif program == "python" and rest[:1] == ["-m"] and rest[1].startswith("fairseq_sru."):
+        parser, rest = parser_of(rest[1]), rest[2:]
+    else:
+        return None
+    if not whole:
+        unknown = {word for word in rest if word.startswith("--")} - set(parser._option_string_actions)
+        assert not unknown, words
+    elif is_fairseq and name not in ("preprocess", "score"):
+        from fairseq import options
+
+        if "--user-dir" in rest:  # whose package has been imported
+            at = rest.index("--user-dir")
+            assert rest[at + 1].endswith("fairseq_sru"), words
+            del rest[at : at + 2]
+        options.parse_args_and_arch(parser, input_args=rest)
+    else:
+        parser.parse_args(rest)
+    return parser
+
+
+def expanded(flag: str) -> list[str]:
+    """--{encoder,decoder}-x as the two that it stands for."""
+    parts = [part.strip("{}").split(",") for part in re.split(r"(\{.*?\})", flag)]
+    return ["".join(chosen) for chosen in itertools.product(*parts)]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_commands_and_flags_exist(toy_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every command of the README is read by its own program's parser, and each flag in the text by some of them."""
+    from hydra._internal.utils import get_args_parser as hydra_parser
+    from torch.distributed.run import get_args_parser as torchrun_parser
+
+    import fairseq_sru.models  # noqa: F401  which registers what the commands name
+
+    text = (ROOT / "README.md").read_text()
+    known = set(re.findall(r"--[a-z]+", (ROOT / "tests" / "run.sh").read_text()))
+    known |= set(hydra_parser()._option_string_actions) | set(torchrun_parser()._option_string_actions)
+    modules = [path.stem for path in (ROOT / "recipes").glob("*.py") if "\ndef main" in path.read_text()]
+    for module in [*modules, "fairseq_sru.doctor", "fairseq_sru.install_fairseq"]:
+        known |= set(parser_of(module)._option_string_actions)
+    for name in ("preprocess", "score"):
+        known |= set(fairseq_parser(name)._option_string_actions)
+
+    read = set()
+    for words, whole in commands(text):
+        try:
+            parser = parse([str(toy_data) if word == "DATA" else word for word in words], whole)
+        except SystemExit:
+            pytest.fail(f"{shlex.join(words)}\n{capsys.readouterr().err}")
+        if parser:
+            read.add(words[0])
+            known |= set(parser._option_string_actions)
+    assert {"fairseq-train", "fairseq-generate", "python"} <= read
+    for flag in FLAG.findall(text):
+        assert known >= set(expanded(flag)), flag

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
 import random
@@ -13,26 +12,14 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
+import lohelp
 import pytest
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 SHIPPED = RECIPES / "data" / "lohelp-en-de"
 PARTS = ("train", "valid", "test")
 COPYRIGHT = "Format: 1.0\n\nFiles: *\nCopyright: 2000 Somebody\nLicense: MPL-2.0\n\nFiles: debian/*\nLicense: GPL-2\n"
-
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lohelp", RECIPES / "lohelp.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lohelp"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-lohelp = load()
 Pair = lohelp.Pair
 
 

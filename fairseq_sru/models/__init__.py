@@ -11,8 +11,10 @@ except ModuleNotFoundError as error:
     ) from None
 
 from ..checkpoints import allow_fairseq_checkpoints
+from .lm import SRULanguageModel
 from .sru import SRUModel
+from .transformer_sru import TransformerSRUModel
 
-__all__ = ["SRUModel"]
+__all__ = ["SRULanguageModel", "SRUModel", "TransformerSRUModel"]
 
 allow_fairseq_checkpoints()

@@ -1,5 +1,7 @@
-"""The model's options, their checks and the architecture presets."""
+"""The models' options, their checks and the architecture presets."""
 
+from argparse import Namespace
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
@@ -90,13 +92,108 @@ class SRUConfig(FairseqDataclass):
     max_target_positions: int = II("task.max_target_positions")
 
 
-def presets() -> dict[str, dict[str, Any]]:
-    """Name and options of each architecture preset, by name."""
-    loaded = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in sorted(PRESETS.glob("*.yaml"))}
+@dataclass
+class TransformerSRUConfig(FairseqDataclass):
+    """Options of ``--arch transformer_sru``, spelled as those of ``--arch transformer`` wherever it has them."""
+
+    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+    rnn_dropout: float = field(
+        default=0.0, metadata={"help": "variational dropout on the input of each SRU, one draw a sentence"}
+    )
+    encoder_embed_dim: int = field(default=512, metadata={"help": "encoder embedding dimension"})
+    encoder_ffn_embed_dim: int = field(default=2048, metadata={"help": "encoder embedding dimension for FFN"})
+    encoder_layers: int = field(default=6, metadata={"help": "number of encoder layers"})
+    encoder_attention_heads: int = field(
+        default=8, metadata={"help": "encoder attention heads; divides --encoder-embed-dim"}
+    )
+    decoder_embed_dim: int = field(default=512, metadata={"help": "decoder embedding dimension"})
+    decoder_ffn_embed_dim: int = field(default=2048, metadata={"help": "decoder embedding dimension for FFN"})
+    decoder_layers: int = field(default=6, metadata={"help": "number of decoder layers"})
+    decoder_attention_heads: int = field(
+        default=8, metadata={"help": "decoder attention heads; divides --decoder-embed-dim"}
+    )
+    decoder_autoreg: str = field(
+        default="ssru",
+        metadata={
+            "help": "what lets a decoder layer see the earlier target words: ssru (SRU without reset gate, with ReLU), "
+            "sru or self-attention"
+        },
+    )
+    feed_forward: str = field(
+        default="linear",
+        metadata={"help": "inner layer of the feed-forward blocks: linear (with ReLU) or sru"},
+    )
+    adaptive_softmax_cutoff: str = field(
+        default="10000,50000,200000",
+        metadata={
+            "help": "comma separated list of adaptive softmax cutoff points, used with --criterion adaptive_loss; "
+            "those beyond the vocabulary are left out"
+        },
+    )
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata={"help": "share decoder input and output embeddings"}
+    )
+    share_all_embeddings: bool = field(
+        default=False,
+        metadata={"help": "share encoder, decoder and output embeddings (requires shared dictionary and embed dim)"},
+    )
+    # set elsewhere on the command line
+    criterion: str = II("criterion._name")
+    max_source_positions: int = II("task.max_source_positions")
+    max_target_positions: int = II("task.max_target_positions")
+
+
+@dataclass
+class SRULanguageModelConfig(FairseqDataclass):
+    """Options of ``--arch sru_lm``, spelled as those of ``--arch lstm_lm`` wherever it has them."""
+
+    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+    decoder_embed_dim: int = field(default=512, metadata={"help": "embedding dimension"})
+    decoder_hidden_size: Optional[int] = field(
+        default=None, metadata={"help": "channels of each layer (default: --decoder-embed-dim)"}
+    )
+    decoder_layers: int = field(default=2, metadata={"help": "number of layers"})
+    decoder_out_embed_dim: Optional[int] = field(
+        default=None, metadata={"help": "output embedding dimension (default: --decoder-embed-dim)"}
+    )
+    decoder_dropout_in: Optional[float] = field(
+        default=None, metadata={"help": "dropout probability for the input embedding (default: --dropout)"}
+    )
+    decoder_dropout_out: Optional[float] = field(
+        default=None,
+        metadata={"help": "dropout probability for layer outputs and output features (default: --dropout)"},
+    )
+    rnn_dropout: float = field(
+        default=0.0, metadata={"help": "variational dropout on the input of each SRU layer, one draw a block"}
+    )
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata={"help": "share input and output embeddings"}
+    )
+    adaptive_softmax_cutoff: str = field(
+        default="10000,50000,200000",
+        metadata={
+            "help": "comma separated list of adaptive softmax cutoff points, used with --criterion adaptive_loss; "
+            "those beyond the vocabulary are left out"
+        },
+    )
+    # set elsewhere on the command line
+    criterion: str = II("criterion._name")
+    max_target_positions: Optional[int] = II("task.max_target_positions")
+
+
+def presets(model: str = "sru") -> dict[str, dict[str, Any]]:
+    """Name and options of each architecture preset of a model, by name."""
+    files = sorted(PRESETS.with_name(model).glob("*.yaml"))
+    loaded = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in files}
     return {name: {k: v for k, v in options.items() if k != "_name"} for name, options in loaded.items()}  # type: ignore[union-attr,misc]
 
 
-def option(cfg: Any, name: str) -> Any:
+def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
+    """A model's options alone, those that cfg lacks or leaves at None at their defaults."""
+    return Namespace(**{name: option(cfg, name, options) for name in options.__dataclass_fields__})
+
+
+def option(cfg: Any, name: str, options: type[FairseqDataclass] = SRUConfig) -> Any:
     """An option's value; options left at None take the value that their help text names."""
     value = getattr(cfg, name, None)
     if value is not None:
@@ -108,8 +205,8 @@ def option(cfg: Any, name: str) -> Any:
         **{f"{side}_dropout_{end}": "dropout" for side in ("encoder", "decoder") for end in ("in", "out")},
     }
     if name in follows:
-        return option(cfg, follows[name])
-    return SRUConfig.__dataclass_fields__[name].default
+        return option(cfg, follows[name], options)
+    return options.__dataclass_fields__[name].default
 
 
 def flag(name: str) -> str:
@@ -125,21 +222,19 @@ def check(cfg: Any) -> None:
     """
     for side in ("encoder", "decoder"):
         for name in (f"{side}_embed_dim", f"{side}_hidden_size", f"{side}_layers"):
-            _at_least_one(cfg, name)
+            at_least_one(cfg, name)
         path = option(cfg, f"{side}_embed_path")
         if path and not Path(path).is_file():
             raise ValueError(f"{flag(f'{side}_embed_path')}: no such file: {path}")
         if path:
             _check_embedding_file(cfg, side, Path(path))
-    _at_least_one(cfg, "decoder_out_embed_dim")
+    at_least_one(cfg, "decoder_out_embed_dim")
     names = ["dropout", "rnn_dropout", *(f"{s}_dropout_{e}" for s in ("encoder", "decoder") for e in ("in", "out"))]
-    for name in names:
-        if not 0.0 <= option(cfg, name) < 1.0:
-            raise ValueError(f"{flag(name)} must be in [0, 1); got {option(cfg, name)}")
+    probabilities(cfg, names)
     if option(cfg, "recurrent_unit") not in UNITS:
         raise ValueError(f"--recurrent-unit must be one of {', '.join(UNITS)}; got {option(cfg, 'recurrent_unit')!r}")
     if attention(cfg) == "layer":
-        _at_least_one(cfg, "decoder_attention_heads")
+        at_least_one(cfg, "decoder_attention_heads")
         heads, size = option(cfg, "decoder_attention_heads"), option(cfg, "decoder_hidden_size")
         if size % heads:
             raise ValueError(f"--decoder-attention-heads must divide --decoder-hidden-size {size}; got {heads}")
@@ -191,9 +286,17 @@ def cutoffs(cfg: Any, vocabulary: int | None) -> list[int] | None:
     return values if vocabulary is None else [v for v in values if v < vocabulary] or [vocabulary]
 
 
-def _at_least_one(cfg: Any, name: str) -> None:
+def at_least_one(cfg: Any, name: str) -> None:
+    """Raise a ValueError that names the flag if a size is below 1."""
     if option(cfg, name) < 1:
         raise ValueError(f"{flag(name)} must be at least 1; got {option(cfg, name)}")
+
+
+def probabilities(cfg: Any, names: Iterable[str]) -> None:
+    """Raise a ValueError that names the flag if a probability is outside [0, 1)."""
+    for name in names:
+        if not 0.0 <= option(cfg, name) < 1.0:
+            raise ValueError(f"{flag(name)} must be in [0, 1); got {option(cfg, name)}")
 
 
 def _check_embedding_file(cfg: Any, side: str, path: Path) -> None:

@@ -1,0 +1,215 @@
+"""The language model ``sru_lm`` and its architectures."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from fairseq.models import FairseqLanguageModel, register_model
+from fairseq.modules import FairseqDropout
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
+
+from ..linear import Linear
+from .architectures import register_architectures
+from .config import SRULanguageModelConfig, at_least_one, completed, cutoffs, probabilities
+from .encoder import embedding, project_in
+from .output import Decoder
+from .recurrent import RecurrentLayer
+
+UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
+
+if not hasattr(np, "compat"):  # of numpy 1; fairseq's TokenBlockDataset asks it for a type when it breaks text at eos
+    np.compat = SimpleNamespace(long=np.int64)  # type: ignore[attr-defined]
+
+
+class SRULanguageDecoder(Decoder):
+    """Embedding, :class:`RecurrentLayer` s, layer norm, a linear map to the output embedding, logits.
+
+    The incremental state is c of each layer, ``(batch, hidden_size)``.
+
+    Args:
+        dictionary: of the tokens that are predicted.
+        embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
+        hidden_size: channels of each layer.
+        out_embed_dim: features before the output layer.
+        num_layers: number of layers.
+        dropout_in: dropout on the embedded tokens.
+        dropout_out: dropout on each layer's output, and before the output layer.
+        rnn_dropout: variational dropout on each layer's input, one draw a block.
+        share_input_output_embed, adaptive_softmax_cutoff, max_target_positions: as of :class:`Decoder`.
+    """
+
+    def __init__(
+        self,
+        dictionary: Any,
+        embed_tokens: nn.Embedding,
+        hidden_size: int,
+        out_embed_dim: int,
+        num_layers: int,
+        dropout_in: float,
+        dropout_out: float,
+        rnn_dropout: float,
+        share_input_output_embed: bool,
+        adaptive_softmax_cutoff: list[int] | None,
+        max_target_positions: int,
+    ) -> None:
+        super().__init__(
+            dictionary,
+            embed_tokens,
+            out_embed_dim,
+            dropout_out,
+            share_input_output_embed,
+            adaptive_softmax_cutoff,
+            max_target_positions,
+        )
+        self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
+        self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
+        self.layers = nn.ModuleList(RecurrentLayer(hidden_size, dropout_out, rnn_dropout) for _ in range(num_layers))
+        self.norm = nn.LayerNorm(hidden_size)
+        self.project_out = Linear(hidden_size, out_embed_dim)
+        nn.init.xavier_uniform_(self.project_out.weight)
+        nn.init.zeros_(self.project_out.bias)
+        self.dropout_out = FairseqDropout(dropout_out, module_name=type(self).__name__)
+        self.follow_blocks(0)
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: Any = None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+        """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
+        if self.context_window and incremental_state is None:
+            blocks = [self._next_block(row[row.ne(self.padding_idx)]) for row in prev_output_tokens]
+            x = pad_sequence(blocks, batch_first=True)
+            return F.pad(x, (0, 0, 0, prev_output_tokens.size(1) - x.size(1))), {"attn": [None]}
+        state = self.cached(incremental_state)
+        tokens = prev_output_tokens[:, -1:] if state else prev_output_tokens
+        x, states = self._run(tokens, [state.get(str(i)) for i in range(len(self.layers))])
+        self.cache(incremental_state, {str(i): c for i, c in enumerate(states)})
+        return x, {"attn": [None]}
+
+    def _run(self, tokens: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor]]:
+        pads = tokens.eq(self.padding_idx).t()
+        x = self.project_in(self.dropout_in(self.embed_tokens(tokens.t())))
+        after = []
+        for layer, state in zip(self.layers, states, strict=True):
+            x, state = layer(x, state, pads)
+            after.append(state)
+        return self.dropout_out(self.project_out(self.norm(x))).transpose(0, 1), after
+
+    def follow_blocks(self, context_window: int) -> None:
+        """Take the rows of all batches that come from now on as one text, and carry the state from block to block.
+
+        Args:
+            context_window: how many tokens that have been read each row repeats before its own (fewer where fewer have
+                been read), as fairseq's LMContextWindowDataset makes them. The features of those are 0. With 0, rows
+                are texts of their own again.
+        """
+        self.context_window = context_window
+        self._begin()
+
+    def _begin(self) -> None:
+        self._states: list[Any] = [None] * len(self.layers)
+        self._repeated: Tensor | None = None  # the next row's first tokens
+
+    def _next_block(self, tokens: Tensor) -> Tensor:
+        """Features ``(length, out_embed_dim)`` of a row without padding; one that doesn't follow begins a new text."""
+        seen = 0 if self._repeated is None else len(self._repeated)
+        if self._repeated is not None and not torch.equal(tokens[:seen], self._repeated):
+            self._begin()
+            seen = 0
+        x, self._states = self._run(tokens[None, seen:], self._states)
+        self._repeated = tokens[-self.context_window :]
+        return F.pad(x.squeeze(0), (0, 0, seen, 0))
+
+
+def check(cfg: Any) -> None:
+    """Check the options against one another.
+
+    Raises:
+        ValueError: naming the flag, its value and what is allowed.
+    """
+    cfg = completed(cfg, SRULanguageModelConfig)
+    for name in ("decoder_embed_dim", "decoder_hidden_size", "decoder_layers", "decoder_out_embed_dim"):
+        at_least_one(cfg, name)
+    probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
+    cutoffs(cfg, None)
+    if cfg.share_decoder_input_output_embed and cfg.decoder_embed_dim != cfg.decoder_out_embed_dim:
+        raise ValueError(
+            "--share-decoder-input-output-embed requires --decoder-embed-dim to match --decoder-out-embed-dim; "
+            f"got {cfg.decoder_embed_dim} and {cfg.decoder_out_embed_dim}"
+        )
+
+
+@register_model("sru_lm", dataclass=SRULanguageModelConfig)
+class SRULanguageModel(FairseqLanguageModel):
+    """Language model of pre-norm residual SRU layers (Lei et al. 2017), with a tied, free or adaptive softmax.
+
+    In training, and unless fairseq-eval-lm is told of a context window, each block of text starts from a state of
+    zeros. ``fairseq-eval-lm --sample-break-mode none --context-window N`` (any N of at least 1) makes fairseq hand out
+    the blocks in the order of the text, and the model carries its state from block to block: each token is then
+    predicted from all tokens before it, whatever N, the block size and the batch size.
+    """
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> SRULanguageModel:
+        """Build the model for a task's dictionary.
+
+        Raises:
+            ValueError: the options do not go together; the message names the flag.
+        """
+        check(cfg)
+        cfg = completed(cfg, SRULanguageModelConfig)
+        source, target = task.source_dictionary, task.target_dictionary
+        if cfg.share_decoder_input_output_embed and len(source) != len(target):
+            raise ValueError(
+                "--share-decoder-input-output-embed requires one dictionary, so no --output-dictionary-size; "
+                f"got {len(source)} and {len(target)} tokens"
+            )
+        decoder = SRULanguageDecoder(
+            target,
+            embedding(len(source), cfg.decoder_embed_dim, source.pad()),
+            hidden_size=cfg.decoder_hidden_size,
+            out_embed_dim=cfg.decoder_out_embed_dim,
+            num_layers=cfg.decoder_layers,
+            dropout_in=cfg.decoder_dropout_in,
+            dropout_out=cfg.decoder_dropout_out,
+            rnn_dropout=cfg.rnn_dropout,
+            share_input_output_embed=cfg.share_decoder_input_output_embed,
+            adaptive_softmax_cutoff=cutoffs(cfg, len(target)),
+            max_target_positions=cfg.max_target_positions if isinstance(cfg.max_target_positions, int) else UNLIMITED,
+        )
+        return cls(decoder)
+
+    def prepare_for_inference_(self, cfg: Any) -> None:
+        """As of fairseq; for fairseq-eval-lm with a context window over blocks of one text, carry the state.
+
+        Raises:
+            ValueError: the blocks would not come in their order.
+        """
+        super().prepare_for_inference_(cfg)
+        window = getattr(getattr(cfg, "eval_lm", None), "context_window", 0)
+        task = getattr(cfg, "task", None)
+        if getattr(task, "sample_break_mode", None) not in (None, "none") or getattr(task, "add_bos_token", False):
+            window = 0
+        if window:
+            for flag, number in (
+                ("--num-workers", cfg.dataset.num_workers),
+                ("--num-shards", cfg.dataset.num_shards),
+                ("--distributed-world-size", cfg.distributed_training.distributed_world_size),
+            ):
+                if number > 1:
+                    raise ValueError(
+                        f"{flag} must be 1 with --context-window: the blocks come in their order from one process "
+                        f"alone; got {number}"
+                    )
+        self.decoder.follow_blocks(window)
+
+
+register_architectures("sru_lm", check)

@@ -1,0 +1,118 @@
+"""What decoders share that predict a token at each position: output layer, incremental state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairseq.models import FairseqIncrementalDecoder
+from fairseq.modules import AdaptiveSoftmax
+from torch import Tensor, nn
+
+from ..linear import Linear, linear
+
+State = dict[str, Tensor]
+
+
+class Decoder(FairseqIncrementalDecoder):
+    """Embedding and output layer; what lies between is the subclass's ``extract_features``.
+
+    The incremental state is a dict of tensors that have the batch first; :meth:`cached` reads it, :meth:`cache` writes
+    it.
+
+    Args:
+        dictionary: of the tokens that are predicted.
+        embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
+        out_embed_dim: features before the output layer.
+        dropout: dropout inside an adaptive softmax.
+        share_input_output_embed: use embed_tokens as output layer.
+        adaptive_softmax_cutoff: cutoffs of an adaptive softmax; None for a full softmax.
+        max_target_positions: longest sequence.
+    """
+
+    def __init__(
+        self,
+        dictionary: Any,
+        embed_tokens: nn.Embedding,
+        out_embed_dim: int,
+        dropout: float,
+        share_input_output_embed: bool,
+        adaptive_softmax_cutoff: list[int] | None,
+        max_target_positions: int,
+    ) -> None:
+        super().__init__(dictionary)
+        self.padding_idx = dictionary.pad()
+        self.max_target_positions = max_target_positions
+        self.embed_tokens = embed_tokens
+        self.adaptive_softmax = None
+        self.output_projection = None
+        if adaptive_softmax_cutoff is not None:
+            self.adaptive_softmax = AdaptiveSoftmax(
+                len(dictionary), out_embed_dim, adaptive_softmax_cutoff, dropout=dropout
+            )
+        elif not share_input_output_embed:
+            self.output_projection = Linear(out_embed_dim, len(dictionary), bias=False)
+            nn.init.normal_(self.output_projection.weight, mean=0.0, std=out_embed_dim**-0.5)
+
+    def extract_features(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict[str, Any] | None = None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        **_: Any,
+    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+        """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        prev_output_tokens: Tensor,
+        encoder_out: dict[str, Any] | None = None,
+        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        src_lengths: Tensor | None = None,
+        features_only: bool = False,
+        **_: Any,
+    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+        """Decode.
+
+        Args:
+            prev_output_tokens: ``(batch, tgt_len)``, all tokens so far, padded on either side. With an incremental
+                state that holds earlier steps the result is that of the last token alone.
+            encoder_out: the encoder's result, where there is an encoder.
+            incremental_state: fairseq's cache; None computes all positions at once.
+            src_lengths: not needed; fairseq passes it.
+            features_only: leave the output layer out.
+
+        Returns:
+            Logits ``(batch, tgt_len, len(dictionary))`` (with an adaptive softmax or features_only: features), and
+            ``{"attn": [weights]}``, ``(batch, tgt_len, src_len)`` or None.
+        """
+        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
+        return (x if features_only else self.output_layer(x)), extra
+
+    def output_layer(self, features: Tensor, **_: Any) -> Tensor:
+        """Features ``(batch, tgt_len, out_embed_dim)`` to logits; an adaptive softmax takes the features as they
+        are."""
+        if self.adaptive_softmax is not None:
+            return features
+        weight = self.embed_tokens.weight if self.output_projection is None else self.output_projection.weight
+        return linear(features, weight)
+
+    def cached(self, incremental_state: dict[str, dict[str, Tensor | None]] | None) -> State:
+        """The state after the earlier steps; empty before the first."""
+        return self.get_incremental_state(incremental_state, "cached_state") or {}
+
+    def cache(self, incremental_state: dict[str, dict[str, Tensor | None]] | None, state: State) -> None:
+        """Keep the state for the next step; without an incremental state, there is none."""
+        self.set_incremental_state(incremental_state, "cached_state", state)
+
+    def reorder_incremental_state(
+        self, incremental_state: dict[str, dict[str, Tensor | None]], new_order: Tensor
+    ) -> None:
+        """Reorder the cached state as the beam search reordered its hypotheses."""
+        state = self.cached(incremental_state)
+        if state:
+            self.cache(incremental_state, {name: x.index_select(0, new_order) for name, x in state.items()})
+
+    def max_positions(self) -> int:
+        """Longest sequence."""
+        return self.max_target_positions

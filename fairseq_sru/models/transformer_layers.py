@@ -1,0 +1,221 @@
+"""Layers of the Transformer with SRU: each block is ``x + dropout(block(layer_norm(x)))``, pre-norm and residual."""
+
+from __future__ import annotations
+
+import torch
+from fairseq.modules import FairseqDropout
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers import SRUCell
+from ..linear import Linear
+from .attention import Attention
+from .output import State
+
+AUTOREGRESSIONS = ("ssru", "sru", "self-attention")
+FEED_FORWARDS = ("linear", "sru")
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2).
+
+    Args:
+        size: features of inputs and outputs.
+        heads: number of heads; divides size.
+    """
+
+    def __init__(self, size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query_key_value = Linear(size, 3 * size, bias=False)
+        self.out = Linear(size, size, bias=False)
+        nn.init.xavier_uniform_(self.query_key_value.weight)
+        nn.init.xavier_uniform_(self.out.weight)
+
+    def forward(self, x: Tensor, visible: Tensor, earlier: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
+        """Attend.
+
+        Args:
+            x: ``(length, batch, size)``.
+            visible: bool, broadcasts to ``(batch, heads, length, positions)``: which positions, the earlier ones
+                included, each step sees.
+            earlier: keys and values of earlier steps.
+
+        Returns:
+            ``(length, batch, size)``, and keys and values of all positions, ``(batch, heads, positions, head_size)``.
+        """
+        query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 1, 3, 0, 4)
+        if earlier is not None:
+            key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        return self.out(context.permute(2, 0, 1, 3).flatten(2)), key, value
+
+
+class FeedForward(nn.Module):
+    """``W_2 relu(W_1 x + b_1) + b_2`` (Vaswani et al. 2017, equation 2), or ``W sru(x) + b`` (Lei et al. 2018, on
+    translation), with the cell of 2018.
+
+    The residual connection around the block is the skip path, so the SRU has no highway term.
+
+    Args:
+        size: features of inputs and outputs.
+        inner: features between, even for a bidirectional SRU.
+        kind: ``linear`` or ``sru``.
+        rnn_dropout: variational dropout on the SRU's input.
+        bidirectional: the SRU has ``inner / 2`` channels in each direction.
+    """
+
+    def __init__(self, size: int, inner: int, kind: str, rnn_dropout: float, bidirectional: bool) -> None:
+        super().__init__()
+        self.inner: Linear | None = None
+        self.sru: SRUCell | None = None
+        if kind == "sru":
+            self.sru = SRUCell(
+                size,
+                inner // 2 if bidirectional else inner,
+                rnn_dropout=rnn_dropout,
+                use_tanh=0,
+                bidirectional=bidirectional,
+                highway=False,
+                v1=False,
+            )
+        else:
+            self.inner = _biased(size, inner)
+        self.out = _biased(inner, size)
+
+    def forward(self, x: Tensor, c0: Tensor | None, pads: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The outputs ``(length, batch, size)`` and the SRU's last state ``(batch, inner)``, or None.
+
+        Args:
+            x: ``(length, batch, size)``.
+            c0: the SRU's state before the first step; zeros if None.
+            pads: ``(length, batch)`` bool, True at padding.
+        """
+        if self.sru is not None:
+            h, c = self.sru(x, c0, pads)
+            return self.out(h), c
+        assert self.inner is not None
+        return self.out(F.relu(self.inner(x))), None
+
+
+def _biased(size: int, out: int) -> Linear:
+    made = Linear(size, out)
+    nn.init.xavier_uniform_(made.weight)
+    nn.init.zeros_(made.bias)
+    return made
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention, then :class:`FeedForward`, whose SRU is bidirectional.
+
+    Args:
+        size: features of inputs and outputs.
+        inner: features inside the feed-forward block.
+        heads: attention heads.
+        feed_forward: ``linear`` or ``sru``.
+        dropout: dropout on the output of each block.
+        rnn_dropout: variational dropout on the input of an SRU.
+    """
+
+    def __init__(
+        self, size: int, inner: int, heads: int, feed_forward: str, dropout: float, rnn_dropout: float
+    ) -> None:
+        super().__init__()
+        self.self_attention_norm = nn.LayerNorm(size)
+        self.self_attention = SelfAttention(size, heads)
+        self.feed_forward_norm = nn.LayerNorm(size)
+        self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=True)
+        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
+
+    def forward(self, x: Tensor, visible: Tensor, pads: Tensor) -> Tensor:
+        """``(length, batch, size)`` to the same; visible as of :class:`SelfAttention`, pads as of
+        :class:`FeedForward`."""
+        x = x + self.dropout(self.self_attention(self.self_attention_norm(x), visible)[0])
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x), None, pads)[0])
+
+
+class DecoderLayer(nn.Module):
+    """SRU, SSRU or self-attention; attention over the source; :class:`FeedForward`, whose SRU runs forward.
+
+    ``ssru`` is ``f_t = sigmoid(W_f x_t + b)``, ``c_t = f_t c_{t-1} + (1 - f_t) W x_t``, ``relu(c_t)`` (Kim et al.
+    2019); ``sru`` is the cell of 2017 without the highway term, in whose place there is the residual connection.
+
+    Args:
+        size: features of inputs and outputs.
+        source_size: features of the encoder outputs.
+        inner: features inside the feed-forward block.
+        heads: attention heads.
+        autoreg: ``ssru``, ``sru`` or ``self-attention``.
+        feed_forward: ``linear`` or ``sru``.
+        dropout: dropout on the output of each block.
+        rnn_dropout: variational dropout on the input of an SRU.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        source_size: int,
+        inner: int,
+        heads: int,
+        autoreg: str,
+        feed_forward: str,
+        dropout: float,
+        rnn_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.autoreg_norm = nn.LayerNorm(size)
+        self.self_attention: SelfAttention | None = None
+        self.sru: SRUCell | None = None
+        if autoreg == "self-attention":
+            self.self_attention = SelfAttention(size, heads)
+        elif autoreg == "ssru":
+            self.sru = SRUCell(size, size, rnn_dropout=rnn_dropout, use_relu=1, reset_gate=False)
+        else:
+            self.sru = SRUCell(size, size, rnn_dropout=rnn_dropout, highway=False)
+        self.attention_norm = nn.LayerNorm(size)
+        self.attention = Attention(size, source_size, heads)
+        self.feed_forward_norm = nn.LayerNorm(size)
+        self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=False)
+        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State,
+        visible: Tensor | None,
+        pads: Tensor,
+        source: tuple[Tensor, Tensor],
+        source_padding: Tensor,
+        need_weights: bool,
+    ) -> tuple[Tensor, State, Tensor | None]:
+        """Run the layer.
+
+        Args:
+            x: ``(tgt_len, batch, size)``.
+            state: what the layer keeps of earlier steps; empty before the first.
+            visible: of :class:`SelfAttention`.
+            pads: ``(tgt_len, batch)`` bool, True at padding.
+            source: keys and values, of :meth:`Attention.project`.
+            source_padding: ``(sentences, src_len)`` bool, True at padding.
+            need_weights: return the weights of the attention over the source, too.
+
+        Returns:
+            ``(tgt_len, batch, size)``; the state: ``c`` ``(batch, size)``, or ``key`` and ``value`` ``(batch, heads,
+            positions, head_size)``, and with an SRU in the feed-forward block its ``inner_c`` ``(batch, inner)``; the
+            weights, or None.
+        """
+        new: State = {}
+        h = self.autoreg_norm(x)
+        if self.sru is not None:
+            h, new["c"] = self.sru(h, state.get("c"), pads)
+        else:
+            assert self.self_attention is not None and visible is not None
+            earlier = (state["key"], state["value"]) if state else None
+            h, new["key"], new["value"] = self.self_attention(h, visible, earlier)
+        x = x + self.dropout(h)
+        context, weights = self.attention(self.attention_norm(x), *source, source_padding, need_weights)
+        x = x + self.dropout(context)
+        h, inner = self.feed_forward(self.feed_forward_norm(x), state.get("inner_c"), pads)
+        if inner is not None:
+            new["inner_c"] = inner
+        return x + self.dropout(h), new, weights

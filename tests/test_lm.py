@@ -1,0 +1,472 @@
+"""The language model: its equalities, the state that is carried from block to block against one long forward pass, its
+options and its complaints, and the commands of fairseq."""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+import re
+from argparse import Namespace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, run_cli
+from fairseq import checkpoint_utils, options, tasks
+from fairseq.data import Dictionary
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.sequence_scorer import SequenceScorer
+from omegaconf import OmegaConf
+from test_cli import PLUGIN, hypotheses
+from test_models import log_probs, prefixes, size, sources
+
+from fairseq_sru.models.config import PRESETS, SRULanguageModelConfig, presets
+from fairseq_sru.models.lm import SRULanguageModel
+
+NARROW = {"decoder_embed_dim": 8, "decoder_hidden_size": 12, "decoder_out_embed_dim": 16}
+ADAPTIVE = {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "10,20", "decoder_out_embed_dim": 16}
+VARIANTS = {
+    "defaults": {},
+    "tied": {"share_decoder_input_output_embed": True, "decoder_hidden_size": 12, "decoder_layers": 3},
+    "adaptive softmax": ADAPTIVE,
+    **{name: {**options, **NARROW} for name, options in presets("sru_lm").items()},
+}
+
+
+@pytest.fixture
+def build(dictionary):
+    def make(target_dictionary=None, **options):
+        fixed = {"decoder_embed_dim": 8, "criterion": "cross_entropy", "max_target_positions": None}
+        task = Namespace(source_dictionary=dictionary, target_dictionary=target_dictionary or dictionary)
+        return SRULanguageModel.build_model(Namespace(**{**fixed, **options}), task).double()
+
+    return make
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_incremental_equals_full_also_after_random_reorderings(variant, build, dictionary):
+    model = build(**VARIANTS[variant]).eval()
+    rng = torch.Generator().manual_seed(4)
+    tokens, state = prefixes(dictionary, 6, 1), {}
+    for t in range(10):
+        step = log_probs(model, model.decoder(tokens, incremental_state=state))
+        assert step.shape[1] == 1
+        torch.testing.assert_close(step[:, 0], log_probs(model, model(tokens))[:, -1])
+        order = torch.randint(0, len(tokens), (len(tokens) - (t == 5),), generator=rng)
+        model.decoder.reorder_incremental_state_scripting(state, order)
+        words = torch.randint(dictionary.nspecial, len(dictionary), (len(order), 1), generator=rng)
+        tokens = torch.cat([tokens[order], words], dim=1)
+    (cache,) = state.values()
+    width = model.decoder.layers[0].sru.output_size
+    assert [c.shape for c in cache.values()] == [(5, width)] * len(model.decoder.layers)  # c alone
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_equals_its_texts_alone(variant, side, build, dictionary):
+    model = build(**VARIANTS[variant]).eval()
+    lengths = [4, 9, 1, 6]
+    tokens = sources(dictionary, lengths, side)
+    together = log_probs(model, model(tokens, src_lengths=torch.tensor(lengths)))
+    for i, n in enumerate(lengths):
+        real = slice(-n, None) if side == "left" else slice(0, n)
+        torch.testing.assert_close(together[i : i + 1, real], log_probs(model, model(tokens[i : i + 1, real])))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_position_sees_a_later_token(variant, build, dictionary):
+    model = build(**VARIANTS[variant]).eval()
+    tokens = prefixes(dictionary, 2, 8)
+    changed = tokens.clone()
+    changed[:, 5:] = dictionary.nspecial
+    before, after = model(tokens)[0], model(changed)[0]
+    torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=0)
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_reach_every_weight(variant, build, dictionary):
+    model = build(**VARIANTS[variant])
+    tokens = prefixes(dictionary, 2, 40)
+    out, _ = model(tokens)
+    if model.decoder.adaptive_softmax is not None:
+        out = torch.cat([part.flatten() for part in model.decoder.adaptive_softmax(out, tokens.flatten())[0]])
+    out.square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_state_dict_round_trip(variant, build, dictionary):
+    model, other = build(**VARIANTS[variant]).eval(), build(**VARIANTS[variant]).eval()
+    tokens = prefixes(dictionary, 2, 5)
+    assert not torch.allclose(model(tokens)[0], other(tokens)[0])
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    torch.testing.assert_close(model(tokens)[0], other(tokens)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_weights(dtype, build, dictionary):
+    model = build(decoder_hidden_size=12)
+    tokens = prefixes(dictionary, 2, 5)
+    expected = model.eval()(tokens)[0]
+    model = model.to(dtype)
+    model(tokens)[0].float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert model(tokens)[0].dtype == dtype
+    torch.testing.assert_close(model(tokens)[0].double(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize("name", ["decoder_dropout_in", "decoder_dropout_out"])
+def test_each_dropout_does_something_and_follows_dropout(name, build, dictionary):
+    tokens = prefixes(dictionary, 2, 5)
+    off = {"decoder_dropout_in": 0.0, "decoder_dropout_out": 0.0}
+    for given, random_ in (
+        ({"dropout": 0.5, **off}, False),
+        ({"dropout": 0.0, **off, name: 0.5}, True),
+        ({"dropout": 0.5, **off, name: None}, True),
+        ({"dropout": 0.0, "rnn_dropout": 0.5}, True),
+    ):
+        model = build(**given)
+        assert torch.allclose(model(tokens)[0], model(tokens)[0]) is not random_, given
+
+
+def test_variational_dropout_is_one_draw_a_block(build, dictionary):
+    layer = build(rnn_dropout=0.5).decoder.layers[0]
+    seen = []
+    layer.sru._mask = lambda x, p, width: seen.append((x.size(1), p, width)) or x.new_ones(x.size(1), width)
+    layer(torch.randn(7, 3, 8).double(), None, torch.zeros(7, 3).bool())
+    assert seen == [(3, 0.5, 8)]
+
+
+# The state that is carried: fairseq's own blocks, batches and scorer, against one pass over the whole text.
+
+
+def write_text(folder: Path, name: str, lines: int, seed: int) -> None:
+    """Lines that count on from one line to the next: the first word of a line follows from the last of the line before,
+    so a model that carries its state can know it."""
+    rng, at, text = random.Random(seed), 0, []
+    for _ in range(lines):
+        n = rng.randint(1, 5)
+        text.append(" ".join("abcdefgh"[(at + i) % 8] for i in range(n)))
+        at += n
+    (folder / name).write_text("\n".join(text) + "\n")
+
+
+@pytest.fixture(scope="module")
+def text_data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    for seed, (name, lines) in enumerate((("train", 600), ("valid", 60), ("test", 80))):
+        write_text(folder, name, lines, seed)
+    prefixes = [word for s in ("train", "valid", "test") for word in (f"--{s}pref", folder / s)]
+    run_cli("preprocess", "--only-source", *prefixes, "--destdir", folder / "bin")
+    return folder / "bin"
+
+
+def evaluation(data: Path, window: int, block: int, *more: Any) -> tuple[Any, Any]:
+    """The configuration of fairseq-eval-lm, and the task, as the command makes them."""
+    words = [data, "--path", "none.pt", "--gen-subset", "test", "--cpu", "--distributed-world-size", 1]
+    words += ["--context-window", window, "--tokens-per-sample", block, "--num-workers", 0, *more]
+    args = options.parse_args_and_arch(options.get_eval_lm_parser(), [str(word) for word in words])
+    cfg = convert_namespace_to_omegaconf(args)
+    cfg.task.tokens_per_sample -= window
+    task = tasks.setup_task(cfg.task)
+    task.load_dataset("test")
+    return cfg, task
+
+
+def model_for(task: Any, **given: Any) -> Any:
+    torch.manual_seed(0)
+    fixed = {"decoder_embed_dim": 8, "criterion": "cross_entropy", "max_target_positions": None}
+    return SRULanguageModel.build_model(Namespace(**{**fixed, **given}), task).double().eval()
+
+
+def scores(model: Any, cfg: Any, task: Any) -> dict[int, torch.Tensor]:
+    """log p of each token, by block, as fairseq-eval-lm gets them: its data loader and its scorer."""
+    batches = task.eval_lm_dataloader(
+        task.dataset("test"),
+        max_tokens=cfg.dataset.max_tokens or 36000,
+        batch_size=cfg.dataset.batch_size,
+        max_positions=model.max_positions(),
+        num_workers=cfg.dataset.num_workers,
+        context_window=cfg.eval_lm.context_window,
+    )
+    scorer = SequenceScorer(task.target_dictionary, cfg.eval_lm.softmax_batch)
+    found = {}
+    for batch in batches:
+        for number, (hypothesis,) in zip(batch["id"].tolist(), scorer.generate([model], batch), strict=True):
+            found[number] = hypothesis["positional_scores"]
+    return found
+
+
+def unbroken(model: Any, task: Any, data: Path) -> torch.Tensor:
+    """log p of each token of the test set, from the text itself and one forward pass over all of it."""
+    lines = (data.parent / "test").read_text().splitlines()
+    text = torch.cat([task.dictionary.encode_line(line, add_if_not_exist=False).long() for line in lines])
+    read = torch.cat([torch.tensor([task.dictionary.eos()]), text[:-1]])
+    log_p = log_probs(model, model(read[None]))[0].detach()
+    return log_p.gather(1, text[:, None]).squeeze(1)
+
+
+@pytest.mark.parametrize("batch", [["--batch-size", 1], ["--batch-size", 3], ["--max-tokens", 100], []])
+@pytest.mark.parametrize("window, block", [(1, 16), (5, 16), (15, 16), (1, 2)])
+@pytest.mark.parametrize("given", [{}, ADAPTIVE], ids=["full softmax", "adaptive softmax"])
+def test_carried_state_equals_one_unbroken_forward(given, window, block, batch, text_data):
+    cfg, task = evaluation(text_data, window, block, *batch)
+    model = model_for(task, **given)
+    expected = unbroken(model, task, text_data)
+    model.prepare_for_inference_(cfg)
+    found = scores(model, cfg, task)
+    assert sorted(found) == list(range(math.ceil(len(expected) / (block - window))))
+    torch.testing.assert_close(torch.cat([found[number] for number in sorted(found)]), expected)
+    # and again: the second time, the text begins anew
+    again = scores(model, cfg, task)
+    torch.testing.assert_close(torch.cat([again[number] for number in sorted(again)]), expected)
+
+
+def test_a_softmax_in_parts_and_a_loader_of_its_own_give_the_same(text_data):
+    cfg, task = evaluation(text_data, 4, 16, "--softmax-batch", 7, "--num-workers", 1)
+    model = model_for(task)
+    expected = unbroken(model, task, text_data)
+    model.prepare_for_inference_(cfg)
+    found = scores(model, cfg, task)
+    torch.testing.assert_close(torch.cat([found[number] for number in sorted(found)]), expected)
+
+
+@pytest.mark.parametrize(
+    "more", [["--sample-break-mode", "eos"], ["--sample-break-mode", "complete"], ["--add-bos-token"]]
+)
+def test_texts_of_their_own_are_read_with_fairseqs_context_and_no_more(more, text_data):
+    cfg, task = evaluation(text_data, 3, 16, *more, "--batch-size", 1)
+    model = model_for(task)
+    plain = scores(model, cfg, task)
+    model.prepare_for_inference_(cfg)
+    prepared = scores(model, cfg, task)
+    assert plain.keys() == prepared.keys()
+    for number in plain:
+        torch.testing.assert_close(prepared[number], plain[number], rtol=0, atol=0)
+
+
+def test_without_a_context_window_each_block_is_a_text_of_its_own(text_data):
+    cfg, task = evaluation(text_data, 0, 16)
+    model = model_for(task)
+    model.prepare_for_inference_(cfg)
+    found = scores(model, cfg, task)
+    for number, (source, target, _) in enumerate(task.dataset("test").dataset):
+        alone = log_probs(model, model(source.long()[None]))[0].gather(1, target.long()[:, None]).squeeze(1)
+        torch.testing.assert_close(found[number], alone)
+
+
+def test_a_row_that_does_not_follow_begins_a_new_text(build, dictionary):
+    model = build().eval()
+    text, other = prefixes(dictionary, 1, 12, seed=1), prefixes(dictionary, 1, 5, seed=2)
+    expected, alone = model(text)[0], model(other)[0]
+    model.decoder.follow_blocks(2)
+    torch.testing.assert_close(model(text[:, :7])[0], expected[:, :7])
+    padded = torch.cat([text[:, 5:], torch.full((1, 2), dictionary.pad())], dim=1)
+    torch.testing.assert_close(model(padded)[0][:, 2:7], expected[:, 7:])
+    torch.testing.assert_close(model(other)[0], alone)
+    model.decoder.follow_blocks(0)
+    torch.testing.assert_close(model(text)[0], expected)
+
+
+def test_generation_is_not_concerned_by_the_blocks(build, dictionary):
+    model = build().eval()
+    tokens, state = prefixes(dictionary, 3, 4), {}
+    expected = model(tokens)[0][:, -1:]
+    model.decoder.follow_blocks(2)
+    for t in range(1, 5):
+        step = model.decoder(tokens[:, :t], incremental_state=state)[0]
+    torch.testing.assert_close(step, expected)
+    cfg = OmegaConf.structured(FairseqConfig)  # as fairseq-generate has it
+    model.prepare_for_inference_(cfg)
+    torch.testing.assert_close(model(tokens)[0][:, -1:], expected)
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--num-workers", 2], "--num-workers must be 1 with --context-window: .*; got 2"),
+        (["--num-shards", 3], "--num-shards must be 1 with --context-window: .*; got 3"),
+        (["--distributed-world-size", 2], "--distributed-world-size must be 1 with --context-window: .*; got 2"),
+    ],
+)
+def test_blocks_out_of_their_order_are_refused(more, message, text_data):
+    cfg, task = evaluation(text_data, 3, 16, *more)
+    with pytest.raises(ValueError, match=message):
+        model_for(task).prepare_for_inference_(cfg)
+    cfg.eval_lm.context_window = 0
+    model_for(task).prepare_for_inference_(cfg)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
+        ({"decoder_hidden_size": -4}, "--decoder-hidden-size must be at least 1; got -4"),
+        ({"decoder_dropout_in": 1.0}, r"--decoder-dropout-in must be in \[0, 1\); got 1.0"),
+        ({"rnn_dropout": 2}, r"--rnn-dropout must be in \[0, 1\); got 2"),
+        (
+            {"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 6},
+            "--share-decoder-input-output-embed requires --decoder-embed-dim to match --decoder-out-embed-dim; "
+            "got 8 and 6",
+        ),
+        (
+            {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "abc"},
+            "--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got 'abc'",
+        ),
+    ],
+)
+def test_bad_options_are_named(given, message, build):
+    with pytest.raises(ValueError, match=message):
+        build(**given)
+
+
+def test_a_smaller_output_dictionary(build, dictionary):
+    smaller = Dictionary()
+    smaller.add_symbol("w0")
+    assert build(smaller)(prefixes(dictionary, 2, 5))[0].shape == (2, 5, len(smaller))
+    with pytest.raises(ValueError, match=r"--share-decoder-input-output-embed requires one dictionary.* got 44 and 5"):
+        build(smaller, share_decoder_input_output_embed=True)
+
+
+def test_the_longest_sequence(build):
+    assert build().max_positions() == 10**6
+    assert build(max_target_positions=512).max_positions() == 512
+
+
+def test_the_wikitext_preset():
+    """Parameters by hand: embedding, projections, 6 layers of SRU with layer norm, adaptive softmax."""
+    assert {path.stem for path in PRESETS.with_name("sru_lm").glob("*.yaml")} == {"sru_lm_wikitext103"}
+    for given in presets("sru_lm").values():
+        assert set(given) <= set(SRULanguageModelConfig.__dataclass_fields__)
+    words, embed, hidden, out = 267744, 400, 2048, 1024
+    args = Namespace(criterion="adaptive_loss", max_target_positions=None)
+    ARCH_CONFIG_REGISTRY["sru_lm_wikitext103"](args)
+    dictionary = Dictionary()
+    for i in range(words - len(dictionary)):
+        dictionary.add_symbol(f"w{i}")
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    with torch.device("meta"):
+        model = ARCH_MODEL_REGISTRY["sru_lm_wikitext103"].build_model(args, task)
+    layer = 3 * hidden * hidden + 2 * hidden + 2 * hidden
+    head = (20000 + 2) * out
+    tails = out * out // 4 + 40000 * out // 4 + out * out // 16 + (words - 60000) * out // 16
+    expected = words * embed + embed * hidden + 6 * layer + 2 * hidden + hidden * out + out + head + tails
+    assert size(model) == expected
+    assert expected == pytest.approx(230e6, rel=0.02)
+
+
+def test_bad_data_folders_are_one_line(tmp_path, capsys):
+    for folder, message in (
+        (tmp_path / "none", "argument data: no such folder"),
+        (tmp_path, "holds no dict.txt; fairseq-preprocess --only-source makes it"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            ARCH_CONFIG_REGISTRY["sru_lm"](Namespace(data=str(folder), task="language_modeling"))
+        assert stopped.value.code == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+
+
+# The commands.
+
+SMALL = ["--arch", "sru_lm", "--decoder-embed-dim", 32, "--dropout", 0.0, "--cpu", "--no-progress-bar"]
+
+
+def train_lm(data: Path, save: Path, *more: Any, check: bool = True) -> Any:
+    words = [data, *PLUGIN, "--task", "language_modeling", *SMALL, "--tokens-per-sample", 32, "--max-tokens", 512]
+    words += ["--sample-break-mode", "none", "--optimizer", "adam", "--lr", 5e-3, "--save-dir", save, *more]
+    return run_cli("train", *words, check=check)
+
+
+def perplexity(data: Path, path: Path, *more: Any) -> float:
+    words = [data, *PLUGIN, "--path", path, "--gen-subset", "test", "--cpu", "--distributed-world-size", 1]
+    done = run_cli("eval-lm", *words, *more)
+    return float(re.search(r"Perplexity: ([\d.]+)", done.stdout + done.stderr)[1])
+
+
+@pytest.fixture(scope="module")
+def trained(text_data, tmp_path_factory) -> Path:
+    save = tmp_path_factory.mktemp("checkpoints")
+    train_lm(text_data, save, "--share-decoder-input-output-embed", "--max-epoch", 6, "--no-epoch-checkpoints")
+    return save / "checkpoint_best.pt"
+
+
+def test_eval_lm_carries_the_state(trained, text_data):
+    """Blocks of three tokens: the first of each can be known from the block before alone."""
+    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(trained)], {"data": str(text_data)})
+    truth = math.exp(-float(unbroken(model.double().eval(), task, text_data).mean()))
+    block = ["--tokens-per-sample", 4, "--sample-break-mode", "none"]
+    assert perplexity(text_data, trained, *block, "--context-window", 1) == pytest.approx(truth, abs=0.01)
+    assert perplexity(text_data, trained, *block) > 1.1 * truth
+
+
+def test_generate_goes_on_with_a_text(trained, text_data):
+    words = [text_data, *PLUGIN, "--task", "language_modeling", "--path", trained, "--cpu", "--gen-subset", "test"]
+    words += ["--sample-break-mode", "eos", "--prefix-size", 1, "--beam", 3, "--max-len-b", 8, "--batch-size", 7]
+    found = hypotheses(run_cli("generate", *words).stdout)
+    lines = (text_data.parent / "test").read_text().splitlines()
+    assert sorted(found) == list(range(len(lines)))
+    for number, line in enumerate(lines):
+        hypothesis = found[number].split()
+        assert hypothesis[0] == line.split()[0]
+        steps = [("abcdefgh".index(b) - "abcdefgh".index(a)) % 8 for a, b in pairwise(hypothesis)]
+        assert set(steps) <= {1}  # it has learned to count
+
+
+@pytest.mark.slow
+def test_interactive_goes_on_with_a_line(trained, text_data):
+    words = [text_data, *PLUGIN, "--task", "language_modeling", "--path", trained, "--cpu", "--beam", 2]
+    done = run_cli("interactive", *words, "--max-len-b", 8, text_in="c d e\nh\n")
+    found = hypotheses(done.stdout)
+    assert found[0].startswith("c d e") and found[1].startswith("h")
+
+
+@pytest.mark.slow
+def test_adaptive_softmax_trains_resumes_and_evaluates(text_data, tmp_path):
+    adaptive = ["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "5,9", "--ddp-backend", "legacy_ddp"]
+    train_lm(text_data, tmp_path, *adaptive, "--max-epoch", 3)
+    train_lm(text_data, tmp_path, *adaptive, "--max-epoch", 6)
+    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tmp_path / "checkpoint_last.pt")], {"data": str(text_data)}
+    )
+    truth = math.exp(-float(unbroken(model.double().eval(), task, text_data).mean()))
+    assert truth < 3  # of 8 letters and an end
+    window = ["--tokens-per-sample", 16, "--context-window", 4, "--batch-size", 2]
+    assert perplexity(text_data, tmp_path / "checkpoint_last.pt", *window) == pytest.approx(truth, abs=0.01)
+
+
+@pytest.mark.slow
+def test_hydra_train_and_validate(text_data, tmp_path):
+    given = ["task=language_modeling", f"task.data={text_data}", f"checkpoint.save_dir={tmp_path / 'save'}"]
+    given += ["model=sru_lm/sru_lm_wikitext103", "model.decoder_hidden_size=16", "model.decoder_embed_dim=16"]
+    given += ["model.decoder_out_embed_dim=64", "task.tokens_per_sample=32", "criterion=adaptive_loss"]
+    given += ["optimizer=adam", "optimization.lr=[0.005]", "optimization.max_update=5", "lr_scheduler=inverse_sqrt"]
+    given += ["dataset.max_tokens=512", "common.cpu=true", "distributed_training.ddp_backend=legacy_ddp"]
+    given += [f"common.user_dir={ROOT / 'fairseq_sru'}", f"hydra.run.dir={tmp_path}"]
+    run_cli("hydra-train", "--config-dir", ROOT / "fairseq_sru" / "config", *given)
+    path = tmp_path / "save" / "checkpoint_last.pt"
+    assert torch.load(path, weights_only=True)["cfg"]["model"]["decoder_layers"] == 6  # from the preset
+    words = [text_data, *PLUGIN, "--task", "language_modeling", "--path", path, "--cpu", "--max-tokens", 512]
+    done = run_cli("validate", *words)
+    assert "valid on 'valid' subset" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_shallow_fusion_with_a_translation_model(toy_data, tmp_path):
+    """fairseq-generate --lm-path: the language model of the target side, over the same dictionary."""
+    from test_cli import generate, train
+
+    text = toy_data.parent
+    dictionary = toy_data / "dict.de.txt"
+    pairs = [word for s in ("train", "valid") for word in (f"--{s}pref", text / f"{s}.de")]
+    run_cli("preprocess", "--only-source", *pairs, "--srcdict", dictionary, "--destdir", tmp_path / "lm")
+    train_lm(tmp_path / "lm", tmp_path / "lm", "--max-update", 5, "--sample-break-mode", "eos")
+    train(toy_data, tmp_path / "mt", "--max-update", 5)
+    fused = ["--lm-path", tmp_path / "lm" / "checkpoint_last.pt", "--lm-weight", 0.5]
+    assert len(hypotheses(generate(toy_data, tmp_path / "mt" / "checkpoint_last.pt", "--beam", 2, *fused))) == 53

@@ -1,0 +1,512 @@
+"""The Transformer with SRU: its equalities (incremental = full, batch = alone), its parts against their equations, its
+options and its complaints, and the commands of fairseq."""
+
+from __future__ import annotations
+
+import copy
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, preprocess, reversed_pairs, run_cli, write_pairs
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from test_cli import SMOOTHED, generate, hypotheses, train
+from test_models import log_probs, prefixes, size, sources
+from torch import nn
+from torch.nn import functional as F
+
+from fairseq_sru.models.config import PRESETS, TransformerSRUConfig, presets
+from fairseq_sru.models.transformer_layers import FeedForward, SelfAttention
+from fairseq_sru.models.transformer_sru import TransformerSRUModel, _visible
+
+NARROW = {
+    "encoder_embed_dim": 8,
+    "encoder_ffn_embed_dim": 12,
+    "encoder_attention_heads": 2,
+    "decoder_embed_dim": 8,
+    "decoder_ffn_embed_dim": 10,
+    "decoder_attention_heads": 2,
+}
+VARIANTS = {
+    "ssru": {"decoder_autoreg": "ssru", "encoder_layers": 2, "decoder_layers": 3},
+    "sru": {"decoder_autoreg": "sru", "encoder_layers": 3, "decoder_layers": 2},
+    "transformer": {"decoder_autoreg": "self-attention", "encoder_layers": 2, "decoder_layers": 2},
+    "ssru, feed-forward sru": {"feed_forward": "sru", "encoder_layers": 1, "decoder_layers": 2},
+    "sizes differ": {"encoder_embed_dim": 12, "encoder_layers": 1, "decoder_layers": 1},
+    "tied": {"share_all_embeddings": True, "encoder_layers": 1, "decoder_layers": 1},
+    "adaptive softmax": {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "10,20", "decoder_embed_dim": 16},
+    **{name: {**options, **NARROW} for name, options in presets("transformer_sru").items()},
+}
+
+
+@pytest.fixture
+def build(dictionary):
+    def make(target_dictionary=None, **options):
+        fixed = {"criterion": "cross_entropy", "max_source_positions": 1024, "max_target_positions": 1024}
+        task = Namespace(source_dictionary=dictionary, target_dictionary=target_dictionary or dictionary)
+        return TransformerSRUModel.build_model(Namespace(**{**fixed, **NARROW, **options}), task).double()
+
+    return make
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_incremental_equals_full_position_by_position(variant, build, dictionary):
+    model = build(**VARIANTS[variant]).eval()
+    src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
+    encoded = model.encoder(src)
+    full, extra = model.decoder(target, encoded)
+    full_probs = log_probs(model, (full, extra))
+    state: dict = {}
+    for t in range(target.size(1)):
+        step, step_extra = model.decoder(target[:, : t + 1], encoded, incremental_state=state)
+        assert step.shape[1] == 1
+        torch.testing.assert_close(log_probs(model, (step, step_extra))[:, 0], full_probs[:, t])
+        torch.testing.assert_close(step_extra["attn"][0][:, 0], extra["attn"][0][:, t])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_incremental_equals_full_after_random_reorderings(variant, build, dictionary):
+    """Beams of two sentences, reordered at random at every step, also across sentences, and shrunk as fairseq does
+    when a sentence is done."""
+    model = build(**VARIANTS[variant]).eval()
+    rng = torch.Generator().manual_seed(4)
+    src = sources(dictionary, [5, 7]).repeat_interleave(4, 0)
+    encoded = model.encoder(src)
+    target = prefixes(dictionary, 8, 1)
+    state: dict = {}
+    for t in range(10):
+        step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
+        torch.testing.assert_close(step, log_probs(model, model.decoder(target, model.encoder(src)))[:, -1])
+        rows = len(src) - 2 if t in (3, 6) else len(src)
+        order = torch.randint(0, len(src), (rows,), generator=rng)
+        model.decoder.reorder_incremental_state_scripting(state, order)
+        encoded = model.encoder.reorder_encoder_out(encoded, order)
+        words = torch.randint(dictionary.nspecial, len(dictionary), (rows, 1), generator=rng)
+        src, target = src[order], torch.cat([target[order], words], dim=1)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_hypotheses_of_a_sentence_share_its_keys_and_values(variant, build, dictionary):
+    model = build(**VARIANTS[variant]).eval()
+    src = sources(dictionary, [5, 7, 3])
+    encoded = model.encoder(src)
+    outputs = encoded["encoder_out"][0]
+    encoded = model.encoder.reorder_encoder_out(encoded, torch.arange(3).repeat_interleave(4))
+    assert encoded["encoder_out"][0] is outputs
+    target = prefixes(dictionary, 12, 1)
+    step = model.decoder(target, encoded, incremental_state={})[0]
+    torch.testing.assert_close(step, model.decoder(target, model.encoder(src.repeat_interleave(4, 0)))[0])
+    assert [len(key) for key in encoded["keys"]] == [3] * len(model.decoder.layers)
+
+
+@pytest.mark.parametrize("autoreg, kept", [("ssru", {"c": (3, 8)}), ("sru", {"c": (3, 8)})])
+@pytest.mark.parametrize("steps", [1, 6])
+def test_the_state_of_a_recurrent_decoder_is_c_alone(autoreg, kept, steps, build, dictionary):
+    model = build(decoder_autoreg=autoreg, decoder_layers=2).eval()
+    encoded, state = model.encoder(sources(dictionary, [5, 3, 7])), {}
+    for t in range(steps):
+        model.decoder(prefixes(dictionary, 3, t + 1), encoded, incremental_state=state)
+    (cache,) = state.values()
+    assert {name: tuple(kept.shape) for name, kept in cache.items()} == {
+        f"{layer}.{name}": shape for layer in range(2) for name, shape in kept.items()
+    }
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_prefix_of_many_tokens_may_start_the_incremental_state(variant, build, dictionary):
+    model = build(**VARIANTS[variant]).eval()
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 6)
+    encoded, state = model.encoder(src), {}
+    full, _ = model.decoder(target, encoded)
+    first, _ = model.decoder(target[:, :4], encoded, incremental_state=state)
+    torch.testing.assert_close(first, full[:, :4])
+    torch.testing.assert_close(model.decoder(target[:, :5], encoded, incremental_state=state)[0][:, 0], full[:, 4])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_batch_equals_its_sentences_alone(variant, side, build, dictionary):
+    """Source and target padded, both on that side."""
+    model = build(**VARIANTS[variant]).eval()
+    lengths, target_lengths = [4, 9, 1, 6], [5, 2, 7, 1]
+    src = sources(dictionary, lengths, side)
+    target = sources(dictionary, target_lengths, side, seed=1)
+    together = log_probs(model, model(src, torch.tensor(lengths), target))
+    assert together.isfinite().all()
+    for i, (n, m) in enumerate(zip(lengths, target_lengths, strict=True)):
+        one, words = src[i : i + 1, src[i].ne(dictionary.pad())], target[i : i + 1, target[i].ne(dictionary.pad())]
+        alone = log_probs(model, model(one, torch.tensor([n]), words))
+        own = together[i : i + 1, -m:] if side == "left" else together[i : i + 1, :m]
+        torch.testing.assert_close(own, alone)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_position_sees_a_later_target(variant, build, dictionary):
+    model = build(**VARIANTS[variant]).eval()
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 8)
+    changed = target.clone()
+    changed[:, 5:] = dictionary.nspecial
+    before, after = model(src, None, target)[0], model(src, None, changed)[0]
+    torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=0)
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_each_position_depends_on_the_whole_source_and_all_targets_up_to_it(variant, build, dictionary):
+    model = build(**VARIANTS[variant]).eval()
+    embedded: list = []
+
+    def keep(module, words, vectors):
+        vectors.retain_grad()
+        embedded.append(vectors)
+
+    for module in {model.encoder.embed_tokens, model.decoder.embed_tokens}:
+        module.register_forward_hook(keep)
+    model(sources(dictionary, [6]), None, prefixes(dictionary, 1, 5))[0][0, 3].square().sum().backward()
+    source, target = (vectors.grad.abs().sum(-1)[0] for vectors in embedded)
+    assert source.all()
+    assert target[:4].all() and not target[4]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_reach_every_weight(variant, build, dictionary):
+    model = build(**VARIANTS[variant])
+    target = prefixes(dictionary, 2, 40)
+    out, _ = model(sources(dictionary, [4, 6]), None, target)
+    if model.decoder.adaptive_softmax is not None:
+        out = torch.cat([part.flatten() for part in model.decoder.adaptive_softmax(out, target.flatten())[0]])
+    out.square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_self_attention_is_torchs_multi_head_attention():
+    torch.manual_seed(0)
+    ours, theirs = SelfAttention(8, 2).double(), nn.MultiheadAttention(8, 2, bias=False).double()
+    with torch.no_grad():
+        theirs.in_proj_weight.copy_(ours.query_key_value.weight)
+        theirs.out_proj.weight.copy_(ours.out.weight)
+    x, pads = torch.randn(5, 3, 8).double(), torch.zeros(3, 5).bool()
+    pads[1, 3:] = pads[2, :2] = True
+    expected, _ = theirs(x, x, x, key_padding_mask=pads)
+    out, key, value = ours(x, ~pads[:, None, None, :])
+    torch.testing.assert_close(out, expected)
+    later = torch.ones(5, 5).triu(1).bool()
+    expected, _ = theirs(x, x, x, attn_mask=later)
+    out, _, _ = ours(x, _visible(torch.zeros(3, 5).bool(), 5))
+    torch.testing.assert_close(out, expected)
+    out, _, _ = ours(x[3:], _visible(torch.zeros(3, 5).bool(), 2), (key[:, :, :3], value[:, :, :3]))
+    torch.testing.assert_close(out, expected[3:])
+
+
+def test_what_is_visible():
+    pads = torch.tensor([[True, False, False], [False, False, True]])
+    expected = [[[1, 0, 0], [0, 1, 0], [0, 1, 1]], [[1, 0, 0], [1, 1, 0], [1, 1, 1]]]
+    assert _visible(pads, 3).squeeze(1).int().tolist() == expected
+    assert _visible(pads, 1).squeeze(1).int().tolist() == [rows[-1:] for rows in expected]
+
+
+def test_the_ssru_is_the_published_equation(build, dictionary):
+    """A whole decoder layer, a step at a time, from the equations: pre-norm and residual around each block."""
+    torch.manual_seed(0)
+    layer = build(decoder_layers=1).eval().decoder.layers[0]
+    x, source = torch.randn(6, 1, 8).double(), torch.randn(4, 1, 8).double()
+    nowhere = torch.zeros(1, 4).bool()
+    out, state, _ = layer(
+        x, {}, None, torch.zeros(6, 1).bool(), layer.attention.project(source), nowhere, need_weights=False
+    )
+    norm = lambda module, y: F.layer_norm(y, (8,), module.weight, module.bias)  # noqa: E731
+    w, w_f = layer.sru.weight.view(2, 8, 8)
+    c = torch.zeros(8).double()
+    for t in range(6):
+        y = norm(layer.autoreg_norm, x[t, 0])
+        f = torch.sigmoid(w_f @ y + layer.sru.bias[0])
+        c = f * c + (1 - f) * (w @ y)
+        h = x[t, 0] + torch.relu(c)
+        y = norm(layer.attention_norm, h)
+        key, value = (layer.attention.key_value.weight @ source[:, 0].t()).t().split(8, dim=-1)
+        context = []
+        for head in (slice(0, 4), slice(4, 8)):
+            scores = torch.softmax(key[:, head] @ (layer.attention.query.weight @ y)[head] / 2, dim=0)
+            context.append(scores @ value[:, head])
+        h = h + layer.attention.out.weight @ torch.cat(context)
+        block = layer.feed_forward
+        inner = torch.relu(block.inner.weight @ norm(layer.feed_forward_norm, h) + block.inner.bias)
+        torch.testing.assert_close(out[t, 0], h + block.out.weight @ inner + block.out.bias)
+    torch.testing.assert_close(state["c"][0], c)
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_feed_forward_sru_is_the_published_equation(bidirectional):
+    """Lei et al. 2018, equations 1-4 without the skip term, then one linear map; a number at a time."""
+    torch.manual_seed(0)
+    block = FeedForward(4, 6, "sru", 0.0, bidirectional).double()
+    x = torch.randn(5, 1, 4).double()
+    out, _ = block(x, None, torch.zeros(5, 1).bool())
+    w, w_f, w_r = block.sru.weight.view(3, 6, 4)
+    (v_f, v_r), (b_f, b_r) = block.sru.weight_c, block.sru.bias
+    h = torch.zeros(5, 6).double()
+    for d in range(6):
+        backward = bidirectional and d >= 3
+        c = torch.zeros(()).double()
+        for t in reversed(range(5)) if backward else range(5):
+            f = torch.sigmoid(w_f[d] @ x[t, 0] + v_f[d] * c + b_f[d])
+            r = torch.sigmoid(w_r[d] @ x[t, 0] + v_r[d] * c + b_r[d])
+            c = f * c + (1 - f) * (w[d] @ x[t, 0])
+            h[t, d] = r * c
+    torch.testing.assert_close(out[:, 0], h @ block.out.weight.t() + block.out.bias)
+
+
+def test_positions_are_told_to_attention_alone(build, dictionary):
+    """Encoder and self-attention have sinusoids; a recurrent decoder has none, and still knows the order."""
+    assert build().encoder.embed_positions is not None
+    assert build().decoder.embed_positions is None
+    assert build(decoder_autoreg="self-attention").decoder.embed_positions is not None
+    word = dictionary.index("w3")
+    model = build().eval()
+    features, _ = model.decoder(torch.full((1, 4), word), model.encoder(sources(dictionary, [4])))
+    assert not torch.allclose(features[:, 1], features[:, 2])
+
+
+def test_attention_weights_only_where_they_are_asked_for(build, dictionary):
+    model = build().eval()
+    src = sources(dictionary, [4, 6])
+    out, extra = model(src, None, prefixes(dictionary, 2, 5))
+    (weights,) = extra["attn"]
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 5).double())
+    assert not weights[src.eq(dictionary.pad())[:, None].expand_as(weights)].any()
+    model.make_generation_fast_(need_attn=False)
+    without, extra = model(src, None, prefixes(dictionary, 2, 5))
+    assert extra["attn"] == [None]
+    torch.testing.assert_close(without, out)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_state_dict_round_trip(variant, build, dictionary):
+    model, other = build(**VARIANTS[variant]).eval(), build(**VARIANTS[variant]).eval()
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    assert not torch.allclose(model(src, None, target)[0], other(src, None, target)[0])
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    torch.testing.assert_close(model(src, None, target)[0], other(src, None, target)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_narrow_weights(variant, dtype, build, dictionary):
+    model = build(**VARIANTS[variant])
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    expected = model.eval()(src, None, target)[0]
+    model = model.to(dtype).train()
+    model(src, None, target)[0].float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    model.eval()
+    full = model(src, None, target)[0]
+    assert full.dtype == dtype
+    torch.testing.assert_close(full.double(), expected, rtol=0.1, atol=0.15)
+    encoded, state = model.encoder(src), {}
+    for t in range(target.size(1)):
+        step = model.decoder(target[:, : t + 1], encoded, incremental_state=state)[0][:, 0]
+        torch.testing.assert_close(step.double(), full[:, t].double(), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("variant", ["ssru", "transformer_sru_ffn_wmt"])
+def test_each_dropout_does_something(variant, build, dictionary):
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    for options, random in (({"dropout": 0.0}, False), ({"dropout": 0.5}, True), ({"rnn_dropout": 0.5}, True)):
+        model = build(**{**VARIANTS[variant], "dropout": 0.0, **options})
+        assert torch.allclose(model(src, None, target)[0], model(src, None, target)[0]) is not random, options
+
+
+def preset(name, words, **options):
+    """A preset's model for a joint dictionary; on the meta device: shapes alone."""
+    dictionary = Dictionary()
+    for i in range(words - len(dictionary)):
+        dictionary.add_symbol(f"w{i}")
+    args = Namespace(criterion="cross_entropy", max_source_positions=1024, max_target_positions=1024, **options)
+    ARCH_CONFIG_REGISTRY[name](args)
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    with torch.device("meta"):
+        return ARCH_MODEL_REGISTRY[name].build_model(args, task)
+
+
+def without_embedding(model):
+    return size(model) - model.encoder.embed_tokens.weight.numel()
+
+
+def test_the_plain_variant_is_as_large_as_torchs_transformer():
+    """torch's has biases in its attention: 4 a projection."""
+    options = {"decoder_autoreg": "self-attention", "share_all_embeddings": True}
+    base = nn.Transformer(512, 8, 6, 6, 2048, device="meta")
+    biases = 18 * 4 * 512
+    assert without_embedding(preset("transformer_sru_wmt", 32000, **options)) == size(base) - biases
+
+
+def test_sizes_of_the_presets():
+    shared = {"share_all_embeddings": True}
+    base = without_embedding(preset("transformer_sru_wmt", 32000, decoder_autoreg="self-attention", **shared))
+    fast = without_embedding(preset("transformer_sru_wmt", 32000, **shared))
+    # two matrices in place of four, a bias and no more
+    assert base - fast == 6 * (2 * 512 * 512 - 512)
+    tiny, sru_tiny = (size(preset(name, 2000, **shared)) for name in ("transformer_sru_tiny", "sru_tiny"))
+    assert tiny == pytest.approx(sru_tiny, rel=0.1)
+    hybrid = preset("transformer_sru_ffn_wmt", 32000, **shared)
+    kinds = [(m.hidden_size, m.bidirectional, m.v1, m.highway) for m in hybrid.modules() if hasattr(m, "skip_scale")]
+    assert kinds == [(1024, True, False, False)] * 4 + [(2048, False, False, False)] * 4
+
+
+def test_presets_hold_options_of_the_model():
+    names = {"transformer_sru_wmt", "transformer_sru_iwslt_de_en", "transformer_sru_tiny", "transformer_sru_ffn_wmt"}
+    assert {path.stem for path in PRESETS.with_name("transformer_sru").glob("*.yaml")} == names
+    for options in presets("transformer_sru").values():
+        assert set(options) <= set(TransformerSRUConfig.__dataclass_fields__)
+    args = Namespace(decoder_layers=2)
+    ARCH_CONFIG_REGISTRY["transformer_sru_wmt"](args)
+    assert (args.decoder_layers, args.encoder_layers) == (2, 6)
+
+
+def test_shared_embeddings_are_one_tensor(build):
+    model = build(share_all_embeddings=True)
+    assert model.encoder.embed_tokens is model.decoder.embed_tokens
+    assert model.decoder.output_projection is None
+    model = build(share_decoder_input_output_embed=True)
+    assert model.encoder.embed_tokens is not model.decoder.embed_tokens
+    assert model.decoder.output_projection is None
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"decoder_autoreg": "lstm"}, "--decoder-autoreg must be one of ssru, sru, self-attention; got 'lstm'"),
+        ({"feed_forward": "conv"}, "--feed-forward must be one of linear, sru; got 'conv'"),
+        ({"encoder_layers": 0}, "--encoder-layers must be at least 1; got 0"),
+        ({"decoder_ffn_embed_dim": 0}, "--decoder-ffn-embed-dim must be at least 1; got 0"),
+        ({"encoder_attention_heads": 3}, "--encoder-attention-heads must divide --encoder-embed-dim 8; got 3"),
+        ({"decoder_attention_heads": 3}, "--decoder-attention-heads must divide --decoder-embed-dim 8; got 3"),
+        (
+            {"feed_forward": "sru", "encoder_ffn_embed_dim": 7},
+            "--encoder-ffn-embed-dim must be even with --feed-forward sru, .*; got 7",
+        ),
+        ({"encoder_embed_dim": 2}, "--encoder-embed-dim must be at least 4; got 2"),
+        ({"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),
+        ({"rnn_dropout": -0.1}, r"--rnn-dropout must be in \[0, 1\); got -0.1"),
+        (
+            {"share_all_embeddings": True, "encoder_embed_dim": 6},
+            "--share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; got 6 and 8",
+        ),
+        (
+            {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "20,10"},
+            "--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got '20,10'",
+        ),
+    ],
+)
+def test_bad_options_are_named(options, message, build):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
+
+
+def test_shared_embeddings_need_one_dictionary(build):
+    other = Dictionary()
+    other.add_symbol("another")
+    with pytest.raises(ValueError, match="--share-all-embeddings requires a joint dictionary"):
+        build(other, share_all_embeddings=True)
+
+
+SMALL = ["--encoder-embed-dim", 32, "--encoder-ffn-embed-dim", 64, "--encoder-attention-heads", 2]
+SMALL += ["--decoder-embed-dim", 32, "--decoder-ffn-embed-dim", 64, "--decoder-attention-heads", 2]
+SMALL += ["--encoder-layers", 1, "--decoder-layers", 1, "--share-all-embeddings", "--cpu", "--no-progress-bar"]
+
+
+@pytest.fixture(
+    scope="module", params=["transformer_sru_tiny", pytest.param("transformer_sru_ffn_wmt", marks=pytest.mark.slow)]
+)
+def trained(request, toy_data, tmp_path_factory) -> Path:
+    save = tmp_path_factory.mktemp("checkpoints")
+    train(toy_data, save, *SMOOTHED, "--max-epoch", 1, arch=["--arch", request.param, *SMALL])
+    return save / "checkpoint_last.pt"
+
+
+def test_generate_and_batch_size_does_not_change_the_output(trained, toy_data):
+    outputs = [
+        hypotheses(generate(toy_data, trained, "--beam", 3, *more))
+        for more in (["--batch-size", 1], ["--max-tokens", 200, "--left-pad-source"])  # a store_false: to the right
+    ]
+    assert sorted(outputs[0]) == list(range(53))  # the 21st source is empty
+    assert outputs[0] == outputs[1]
+
+
+def test_the_checkpoint_is_read_with_the_safety_on(trained):
+    from fairseq_sru.checkpoints import allow_fairseq_checkpoints
+
+    allow_fairseq_checkpoints()
+    state = torch.load(trained, weights_only=True)
+    assert state["cfg"]["model"]["encoder_ffn_embed_dim"] == 64
+
+
+@pytest.mark.slow
+def test_an_ensemble_with_fairseqs_transformer_and_alignment(trained, toy_data, tmp_path):
+    arch = ["--arch", "transformer_tiny", "--encoder-layers", 1, "--decoder-layers", 1, "--cpu"]
+    train(toy_data, tmp_path, "--max-update", 5, arch=arch)
+    both = f"{trained}:{tmp_path / 'checkpoint_last.pt'}"
+    text = generate(toy_data, both, "--beam", 2, "--print-alignment")
+    assert sorted(hypotheses(text)) == list(range(53))
+    assert sum(line.startswith("A-") for line in text.splitlines()) == 53
+
+
+def test_bad_input_on_the_command_line_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        ARCH_CONFIG_REGISTRY["transformer_sru_tiny"](Namespace(decoder_autoreg="gru"))
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("error: --decoder-autoreg must be one of ssru, sru, self-attention; got 'gru'")
+
+
+def test_flags_go_before_their_preset(toy_data):
+    from fairseq import options
+
+    parser = options.get_training_parser(default_task="translation")
+    words = [
+        str(toy_data),
+        "--arch",
+        "transformer_sru_iwslt_de_en",
+        "--feed-forward",
+        "sru",
+        "--decoder-autoreg",
+        "sru",
+    ]
+    args = options.parse_args_and_arch(parser, input_args=[*words, "--cpu"], modify_parser=None)
+    assert (args.feed_forward, args.decoder_autoreg, args.dropout, args.encoder_ffn_embed_dim) == (
+        "sru",
+        "sru",
+        0.3,
+        1024,
+    )
+
+
+@pytest.mark.slow
+def test_hydra_train_with_a_preset(toy_data, tmp_path):
+    options = ["task=translation", f"task.data={toy_data}", f"checkpoint.save_dir={tmp_path / 'save'}"]
+    options += ["model=transformer_sru/transformer_sru_tiny", "model.encoder_layers=1", "model.decoder_layers=1"]
+    options += ["criterion=cross_entropy", "optimizer=adam", "optimization.lr=[0.005]", "optimization.max_update=3"]
+    options += ["lr_scheduler=inverse_sqrt", "dataset.max_tokens=400", "common.cpu=true"]
+    options += [f"common.user_dir={ROOT / 'fairseq_sru'}", f"hydra.run.dir={tmp_path}"]
+    run_cli("hydra-train", "--config-dir", ROOT / "fairseq_sru" / "config", *options)
+    model = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
+    assert (model["encoder_embed_dim"], model["encoder_layers"]) == (256, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--decoder-autoreg", "sru"], ["--feed-forward", "sru"]], ids=str)
+def test_a_toy_task_is_learned(options, tmp_path):
+    """Reversing a sequence."""
+    write_pairs(tmp_path, "train", reversed_pairs(4000, 1))
+    write_pairs(tmp_path, "valid", reversed_pairs(100, 2))
+    test = reversed_pairs(200, 3)
+    write_pairs(tmp_path, "test", test)
+    data = preprocess(tmp_path)
+    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-epoch", 25, "--dropout", 0.1]
+    arch = ["--arch", "transformer_sru_tiny", *SMALL, "--encoder-embed-dim", 64, "--decoder-embed-dim", 64, *options]
+    train(data, tmp_path / "save", *schedule, "--max-tokens", 1000, "--no-epoch-checkpoints", arch=arch)
+    found = hypotheses(generate(data, tmp_path / "save" / "checkpoint_best.pt", "--beam", 1))
+    right = sum(found[i].split() == target for i, (_, target) in enumerate(test))
+    assert right / len(test) > 0.9

@@ -1,0 +1,75 @@
+"""tests/wheels.py: what it tries works here, and it tells what is missing."""
+
+from __future__ import annotations
+
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+import wheels
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    try:
+        return wheels.build(tmp_path_factory.mktemp("built"))
+    except wheels.Failure as error:
+        if "No matching distribution" in str(error) or "Could not find a version" in str(error):
+            pytest.skip("setuptools cannot be downloaded here")
+        raise
+
+
+def without(archive: Path, end: str, folder: Path) -> Path:
+    """A copy of a wheel or sdist that lacks the files whose names end so."""
+    made = folder / archive.name
+    if archive.suffix == ".whl":
+        with zipfile.ZipFile(archive) as whole, zipfile.ZipFile(made, "w") as less:
+            for name in whole.namelist():
+                if not name.endswith(end):
+                    less.writestr(name, whole.read(name))
+    else:
+        with tarfile.open(archive) as whole, tarfile.open(made, "w:gz") as less:
+            for item in whole:
+                if not item.name.endswith(end):
+                    less.addfile(item, whole.extractfile(item))
+    return made
+
+
+def test_this_python_installs_and_uses_the_wheel(built: tuple[Path, Path], tmp_path: Path) -> None:
+    line, good = wheels.row(Path(sys.executable), *built, tmp_path)
+    assert good, line
+    assert line.endswith(f"| all {len(wheels.CHECKS)} checks passed |")
+
+
+def test_nothing_is_lacking(built: tuple[Path, Path]) -> None:
+    assert list(wheels.lacking(*built)) == []
+
+
+@pytest.mark.parametrize(
+    "end", ["licenses/LICENSE", "fairseq_sru/py.typed", "sru_tiny.yaml", "kernels/sru.cu", "0.12.2.patch"]
+)
+def test_a_file_that_the_wheel_lacks_is_told(end: str, built: tuple[Path, Path], tmp_path: Path) -> None:
+    sdist, wheel = built
+    (told,) = wheels.lacking(sdist, without(wheel, end, tmp_path))
+    assert told.endswith(f"{end} of the wheel")
+
+
+@pytest.mark.parametrize("end", ["/lohelp-en-de/train.de", "tests/variants.py", "kernels/host.h", "docs/maths.md"])
+def test_a_file_that_the_sdist_lacks_is_told(end: str, built: tuple[Path, Path], tmp_path: Path) -> None:
+    sdist, wheel = built
+    (told,) = wheels.lacking(without(sdist, end, tmp_path), wheel)
+    assert told.endswith(f"{end} of the sdist")
+
+
+def test_a_wheel_that_does_not_work_fails(built: tuple[Path, Path], tmp_path: Path) -> None:
+    sdist, wheel = built
+    (tmp_path / "broken").mkdir()
+    line, good = wheels.row(
+        Path(sys.executable), sdist, without(wheel, "kernels/sru.cu", tmp_path / "broken"), tmp_path
+    )
+    assert not good
+    assert "runs layers" in line and "builds" in line

@@ -237,7 +237,7 @@ CORPORA = {
     "multi30k-en-de": Corpus(
         ("en", "de"),
         8000,
-        "29,000 pairs; about 20 MB, not tried; image captions, terms of github.com/multi30k/dataset",
+        "29,000 pairs; not tried: about 20 MB; image captions, terms of github.com/multi30k/dataset",
         archives=(
             multi30k_archive("train.en", "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f"),
             multi30k_archive("train.de", "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6"),
@@ -251,7 +251,7 @@ CORPORA = {
     "iwslt14-de-en": Corpus(
         ("de", "en"),
         10_000,
-        "160,000 pairs; about 100 MB, not tried; CC BY-NC-ND 3.0, TED Conference LLC",
+        "160,000 pairs; not tried: about 100 MB; CC BY-NC-ND 3.0, TED Conference LLC",
         archives=(Archive("https://dl.fbaipublicfiles.com/fairseq/data/iwslt14/de-en.tgz"),),
         lay_out=iwslt14,
         longest=None,  # filtered before validation pairs are drawn, as in fairseq's script
@@ -263,7 +263,7 @@ CORPORA = {
     "wmt14-en-de": Corpus(
         ("en", "de"),
         32_000,
-        "4.5 million pairs; about 6 GB, not tried; for research, terms of statmt.org/wmt14",
+        "4.5 million pairs; not tried: about 6 GB; for research, terms of statmt.org/wmt14",
         archives=(
             Archive(
                 "https://www.statmt.org/wmt13/training-parallel-europarl-v7.tgz",

@@ -341,7 +341,7 @@ def test_the_longest_sequence(build):
 
 def test_the_wikitext_preset():
     """Parameters by hand: embedding, projections, 6 layers of SRU with layer norm, adaptive softmax."""
-    assert {path.stem for path in PRESETS.with_name("sru_lm").glob("*.yaml")} == {"sru_lm_wikitext103"}
+    assert {path.stem for path in (PRESETS / "sru_lm").glob("*.yaml")} == {"sru_lm_wikitext103"}
     for given in presets("sru_lm").values():
         assert set(given) <= set(SRULanguageModelConfig.__dataclass_fields__)
     words, embed, hidden, out = 267744, 400, 2048, 1024

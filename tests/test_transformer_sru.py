@@ -357,7 +357,7 @@ def test_sizes_of_the_presets():
 
 def test_presets_hold_options_of_the_model():
     names = {"transformer_sru_wmt", "transformer_sru_iwslt_de_en", "transformer_sru_tiny", "transformer_sru_ffn_wmt"}
-    assert {path.stem for path in PRESETS.with_name("transformer_sru").glob("*.yaml")} == names
+    assert {path.stem for path in (PRESETS / "transformer_sru").glob("*.yaml")} == names
     for options in presets("transformer_sru").values():
         assert set(options) <= set(TransformerSRUConfig.__dataclass_fields__)
     args = Namespace(decoder_layers=2)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from fairseq import utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
 from omegaconf import OmegaConf
 
-from .config import presets
-from .sru import _check_data, _exit
+from .config import option, presets
 
 
 def register_architectures(model: str, check: Callable[[Any], None]) -> None:
@@ -45,6 +45,33 @@ def _architecture(options: dict[str, Any], check: Callable[[Any], None]) -> Call
         _check_text(args)
 
     return apply
+
+
+def _exit(message: str) -> NoReturn:
+    """End as argparse does at a bad command line: one line, status 2."""
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _check_data(args: Any) -> None:
+    """fairseq-train: are there dictionaries in the data folder? fairseq itself would end in a traceback."""
+    data, task = getattr(args, "data", None), getattr(args, "task", None)
+    if not data or task != "translation":
+        return
+    folder = Path(utils.split_paths(data)[0])
+    if not folder.is_dir():
+        _exit(f"argument data: no such folder: {folder}")
+    languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
+    wanted = [f"dict.{lang}.txt" for lang in languages] or ["dict.*.txt"]
+    found = [path for name in wanted for path in sorted(folder.glob(name))]
+    for name in wanted:
+        if not any(folder.glob(name)):
+            _exit(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
+    if option(args, "share_all_embeddings") and len(found) == 2 and found[0].read_bytes() != found[1].read_bytes():
+        _exit(
+            "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
+            f"got {found[0].name} and {found[1].name}, which differ"
+        )
 
 
 def _check_text(args: Any) -> None:

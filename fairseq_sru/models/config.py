@@ -11,18 +11,50 @@ from omegaconf import II, OmegaConf
 
 from .recurrent import UNITS
 
-# One YAML a preset; fairseq-hydra-train reads the same files (--config-dir .../fairseq_sru/config model=sru/NAME).
-PRESETS = Path(__file__).parent.parent / "config" / "model" / "sru"
+# A folder a model, in it one YAML a preset; fairseq-hydra-train reads the same files, as
+# --config-dir .../fairseq_sru/config model=sru/NAME.
+PRESETS = Path(__file__).parent.parent / "config" / "model"
 
 
 @dataclass
-class SRUConfig(FairseqDataclass):
-    """Options of ``--arch sru``, spelled as those of ``--arch lstm`` wherever it has them.
+class CommonConfig(FairseqDataclass):
+    """Options of all models.
 
     fairseq reads the types at run time, so no postponed annotations here, and ``Optional[...]`` for what may be None.
     """
 
     dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+    adaptive_softmax_cutoff: str = field(
+        default="10000,50000,200000",
+        metadata={
+            "help": "comma separated list of adaptive softmax cutoff points, used with --criterion adaptive_loss; "
+            "those beyond the vocabulary are left out"
+        },
+    )
+    # set elsewhere on the command line
+    criterion: str = II("criterion._name")
+
+
+@dataclass
+class TranslationConfig(CommonConfig):
+    """Options of the models with encoder and decoder."""
+
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata={"help": "share decoder input and output embeddings"}
+    )
+    share_all_embeddings: bool = field(
+        default=False,
+        metadata={"help": "share encoder, decoder and output embeddings (requires shared dictionary and embed dim)"},
+    )
+    # set elsewhere on the command line
+    max_source_positions: int = II("task.max_source_positions")
+    max_target_positions: int = II("task.max_target_positions")
+
+
+@dataclass
+class SRUConfig(TranslationConfig):
+    """Options of ``--arch sru``, spelled as those of ``--arch lstm`` wherever it has them."""
+
     encoder_embed_dim: int = field(default=512, metadata={"help": "encoder embedding dimension"})
     encoder_embed_path: Optional[str] = field(default=None, metadata={"help": "path to pre-trained encoder embedding"})
     encoder_freeze_embed: bool = field(default=False, metadata={"help": "freeze encoder embeddings"})
@@ -48,20 +80,6 @@ class SRUConfig(FairseqDataclass):
         },
     )
     decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
-    adaptive_softmax_cutoff: str = field(
-        default="10000,50000,200000",
-        metadata={
-            "help": "comma separated list of adaptive softmax cutoff points, used with --criterion adaptive_loss; "
-            "those beyond the vocabulary are left out"
-        },
-    )
-    share_decoder_input_output_embed: bool = field(
-        default=False, metadata={"help": "share decoder input and output embeddings"}
-    )
-    share_all_embeddings: bool = field(
-        default=False,
-        metadata={"help": "share encoder, decoder and output embeddings (requires shared dictionary and embed dim)"},
-    )
     encoder_dropout_in: Optional[float] = field(
         default=None, metadata={"help": "dropout probability for encoder input embedding (default: --dropout)"}
     )
@@ -86,17 +104,12 @@ class SRUConfig(FairseqDataclass):
             "SRU layers then have their highway term"
         },
     )
-    # set elsewhere on the command line
-    criterion: str = II("criterion._name")
-    max_source_positions: int = II("task.max_source_positions")
-    max_target_positions: int = II("task.max_target_positions")
 
 
 @dataclass
-class TransformerSRUConfig(FairseqDataclass):
+class TransformerSRUConfig(TranslationConfig):
     """Options of ``--arch transformer_sru``, spelled as those of ``--arch transformer`` wherever it has them."""
 
-    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
     rnn_dropout: float = field(
         default=0.0, metadata={"help": "variational dropout on the input of each SRU, one draw a sentence"}
     )
@@ -123,31 +136,12 @@ class TransformerSRUConfig(FairseqDataclass):
         default="linear",
         metadata={"help": "inner layer of the feed-forward blocks: linear (with ReLU) or sru"},
     )
-    adaptive_softmax_cutoff: str = field(
-        default="10000,50000,200000",
-        metadata={
-            "help": "comma separated list of adaptive softmax cutoff points, used with --criterion adaptive_loss; "
-            "those beyond the vocabulary are left out"
-        },
-    )
-    share_decoder_input_output_embed: bool = field(
-        default=False, metadata={"help": "share decoder input and output embeddings"}
-    )
-    share_all_embeddings: bool = field(
-        default=False,
-        metadata={"help": "share encoder, decoder and output embeddings (requires shared dictionary and embed dim)"},
-    )
-    # set elsewhere on the command line
-    criterion: str = II("criterion._name")
-    max_source_positions: int = II("task.max_source_positions")
-    max_target_positions: int = II("task.max_target_positions")
 
 
 @dataclass
-class SRULanguageModelConfig(FairseqDataclass):
+class SRULanguageModelConfig(CommonConfig):
     """Options of ``--arch sru_lm``, spelled as those of ``--arch lstm_lm`` wherever it has them."""
 
-    dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
     decoder_embed_dim: int = field(default=512, metadata={"help": "embedding dimension"})
     decoder_hidden_size: Optional[int] = field(
         default=None, metadata={"help": "channels of each layer (default: --decoder-embed-dim)"}
@@ -169,21 +163,13 @@ class SRULanguageModelConfig(FairseqDataclass):
     share_decoder_input_output_embed: bool = field(
         default=False, metadata={"help": "share input and output embeddings"}
     )
-    adaptive_softmax_cutoff: str = field(
-        default="10000,50000,200000",
-        metadata={
-            "help": "comma separated list of adaptive softmax cutoff points, used with --criterion adaptive_loss; "
-            "those beyond the vocabulary are left out"
-        },
-    )
     # set elsewhere on the command line
-    criterion: str = II("criterion._name")
     max_target_positions: Optional[int] = II("task.max_target_positions")
 
 
 def presets(model: str = "sru") -> dict[str, dict[str, Any]]:
     """Name and options of each architecture preset of a model, by name."""
-    files = sorted(PRESETS.with_name(model).glob("*.yaml"))
+    files = sorted((PRESETS / model).glob("*.yaml"))
     loaded = {path.stem: OmegaConf.to_container(OmegaConf.load(path)) for path in files}
     return {name: {k: v for k, v in options.items() if k != "_name"} for name, options in loaded.items()}  # type: ignore[union-attr,misc]
 
@@ -240,28 +226,16 @@ def check(cfg: Any) -> None:
             raise ValueError(f"--decoder-attention-heads must divide --decoder-hidden-size {size}; got {heads}")
     cutoffs(cfg, None)
     if option(cfg, "share_all_embeddings"):
-        encoder_dim, decoder_dim = option(cfg, "encoder_embed_dim"), option(cfg, "decoder_embed_dim")
-        if encoder_dim != decoder_dim:
-            raise ValueError(
-                f"--share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; "
-                f"got {encoder_dim} and {decoder_dim}"
-            )
+        must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")
         decoder_path = option(cfg, "decoder_embed_path")
         if decoder_path and decoder_path != option(cfg, "encoder_embed_path"):
             raise ValueError(
                 f"--share-all-embeddings takes the embedding from --encoder-embed-path; "
                 f"--decoder-embed-path must be the same or left out, got {decoder_path}"
             )
-    if option(cfg, "share_all_embeddings") or option(cfg, "share_decoder_input_output_embed"):
-        embed_dim, out_dim = option(cfg, "decoder_embed_dim"), option(cfg, "decoder_out_embed_dim")
-        if embed_dim != out_dim:
-            shared = (
-                "share_all_embeddings" if option(cfg, "share_all_embeddings") else "share_decoder_input_output_embed"
-            )
-            raise ValueError(
-                f"{flag(shared)} requires --decoder-embed-dim to match --decoder-out-embed-dim; "
-                f"got {embed_dim} and {out_dim}"
-            )
+    for shared in ("share_all_embeddings", "share_decoder_input_output_embed"):
+        if option(cfg, shared):
+            must_match(cfg, shared, "decoder_embed_dim", "decoder_out_embed_dim")
 
 
 def attention(cfg: Any) -> str:
@@ -297,6 +271,19 @@ def probabilities(cfg: Any, names: Iterable[str]) -> None:
     for name in names:
         if not 0.0 <= option(cfg, name) < 1.0:
             raise ValueError(f"{flag(name)} must be in [0, 1); got {option(cfg, name)}")
+
+
+def must_match(cfg: Any, shared: str, one: str, other: str) -> None:
+    """Raise a ValueError that names the flags if two sizes differ that a shared embedding has both."""
+    a, b = option(cfg, one), option(cfg, other)
+    if a != b:
+        raise ValueError(f"{flag(shared)} requires {flag(one)} to match {flag(other)}; got {a} and {b}")
+
+
+def joint_dictionary(cfg: Any, source: Any, target: Any) -> None:
+    """Raise a ValueError if --share-all-embeddings is asked for dictionaries that differ."""
+    if option(cfg, "share_all_embeddings") and source != target:
+        raise ValueError("--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary)")
 
 
 def _check_embedding_file(cfg: Any, side: str, path: Path) -> None:

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from fairseq.models import FairseqIncrementalDecoder
-from fairseq.modules import AdaptiveSoftmax, FairseqDropout
+from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
-from ..linear import Linear, linear
+from ..linear import Linear
 from .attention import Attention, GlobalAttention
 from .encoder import project_in
+from .output import Decoder, IncrementalState, State
 from .recurrent import UNITS, Packing, RecurrentLayer, padding
-
-IncrementalState = dict[str, dict[str, Tensor | None]]
 
 
 class DecoderLayer(nn.Module):
@@ -48,7 +45,7 @@ class DecoderLayer(nn.Module):
         return x, state, weights
 
 
-class SRUDecoder(FairseqIncrementalDecoder):
+class SRUDecoder(Decoder):
     """Embedding, :class:`DecoderLayer` s, layer norm, a linear map to the output embedding, logits.
 
     With global attention, :class:`GlobalAttention` takes the place of the linear map. No input feeding, so nothing but
@@ -96,12 +93,8 @@ class SRUDecoder(FairseqIncrementalDecoder):
         unit: str = "sru",
         residual: bool = True,
     ) -> None:
-        super().__init__(dictionary)
-        self.padding_idx = dictionary.pad()
-        self.max_target_positions = max_target_positions
-        self.need_attn = True
+        super().__init__(dictionary, embed_tokens, max_target_positions)
         self.unit = unit
-        self.embed_tokens = embed_tokens
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
         heads = heads if attention == "layer" else 0
@@ -121,41 +114,7 @@ class SRUDecoder(FairseqIncrementalDecoder):
             nn.init.xavier_uniform_(self.project_out.weight)
             nn.init.zeros_(self.project_out.bias)
         self.dropout_out = FairseqDropout(dropout_out, module_name=type(self).__name__)
-        self.adaptive_softmax = None
-        self.output_projection = None
-        if adaptive_softmax_cutoff is not None:
-            self.adaptive_softmax = AdaptiveSoftmax(
-                len(dictionary), out_embed_dim, adaptive_softmax_cutoff, dropout=dropout_out
-            )
-        elif not share_input_output_embed:
-            self.output_projection = Linear(out_embed_dim, len(dictionary), bias=False)
-            nn.init.normal_(self.output_projection.weight, mean=0.0, std=out_embed_dim**-0.5)
-
-    def forward(
-        self,
-        prev_output_tokens: Tensor,
-        encoder_out: dict[str, Any] | None = None,
-        incremental_state: IncrementalState | None = None,
-        src_lengths: Tensor | None = None,
-        features_only: bool = False,
-        **_: Any,
-    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
-        """Decode.
-
-        Args:
-            prev_output_tokens: ``(batch, tgt_len)``, the target shifted right. With an incremental state that holds
-                earlier steps only the last token is read.
-            encoder_out: the encoder's result.
-            incremental_state: fairseq's cache; None computes all positions at once.
-            src_lengths: not needed; fairseq passes it.
-            features_only: leave the output layer out.
-
-        Returns:
-            Logits ``(batch, tgt_len, len(dictionary))`` (with an adaptive softmax or features_only: features), and
-            ``{"attn": [weights]}`` of the last layer, ``(batch, tgt_len, src_len)``, None in training.
-        """
-        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
-        return (x if features_only else self.output_layer(x)), extra
+        self.add_output_layer(out_embed_dim, dropout_out, share_input_output_embed, adaptive_softmax_cutoff)
 
     def extract_features(
         self,
@@ -167,27 +126,27 @@ class SRUDecoder(FairseqIncrementalDecoder):
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
         assert encoder_out is not None
         source_padding = encoder_out["encoder_padding_mask"][0]
-        cache = self.get_incremental_state(incremental_state, "cached_state") if incremental_state is not None else None
+        state = self.cached(incremental_state)
+        states: tuple[Tensor | None, ...]
         target_padding = None
-        if cache is not None:
+        if state:
             prev_output_tokens = prev_output_tokens[:, -1:]
-            states = cache["states"].unbind(0)
+            states = tuple(state.values())
         else:
             pads = prev_output_tokens.eq(self.padding_idx).t()
             target_padding = padding(self.unit, pads, outputs_only=incremental_state is None)
             states = self._initial_states(encoder_out, len(prev_output_tokens))
-        sources = iter(self._sources(encoder_out, keep=incremental_state is not None))
+        sources = iter(self.sources(encoder_out, keep=incremental_state is not None))
 
         x = self.project_in(self.dropout_in(self.embed_tokens(prev_output_tokens.t())))
-        new_states, weights = [], None
+        new: State = {}
+        weights = None
         need_weights = self.need_attn and not self.training
         for i, layer in enumerate(self.layers):
             source = None if layer.attention is None else next(sources)
             last = i + 1 == len(self.layers)
-            x, state, weights = layer(x, states[i], target_padding, source, source_padding, need_weights and last)
-            new_states.append(state)
-        if incremental_state is not None:
-            self.set_incremental_state(incremental_state, "cached_state", {"states": torch.stack(new_states)})
+            x, new[str(i)], weights = layer(x, states[i], target_padding, source, source_padding, need_weights and last)
+        self.cache(incremental_state, new)
         x = self.norm(x)
         if self.global_attention is not None:
             x, weights = self.global_attention(x, *next(sources), source_padding, need_weights)
@@ -202,36 +161,3 @@ class SRUDecoder(FairseqIncrementalDecoder):
         state = encoder_out["encoder_state"][0].to(self.initial_state.weight.dtype)
         state = self.initial_state(state).repeat_interleave(batch // len(state), 0)
         return state.chunk(len(self.layers), dim=-1)
-
-    def _sources(self, encoder_out: dict[str, Any], keep: bool) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each attention; kept with the encoder's result, which reorders them with the rest."""
-        if "keys" in encoder_out:
-            return list(zip(encoder_out["keys"], encoder_out["values"], strict=True))
-        attentions = [m for m in self.modules() if isinstance(m, Attention | GlobalAttention)]
-        sources = [attention.project(encoder_out["encoder_out"][0]) for attention in attentions]
-        if keep:
-            encoder_out["keys"], encoder_out["values"] = ([s[i] for s in sources] for i in (0, 1))
-        return sources
-
-    def output_layer(self, features: Tensor, **_: Any) -> Tensor:
-        """Features ``(batch, tgt_len, out_embed_dim)`` to logits; an adaptive softmax takes the features as they
-        are."""
-        if self.adaptive_softmax is not None:
-            return features
-        weight = self.embed_tokens.weight if self.output_projection is None else self.output_projection.weight
-        return linear(features, weight)
-
-    def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
-        """Reorder the cached states as the beam search reordered its hypotheses."""
-        cache = self.get_incremental_state(incremental_state, "cached_state")
-        if cache is not None:
-            states = cache["states"].index_select(1, new_order)
-            self.set_incremental_state(incremental_state, "cached_state", {"states": states})
-
-    def max_positions(self) -> int:
-        """Longest target sentence."""
-        return self.max_target_positions
-
-    def make_generation_fast_(self, need_attn: bool = False, **_: Any) -> None:
-        """fairseq-generate says whether the attention weights are needed."""
-        self.need_attn = need_attn

@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..linear import Linear
 from .architectures import register_architectures
-from .config import SRULanguageModelConfig, at_least_one, completed, cutoffs, probabilities
+from .config import SRULanguageModelConfig, at_least_one, completed, cutoffs, must_match, probabilities
 from .encoder import embedding, project_in
-from .output import Decoder
+from .output import Decoder, IncrementalState
 from .recurrent import RecurrentLayer
 
 UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
@@ -57,15 +57,8 @@ class SRULanguageDecoder(Decoder):
         adaptive_softmax_cutoff: list[int] | None,
         max_target_positions: int,
     ) -> None:
-        super().__init__(
-            dictionary,
-            embed_tokens,
-            out_embed_dim,
-            dropout_out,
-            share_input_output_embed,
-            adaptive_softmax_cutoff,
-            max_target_positions,
-        )
+        super().__init__(dictionary, embed_tokens, max_target_positions)
+        self.add_output_layer(out_embed_dim, dropout_out, share_input_output_embed, adaptive_softmax_cutoff)
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
         self.layers = nn.ModuleList(RecurrentLayer(hidden_size, dropout_out, rnn_dropout) for _ in range(num_layers))
@@ -80,7 +73,7 @@ class SRULanguageDecoder(Decoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: Any = None,
-        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        incremental_state: IncrementalState | None = None,
         **_: Any,
     ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
@@ -140,11 +133,8 @@ def check(cfg: Any) -> None:
         at_least_one(cfg, name)
     probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
     cutoffs(cfg, None)
-    if cfg.share_decoder_input_output_embed and cfg.decoder_embed_dim != cfg.decoder_out_embed_dim:
-        raise ValueError(
-            "--share-decoder-input-output-embed requires --decoder-embed-dim to match --decoder-out-embed-dim; "
-            f"got {cfg.decoder_embed_dim} and {cfg.decoder_out_embed_dim}"
-        )
+    if cfg.share_decoder_input_output_embed:
+        must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
 
 
 @register_model("sru_lm", dataclass=SRULanguageModelConfig)

@@ -1,4 +1,4 @@
-"""What decoders share that predict a token at each position: output layer, incremental state."""
+"""What decoders share that predict a token at each position: output layer, incremental state, keys and values."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor, nn
 
 from ..linear import Linear, linear
+from .attention import Attention, GlobalAttention
 
 State = dict[str, Tensor]
+IncrementalState = dict[str, dict[str, Tensor | None]]  # fairseq's
 
 
 class Decoder(FairseqIncrementalDecoder):
@@ -22,42 +24,47 @@ class Decoder(FairseqIncrementalDecoder):
     Args:
         dictionary: of the tokens that are predicted.
         embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
-        out_embed_dim: features before the output layer.
-        dropout: dropout inside an adaptive softmax.
-        share_input_output_embed: use embed_tokens as output layer.
-        adaptive_softmax_cutoff: cutoffs of an adaptive softmax; None for a full softmax.
         max_target_positions: longest sequence.
     """
 
-    def __init__(
+    def __init__(self, dictionary: Any, embed_tokens: nn.Embedding, max_target_positions: int) -> None:
+        super().__init__(dictionary)
+        self.padding_idx = dictionary.pad()
+        self.max_target_positions = max_target_positions
+        self.need_attn = True
+        self.embed_tokens = embed_tokens
+
+    def add_output_layer(
         self,
-        dictionary: Any,
-        embed_tokens: nn.Embedding,
         out_embed_dim: int,
         dropout: float,
         share_input_output_embed: bool,
         adaptive_softmax_cutoff: list[int] | None,
-        max_target_positions: int,
     ) -> None:
-        super().__init__(dictionary)
-        self.padding_idx = dictionary.pad()
-        self.max_target_positions = max_target_positions
-        self.embed_tokens = embed_tokens
+        """Make the output layer. A call of its own, since where it is made decides the order of the parameters, by
+        which checkpoints hold the optimizer's state.
+
+        Args:
+            out_embed_dim: features before the output layer.
+            dropout: dropout inside an adaptive softmax.
+            share_input_output_embed: use embed_tokens as output layer.
+            adaptive_softmax_cutoff: cutoffs of an adaptive softmax; None for a full softmax.
+        """
         self.adaptive_softmax = None
         self.output_projection = None
         if adaptive_softmax_cutoff is not None:
             self.adaptive_softmax = AdaptiveSoftmax(
-                len(dictionary), out_embed_dim, adaptive_softmax_cutoff, dropout=dropout
+                len(self.dictionary), out_embed_dim, adaptive_softmax_cutoff, dropout=dropout
             )
         elif not share_input_output_embed:
-            self.output_projection = Linear(out_embed_dim, len(dictionary), bias=False)
+            self.output_projection = Linear(out_embed_dim, len(self.dictionary), bias=False)
             nn.init.normal_(self.output_projection.weight, mean=0.0, std=out_embed_dim**-0.5)
 
     def extract_features(
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict[str, Any] | None = None,
-        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        incremental_state: IncrementalState | None = None,
         **_: Any,
     ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
@@ -67,7 +74,7 @@ class Decoder(FairseqIncrementalDecoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict[str, Any] | None = None,
-        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        incremental_state: IncrementalState | None = None,
         src_lengths: Tensor | None = None,
         features_only: bool = False,
         **_: Any,
@@ -97,17 +104,25 @@ class Decoder(FairseqIncrementalDecoder):
         weight = self.embed_tokens.weight if self.output_projection is None else self.output_projection.weight
         return linear(features, weight)
 
-    def cached(self, incremental_state: dict[str, dict[str, Tensor | None]] | None) -> State:
+    def sources(self, encoder_out: dict[str, Any], keep: bool) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each attention; kept with the encoder's result, which reorders them with the rest."""
+        if "keys" in encoder_out:
+            return list(zip(encoder_out["keys"], encoder_out["values"], strict=True))
+        attentions = [m for m in self.modules() if isinstance(m, Attention | GlobalAttention)]
+        sources = [attention.project(encoder_out["encoder_out"][0]) for attention in attentions]
+        if keep:
+            encoder_out["keys"], encoder_out["values"] = ([s[i] for s in sources] for i in (0, 1))
+        return sources
+
+    def cached(self, incremental_state: IncrementalState | None) -> State:
         """The state after the earlier steps; empty before the first."""
         return self.get_incremental_state(incremental_state, "cached_state") or {}
 
-    def cache(self, incremental_state: dict[str, dict[str, Tensor | None]] | None, state: State) -> None:
+    def cache(self, incremental_state: IncrementalState | None, state: State) -> None:
         """Keep the state for the next step; without an incremental state, there is none."""
         self.set_incremental_state(incremental_state, "cached_state", state)
 
-    def reorder_incremental_state(
-        self, incremental_state: dict[str, dict[str, Tensor | None]], new_order: Tensor
-    ) -> None:
+    def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Reorder the cached state as the beam search reordered its hypotheses."""
         state = self.cached(incremental_state)
         if state:
@@ -116,3 +131,7 @@ class Decoder(FairseqIncrementalDecoder):
     def max_positions(self) -> int:
         """Longest sequence."""
         return self.max_target_positions
+
+    def make_generation_fast_(self, need_attn: bool = False, **_: Any) -> None:
+        """fairseq-generate says whether the attention weights are needed."""
+        self.need_attn = need_attn

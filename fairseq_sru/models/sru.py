@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from fairseq import utils
-from fairseq.models import (
-    ARCH_CONFIG_REGISTRY,
-    FairseqEncoderDecoderModel,
-    register_model,
-    register_model_architecture,
-)
-from omegaconf import OmegaConf
+from fairseq.models import FairseqEncoderDecoderModel, register_model
 from torch import nn
 
-from .config import SRUConfig, attention, check, cutoffs, flag, option, presets
+from .architectures import register_architectures
+from .config import SRUConfig, attention, check, cutoffs, flag, joint_dictionary, option
 from .decoder import SRUDecoder
 from .encoder import SRUEncoder, embedding
 
@@ -40,10 +32,7 @@ class SRUModel(FairseqEncoderDecoderModel):
         """
         check(cfg)
         source, target = task.source_dictionary, task.target_dictionary
-        if option(cfg, "share_all_embeddings") and source != target:
-            raise ValueError(
-                "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary)"
-            )
+        joint_dictionary(cfg, source, target)
         encoder_embed = _embedding(cfg, "encoder", source)
         decoder_embed = encoder_embed if option(cfg, "share_all_embeddings") else _embedding(cfg, "decoder", target)
         for side, module in (("encoder", encoder_embed), ("decoder", decoder_embed)):
@@ -100,52 +89,4 @@ def _embedding(cfg: Any, side: str, dictionary: Any) -> nn.Embedding:
     return module
 
 
-def _exit(message: str) -> NoReturn:
-    """End as argparse does at a bad command line: one line, status 2."""
-    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _check_data(args: Any) -> None:
-    """fairseq-train: are there dictionaries in the data folder? fairseq itself would end in a traceback."""
-    data, task = getattr(args, "data", None), getattr(args, "task", None)
-    if not data or task != "translation":
-        return
-    folder = Path(utils.split_paths(data)[0])
-    if not folder.is_dir():
-        _exit(f"argument data: no such folder: {folder}")
-    languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
-    wanted = [f"dict.{lang}.txt" for lang in languages] or ["dict.*.txt"]
-    found = [path for name in wanted for path in sorted(folder.glob(name))]
-    for name in wanted:
-        if not any(folder.glob(name)):
-            _exit(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
-    if option(args, "share_all_embeddings") and len(found) == 2 and found[0].read_bytes() != found[1].read_bytes():
-        _exit(
-            "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
-            f"got {found[0].name} and {found[1].name}, which differ"
-        )
-
-
-def _architecture(options: dict[str, Any]) -> Callable[[Any], None]:
-    def apply(args: Any) -> None:
-        """fairseq calls this when the command line is parsed (a Namespace) and when the model is built (a
-        DictConfig)."""
-        for name, value in options.items():
-            if not hasattr(args, name):
-                setattr(args, name, value)
-        if OmegaConf.is_config(args):
-            return
-        try:
-            check(args)
-        except ValueError as error:
-            _exit(str(error))
-        _check_data(args)
-
-    return apply
-
-
-# fairseq registers an architecture named as the model by itself, but without the checks: ours takes its place.
-ARCH_CONFIG_REGISTRY["sru"] = _architecture({})
-for _name, _options in presets().items():
-    register_model_architecture("sru", _name)(_architecture(_options))
+register_architectures("sru", check)

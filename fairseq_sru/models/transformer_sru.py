@@ -11,9 +11,18 @@ from fairseq.modules import FairseqDropout, SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 
 from .architectures import register_architectures
-from .config import TransformerSRUConfig, at_least_one, completed, cutoffs, flag, probabilities
+from .config import (
+    TransformerSRUConfig,
+    at_least_one,
+    completed,
+    cutoffs,
+    flag,
+    joint_dictionary,
+    must_match,
+    probabilities,
+)
 from .encoder import SRUEncoder, embedding
-from .output import Decoder, State
+from .output import Decoder, IncrementalState, State
 from .transformer_layers import AUTOREGRESSIONS, FEED_FORWARDS, DecoderLayer, EncoderLayer
 
 
@@ -120,16 +129,8 @@ class TransformerSRUDecoder(Decoder):
         max_target_positions: int,
     ) -> None:
         size = embed_tokens.embedding_dim
-        super().__init__(
-            dictionary,
-            embed_tokens,
-            size,
-            dropout,
-            share_input_output_embed,
-            adaptive_softmax_cutoff,
-            max_target_positions,
-        )
-        self.need_attn = True
+        super().__init__(dictionary, embed_tokens, max_target_positions)
+        self.add_output_layer(size, dropout, share_input_output_embed, adaptive_softmax_cutoff)
         self.embed_positions = None
         if autoreg == "self-attention":
             self.embed_positions = SinusoidalPositionalEmbedding(size, self.padding_idx)
@@ -144,13 +145,13 @@ class TransformerSRUDecoder(Decoder):
         self,
         prev_output_tokens: Tensor,
         encoder_out: dict[str, Any] | None = None,
-        incremental_state: dict[str, dict[str, Tensor | None]] | None = None,
+        incremental_state: IncrementalState | None = None,
         **_: Any,
     ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, embed_dim)``."""
         assert encoder_out is not None
         source_padding = encoder_out["encoder_padding_mask"][0]
-        sources = self._sources(encoder_out, keep=incremental_state is not None)
+        sources = self.sources(encoder_out, keep=incremental_state is not None)
         state = self.cached(incremental_state)
         tokens = prev_output_tokens[:, -1:] if state else prev_output_tokens
         x = math.sqrt(self.embed_tokens.embedding_dim) * self.embed_tokens(tokens)
@@ -171,19 +172,6 @@ class TransformerSRUDecoder(Decoder):
             new |= {f"{i}.{name}": kept for name, kept in own.items()}
         self.cache(incremental_state, new)
         return self.norm(x).transpose(0, 1), {"attn": [weights]}
-
-    def _sources(self, encoder_out: dict[str, Any], keep: bool) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each layer; kept with the encoder's result, which reorders them with the rest."""
-        if "keys" in encoder_out:
-            return list(zip(encoder_out["keys"], encoder_out["values"], strict=True))
-        sources = [layer.attention.project(encoder_out["encoder_out"][0]) for layer in self.layers]  # type: ignore[union-attr,operator]
-        if keep:
-            encoder_out["keys"], encoder_out["values"] = ([s[i] for s in sources] for i in (0, 1))
-        return sources
-
-    def make_generation_fast_(self, need_attn: bool = False, **_: Any) -> None:
-        """fairseq-generate says whether the attention weights are needed."""
-        self.need_attn = need_attn
 
 
 def _visible(pads: Tensor, last: int) -> Tensor:
@@ -225,11 +213,8 @@ def check(cfg: Any) -> None:
             raise ValueError(f"--{side}-embed-dim must be at least 4; got {getattr(cfg, f'{side}_embed_dim')}")
     probabilities(cfg, ("dropout", "rnn_dropout"))
     cutoffs(cfg, None)
-    if cfg.share_all_embeddings and cfg.encoder_embed_dim != cfg.decoder_embed_dim:
-        raise ValueError(
-            "--share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; "
-            f"got {cfg.encoder_embed_dim} and {cfg.decoder_embed_dim}"
-        )
+    if cfg.share_all_embeddings:
+        must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")
 
 
 @register_model("transformer_sru", dataclass=TransformerSRUConfig)
@@ -253,10 +238,7 @@ class TransformerSRUModel(FairseqEncoderDecoderModel):
         check(cfg)
         cfg = completed(cfg, TransformerSRUConfig)
         source, target = task.source_dictionary, task.target_dictionary
-        if cfg.share_all_embeddings and source != target:
-            raise ValueError(
-                "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary)"
-            )
+        joint_dictionary(cfg, source, target)
         encoder_embed = decoder_embed = embedding(len(source), cfg.encoder_embed_dim, source.pad())
         if not cfg.share_all_embeddings:
             decoder_embed = embedding(len(target), cfg.decoder_embed_dim, target.pad())

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import io
+import os
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
 import torch
+from fairseq.distributed.utils import _TensorPlaceholder
+from omegaconf import AnyNode, DictConfig, OmegaConf
 
 from fairseq_sru.checkpoints import allow_fairseq_checkpoints
 
@@ -45,6 +49,15 @@ VALUES = {
     "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
     "counts": np.array([5, 4, 3, 2]),
     "zero-dimensional": np.array(1.5),
+    # what fairseq sends to its other processes
+    "options": OmegaConf.create(
+        {
+            "model": {"dropout": 0.1, "layers": [1, 2], "path": None, "interpolated": "${model.dropout}"},
+            "task": argparse.Namespace(data="bin"),
+        },
+        flags={"allow_objects": True},
+    ),
+    "placeholder": {"model": {"weight": _TensorPlaceholder(3)}},
 }
 
 
@@ -59,6 +72,7 @@ def test_what_fairseq_writes_is_read(name):
             assert got + 1 is not None
         else:
             assert got == VALUES[name]
+            assert type(got) is type(VALUES[name])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +103,49 @@ class Call:
 def test_code_is_refused():
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         round_trip(Call(eval, ("1 + 1",)))
+
+
+def forged_options(**metadata):
+    options = OmegaConf.create({"a": 1})
+    vars(options)["_metadata"].__dict__.update(metadata)
+    return options
+
+
+def node_of_a_function():
+    node = AnyNode(1)
+    vars(node)["__new__"] = os.system
+    return node
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        forged_options(object_type=os.system),
+        forged_options(resolver_cache=collections.defaultdict(os.system)),
+        forged_options(key_type=Call(eval, ("1 + 1",))),
+        Call(collections.defaultdict, (os.system,)),
+        Call(list, (Call(map, (os.system, ["true"])),)),
+        Call(dict, (Call(os.listdir, (".",)),)),
+        node_of_a_function(),
+        Call(OmegaConf.register_new_resolver, ("name", os.system)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_code_in_forged_options_is_refused(value):
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        round_trip(value)
+
+
+def test_interpolations_are_not_evaluated_by_reading():
+    asked = []
+    OmegaConf.register_new_resolver("sru_test", asked.append)
+    try:
+        options = round_trip(DictConfig({"a": "${sru_test:x}"}))
+        assert asked == []
+        assert options.a is None  # resolved by use alone, as anywhere in OmegaConf
+        assert asked == ["x"]
+    finally:
+        OmegaConf.clear_resolver("sru_test")
 
 
 def test_a_forged_dtype_is_refused():

@@ -275,7 +275,7 @@ print("left", os.listdir(sys.argv[1]))
 
 @pytest.mark.parametrize(
     "options, why",
-    [("size=40k", "No space left on device"), ("ro", "Read-only file system")],
+    [("size=16k", "No space left on device"), ("ro", "Read-only file system")],
     ids=["full", "read-only"],
 )
 def test_a_file_system(options: str, why: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from fairseq_sru import SRU, sru_recurrence
 
@@ -134,16 +135,24 @@ class Saved:
     def __init__(self) -> None:
         self.boxes: list[weakref.ref[Box]] = []
         self.memory: dict[int, int] = {}
+        self.storages: dict[int, StorageWeakRef] = {}
 
     def pack(self, t: Tensor) -> Box:
         box = Box(t)
         self.boxes.append(weakref.ref(box))
-        self.memory[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        storage = t.untyped_storage()
+        self.memory[storage.data_ptr()] = storage.nbytes()
+        self.storages[storage.data_ptr()] = StorageWeakRef(storage)
         return box
 
     @property
     def held(self) -> int:
         return sum(box() is not None for box in self.boxes)
+
+    def in_memory(self, *others: Tensor) -> int:
+        """How many of them there still are, whoever holds them, but for the memory of others."""
+        known = {t.untyped_storage().data_ptr() for t in others}
+        return sum(not ref.expired() for at, ref in self.storages.items() if at not in known)
 
     @property
     def bytes(self) -> int:
@@ -178,8 +187,10 @@ def test_backward_releases_what_forward_saved(backend: str, saved: Saved) -> Non
     given = arguments()
     h, c = sru_recurrence(**given, backend=backend)
     assert saved.held == len(saved.boxes) > 0
+    assert saved.in_memory(*given.values(), h, c) > 0
     (h.sum() + c.sum()).backward()
     assert saved.held == 0, "though h and c are still here"
+    assert saved.in_memory(*given.values(), h, c) == 0
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         h.sum().backward()
 

@@ -10,14 +10,15 @@ no optimizer state; fairseq-generate, fairseq-validate and ``fairseq-train --fin
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from common import write
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -118,9 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         state = average(paths)
     except ValueError as error:
         parser.error(str(error))
-    aside = args.output.with_name(args.output.name + ".part")
-    torch.save(state, aside)
-    os.replace(aside, args.output)
+    write(args.output, partial(torch.save, state))
     print(f"{args.output}: average of {', '.join(map(str, paths))}")
 
 

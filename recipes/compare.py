@@ -32,6 +32,7 @@ import compare_report
 import scores
 import settings
 import stages
+from common import write_text
 from report import Trained, hypotheses, trained
 from settings import Commands, Settings
 from stages import StageError, Stages, evenly, lines
@@ -282,7 +283,7 @@ class Comparison:
 
         def keep() -> dict[str, Any]:
             text = "".join(f"{line}\n" for line in self.generated(self.log(name), count))
-            stages.write(self.output(run), text)
+            write_text(self.output(run), text)
             return {}
 
         with bar:
@@ -357,7 +358,7 @@ class Comparison:
                     if self.settings.split_compounds:
                         run["scores"][scores.SPLIT] = {"score": scores.bleu_compounds_split(truth, output)}
                     found["runs"][f"{system} {seed}"] = run
-            stages.write(self.out / "scores.json", json.dumps(found, indent=1) + "\n")
+            write_text(self.out / "scores.json", json.dumps(found, indent=1) + "\n")
 
         what = [self.good(), baseline, self.settings.split_compounds]
         inputs = [reference, labels, *map(self.output, self.good())]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
+from common import write
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,9 +23,8 @@ def draw(report: dict[str, Any], folder: Path) -> None:
     systems = {name: system for name, system in report["systems"].items() if system["runs"]}
     for name, figure in (("curves", curves(report, systems)), ("speed", speed(systems))):
         for kind in ("svg", "png"):
-            aside = folder / f"{name}.part.{kind}"
-            figure.savefig(aside, dpi=150, metadata={"Date": None} if kind == "svg" else None)
-            aside.replace(folder / f"{name}.{kind}")
+            metadata = {"Date": None} if kind == "svg" else None
+            write(folder / f"{name}.{kind}", partial(figure.savefig, dpi=150, metadata=metadata))
         plt.close(figure)
 
 

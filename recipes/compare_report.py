@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import compare_plots
 import stages
 import torch
+from common import processor, write_text
 
 from fairseq_sru.versions import __version__
 
@@ -39,11 +40,8 @@ def seconds_to(bleu: float, curve: Sequence[dict[str, Any]]) -> float | None:
 
 
 def machine(cpu: bool) -> dict[str, Any]:
-    info = Path("/proc/cpuinfo")
-    said = info.read_text().splitlines() if info.is_file() else []
-    models = [line.split(":", 1)[1].strip() for line in said if line.startswith("model name")]
     return {
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": None if cpu else torch.cuda.get_device_name(),
@@ -288,6 +286,6 @@ def render(report: dict[str, Any]) -> str:
 
 def write(report: dict[str, Any], folder: Path) -> None:
     """Write the report's files."""
-    stages.write(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    stages.write(folder / "report.md", render(report))
+    write_text(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(folder / "report.md", render(report))
     compare_plots.draw(report, folder)

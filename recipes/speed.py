@@ -25,7 +25,6 @@ import functools
 import json
 import math
 import os
-import platform
 import re
 import sys
 import time
@@ -37,6 +36,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from common import processor, write
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -361,17 +361,6 @@ def plot(found: dict[Case, dict[str, Spread]], title: str) -> Figure:
     return figure
 
 
-def write(path: Path, how: Callable[[Path], object]) -> None:
-    """Aside first, then renamed: nobody sees half of a file."""
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        how(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-    print(f"wrote {path}")
-
-
 # ---------------------------------------------------------------- the report's parts: each prints and returns
 
 
@@ -435,9 +424,7 @@ def all_targets(found: dict[Case, dict[str, Spread]]) -> list[dict[str, Any]]:
 def device_name() -> str:
     if ON_GPU:
         return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    return processor()
 
 
 def at_least_one(text: str) -> int:
@@ -504,10 +491,15 @@ def main(arguments: list[str] | None = None) -> None:
         "targets": all_targets(found),
     }
     print()
-    write(args.out / "speed.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
     figure = plot(found, f"One layer, {title}")
-    for suffix in ("svg", "png"):
-        write(args.out / f"speed.{suffix}", partial(figure.savefig, dpi=120))
+    files: dict[str, Callable[[Path], object]] = {
+        "json": lambda path: path.write_text(json.dumps(report, indent=1) + "\n"),
+        **{suffix: partial(figure.savefig, dpi=120) for suffix in ("svg", "png")},
+    }
+    for suffix, how in files.items():
+        path = args.out / f"speed.{suffix}"
+        write(path, how)
+        print(f"wrote {path}")
 
 
 if __name__ == "__main__":

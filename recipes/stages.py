@@ -21,20 +21,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from common import write_text
+
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
 NEWS = 20  # last lines of a failed command that are shown
 
 
 class StageError(Exception):
     """A stage failed; the message has its name and the last lines of its command."""
-
-
-def write(path: Path, text: str) -> None:
-    """Write a whole file or none."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".part")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
 
 
 def lines(path: Path) -> list[str]:
@@ -141,7 +135,7 @@ class Stages:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
-        write(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
+        write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
 
     def _begin(
         self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False

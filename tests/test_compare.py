@@ -19,6 +19,7 @@ import pytest
 import report
 import settings
 import stages
+from common import write_text
 from conftest import ROOT, write_pairs
 from test_scores import check_paired
 
@@ -137,7 +138,7 @@ def test_equal_time_gives_updates_by_speed():
 def test_speed_is_the_median_of_the_slices(recipe, tmp_path):
     comparison = compare.Comparison(settings.load(recipe, [f"out={tmp_path}", "budget={updates: null, minutes: 2}"]))
     for number, speed in enumerate((5.0, 1.0, 4.0), 1):
-        stages.write(tmp_path / "stamps" / f"slice-a-{number}.json", json.dumps({"updates_per_second": speed}))
+        write_text(tmp_path / "stamps" / f"slice-a-{number}.json", json.dumps({"updates_per_second": speed}))
     assert comparison.training_speed("a", "updates_per_second") == 4.0
     assert comparison.updates("a") == 480
 

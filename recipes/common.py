@@ -1,0 +1,31 @@
+"""What several recipes share: files that are written whole, the name of the processor."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write(path: Path, how: Callable[[Path], object]) -> None:
+    """Aside first, by ``how(aside)``, then renamed: nobody sees half of a file."""
+    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        how(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """:func:`write` for text; makes the folder, too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def processor() -> str:
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
+    return found[1] if found else platform.processor() or platform.machine()

@@ -105,8 +105,8 @@ def host() -> tuple[str | None, str | None]:
 
 def cache() -> dict[str, Any]:
     """The folder of compiled kernels with the size of what is in it; trouble: why it isn't the user's own."""
-    trouble = user_cache()[1] or None
     try:
+        trouble = user_cache()[1] or None
         folder = cache_folder()
     except Unavailable as error:
         return {"folder": None, "files": 0, "bytes": 0, "trouble": str(error)}

@@ -47,8 +47,10 @@ def installed() -> dict[str, str]:
 
 
 def is_usable(found: dict[str, str]) -> bool:
-    """Whether a fairseq that is not ours does as well: of the same release, and it imports."""
-    release = found.get("fairseq", "").split("+")[0]
+    """Whether a fairseq that is not ours does as well: of the release, without an earlier patch, and it imports."""
+    release, _, patched = found.get("fairseq", "").partition("+")
+    if patched.startswith("py311"):
+        return False
     command = [sys.executable, "-c", "import fairseq"]
     return release == versions.FAIRSEQ and not subprocess.run(command, capture_output=True).returncode
 

@@ -11,10 +11,10 @@ PYTHON = ">=3.11,<3.14"  # fairseq 0.12.2 cannot read the option types of 3.14
 TORCH = "torch>=2.6"
 NUMPY = "numpy>=1.26"
 
-# The official sdist, and the version it gets from fairseq-0.12.2.patch.
+# The official sdist, and the version it gets from fairseq-0.12.2.patch: another one whenever the patch changes.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
-FAIRSEQ_PATCHED = "0.12.2+py311"
+FAIRSEQ_PATCHED = "0.12.2+py311.2"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")
@@ -45,6 +45,7 @@ TEST = (
     "nvidia-cuda-nvrtc==13.0.88",
     *CUDA,
     "pytest==9.0.3",
+    "pytest-xdist==3.8.0",
     "ruff==0.17.6",
     "sru==2.6.0",
     "types-PyYAML==6.0.12.20261113",

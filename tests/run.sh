@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Sets up what is missing, then lints, checks types and tests:
 #     bash tests/run.sh [--all] [--coverage] [pytest arguments]
-# --all adds the tests marked slow. --coverage ends with the lines and branches that no test ran, in child processes either.
+# A process for each core, files in turns; -n 0 for one process. --all adds the tests marked slow. --coverage ends with the lines and branches that no test ran, in child processes either.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . recipes/setup.sh
 
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # threads of several processes on one core wait for one another
 tier=(-m "not slow")
 pytest=(python -m pytest)
 while true; do
@@ -18,7 +19,7 @@ while true; do
 done
 python -m ruff check .
 python -m mypy
-"${pytest[@]}" -ra ${tier[@]+"${tier[@]}"} "$@"
+"${pytest[@]}" -n auto --dist loadfile --no-loadscope-reorder -ra ${tier[@]+"${tier[@]}"} "$@"
 if [ "${pytest[2]}" = coverage ]; then
     python -m coverage combine --quiet
     python -m coverage report

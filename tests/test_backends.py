@@ -132,6 +132,14 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     assert said[0].filename == __file__, "the warning points at the caller"
 
 
+def test_on_windows_pytorch_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.platform, "system", lambda: "Windows")
+    monkeypatch.delattr(os, "geteuid")
+    with pytest.warns(UserWarning, match="runs in plain PyTorch on cpu.*not supported on Windows; WSL 2"):
+        assert _choose("auto", "cpu") is _backend("torch")
+    assert "Windows" in fairseq_sru.backends()["native"]
+
+
 def test_an_installation_without_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "__file__", str(tmp_path / "fairseq_sru" / "recurrence" / "build.py"))
     assert "no kernels/sru.cu" in fairseq_sru.backends()["native"]

@@ -206,6 +206,15 @@ def test_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert found["cache"]["trouble"] == found["backends"]["native"] == said + "FAIRSEQ_SRU_CACHE can name one"
 
 
+def test_on_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(build.platform, "system", lambda: "Windows")
+    status, found = examine(capsys)
+    assert status == 1
+    assert found["auto"]["cpu"]["backend"] == "torch"
+    assert "native: compiled kernels are not supported on Windows; WSL 2 counts as Linux" in found["advice"]
+    assert found["trials"].keys() == {"torch", "reference"}
+
+
 def test_a_backend_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "fast")
     status, found = examine(capsys)

@@ -547,6 +547,13 @@ def test_traces():
         close(traced(x, c0), rnn(x, c0), 1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_onnx_is_refused(tmp_path):
+    with pytest.raises(RuntimeError, match="export to ONNX is not supported"):
+        torch.onnx.export(SRU(6, 4), (torch.randn(5, 3, 6),), tmp_path / "rnn.onnx", dynamo=False)
+
+
 # ---------------------------------------------------------------- what is not as described
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from fairseq_sru import versions
+from fairseq_sru.install_fairseq import is_usable
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fairseq_sru"
@@ -35,8 +36,9 @@ def test_versions_agree_with_patch() -> None:
     added = "\n".join(line for line in PATCH.splitlines() if line.startswith("+"))
     pins = re.findall(r'"([\w-]+==[\d.]+)"', added)
     assert sorted(pins) == sorted((*versions.FAIRSEQ_BUILD, *versions.FAIRSEQ_RUN))
-    assert versions.FAIRSEQ + "+py311" == versions.FAIRSEQ_PATCHED
-    assert 'f.read().strip() + "+py311"' in added
+    release, patched = versions.FAIRSEQ_PATCHED.split("+")
+    assert release == versions.FAIRSEQ
+    assert f'f.read().strip() + "+{patched}"' in added
 
 
 def test_patch_touches_nothing_else() -> None:
@@ -91,6 +93,11 @@ def test_installed_fairseq_has_this_patch() -> None:
 
 
 # install_fairseq.py
+
+
+def test_an_earlier_patch_is_replaced() -> None:
+    assert not is_usable({"fairseq": "0.12.2+py311"})
+    assert is_usable({"fairseq": "0.12.2"})  # what is installed imports
 
 
 def install_fairseq(*arguments: str | Path, env: dict[str, str] | None = None) -> str:

@@ -14,7 +14,45 @@ from ..linear import Linear
 from .recurrent import UNITS, RecurrentLayer, padding
 
 
-class SRUEncoder(FairseqEncoder):
+class Encoder(FairseqEncoder):
+    """Embedding, and how a beam search reorders the result; what computes it is the subclass's ``forward``.
+
+    Args:
+        dictionary: the source dictionary.
+        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``.
+        max_source_positions: longest source sentence.
+    """
+
+    def __init__(self, dictionary: Any, embed_tokens: nn.Embedding, max_source_positions: int) -> None:
+        super().__init__(dictionary)
+        self.padding_idx = dictionary.pad()
+        self.max_source_positions = max_source_positions
+        self.embed_tokens = embed_tokens
+
+    def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:
+        """Reorder (or repeat, for a beam) the rows of the batch.
+
+        Rows of one sentence share its tensors while each sentence has equally many, next to one another, as in beam
+        search; then this copies nothing but, when sentences are done, those that are not. Else each row gets a copy.
+        """
+        rows = encoder_out["rows_per_sentence"]
+        runs = [(n, len(list(run))) for n, run in groupby(row // rows for row in new_order.tolist())]
+        together = len({length for _, length in runs}) == 1
+        kept = [n for n, length in runs for _ in range(1 if together else length)]
+        new = {**encoder_out, "rows_per_sentence": len(new_order) // len(kept)}
+        if kept != list(range(len(encoder_out["encoder_padding_mask"][0]))):
+            at = torch.tensor(kept, device=new_order.device)
+            for name, tensors in encoder_out.items():
+                if name != "rows_per_sentence":
+                    new[name] = [t.index_select(1 if name == "encoder_out" else 0, at) for t in tensors]
+        return new
+
+    def max_positions(self) -> int:
+        """Longest source sentence."""
+        return self.max_source_positions
+
+
+class SRUEncoder(Encoder):
     """Embedding, a stack of :class:`RecurrentLayer` s, layer norm.
 
     Padding is found by its token, so the source may be padded on either side.
@@ -49,13 +87,10 @@ class SRUEncoder(FairseqEncoder):
         residual: bool = True,
         attended: bool = True,
     ) -> None:
-        super().__init__(dictionary)
-        self.padding_idx = dictionary.pad()
-        self.max_source_positions = max_source_positions
+        super().__init__(dictionary, embed_tokens, max_source_positions)
         self.unit = unit
         self.output_units = hidden_size * (2 if bidirectional else 1)
         self.state_units = self.output_units * UNITS[unit]
-        self.embed_tokens = embed_tokens
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, self.output_units)
         self.layers = nn.ModuleList(
@@ -87,28 +122,6 @@ class SRUEncoder(FairseqEncoder):
             "encoder_state": [state],
             "rows_per_sentence": 1,
         }
-
-    def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:
-        """Reorder (or repeat, for a beam) the rows of the batch.
-
-        Rows of one sentence share its tensors while each sentence has equally many, next to one another, as in beam
-        search; then this copies nothing but, when sentences are done, those that are not. Else each row gets a copy.
-        """
-        rows = encoder_out["rows_per_sentence"]
-        runs = [(n, len(list(run))) for n, run in groupby(row // rows for row in new_order.tolist())]
-        together = len({length for _, length in runs}) == 1
-        kept = [n for n, length in runs for _ in range(1 if together else length)]
-        new = {**encoder_out, "rows_per_sentence": len(new_order) // len(kept)}
-        if kept != list(range(len(encoder_out["encoder_padding_mask"][0]))):
-            at = torch.tensor(kept, device=new_order.device)
-            for name, tensors in encoder_out.items():
-                if name != "rows_per_sentence":
-                    new[name] = [t.index_select(1 if name == "encoder_out" else 0, at) for t in tensors]
-        return new
-
-    def max_positions(self) -> int:
-        """Longest source sentence."""
-        return self.max_source_positions
 
 
 def project_in(embed_dim: int, size: int) -> nn.Module:

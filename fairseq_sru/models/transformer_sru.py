@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import torch
-from fairseq.models import FairseqEncoder, FairseqEncoderDecoderModel, register_model
+from fairseq.models import FairseqEncoderDecoderModel, register_model
 from fairseq.modules import FairseqDropout, SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 
@@ -21,12 +21,12 @@ from .config import (
     must_match,
     probabilities,
 )
-from .encoder import SRUEncoder, embedding
+from .encoder import Encoder, embedding
 from .output import Decoder, IncrementalState, State
 from .transformer_layers import AUTOREGRESSIONS, FEED_FORWARDS, DecoderLayer, EncoderLayer
 
 
-class TransformerSRUEncoder(FairseqEncoder):
+class TransformerSRUEncoder(Encoder):
     """Embedding with sinusoidal positions, :class:`EncoderLayer` s, layer norm.
 
     Padding is found by its token, so the source may be padded on either side.
@@ -55,11 +55,8 @@ class TransformerSRUEncoder(FairseqEncoder):
         rnn_dropout: float,
         max_source_positions: int,
     ) -> None:
-        super().__init__(dictionary)
+        super().__init__(dictionary, embed_tokens, max_source_positions)
         size = self.output_units = embed_tokens.embedding_dim
-        self.padding_idx = dictionary.pad()
-        self.max_source_positions = max_source_positions
-        self.embed_tokens = embed_tokens
         self.embed_positions = SinusoidalPositionalEmbedding(size, self.padding_idx)
         self.layers = nn.ModuleList(
             EncoderLayer(size, inner, heads, feed_forward, dropout, rnn_dropout) for _ in range(num_layers)
@@ -84,12 +81,6 @@ class TransformerSRUEncoder(FairseqEncoder):
         for layer in self.layers:
             x = layer(x, ~padding_mask[:, None, None, :], padding_mask.t())
         return {"encoder_out": [self.norm(x)], "encoder_padding_mask": [padding_mask], "rows_per_sentence": 1}
-
-    reorder_encoder_out = SRUEncoder.reorder_encoder_out  # a result of the same form; it reads nothing of self
-
-    def max_positions(self) -> int:
-        """Longest source sentence."""
-        return self.max_source_positions
 
 
 class TransformerSRUDecoder(Decoder):

@@ -81,13 +81,16 @@ def sru_recurrence(
     Raises:
         ValueError: an argument's value or shape is not as described; the message names it.
         TypeError: an argument is not of a floating-point (padding_mask: bool) dtype.
-        RuntimeError: the backend that was asked for by name can't run here; the message says why.
+        RuntimeError: the backend that was asked for by name can't run here; the message says why. Or this is an export
+            to ONNX.
     """
     tensors = (u, x, bias, weight_c, c0, dropout_mask)
     _check(tensors, padding_mask, activation, bidirectional)
     how = Options(activation, bidirectional, float(skip_scale))
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        if torch.onnx.is_in_onnx_export():
+            raise RuntimeError("export to ONNX is not supported: ONNX has no operator for the SRU recurrence")
         name = _choose_name(backend, u.device.type)
         if name != "reference":
             return compiled(name, tensors, padding_mask, how, keep)  # type: ignore[no-any-return]

@@ -66,8 +66,18 @@ def kernel_text() -> dict[str, str]:
     return {path.name: path.read_text() for path in sorted(kernel_folder().iterdir()) if path.suffix in (".cu", ".h")}
 
 
+def _check_system() -> None:
+    if platform.system() == "Windows":
+        raise Unavailable("compiled kernels are not supported on Windows; WSL 2 counts as Linux")
+
+
 def user_cache() -> tuple[Path, str]:
-    """The folder that is to keep compiled kernels, made if need be; and why it can't, with what helps, or ""."""
+    """The folder that is to keep compiled kernels, made if need be; and why it can't, with what helps, or "".
+
+    Raises:
+        Unavailable: this is Windows.
+    """
+    _check_system()
     named = os.environ.get(VARIABLE)
     folder = Path(named or "~/.cache/fairseq_sru")
     other = f"{VARIABLE} can name another folder"
@@ -105,7 +115,7 @@ def cache_folder() -> Path:
     """A folder that this user alone can write: the user's cache, or else a temporary one of this process.
 
     Raises:
-        Unavailable: neither can be written.
+        Unavailable: neither can be written, or this is Windows.
     """
     folder, trouble = user_cache()
     if not trouble:
@@ -190,8 +200,9 @@ def host_compiler() -> tuple[tuple[str, ...], str]:
     """The host compiler's command, and what it says of its version.
 
     Raises:
-        Unavailable: there is none, or ``CXX`` names one that doesn't run.
+        Unavailable: there is none, or ``CXX`` names one that doesn't run; or this is Windows.
     """
+    _check_system()
     named = os.environ.get("CXX")
     try:
         commands = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]

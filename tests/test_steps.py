@@ -1,0 +1,101 @@
+"""The report on steps of training and decoding: its systems, its table and its file. No time decides."""
+
+from __future__ import annotations
+
+import json
+import math
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import steps
+import torch
+
+SIZES = {f"{side}_embed_dim": 32 for side in ("encoder", "decoder")}
+
+
+def small(vocabulary: int) -> tuple[Any, dict[str, Any]]:
+    """As steps.systems, but small."""
+    words = steps.dictionary(vocabulary)
+    task = Namespace(source_dictionary=words, target_dictionary=words)
+    ffn = {f"{side}_ffn_embed_dim": 32 for side in ("encoder", "decoder")}
+    lstm = {**SIZES, "decoder_out_embed_dim": 32, "encoder_hidden_size": 32, "decoder_hidden_size": 32}
+    return words, {
+        steps.SRU: steps.built("sru_tiny", task, **SIZES, encoder_hidden_size=16),
+        steps.UNIT: steps.built("lstm_tiny", task, **SIZES, encoder_hidden_size=16, decoder_hidden_size=32),
+        steps.LSTM: steps.built("lstm", task, **lstm, decoder_attention="1"),
+        steps.TRANSFORMER: steps.built("transformer_iwslt_de_en", task, **SIZES, **ffn),
+    }
+
+
+def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(steps, "systems", small)
+    monkeypatch.setattr(steps, "CASES", [(2, 2)])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    steps.main(["--out", str(tmp_path), "--threads", "1", "--turns", "1", "--vocabulary", "60", "--quick"])
+    report = json.loads((tmp_path / "steps.json").read_text())
+    assert list(report["cases"]) == ["train", "step, batch 2, beam 2", "decode, batch 2, beam 2"]
+    assert report["parameters"] == {name: steps.parameters(model) for name, model in small(60)[1].items()}
+    for found in report["cases"].values():
+        times = {name: spread["median"] for name, spread in found["ms"].items()}
+        assert list(times) == list(report["parameters"])
+        assert all(ms > 0 for ms in times.values())
+        assert found["ratios"] == {n: pytest.approx(times[n] / times[steps.SRU]) for n in times if n != steps.SRU}
+        assert math.isclose(sum(found["shares"].values()), 1)
+        assert found["shares"]["matrix products"] > 0.005
+        assert found["shares"]["recurrence"] > 0.005
+    assert (
+        report["cases"]["train"]["shares"]["dropout"]
+        > 0
+        == report["cases"]["step, batch 2, beam 2"]["shares"]["dropout"]
+    )
+    printed = capsys.readouterr().out
+    for case in report["cases"]:
+        assert printed.count(f"| {case} ") == 2
+
+
+def test_an_update_is_one() -> None:
+    words, models = small(60)
+    for model in models.values():
+        before = [p.detach().clone() for p in model.parameters()]
+        steps.trainer(model, words)()
+        assert model.training
+        assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True) if b.grad is not None)
+
+
+def test_a_step_reads_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The incremental states are used: else each step would be the first."""
+    monkeypatch.setattr(steps, "for_decoding", lambda model: model.eval())
+    words, models = small(60)
+    for model in models.values():
+        states = []
+        extract = model.decoder.extract_features
+
+        def seen(tokens: Any, encoder_out: Any, incremental_state: Any, extract: Any = extract, s: Any = states) -> Any:
+            s.append((tokens.size(1), len(incremental_state)))
+            return extract(tokens, encoder_out=encoder_out, incremental_state=incremental_state)
+
+        monkeypatch.setattr(model.decoder, "extract_features", seen)
+        steps.stepper(model, words, 2, 2)()
+        assert [length for length, _ in states] == list(range(1, steps.STEPS + 1))
+        assert [entries > 0 for _, entries in states] == [False] + [True] * (steps.STEPS - 1)
+
+
+class Sized(torch.nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.empty(width, width))
+
+
+@pytest.mark.parametrize("target, width", [(40_000, 200), (39_900, 200), (40_700, 200), (41_000, 204), (1, 32)])
+def test_the_width_of_as_many_parameters(target: int, width: int) -> None:
+    assert steps.narrowed(target, 4, Sized).weight.shape == (width, width)
+
+
+@pytest.mark.slow
+def test_the_systems_are_of_one_size() -> None:
+    _, models = steps.systems(8000)
+    sizes = {name: steps.parameters(model) for name, model in models.items()}
+    for size in sizes.values():
+        assert size == pytest.approx(sizes[steps.SRU], rel=0.02), sizes

@@ -51,6 +51,14 @@ def preprocess(folder: Path, name: str = "bin") -> Path:
     return folder / name
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _checkpoints_can_be_read() -> None:
+    """As with --user-dir; tests read what a command has written."""
+    from fairseq_sru.checkpoints import allow_fairseq_checkpoints
+
+    allow_fairseq_checkpoints()
+
+
 @pytest.fixture(scope="session")
 def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A binarised toy corpus; ``..`` of it holds the text. The test set has 53 lines, one of them empty."""

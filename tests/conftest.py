@@ -18,7 +18,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
 
 def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: str | None = None, **env: str) -> Any:
-    """Run ``fairseq-<first word>`` of the Python that runs the tests; the result holds stdout and stderr."""
+    """Run ``fairseq-<first word>`` of the Python that runs the tests; the result holds stdout and stderr. Checkpoints
+    that it writes can then be read here, as with --user-dir."""
+    from fairseq_sru.checkpoints import allow_fairseq_checkpoints  # not needed by tests that keep fairseq out
+
+    allow_fairseq_checkpoints()
     command = [str(Path(sys.executable).with_name(f"fairseq-{words[0]}")), *map(str, words[1:])]
     done = subprocess.run(
         command,
@@ -49,14 +53,6 @@ def preprocess(folder: Path, name: str = "bin") -> Path:
     prefixes = [word for s in ("train", "valid", "test") for word in (f"--{s}pref", folder / s)]
     run_cli("preprocess", "-s", "en", "-t", "de", *prefixes, "--joined-dictionary", "--destdir", folder / name)
     return folder / name
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _checkpoints_can_be_read() -> None:
-    """As with --user-dir; tests read what a command has written."""
-    from fairseq_sru.checkpoints import allow_fairseq_checkpoints
-
-    allow_fairseq_checkpoints()
 
 
 @pytest.fixture(scope="session")

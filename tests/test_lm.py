@@ -7,6 +7,7 @@ import copy
 import math
 import random
 import re
+import shutil
 from argparse import Namespace
 from itertools import pairwise
 from pathlib import Path
@@ -432,11 +433,12 @@ def test_adaptive_softmax_trains_resumes_and_evaluates(text_data, tmp_path):
     adaptive = ["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "5,9", "--ddp-backend", "legacy_ddp"]
     train_lm(text_data, tmp_path, *adaptive, "--max-epoch", 3)
     train_lm(text_data, tmp_path, *adaptive, "--max-epoch", 6)
+    blocks = ["--sample-break-mode", "none", "--tokens-per-sample", 32]  # as in training
+    assert perplexity(text_data, tmp_path / "checkpoint_last.pt", *blocks) < 3  # of 8 letters and an end
     (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
         [str(tmp_path / "checkpoint_last.pt")], {"data": str(text_data)}
     )
     truth = math.exp(-float(unbroken(model.double().eval(), task, text_data).mean()))
-    assert truth < 3  # of 8 letters and an end
     window = ["--tokens-per-sample", 16, "--context-window", 4, "--batch-size", 2]
     assert perplexity(text_data, tmp_path / "checkpoint_last.pt", *window) == pytest.approx(truth, abs=0.01)
 
@@ -468,5 +470,7 @@ def test_shallow_fusion_with_a_translation_model(toy_data, tmp_path):
     run_cli("preprocess", "--only-source", *pairs, "--srcdict", dictionary, "--destdir", tmp_path / "lm")
     train_lm(tmp_path / "lm", tmp_path / "lm", "--max-update", 5, "--sample-break-mode", "eos")
     train(toy_data, tmp_path / "mt", "--max-update", 5)
+    data = shutil.copytree(toy_data, tmp_path / "data")
+    shutil.copy(dictionary, data / "dict.txt")  # where fairseq looks for the language model's
     fused = ["--lm-path", tmp_path / "lm" / "checkpoint_last.pt", "--lm-weight", 0.5]
-    assert len(hypotheses(generate(toy_data, tmp_path / "mt" / "checkpoint_last.pt", "--beam", 2, *fused))) == 53
+    assert len(hypotheses(generate(data, tmp_path / "mt" / "checkpoint_last.pt", "--beam", 2, *fused))) == 53

@@ -504,7 +504,7 @@ def test_a_toy_task_is_learned(options, tmp_path):
     test = reversed_pairs(200, 3)
     write_pairs(tmp_path, "test", test)
     data = preprocess(tmp_path)
-    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-epoch", 25, "--dropout", 0.1]
+    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-epoch", 50, "--dropout", 0.0]
     arch = ["--arch", "transformer_sru_tiny", *SMALL, "--encoder-embed-dim", 64, "--decoder-embed-dim", 64, *options]
     train(data, tmp_path / "save", *schedule, "--max-tokens", 1000, "--no-epoch-checkpoints", arch=arch)
     found = hypotheses(generate(data, tmp_path / "save" / "checkpoint_best.pt", "--beam", 1))

@@ -316,6 +316,7 @@ def fairseq_parser(command: str) -> argparse.ArgumentParser:
         "generate": options.get_generation_parser,
         "interactive": options.get_interactive_generation_parser,
         "validate": options.get_validation_parser,
+        "eval-lm": options.get_eval_lm_parser,
         "preprocess": options.get_preprocessing_parser,
     }
     return import_module("fairseq_cli.score").get_parser() if command == "score" else made[command]()
@@ -385,7 +386,7 @@ def expanded(flag: str) -> list[str]:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_commands_and_flags_exist(toy_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_and_flags_exist(toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every command of the README is read by its own program's parser, and each flag in the text by some of them."""
     from hydra._internal.utils import get_args_parser as hydra_parser
     from torch.distributed.run import get_args_parser as torchrun_parser
@@ -401,10 +402,13 @@ def test_commands_and_flags_exist(toy_data: Path, capsys: pytest.CaptureFixture[
     for name in ("preprocess", "score"):
         known |= set(fairseq_parser(name)._option_string_actions)
 
+    shutil.copy(toy_data / "dict.de.txt", tmp_path / "dict.txt")
+    folders = {"DATA": str(toy_data), "TEXT": str(tmp_path)}
+
     read = set()
     for words, whole in commands(text):
         try:
-            parser = parse([str(toy_data) if word == "DATA" else word for word in words], whole)
+            parser = parse([folders.get(word, word) for word in words], whole)
         except SystemExit:
             pytest.fail(f"{shlex.join(words)}\n{capsys.readouterr().err}")
         if parser:

@@ -50,7 +50,7 @@ def test_nothing_is_lacking(built: tuple[Path, Path]) -> None:
 
 
 @pytest.mark.parametrize(
-    "end", ["licenses/LICENSE", "fairseq_sru/py.typed", "sru_tiny.yaml", "kernels/sru.cu", "0.12.2.patch"]
+    "end", ["licenses/LICENSE", "fairseq_sru/py.typed", "sru/sru_tiny.yaml", "kernels/sru.cu", "0.12.2.patch"]
 )
 def test_a_file_that_the_wheel_lacks_is_told(end: str, built: tuple[Path, Path], tmp_path: Path) -> None:
     sdist, wheel = built

@@ -421,10 +421,18 @@ def all_targets(found: dict[Case, dict[str, Spread]]) -> list[dict[str, Any]]:
 # ---------------------------------------------------------------- the command
 
 
-def device_name() -> str:
-    if ON_GPU:
-        return torch.cuda.get_device_name()
-    return processor()
+TITLE = "{device}, threads: {threads}, torch {torch}"  # of what machine() gives
+
+
+def machine(**more: str) -> dict[str, Any]:
+    """What a report says of where and when it was made; more goes in before the date."""
+    return {
+        "device": torch.cuda.get_device_name() if ON_GPU else processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **more,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def at_least_one(text: str) -> int:
@@ -459,14 +467,8 @@ def main(arguments: list[str] | None = None) -> None:
     backend = _choose("auto", DEVICE.type)
     shapes, steps, scans = (SHAPES[:1], STEPS[1:2], SHAPES[:1]) if args.quick else (SHAPES, STEPS, SCANS)
     one = shapes[0] if args.quick else (32, 32, 512)
-    machine = {
-        "device": device_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "backend": backend.name if backend else "reference",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    title = "{device}, threads: {threads}, torch {torch}".format(**machine)
+    here = machine(backend=backend.name if backend else "reference")
+    title = TITLE.format(**here)
     count = 2**30 if ON_GPU else 2**28
     bandwidth = count / measure({"copy": copying(count)}, args.turns)["copy"].median / 1e6
     print(f"{title}; medians of {args.turns}; copying reads and writes {bandwidth:,.0f} GB/s")
@@ -479,7 +481,7 @@ def main(arguments: list[str] | None = None) -> None:
     scanned = [Case(FORWARD, *s, *variant) for s in scans for variant in dict(VARIANTS).items()]  # the last mode
     found = all_cases(cases, package, args.turns)
     report = {
-        "machine": machine,
+        "machine": here,
         "turns": args.turns,
         "copy_gb_per_s": bandwidth,
         "contestants": all_notes(package, Case(FORWARD, *one)),

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import datetime
 import json
 import sys
 from argparse import Namespace
@@ -32,7 +31,7 @@ from unittest import mock
 
 import torch
 from common import write_text
-from speed import DEVICE, Function, Spread, at_least_one, device_name, folder, measure, short, table
+from speed import DEVICE, TITLE, Function, Spread, at_least_one, folder, machine, measure, short, table
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function
@@ -45,6 +44,7 @@ from fairseq_sru import __version__, sru_recurrence
 SRU, UNIT, LSTM, TRANSFORMER = "sru", "lstm unit", "fairseq lstm", "fairseq transformer"
 PAIRS, SOURCE, STEPS = 40, 25, 40
 CASES = [(1, 1), (1, 5), (64, 1), (64, 5)]  # sentences, beam
+WIDTHS = {"embed_dim": 1, "ffn_embed_dim": 2}  # of transformer_iwslt_de_en: 512, 1024
 
 
 def dictionary(size: int) -> Any:
@@ -106,9 +106,6 @@ def systems(vocabulary: int) -> tuple[Any, dict[str, Any]]:
     }
 
 
-WIDTHS = {"embed_dim": 1, "ffn_embed_dim": 2}  # of transformer_iwslt_de_en: 512, 1024
-
-
 def tokens(words: Any, rows: int, length: int) -> Tensor:
     return torch.randint(words.nspecial, len(words), (rows, length), device=DEVICE)
 
@@ -118,7 +115,6 @@ def trainer(model: Any, words: Any) -> Function:
     source, before, after = (tokens(words, PAIRS, SOURCE) for _ in range(3))
     lengths = torch.full((PAIRS,), SOURCE, device=DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
-
     model.train()
 
     def update() -> None:
@@ -140,12 +136,11 @@ def for_decoding(model: Any) -> Any:
 
 
 def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
-    """A function that takes the decoder through STEPS steps."""
+    """A function that takes the decoder of a model :func:`for_decoding` through STEPS steps."""
     source = tokens(words, sentences, SOURCE)
     rows = torch.arange(sentences, device=DEVICE).repeat_interleave(beam)
     order = torch.arange(sentences * beam, device=DEVICE)
     before = tokens(words, sentences * beam, STEPS)
-    model = for_decoding(model)
     with torch.no_grad():
         encoded = model.encoder(source, torch.full((sentences,), SOURCE, device=DEVICE))
         encoded = model.encoder.reorder_encoder_out(encoded, rows)
@@ -163,13 +158,12 @@ def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
 
 
 def searcher(model: Any, words: Any, sentences: int, beam: int) -> Function:
-    """A function that translates."""
+    """A function that translates with a model :func:`for_decoding`."""
     from fairseq.sequence_generator import SequenceGenerator
 
     source = tokens(words, sentences, SOURCE)
     lengths = torch.full((sentences,), SOURCE, device=DEVICE)
     sample = {"net_input": {"src_tokens": source, "src_lengths": lengths}}
-    model = for_decoding(model)
     # STEPS with the end of the sentence, which is kept for the last
     generator = SequenceGenerator([model], words, beam, max_len_a=0, max_len_b=STEPS - 1, min_len=STEPS - 1)
 
@@ -226,49 +220,44 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     torch.manual_seed(1)
     words, models = systems(args.vocabulary)
-    machine = {
-        "device": device_name(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "fairseq_sru": __version__,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    print("{device}, threads: {threads}, torch {torch}".format(**machine), f"medians of {args.turns}", sep="; ")
-    print("parameters:", ", ".join(f"{name} {parameters(m):,}" for name, m in models.items()))
+    decoding = {name: for_decoding(model) for name, model in models.items()}
+    others = [name for name in models if name != SRU]
+    here = machine(fairseq_sru=__version__)
+    print(TITLE.format(**here), f"medians of {args.turns}", sep="; ")
+    sizes = {name: parameters(model) for name, model in models.items()}
+    print("parameters:", ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
 
-    cases: dict[str, Callable[[Any], Function]] = {"train": partial(trainer, words=words)}
+    cases: dict[str, tuple[Callable[[Any], Function], dict[str, Any]]] = {
+        "train": (partial(trainer, words=words), models)
+    }
     for what, maker in (("step", stepper), ("decode", searcher)):
         for sentences, beam in CASES[:1] if args.quick else CASES:
             name = f"{what}, batch {sentences}, beam {beam}"
-            cases[name] = partial(maker, words=words, sentences=sentences, beam=beam)
-    took: dict[str, dict[str, Spread]] = {}
-    parts: dict[str, dict[str, float]] = {}
+            cases[name] = partial(maker, words=words, sentences=sentences, beam=beam), decoding
+    found: dict[str, dict[str, dict[str, Any]]] = {}
 
     def rows() -> Iterator[list[str]]:
-        for case, maker in tqdm(cases.items(), disable=None, leave=False):
-            functions = {name: maker(model) for name, model in models.items()}
+        for case, (maker, taking_part) in tqdm(cases.items(), disable=None, leave=False):
+            functions = {name: maker(model) for name, model in taking_part.items()}
             per = STEPS if case.startswith("step") else 1
-            took[case] = {name: Spread(*(ms / per for ms in s)) for name, s in measure(functions, args.turns).items()}
-            parts[case] = shares(functions[SRU])
-            medians = {name: spread.median for name, spread in took[case].items()}
-            yield [case, *map(short, medians.values()), *(short(medians[n] / medians[SRU]) for n in models if n != SRU)]
+            took = {name: Spread(*(ms / per for ms in s)) for name, s in measure(functions, args.turns).items()}
+            ratios = {name: took[name].median / took[SRU].median for name in others}
+            found[case] = {
+                "ms": {name: spread._asdict() for name, spread in took.items()},
+                "ratios": ratios,
+                "shares": shares(functions[SRU]),
+            }
+            yield [case, *(short(spread.median) for spread in took.values()), *map(short, ratios.values())]
 
-    table("Milliseconds:", ["case", *models, *(f"{name} / {SRU}" for name in models if name != SRU)], rows())
-    percent = ([case, *(f"{100 * share:.0f}" for share in found.values())] for case, found in parts.items())
+    table("Milliseconds:", ["case", *models, *(f"{name} / {SRU}" for name in others)], rows())
+    percent = ([case, *(f"{100 * s:.0f}" for s in now["shares"].values())] for case, now in found.items())
     table("Of the time of SRU, in %:", ["case", *KINDS, OTHER], percent)
     report = {
-        "machine": machine,
+        "machine": here,
         "turns": args.turns,
         "vocabulary": args.vocabulary,
-        "parameters": {name: parameters(model) for name, model in models.items()},
-        "cases": {
-            case: {
-                "ms": {name: spread._asdict() for name, spread in spreads.items()},
-                "ratios": {name: spreads[name].median / spreads[SRU].median for name in models if name != SRU},
-                "shares": parts[case],
-            }
-            for case, spreads in took.items()
-        },
+        "parameters": sizes,
+        "cases": found,
     }
     path = args.out / "steps.json"
     write_text(path, json.dumps(report, indent=1) + "\n")

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Sets up what is missing, then lints, checks types and tests:
 #     bash tests/run.sh [--all] [--coverage] [pytest arguments]
-# A process for each core, files in turns; -n 0 for one process. --all adds the tests marked slow. --coverage ends with the lines and branches that no test ran, in child processes either.
+# A process for each core, files in turns; -n 0 for one process. --all adds the tests marked slow. --coverage ends with the
+# lines and branches that no test ran, in child processes either.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . recipes/setup.sh

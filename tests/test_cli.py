@@ -47,9 +47,6 @@ def trained(toy_data, tmp_path_factory) -> Path:
 
 
 def test_trained_checkpoints_are_read_with_the_safety_on(trained):
-    from fairseq_sru.checkpoints import allow_fairseq_checkpoints
-
-    allow_fairseq_checkpoints()
     state = torch.load(trained / "checkpoint_last.pt", weights_only=True)
     assert state["cfg"]["model"]["encoder_embed_dim"] == 32
     assert state["cfg"]["model"]["_name"] == "sru_tiny"

@@ -66,7 +66,6 @@ def test_an_update_is_one() -> None:
 
 def test_a_step_reads_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """The incremental states are used: else each step would be the first."""
-    monkeypatch.setattr(steps, "for_decoding", lambda model: model.eval())
     words, models = small(60)
     for model in models.values():
         states = []
@@ -77,7 +76,7 @@ def test_a_step_reads_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
             return extract(tokens, encoder_out=encoder_out, incremental_state=incremental_state)
 
         monkeypatch.setattr(model.decoder, "extract_features", seen)
-        steps.stepper(model, words, 2, 2)()
+        steps.stepper(model.eval(), words, 2, 2)()
         assert [length for length, _ in states] == list(range(1, steps.STEPS + 1))
         assert [entries > 0 for _, entries in states] == [False] + [True] * (steps.STEPS - 1)
 

@@ -436,9 +436,6 @@ def test_generate_and_batch_size_does_not_change_the_output(trained, toy_data):
 
 
 def test_the_checkpoint_is_read_with_the_safety_on(trained):
-    from fairseq_sru.checkpoints import allow_fairseq_checkpoints
-
-    allow_fairseq_checkpoints()
     state = torch.load(trained, weights_only=True)
     assert state["cfg"]["model"]["encoder_ffn_embed_dim"] == 64
 

@@ -53,14 +53,22 @@ def _exit(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _check_data(args: Any) -> None:
-    """fairseq-train: are there dictionaries in the data folder? fairseq itself would end in a traceback."""
-    data, task = getattr(args, "data", None), getattr(args, "task", None)
-    if not data or task != "translation":
-        return
+def _data_folder(args: Any, task: str) -> Path | None:
+    """The data folder that a command line of this task names; None where it is of another task or names none."""
+    data = getattr(args, "data", None)
+    if not data or getattr(args, "task", None) != task:
+        return None
     folder = Path(utils.split_paths(data)[0])
     if not folder.is_dir():
         _exit(f"argument data: no such folder: {folder}")
+    return folder
+
+
+def _check_data(args: Any) -> None:
+    """fairseq-train: are there dictionaries in the data folder? fairseq itself would end in a traceback."""
+    folder = _data_folder(args, "translation")
+    if folder is None:
+        return
     languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
     wanted = [f"dict.{lang}.txt" for lang in languages] or ["dict.*.txt"]
     found = [path for name in wanted for path in sorted(folder.glob(name))]
@@ -76,11 +84,6 @@ def _check_data(args: Any) -> None:
 
 def _check_text(args: Any) -> None:
     """Is there a dictionary in the data folder of a language model?"""
-    data = getattr(args, "data", None)
-    if not data or getattr(args, "task", None) != "language_modeling":
-        return
-    folder = Path(utils.split_paths(data)[0])
-    if not folder.is_dir():
-        _exit(f"argument data: no such folder: {folder}")
-    if not (folder / "dict.txt").is_file():
+    folder = _data_folder(args, "language_modeling")
+    if folder is not None and not (folder / "dict.txt").is_file():
         _exit(f"argument data: {folder} holds no dict.txt; fairseq-preprocess --only-source makes it")

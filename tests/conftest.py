@@ -17,6 +17,13 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
 
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """A test's random numbers don't depend on which tests the same process ran before."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+
+
 def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: str | None = None, **env: str) -> Any:
     """Run ``fairseq-<first word>`` of the Python that runs the tests; the result holds stdout and stderr. Checkpoints
     that it writes can then be read here, as with --user-dir."""

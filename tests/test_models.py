@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from fairseq_sru.models.attention import Attention, GlobalAttention, attend
 from fairseq_sru.models.config import PRESETS, SRUConfig, check, presets
+from fairseq_sru.models.convolution import Convolution
 from fairseq_sru.models.recurrent import LSTM, padding
 
 
@@ -30,6 +31,7 @@ VARIANTS = {
     "bidirectional": {"encoder_bidirectional": True, "encoder_layers": 3},
     "sizes differ": {"encoder_hidden_size": 6, "decoder_hidden_size": 12, "decoder_embed_dim": 10, "decoder_layers": 1},
     "no attention": {"decoder_attention": "False", "encoder_bidirectional": True},
+    "attention in each second layer": {"decoder_attention": "2", "decoder_layers": 4},
     "tied": {"share_all_embeddings": True, "decoder_hidden_size": 12},
     "adaptive softmax": {
         "criterion": "adaptive_loss",
@@ -38,7 +40,9 @@ VARIANTS = {
     },
     "global attention": {"decoder_attention": "global", "encoder_bidirectional": True, "decoder_out_embed_dim": 12},
     "no residual": {"no_residual": True, "encoder_bidirectional": True},
+    "convolution": {"encoder_kernel_size": 4, "encoder_bidirectional": True},
     "lstm": {"recurrent_unit": "lstm"},
+    "lstm, convolution": {"recurrent_unit": "lstm", "encoder_kernel_size": 3},
     "lstm, no attention": {"recurrent_unit": "lstm", "decoder_attention": "False", "encoder_bidirectional": True},
     **{name: narrow(options) for name, options in presets().items()},
 }
@@ -302,6 +306,19 @@ def test_weights_asked_for_or_not_the_output_is_the_same(build, dictionary):
     torch.testing.assert_close(model(src, None, target)[0], with_weights)
 
 
+@pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
+def test_the_convolution_is_torchs_depthwise_one(kernel_size):
+    convolution = Convolution(6, kernel_size)
+    x, mask = torch.randn(9, 3, 6), torch.zeros(9, 3, dtype=torch.bool)
+    left = kernel_size // 2
+    padded = torch.nn.functional.pad(x.permute(1, 2, 0), (left, kernel_size - 1 - left))
+    expected = torch.nn.functional.conv1d(padded, convolution.weight.t().unsqueeze(1), groups=6).permute(2, 0, 1)
+    torch.testing.assert_close(convolution(x, mask), expected)
+    x[-2:, 1] = float("nan")
+    mask[-2:, 1] = True
+    assert convolution(x, mask).isfinite().all()
+
+
 def test_gradients_reach_every_weight(build, dictionary):
     for options in VARIANTS.values():
         model = build(**options)
@@ -485,10 +502,18 @@ def test_retain_dropout(build, dictionary):
     [
         ({"encoder_layers": 0}, "--encoder-layers must be at least 1; got 0"),
         ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
+        ({"encoder_kernel_size": 0}, "--encoder-kernel-size must be at least 1; got 0"),
         ({"decoder_hidden_size": -4}, "--decoder-hidden-size must be at least 1; got -4"),
         ({"decoder_attention_heads": 3}, "--decoder-attention-heads must divide --decoder-hidden-size 8; got 3"),
         ({"decoder_attention_heads": 0}, "--decoder-attention-heads must be at least 1; got 0"),
-        ({"decoder_attention": "maybe"}, "--decoder-attention must be one of True, False, 1, 0, global; got 'maybe'"),
+        (
+            {"decoder_attention": "maybe"},
+            "--decoder-attention must be True, False, global or a number of layers; got 'maybe'",
+        ),
+        (
+            {"decoder_attention": "2", "decoder_layers": 3},
+            "--decoder-attention in each N-th layer: N must divide --decoder-layers 3; got 2",
+        ),
         ({"recurrent_unit": "gru"}, "--recurrent-unit must be one of sru, lstm; got 'gru'"),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),
         ({"encoder_embed_path": "/none/vectors.txt"}, "--encoder-embed-path: no such file: /none/vectors.txt"),

@@ -63,6 +63,9 @@ class SRUConfig(TranslationConfig):
     )
     encoder_layers: int = field(default=2, metadata={"help": "number of encoder layers"})
     encoder_bidirectional: bool = field(default=False, metadata={"help": "make all layers of encoder bidirectional"})
+    encoder_kernel_size: int = field(
+        default=1, metadata={"help": "positions that a depthwise convolution in each encoder layer sees; 1: none"}
+    )
     decoder_embed_dim: int = field(default=512, metadata={"help": "decoder embedding dimension"})
     decoder_embed_path: Optional[str] = field(default=None, metadata={"help": "path to pre-trained decoder embedding"})
     decoder_freeze_embed: bool = field(default=False, metadata={"help": "freeze decoder embeddings"})
@@ -76,7 +79,8 @@ class SRUConfig(TranslationConfig):
     decoder_attention: str = field(
         default="True",
         metadata={
-            "help": "BOOL: attention over the encoder outputs in each decoder layer; global: once, after the top layer"
+            "help": "BOOL or N: attention over the encoder outputs in each (each N-th) decoder layer; "
+            "global: once, after the top layer"
         },
     )
     decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
@@ -214,12 +218,19 @@ def check(cfg: Any) -> None:
             raise ValueError(f"{flag(f'{side}_embed_path')}: no such file: {path}")
         if path:
             _check_embedding_file(cfg, side, Path(path))
-    at_least_one(cfg, "decoder_out_embed_dim")
+    for name in ("encoder_kernel_size", "decoder_out_embed_dim"):
+        at_least_one(cfg, name)
     names = ["dropout", "rnn_dropout", *(f"{s}_dropout_{e}" for s in ("encoder", "decoder") for e in ("in", "out"))]
     probabilities(cfg, names)
     if option(cfg, "recurrent_unit") not in UNITS:
         raise ValueError(f"--recurrent-unit must be one of {', '.join(UNITS)}; got {option(cfg, 'recurrent_unit')!r}")
-    if attention(cfg) == "layer":
+    where = attention(cfg)
+    if where not in (0, "global"):
+        if option(cfg, "decoder_layers") % where:
+            raise ValueError(
+                f"--decoder-attention in each N-th layer: N must divide --decoder-layers "
+                f"{option(cfg, 'decoder_layers')}; got {where}"
+            )
         at_least_one(cfg, "decoder_attention_heads")
         heads, size = option(cfg, "decoder_attention_heads"), option(cfg, "decoder_hidden_size")
         if size % heads:
@@ -238,13 +249,13 @@ def check(cfg: Any) -> None:
             must_match(cfg, shared, "decoder_embed_dim", "decoder_out_embed_dim")
 
 
-def attention(cfg: Any) -> str:
-    """Where the decoder has attention: ``layer`` (in each), ``global`` (after the top layer) or ``none``."""
+def attention(cfg: Any) -> Any:
+    """Where the decoder has attention: N, in each N-th layer (0: nowhere), or ``global``, after the top layer."""
     value = str(option(cfg, "decoder_attention"))
-    found = {"true": "layer", "1": "layer", "global": "global", "false": "none", "0": "none"}.get(value.lower())
-    if found is None:
-        raise ValueError(f"--decoder-attention must be one of True, False, 1, 0, global; got {value!r}")
-    return found
+    found = {"true": "1", "false": "0"}.get(value.lower(), value.lower())
+    if found != "global" and not (found.isascii() and found.isdecimal()):
+        raise ValueError(f"--decoder-attention must be True, False, global or a number of layers; got {value!r}")
+    return found if found == "global" else int(found)
 
 
 def cutoffs(cfg: Any, vocabulary: int | None) -> list[int] | None:

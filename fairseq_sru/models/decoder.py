@@ -58,9 +58,9 @@ class SRUDecoder(Decoder):
         hidden_size: channels of each layer.
         out_embed_dim: features before the output layer.
         num_layers: number of layers.
-        attention: ``layer``: multi-head, in each layer; ``global``: once, after the top layer; ``none``: the layers
-            start from the encoder's last state instead.
-        heads: attention heads in each layer.
+        attention: N: multi-head, in each N-th layer; ``global``: once, after the top layer; 0: the layers start from
+            the encoder's last state instead.
+        heads: attention heads of a layer.
         encoder_output_units: features of the encoder outputs.
         encoder_state_units: features of the encoder's last state.
         dropout_in: dropout on the embedded tokens.
@@ -80,7 +80,7 @@ class SRUDecoder(Decoder):
         hidden_size: int,
         out_embed_dim: int,
         num_layers: int,
-        attention: str,
+        attention: Any,
         heads: int,
         encoder_output_units: int,
         encoder_state_units: int,
@@ -97,13 +97,15 @@ class SRUDecoder(Decoder):
         self.unit = unit
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
-        heads = heads if attention == "layer" else 0
+        every = num_layers + 1 if attention in (0, "global") else attention
         self.layers = nn.ModuleList(
-            DecoderLayer(hidden_size, encoder_output_units, heads, dropout_out, rnn_dropout, unit, residual)
-            for _ in range(num_layers)
+            DecoderLayer(
+                hidden_size, encoder_output_units, 0 if i % every else heads, dropout_out, rnn_dropout, unit, residual
+            )
+            for i in range(1, num_layers + 1)
         )
         self.initial_state = None
-        if attention == "none":
+        if attention == 0:
             self.initial_state = Linear(encoder_state_units, num_layers * hidden_size * UNITS[unit])
         self.norm = nn.LayerNorm(hidden_size) if residual else nn.Identity()
         self.global_attention = self.project_out = None

@@ -70,6 +70,7 @@ class SRUEncoder(Encoder):
         unit: the recurrent unit, ``sru`` or ``lstm``.
         residual: False for plain layers, without layer norms.
         attended: the decoder attends to the outputs; else nothing reads them, and they need no layer norm.
+        kernel_size: positions that the :class:`Convolution` in each layer sees; 1: there is none.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class SRUEncoder(Encoder):
         unit: str = "sru",
         residual: bool = True,
         attended: bool = True,
+        kernel_size: int = 1,
     ) -> None:
         super().__init__(dictionary, embed_tokens, max_source_positions)
         self.unit = unit
@@ -94,7 +96,7 @@ class SRUEncoder(Encoder):
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, self.output_units)
         self.layers = nn.ModuleList(
-            RecurrentLayer(self.output_units, dropout_out, rnn_dropout, bidirectional, unit, residual)
+            RecurrentLayer(self.output_units, dropout_out, rnn_dropout, bidirectional, unit, residual, kernel_size)
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(self.output_units) if residual and attended else nn.Identity()
@@ -112,10 +114,11 @@ class SRUEncoder(Encoder):
             and values, ``[(batch, heads, src_len, head_size), ...]``.
         """
         padding_mask = src_tokens.eq(self.padding_idx)
-        pads = padding(self.unit, padding_mask.t())
+        mask = padding_mask.t()
+        pads = padding(self.unit, mask)
         x = self.project_in(self.dropout_in(self.embed_tokens(src_tokens.t())))
         for layer in self.layers:
-            x, state = layer(x, None, pads)
+            x, state = layer(x, None, pads, mask)
         return {
             "encoder_out": [self.norm(x)],
             "encoder_padding_mask": [padding_mask],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..layers import SRUCell
+from .convolution import Convolution
 
 # How many vectors of a layer's width its state has: SRU's is c, LSTM's is h and c.
 UNITS = {"sru": 1, "lstm": 2}
@@ -117,6 +118,7 @@ class RecurrentLayer(nn.Module):
         bidirectional: the unit has ``size / 2`` channels in each direction.
         unit: ``sru`` or ``lstm``.
         residual: False for a plain layer.
+        kernel_size: positions that a :class:`Convolution` before the unit sees; 1: there is none.
     """
 
     def __init__(
@@ -127,10 +129,12 @@ class RecurrentLayer(nn.Module):
         bidirectional: bool = False,
         unit: str = "sru",
         residual: bool = True,
+        kernel_size: int = 1,
     ) -> None:
         super().__init__()
         self.residual = residual
         self.norm = nn.LayerNorm(size) if residual else nn.Identity()
+        self.convolution = Convolution(size, kernel_size) if kernel_size > 1 else None
         hidden_size = size // 2 if bidirectional else size
         self.sru: SRUCell | None = None
         self.lstm: LSTM | None = None
@@ -148,19 +152,30 @@ class RecurrentLayer(nn.Module):
             self.lstm = LSTM(size, hidden_size, rnn_dropout, bidirectional)
         self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
 
-    def forward(self, x: Tensor, state: Tensor | None, padding: Tensor | Packing | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        padding: Tensor | Packing | None,
+        padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Run the layer.
 
         Args:
             x: ``(length, batch, size)``.
             state: ``(batch, UNITS[unit] * size)``, before the first step; zeros if None.
             padding: from :func:`padding`.
+            padding_mask: ``(length, batch)`` bool, True at padding; for the convolution.
 
         Returns:
             The outputs ``(length, batch, size)`` and the last state, of state's shape.
         """
         layer = self.lstm if self.sru is None else self.sru
         assert layer is not None
-        h, state = layer(self.norm(x), state, padding)
+        h = self.norm(x)
+        if self.convolution is not None:
+            assert padding_mask is not None
+            h = self.convolution(h, padding_mask)
+        h, state = layer(h, state, padding)
         h = self.dropout(h)
         return x + h if self.residual else h, state

@@ -51,7 +51,8 @@ class SRUModel(FairseqEncoderDecoderModel):
             max_source_positions=option(cfg, "max_source_positions"),
             unit=option(cfg, "recurrent_unit"),
             residual=not option(cfg, "no_residual"),
-            attended=attention(cfg) != "none",
+            attended=attention(cfg) != 0,
+            kernel_size=option(cfg, "encoder_kernel_size"),
         )
         decoder = SRUDecoder(
             target,

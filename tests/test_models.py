@@ -376,6 +376,15 @@ def test_the_2017_presets_are_plain_stacks_with_one_attention(unit):
     assert model.decoder.output_projection.weight.shape == (5000, 500)
 
 
+@pytest.mark.parametrize(
+    "layers, attention, expected",
+    [(4, "2", "0101"), (3, "2", "101"), (1, "2", "1"), (3, "True", "111"), (2, "0", "00")],
+)
+def test_attention_in_each_nth_layer_from_the_top(layers, attention, expected, build):
+    decoder = build(decoder_layers=layers, decoder_attention=attention).decoder
+    assert "".join(str(int(layer.attention is not None)) for layer in decoder.layers) == expected
+
+
 def test_a_flag_goes_before_its_preset():
     args = Namespace(encoder_layers=7)
     ARCH_CONFIG_REGISTRY["sru_tiny"](args)
@@ -509,10 +518,6 @@ def test_retain_dropout(build, dictionary):
         (
             {"decoder_attention": "maybe"},
             "--decoder-attention must be True, False, global or a number of layers; got 'maybe'",
-        ),
-        (
-            {"decoder_attention": "2", "decoder_layers": 3},
-            "--decoder-attention in each N-th layer: N must divide --decoder-layers 3; got 2",
         ),
         ({"recurrent_unit": "gru"}, "--recurrent-unit must be one of sru, lstm; got 'gru'"),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),

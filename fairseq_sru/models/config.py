@@ -79,8 +79,8 @@ class SRUConfig(TranslationConfig):
     decoder_attention: str = field(
         default="True",
         metadata={
-            "help": "BOOL or N: attention over the encoder outputs in each (each N-th) decoder layer; "
-            "global: once, after the top layer"
+            "help": "BOOL or N: attention over the encoder outputs in each decoder layer, or in each N-th, "
+            "counted from the top; global: once, after the top layer"
         },
     )
     decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
@@ -224,13 +224,7 @@ def check(cfg: Any) -> None:
     probabilities(cfg, names)
     if option(cfg, "recurrent_unit") not in UNITS:
         raise ValueError(f"--recurrent-unit must be one of {', '.join(UNITS)}; got {option(cfg, 'recurrent_unit')!r}")
-    where = attention(cfg)
-    if where not in (0, "global"):
-        if option(cfg, "decoder_layers") % where:
-            raise ValueError(
-                f"--decoder-attention in each N-th layer: N must divide --decoder-layers "
-                f"{option(cfg, 'decoder_layers')}; got {where}"
-            )
+    if attention(cfg) not in (0, "global"):
         at_least_one(cfg, "decoder_attention_heads")
         heads, size = option(cfg, "decoder_attention_heads"), option(cfg, "decoder_hidden_size")
         if size % heads:
@@ -250,7 +244,7 @@ def check(cfg: Any) -> None:
 
 
 def attention(cfg: Any) -> Any:
-    """Where the decoder has attention: N, in each N-th layer (0: nowhere), or ``global``, after the top layer."""
+    """Where the decoder has attention: N, in each N-th layer from the top (0: nowhere), or ``global``, after it."""
     value = str(option(cfg, "decoder_attention"))
     found = {"true": "1", "false": "0"}.get(value.lower(), value.lower())
     if found != "global" and not (found.isascii() and found.isdecimal()):

@@ -58,8 +58,8 @@ class SRUDecoder(Decoder):
         hidden_size: channels of each layer.
         out_embed_dim: features before the output layer.
         num_layers: number of layers.
-        attention: N: multi-head, in each N-th layer; ``global``: once, after the top layer; 0: the layers start from
-            the encoder's last state instead.
+        attention: N: multi-head, in the top layer and each N-th below; ``global``: once, after the top layer; 0: the
+            layers start from the encoder's last state instead.
         heads: attention heads of a layer.
         encoder_output_units: features of the encoder outputs.
         encoder_state_units: features of the encoder's last state.
@@ -97,12 +97,18 @@ class SRUDecoder(Decoder):
         self.unit = unit
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
-        every = num_layers + 1 if attention in (0, "global") else attention
+        attended = range(0) if attention in (0, "global") else range(num_layers - 1, -1, -attention)
         self.layers = nn.ModuleList(
             DecoderLayer(
-                hidden_size, encoder_output_units, 0 if i % every else heads, dropout_out, rnn_dropout, unit, residual
+                hidden_size,
+                encoder_output_units,
+                heads if i in attended else 0,
+                dropout_out,
+                rnn_dropout,
+                unit,
+                residual,
             )
-            for i in range(1, num_layers + 1)
+            for i in range(num_layers)
         )
         self.initial_state = None
         if attention == 0:

@@ -347,7 +347,7 @@ def size(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("made_for, words", [("tiny", 2000), ("iwslt_de_en", 10000), ("wmt", 32000)])
+@pytest.mark.parametrize("made_for, words", [("tiny", 2000), ("iwslt_de_en", 10000), ("wmt", 32000), ("wmt_big", 32000)])
 def test_lstm_presets_have_the_parameters_of_their_sru_counterparts(made_for, words):
     sru, lstm = f"sru_{made_for}", f"lstm_{made_for}"
     own = {"recurrent_unit", "encoder_hidden_size", "decoder_hidden_size"}
@@ -358,9 +358,10 @@ def test_lstm_presets_have_the_parameters_of_their_sru_counterparts(made_for, wo
         assert sizes[1] == pytest.approx(sizes[0], rel=0.02)
 
 
-def test_sru_wmt_is_about_as_large_as_the_base_transformer():
-    base = torch.nn.Transformer(512, 8, 6, 6, 2048, device="meta")
-    assert size(preset("sru_wmt", 37000, share_all_embeddings=True)) == pytest.approx(size(base) + 37000 * 512, rel=0.1)
+@pytest.mark.parametrize("name, width, heads", [("sru_wmt", 512, 8), ("sru_wmt_big", 1024, 16)])
+def test_presets_for_wmt_are_about_as_large_as_the_transformers(name, width, heads):
+    transformer = size(torch.nn.Transformer(width, heads, 6, 6, 4 * width, device="meta")) + 37000 * width
+    assert size(preset(name, 37000, share_all_embeddings=True)) == pytest.approx(transformer, rel=0.1)
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -347,7 +347,9 @@ def size(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize("made_for, words", [("tiny", 2000), ("iwslt_de_en", 10000), ("wmt", 32000), ("wmt_big", 32000)])
+@pytest.mark.parametrize(
+    "made_for, words", [("tiny", 2000), ("iwslt_de_en", 10000), ("wmt", 32000), ("wmt_big", 32000)]
+)
 def test_lstm_presets_have_the_parameters_of_their_sru_counterparts(made_for, words):
     sru, lstm = f"sru_{made_for}", f"lstm_{made_for}"
     own = {"recurrent_unit", "encoder_hidden_size", "decoder_hidden_size"}

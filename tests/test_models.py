@@ -396,7 +396,8 @@ def test_a_flag_goes_before_its_preset():
 
 
 def test_presets_hold_options_of_the_model():
-    names = {f"{unit}_{made_for}" for unit in UNITS for made_for in ("tiny", "iwslt_de_en", "wmt", "wmt_2017")}
+    sizes = ("tiny", "iwslt_de_en", "wmt", "wmt_big", "wmt_2017")
+    names = {f"{unit}_{made_for}" for unit in UNITS for made_for in sizes}
     assert {path.stem for path in (PRESETS / "sru").glob("*.yaml")} == names
     for options in presets().values():
         assert set(options) <= set(SRUConfig.__dataclass_fields__)

@@ -243,7 +243,7 @@ def check(cfg: Any) -> None:
             must_match(cfg, shared, "decoder_embed_dim", "decoder_out_embed_dim")
 
 
-def attention(cfg: Any) -> Any:
+def attention(cfg: Any) -> int | str:
     """Where the decoder has attention: N, in each N-th layer from the top (0: nowhere), or ``global``, after it."""
     value = str(option(cfg, "decoder_attention"))
     found = {"true": "1", "false": "0"}.get(value.lower(), value.lower())

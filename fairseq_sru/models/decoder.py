@@ -80,7 +80,7 @@ class SRUDecoder(Decoder):
         hidden_size: int,
         out_embed_dim: int,
         num_layers: int,
-        attention: Any,
+        attention: int | str,
         heads: int,
         encoder_output_units: int,
         encoder_state_units: int,
@@ -97,7 +97,8 @@ class SRUDecoder(Decoder):
         self.unit = unit
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
-        attended = range(0) if attention in (0, "global") else range(num_layers - 1, -1, -attention)
+        every = attention if isinstance(attention, int) else 0
+        attended = range(num_layers - 1, -1, -every) if every else range(0)
         self.layers = nn.ModuleList(
             DecoderLayer(
                 hidden_size,

@@ -114,11 +114,10 @@ class SRUEncoder(Encoder):
             and values, ``[(batch, heads, src_len, head_size), ...]``.
         """
         padding_mask = src_tokens.eq(self.padding_idx)
-        mask = padding_mask.t()
-        pads = padding(self.unit, mask)
+        pads = padding(self.unit, padding_mask.t())
         x = self.project_in(self.dropout_in(self.embed_tokens(src_tokens.t())))
         for layer in self.layers:
-            x, state = layer(x, None, pads, mask)
+            x, state = layer(x, None, pads)
         return {
             "encoder_out": [self.norm(x)],
             "encoder_padding_mask": [padding_mask],

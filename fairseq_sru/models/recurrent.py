@@ -19,10 +19,12 @@ UNITS = {"sru": 1, "lstm": 2}
 class Packing(NamedTuple):
     """How an LSTM layer packs a padded batch.
 
-    ``lengths``: ``(batch)``, on the CPU, where packing wants it. ``order``: ``(length, batch, 1)``, where each step of
-    the right-padded batch comes from; None where the batch is right-padded as it is.
+    ``mask``: ``(length, batch)`` bool, True at padding. ``lengths``: ``(batch)``, on the CPU, where packing wants it.
+    ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
+    right-padded as it is.
     """
 
+    mask: Tensor
     lengths: Tensor
     order: Tensor | None
 
@@ -45,7 +47,7 @@ def padding(unit: str, mask: Tensor, outputs_only: bool = False) -> Tensor | Pac
     if outputs_only and right_padded:
         return None
     lengths = (~on_cpu).sum(0).clamp(min=1)
-    return Packing(lengths, None if right_padded else mask.byte().argsort(dim=0, stable=True).unsqueeze(-1))
+    return Packing(mask, lengths, None if right_padded else mask.byte().argsort(dim=0, stable=True).unsqueeze(-1))
 
 
 class LSTM(nn.LSTM):
@@ -96,7 +98,7 @@ class LSTM(nn.LSTM):
         if packing is None:
             out, after = super().forward(x, before)
         else:
-            lengths, order = packing
+            _, lengths, order = packing
             x = x if order is None else x.gather(0, order.expand_as(x))
             packed, after = super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False), before)
             out, _ = pad_packed_sequence(packed, total_length=len(x))
@@ -152,20 +154,13 @@ class RecurrentLayer(nn.Module):
             self.lstm = LSTM(size, hidden_size, rnn_dropout, bidirectional)
         self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
 
-    def forward(
-        self,
-        x: Tensor,
-        state: Tensor | None,
-        padding: Tensor | Packing | None,
-        padding_mask: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None, padding: Tensor | Packing | None) -> tuple[Tensor, Tensor]:
         """Run the layer.
 
         Args:
             x: ``(length, batch, size)``.
             state: ``(batch, UNITS[unit] * size)``, before the first step; zeros if None.
             padding: from :func:`padding`.
-            padding_mask: ``(length, batch)`` bool, True at padding; for the convolution.
 
         Returns:
             The outputs ``(length, batch, size)`` and the last state, of state's shape.
@@ -174,8 +169,7 @@ class RecurrentLayer(nn.Module):
         assert layer is not None
         h = self.norm(x)
         if self.convolution is not None:
-            assert padding_mask is not None
-            h = self.convolution(h, padding_mask)
+            h = self.convolution(h, padding.mask if isinstance(padding, Packing) else padding)
         h, state = layer(h, state, padding)
         h = self.dropout(h)
         return x + h if self.residual else h, state

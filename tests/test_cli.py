@@ -73,7 +73,7 @@ def test_code_in_a_checkpoints_options_is_not_run(trained, toy_data, tmp_path):
     torch.save(state, tmp_path / "options.pt")
     done = run_cli("generate", toy_data, *PLUGIN, "--path", tmp_path / "options.pt", "--cpu", check=False)
     assert done.returncode != 0
-    assert "ValueError: --decoder-attention must be" in done.stderr
+    assert "ValueError: --decoder-attention must be True, False, global or a number of layers" in done.stderr
     assert not (tmp_path / "the code ran").exists()
 
 

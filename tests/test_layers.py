@@ -17,12 +17,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from fairseq_sru import SRU, SRUCell
 from fairseq_sru.linear import SMALL
 
-
-@pytest.fixture(autouse=True)
-def seed():
-    torch.manual_seed(0)
-
-
 G = {"identity": lambda c: c, "tanh": torch.tanh, "relu": lambda c: c.clamp(min=0.0)}
 
 

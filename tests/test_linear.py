@@ -13,7 +13,6 @@ from fairseq_sru.linear import Linear, linear
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("strided", [False, True])
 def test_equals_torch_with_its_gradients(shape, bias, strided):
-    torch.manual_seed(0)
     results = []
     x = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2] if strided else torch.randn(shape)
     w, b = torch.randn(16, 24), torch.randn(16) if bias else None

@@ -182,7 +182,6 @@ def test_gradients_reach_every_weight(variant, build, dictionary):
 
 
 def test_self_attention_is_torchs_multi_head_attention():
-    torch.manual_seed(0)
     ours, theirs = SelfAttention(8, 2).double(), nn.MultiheadAttention(8, 2, bias=False).double()
     with torch.no_grad():
         theirs.in_proj_weight.copy_(ours.query_key_value.weight)
@@ -209,7 +208,6 @@ def test_what_is_visible():
 
 def test_the_ssru_is_the_published_equation(build, dictionary):
     """A whole decoder layer, a step at a time, from the equations: pre-norm and residual around each block."""
-    torch.manual_seed(0)
     layer = build(decoder_layers=1).eval().decoder.layers[0]
     x, source = torch.randn(6, 1, 8).double(), torch.randn(4, 1, 8).double()
     nowhere = torch.zeros(1, 4).bool()
@@ -240,7 +238,6 @@ def test_the_ssru_is_the_published_equation(build, dictionary):
 @pytest.mark.parametrize("bidirectional", [False, True])
 def test_the_feed_forward_sru_is_the_published_equation(bidirectional):
     """Lei et al. 2018, equations 1-4 without the skip term, then one linear map; a number at a time."""
-    torch.manual_seed(0)
     block = FeedForward(4, 6, "sru", 0.0, bidirectional).double()
     x = torch.randn(5, 1, 4).double()
     out, _ = block(x, None, torch.zeros(5, 1).bool())

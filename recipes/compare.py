@@ -75,7 +75,9 @@ class Comparison:
         self.out = Path(given.out)
         self.stages = Stages(self.out / "stamps", tqdm.write)
         self.failures: dict[Run, str] = {}
-        self.runs: list[Run] = [(system, seed) for seed in given.seeds for system in given.systems]
+        self.runs: list[Run] = [
+            (n, seed) for seed in given.all_seeds() for n in given.systems if seed in given.seeds_of(n)
+        ]
 
     def attempt(self, runs: list[Run], work: Callable[[], object]) -> None:
         """Do what concerns these runs, if none of them failed before."""
@@ -107,7 +109,7 @@ class Comparison:
         self.prepare()
         rounds = range(1, self.settings.slices.rounds + 1)
         for number, system in self.turns("training speed", rounds, self.settings.systems):
-            self.attempt([(system, seed) for seed in self.settings.seeds], partial(self.slice, system, number))
+            self.attempt([run for run in self.runs if run[0] == system], partial(self.slice, system, number))
         for run in self.runs:
             self.attempt([run], partial(self.train, run))
             self.attempt([run], partial(self.average, run))
@@ -344,7 +346,7 @@ class Comparison:
 
         def work() -> None:
             found: dict[str, Any] = {"runs": {}, "signatures": {}, "references_repetition": scores.repetition(truth)}
-            for seed in self.settings.seeds:
+            for seed in self.settings.all_seeds():
                 outputs = {run[0]: lines(self.output(run)) for run in self.good() if run[1] == seed}
                 if not outputs:
                     continue
@@ -393,9 +395,10 @@ def dry_run(given: Settings) -> None:
 
         for system in given.systems:
             updates = given.budget.updates or given.checkpoints
-            folder = out / "checkpoints" / f"{system}-{given.seeds[0]}"
+            seed = given.seeds_of(system)[0]
+            folder = out / "checkpoints" / f"{system}-{seed}"
             every = updates // given.checkpoints
-            check(commands.train(system, given.seeds[0], updates, every, folder), options.get_training_parser())
+            check(commands.train(system, seed, updates, every, folder), options.get_training_parser())
         generate = commands.generate(commands.data / "bin", "test", folder / "checkpoint_last.pt")
         check(generate, options.get_generation_parser())
 

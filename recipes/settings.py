@@ -60,7 +60,8 @@ class Settings:
     out: str = MISSING  # folder for everything; paths are relative to the project's folder
     data: str | None = None  # data set of recipes/prepare.py; null for text of your own, which `prepare` names
     prepare: dict[str, Any] = field(default_factory=dict)  # flags of recipes/prepare.py
-    systems: dict[str, Any] = field(default_factory=dict)  # name: flags of fairseq-train; null leaves a system out
+    # name: flags of fairseq-train, and `seeds` where it has others than the rest; null leaves a system out
+    systems: dict[str, Any] = field(default_factory=dict)
     baseline: str = MISSING  # the system that the others are compared with
     train: dict[str, Any] = field(default_factory=dict)  # flags of fairseq-train for all systems
     generate: dict[str, Any] = field(default_factory=dict)  # flags of fairseq-generate
@@ -75,6 +76,12 @@ class Settings:
     processes: int = 1  # of training, each with a GPU of its own; more than one through torchrun
     torchrun: list[str] = field(default_factory=lambda: ["--standalone"])  # its options beside --nproc-per-node
     split_compounds: bool = False  # also a BLEU over tokens with hyphenated words split
+
+    def seeds_of(self, system: str) -> list[int]:
+        return self.systems[system].get("seeds", self.seeds)
+
+    def all_seeds(self) -> list[int]:
+        return sorted({seed for system in self.systems for seed in self.seeds_of(system)})
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -123,8 +130,11 @@ def _check(s: Settings) -> None:
         wrong("baseline", f"must be one of {', '.join(s.systems)}; got {s.baseline}")
     if (s.budget.updates is None) == (s.budget.minutes is None):
         wrong("budget", f"must have either updates or minutes; got {s.budget.updates} and {s.budget.minutes}")
-    if not s.seeds or len(set(s.seeds)) != len(s.seeds):
-        wrong("seeds", f"must be different numbers, one at least; got {s.seeds}")
+    own = {f"systems.{n}.seeds": options["seeds"] for n, options in s.systems.items() if "seeds" in options}
+    for key, seeds in {"seeds": s.seeds, **own}.items():
+        numbers_alone = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+        if not numbers_alone or not seeds or len(set(seeds)) != len(seeds):
+            wrong(key, f"must be different numbers, one at least; got {seeds}")
     numbers: dict[str, float | None] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
     for group in ("budget", "slices", "curve", "speed"):
         numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
@@ -180,6 +190,7 @@ class Commands:
         """Train for ``updates`` updates with a checkpoint after ``every``."""
         s = self.settings
         flags = {**s.train, **s.systems[system], **more, "seed": seed, "max-update": updates}
+        flags.pop("seeds", None)
         if flags.get("lr-scheduler") == "polynomial_decay":
             flags["total-num-update"] = updates
         flags |= {"save-dir": folder, "save-interval-updates": every, "no-epoch-checkpoints": True}

@@ -54,6 +54,8 @@ def recipe(tmp_path: Path) -> Path:
         ("budget.updates=5", r"^budget.updates: must be at least checkpoints, 10; got 5$"),
         ("average=11", r"^average: must be at most checkpoints, 10; got 11$"),
         ("seeds=[1,1]", r"^seeds: must be different numbers, one at least; got \[1, 1\]$"),
+        ("systems.a.seeds=[1,1]", r"^systems.a.seeds: must be different numbers, one at least; got \[1, 1\]$"),
+        ("systems.a.seeds=1", r"^systems.a.seeds: must be different numbers, one at least; got 1$"),
         ("cpu=maybe", r"^cpu: must be true, false or auto; got 'maybe'$"),
         ("systems.c.lr=1", r"^systems.c: must be flags of fairseq-train, 'arch' among them"),
         ("systems.a.seed=3", r"^systems.a.seed: is set by the comparison itself$"),
@@ -77,6 +79,12 @@ def test_values_of_the_command_line_go_before_the_recipe(recipe):
     given = settings.load(recipe, ["systems.a.lr=4e-3", "systems.c={arch: transformer}", "seeds=[3,4]", "out=o"])
     assert given.systems == {"a": {"arch": "sru", "lr": 0.004}, "b": {"arch": "lstm"}, "c": {"arch": "transformer"}}
     assert (given.seeds, given.out, given.budget.updates, given.checkpoints) == ([3, 4], "o", 100, 10)
+
+
+def test_a_system_may_have_seeds_of_its_own(recipe):
+    given = settings.load(recipe, ["seeds=[1,2]", "systems.a.seeds=[2,3]"])
+    assert compare.Comparison(given).runs == [("b", 1), ("a", 2), ("b", 2), ("a", 3)]
+    assert "seeds" not in " ".join(settings.Commands(given).train("a", 3, 70, 7, Path("x")))
 
 
 def test_flags_are_words():

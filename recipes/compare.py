@@ -222,12 +222,11 @@ class Comparison:
             printed = log.read_text(encoding="utf-8")
             free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "([\d.]+)"', printed)]
             total = re.search(r"total memory = ([\d.]+) GB", printed)
-            parameters = re.search(r"num\. shared model params: ([\d,]+)", printed)
             return {
                 "updates": now.updates,
                 "train_seconds": now.seconds,
                 "clock_seconds": now.clock,
-                "parameters": int(parameters[1].replace(",", "")) if parameters else now.parameters,
+                "parameters": now.parameters,
                 "peak_gpu_memory": int((float(total[1]) - min(free)) * 2**30) if free and total else None,
             }
 

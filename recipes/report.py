@@ -18,6 +18,7 @@ import torch
 from sacrebleu.metrics import BLEU, CHRF
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import parameters
 from prepare import DATA, DATA_SETS
 
 from fairseq_sru.checkpoints import allow_fairseq_checkpoints
@@ -45,7 +46,7 @@ def hypotheses(generated: str, kind: str = "H") -> list[str]:
 class Trained(NamedTuple):
     """What a checkpoint tells of the run so far."""
 
-    parameters: int  # tied weights count once
+    parameters: int  # of recipes/common.py
     updates: int
     seconds: float  # in training steps
     clock: float  # seconds of the training process, with validation and saving
@@ -61,11 +62,10 @@ def trained(checkpoint: Path) -> Trained:
     """
     allow_fairseq_checkpoints()
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    unique = {weight.data_ptr(): weight.numel() for weight in state["model"].values()}
     extra = state["extra_state"]
     meters = {name: meter for _, name, _, meter in extra["metrics"]["default"]}
     return Trained(
-        parameters=sum(unique.values()),
+        parameters=parameters(state["model"]),
         updates=state["optimizer_history"][-1]["num_updates"],
         seconds=float(meters["train_wall"]["sum"]),
         clock=float(extra["previous_training_time"]),  # a tensor where several processes trained

@@ -30,7 +30,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import write_text
+from common import parameters, write_text
 from speed import DEVICE, TITLE, Function, Spread, at_least_one, folder, machine, measure, short, table
 from torch import Tensor
 from torch.nn import functional as F
@@ -65,9 +65,8 @@ def built(arch: str, task: Any, **options: Any) -> Any:
     return ARCH_MODEL_REGISTRY[arch].build_model(args, task).to(DEVICE)
 
 
-def parameters(model: Any) -> int:
-    """Tied ones counted once."""
-    return sum(p.numel() for p in model.parameters())
+def size(model: Any) -> int:
+    return parameters(dict(model.named_parameters()))
 
 
 def narrowed(target: int, multiple: int, make: Callable[[int], Any]) -> Any:
@@ -75,7 +74,7 @@ def narrowed(target: int, multiple: int, make: Callable[[int], Any]) -> Any:
     models = (make(width) for width in range(8 * multiple, 1024, multiple))
     best = next(models)
     for model in models:
-        if abs(parameters(model) - target) >= abs(parameters(best) - target):
+        if abs(size(model) - target) >= abs(size(best) - target):
             return best
         best = model
     return best
@@ -86,7 +85,7 @@ def systems(vocabulary: int) -> tuple[Any, dict[str, Any]]:
     words = dictionary(vocabulary)
     task = Namespace(source_dictionary=words, target_dictionary=words)
     sru = built("sru_iwslt_de_en", task)
-    target = parameters(sru)
+    target = size(sru)
 
     def lstm(width: int) -> Any:
         sizes = {f"{side}_embed_dim": width for side in ("encoder", "decoder", "decoder_out")}
@@ -224,7 +223,7 @@ def main(arguments: list[str] | None = None) -> None:
     others = [name for name in models if name != SRU]
     here = machine(fairseq_sru=__version__)
     print(TITLE.format(**here), f"medians of {args.turns}", sep="; ")
-    sizes = {name: parameters(model) for name, model in models.items()}
+    sizes = {name: size(model) for name, model in models.items()}
     print("parameters:", ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
 
     cases: dict[str, tuple[Callable[[Any], Function], dict[str, Any]]] = {

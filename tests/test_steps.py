@@ -36,7 +36,7 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     steps.main(["--out", str(tmp_path), "--threads", "1", "--turns", "1", "--vocabulary", "60", "--quick"])
     report = json.loads((tmp_path / "steps.json").read_text())
     assert list(report["cases"]) == ["train", "step, batch 2, beam 2", "decode, batch 2, beam 2"]
-    assert report["parameters"] == {name: steps.parameters(model) for name, model in small(60)[1].items()}
+    assert report["parameters"] == {name: steps.size(model) for name, model in small(60)[1].items()}
     for found in report["cases"].values():
         times = {name: spread["median"] for name, spread in found["ms"].items()}
         assert list(times) == list(report["parameters"])
@@ -92,9 +92,18 @@ def test_the_width_of_as_many_parameters(target: int, width: int) -> None:
     assert steps.narrowed(target, 4, Sized).weight.shape == (width, width)
 
 
+def test_a_systems_size_is_that_of_what_it_learns() -> None:
+    words, models = small(60)
+    for name, model in models.items():
+        model.train()
+        steps.trainer(model, words)()
+        learnt = sum(p.numel() for p in model.parameters() if p.grad is not None)
+        assert steps.size(model) == learnt, name
+
+
 @pytest.mark.slow
 def test_the_systems_are_of_one_size() -> None:
     _, models = steps.systems(8000)
-    sizes = {name: steps.parameters(model) for name, model in models.items()}
+    sizes = {name: steps.size(model) for name, model in models.items()}
     for size in sizes.values():
         assert size == pytest.approx(sizes[steps.SRU], rel=0.02), sizes

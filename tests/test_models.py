@@ -13,6 +13,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from omegaconf import OmegaConf
 
+from fairseq_sru import SRUCell
 from fairseq_sru.models.attention import Attention, GlobalAttention, attend
 from fairseq_sru.models.config import PRESETS, SRUConfig, check, presets
 from fairseq_sru.models.convolution import Convolution
@@ -41,6 +42,7 @@ VARIANTS = {
     "global attention": {"decoder_attention": "global", "encoder_bidirectional": True, "decoder_out_embed_dim": 12},
     "no residual": {"no_residual": True, "encoder_bidirectional": True},
     "convolution": {"encoder_kernel_size": 4, "encoder_bidirectional": True},
+    "identity": {"sru_activation": "identity", "encoder_bidirectional": True},
     "lstm": {"recurrent_unit": "lstm"},
     "lstm, convolution": {"recurrent_unit": "lstm", "encoder_kernel_size": 3},
     "lstm, no attention": {"recurrent_unit": "lstm", "decoder_attention": "False", "encoder_bidirectional": True},
@@ -349,7 +351,7 @@ def size(model):
 )
 def test_lstm_presets_have_the_parameters_of_their_sru_counterparts(made_for, words):
     sru, lstm = f"sru_{made_for}", f"lstm_{made_for}"
-    own = {"recurrent_unit", "encoder_hidden_size", "decoder_hidden_size"}
+    own = {"recurrent_unit", "sru_activation", "encoder_hidden_size", "decoder_hidden_size"}
     options = [{k: v for k, v in presets()[name].items() if k not in own} for name in (sru, lstm)]
     assert options[0] == options[1]
     for shared in (True, False):
@@ -374,6 +376,12 @@ def test_the_2017_presets_are_plain_stacks_with_one_attention(unit):
         assert (layer.input_size, layer.hidden_size, layer.bidirectional) == (500, 500, False)
         assert unit == "lstm" or layer.highway
     assert model.decoder.output_projection.weight.shape == (5000, 500)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "identity", "relu"])
+def test_the_activation_is_that_of_every_sru(activation, build):
+    cells = [m for m in build(sru_activation=activation).modules() if isinstance(m, SRUCell)]
+    assert [cell.activation for cell in cells] == [activation] * 4
 
 
 @pytest.mark.parametrize(
@@ -523,6 +531,7 @@ def test_retain_dropout(build, dictionary):
             {"decoder_attention": "maybe"},
             "--decoder-attention must be True, False, global or a number of layers; got 'maybe'",
         ),
+        ({"sru_activation": "gelu"}, "--sru-activation must be one of tanh, identity, relu; got 'gelu'"),
         ({"recurrent_unit": "gru"}, "--recurrent-unit must be one of sru, lstm; got 'gru'"),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),
         ({"encoder_embed_path": "/none/vectors.txt"}, "--encoder-embed-path: no such file: /none/vectors.txt"),

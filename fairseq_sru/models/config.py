@@ -9,7 +9,7 @@ from typing import Any, Optional
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import II, OmegaConf
 
-from .recurrent import UNITS
+from .recurrent import ACTIVATIONS, UNITS
 
 # A folder a model, in it one YAML a preset; fairseq-hydra-train reads the same files, as
 # --config-dir .../fairseq_sru/config model=sru/NAME.
@@ -101,6 +101,9 @@ class SRUConfig(TranslationConfig):
         default=0.0, metadata={"help": "variational dropout on the input of each recurrent layer, one draw a sentence"}
     )
     recurrent_unit: str = field(default="sru", metadata={"help": "recurrent unit of all layers: sru or lstm"})
+    sru_activation: str = field(
+        default="tanh", metadata={"help": "g in SRU's output r g(c): tanh, identity or relu; LSTM keeps its tanh"}
+    )
     no_residual: bool = field(
         default=False,
         metadata={
@@ -224,6 +227,9 @@ def check(cfg: Any) -> None:
     probabilities(cfg, names)
     if option(cfg, "recurrent_unit") not in UNITS:
         raise ValueError(f"--recurrent-unit must be one of {', '.join(UNITS)}; got {option(cfg, 'recurrent_unit')!r}")
+    if option(cfg, "sru_activation") not in ACTIVATIONS:
+        given = option(cfg, "sru_activation")
+        raise ValueError(f"--sru-activation must be one of {', '.join(ACTIVATIONS)}; got {given!r}")
     if attention(cfg) not in (0, "global"):
         at_least_one(cfg, "decoder_attention_heads")
         heads, size = option(cfg, "decoder_attention_heads"), option(cfg, "decoder_hidden_size")

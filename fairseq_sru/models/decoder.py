@@ -15,13 +15,12 @@ from .recurrent import UNITS, Packing, RecurrentLayer, padding
 
 
 class DecoderLayer(nn.Module):
-    """A :class:`RecurrentLayer`, then (with heads) ``x + dropout(attention(layer_norm(x)))``."""
+    """A :class:`RecurrentLayer`, then (with heads) ``x + dropout(attention(layer_norm(x)))``. ``recurrent``: of the
+    former."""
 
-    def __init__(
-        self, size: int, source_size: int, heads: int, dropout: float, rnn_dropout: float, unit: str, residual: bool
-    ) -> None:
+    def __init__(self, size: int, source_size: int, heads: int, dropout: float, **recurrent: Any) -> None:
         super().__init__()
-        self.rnn = RecurrentLayer(size, dropout, rnn_dropout, unit=unit, residual=residual)
+        self.rnn = RecurrentLayer(size, dropout, **recurrent)
         self.attention_norm = nn.LayerNorm(size) if heads else None
         self.attention = Attention(size, source_size, heads) if heads else None
         self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
@@ -70,6 +69,7 @@ class SRUDecoder(Decoder):
         adaptive_softmax_cutoff: cutoffs of an adaptive softmax; None for a full softmax.
         max_target_positions: longest target sentence.
         unit: the recurrent unit, ``sru`` or ``lstm``.
+        activation: SRU's g, ``tanh``, ``identity`` or ``relu``.
         residual: False for plain layers, without layer norms.
     """
 
@@ -91,6 +91,7 @@ class SRUDecoder(Decoder):
         adaptive_softmax_cutoff: list[int] | None,
         max_target_positions: int,
         unit: str = "sru",
+        activation: str = "tanh",
         residual: bool = True,
     ) -> None:
         super().__init__(dictionary, embed_tokens, max_target_positions)
@@ -105,9 +106,10 @@ class SRUDecoder(Decoder):
                 encoder_output_units,
                 heads if i in attended else 0,
                 dropout_out,
-                rnn_dropout,
-                unit,
-                residual,
+                rnn_dropout=rnn_dropout,
+                unit=unit,
+                activation=activation,
+                residual=residual,
             )
             for i in range(num_layers)
         )

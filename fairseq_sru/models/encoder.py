@@ -68,6 +68,7 @@ class SRUEncoder(Encoder):
         rnn_dropout: variational dropout on each layer's input, one draw a sentence.
         max_source_positions: longest source sentence.
         unit: the recurrent unit, ``sru`` or ``lstm``.
+        activation: SRU's g, ``tanh``, ``identity`` or ``relu``.
         residual: False for plain layers, without layer norms.
         attended: the decoder attends to the outputs; else nothing reads them, and they need no layer norm.
         kernel_size: positions that the :class:`Convolution` in each layer sees; 1: there is none.
@@ -85,6 +86,7 @@ class SRUEncoder(Encoder):
         rnn_dropout: float,
         max_source_positions: int,
         unit: str = "sru",
+        activation: str = "tanh",
         residual: bool = True,
         attended: bool = True,
         kernel_size: int = 1,
@@ -96,7 +98,16 @@ class SRUEncoder(Encoder):
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, self.output_units)
         self.layers = nn.ModuleList(
-            RecurrentLayer(self.output_units, dropout_out, rnn_dropout, bidirectional, unit, residual, kernel_size)
+            RecurrentLayer(
+                self.output_units,
+                dropout_out,
+                rnn_dropout,
+                bidirectional,
+                unit=unit,
+                activation=activation,
+                residual=residual,
+                kernel_size=kernel_size,
+            )
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(self.output_units) if residual and attended else nn.Identity()

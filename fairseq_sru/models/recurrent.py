@@ -14,6 +14,7 @@ from .convolution import Convolution
 
 # How many vectors of a layer's width its state has: SRU's is c, LSTM's is h and c.
 UNITS = {"sru": 1, "lstm": 2}
+ACTIVATIONS = ("tanh", "identity", "relu")
 
 
 class Packing(NamedTuple):
@@ -119,6 +120,7 @@ class RecurrentLayer(nn.Module):
         rnn_dropout: variational dropout on the unit's input, one draw a sentence.
         bidirectional: the unit has ``size / 2`` channels in each direction.
         unit: ``sru`` or ``lstm``.
+        activation: SRU's g, ``tanh``, ``identity`` or ``relu``.
         residual: False for a plain layer.
         kernel_size: positions that a :class:`Convolution` before the unit sees; 1: there is none.
     """
@@ -130,6 +132,7 @@ class RecurrentLayer(nn.Module):
         rnn_dropout: float,
         bidirectional: bool = False,
         unit: str = "sru",
+        activation: str = "tanh",
         residual: bool = True,
         kernel_size: int = 1,
     ) -> None:
@@ -147,6 +150,8 @@ class RecurrentLayer(nn.Module):
                 hidden_size,
                 dropout=inside,
                 rnn_dropout=rnn_dropout,
+                use_tanh=int(activation == "tanh"),
+                use_relu=int(activation == "relu"),
                 bidirectional=bidirectional,
                 highway=not residual,
             )

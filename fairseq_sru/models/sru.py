@@ -50,6 +50,7 @@ class SRUModel(FairseqEncoderDecoderModel):
             rnn_dropout=option(cfg, "rnn_dropout"),
             max_source_positions=option(cfg, "max_source_positions"),
             unit=option(cfg, "recurrent_unit"),
+            activation=option(cfg, "sru_activation"),
             residual=not option(cfg, "no_residual"),
             attended=attention(cfg) != 0,
             kernel_size=option(cfg, "encoder_kernel_size"),
@@ -72,6 +73,7 @@ class SRUModel(FairseqEncoderDecoderModel):
             adaptive_softmax_cutoff=cutoffs(cfg, len(target)),
             max_target_positions=option(cfg, "max_target_positions"),
             unit=option(cfg, "recurrent_unit"),
+            activation=option(cfg, "sru_activation"),
             residual=not option(cfg, "no_residual"),
         )
         return cls(encoder, decoder)

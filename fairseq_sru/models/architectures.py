@@ -32,11 +32,11 @@ def _architecture(options: dict[str, Any], check: Callable[[Any], None]) -> Call
     def apply(args: Any) -> None:
         """fairseq calls this when the command line is parsed (a Namespace) and when the model is built (a
         DictConfig)."""
+        if OmegaConf.is_config(args):  # what a checkpoint's lacks is newer than it, whatever the preset now says
+            return
         for name, value in options.items():
             if not hasattr(args, name):
                 setattr(args, name, value)
-        if OmegaConf.is_config(args):
-            return
         try:
             check(args)
         except ValueError as error:

@@ -167,6 +167,7 @@ class SRULanguageModelConfig(CommonConfig):
     rnn_dropout: float = field(
         default=0.0, metadata={"help": "variational dropout on the input of each SRU layer, one draw a block"}
     )
+    sru_activation: str = field(default="tanh", metadata={"help": "g in SRU's output r g(c): tanh, identity or relu"})
     share_decoder_input_output_embed: bool = field(
         default=False, metadata={"help": "share input and output embeddings"}
     )
@@ -225,11 +226,8 @@ def check(cfg: Any) -> None:
         at_least_one(cfg, name)
     names = ["dropout", "rnn_dropout", *(f"{s}_dropout_{e}" for s in ("encoder", "decoder") for e in ("in", "out"))]
     probabilities(cfg, names)
-    if option(cfg, "recurrent_unit") not in UNITS:
-        raise ValueError(f"--recurrent-unit must be one of {', '.join(UNITS)}; got {option(cfg, 'recurrent_unit')!r}")
-    if option(cfg, "sru_activation") not in ACTIVATIONS:
-        given = option(cfg, "sru_activation")
-        raise ValueError(f"--sru-activation must be one of {', '.join(ACTIVATIONS)}; got {given!r}")
+    one_of(cfg, "recurrent_unit", UNITS)
+    one_of(cfg, "sru_activation", ACTIVATIONS)
     if attention(cfg) not in (0, "global"):
         at_least_one(cfg, "decoder_attention_heads")
         heads, size = option(cfg, "decoder_attention_heads"), option(cfg, "decoder_hidden_size")
@@ -275,6 +273,12 @@ def at_least_one(cfg: Any, name: str) -> None:
     """Raise a ValueError that names the flag if a size is below 1."""
     if option(cfg, name) < 1:
         raise ValueError(f"{flag(name)} must be at least 1; got {option(cfg, name)}")
+
+
+def one_of(cfg: Any, name: str, allowed: Iterable[str]) -> None:
+    """Raise a ValueError that names the flag if a choice is not one of those."""
+    if option(cfg, name) not in allowed:
+        raise ValueError(f"{flag(name)} must be one of {', '.join(allowed)}; got {option(cfg, name)!r}")
 
 
 def probabilities(cfg: Any, names: Iterable[str]) -> None:

@@ -15,10 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ..linear import Linear
 from .architectures import register_architectures
-from .config import SRULanguageModelConfig, at_least_one, completed, cutoffs, must_match, probabilities
+from .config import SRULanguageModelConfig, at_least_one, completed, cutoffs, must_match, one_of, probabilities
 from .encoder import embedding, project_in
 from .output import Decoder, IncrementalState
-from .recurrent import RecurrentLayer
+from .recurrent import ACTIVATIONS, RecurrentLayer
 
 UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
 
@@ -41,6 +41,7 @@ class SRULanguageDecoder(Decoder):
         dropout_out: dropout on each layer's output, and before the output layer.
         rnn_dropout: variational dropout on each layer's input, one draw a block.
         share_input_output_embed, adaptive_softmax_cutoff, max_target_positions: as of :class:`Decoder`.
+        activation: SRU's g, ``tanh``, ``identity`` or ``relu``.
     """
 
     def __init__(
@@ -56,12 +57,15 @@ class SRULanguageDecoder(Decoder):
         share_input_output_embed: bool,
         adaptive_softmax_cutoff: list[int] | None,
         max_target_positions: int,
+        activation: str = "tanh",
     ) -> None:
         super().__init__(dictionary, embed_tokens, max_target_positions)
         self.add_output_layer(out_embed_dim, dropout_out, share_input_output_embed, adaptive_softmax_cutoff)
         self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
-        self.layers = nn.ModuleList(RecurrentLayer(hidden_size, dropout_out, rnn_dropout) for _ in range(num_layers))
+        self.layers = nn.ModuleList(
+            RecurrentLayer(hidden_size, dropout_out, rnn_dropout, activation=activation) for _ in range(num_layers)
+        )
         self.norm = nn.LayerNorm(hidden_size)
         self.project_out = Linear(hidden_size, out_embed_dim)
         nn.init.xavier_uniform_(self.project_out.weight)
@@ -132,6 +136,7 @@ def check(cfg: Any) -> None:
     for name in ("decoder_embed_dim", "decoder_hidden_size", "decoder_layers", "decoder_out_embed_dim"):
         at_least_one(cfg, name)
     probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
+    one_of(cfg, "sru_activation", ACTIVATIONS)
     cutoffs(cfg, None)
     if cfg.share_decoder_input_output_embed:
         must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
@@ -174,6 +179,7 @@ class SRULanguageModel(FairseqLanguageModel):
             share_input_output_embed=cfg.share_decoder_input_output_embed,
             adaptive_softmax_cutoff=cutoffs(cfg, len(target)),
             max_target_positions=cfg.max_target_positions if isinstance(cfg.max_target_positions, int) else UNLIMITED,
+            activation=cfg.sru_activation,
         )
         return cls(decoder)
 

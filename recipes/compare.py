@@ -171,7 +171,13 @@ class Comparison:
 
         more = {"disable-validation": True}
         command = self.commands.train(system, number, 2 * updates, updates, folder, **more)
-        self.stages.command(name, command, inputs=[self.manifest], outputs=[folder], log=self.log(name), facts=measured)
+        inputs = [self.manifest, *self.preset(system)]
+        self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=measured)
+
+    def preset(self, system: str) -> list[Path]:
+        """The file of this project's preset that the system is of, if it is of one."""
+        arch = {**self.settings.train, **self.settings.systems[system]}["arch"]
+        return list((ROOT / "fairseq_sru" / "config" / "model").glob(f"*/{arch}.yaml"))
 
     def training_speed(self, system: str, unit: str) -> float:
         """Median of the slices; ``unit`` is updates_per_second or tokens_per_second."""
@@ -234,7 +240,7 @@ class Comparison:
             self.stages.command(
                 name,
                 command,
-                inputs=[self.manifest],
+                inputs=[self.manifest, *self.preset(system)],
                 outputs=[self.folder(run), last],
                 log=log,
                 on_line=show,

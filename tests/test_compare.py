@@ -87,6 +87,12 @@ def test_a_system_may_have_seeds_of_its_own(recipe):
     assert "seeds" not in " ".join(settings.Commands(given).train("a", 3, 70, 7, Path("x")))
 
 
+def test_a_system_depends_on_its_preset(recipe):
+    given = settings.load(recipe, ["systems.a.arch=sru_tiny", "systems.b.arch=transformer"])
+    files = {system: compare.Comparison(given).preset(system) for system in "ab"}
+    assert files == {"a": [ROOT / "fairseq_sru" / "config" / "model" / "sru" / "sru_tiny.yaml"], "b": []}
+
+
 def test_flags_are_words():
     flags = {"arch": "sru", "share-all-embeddings": True, "fp16": False, "lr": [1e-3, 5e-4], "clip-norm": None}
     assert settings.words(flags) == ["--arch", "sru", "--share-all-embeddings", "--lr", "0.001", "0.0005"]

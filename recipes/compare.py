@@ -37,6 +37,8 @@ from report import Trained, hypotheses, trained
 from settings import Commands, Settings
 from stages import StageError, Stages, evenly, lines
 
+from fairseq_sru.models.config import PRESETS
+
 ROOT = Path(__file__).resolve().parent.parent
 Run = tuple[str, int]  # system and seed
 SPLITS = ("valid", "test")
@@ -177,7 +179,7 @@ class Comparison:
     def preset(self, system: str) -> list[Path]:
         """The file of this project's preset that the system is of, if it is of one."""
         arch = {**self.settings.train, **self.settings.systems[system]}["arch"]
-        return list((ROOT / "fairseq_sru" / "config" / "model").glob(f"*/{arch}.yaml"))
+        return list(PRESETS.glob(f"*/{arch}.yaml"))
 
     def training_speed(self, system: str, unit: str) -> float:
         """Median of the slices; ``unit`` is updates_per_second or tokens_per_second."""

@@ -46,7 +46,7 @@ def hypotheses(generated: str, kind: str = "H") -> list[str]:
 class Trained(NamedTuple):
     """What a checkpoint tells of the run so far."""
 
-    parameters: int  # of recipes/common.py
+    parameters: int  # tied weights count once, copies that fairseq keeps not at all
     updates: int
     seconds: float  # in training steps
     clock: float  # seconds of the training process, with validation and saving

@@ -32,7 +32,7 @@ def _architecture(options: dict[str, Any], check: Callable[[Any], None]) -> Call
     def apply(args: Any) -> None:
         """fairseq calls this when the command line is parsed (a Namespace) and when the model is built (a
         DictConfig)."""
-        if OmegaConf.is_config(args):  # what a checkpoint's lacks is newer than it, whatever the preset now says
+        if OmegaConf.is_config(args):  # complete, or a checkpoint's: what that lacks is newer than it, not the preset's
             return
         for name, value in options.items():
             if not hasattr(args, name):

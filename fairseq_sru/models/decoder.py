@@ -15,8 +15,10 @@ from .recurrent import UNITS, Packing, RecurrentLayer, padding
 
 
 class DecoderLayer(nn.Module):
-    """A :class:`RecurrentLayer`, then (with heads) ``x + dropout(attention(layer_norm(x)))``. ``recurrent``: of the
-    former."""
+    """A :class:`RecurrentLayer`, then (with heads) ``x + dropout(attention(layer_norm(x)))``.
+
+    ``recurrent`` are options of the :class:`RecurrentLayer`.
+    """
 
     def __init__(self, size: int, source_size: int, heads: int, dropout: float, **recurrent: Any) -> None:
         super().__init__()

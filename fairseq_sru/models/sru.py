@@ -16,7 +16,7 @@ from .encoder import SRUEncoder, embedding
 
 @register_model("sru", dataclass=SRUConfig)
 class SRUModel(FairseqEncoderDecoderModel):
-    """SRU encoder and decoder with multi-head attention in each decoder layer.
+    """SRU encoder and decoder with multi-head attention in each decoder layer or each N-th.
 
     Deep bidirectional encoder, deep decoder, multi-head attention, layer normalisation and residual connections follow
     RNMT+ (Chen et al. 2018), with SRU (Lei et al. 2017) in place of LSTM and pre-norm residual layers. The same

@@ -1,20 +1,27 @@
-"""The matrix product of the layers: torch's own, but for float32 on a CPU, where oneDNN's is used when torch has it.
+"""The matrix product of the layers: torch's own, but for float32 on a CPU other than Intel's, where oneDNN's is used
+when torch has it.
 
 torch computes float32 products on a CPU with MKL. oneDNN, which every CPU build of torch also carries, takes half of
-MKL's time on AMD processors (AVX-512, one thread, products of an SRU layer's size). Its operator is the one that
-torch.compile emits; it has no gradient of its own. A call of it costs 5 microseconds more than one of MKL, which small
-products don't win back.
+MKL's time on AMD processors (AVX-512, one thread, products of an SRU layer's size); on Intel's they are equal, and MKL
+needs no transposed copy for the gradient of the weight. oneDNN's operator is the one that torch.compile emits; it has
+no gradient of its own. A call of it costs 5 microseconds more than one of MKL, which small products don't win back.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_CPU = Path("/proc/cpuinfo")
+_ONEDNN = (
+    torch.backends.mkldnn.is_available()
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    and not (_CPU.is_file() and "GenuineIntel" in _CPU.read_text())
+)
 SMALL = 2**18  # multiplications
 
 

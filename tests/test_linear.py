@@ -6,7 +6,24 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fairseq_sru import linear as module
 from fairseq_sru.linear import Linear, linear
+
+
+@pytest.fixture(autouse=True, params=["torch", "oneDNN"])
+def library(request, monkeypatch):
+    """Whose products: on any processor, and for any size."""
+    if request.param == "oneDNN" and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(module, "_ONEDNN", request.param == "oneDNN")
+    monkeypatch.setattr(module, "SMALL", 0)
+    return request.param
+
+
+def test_the_library_is_the_one_that_is_tested(library):
+    with torch.profiler.profile() as seen:
+        linear(torch.randn(5, 4), torch.randn(3, 4))
+    assert any("_linear_pointwise" in event.key for event in seen.key_averages()) == (library == "oneDNN")
 
 
 @pytest.mark.parametrize("shape", [(7, 5, 24), (1, 24), (35, 24), (0, 24), (2, 3, 4, 24)])

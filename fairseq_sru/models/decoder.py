@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from ..linear import Linear
 from .attention import Attention, GlobalAttention
+from .dropout import Dropout
 from .encoder import project_in
 from .output import Decoder, IncrementalState, State
 from .recurrent import UNITS, Packing, RecurrentLayer, padding
@@ -25,7 +25,7 @@ class DecoderLayer(nn.Module):
         self.rnn = RecurrentLayer(size, dropout, **recurrent)
         self.attention_norm = nn.LayerNorm(size) if heads else None
         self.attention = Attention(size, source_size, heads) if heads else None
-        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
+        self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
     def forward(
         self,
@@ -98,7 +98,7 @@ class SRUDecoder(Decoder):
     ) -> None:
         super().__init__(dictionary, embed_tokens, max_target_positions)
         self.unit = unit
-        self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
+        self.dropout_in = Dropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
         every = attention if isinstance(attention, int) else 0
         attended = range(num_layers - 1, -1, -every) if every else range(0)
@@ -126,7 +126,7 @@ class SRUDecoder(Decoder):
             self.project_out = Linear(hidden_size, out_embed_dim)
             nn.init.xavier_uniform_(self.project_out.weight)
             nn.init.zeros_(self.project_out.bias)
-        self.dropout_out = FairseqDropout(dropout_out, module_name=type(self).__name__)
+        self.dropout_out = Dropout(dropout_out, module_name=type(self).__name__)
         self.add_output_layer(out_embed_dim, dropout_out, share_input_output_embed, adaptive_softmax_cutoff)
 
     def extract_features(

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from fairseq.models import FairseqEncoder
-from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 
 from ..linear import Linear
+from .dropout import Dropout
 from .recurrent import UNITS, RecurrentLayer, padding
 
 
@@ -95,7 +95,7 @@ class SRUEncoder(Encoder):
         self.unit = unit
         self.output_units = hidden_size * (2 if bidirectional else 1)
         self.state_units = self.output_units * UNITS[unit]
-        self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
+        self.dropout_in = Dropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, self.output_units)
         self.layers = nn.ModuleList(
             RecurrentLayer(

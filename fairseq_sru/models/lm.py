@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from fairseq.models import FairseqLanguageModel, register_model
-from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
@@ -16,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ..linear import Linear
 from .architectures import register_architectures
 from .config import SRULanguageModelConfig, at_least_one, completed, cutoffs, must_match, one_of, probabilities
+from .dropout import Dropout
 from .encoder import embedding, project_in
 from .output import Decoder, IncrementalState
 from .recurrent import ACTIVATIONS, RecurrentLayer
@@ -61,7 +61,7 @@ class SRULanguageDecoder(Decoder):
     ) -> None:
         super().__init__(dictionary, embed_tokens, max_target_positions)
         self.add_output_layer(out_embed_dim, dropout_out, share_input_output_embed, adaptive_softmax_cutoff)
-        self.dropout_in = FairseqDropout(dropout_in, module_name=type(self).__name__)
+        self.dropout_in = Dropout(dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
         self.layers = nn.ModuleList(
             RecurrentLayer(hidden_size, dropout_out, rnn_dropout, activation=activation) for _ in range(num_layers)
@@ -70,7 +70,7 @@ class SRULanguageDecoder(Decoder):
         self.project_out = Linear(hidden_size, out_embed_dim)
         nn.init.xavier_uniform_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
-        self.dropout_out = FairseqDropout(dropout_out, module_name=type(self).__name__)
+        self.dropout_out = Dropout(dropout_out, module_name=type(self).__name__)
         self.follow_blocks(0)
 
     def extract_features(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..layers import SRUCell
 from .convolution import Convolution
+from .dropout import Dropout
 
 # How many vectors of a layer's width its state has: SRU's is c, LSTM's is h and c.
 UNITS = {"sru": 1, "lstm": 2}
@@ -157,7 +157,7 @@ class RecurrentLayer(nn.Module):
             )
         else:
             self.lstm = LSTM(size, hidden_size, rnn_dropout, bidirectional)
-        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
+        self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
     def forward(self, x: Tensor, state: Tensor | None, padding: Tensor | Packing | None) -> tuple[Tensor, Tensor]:
         """Run the layer.

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import SRUCell
 from ..linear import Linear
 from .attention import Attention
+from .dropout import Dropout
 from .output import State
 
 AUTOREGRESSIONS = ("ssru", "sru", "self-attention")
@@ -125,7 +125,7 @@ class EncoderLayer(nn.Module):
         self.self_attention = SelfAttention(size, heads)
         self.feed_forward_norm = nn.LayerNorm(size)
         self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=True)
-        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
+        self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
     def forward(self, x: Tensor, visible: Tensor, pads: Tensor) -> Tensor:
         """``(length, batch, size)`` to the same; visible as of :class:`SelfAttention`, pads as of
@@ -176,7 +176,7 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(size, source_size, heads)
         self.feed_forward_norm = nn.LayerNorm(size)
         self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=False)
-        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
+        self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
     def forward(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from fairseq.models import FairseqEncoderDecoderModel, register_model
-from fairseq.modules import FairseqDropout, SinusoidalPositionalEmbedding
+from fairseq.modules import SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 
 from .architectures import register_architectures
@@ -21,6 +21,7 @@ from .config import (
     must_match,
     probabilities,
 )
+from .dropout import Dropout
 from .encoder import Encoder, embedding
 from .output import Decoder, IncrementalState, State
 from .transformer_layers import AUTOREGRESSIONS, FEED_FORWARDS, DecoderLayer, EncoderLayer
@@ -62,7 +63,7 @@ class TransformerSRUEncoder(Encoder):
             EncoderLayer(size, inner, heads, feed_forward, dropout, rnn_dropout) for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(size)
-        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
+        self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any) -> dict[str, Any]:
         """Encode.
@@ -130,7 +131,7 @@ class TransformerSRUDecoder(Decoder):
             for _ in range(num_layers)
         )
         self.norm = nn.LayerNorm(size)
-        self.dropout = FairseqDropout(dropout, module_name=type(self).__name__)
+        self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
     def extract_features(
         self,

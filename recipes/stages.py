@@ -95,7 +95,7 @@ def execute(command: Sequence[str], output: Path, append: bool, on_line: Callabl
     output.parent.mkdir(parents=True, exist_ok=True)
     last: deque[str] = deque(maxlen=NEWS)
     begun, peak = time.monotonic(), 0
-    with output.open("a" if append else "w", encoding="utf-8") as file:
+    with output.open("a" if append else "w", encoding="utf-8", buffering=1) as file:
         process = subprocess.Popen(
             program(command),
             stdin=subprocess.DEVNULL,

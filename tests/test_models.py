@@ -306,16 +306,29 @@ def test_weights_asked_for_or_not_the_output_is_the_same(build, dictionary):
 
 
 @pytest.mark.parametrize("kernel_size", [2, 3, 4, 5])
-def test_the_convolution_is_torchs_depthwise_one(kernel_size):
+@pytest.mark.parametrize("length", [1, 2, 9])
+def test_the_convolution_is_torchs_depthwise_one(kernel_size, length):
     convolution = Convolution(6, kernel_size)
-    x, mask = torch.randn(9, 3, 6), torch.zeros(9, 3, dtype=torch.bool)
+    x, mask = torch.randn(length, 3, 6, requires_grad=True), torch.zeros(length, 3, dtype=torch.bool)
     left = kernel_size // 2
     padded = torch.nn.functional.pad(x.permute(1, 2, 0), (left, kernel_size - 1 - left))
     expected = torch.nn.functional.conv1d(padded, convolution.weight.t().unsqueeze(1), groups=6).permute(2, 0, 1)
     torch.testing.assert_close(convolution(x, mask), expected)
-    x[-2:, 1] = float("nan")
+    inputs, grad = (x, convolution.weight), torch.randn_like(x)
+    got = torch.autograd.grad(convolution(x, mask), inputs, grad)
+    for mine, truth in zip(got, torch.autograd.grad(expected, inputs, grad), strict=True):
+        torch.testing.assert_close(mine, truth)
     mask[-2:, 1] = True
-    assert convolution(x, mask).isfinite().all()
+    assert convolution(x.detach().masked_fill(mask.unsqueeze(-1), float("nan")), mask).isfinite().all()
+
+
+def test_the_convolution_differentiates_twice_and_follows_autocast():
+    convolution, x = Convolution(6, 3), torch.randn(5, 2, 6, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: convolution.double()(x, None), x.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = convolution.float()(x.bfloat16(), None)
+    out.sum().backward()
+    torch.testing.assert_close(out, convolution(x, None), rtol=0.02, atol=0.05)
 
 
 def test_gradients_reach_every_weight(build, dictionary):

@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+
+def taps(kernel_size: int, length: int) -> Iterator[tuple[int, slice, slice]]:
+    """For each k but the position's own: k, the positions that see another one by it, and those that they see."""
+    left = kernel_size // 2
+    for k in range(kernel_size):
+        ahead = k - left
+        if 0 < abs(ahead) < length:
+            yield k, slice(max(0, -ahead), length - max(0, ahead)), slice(max(0, ahead), length + min(0, ahead))
+
+
+class _Convolve(torch.autograd.Function):
+    """In place, without padding: a third to a half of the time of the same by autograd on a CPU. F.conv1d wants time
+    last, and takes longer than either with its transposes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(x, weight)
+        y = x * weight[len(weight) // 2]
+        for k, seeing, seen in taps(len(weight), len(x)):
+            y[seeing].addcmul_(x[seen], weight[k])
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        x, weight = ctx.saved_tensors
+        own = len(weight) // 2
+        grad_x, grad_weight = grad * weight[own], torch.zeros_like(weight)
+        grad_weight[own] = (grad * x).sum((0, 1))
+        for k, seeing, seen in taps(len(weight), len(x)):
+            grad_x[seen].addcmul_(grad[seeing], weight[k])
+            grad_weight[k] = (grad[seeing] * x[seen]).sum((0, 1))
+        return grad_x, grad_weight
 
 
 class Convolution(nn.Module):
@@ -36,13 +71,6 @@ class Convolution(nn.Module):
         Returns:
             ``(length, batch, size)``.
         """
-        kernel_size, length = len(self.weight), len(x)
-        left = kernel_size // 2
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
-        x = F.pad(x, (0, 0, 0, 0, left, kernel_size - 1 - left))
-        # F.conv1d wants time last; with its transposes it takes 1.5 to 2 times as long on a CPU
-        y = self.weight[0] * x[:length]
-        for k in range(1, kernel_size):
-            y = torch.addcmul(y, self.weight[k], x[k : k + length])
-        return y
+        return _Convolve.apply(x, self.weight)  # type: ignore[no-any-return]

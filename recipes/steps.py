@@ -179,7 +179,7 @@ KINDS = {
     "attention and softmax": ("softmax", "scaled_dot_product", "masked_fill"),
     "recurrence": ("Recurrence",),
     "layer norm": ("layer_norm",),
-    "dropout": ("dropout", "bernoulli"),
+    "dropout": ("dropout", "bernoulli", "random_", "lt"),
     "optimizer": ("Optimizer", "foreach", "addcmul", "addcdiv", "lerp", "linalg_vector_norm"),
 }
 

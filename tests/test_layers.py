@@ -119,7 +119,7 @@ def test_cell_equals_the_equations(bidirectional, sizes, options):
 
 @pytest.mark.parametrize("options", [{}, {"v1": False, "bidirectional": True}])
 def test_a_layer_of_usual_size(options):
-    """float32, and products that oneDNN computes."""
+    """float32, and products that oneDNN computes, where the processor isn't Intel's."""
     rnn = SRU(96, 64, **options)
     x, c0 = torch.randn(13, 5, 96), torch.randn(2, 5, rnn.output_size)
     assert x.numel() * 3 * 64 > SMALL

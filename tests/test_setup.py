@@ -246,6 +246,25 @@ def test_setup_takes_the_active_environment(variable: str, tmp_path: Path) -> No
     assert not (machine.root / ".venv").exists()
 
 
+def test_setup_follows_a_link_and_clears_nothing_there(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB)
+    theirs = tmp_path / "theirs"
+    machine.write_python(theirs / "bin" / "python", STUB)
+    (machine.root / ".venv").symlink_to(theirs)
+    done, calls = machine.setup()
+    assert done.stdout.splitlines()[:2] == ["ready", f"{theirs}/bin/python"], done.stderr
+    assert len(calls) == 2
+    assert not any("venv" in call for call in calls)
+
+    (theirs / "bin" / "python").unlink()
+    (theirs / "kept").touch()
+    done, calls = machine.setup()
+    assert done.returncode == 1
+    assert f"no Python 3.11, 3.12 or 3.13 in {theirs};" in done.stderr
+    assert calls == []
+    assert (theirs / "kept").exists()
+
+
 def test_setup_refuses_an_old_python(tmp_path: Path) -> None:
     machine = Machine(tmp_path, python3=OLD)
     done, _ = machine.setup()

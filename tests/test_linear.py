@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from fairseq_sru import linear as module
-from fairseq_sru.linear import Linear, linear
+from fairseq_sru.linear import Linear, by_columns, linear
 
 
 @pytest.fixture(autouse=True, params=["torch", "oneDNN"])
@@ -43,6 +43,25 @@ def test_equals_torch_with_its_gradients(shape, bias, strided):
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     with torch.no_grad():
         torch.testing.assert_close(linear(x, w, b), F.linear(x, w, b), rtol=1e-5, atol=1e-5)
+
+
+def test_a_weight_that_lies_by_columns_gives_the_same(library):
+    w = torch.randn(16, 24)
+    laid = by_columns(w)
+    assert torch.equal(laid, w)
+    if library == "torch":
+        assert laid is w
+        return
+    assert laid.stride() == (1, 16)
+    assert by_columns(w.double()).stride() == (24, 1)
+    for rows in (1, 2, 64):
+        inputs = [(torch.ones(rows, 1, 24, requires_grad=True), m.detach().requires_grad_()) for m in (w, laid)]
+        with torch.profiler.profile() as seen:
+            outs = [linear(*pair) for pair in inputs]
+        assert sum("_linear_pointwise" in event.key for event in seen.events()) == (1 if rows == 1 else 2)
+        grads = [torch.autograd.grad(out.square().sum(), pair) for out, pair in zip(outs, inputs, strict=True)]
+        for got, expected in zip(*([out, *grad] for out, grad in zip(outs, grads, strict=True)), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-3)
 
 
 def test_second_derivatives():

@@ -14,7 +14,8 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from omegaconf import OmegaConf
 
 from fairseq_sru import SRUCell
-from fairseq_sru.models.attention import Attention, GlobalAttention, attend
+from fairseq_sru import linear as module
+from fairseq_sru.models.attention import Attention, GlobalAttention, Source, attend
 from fairseq_sru.models.config import PRESETS, SRUConfig, check, presets
 from fairseq_sru.models.convolution import Convolution
 from fairseq_sru.models.recurrent import LSTM, padding
@@ -204,6 +205,30 @@ def test_attention_weights_are_a_distribution_over_the_source(options, build, di
     assert without[1]["attn"] == [None]
 
 
+@pytest.mark.parametrize("variant", ["defaults", "tied", "adaptive softmax", "global attention", "lstm"])
+def test_weights_are_laid_out_for_decoding(variant, build, dictionary, monkeypatch):
+    """Where that pays, on any processor here: the same model, with the same checkpoint."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(module, "_ONEDNN", True)
+    monkeypatch.setattr(module, "SMALL", 0)
+    model = build(**VARIANTS[variant]).float().eval()
+    laid_out = copy.deepcopy(model)
+    laid_out.make_generation_fast_(need_attn=False)
+    decoder = laid_out.decoder
+    weights = [m.weight for m in decoder.modules() if isinstance(m, module.Linear | SRUCell)]
+    assert weights and all(weight.stride(0) == 1 for weight in weights)
+    assert (decoder.tied is None) == (variant != "tied")
+    torch.testing.assert_close(laid_out.state_dict(), model.state_dict(), rtol=0, atol=0)
+    for rows in (1, 3):
+        src, target = sources(dictionary, [5] * rows), prefixes(dictionary, rows, 4)
+        torch.testing.assert_close(laid_out(src, None, target)[0], model(src, None, target)[0])
+        encoded, state = laid_out.encoder(src), {}
+        for t in range(4):
+            step, _ = decoder(target[:, : t + 1], encoded, incremental_state=state)
+        torch.testing.assert_close(step[:, 0], model(src, None, target)[0][:, -1])
+
+
 @pytest.mark.parametrize("need_weights", [False, True])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_attention_is_the_published_equation(heads, need_weights):
@@ -211,7 +236,8 @@ def test_attention_is_the_published_equation(heads, need_weights):
     query = torch.randn(3, 4, 2 * heads).double()
     key, value = torch.randn(2, heads, 5, 2).double(), torch.randn(2, heads, 5, 3).double()
     hidden = torch.tensor([[True, False, False, False, False], [False, False, False, True, True]])
-    context, weights = attend(query, key, value, hidden, 1.7, need_weights)
+    mask = torch.where(hidden, -math.inf, 0.0).double()[:, None, None]
+    context, weights = attend(query, Source(key, value, mask), 1.7, need_weights)
     for t in range(3):
         for row in range(4):
             n, mean = row // 2, torch.zeros(5).double()
@@ -232,7 +258,7 @@ def test_global_attention_is_the_published_equation():
     """Luong et al. 2015, equations 5, 7 and 8 ("general")."""
     module = GlobalAttention(4, 6, 5).double()
     source, x = torch.randn(7, 1, 6).double(), torch.randn(2, 1, 4).double()
-    out, _ = module(x, *module.project(source), torch.zeros(1, 7).bool())
+    out, _ = module(x, module.project(source, torch.zeros(1, 7).bool()))
     for t in range(2):
         scores = torch.stack([x[t, 0] @ module.key.weight @ h for h in source[:, 0]])
         context = (torch.exp(scores) / torch.exp(scores).sum()) @ source[:, 0]

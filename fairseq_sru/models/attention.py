@@ -1,13 +1,14 @@
 """Attention of decoder states over encoder outputs.
 
-Keys and values depend on the source alone: ``project`` computes them once a sentence, ``forward`` reads them at every
-step. In beam search the batch has several rows a sentence, one a hypothesis, next to one another: the rows then share
-their sentence's keys and values.
+Keys, values and mask depend on the source alone: ``project`` computes them once a sentence, ``forward`` reads them at
+every step. In beam search the batch has several rows a sentence, one a hypothesis, next to one another: the rows then
+share what is their sentence's.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,29 @@ from torch.nn import functional as F
 from ..linear import Linear
 
 
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor, divisor: float, need_weights: bool
-) -> tuple[Tensor, Tensor | None]:
+class Source(NamedTuple):
+    """What attention reads of the source.
+
+    ``key``: ``(sentences, heads, src_len, head_size)``. ``value``: ``(sentences, heads, src_len, value_size)``.
+    ``mask``: ``(sentences, 1, 1, src_len)``, what is added to the scores: 0, and -inf at padding.
+    """
+
+    key: Tensor
+    value: Tensor
+    mask: Tensor
+
+
+def _source(key: Tensor, value: Tensor, padding_mask: Tensor) -> Source:
+    mask = key.new_zeros(padding_mask.shape).masked_fill_(padding_mask, -math.inf)
+    return Source(key, value, mask[:, None, None, :])
+
+
+def attend(query: Tensor, source: Source, divisor: float, need_weights: bool) -> tuple[Tensor, Tensor | None]:
     """``softmax(query key^T / divisor) value`` for each head.
 
     Args:
         query: ``(tgt_len, batch, heads * head_size)``; batch is a multiple of sentences.
-        key: ``(sentences, heads, src_len, head_size)``.
-        value: ``(sentences, heads, src_len, value_size)``.
-        padding_mask: ``(sentences, src_len)`` bool, True at source padding.
+        source: keys, values and mask.
         divisor: of the scores.
         need_weights: return the weights, too.
 
@@ -33,20 +47,20 @@ def attend(
         ``(tgt_len, batch, heads * value_size)``, and the weights ``(batch, tgt_len, src_len)`` averaged over heads, or
         None.
     """
+    key, value, mask = source
     tgt_len, batch, _ = query.shape
-    sentences, heads, src_len, head_size = key.shape
+    sentences, heads, _, head_size = key.shape
     rows = batch // sentences
     query = query.reshape(tgt_len, sentences, rows, heads, head_size).permute(1, 3, 2, 0, 4).flatten(2, 3)
-    visible = ~padding_mask[:, None, None, :]
     weights = None
     if need_weights:
         scores = (query / divisor) @ key.transpose(-1, -2)  # in this order for float16's range
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-        probabilities = torch.softmax(scores.masked_fill(~visible, -math.inf), dim=-1)
+        probabilities = torch.softmax(scores + mask, dim=-1)
         context = probabilities.to(value.dtype) @ value
-        weights = probabilities.mean(dim=1).view(batch, tgt_len, src_len)
+        weights = probabilities.mean(dim=1).view(batch, tgt_len, -1)
     else:
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=1 / divisor)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1 / divisor)
     context = context.unflatten(2, (rows, tgt_len)).permute(3, 0, 2, 1, 4)
     return context.reshape(tgt_len, batch, -1), weights
 
@@ -71,28 +85,28 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.key_value.weight)
         nn.init.xavier_uniform_(self.out.weight)
 
-    def project(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values, each ``(sentences, heads, src_len, head_size)``, of encoder outputs ``(src_len, sentences,
-        source_size)``."""
-        key, value = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 1, 3, 0, 4)
-        return key, value
+    def project(self, source: Tensor, padding_mask: Tensor) -> Source:
+        """What :meth:`forward` reads of encoder outputs ``(src_len, sentences, source_size)``.
 
-    def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+        Args:
+            source: the encoder outputs.
+            padding_mask: ``(sentences, src_len)`` bool, True at padding.
+        """
+        key, value = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 1, 3, 0, 4)
+        return _source(key, value, padding_mask)
+
+    def forward(self, x: Tensor, source: Source, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
         Args:
             x: decoder states ``(tgt_len, batch, query_size)``.
-            key: from :meth:`project`.
-            value: from :meth:`project`.
-            padding_mask: ``(sentences, src_len)`` bool, True at source padding.
+            source: of :meth:`project`.
             need_weights: return the weights, too.
 
         Returns:
             ``(tgt_len, batch, query_size)``, and the weights as of :func:`attend`.
         """
-        context, weights = attend(self.query(x), key, value, padding_mask, self.divisor, need_weights)
+        context, weights = attend(self.query(x), source, self.divisor, need_weights)
         return self.out(context), weights
 
 
@@ -112,15 +126,12 @@ class GlobalAttention(nn.Module):
         nn.init.xavier_uniform_(self.key.weight)
         nn.init.xavier_uniform_(self.out.weight)
 
-    def project(self, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys ``(sentences, 1, src_len, query_size)`` and values ``(sentences, 1, src_len, source_size)`` of encoder
-        outputs ``(src_len, sentences, source_size)``."""
+    def project(self, source: Tensor, padding_mask: Tensor) -> Source:
+        """As :meth:`Attention.project`; there is one head, and values are the encoder outputs."""
         source = source.transpose(0, 1).unsqueeze(1)
-        return self.key(source), source
+        return _source(self.key(source), source, padding_mask)
 
-    def forward(
-        self, x: Tensor, key: Tensor, value: Tensor, padding_mask: Tensor, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, source: Source, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """As :meth:`Attention.forward`, but for the result's ``out_size`` features."""
-        context, weights = attend(x, key, value, padding_mask, 1.0, need_weights)
+        context, weights = attend(x, source, 1.0, need_weights)
         return torch.tanh(self.out(torch.cat([context, x], dim=-1))), weights

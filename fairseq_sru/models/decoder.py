@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..linear import Linear
-from .attention import Attention, GlobalAttention
+from .attention import Attention, GlobalAttention, Source
 from .dropout import Dropout
 from .encoder import project_in
 from .output import Decoder, IncrementalState, State
@@ -32,8 +32,7 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         state: Tensor | None,
         target_padding: Tensor | Packing | None,
-        source: tuple[Tensor, Tensor] | None,
-        source_padding: Tensor,
+        source: Source | None,
         need_weights: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the layer's output ``(tgt_len, batch, size)``, its state and the attention weights."""
@@ -41,7 +40,7 @@ class DecoderLayer(nn.Module):
         weights = None
         if self.attention is not None and self.attention_norm is not None:
             assert source is not None
-            context, weights = self.attention(self.attention_norm(x), *source, source_padding, need_weights)
+            context, weights = self.attention(self.attention_norm(x), source, need_weights)
             x = x + self.dropout(context)
         return x, state, weights
 
@@ -138,7 +137,6 @@ class SRUDecoder(Decoder):
     ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
         assert encoder_out is not None
-        source_padding = encoder_out["encoder_padding_mask"][0]
         state = self.cached(incremental_state)
         states: tuple[Tensor | None, ...]
         target_padding = None
@@ -158,11 +156,11 @@ class SRUDecoder(Decoder):
         for i, layer in enumerate(self.layers):
             source = None if layer.attention is None else next(sources)
             last = i + 1 == len(self.layers)
-            x, new[str(i)], weights = layer(x, states[i], target_padding, source, source_padding, need_weights and last)
+            x, new[str(i)], weights = layer(x, states[i], target_padding, source, need_weights and last)
         self.cache(incremental_state, new)
         x = self.norm(x)
         if self.global_attention is not None:
-            x, weights = self.global_attention(x, *next(sources), source_padding, need_weights)
+            x, weights = self.global_attention(x, next(sources), need_weights)
         else:
             assert self.project_out is not None
             x = self.project_out(x)

@@ -8,8 +8,9 @@ from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor, nn
 
-from ..linear import Linear, linear
-from .attention import Attention, GlobalAttention
+from ..layers import SRUCell
+from ..linear import Linear, by_columns, linear
+from .attention import Attention, GlobalAttention, Source
 
 State = dict[str, Tensor]
 IncrementalState = dict[str, dict[str, Tensor | None]]  # fairseq's
@@ -33,6 +34,8 @@ class Decoder(FairseqIncrementalDecoder):
         self.max_target_positions = max_target_positions
         self.need_attn = True
         self.embed_tokens = embed_tokens
+        self.tied: Tensor | None
+        self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
 
     def add_output_layer(
         self,
@@ -101,17 +104,19 @@ class Decoder(FairseqIncrementalDecoder):
         are."""
         if self.adaptive_softmax is not None:
             return features
-        weight = self.embed_tokens.weight if self.output_projection is None else self.output_projection.weight
-        return linear(features, weight)
+        weight = self.tied if self.output_projection is None else self.output_projection.weight
+        return linear(features, self.embed_tokens.weight if weight is None else weight)
 
-    def sources(self, encoder_out: dict[str, Any], keep: bool) -> list[tuple[Tensor, Tensor]]:
-        """Keys and values of each attention; kept with the encoder's result, which reorders them with the rest."""
+    def sources(self, encoder_out: dict[str, Any], keep: bool) -> list[Source]:
+        """What each attention reads; kept with the encoder's result, which reorders it with the rest."""
+        names = ("keys", "values", "masks")
         if "keys" in encoder_out:
-            return list(zip(encoder_out["keys"], encoder_out["values"], strict=True))
+            return list(map(Source, *(encoder_out[name] for name in names)))
         attentions = [m for m in self.modules() if isinstance(m, Attention | GlobalAttention)]
-        sources = [attention.project(encoder_out["encoder_out"][0]) for attention in attentions]
+        source, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
+        sources = [attention.project(source, padding_mask) for attention in attentions]
         if keep:
-            encoder_out["keys"], encoder_out["values"] = ([s[i] for s in sources] for i in (0, 1))
+            encoder_out.update({name: [s[i] for s in sources] for i, name in enumerate(names)})
         return sources
 
     def cached(self, incremental_state: IncrementalState | None) -> State:
@@ -133,5 +138,13 @@ class Decoder(FairseqIncrementalDecoder):
         return self.max_target_positions
 
     def make_generation_fast_(self, need_attn: bool = False, **_: Any) -> None:
-        """fairseq-generate says whether the attention weights are needed."""
+        """fairseq-generate says whether the attention weights are needed. Weights are laid out for products of few
+        rows; an embedding that is also the output layer is kept twice, since its lookups read rows."""
         self.need_attn = need_attn
+        for module in self.modules():
+            if isinstance(module, Linear | SRUCell):
+                module.weight.data = by_columns(module.weight.data)
+        if self.adaptive_softmax is None and self.output_projection is None:
+            weight = self.embed_tokens.weight.detach()
+            laid_out = by_columns(weight)
+            self.tied = None if laid_out is weight else laid_out

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..layers import SRUCell
 from ..linear import Linear
-from .attention import Attention
+from .attention import Attention, Source
 from .dropout import Dropout
 from .output import State
 
@@ -184,8 +184,7 @@ class DecoderLayer(nn.Module):
         state: State,
         visible: Tensor | None,
         pads: Tensor,
-        source: tuple[Tensor, Tensor],
-        source_padding: Tensor,
+        source: Source,
         need_weights: bool,
     ) -> tuple[Tensor, State, Tensor | None]:
         """Run the layer.
@@ -195,8 +194,7 @@ class DecoderLayer(nn.Module):
             state: what the layer keeps of earlier steps; empty before the first.
             visible: of :class:`SelfAttention`.
             pads: ``(tgt_len, batch)`` bool, True at padding.
-            source: keys and values, of :meth:`Attention.project`.
-            source_padding: ``(sentences, src_len)`` bool, True at padding.
+            source: of :class:`Attention`.
             need_weights: return the weights of the attention over the source, too.
 
         Returns:
@@ -213,7 +211,7 @@ class DecoderLayer(nn.Module):
             earlier = (state["key"], state["value"]) if state else None
             h, new["key"], new["value"] = self.self_attention(h, visible, earlier)
         x = x + self.dropout(h)
-        context, weights = self.attention(self.attention_norm(x), *source, source_padding, need_weights)
+        context, weights = self.attention(self.attention_norm(x), source, need_weights)
         x = x + self.dropout(context)
         h, inner = self.feed_forward(self.feed_forward_norm(x), state.get("inner_c"), pads)
         if inner is not None:

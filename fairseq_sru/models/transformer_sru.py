@@ -142,7 +142,6 @@ class TransformerSRUDecoder(Decoder):
     ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, embed_dim)``."""
         assert encoder_out is not None
-        source_padding = encoder_out["encoder_padding_mask"][0]
         sources = self.sources(encoder_out, keep=incremental_state is not None)
         state = self.cached(incremental_state)
         tokens = prev_output_tokens[:, -1:] if state else prev_output_tokens
@@ -160,7 +159,7 @@ class TransformerSRUDecoder(Decoder):
             last = i + 1 == len(self.layers)
             own = {name.removeprefix(f"{i}."): kept for name, kept in state.items() if name.startswith(f"{i}.")}
             need_weights = last and self.need_attn and not self.training
-            x, own, weights = layer(x, own, visible, pads, sources[i], source_padding, need_weights)
+            x, own, weights = layer(x, own, visible, pads, sources[i], need_weights)
             new |= {f"{i}.{name}": kept for name, kept in own.items()}
         self.cache(incremental_state, new)
         return self.norm(x).transpose(0, 1), {"attn": [weights]}

@@ -310,7 +310,7 @@ def assert_half(half: Path, whole: Path, dtype: torch.dtype) -> None:
     moments = [value for group in states[0]["last_optimizer_state"]["state"].values() for value in group.values()]
     assert {m.dtype for m in moments if torch.is_tensor(m)} == {torch.float32}
     losses = [s["extra_state"]["best"] for s in states]
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] == pytest.approx(losses[1], abs=0.1)  # bits
     assert losses[1] < 1.2  # of 3.7 bits at the start
 
 

@@ -121,8 +121,8 @@ class SRUEncoder(Encoder):
 
         Returns:
             encoder_out ``[(src_len, batch, output_units)]``, encoder_padding_mask ``[(batch, src_len)]``, encoder_state
-            ``[(batch, state_units)]``, the last layer's last state, and rows_per_sentence, 1. The decoder adds its keys
-            and values, ``[(batch, heads, src_len, head_size), ...]``.
+            ``[(batch, state_units)]``, the last layer's last state, and rows_per_sentence, 1. The decoder adds keys,
+            values and masks, of the :class:`Source` of each attention.
         """
         padding_mask = src_tokens.eq(self.padding_idx)
         pads = padding(self.unit, padding_mask.t())

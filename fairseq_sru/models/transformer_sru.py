@@ -74,7 +74,7 @@ class TransformerSRUEncoder(Encoder):
 
         Returns:
             encoder_out ``[(src_len, batch, embed_dim)]``, encoder_padding_mask ``[(batch, src_len)]`` and
-            rows_per_sentence, 1. The decoder adds its keys and values, ``[(batch, heads, src_len, head_size), ...]``.
+            rows_per_sentence, 1. The decoder adds keys, values and masks, of the :class:`Source` of each attention.
         """
         padding_mask = src_tokens.eq(self.padding_idx)
         x = math.sqrt(self.output_units) * self.embed_tokens(src_tokens) + self.embed_positions(src_tokens)

@@ -57,12 +57,13 @@ _sru_setup() {
     local root prefix
     root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P) || return
     prefix=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
-    if [ -z "$prefix" ] && [ -L "$root/.venv" ]; then # leads to another's environment, which isn't ours to clear
-        prefix=$(CDPATH='' cd -- "$root/.venv" && pwd -P) || return
-        export VIRTUAL_ENV=$prefix
-    elif [ -z "$prefix" ]; then
+    if [ -z "$prefix" ]; then
         prefix=$root/.venv
-        _sru_is_ready "$prefix" "$root" || _sru_is_venv "$prefix" || _sru_make_venv "$prefix" || return
+        if [ -L "$prefix" ]; then # leads to another's environment, which isn't ours to clear
+            prefix=$(CDPATH='' cd -- "$prefix" && pwd -P) || return
+        else
+            _sru_is_ready "$prefix" "$root" || _sru_is_venv "$prefix" || _sru_make_venv "$prefix" || return
+        fi
         export VIRTUAL_ENV=$prefix
     fi
     export PATH="$prefix/bin:$PATH"

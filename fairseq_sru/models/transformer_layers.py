@@ -194,7 +194,7 @@ class DecoderLayer(nn.Module):
             state: what the layer keeps of earlier steps; empty before the first.
             visible: of :class:`SelfAttention`.
             pads: ``(tgt_len, batch)`` bool, True at padding.
-            source: of :class:`Attention`.
+            source: of :meth:`Attention.project`.
             need_weights: return the weights of the attention over the source, too.
 
         Returns:

@@ -139,7 +139,8 @@ def verdict(report: dict[str, Any]) -> str:
     own, base = (statistics.fmean(side) for side in ([ours["score"] for ours, _ in pairs], [b for _, b in pairs]))
     gap = own - base
     direction = "above" if gap > 0 else "below"
-    text = f"{best}{f', the best of {len(others)},' if len(others) > 1 else ''} has {own:.1f} BLEU, "
+    among = f", the best of {len(others)} systems beside the baseline," if len(others) > 1 else ""
+    text = f"{best}{among} has {own:.1f} BLEU, "
     text += f"{abs(gap):.1f} {direction} the baseline {baseline} ({base:.1f})"
     significant = [ours["p_value"] < LEVEL and (ours["score"] - other) * gap > 0 for ours, other in pairs]
     if len(pairs) == 1:
@@ -207,7 +208,8 @@ def render(report: dict[str, Any]) -> str:
         f"{limit} for each system, seeds: {', '.join(map(str, sorted({run['seed'] for _, run in runs})))}. "
         "± is the standard deviation over seeds; p is of BLEU's difference from the baseline, for each seed (paired "
         "bootstrap, not corrected for the number of systems). Training time is that of the updates, without "
-        "validation and saving. The baseline's best is that of its checkpoints on the validation set. Target tokens/s "
+        "validation and saving, the mean over seeds. The time to the baseline's best is the median of the seeds that "
+        "reach it; that best is that of its checkpoints on the validation set. Target tokens/s "
         "is the speed of training, measured in short slices of all systems in turns; sentences/s that of decoding "
         f"with beam {last['beam']} and batch {last['batch']}. Memory is the peak in training, of the GPU if there is "
         "one.\n",

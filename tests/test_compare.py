@@ -362,7 +362,7 @@ def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
         ({"lstm": [(20.0, None), (23.0, None)], "sru": [(24.0, 0.01), (21.0, 0.01)]},  # one up, one down
          "not significant, in this direction with p < 0.05 for 1 of 2 seeds"),
         ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru2": [(22.0, 0.01)], "sru3": []},
-         "sru2, the best of 2, has 22.0 BLEU"),
+         "sru2, the best of 2 systems beside the baseline, has 22.0 BLEU"),
         ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru3": []}, "Failed: sru3; see the end."),
         ({"lstm": [], "sru": [(21.0, None)]}, "No verdict: the baseline lstm failed. Failed: lstm"),
         ({"lstm": [(20.0, None)]}, "lstm has 20.0 BLEU: nothing to compare it with."),
@@ -419,6 +419,20 @@ def test_sentences_are_taken_from_all_of_the_text():
 def test_time_to_the_baselines_best():
     curve = [{"train_seconds": t, "BLEU": b} for t, b in ((1.0, 5.0), (2.0, 9.0), (3.0, 8.0))]
     assert [compare_report.seconds_to(bleu, curve) for bleu in (5.0, 6.0, 9.0, 9.1)] == [1.0, 2.0, 2.0, None]
+
+
+@pytest.mark.parametrize("name", ["lohelp", "debian"])
+def test_what_is_published_is_the_report(name):
+    folder = ROOT / "recipes" / "results" / name
+    found = json.loads((folder / "report.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert found["verdict"] == compare_report.verdict(found)
+    text = compare_report.render(found)
+    assert (folder / "report.md").read_text() == text
+    readme = (ROOT / "README.md").read_text()
+    assert f"> {found['verdict']}\n\n" in readme
+    tables = [part for part in text.split("\n\n") if part.startswith(("| system | BLEU", "| domain |"))]
+    assert all(f"\n{table}\n" in readme for table in tables) and tables
 
 
 # All of it

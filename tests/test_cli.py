@@ -112,6 +112,15 @@ def test_interactive_answers_line_by_line_empty_ones_too(trained, toy_data):
     assert sorted(hypotheses(done.stdout)) == [0, 1, 2]
 
 
+def test_interactive_puts_in_the_words_that_are_asked_for(trained, toy_data):
+    """Lexical constraints, after a tab; they don't concern the next line."""
+    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--beam", 5, "--constraints"]
+    done = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c d\tj i\ta\nd c b\n")
+    found = {number: f" {words} " for number, words in hypotheses(done.stdout).items()}
+    assert " j i " in found[0] and " a " in found[0]
+    assert " j i " not in found[1]
+
+
 def test_validate(trained, toy_data):
     done = run_cli(
         "validate",
@@ -150,6 +159,8 @@ def test_other_ways_to_search(trained, toy_data):
         ["--prefix-size", 2, "--beam", 2],
         ["--nbest", 2, "--beam", 3],
         ["--retain-dropout", "--beam", 1],
+        ["--diversity-rate", 0.5, "--beam", 2],
+        ["--fp16", "--print-alignment", "soft", "--beam", 2],
     ):
         assert len(hypotheses(generate(toy_data, path, *options))) == 53, options
 

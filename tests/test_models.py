@@ -11,6 +11,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 
 from fairseq_sru import SRUCell
@@ -86,7 +87,7 @@ def test_incremental_equals_full_position_by_position(variant, build, dictionary
         step, step_extra = model.decoder(target[:, : t + 1], encoded, incremental_state=state)
         assert step.shape[1] == 1
         torch.testing.assert_close(log_probs(model, (step, step_extra))[:, 0], full_probs[:, t])
-        if extra["attn"][0] is not None:
+        if extra["attn"] is not None:
             torch.testing.assert_close(step_extra["attn"][0][:, 0], extra["attn"][0][:, t])
 
 
@@ -202,7 +203,7 @@ def test_attention_weights_are_a_distribution_over_the_source(options, build, di
     assert not weights[src.eq(dictionary.pad())[:, None].expand_as(weights)].any()
     model.make_generation_fast_(need_attn=False)
     without = model(src, None, prefixes(dictionary, 2, 5))
-    assert without[1]["attn"] == [None]
+    assert without[1]["attn"] is None
 
 
 @pytest.mark.parametrize("variant", ["defaults", "tied", "adaptive softmax", "global attention", "lstm"])
@@ -227,6 +228,34 @@ def test_weights_are_laid_out_for_decoding(variant, build, dictionary, monkeypat
         for t in range(4):
             step, _ = decoder(target[:, : t + 1], encoded, incremental_state=state)
         torch.testing.assert_close(step[:, 0], model(src, None, target)[0][:, -1])
+
+
+def test_weights_that_are_loaded_into_a_laid_out_decoder_are_its_weights(build, dictionary, monkeypatch):
+    monkeypatch.setattr(module, "_ONEDNN", True)
+    model, other = (build(share_all_embeddings=True).float().eval() for _ in range(2))
+    model.make_generation_fast_(need_attn=False)
+    assert model.decoder.tied is not None
+    model.load_state_dict(other.state_dict())
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 4)
+    torch.testing.assert_close(model(src, None, target)[0], other(src, None, target)[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"decoder_attention": "False"}], ids=["attention", "none"])
+@pytest.mark.parametrize("first", [False, True])
+def test_an_ensemble_scores_references_whichever_of_its_models_attend(first, options, build, dictionary):
+    """As fairseq-generate --score-reference: the mean of the probabilities, the weights of those that have some."""
+    attending, other = build().eval(), build(**options).eval()
+    other.make_generation_fast_(need_attn=False)
+    models = [attending, other] if first else [other, attending]
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 4)
+    words = torch.cat([target[:, 1:], torch.full((2, 1), dictionary.eos())], dim=1)
+    sample = {"net_input": {"src_tokens": src, "src_lengths": None, "prev_output_tokens": target}, "target": words}
+    scored = SequenceScorer(dictionary).generate(models, sample)
+    mean = sum(log_probs(model, model(src, None, target)).exp() for model in models) / 2
+    for row, (hypothesis,) in enumerate(scored):
+        expected = mean[row].log().gather(-1, words[row, :, None])[:, 0]
+        torch.testing.assert_close(hypothesis["positional_scores"], expected, check_dtype=False)
+        assert hypothesis["attention"] is not None
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
@@ -555,6 +584,29 @@ def test_retain_dropout(build, dictionary):
     cfg.generation.retain_dropout = True
     model.prepare_for_inference_(cfg)
     assert not torch.allclose(model(src, None, target)[0], model(src, None, target)[0])
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_retain_dropout_says_what_it_leaves_out(unit, build, caplog):
+    cfg = OmegaConf.structured(FairseqConfig)
+    for retain, options, said in (
+        (True, {"rnn_dropout": 0.1}, 1),
+        (True, {"dropout": 0.1}, 0),
+        (True, {"dropout": 0.1, "no_residual": True}, unit == "sru"),
+        (False, {"rnn_dropout": 0.1}, 0),
+    ):
+        cfg.generation.retain_dropout = retain
+        caplog.clear()
+        build(recurrent_unit=unit, **options).prepare_for_inference_(cfg)
+        assert caplog.text.count("not the variational dropout inside recurrent layers") == said, options
+
+
+def test_weights_of_an_attention_that_is_not_there(build):
+    cfg = OmegaConf.structured(FairseqConfig)
+    cfg.generation.print_alignment = "hard"
+    build().prepare_for_inference_(cfg)
+    with pytest.raises(ValueError, match="--print-alignment needs attention weights, and this model has no attention"):
+        build(decoder_attention="False").prepare_for_inference_(cfg)
 
 
 @pytest.mark.parametrize(

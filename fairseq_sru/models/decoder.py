@@ -10,7 +10,7 @@ from ..linear import Linear
 from .attention import Attention, GlobalAttention, Source
 from .dropout import Dropout
 from .encoder import project_in
-from .output import Decoder, IncrementalState, State
+from .output import Decoder, Extra, IncrementalState, State, extra
 from .recurrent import UNITS, Packing, RecurrentLayer, padding
 
 
@@ -134,7 +134,7 @@ class SRUDecoder(Decoder):
         encoder_out: dict[str, Any] | None = None,
         incremental_state: IncrementalState | None = None,
         **_: Any,
-    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+    ) -> tuple[Tensor, Extra]:
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
         assert encoder_out is not None
         state = self.cached(incremental_state)
@@ -164,7 +164,7 @@ class SRUDecoder(Decoder):
         else:
             assert self.project_out is not None
             x = self.project_out(x)
-        return self.dropout_out(x).transpose(0, 1), {"attn": [weights]}
+        return self.dropout_out(x).transpose(0, 1), extra(weights)
 
     def _initial_states(self, encoder_out: dict[str, Any], batch: int) -> tuple[Tensor | None, ...]:
         if self.initial_state is None:

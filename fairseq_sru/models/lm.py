@@ -17,7 +17,7 @@ from .architectures import register_architectures
 from .config import SRULanguageModelConfig, at_least_one, completed, cutoffs, must_match, one_of, probabilities
 from .dropout import Dropout
 from .encoder import embedding, project_in
-from .output import Decoder, IncrementalState
+from .output import Decoder, Extra, IncrementalState, extra
 from .recurrent import ACTIVATIONS, RecurrentLayer
 
 UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
@@ -79,17 +79,17 @@ class SRULanguageDecoder(Decoder):
         encoder_out: Any = None,
         incremental_state: IncrementalState | None = None,
         **_: Any,
-    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+    ) -> tuple[Tensor, Extra]:
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
         if self.context_window and incremental_state is None:
             blocks = [self._next_block(row[row.ne(self.padding_idx)]) for row in prev_output_tokens]
             x = pad_sequence(blocks, batch_first=True)
-            return F.pad(x, (0, 0, 0, prev_output_tokens.size(1) - x.size(1))), {"attn": [None]}
+            return F.pad(x, (0, 0, 0, prev_output_tokens.size(1) - x.size(1))), extra(None)
         state = self.cached(incremental_state)
         tokens = prev_output_tokens[:, -1:] if state else prev_output_tokens
         x, states = self._run(tokens, [state.get(str(i)) for i in range(len(self.layers))])
         self.cache(incremental_state, {str(i): c for i, c in enumerate(states)})
-        return x, {"attn": [None]}
+        return x, extra(None)
 
     def _run(self, tokens: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor]]:
         pads = tokens.eq(self.padding_idx).t()
@@ -102,6 +102,7 @@ class SRULanguageDecoder(Decoder):
 
     def follow_blocks(self, context_window: int) -> None:
         """Take the rows of all batches that come from now on as one text, and carry the state from block to block.
+        Call it again before the text is read once more.
 
         Args:
             context_window: how many tokens that have been read each row repeats before its own (fewer where fewer have
@@ -121,7 +122,8 @@ class SRULanguageDecoder(Decoder):
         if self._repeated is not None and not torch.equal(tokens[:seen], self._repeated):
             self._begin()
             seen = 0
-        x, self._states = self._run(tokens[None, seen:], self._states)
+        x, states = self._run(tokens[None, seen:], self._states)
+        self._states = [c.detach() for c in states]
         self._repeated = tokens[-self.context_window :]
         return F.pad(x.squeeze(0), (0, 0, seen, 0))
 

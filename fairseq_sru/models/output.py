@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fairseq.models import FairseqIncrementalDecoder
@@ -11,9 +12,23 @@ from torch import Tensor, nn
 from ..layers import SRUCell
 from ..linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
+from .recurrent import LSTM
 
 State = dict[str, Tensor]
 IncrementalState = dict[str, dict[str, Tensor | None]]  # fairseq's
+Extra = dict[str, list[Tensor] | None]  # fairseq's, too
+
+logger = logging.getLogger(__name__)
+
+
+def extra(weights: Tensor | None) -> Extra:
+    """What a decoder returns beside its features, ``(batch, tgt_len, src_len)``; no list of None, which fairseq's
+    SequenceScorer takes for weights in an ensemble."""
+    return {"attn": None if weights is None else [weights]}
+
+
+def _forget_tied(decoder: Any, _: Any) -> None:
+    decoder.tied = None
 
 
 class Decoder(FairseqIncrementalDecoder):
@@ -36,6 +51,7 @@ class Decoder(FairseqIncrementalDecoder):
         self.embed_tokens = embed_tokens
         self.tied: Tensor | None
         self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
+        self.register_load_state_dict_post_hook(_forget_tied)
 
     def add_output_layer(
         self,
@@ -69,7 +85,7 @@ class Decoder(FairseqIncrementalDecoder):
         encoder_out: dict[str, Any] | None = None,
         incremental_state: IncrementalState | None = None,
         **_: Any,
-    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+    ) -> tuple[Tensor, Extra]:
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
         raise NotImplementedError
 
@@ -81,7 +97,7 @@ class Decoder(FairseqIncrementalDecoder):
         src_lengths: Tensor | None = None,
         features_only: bool = False,
         **_: Any,
-    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+    ) -> tuple[Tensor, Extra]:
         """Decode.
 
         Args:
@@ -94,10 +110,10 @@ class Decoder(FairseqIncrementalDecoder):
 
         Returns:
             Logits ``(batch, tgt_len, len(dictionary))`` (with an adaptive softmax or features_only: features), and
-            ``{"attn": [weights]}``, ``(batch, tgt_len, src_len)`` or None.
+            ``{"attn": [weights]}``, ``(batch, tgt_len, src_len)``, or ``{"attn": None}``.
         """
-        x, extra = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
-        return (x if features_only else self.output_layer(x)), extra
+        x, beside = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
+        return (x if features_only else self.output_layer(x)), beside
 
     def output_layer(self, features: Tensor, **_: Any) -> Tensor:
         """Features ``(batch, tgt_len, out_embed_dim)`` to logits; an adaptive softmax takes the features as they
@@ -137,11 +153,24 @@ class Decoder(FairseqIncrementalDecoder):
         """Longest sequence."""
         return self.max_target_positions
 
-    def make_generation_fast_(self, need_attn: bool = False, **_: Any) -> None:
-        """fairseq-generate says whether the attention weights are needed. Weights are laid out for products of few
-        rows; an embedding that is also the output layer is kept twice, since its lookups read rows."""
+    def make_generation_fast_(self, need_attn: bool = False, retain_dropout: bool = False, **_: Any) -> None:
+        """fairseq-generate says whether the attention weights are needed, and whether dropout goes on. Weights are laid
+        out for products of few rows; an embedding that is also the output layer is kept twice, since its lookups read
+        rows.
+
+        Raises:
+            ValueError: attention weights are needed of a decoder without attention.
+        """
+        modules = list(self.modules())
+        if need_attn and not any(isinstance(m, Attention | GlobalAttention) for m in modules):
+            raise ValueError("--print-alignment needs attention weights, and this model has no attention")
+        if retain_dropout and any(isinstance(m, SRUCell | LSTM) and (m.dropout or m.rnn_dropout) for m in modules):
+            logger.warning(
+                "--retain-dropout keeps the dropout between the layers, not the variational dropout inside recurrent "
+                "layers (--rnn-dropout; with --no-residual SRU's --dropout, too)"
+            )
         self.need_attn = need_attn
-        for module in self.modules():
+        for module in modules:
             if isinstance(module, Linear | SRUCell):
                 module.weight.data = by_columns(module.weight.data)
         if self.adaptive_softmax is None and self.output_projection is None:

@@ -9,7 +9,7 @@ from fairseq.models import FairseqEncoderDecoderModel, register_model
 from torch import nn
 
 from .architectures import register_architectures
-from .config import SRUConfig, attention, check, cutoffs, flag, joint_dictionary, option
+from .config import SRUConfig, attention, check, completed, cutoffs, flag, joint_dictionary
 from .decoder import SRUDecoder
 from .encoder import SRUEncoder, embedding
 
@@ -31,57 +31,57 @@ class SRUModel(FairseqEncoderDecoderModel):
             ValueError: the options do not go together; the message names the flag.
         """
         check(cfg)
+        cfg = completed(cfg, SRUConfig)
         source, target = task.source_dictionary, task.target_dictionary
         joint_dictionary(cfg, source, target)
         encoder_embed = _embedding(cfg, "encoder", source)
-        decoder_embed = encoder_embed if option(cfg, "share_all_embeddings") else _embedding(cfg, "decoder", target)
+        decoder_embed = encoder_embed if cfg.share_all_embeddings else _embedding(cfg, "decoder", target)
         for side, module in (("encoder", encoder_embed), ("decoder", decoder_embed)):
-            if option(cfg, f"{side}_freeze_embed"):
+            if getattr(cfg, f"{side}_freeze_embed"):
                 module.weight.requires_grad = False
 
         encoder = SRUEncoder(
             source,
             encoder_embed,
-            hidden_size=option(cfg, "encoder_hidden_size"),
-            num_layers=option(cfg, "encoder_layers"),
-            bidirectional=option(cfg, "encoder_bidirectional"),
-            dropout_in=option(cfg, "encoder_dropout_in"),
-            dropout_out=option(cfg, "encoder_dropout_out"),
-            rnn_dropout=option(cfg, "rnn_dropout"),
-            max_source_positions=option(cfg, "max_source_positions"),
-            unit=option(cfg, "recurrent_unit"),
-            activation=option(cfg, "sru_activation"),
-            residual=not option(cfg, "no_residual"),
+            hidden_size=cfg.encoder_hidden_size,
+            num_layers=cfg.encoder_layers,
+            bidirectional=cfg.encoder_bidirectional,
+            dropout_in=cfg.encoder_dropout_in,
+            dropout_out=cfg.encoder_dropout_out,
+            rnn_dropout=cfg.rnn_dropout,
+            max_source_positions=cfg.max_source_positions,
+            unit=cfg.recurrent_unit,
+            activation=cfg.sru_activation,
+            residual=not cfg.no_residual,
             attended=attention(cfg) != 0,
-            kernel_size=option(cfg, "encoder_kernel_size"),
+            kernel_size=cfg.encoder_kernel_size,
         )
         decoder = SRUDecoder(
             target,
             decoder_embed,
-            hidden_size=option(cfg, "decoder_hidden_size"),
-            out_embed_dim=option(cfg, "decoder_out_embed_dim"),
-            num_layers=option(cfg, "decoder_layers"),
+            hidden_size=cfg.decoder_hidden_size,
+            out_embed_dim=cfg.decoder_out_embed_dim,
+            num_layers=cfg.decoder_layers,
             attention=attention(cfg),
-            heads=option(cfg, "decoder_attention_heads"),
+            heads=cfg.decoder_attention_heads,
             encoder_output_units=encoder.output_units,
             encoder_state_units=encoder.state_units,
-            dropout_in=option(cfg, "decoder_dropout_in"),
-            dropout_out=option(cfg, "decoder_dropout_out"),
-            rnn_dropout=option(cfg, "rnn_dropout"),
-            share_input_output_embed=option(cfg, "share_all_embeddings")
-            or option(cfg, "share_decoder_input_output_embed"),
+            dropout_in=cfg.decoder_dropout_in,
+            dropout_out=cfg.decoder_dropout_out,
+            rnn_dropout=cfg.rnn_dropout,
+            share_input_output_embed=cfg.share_all_embeddings or cfg.share_decoder_input_output_embed,
             adaptive_softmax_cutoff=cutoffs(cfg, len(target)),
-            max_target_positions=option(cfg, "max_target_positions"),
-            unit=option(cfg, "recurrent_unit"),
-            activation=option(cfg, "sru_activation"),
-            residual=not option(cfg, "no_residual"),
+            max_target_positions=cfg.max_target_positions,
+            unit=cfg.recurrent_unit,
+            activation=cfg.sru_activation,
+            residual=not cfg.no_residual,
         )
         return cls(encoder, decoder)
 
 
 def _embedding(cfg: Any, side: str, dictionary: Any) -> nn.Embedding:
-    module = embedding(len(dictionary), option(cfg, f"{side}_embed_dim"), dictionary.pad())
-    path = option(cfg, f"{side}_embed_path")
+    module = embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
+    path = getattr(cfg, f"{side}_embed_path")
     if path:
         try:
             vectors = utils.parse_embedding(path)

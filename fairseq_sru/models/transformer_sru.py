@@ -23,7 +23,7 @@ from .config import (
 )
 from .dropout import Dropout
 from .encoder import Encoder, embedding
-from .output import Decoder, IncrementalState, State
+from .output import Decoder, Extra, IncrementalState, State, extra
 from .transformer_layers import AUTOREGRESSIONS, FEED_FORWARDS, DecoderLayer, EncoderLayer
 
 
@@ -88,7 +88,7 @@ class TransformerSRUDecoder(Decoder):
     """Embedding, :class:`DecoderLayer` s, layer norm, logits.
 
     With ``ssru`` or ``sru`` the decoder knows the order by its state and has no position embeddings; its incremental
-    state is c of each layer, however long the sentence.
+    state is c of each SRU, however long the sentence.
 
     Args:
         dictionary: the target dictionary.
@@ -139,7 +139,7 @@ class TransformerSRUDecoder(Decoder):
         encoder_out: dict[str, Any] | None = None,
         incremental_state: IncrementalState | None = None,
         **_: Any,
-    ) -> tuple[Tensor, dict[str, list[Tensor | None]]]:
+    ) -> tuple[Tensor, Extra]:
         """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, embed_dim)``."""
         assert encoder_out is not None
         sources = self.sources(encoder_out, keep=incremental_state is not None)
@@ -162,7 +162,7 @@ class TransformerSRUDecoder(Decoder):
             x, own, weights = layer(x, own, visible, pads, sources[i], need_weights)
             new |= {f"{i}.{name}": kept for name, kept in own.items()}
         self.cache(incremental_state, new)
-        return self.norm(x).transpose(0, 1), {"attn": [weights]}
+        return self.norm(x).transpose(0, 1), extra(weights)
 
 
 def _visible(pads: Tensor, last: int) -> Tensor:

@@ -6,8 +6,8 @@ import os
 import random
 import subprocess
 import sys
-from argparse import Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +87,6 @@ def dictionary() -> Any:
 @pytest.fixture
 def build(dictionary: Any) -> Callable[..., Any]:
     """``build(encoder_layers=3, ...)``: a small model in float64, its options as on the command line."""
-    from fairseq_sru.models.sru import SRUModel
+    from small_models import made  # not needed by tests that keep fairseq out
 
-    def make(target_dictionary: Any = None, **options: Any) -> Any:
-        small = {
-            "encoder_embed_dim": 8,
-            "decoder_embed_dim": 8,
-            "decoder_attention_heads": 2,
-            "criterion": "cross_entropy",
-            "max_source_positions": 1024,
-            "max_target_positions": 1024,
-        }
-        task = Namespace(source_dictionary=dictionary, target_dictionary=target_dictionary or dictionary)
-        return SRUModel.build_model(Namespace(**{**small, **options}), task).double()
-
-    return make
+    return partial(made, "sru", dictionary)

@@ -1,4 +1,4 @@
-"""The model: its equalities (incremental = full, batch = alone), its options and its complaints."""
+"""The model ``sru``: its parts against their equations, its presets, its options and its complaints."""
 
 from __future__ import annotations
 
@@ -10,187 +10,30 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
+from small_models import SRU_VARIANTS, UNITS, log_probs, prefixes, preset, size, sources
 
 from fairseq_sru import SRUCell
 from fairseq_sru import linear as module
-from fairseq_sru.models.attention import Attention, GlobalAttention, Source, attend
+from fairseq_sru.models.attention import GlobalAttention, Source, attend
 from fairseq_sru.models.config import PRESETS, SRUConfig, check, presets
 from fairseq_sru.models.convolution import Convolution
 from fairseq_sru.models.recurrent import LSTM, padding
 
 
-def narrow(options):
-    """A preset with its depth and manner, but narrow layers, of other sizes than the embedding where it has such."""
-    small = {"encoder_embed_dim": 8, "decoder_embed_dim": 8}
-    small |= {"encoder_hidden_size": 3, "decoder_hidden_size": 16} if "encoder_hidden_size" in options else {}
-    return {**options, **small}
-
-
-VARIANTS = {
-    "defaults": {},
-    "bidirectional": {"encoder_bidirectional": True, "encoder_layers": 3},
-    "sizes differ": {"encoder_hidden_size": 6, "decoder_hidden_size": 12, "decoder_embed_dim": 10, "decoder_layers": 1},
-    "no attention": {"decoder_attention": "False", "encoder_bidirectional": True},
-    "attention in each second layer": {"decoder_attention": "2", "decoder_layers": 4},
-    "tied": {"share_all_embeddings": True, "decoder_hidden_size": 12},
-    "adaptive softmax": {
-        "criterion": "adaptive_loss",
-        "adaptive_softmax_cutoff": "10,20,200000",
-        "decoder_out_embed_dim": 16,
-    },
-    "global attention": {"decoder_attention": "global", "encoder_bidirectional": True, "decoder_out_embed_dim": 12},
-    "no residual": {"no_residual": True, "encoder_bidirectional": True},
-    "convolution": {"encoder_kernel_size": 4, "encoder_bidirectional": True},
-    "identity": {"sru_activation": "identity", "encoder_bidirectional": True},
-    "lstm": {"recurrent_unit": "lstm"},
-    "lstm, convolution": {"recurrent_unit": "lstm", "encoder_kernel_size": 3},
-    "lstm, no attention": {"recurrent_unit": "lstm", "decoder_attention": "False", "encoder_bidirectional": True},
-    **{name: narrow(options) for name, options in presets().items()},
-}
-UNITS = ["sru", "lstm"]
-
-
-def sources(dictionary, lengths, side="left", seed=0):
-    """Random source sentences, each ended by eos: padded (batch, longest)."""
-    rng = torch.Generator().manual_seed(seed)
-    tokens = torch.full((len(lengths), max(lengths)), dictionary.pad())
-    for row, n in zip(tokens, lengths, strict=True):
-        words = torch.randint(dictionary.nspecial, len(dictionary), (n,), generator=rng)
-        words[-1] = dictionary.eos()
-        row[slice(-n, None) if side == "left" else slice(0, n)] = words
-    return tokens
-
-
-def prefixes(dictionary, batch, length, seed=1):
-    rng = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(dictionary.nspecial, len(dictionary), (batch, length), generator=rng)
-    tokens[:, 0] = dictionary.eos()
-    return tokens
-
-
-def log_probs(model, net_output):
-    return model.get_normalized_probs(net_output, log_probs=True)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_incremental_equals_full_position_by_position(variant, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
-    encoded = model.encoder(src)
-    full, extra = model.decoder(target, encoded)
-    full_probs = log_probs(model, (full, extra))
-    state: dict = {}
-    for t in range(target.size(1)):
-        step, step_extra = model.decoder(target[:, : t + 1], encoded, incremental_state=state)
-        assert step.shape[1] == 1
-        torch.testing.assert_close(log_probs(model, (step, step_extra))[:, 0], full_probs[:, t])
-        if extra["attn"] is not None:
-            torch.testing.assert_close(step_extra["attn"][0][:, 0], extra["attn"][0][:, t])
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_incremental_equals_full_after_random_reorderings(variant, build, dictionary):
-    """Beams of two sentences, reordered at random at every step, also across sentences, and shrunk as fairseq does
-    when a sentence is done."""
-    model = build(**VARIANTS[variant]).eval()
-    rng = torch.Generator().manual_seed(4)
-    src = sources(dictionary, [5, 7]).repeat_interleave(4, 0)
-    encoded = model.encoder(src)
-    target = prefixes(dictionary, 8, 1)
-    state: dict = {}
-    for t in range(12):
-        step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
-        full = log_probs(model, model.decoder(target, model.encoder(src)))[:, -1]
-        torch.testing.assert_close(step, full)
-        size = len(src) - 2 if t in (4, 8) else len(src)
-        order = torch.randint(0, len(src), (size,), generator=rng)
-        model.decoder.reorder_incremental_state_scripting(state, order)
-        encoded = model.encoder.reorder_encoder_out(encoded, order)
-        words = torch.randint(dictionary.nspecial, len(dictionary), (size, 1), generator=rng)
-        src, target = src[order], torch.cat([target[order], words], dim=1)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_hypotheses_of_a_sentence_share_its_keys_and_values(variant, build, dictionary):
-    """As fairseq's beam search has it: beams next to one another, reordered within their sentence, sentences that are
-    done taken out."""
-    model = build(**VARIANTS[variant]).eval()
-    rng = torch.Generator().manual_seed(5)
-    beam, alive = 4, [0, 1, 2]
-    src = sources(dictionary, [5, 7, 3])
-    encoded = model.encoder(src)
-    outputs = encoded["encoder_out"][0]
-    encoded = model.encoder.reorder_encoder_out(encoded, torch.arange(3).repeat_interleave(beam))
-    assert encoded["encoder_out"][0] is outputs
-    target, state = prefixes(dictionary, 3 * beam, 1), {}
-    for t in range(8):
-        step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
-        alone = model.encoder(src[alive].repeat_interleave(beam, 0))
-        torch.testing.assert_close(step, log_probs(model, model.decoder(target, alone))[:, -1])
-        keys = encoded.get("keys", [])
-        assert len(keys) == sum(isinstance(m, Attention | GlobalAttention) for m in model.modules())
-        assert all(len(key) == len(alive) for key in keys)
-        stay = [row for row, n in enumerate(alive) if (t, n) not in ((2, 1), (5, 0))]
-        alive = [alive[row] for row in stay]
-        order = torch.cat([row * beam + torch.randint(beam, (beam,), generator=rng) for row in stay])
-        model.decoder.reorder_incremental_state_scripting(state, order)
-        encoded = model.encoder.reorder_encoder_out(encoded, order)
-        assert t in (2, 5) or all(new is old for new, old in zip(encoded.get("keys", []), keys, strict=True))
-        words = torch.randint(dictionary.nspecial, len(dictionary), (len(order), 1), generator=rng)
-        target = torch.cat([target[order], words], dim=1)
-
-
 @pytest.mark.parametrize("unit", UNITS)
-def test_a_prefix_of_many_tokens_may_start_the_incremental_state(unit, build, dictionary):
+def test_a_padded_prefix_may_start_the_incremental_state(unit, build, dictionary):
     model = build(recurrent_unit=unit).eval()
-    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 6)
-    encoded, state = model.encoder(src), {}
+    target = prefixes(dictionary, 2, 6)
+    encoded, state = model.encoder(sources(dictionary, [5, 3])), {}
     full, _ = model.decoder(target, encoded)
-    first, _ = model.decoder(target[:, :4], encoded, incremental_state=state)
-    torch.testing.assert_close(first, full[:, :4])
-    torch.testing.assert_close(model.decoder(target[:, :5], encoded, incremental_state=state)[0][:, 0], full[:, 4])
     ragged = target.clone()
     ragged[1, 2:] = dictionary.pad()
-    model.decoder(ragged[:, :4], encoded, incremental_state=(state := {}))
+    model.decoder(ragged[:, :4], encoded, incremental_state=state)
     after, _ = model.decoder(target[:, :3], encoded, incremental_state=state)  # the third word of the second sentence
     torch.testing.assert_close(after[1, 0], full[1, 2])
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_batch_equals_its_sentences_alone(variant, side, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    lengths = [4, 9, 1, 6]
-    src, target = sources(dictionary, lengths, side), prefixes(dictionary, 4, 5)
-    together = log_probs(model, model(src, torch.tensor(lengths), target))
-    for i, n in enumerate(lengths):
-        one = src[i : i + 1, -n:] if side == "left" else src[i : i + 1, :n]
-        alone = log_probs(model, model(one, torch.tensor([n]), target[i : i + 1]))
-        torch.testing.assert_close(together[i : i + 1], alone)
-
-
-@pytest.mark.parametrize("unit", UNITS)
-def test_a_left_padded_target_equals_a_right_padded_one(unit, build, dictionary):
-    model = build(recurrent_unit=unit).eval()
-    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
-    pad = torch.full((2, 2), dictionary.pad())
-    right = model(src, None, torch.cat([target, pad], 1))[0][:, :5]
-    left = model(src, None, torch.cat([pad, target], 1))[0][:, 2:]
-    torch.testing.assert_close(left, right)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_position_sees_a_later_target(variant, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 8)
-    changed = target.clone()
-    changed[:, 5:] = dictionary.nspecial
-    before, after = model(src, None, target)[0], model(src, None, changed)[0]
-    torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=0)
-    assert not torch.allclose(before[:, 5:], after[:, 5:])
 
 
 @pytest.mark.parametrize("options", [{"decoder_attention_heads": 4}, {"decoder_attention": "global"}])
@@ -213,7 +56,7 @@ def test_weights_are_laid_out_for_decoding(variant, build, dictionary, monkeypat
         pytest.skip("this torch has no oneDNN")
     monkeypatch.setattr(module, "_ONEDNN", True)
     monkeypatch.setattr(module, "SMALL", 0)
-    model = build(**VARIANTS[variant]).float().eval()
+    model = build(**SRU_VARIANTS[variant]).float().eval()
     laid_out = copy.deepcopy(model)
     laid_out.make_generation_fast_(need_attn=False)
     decoder = laid_out.decoder
@@ -386,34 +229,6 @@ def test_the_convolution_differentiates_twice_and_follows_autocast():
     torch.testing.assert_close(out, convolution(x, None), rtol=0.02, atol=0.05)
 
 
-def test_gradients_reach_every_weight(build, dictionary):
-    for options in VARIANTS.values():
-        model = build(**options)
-        target = prefixes(dictionary, 2, 40)
-        out, _ = model(sources(dictionary, [4, 6]), None, target)
-        if model.decoder.adaptive_softmax is not None:
-            out = torch.cat([part.flatten() for part in model.decoder.adaptive_softmax(out, target.flatten())[0]])
-        out.square().sum().backward()
-        without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-        assert not without, options
-
-
-def preset(name, words, **options):
-    """A preset's model for a joint dictionary; on the meta device: shapes alone."""
-    dictionary = Dictionary()
-    for i in range(words - len(dictionary)):
-        dictionary.add_symbol(f"w{i}")
-    args = Namespace(criterion="cross_entropy", max_source_positions=1024, max_target_positions=1024, **options)
-    ARCH_CONFIG_REGISTRY[name](args)
-    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    with torch.device("meta"):
-        return ARCH_MODEL_REGISTRY[name].build_model(args, task)
-
-
-def size(model):
-    return sum(p.numel() for p in model.parameters())
-
-
 @pytest.mark.parametrize(
     "made_for, words", [("tiny", 2000), ("iwslt_de_en", 10000), ("wmt", 32000), ("wmt_big", 32000)]
 )
@@ -485,15 +300,6 @@ def test_shared_embeddings_are_one_tensor(build):
     assert model.decoder.output_projection is None
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_state_dict_round_trip(variant, build, dictionary):
-    model, other = build(**VARIANTS[variant]).eval(), build(**VARIANTS[variant]).eval()
-    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
-    assert not torch.allclose(model(src, None, target)[0], other(src, None, target)[0])
-    other.load_state_dict(copy.deepcopy(model.state_dict()))
-    torch.testing.assert_close(model(src, None, target)[0], other(src, None, target)[0], rtol=0, atol=0)
-
-
 def test_names_of_the_weights_stay_as_in_older_checkpoints(build):
     names = build(encoder_layers=1, decoder_layers=1, decoder_hidden_size=12, encoder_hidden_size=6).state_dict()
     expected = """encoder.embed_tokens.weight encoder.project_in.weight encoder.layers.0.norm.weight
@@ -537,30 +343,8 @@ def test_each_dropout_does_something_and_follows_dropout(variant, name, build, d
         ({"dropout": 0.5, **off, name: None}, True),
         ({"dropout": 0.0, **off, "rnn_dropout": 0.5}, True),
     ):
-        model = build(**{**VARIANTS[variant], **options})
+        model = build(**{**SRU_VARIANTS[variant], **options})
         assert torch.allclose(model(src, None, target)[0], model(src, None, target)[0]) is not random, options
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_narrow_weights(variant, dtype, build, dictionary):
-    """As --fp16 and --bf16 have them: forward, backward and incremental, close to float64."""
-    model = build(**VARIANTS[variant])
-    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
-    expected = model.eval()(src, None, target)[0]
-    model = model.to(dtype).train()
-    model(src, None, target)[0].float().square().sum().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    model.eval()
-    full = model(src, None, target)[0]
-    assert full.dtype == dtype
-    encoded, state = model.encoder(src), {}
-    steps = torch.cat(
-        [model.decoder(target[:, : t + 1], encoded, incremental_state=state)[0] for t in range(target.size(1))], dim=1
-    )
-    torch.testing.assert_close(steps.double(), full.double(), rtol=0.05, atol=0.05)
-    for got in (full, steps):
-        assert (got - expected).norm() < 8 * torch.finfo(dtype).eps * expected.norm()
 
 
 def test_adaptive_cutoffs_beyond_the_vocabulary_are_left_out(build, dictionary):

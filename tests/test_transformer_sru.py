@@ -1,184 +1,41 @@
-"""The Transformer with SRU: its equalities (incremental = full, batch = alone), its parts against their equations, its
-options and its complaints, and the commands of fairseq."""
+"""The Transformer with SRU: its parts against their equations, its options and its complaints, and the commands of
+fairseq."""
 
 from __future__ import annotations
 
-import copy
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, preprocess, reversed_pairs, run_cli, write_pairs
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from small_models import TRANSFORMER_VARIANTS, made, prefixes, preset, size, sources
 from test_cli import SMOOTHED, generate, hypotheses, train
-from test_models import log_probs, prefixes, size, sources
 from torch import nn
 from torch.nn import functional as F
 
 from fairseq_sru.models.config import PRESETS, TransformerSRUConfig, presets
 from fairseq_sru.models.transformer_layers import FeedForward, SelfAttention
-from fairseq_sru.models.transformer_sru import TransformerSRUModel, _visible
-
-NARROW = {
-    "encoder_embed_dim": 8,
-    "encoder_ffn_embed_dim": 12,
-    "encoder_attention_heads": 2,
-    "decoder_embed_dim": 8,
-    "decoder_ffn_embed_dim": 10,
-    "decoder_attention_heads": 2,
-}
-VARIANTS = {
-    "ssru": {"decoder_autoreg": "ssru", "encoder_layers": 2, "decoder_layers": 3},
-    "sru": {"decoder_autoreg": "sru", "encoder_layers": 3, "decoder_layers": 2},
-    "transformer": {"decoder_autoreg": "self-attention", "encoder_layers": 2, "decoder_layers": 2},
-    "ssru, feed-forward sru": {"feed_forward": "sru", "encoder_layers": 1, "decoder_layers": 2},
-    "sizes differ": {"encoder_embed_dim": 12, "encoder_layers": 1, "decoder_layers": 1},
-    "tied": {"share_all_embeddings": True, "encoder_layers": 1, "decoder_layers": 1},
-    "adaptive softmax": {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "10,20", "decoder_embed_dim": 16},
-    **{name: {**options, **NARROW} for name, options in presets("transformer_sru").items()},
-}
+from fairseq_sru.models.transformer_sru import _visible
 
 
 @pytest.fixture
 def build(dictionary):
-    def make(target_dictionary=None, **options):
-        fixed = {"criterion": "cross_entropy", "max_source_positions": 1024, "max_target_positions": 1024}
-        task = Namespace(source_dictionary=dictionary, target_dictionary=target_dictionary or dictionary)
-        return TransformerSRUModel.build_model(Namespace(**{**fixed, **NARROW, **options}), task).double()
-
-    return make
+    return partial(made, "transformer_sru", dictionary)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_incremental_equals_full_position_by_position(variant, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
-    encoded = model.encoder(src)
-    full, extra = model.decoder(target, encoded)
-    full_probs = log_probs(model, (full, extra))
-    state: dict = {}
-    for t in range(target.size(1)):
-        step, step_extra = model.decoder(target[:, : t + 1], encoded, incremental_state=state)
-        assert step.shape[1] == 1
-        torch.testing.assert_close(log_probs(model, (step, step_extra))[:, 0], full_probs[:, t])
-        torch.testing.assert_close(step_extra["attn"][0][:, 0], extra["attn"][0][:, t])
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_incremental_equals_full_after_random_reorderings(variant, build, dictionary):
-    """Beams of two sentences, reordered at random at every step, also across sentences, and shrunk as fairseq does
-    when a sentence is done."""
-    model = build(**VARIANTS[variant]).eval()
-    rng = torch.Generator().manual_seed(4)
-    src = sources(dictionary, [5, 7]).repeat_interleave(4, 0)
-    encoded = model.encoder(src)
-    target = prefixes(dictionary, 8, 1)
-    state: dict = {}
-    for t in range(10):
-        step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
-        torch.testing.assert_close(step, log_probs(model, model.decoder(target, model.encoder(src)))[:, -1])
-        rows = len(src) - 2 if t in (3, 6) else len(src)
-        order = torch.randint(0, len(src), (rows,), generator=rng)
-        model.decoder.reorder_incremental_state_scripting(state, order)
-        encoded = model.encoder.reorder_encoder_out(encoded, order)
-        words = torch.randint(dictionary.nspecial, len(dictionary), (rows, 1), generator=rng)
-        src, target = src[order], torch.cat([target[order], words], dim=1)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_hypotheses_of_a_sentence_share_its_keys_and_values(variant, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    src = sources(dictionary, [5, 7, 3])
-    encoded = model.encoder(src)
-    outputs = encoded["encoder_out"][0]
-    encoded = model.encoder.reorder_encoder_out(encoded, torch.arange(3).repeat_interleave(4))
-    assert encoded["encoder_out"][0] is outputs
-    target = prefixes(dictionary, 12, 1)
-    step = model.decoder(target, encoded, incremental_state={})[0]
-    torch.testing.assert_close(step, model.decoder(target, model.encoder(src.repeat_interleave(4, 0)))[0])
-    assert [len(key) for key in encoded["keys"]] == [3] * len(model.decoder.layers)
-
-
-@pytest.mark.parametrize("autoreg, kept", [("ssru", {"c": (3, 8)}), ("sru", {"c": (3, 8)})])
+@pytest.mark.parametrize("autoreg", ["ssru", "sru"])
 @pytest.mark.parametrize("steps", [1, 6])
-def test_the_state_of_a_recurrent_decoder_is_c_alone(autoreg, kept, steps, build, dictionary):
+def test_the_state_of_a_recurrent_decoder_is_c_alone(autoreg, steps, build, dictionary):
     model = build(decoder_autoreg=autoreg, decoder_layers=2).eval()
     encoded, state = model.encoder(sources(dictionary, [5, 3, 7])), {}
     for t in range(steps):
         model.decoder(prefixes(dictionary, 3, t + 1), encoded, incremental_state=state)
     (cache,) = state.values()
-    assert {name: tuple(kept.shape) for name, kept in cache.items()} == {
-        f"{layer}.{name}": shape for layer in range(2) for name, shape in kept.items()
-    }
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_prefix_of_many_tokens_may_start_the_incremental_state(variant, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 6)
-    encoded, state = model.encoder(src), {}
-    full, _ = model.decoder(target, encoded)
-    first, _ = model.decoder(target[:, :4], encoded, incremental_state=state)
-    torch.testing.assert_close(first, full[:, :4])
-    torch.testing.assert_close(model.decoder(target[:, :5], encoded, incremental_state=state)[0][:, 0], full[:, 4])
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_batch_equals_its_sentences_alone(variant, side, build, dictionary):
-    """Source and target padded, both on that side."""
-    model = build(**VARIANTS[variant]).eval()
-    lengths, target_lengths = [4, 9, 1, 6], [5, 2, 7, 1]
-    src = sources(dictionary, lengths, side)
-    target = sources(dictionary, target_lengths, side, seed=1)
-    together = log_probs(model, model(src, torch.tensor(lengths), target))
-    assert together.isfinite().all()
-    for i, (n, m) in enumerate(zip(lengths, target_lengths, strict=True)):
-        one, words = src[i : i + 1, src[i].ne(dictionary.pad())], target[i : i + 1, target[i].ne(dictionary.pad())]
-        alone = log_probs(model, model(one, torch.tensor([n]), words))
-        own = together[i : i + 1, -m:] if side == "left" else together[i : i + 1, :m]
-        torch.testing.assert_close(own, alone)
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_position_sees_a_later_target(variant, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 8)
-    changed = target.clone()
-    changed[:, 5:] = dictionary.nspecial
-    before, after = model(src, None, target)[0], model(src, None, changed)[0]
-    torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=0)
-    assert not torch.allclose(before[:, 5:], after[:, 5:])
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_each_position_depends_on_the_whole_source_and_all_targets_up_to_it(variant, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    embedded: list = []
-
-    def keep(module, words, vectors):
-        vectors.retain_grad()
-        embedded.append(vectors)
-
-    for module in {model.encoder.embed_tokens, model.decoder.embed_tokens}:
-        module.register_forward_hook(keep)
-    model(sources(dictionary, [6]), None, prefixes(dictionary, 1, 5))[0][0, 3].square().sum().backward()
-    source, target = (vectors.grad.abs().sum(-1)[0] for vectors in embedded)
-    assert source.all()
-    assert target[:4].all() and not target[4]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_gradients_reach_every_weight(variant, build, dictionary):
-    model = build(**VARIANTS[variant])
-    target = prefixes(dictionary, 2, 40)
-    out, _ = model(sources(dictionary, [4, 6]), None, target)
-    if model.decoder.adaptive_softmax is not None:
-        out = torch.cat([part.flatten() for part in model.decoder.adaptive_softmax(out, target.flatten())[0]])
-    out.square().sum().backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert {name: c.shape for name, c in cache.items()} == {f"{layer}.c": (3, 8) for layer in range(2)}
 
 
 def test_self_attention_is_torchs_multi_head_attention():
@@ -279,52 +136,12 @@ def test_attention_weights_only_where_they_are_asked_for(build, dictionary):
     torch.testing.assert_close(without, out)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_state_dict_round_trip(variant, build, dictionary):
-    model, other = build(**VARIANTS[variant]).eval(), build(**VARIANTS[variant]).eval()
-    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
-    assert not torch.allclose(model(src, None, target)[0], other(src, None, target)[0])
-    other.load_state_dict(copy.deepcopy(model.state_dict()))
-    torch.testing.assert_close(model(src, None, target)[0], other(src, None, target)[0], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_narrow_weights(variant, dtype, build, dictionary):
-    model = build(**VARIANTS[variant])
-    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
-    expected = model.eval()(src, None, target)[0]
-    model = model.to(dtype).train()
-    model(src, None, target)[0].float().square().sum().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
-    model.eval()
-    full = model(src, None, target)[0]
-    assert full.dtype == dtype
-    torch.testing.assert_close(full.double(), expected, rtol=0.1, atol=0.15)
-    encoded, state = model.encoder(src), {}
-    for t in range(target.size(1)):
-        step = model.decoder(target[:, : t + 1], encoded, incremental_state=state)[0][:, 0]
-        torch.testing.assert_close(step.double(), full[:, t].double(), rtol=0.05, atol=0.05)
-
-
 @pytest.mark.parametrize("variant", ["ssru", "transformer_sru_ffn_wmt"])
 def test_each_dropout_does_something(variant, build, dictionary):
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
     for options, random in (({"dropout": 0.0}, False), ({"dropout": 0.5}, True), ({"rnn_dropout": 0.5}, True)):
-        model = build(**{**VARIANTS[variant], "dropout": 0.0, **options})
+        model = build(**{**TRANSFORMER_VARIANTS[variant], "dropout": 0.0, **options})
         assert torch.allclose(model(src, None, target)[0], model(src, None, target)[0]) is not random, options
-
-
-def preset(name, words, **options):
-    """A preset's model for a joint dictionary; on the meta device: shapes alone."""
-    dictionary = Dictionary()
-    for i in range(words - len(dictionary)):
-        dictionary.add_symbol(f"w{i}")
-    args = Namespace(criterion="cross_entropy", max_source_positions=1024, max_target_positions=1024, **options)
-    ARCH_CONFIG_REGISTRY[name](args)
-    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    with torch.device("meta"):
-        return ARCH_MODEL_REGISTRY[name].build_model(args, task)
 
 
 def without_embedding(model):

@@ -1,0 +1,175 @@
+"""What holds for every translation model, of either kind and in every variant: incremental = full, batch = alone,
+padding, reordering, causality, state dicts, 16 bits."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from small_models import VARIANTS, log_probs, made, prefixes, sources
+
+from fairseq_sru.models.attention import Attention, GlobalAttention
+
+
+@pytest.fixture(params=VARIANTS)
+def make(request: pytest.FixtureRequest, dictionary: Dictionary) -> Callable[[], Any]:
+    """``make()``: another model of the variant."""
+    kind, options = VARIANTS[request.param]
+    return lambda: made(kind, dictionary, **options)
+
+
+@pytest.fixture
+def model(make: Callable[[], Any]) -> Any:
+    return make().eval()
+
+
+def test_incremental_equals_full_position_by_position(model, dictionary):
+    src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
+    encoded = model.encoder(src)
+    full, extra = model.decoder(target, encoded)
+    full_probs = log_probs(model, (full, extra))
+    state: dict = {}
+    for t in range(target.size(1)):
+        step, step_extra = model.decoder(target[:, : t + 1], encoded, incremental_state=state)
+        assert step.shape[1] == 1
+        torch.testing.assert_close(log_probs(model, (step, step_extra))[:, 0], full_probs[:, t])
+        if extra["attn"] is not None:
+            torch.testing.assert_close(step_extra["attn"][0][:, 0], extra["attn"][0][:, t])
+
+
+def test_incremental_equals_full_after_random_reorderings(model, dictionary):
+    """Beams of two sentences, reordered at random at every step, also across sentences, and shrunk as fairseq does
+    when a sentence is done."""
+    rng = torch.Generator().manual_seed(4)
+    src = sources(dictionary, [5, 7]).repeat_interleave(4, 0)
+    encoded = model.encoder(src)
+    target = prefixes(dictionary, 8, 1)
+    state: dict = {}
+    for t in range(12):
+        step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
+        full = log_probs(model, model.decoder(target, model.encoder(src)))[:, -1]
+        torch.testing.assert_close(step, full)
+        rows = len(src) - 2 if t in (4, 8) else len(src)
+        order = torch.randint(0, len(src), (rows,), generator=rng)
+        model.decoder.reorder_incremental_state_scripting(state, order)
+        encoded = model.encoder.reorder_encoder_out(encoded, order)
+        words = torch.randint(dictionary.nspecial, len(dictionary), (rows, 1), generator=rng)
+        src, target = src[order], torch.cat([target[order], words], dim=1)
+
+
+def test_hypotheses_of_a_sentence_share_its_keys_and_values(model, dictionary):
+    """As fairseq's beam search has it: beams next to one another, reordered within their sentence, sentences that are
+    done taken out."""
+    rng = torch.Generator().manual_seed(5)
+    beam, alive = 4, [0, 1, 2]
+    src = sources(dictionary, [5, 7, 3])
+    encoded = model.encoder(src)
+    outputs = encoded["encoder_out"][0]
+    encoded = model.encoder.reorder_encoder_out(encoded, torch.arange(3).repeat_interleave(beam))
+    assert encoded["encoder_out"][0] is outputs
+    target, state = prefixes(dictionary, 3 * beam, 1), {}
+    for t in range(8):
+        step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
+        alone = model.encoder(src[alive].repeat_interleave(beam, 0))
+        torch.testing.assert_close(step, log_probs(model, model.decoder(target, alone))[:, -1])
+        keys = encoded.get("keys", [])
+        assert len(keys) == sum(isinstance(m, Attention | GlobalAttention) for m in model.modules())
+        assert all(len(key) == len(alive) for key in keys)
+        stay = [row for row, n in enumerate(alive) if (t, n) not in ((2, 1), (5, 0))]
+        alive = [alive[row] for row in stay]
+        order = torch.cat([row * beam + torch.randint(beam, (beam,), generator=rng) for row in stay])
+        model.decoder.reorder_incremental_state_scripting(state, order)
+        encoded = model.encoder.reorder_encoder_out(encoded, order)
+        assert t in (2, 5) or all(new is old for new, old in zip(encoded.get("keys", []), keys, strict=True))
+        words = torch.randint(dictionary.nspecial, len(dictionary), (len(order), 1), generator=rng)
+        target = torch.cat([target[order], words], dim=1)
+
+
+def test_a_prefix_of_many_tokens_may_start_the_incremental_state(model, dictionary):
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 6)
+    encoded, state = model.encoder(src), {}
+    full, _ = model.decoder(target, encoded)
+    first, _ = model.decoder(target[:, :4], encoded, incremental_state=state)
+    torch.testing.assert_close(first, full[:, :4])
+    torch.testing.assert_close(model.decoder(target[:, :5], encoded, incremental_state=state)[0][:, 0], full[:, 4])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_equals_its_sentences_alone(model, side, dictionary):
+    """Source and target padded, both on that side."""
+    lengths, target_lengths = [4, 9, 1, 6], [5, 2, 7, 1]
+    src = sources(dictionary, lengths, side)
+    target = sources(dictionary, target_lengths, side, seed=1)
+    together = log_probs(model, model(src, torch.tensor(lengths), target))
+    assert together.isfinite().all()
+    for i, (n, m) in enumerate(zip(lengths, target_lengths, strict=True)):
+        one, words = src[i : i + 1, src[i].ne(dictionary.pad())], target[i : i + 1, target[i].ne(dictionary.pad())]
+        alone = log_probs(model, model(one, torch.tensor([n]), words))
+        own = together[i : i + 1, -m:] if side == "left" else together[i : i + 1, :m]
+        torch.testing.assert_close(own, alone)
+
+
+def test_no_position_sees_a_later_target(model, dictionary):
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 8)
+    changed = target.clone()
+    changed[:, 5:] = dictionary.nspecial
+    before, after = model(src, None, target)[0], model(src, None, changed)[0]
+    torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=0)
+    assert not torch.allclose(before[:, 5:], after[:, 5:])
+
+
+def test_each_position_depends_on_the_whole_source_and_all_targets_up_to_it(model, dictionary):
+    embedded: list = []
+
+    def keep(module: Any, words: Any, vectors: Any) -> None:
+        vectors.retain_grad()
+        embedded.append(vectors)
+
+    for module in {model.encoder.embed_tokens, model.decoder.embed_tokens}:
+        module.register_forward_hook(keep)
+    model(sources(dictionary, [6]), None, prefixes(dictionary, 1, 5))[0][0, 3].square().sum().backward()
+    source, target = (vectors.grad.abs().sum(-1).flatten() for vectors in embedded)
+    assert source.all()
+    assert target[:4].all() and not target[4]
+
+
+def test_gradients_reach_every_weight(make, dictionary):
+    model = make()
+    target = prefixes(dictionary, 2, 40)
+    out, _ = model(sources(dictionary, [4, 6]), None, target)
+    if model.decoder.adaptive_softmax is not None:
+        out = torch.cat([part.flatten() for part in model.decoder.adaptive_softmax(out, target.flatten())[0]])
+    out.square().sum().backward()
+    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+
+
+def test_state_dict_round_trip(make, dictionary):
+    model, other = make().eval(), make().eval()
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    assert not torch.allclose(model(src, None, target)[0], other(src, None, target)[0])
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    torch.testing.assert_close(model(src, None, target)[0], other(src, None, target)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_narrow_weights(model, dtype, dictionary):
+    """As --fp16 and --bf16 have them: forward, backward and incremental, close to float64."""
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    expected = model(src, None, target)[0]
+    model = model.to(dtype).train()
+    model(src, None, target)[0].float().square().sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+    model.eval()
+    full = model(src, None, target)[0]
+    assert full.dtype == dtype
+    encoded, state = model.encoder(src), {}
+    steps = torch.cat(
+        [model.decoder(target[:, : t + 1], encoded, incremental_state=state)[0] for t in range(target.size(1))], dim=1
+    )
+    torch.testing.assert_close(steps.double(), full.double(), rtol=0.05, atol=0.05)
+    for got in (full, steps):
+        assert (got - expected).norm() < 8 * torch.finfo(dtype).eps * expected.norm()

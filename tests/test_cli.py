@@ -115,10 +115,10 @@ def test_interactive_answers_line_by_line_empty_ones_too(trained, toy_data):
 def test_interactive_puts_in_the_words_that_are_asked_for(trained, toy_data):
     """Lexical constraints, after a tab; they don't concern the next line."""
     words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--beam", 5, "--constraints"]
-    done = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c d\tj i\ta\nd c b\n")
+    done = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c d\tj i\th\nd c b\n")
     found = {number: f" {words} " for number, words in hypotheses(done.stdout).items()}
-    assert " j i " in found[0] and " a " in found[0]
-    assert " j i " not in found[1]
+    assert " j i " in found[0] and " h " in found[0]
+    assert " j i " not in found[1] and " h " not in found[1]
 
 
 def test_validate(trained, toy_data):

@@ -27,6 +27,10 @@ def model(make: Callable[[], Any]) -> Any:
     return make().eval()
 
 
+def attentions(model: Any) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, Attention | GlobalAttention)]
+
+
 def test_incremental_equals_full_position_by_position(model, dictionary):
     src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
     encoded = model.encoder(src)
@@ -37,6 +41,7 @@ def test_incremental_equals_full_position_by_position(model, dictionary):
         step, step_extra = model.decoder(target[:, : t + 1], encoded, incremental_state=state)
         assert step.shape[1] == 1
         torch.testing.assert_close(log_probs(model, (step, step_extra))[:, 0], full_probs[:, t])
+        assert (step_extra["attn"] is None) == (extra["attn"] is None) == (not attentions(model))
         if extra["attn"] is not None:
             torch.testing.assert_close(step_extra["attn"][0][:, 0], extra["attn"][0][:, t])
 
@@ -77,7 +82,7 @@ def test_hypotheses_of_a_sentence_share_its_keys_and_values(model, dictionary):
         alone = model.encoder(src[alive].repeat_interleave(beam, 0))
         torch.testing.assert_close(step, log_probs(model, model.decoder(target, alone))[:, -1])
         keys = encoded.get("keys", [])
-        assert len(keys) == sum(isinstance(m, Attention | GlobalAttention) for m in model.modules())
+        assert len(keys) == len(attentions(model))
         assert all(len(key) == len(alive) for key in keys)
         stay = [row for row, n in enumerate(alive) if (t, n) not in ((2, 1), (5, 0))]
         alive = [alive[row] for row in stay]
@@ -98,18 +103,18 @@ def test_a_prefix_of_many_tokens_may_start_the_incremental_state(model, dictiona
     torch.testing.assert_close(model.decoder(target[:, :5], encoded, incremental_state=state)[0][:, 0], full[:, 4])
 
 
+@pytest.mark.parametrize("target_side", ["left", "right"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_equals_its_sentences_alone(model, side, dictionary):
-    """Source and target padded, both on that side."""
+def test_a_batch_equals_its_sentences_alone(model, side, target_side, dictionary):
     lengths, target_lengths = [4, 9, 1, 6], [5, 2, 7, 1]
     src = sources(dictionary, lengths, side)
-    target = sources(dictionary, target_lengths, side, seed=1)
+    target = sources(dictionary, target_lengths, target_side, seed=1)
     together = log_probs(model, model(src, torch.tensor(lengths), target))
     assert together.isfinite().all()
     for i, (n, m) in enumerate(zip(lengths, target_lengths, strict=True)):
         one, words = src[i : i + 1, src[i].ne(dictionary.pad())], target[i : i + 1, target[i].ne(dictionary.pad())]
         alone = log_probs(model, model(one, torch.tensor([n]), words))
-        own = together[i : i + 1, -m:] if side == "left" else together[i : i + 1, :m]
+        own = together[i : i + 1, -m:] if target_side == "left" else together[i : i + 1, :m]
         torch.testing.assert_close(own, alone)
 
 

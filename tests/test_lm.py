@@ -276,6 +276,13 @@ def test_a_row_that_does_not_follow_begins_a_new_text(build, dictionary):
     torch.testing.assert_close(model(text)[0], expected)
 
 
+def test_the_carried_state_keeps_no_graph(build, dictionary):
+    decoder = build().decoder
+    decoder.follow_blocks(1)
+    assert decoder(prefixes(dictionary, 1, 5))[0].requires_grad
+    assert decoder._states[0].any() and not any(c.requires_grad for c in decoder._states)
+
+
 def test_generation_is_not_concerned_by_the_blocks(build, dictionary):
     model = build().eval()
     tokens, state = prefixes(dictionary, 3, 4), {}

@@ -157,13 +157,10 @@ class Decoder(FairseqIncrementalDecoder):
         """fairseq-generate says whether the attention weights are needed, and whether dropout goes on. Weights are laid
         out for products of few rows; an embedding that is also the output layer is kept twice, since its lookups read
         rows.
-
-        Raises:
-            ValueError: attention weights are needed of a decoder without attention.
         """
         modules = list(self.modules())
         if need_attn and not any(isinstance(m, Attention | GlobalAttention) for m in modules):
-            raise ValueError("--print-alignment needs attention weights, and this model has no attention")
+            logger.warning("--print-alignment: a model without attention has none; in an ensemble the others have")
         if retain_dropout and any(isinstance(m, SRUCell | LSTM) and (m.dropout or m.rnn_dropout) for m in modules):
             logger.warning(
                 "--retain-dropout keeps the dropout between the layers, not the variational dropout inside recurrent "

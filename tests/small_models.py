@@ -15,6 +15,7 @@ from fairseq_sru.models.sru import SRUModel
 from fairseq_sru.models.transformer_sru import TransformerSRUModel
 
 Options = dict[str, Any]
+FIXED: Options = {"criterion": "cross_entropy", "max_source_positions": 1024, "max_target_positions": 1024}
 SIZES: dict[str, Options] = {
     "sru": {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "decoder_attention_heads": 2},
     "transformer_sru": {
@@ -74,10 +75,9 @@ UNITS = ["sru", "lstm"]
 
 def made(kind: str, dictionary: Dictionary, target_dictionary: Dictionary | None = None, **options: Any) -> Any:
     """A small model in float64, its options as on the command line."""
-    fixed = {"criterion": "cross_entropy", "max_source_positions": 1024, "max_target_positions": 1024}
     task = Namespace(source_dictionary=dictionary, target_dictionary=target_dictionary or dictionary)
     model = SRUModel if kind == "sru" else TransformerSRUModel
-    return model.build_model(Namespace(**{**fixed, **SIZES[kind], **options}), task).double()
+    return model.build_model(Namespace(**{**FIXED, **SIZES[kind], **options}), task).double()
 
 
 def preset(name: str, words: int, **options: Any) -> Any:
@@ -85,7 +85,7 @@ def preset(name: str, words: int, **options: Any) -> Any:
     dictionary = Dictionary()
     for i in range(words - len(dictionary)):
         dictionary.add_symbol(f"w{i}")
-    args = Namespace(criterion="cross_entropy", max_source_positions=1024, max_target_positions=1024, **options)
+    args = Namespace(**FIXED, **options)
     ARCH_CONFIG_REGISTRY[name](args)
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
     with torch.device("meta"):

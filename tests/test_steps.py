@@ -120,6 +120,6 @@ def test_the_readme_has_the_published_figures() -> None:
         ratios = [f"{ratio:.2f}" for ratio in case["ratios"].values()]
         assert f"\n| {' | '.join([name, *ms, *ratios])} |\n" in text, name
     shares = [round(100 * case["shares"]["matrix products"]) for case in published["cases"].values()]
-    steps_ = [n for name, n in zip(published["cases"], shares, strict=True) if name.startswith("step")]
+    of_steps = [n for name, n in zip(published["cases"], shares, strict=True) if name.startswith("step")]
     said = re.search(r"Matrix products are (\d+) % of an update and (\d+) to (\d+) % of a step", text)
-    assert said and [int(n) for n in said.groups()] == [shares[0], min(steps_), max(steps_)]
+    assert said and [int(n) for n in said.groups()] == [shares[0], min(of_steps), max(of_steps)]

@@ -123,14 +123,17 @@ class Decoder(FairseqIncrementalDecoder):
         weight = self.tied if self.output_projection is None else self.output_projection.weight
         return linear(features, self.embed_tokens.weight if weight is None else weight)
 
+    def attentions(self) -> list[Attention | GlobalAttention]:
+        """What attends to the source, in the order of the layers."""
+        return [m for m in self.modules() if isinstance(m, Attention | GlobalAttention)]
+
     def sources(self, encoder_out: dict[str, Any], keep: bool) -> list[Source]:
         """What each attention reads; kept with the encoder's result, which reorders it with the rest."""
         names = ("keys", "values", "masks")
         if "keys" in encoder_out:
             return list(map(Source, *(encoder_out[name] for name in names)))
-        attentions = [m for m in self.modules() if isinstance(m, Attention | GlobalAttention)]
         source, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
-        sources = [attention.project(source, padding_mask) for attention in attentions]
+        sources = [attention.project(source, padding_mask) for attention in self.attentions()]
         if keep:
             encoder_out.update({name: [s[i] for s in sources] for i, name in enumerate(names)})
         return sources
@@ -158,16 +161,17 @@ class Decoder(FairseqIncrementalDecoder):
         out for products of few rows; an embedding that is also the output layer is kept twice, since its lookups read
         rows.
         """
-        modules = list(self.modules())
-        if need_attn and not any(isinstance(m, Attention | GlobalAttention) for m in modules):
+        if need_attn and not self.attentions():
             logger.warning("--print-alignment: a model without attention has none; in an ensemble the others have")
-        if retain_dropout and any(isinstance(m, SRUCell | LSTM) and (m.dropout or m.rnn_dropout) for m in modules):
+        if retain_dropout and any(
+            isinstance(m, SRUCell | LSTM) and (m.dropout or m.rnn_dropout) for m in self.modules()
+        ):
             logger.warning(
                 "--retain-dropout keeps the dropout between the layers, not the variational dropout inside recurrent "
                 "layers (--rnn-dropout; with --no-residual SRU's --dropout, too)"
             )
         self.need_attn = need_attn
-        for module in modules:
+        for module in self.modules():
             if isinstance(module, Linear | SRUCell):
                 module.weight.data = by_columns(module.weight.data)
         if self.adaptive_softmax is None and self.output_projection is None:

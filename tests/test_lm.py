@@ -280,7 +280,8 @@ def test_the_carried_state_keeps_no_graph(build, dictionary):
     decoder = build().decoder
     decoder.follow_blocks(1)
     assert decoder(prefixes(dictionary, 1, 5))[0].requires_grad
-    assert decoder._states[0].any() and not any(c.requires_grad for c in decoder._states)
+    states = [state["c"] for state in decoder._states]
+    assert states[0].any() and not any(c.requires_grad for c in states)
 
 
 def test_generation_is_not_concerned_by_the_blocks(build, dictionary):

@@ -18,9 +18,10 @@ from small_models import SRU_VARIANTS, UNITS, log_probs, prefixes, preset, size,
 from fairseq_sru import SRUCell
 from fairseq_sru import linear as module
 from fairseq_sru.models.attention import GlobalAttention, Source, attend
-from fairseq_sru.models.config import PRESETS, SRUConfig, check, presets
+from fairseq_sru.models.config import PRESETS, SRUConfig, presets
 from fairseq_sru.models.convolution import Convolution
-from fairseq_sru.models.recurrent import LSTM, padding
+from fairseq_sru.models.recurrent import LSTM, packed
+from fairseq_sru.models.sru import check
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -109,7 +110,7 @@ def test_attention_is_the_published_equation(heads, need_weights):
     key, value = torch.randn(2, heads, 5, 2).double(), torch.randn(2, heads, 5, 3).double()
     hidden = torch.tensor([[True, False, False, False, False], [False, False, False, True, True]])
     mask = torch.where(hidden, -math.inf, 0.0).double()[:, None, None]
-    context, weights = attend(query, Source(key, value, mask), 1.7, need_weights)
+    context, weights = attend(query, Source(key, value, mask), 1 / 1.7, need_weights)
     for t in range(3):
         for row in range(4):
             n, mean = row // 2, torch.zeros(5).double()
@@ -159,7 +160,7 @@ def test_a_padded_lstm_layer_is_torchs_lstm_on_each_sequence(bidirectional, side
     made, x, mask = sequences([4, 9, 1, 9, 6], 5, side)
     directions = 2 if bidirectional else 1
     before = torch.randn(5, 2, directions, 3).double()
-    out, after = layer(x, before.flatten(1), padding("lstm", mask))
+    out, after = layer(x, before.flatten(1), packed("lstm", mask))
     for i, sequence in enumerate(made):
         h0, c0 = before[i]
         alone, (h, c) = truth(sequence, (h0, c0))
@@ -171,9 +172,9 @@ def test_a_padded_lstm_layer_is_torchs_lstm_on_each_sequence(bidirectional, side
 def test_padding_after_a_forward_lstm_layer_needs_no_care():
     _, x, mask = sequences([4, 9], 5, "right")
     layer = LSTM(5, 3, 0.0, False).double()
-    assert padding("lstm", mask, outputs_only=True) is None
-    torch.testing.assert_close(layer(x)[0][~mask], layer(x, None, padding("lstm", mask))[0][~mask])
-    assert padding("lstm", mask.flip(0), outputs_only=True) is not None
+    assert packed("lstm", mask, outputs_only=True) is None
+    torch.testing.assert_close(layer(x)[0][~mask], layer(x, None, packed("lstm", mask))[0][~mask])
+    assert packed("lstm", mask.flip(0), outputs_only=True) is not None
 
 
 def test_an_lstm_layer_starts_remembering():

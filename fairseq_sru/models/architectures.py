@@ -11,7 +11,7 @@ from fairseq import utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
 from omegaconf import OmegaConf
 
-from .config import option, presets
+from .config import presets
 
 
 def register_architectures(model: str, check: Callable[[Any], None]) -> None:
@@ -75,7 +75,8 @@ def _check_data(args: Any) -> None:
     for name in wanted:
         if not any(folder.glob(name)):
             _exit(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
-    if option(args, "share_all_embeddings") and len(found) == 2 and found[0].read_bytes() != found[1].read_bytes():
+    shared = getattr(args, "share_all_embeddings", False)
+    if shared and len(found) == 2 and found[0].read_bytes() != found[1].read_bytes():
         _exit(
             "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
             f"got {found[0].name} and {found[1].name}, which differ"

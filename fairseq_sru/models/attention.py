@@ -34,13 +34,13 @@ def _source(key: Tensor, value: Tensor, padding_mask: Tensor) -> Source:
     return Source(key, value, mask[:, None, None, :])
 
 
-def attend(query: Tensor, source: Source, divisor: float, need_weights: bool) -> tuple[Tensor, Tensor | None]:
-    """``softmax(query key^T / divisor) value`` for each head.
+def attend(query: Tensor, source: Source, scale: float, need_weights: bool) -> tuple[Tensor, Tensor | None]:
+    """``softmax(scale query key^T) value`` for each head.
 
     Args:
         query: ``(tgt_len, batch, heads * head_size)``; batch is a multiple of sentences.
         source: keys, values and mask.
-        divisor: of the scores.
+        scale: of the scores.
         need_weights: return the weights, too.
 
     Returns:
@@ -54,13 +54,13 @@ def attend(query: Tensor, source: Source, divisor: float, need_weights: bool) ->
     query = query.reshape(tgt_len, sentences, rows, heads, head_size).permute(1, 3, 2, 0, 4).flatten(2, 3)
     weights = None
     if need_weights:
-        scores = (query / divisor) @ key.transpose(-1, -2)  # in this order for float16's range
+        scores = (scale * query) @ key.transpose(-1, -2)  # in this order for float16's range
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         probabilities = torch.softmax(scores + mask, dim=-1)
         context = probabilities.to(value.dtype) @ value
         weights = probabilities.mean(dim=1).view(batch, tgt_len, -1)
     else:
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1 / divisor)
+        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     context = context.unflatten(2, (rows, tgt_len)).permute(3, 0, 2, 1, 4)
     return context.reshape(tgt_len, batch, -1), weights
 
@@ -77,7 +77,7 @@ class Attention(nn.Module):
     def __init__(self, query_size: int, source_size: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.divisor = math.sqrt(query_size // heads)
+        self.scale = 1 / math.sqrt(query_size // heads)
         self.query = Linear(query_size, query_size, bias=False)
         self.key_value = Linear(source_size, 2 * query_size, bias=False)
         self.out = Linear(query_size, query_size, bias=False)
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         Returns:
             ``(tgt_len, batch, query_size)``, and the weights as of :func:`attend`.
         """
-        context, weights = attend(self.query(x), source, self.divisor, need_weights)
+        context, weights = attend(self.query(x), source, self.scale, need_weights)
         return self.out(context), weights
 
 

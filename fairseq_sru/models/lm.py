@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,11 +14,12 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..linear import Linear
+from . import options
 from .architectures import register_architectures
-from .config import SRULanguageModelConfig, at_least_one, completed, cutoffs, must_match, one_of, probabilities
+from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
+from .config import SRULanguageModelConfig
 from .dropout import Dropout
-from .encoder import embedding, project_in
-from .output import Decoder, Extra, IncrementalState, extra
+from .embeddings import embedding, project_in
 from .recurrent import ACTIVATIONS, RecurrentLayer
 
 UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
@@ -26,51 +28,32 @@ if not hasattr(np, "compat"):  # of numpy 1; fairseq's TokenBlockDataset asks it
     np.compat = SimpleNamespace(long=np.int64)  # type: ignore[attr-defined]
 
 
-class SRULanguageDecoder(Decoder):
+class SRULanguageDecoder(BaseDecoder):
     """Embedding, :class:`RecurrentLayer` s, layer norm, a linear map to the output embedding, logits.
 
     The incremental state is c of each layer, ``(batch, hidden_size)``.
 
     Args:
+        cfg: options of :class:`SRULanguageModelConfig`, completed.
         dictionary: of the tokens that are predicted.
         embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
-        hidden_size: channels of each layer.
-        out_embed_dim: features before the output layer.
-        num_layers: number of layers.
-        dropout_in: dropout on the embedded tokens.
-        dropout_out: dropout on each layer's output, and before the output layer.
-        rnn_dropout: variational dropout on each layer's input, one draw a block.
-        share_input_output_embed, adaptive_softmax_cutoff, max_target_positions: as of :class:`Decoder`.
-        activation: SRU's g, ``tanh``, ``identity`` or ``relu``.
     """
 
-    def __init__(
-        self,
-        dictionary: Any,
-        embed_tokens: nn.Embedding,
-        hidden_size: int,
-        out_embed_dim: int,
-        num_layers: int,
-        dropout_in: float,
-        dropout_out: float,
-        rnn_dropout: float,
-        share_input_output_embed: bool,
-        adaptive_softmax_cutoff: list[int] | None,
-        max_target_positions: int,
-        activation: str = "tanh",
-    ) -> None:
-        super().__init__(dictionary, embed_tokens, max_target_positions)
-        self.add_output_layer(out_embed_dim, dropout_out, share_input_output_embed, adaptive_softmax_cutoff)
-        self.dropout_in = Dropout(dropout_in, module_name=type(self).__name__)
-        self.project_in = project_in(embed_tokens.embedding_dim, hidden_size)
+    def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+        size, out_embed_dim, dropout = cfg.decoder_hidden_size, cfg.decoder_out_embed_dim, cfg.decoder_dropout_out
+        super().__init__(cfg, dictionary, embed_tokens)
+        self.adaptive_softmax, self.output_projection = output_layer(cfg, dictionary, out_embed_dim, dropout)
+        self.dropout_in = Dropout(cfg.decoder_dropout_in, module_name=type(self).__name__)
+        self.project_in = project_in(embed_tokens.embedding_dim, size)
         self.layers = nn.ModuleList(
-            RecurrentLayer(hidden_size, dropout_out, rnn_dropout, activation=activation) for _ in range(num_layers)
+            RecurrentLayer(size, dropout, cfg.rnn_dropout, activation=cfg.sru_activation)
+            for _ in range(cfg.decoder_layers)
         )
-        self.norm = nn.LayerNorm(hidden_size)
-        self.project_out = Linear(hidden_size, out_embed_dim)
+        self.norm = nn.LayerNorm(size)
+        self.project_out = Linear(size, out_embed_dim)
         nn.init.xavier_uniform_(self.project_out.weight)
         nn.init.zeros_(self.project_out.bias)
-        self.dropout_out = Dropout(dropout_out, module_name=type(self).__name__)
+        self.dropout_out = Dropout(dropout, module_name=type(self).__name__)
         self.follow_blocks(0)
 
     def extract_features(
@@ -85,19 +68,19 @@ class SRULanguageDecoder(Decoder):
             blocks = [self._next_block(row[row.ne(self.padding_idx)]) for row in prev_output_tokens]
             x = pad_sequence(blocks, batch_first=True)
             return F.pad(x, (0, 0, 0, prev_output_tokens.size(1) - x.size(1))), extra(None)
-        state = self.cached(incremental_state)
-        tokens = prev_output_tokens[:, -1:] if state else prev_output_tokens
-        x, states = self._run(tokens, [state.get(str(i)) for i in range(len(self.layers))])
-        self.cache(incremental_state, {str(i): c for i, c in enumerate(states)})
+        states = self.cached(incremental_state)
+        tokens = prev_output_tokens[:, -1:] if states[0] else prev_output_tokens
+        x, states = self._run(tokens, states)
+        self.cache(incremental_state, states)
         return x, extra(None)
 
-    def _run(self, tokens: Tensor, states: list[Tensor | None]) -> tuple[Tensor, list[Tensor]]:
-        pads = tokens.eq(self.padding_idx).t()
+    def _run(self, tokens: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
+        padding_mask = tokens.eq(self.padding_idx).t()
         x = self.project_in(self.dropout_in(self.embed_tokens(tokens.t())))
-        after = []
+        after: list[State] = []
         for layer, state in zip(self.layers, states, strict=True):
-            x, state = layer(x, state, pads)
-            after.append(state)
+            x, c = layer(x, state.get("c"), padding_mask)
+            after.append({"c": c})
         return self.dropout_out(self.project_out(self.norm(x))).transpose(0, 1), after
 
     def follow_blocks(self, context_window: int) -> None:
@@ -113,7 +96,7 @@ class SRULanguageDecoder(Decoder):
         self._begin()
 
     def _begin(self) -> None:
-        self._states: list[Any] = [None] * len(self.layers)
+        self._states: list[State] = [{} for _ in self.layers]
         self._repeated: Tensor | None = None  # the next row's first tokens
 
     def _next_block(self, tokens: Tensor) -> Tensor:
@@ -123,7 +106,7 @@ class SRULanguageDecoder(Decoder):
             self._begin()
             seen = 0
         x, states = self._run(tokens[None, seen:], self._states)
-        self._states = [c.detach() for c in states]
+        self._states = [{"c": state["c"].detach()} for state in states]
         self._repeated = tokens[-self.context_window :]
         return F.pad(x.squeeze(0), (0, 0, seen, 0))
 
@@ -134,14 +117,12 @@ def check(cfg: Any) -> None:
     Raises:
         ValueError: naming the flag, its value and what is allowed.
     """
-    cfg = completed(cfg, SRULanguageModelConfig)
-    for name in ("decoder_embed_dim", "decoder_hidden_size", "decoder_layers", "decoder_out_embed_dim"):
-        at_least_one(cfg, name)
-    probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
-    one_of(cfg, "sru_activation", ACTIVATIONS)
-    cutoffs(cfg, None)
-    if cfg.share_decoder_input_output_embed:
-        must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
+    cfg = options.completed(cfg, SRULanguageModelConfig)
+    options.at_least_one(cfg, ["decoder_embed_dim", "decoder_hidden_size", "decoder_layers", "decoder_out_embed_dim"])
+    options.probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
+    options.one_of(cfg, "sru_activation", ACTIVATIONS)
+    options.cutoffs(cfg)
+    options.must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
 
 
 @register_model("sru_lm", dataclass=SRULanguageModelConfig)
@@ -162,28 +143,16 @@ class SRULanguageModel(FairseqLanguageModel):
             ValueError: the options do not go together; the message names the flag.
         """
         check(cfg)
-        cfg = completed(cfg, SRULanguageModelConfig)
+        cfg = options.completed(cfg, SRULanguageModelConfig)
+        if not isinstance(cfg.max_target_positions, int):
+            cfg.max_target_positions = UNLIMITED
         source, target = task.source_dictionary, task.target_dictionary
         if cfg.share_decoder_input_output_embed and len(source) != len(target):
             raise ValueError(
                 "--share-decoder-input-output-embed requires one dictionary, so no --output-dictionary-size; "
                 f"got {len(source)} and {len(target)} tokens"
             )
-        decoder = SRULanguageDecoder(
-            target,
-            embedding(len(source), cfg.decoder_embed_dim, source.pad()),
-            hidden_size=cfg.decoder_hidden_size,
-            out_embed_dim=cfg.decoder_out_embed_dim,
-            num_layers=cfg.decoder_layers,
-            dropout_in=cfg.decoder_dropout_in,
-            dropout_out=cfg.decoder_dropout_out,
-            rnn_dropout=cfg.rnn_dropout,
-            share_input_output_embed=cfg.share_decoder_input_output_embed,
-            adaptive_softmax_cutoff=cutoffs(cfg, len(target)),
-            max_target_positions=cfg.max_target_positions if isinstance(cfg.max_target_positions, int) else UNLIMITED,
-            activation=cfg.sru_activation,
-        )
-        return cls(decoder)
+        return cls(SRULanguageDecoder(cfg, target, embedding(len(source), cfg.decoder_embed_dim, source.pad())))
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """As of fairseq; for fairseq-eval-lm with a context window over blocks of one text, carry the state.

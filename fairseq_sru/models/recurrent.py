@@ -20,35 +20,37 @@ ACTIVATIONS = ("tanh", "identity", "relu")
 class Packing(NamedTuple):
     """How an LSTM layer packs a padded batch.
 
-    ``mask``: ``(length, batch)`` bool, True at padding. ``lengths``: ``(batch)``, on the CPU, where packing wants it.
+    ``padding_mask``: ``(length, batch)`` bool, True at padding. ``lengths``: ``(batch)``, on the CPU, as packing
+    requires.
     ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
     right-padded as it is.
     """
 
-    mask: Tensor
+    padding_mask: Tensor
     lengths: Tensor
     order: Tensor | None
 
 
-def padding(unit: str, mask: Tensor, outputs_only: bool = False) -> Tensor | Packing | None:
-    """What layers of a unit want to know about padding, found once for all layers.
+def packed(unit: str, padding_mask: Tensor, outputs_only: bool = False) -> Tensor | Packing | None:
+    """What layers of a unit have to know about padding, found once for all layers.
 
     Args:
         unit: ``sru`` or ``lstm``.
-        mask: ``(length, batch)`` bool, True at padding.
+        padding_mask: ``(length, batch)`` bool, True at padding.
         outputs_only: only real positions of the outputs matter, not the last state, and the layers run forward alone;
             then padding at the end needs no care.
     """
     if unit == "sru":
-        return mask
-    on_cpu = mask.cpu()  # the one wait for the GPU; packing needs the lengths
+        return padding_mask
+    on_cpu = padding_mask.cpu()  # the one wait for the GPU; packing needs the lengths
     if not on_cpu.any():
         return None
     right_padded = not (on_cpu[:-1] & ~on_cpu[1:]).any()
     if outputs_only and right_padded:
         return None
     lengths = (~on_cpu).sum(0).clamp(min=1)
-    return Packing(mask, lengths, None if right_padded else mask.byte().argsort(dim=0, stable=True).unsqueeze(-1))
+    order = None if right_padded else padding_mask.byte().argsort(dim=0, stable=True).unsqueeze(-1)
+    return Packing(padding_mask, lengths, order)
 
 
 class LSTM(nn.LSTM):
@@ -84,7 +86,7 @@ class LSTM(nn.LSTM):
         Args:
             x: ``(length, batch, input_size)``.
             state: ``(batch, 2 * D)``, h and c before the first step, D = directions * hidden_size; zeros if not given.
-            packing: from :func:`padding`; padded positions are then skipped, and the output is 0 there.
+            packing: from :func:`packed`; padded positions are then skipped, and the output is 0 there.
 
         Returns:
             The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``.
@@ -165,7 +167,7 @@ class RecurrentLayer(nn.Module):
         Args:
             x: ``(length, batch, size)``.
             state: ``(batch, UNITS[unit] * size)``, before the first step; zeros if None.
-            padding: from :func:`padding`.
+            padding: from :func:`packed`.
 
         Returns:
             The outputs ``(length, batch, size)`` and the last state, of state's shape.
@@ -174,7 +176,7 @@ class RecurrentLayer(nn.Module):
         assert layer is not None
         h = self.norm(x)
         if self.convolution is not None:
-            h = self.convolution(h, padding.mask if isinstance(padding, Packing) else padding)
+            h = self.convolution(h, padding.padding_mask if isinstance(padding, Packing) else padding)
         h, state = layer(h, state, padding)
         h = self.dropout(h)
         return x + h if self.residual else h, state

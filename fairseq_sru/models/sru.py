@@ -4,18 +4,49 @@ from __future__ import annotations
 
 from typing import Any
 
-from fairseq import utils
-from fairseq.models import FairseqEncoderDecoderModel, register_model
-from torch import nn
+from fairseq.models import register_model
 
+from . import options
 from .architectures import register_architectures
-from .config import SRUConfig, attention, check, completed, cutoffs, flag, joint_dictionary
+from .config import SRUConfig
 from .decoder import SRUDecoder
-from .encoder import SRUEncoder, embedding
+from .embeddings import embeddings
+from .encoder import SRUEncoder
+from .recurrent import ACTIVATIONS, UNITS
+from .translation import TranslationModel
+
+
+def check(cfg: Any) -> None:
+    """Check the options against one another.
+
+    Raises:
+        ValueError: naming the flag, its value and what is allowed.
+    """
+    cfg = options.completed(cfg, SRUConfig)
+    sides = ("encoder", "decoder")
+    options.at_least_one(cfg, [f"{s}_{size}" for s in sides for size in ("embed_dim", "hidden_size", "layers")])
+    options.at_least_one(cfg, ["encoder_kernel_size", "decoder_out_embed_dim"])
+    dropouts = [f"{s}_dropout_{end}" for s in sides for end in ("in", "out")]
+    options.probabilities(cfg, ["dropout", "rnn_dropout", *dropouts])
+    options.one_of(cfg, "recurrent_unit", UNITS)
+    options.one_of(cfg, "sru_activation", ACTIVATIONS)
+    if options.attention(cfg) not in (0, "global"):
+        options.must_divide(cfg, "decoder_attention_heads", "decoder_hidden_size")
+    options.cutoffs(cfg)
+    for side in sides:
+        options.embedding_file(cfg, side)
+    options.must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")
+    if cfg.share_all_embeddings and cfg.decoder_embed_path and cfg.decoder_embed_path != cfg.encoder_embed_path:
+        raise ValueError(
+            f"--share-all-embeddings takes the embedding from --encoder-embed-path; "
+            f"--decoder-embed-path must be the same or left out, got {cfg.decoder_embed_path}"
+        )
+    for shared in ("share_all_embeddings", "share_decoder_input_output_embed"):
+        options.must_match(cfg, shared, "decoder_embed_dim", "decoder_out_embed_dim")
 
 
 @register_model("sru", dataclass=SRUConfig)
-class SRUModel(FairseqEncoderDecoderModel):
+class SRUModel(TranslationModel):
     """SRU encoder and decoder with multi-head attention in each decoder layer or each N-th.
 
     Deep bidirectional encoder, deep decoder, multi-head attention, layer normalisation and residual connections follow
@@ -31,65 +62,12 @@ class SRUModel(FairseqEncoderDecoderModel):
             ValueError: the options do not go together; the message names the flag.
         """
         check(cfg)
-        cfg = completed(cfg, SRUConfig)
+        cfg = options.completed(cfg, SRUConfig)
         source, target = task.source_dictionary, task.target_dictionary
-        joint_dictionary(cfg, source, target)
-        encoder_embed = _embedding(cfg, "encoder", source)
-        decoder_embed = encoder_embed if cfg.share_all_embeddings else _embedding(cfg, "decoder", target)
-        for side, module in (("encoder", encoder_embed), ("decoder", decoder_embed)):
-            if getattr(cfg, f"{side}_freeze_embed"):
-                module.weight.requires_grad = False
-
-        encoder = SRUEncoder(
-            source,
-            encoder_embed,
-            hidden_size=cfg.encoder_hidden_size,
-            num_layers=cfg.encoder_layers,
-            bidirectional=cfg.encoder_bidirectional,
-            dropout_in=cfg.encoder_dropout_in,
-            dropout_out=cfg.encoder_dropout_out,
-            rnn_dropout=cfg.rnn_dropout,
-            max_source_positions=cfg.max_source_positions,
-            unit=cfg.recurrent_unit,
-            activation=cfg.sru_activation,
-            residual=not cfg.no_residual,
-            attended=attention(cfg) != 0,
-            kernel_size=cfg.encoder_kernel_size,
-        )
-        decoder = SRUDecoder(
-            target,
-            decoder_embed,
-            hidden_size=cfg.decoder_hidden_size,
-            out_embed_dim=cfg.decoder_out_embed_dim,
-            num_layers=cfg.decoder_layers,
-            attention=attention(cfg),
-            heads=cfg.decoder_attention_heads,
-            encoder_output_units=encoder.output_units,
-            encoder_state_units=encoder.state_units,
-            dropout_in=cfg.decoder_dropout_in,
-            dropout_out=cfg.decoder_dropout_out,
-            rnn_dropout=cfg.rnn_dropout,
-            share_input_output_embed=cfg.share_all_embeddings or cfg.share_decoder_input_output_embed,
-            adaptive_softmax_cutoff=cutoffs(cfg, len(target)),
-            max_target_positions=cfg.max_target_positions,
-            unit=cfg.recurrent_unit,
-            activation=cfg.sru_activation,
-            residual=not cfg.no_residual,
-        )
-        return cls(encoder, decoder)
-
-
-def _embedding(cfg: Any, side: str, dictionary: Any) -> nn.Embedding:
-    module = embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
-    path = getattr(cfg, f"{side}_embed_path")
-    if path:
-        try:
-            vectors = utils.parse_embedding(path)
-            utils.print_embed_overlap(vectors, dictionary)
-            utils.load_embedding(vectors, dictionary, module)
-        except (ValueError, RuntimeError) as error:  # a word without numbers, or with too few
-            raise ValueError(f"{flag(f'{side}_embed_path')}: {path}: {error}") from None
-    return module
+        options.joint_dictionary(cfg, source, target)
+        encoder_embed, decoder_embed = embeddings(cfg, source, target)
+        encoder = SRUEncoder(cfg, source, encoder_embed)
+        return cls(encoder, SRUDecoder(cfg, target, decoder_embed, encoder.output_units, encoder.state_units))
 
 
 register_architectures("sru", check)

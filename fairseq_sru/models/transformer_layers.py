@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from ..layers import SRUCell
 from ..linear import Linear
 from .attention import Attention, Source
+from .base_decoder import State
 from .dropout import Dropout
-from .output import State
 
 AUTOREGRESSIONS = ("ssru", "sru", "self-attention")
 FEED_FORWARDS = ("linear", "sru")
@@ -83,16 +83,16 @@ class FeedForward(nn.Module):
             self.inner = _biased(size, inner)
         self.out = _biased(inner, size)
 
-    def forward(self, x: Tensor, c0: Tensor | None, pads: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, c0: Tensor | None, padding_mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """The outputs ``(length, batch, size)`` and the SRU's last state ``(batch, inner)``, or None.
 
         Args:
             x: ``(length, batch, size)``.
             c0: the SRU's state before the first step; zeros if None.
-            pads: ``(length, batch)`` bool, True at padding.
+            padding_mask: ``(length, batch)`` bool, True at padding.
         """
         if self.sru is not None:
-            h, c = self.sru(x, c0, pads)
+            h, c = self.sru(x, c0, padding_mask)
             return self.out(h), c
         assert self.inner is not None
         return self.out(F.relu(self.inner(x))), None
@@ -105,7 +105,7 @@ def _biased(size: int, out: int) -> Linear:
     return made
 
 
-class EncoderLayer(nn.Module):
+class TransformerSRUEncoderLayer(nn.Module):
     """Self-attention, then :class:`FeedForward`, whose SRU is bidirectional.
 
     Args:
@@ -127,14 +127,14 @@ class EncoderLayer(nn.Module):
         self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=True)
         self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
-    def forward(self, x: Tensor, visible: Tensor, pads: Tensor) -> Tensor:
-        """``(length, batch, size)`` to the same; visible as of :class:`SelfAttention`, pads as of
+    def forward(self, x: Tensor, visible: Tensor, padding_mask: Tensor) -> Tensor:
+        """``(length, batch, size)`` to the same; visible as of :class:`SelfAttention`, padding_mask as of
         :class:`FeedForward`."""
         x = x + self.dropout(self.self_attention(self.self_attention_norm(x), visible)[0])
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x), None, pads)[0])
+        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x), None, padding_mask)[0])
 
 
-class DecoderLayer(nn.Module):
+class TransformerSRUDecoderLayer(nn.Module):
     """SRU, SSRU or self-attention; attention over the source; :class:`FeedForward`, whose SRU runs forward.
 
     ``ssru`` is ``f_t = sigmoid(W_f x_t + b)``, ``c_t = f_t c_{t-1} + (1 - f_t) W x_t``, ``relu(c_t)`` (Kim et al.
@@ -183,7 +183,7 @@ class DecoderLayer(nn.Module):
         x: Tensor,
         state: State,
         visible: Tensor | None,
-        pads: Tensor,
+        padding_mask: Tensor,
         source: Source,
         need_weights: bool,
     ) -> tuple[Tensor, State, Tensor | None]:
@@ -193,7 +193,7 @@ class DecoderLayer(nn.Module):
             x: ``(tgt_len, batch, size)``.
             state: what the layer keeps of earlier steps; empty before the first.
             visible: of :class:`SelfAttention`.
-            pads: ``(tgt_len, batch)`` bool, True at padding.
+            padding_mask: ``(tgt_len, batch)`` bool, True at padding.
             source: of :meth:`Attention.project`.
             need_weights: return the weights of the attention over the source, too.
 
@@ -205,7 +205,7 @@ class DecoderLayer(nn.Module):
         new: State = {}
         h = self.autoreg_norm(x)
         if self.sru is not None:
-            h, new["c"] = self.sru(h, state.get("c"), pads)
+            h, new["c"] = self.sru(h, state.get("c"), padding_mask)
         else:
             assert self.self_attention is not None and visible is not None
             earlier = (state["key"], state["value"]) if state else None
@@ -213,7 +213,7 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(h)
         context, weights = self.attention(self.attention_norm(x), source, need_weights)
         x = x + self.dropout(context)
-        h, inner = self.feed_forward(self.feed_forward_norm(x), state.get("inner_c"), pads)
+        h, inner = self.feed_forward(self.feed_forward_norm(x), state.get("inner_c"), padding_mask)
         if inner is not None:
             new["inner_c"] = inner
         return x + self.dropout(h), new, weights

@@ -1,8 +1,9 @@
-"""What decoders share that predict a token at each position: output layer, incremental state, keys and values."""
+"""What all decoders share: output layer, incremental state, and how they read the source."""
 
 from __future__ import annotations
 
 import logging
+from argparse import Namespace
 from typing import Any
 
 from fairseq.models import FairseqIncrementalDecoder
@@ -12,72 +13,72 @@ from torch import Tensor, nn
 from ..layers import SRUCell
 from ..linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
+from .options import cutoffs
 from .recurrent import LSTM
 
-State = dict[str, Tensor]
+State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
 IncrementalState = dict[str, dict[str, Tensor | None]]  # fairseq's
 Extra = dict[str, list[Tensor] | None]  # fairseq's, too
+
+SOURCE = ("keys", "values", "masks")  # under these names the encoder's result holds Source's fields, for each attention
 
 logger = logging.getLogger(__name__)
 
 
 def extra(weights: Tensor | None) -> Extra:
-    """What a decoder returns beside its features, ``(batch, tgt_len, src_len)``; no list of None, which fairseq's
+    """What a decoder returns with its features, ``(batch, tgt_len, src_len)``; no list of None, which fairseq's
     SequenceScorer takes for weights in an ensemble."""
     return {"attn": None if weights is None else [weights]}
+
+
+def output_layer(
+    cfg: Namespace, dictionary: Any, out_embed_dim: int, dropout: float
+) -> tuple[AdaptiveSoftmax | None, Linear | None]:
+    """What makes predictions of features: an adaptive softmax, a linear map, or neither where the embedding does.
+
+    Args:
+        cfg: the model's options: criterion, adaptive_softmax_cutoff, and those that tie embeddings.
+        dictionary: of the tokens that are predicted.
+        out_embed_dim: number of features.
+        dropout: dropout inside an adaptive softmax.
+    """
+    if (cutoff := cutoffs(cfg, len(dictionary))) is not None:
+        return AdaptiveSoftmax(len(dictionary), out_embed_dim, cutoff, dropout=dropout), None
+    if cfg.share_decoder_input_output_embed or getattr(cfg, "share_all_embeddings", False):
+        return None, None
+    projection = Linear(out_embed_dim, len(dictionary), bias=False)
+    nn.init.normal_(projection.weight, mean=0.0, std=out_embed_dim**-0.5)
+    return None, projection
 
 
 def _forget_tied(decoder: Any, _: Any) -> None:
     decoder.tied = None
 
 
-class Decoder(FairseqIncrementalDecoder):
-    """Embedding and output layer; what lies between is the subclass's ``extract_features``.
+class BaseDecoder(FairseqIncrementalDecoder):
+    """Embedding and output layer; what lies between is the subclass's ``layers`` and ``extract_features``.
 
-    The incremental state is a dict of tensors that have the batch first; :meth:`cached` reads it, :meth:`cache` writes
-    it.
+    The incremental state is each layer's :data:`State`; :meth:`cached` reads it, :meth:`cache` writes it.
 
     Args:
+        cfg: the model's options: max_target_positions.
         dictionary: of the tokens that are predicted.
         embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
-        max_target_positions: longest sequence.
     """
 
-    def __init__(self, dictionary: Any, embed_tokens: nn.Embedding, max_target_positions: int) -> None:
+    layers: nn.ModuleList
+    adaptive_softmax: AdaptiveSoftmax | None  # these two of output_layer
+    output_projection: Linear | None
+
+    def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         super().__init__(dictionary)
         self.padding_idx = dictionary.pad()
-        self.max_target_positions = max_target_positions
+        self.max_target_positions = cfg.max_target_positions
         self.need_attn = True
         self.embed_tokens = embed_tokens
         self.tied: Tensor | None
         self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
         self.register_load_state_dict_post_hook(_forget_tied)
-
-    def add_output_layer(
-        self,
-        out_embed_dim: int,
-        dropout: float,
-        share_input_output_embed: bool,
-        adaptive_softmax_cutoff: list[int] | None,
-    ) -> None:
-        """Make the output layer. A call of its own, since where it is made decides the order of the parameters, by
-        which checkpoints hold the optimizer's state.
-
-        Args:
-            out_embed_dim: features before the output layer.
-            dropout: dropout inside an adaptive softmax.
-            share_input_output_embed: use embed_tokens as output layer.
-            adaptive_softmax_cutoff: cutoffs of an adaptive softmax; None for a full softmax.
-        """
-        self.adaptive_softmax = None
-        self.output_projection = None
-        if adaptive_softmax_cutoff is not None:
-            self.adaptive_softmax = AdaptiveSoftmax(
-                len(self.dictionary), out_embed_dim, adaptive_softmax_cutoff, dropout=dropout
-            )
-        elif not share_input_output_embed:
-            self.output_projection = Linear(out_embed_dim, len(self.dictionary), bias=False)
-            nn.init.normal_(self.output_projection.weight, mean=0.0, std=out_embed_dim**-0.5)
 
     def extract_features(
         self,
@@ -127,34 +128,42 @@ class Decoder(FairseqIncrementalDecoder):
         """What attends to the source, in the order of the layers."""
         return [m for m in self.modules() if isinstance(m, Attention | GlobalAttention)]
 
-    def sources(self, encoder_out: dict[str, Any], keep: bool) -> list[Source]:
-        """What each attention reads; kept with the encoder's result, which reorders it with the rest."""
-        names = ("keys", "values", "masks")
-        if "keys" in encoder_out:
-            return list(map(Source, *(encoder_out[name] for name in names)))
-        source, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
+    def project(self, source: Tensor, padding_mask: Tensor) -> dict[str, list[Tensor]]:
+        """What the attentions read of the source, as the encoder adds it to its result: once a sentence.
+
+        Args:
+            source: the encoder outputs ``(src_len, batch, output_units)``.
+            padding_mask: ``(batch, src_len)`` bool, True at padding.
+        """
         sources = [attention.project(source, padding_mask) for attention in self.attentions()]
-        if keep:
-            encoder_out.update({name: [s[i] for s in sources] for i, name in enumerate(names)})
-        return sources
+        return {name: [s[i] for s in sources] for i, name in enumerate(SOURCE)}
 
-    def cached(self, incremental_state: IncrementalState | None) -> State:
-        """The state after the earlier steps; empty before the first."""
-        return self.get_incremental_state(incremental_state, "cached_state") or {}
+    def sources(self, encoder_out: dict[str, Any]) -> list[Source]:
+        """What each of :meth:`attentions` reads."""
+        return list(map(Source, *(encoder_out[name] for name in SOURCE)))
 
-    def cache(self, incremental_state: IncrementalState | None, state: State) -> None:
-        """Keep the state for the next step; without an incremental state, there is none."""
-        self.set_incremental_state(incremental_state, "cached_state", state)
+    def cached(self, incremental_state: IncrementalState | None) -> list[State]:
+        """The state of each layer after the earlier steps."""
+        states: list[State] = [{} for _ in self.layers]
+        for key, x in (self.get_incremental_state(incremental_state, "cached_state") or {}).items():
+            layer, _, name = key.partition(".")
+            assert x is not None
+            states[int(layer)][name] = x
+        return states
+
+    def cache(self, incremental_state: IncrementalState | None, states: list[State]) -> None:
+        """Keep the state of each layer for the next step; without an incremental state, there is none."""
+        flat = {f"{layer}.{name}": x for layer, state in enumerate(states) for name, x in state.items()}
+        self.set_incremental_state(incremental_state, "cached_state", flat)
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Reorder the cached state as the beam search reordered its hypotheses."""
-        state = self.cached(incremental_state)
-        if state:
-            self.cache(incremental_state, {name: x.index_select(0, new_order) for name, x in state.items()})
+        states = self.cached(incremental_state)
+        self.cache(incremental_state, [{k: x.index_select(0, new_order) for k, x in s.items()} for s in states])
 
     def max_positions(self) -> int:
         """Longest sequence."""
-        return self.max_target_positions
+        return self.max_target_positions  # type: ignore[no-any-return]
 
     def make_generation_fast_(self, need_attn: bool = False, retain_dropout: bool = False, **_: Any) -> None:
         """fairseq-generate says whether the attention weights are needed, and whether dropout goes on. Weights are laid

@@ -1,0 +1,68 @@
+"""What all encoders share: their result, and how a beam search reorders it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any
+
+import torch
+from fairseq.models import FairseqEncoder
+from torch import Tensor, nn
+
+
+class BaseEncoder(FairseqEncoder):
+    """Embedding, and the form of the result; what computes it is the subclass's ``forward``.
+
+    Args:
+        cfg: the model's options: max_source_positions.
+        dictionary: the source dictionary.
+        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``.
+    """
+
+    output_units: int  # features of the outputs
+    project: Callable[[Tensor, Tensor], dict[str, list[Tensor]]]  # the decoder's; see translation.py
+
+    def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+        super().__init__(dictionary)
+        self.padding_idx = dictionary.pad()
+        self.max_source_positions = cfg.max_source_positions
+        self.embed_tokens = embed_tokens
+
+    def result(self, outputs: Tensor, padding_mask: Tensor, **more: list[Tensor]) -> dict[str, Any]:
+        """The encoder's result.
+
+        Args:
+            outputs: ``(src_len, batch, output_units)``.
+            padding_mask: ``(batch, src_len)`` bool, True at padding.
+            more: lists of tensors that have the batch first.
+
+        Returns:
+            encoder_out ``[outputs]``, encoder_padding_mask ``[padding_mask]``, rows_per_sentence, 1, and a keys, values
+            and masks for each attention of the decoder.
+        """
+        made = {"encoder_out": [outputs], "encoder_padding_mask": [padding_mask], **more}
+        return {**made, **self.project(outputs, padding_mask), "rows_per_sentence": 1}
+
+    def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:
+        """Reorder (or repeat, for a beam) the rows of the batch.
+
+        Rows of one sentence share its tensors while each sentence has equally many, next to one another, as in beam
+        search; then this copies nothing but, when sentences are done, those that are not. Else each row gets a copy.
+        """
+        rows = encoder_out["rows_per_sentence"]
+        runs = [(n, len(list(run))) for n, run in groupby(row // rows for row in new_order.tolist())]
+        together = len({length for _, length in runs}) == 1
+        kept = [n for n, length in runs for _ in range(1 if together else length)]
+        new = {**encoder_out, "rows_per_sentence": len(new_order) // len(kept)}
+        if kept != list(range(len(encoder_out["encoder_padding_mask"][0]))):
+            at = torch.tensor(kept, device=new_order.device)
+            for name, tensors in encoder_out.items():
+                if name != "rows_per_sentence":
+                    new[name] = [t.index_select(1 if name == "encoder_out" else 0, at) for t in tensors]
+        return new
+
+    def max_positions(self) -> int:
+        """Longest source sentence."""
+        return self.max_source_positions  # type: ignore[no-any-return]

@@ -1,0 +1,56 @@
+"""Embeddings, and the map from them to the layers."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from fairseq import utils
+from torch import nn
+
+from ..linear import Linear
+from .options import flag
+
+
+def embedding(num_embeddings: int, embed_dim: int, padding_idx: int) -> nn.Embedding:
+    """An embedding ~ N(0, 1 / embed_dim), zero at padding."""
+    module = nn.Embedding(num_embeddings, embed_dim, padding_idx=padding_idx)
+    nn.init.normal_(module.weight, mean=0.0, std=embed_dim**-0.5)
+    nn.init.zeros_(module.weight[padding_idx])
+    return module
+
+
+def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, nn.Embedding]:
+    """The embeddings of a translation model's source and target dictionary, the same one if they are shared; with the
+    vectors of a file, and left as they are, where the options say so.
+
+    Raises:
+        ValueError: a file can't be used; the message names the flag.
+    """
+    made: list[nn.Embedding] = []
+    for side, dictionary in (("encoder", source), ("decoder", target)):
+        if side == "decoder" and cfg.share_all_embeddings:
+            made.append(made[0])
+            continue
+        module = embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
+        if path := getattr(cfg, f"{side}_embed_path", None):
+            try:
+                vectors = utils.parse_embedding(path)
+                utils.print_embed_overlap(vectors, dictionary)
+                utils.load_embedding(vectors, dictionary, module)
+            except (ValueError, RuntimeError) as error:  # a word without numbers, or with too few
+                raise ValueError(f"{flag(f'{side}_embed_path')}: {path}: {error}") from None
+        made.append(module)
+    for side, module in zip(("encoder", "decoder"), made, strict=True):
+        if getattr(cfg, f"{side}_freeze_embed", False):
+            module.weight.requires_grad = False
+    return made[0], made[1]
+
+
+def project_in(embed_dim: int, size: int) -> nn.Module:
+    """A linear map from the embedding to the layers, where the sizes differ."""
+    if embed_dim == size:
+        return nn.Identity()
+    linear = Linear(embed_dim, size, bias=False)
+    nn.init.xavier_uniform_(linear.weight)
+    return linear

@@ -33,11 +33,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from clean import Tally, all_pairs, plain, train_pairs
-from corpora import CORPORA, DATA, SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
-from fetch import Archive, digest, fetch, find
-from lohelp import RecipeError
-from subwords import (
+from corpora.archives import Archive, digest, fetch, find
+from corpora.cleaning import Tally, all_pairs, plain, train_pairs
+from corpora.errors import RecipeError
+from corpora.registry import CORPORA, DATA, SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
+from corpora.subwords import (
     ENDINGS,
     FEW,
     MODELS,
@@ -126,7 +126,7 @@ def gather(task: Task, archives: Path, work: Path) -> tuple[Texts, dict[str, Pat
     """
     corpus = task.corpus
     if task.name == "debian-en-de":
-        import debian
+        from corpora import debian
 
         folder = archives / task.name
         manifest = debian.build(folder, task.local_dir)

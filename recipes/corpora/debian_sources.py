@@ -1,4 +1,4 @@
-"""Reads the English-German passages of Debian packages for recipes/debian.py, one reader for each kind of source.
+"""Reads the English-German passages of Debian packages for debian.py, one reader for each kind of source.
 
 Every reader takes the files by package or list name and yields ``Pair(document, en, de)`` in the order of the
 documents, whatever the order in the archive. Where the two sides of a document or paragraph are not built alike,
@@ -19,7 +19,10 @@ from collections.abc import Callable, Iterable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
-from lohelp import HOLE, PAGE, Pair, RecipeError, clean, members, paragraphs
+from .deb import members
+from .errors import RecipeError
+from .lohelp import PAGE, paragraphs
+from .pairs import HOLE, Pair, clean
 
 Blocks = list[tuple[str, str]]  # kind of each block of a document, and its text
 Texts = dict[str, bytes]  # file of a document by its name

@@ -1,8 +1,9 @@
-#!/usr/bin/env python3
 """English-German sentence pairs from Debian packages: manuals, help, descriptions, a dictionary, messages.
 
-    python recipes/debian.py --out DIR                    # fetches what is missing into DIR.packages; installs nothing
-    python recipes/debian.py --out DIR --local-dir DEBS   # .deb files and Translation lists that are already in DEBS
+    cd recipes
+    python -m corpora.debian --out DIR                    # fetches what is missing into DIR.packages; installs nothing
+    cd recipes
+    python -m corpora.debian --out DIR --local-dir DEBS   # .deb files and Translation lists that are already in DEBS
 
 Writes {train,valid,test}.{en,de}, {train,valid,test}.domains with a label for each line, and manifest.json. Whole
 documents are held out, by a hash of their name; what is a near-copy of a held-out pair leaves the training text. The
@@ -16,30 +17,53 @@ import argparse
 import json
 import platform
 import re
-import shutil
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import debian_sources as sources
-import lohelp
-import numpy as np
-from debian_sources import LISTS
-from lohelp import HOLE, MIN_LETTERS, NEAR_COPY, Pair, RecipeError, ratio, run, sha256, words
 from tqdm import tqdm
 
+from . import debian_sources as sources
+from .archives import digest
+from .built import check_out, replace
+from .deb import facts, find_deb, run
+from .debian_sources import LISTS
+from .errors import RecipeError
+from .pairs import (
+    MIN_LETTERS,
+    NEAR_COPY,
+    Pair,
+    Rules,
+    leakage,
+    part_of,
+    reject_reason,
+    segments,
+    without_copies,
+    words,
+)
+
 MADE_BY = "fairseq_sru recipes/debian.py"
-MIN_WORDS = {"en": 3, "de": 2}  # German has one word where English has two
-MAX_WORDS = 60
-MAX_RATIO = 2.2  # of the lengths of the two sides in characters
-MAX_SHARED = 0.75  # of the shorter side's words that the other side has too: more was not translated
 PARTS = ("test", "valid", "train")  # each without near-copies of those before it
 
-PLAIN = re.compile(r"[\w \"'`(),.:;!?%&/+*#=$§°©®€£™×·„“”‚‘’«»›‹…–—-]+")
-MARKUP = re.compile(r"%[-#0-9.*(]*[A-Za-z0-9(]|\$[\w(]|#\d|&\w+;|//|\bwww\.|__|\.(?:org|com|net)\b")
+RULES = Rules(
+    hole="code, image or blank",
+    min_words=(3, 2),  # German has one word where English has two
+    max_words=60,
+    plain=re.compile(r"[\w \"'`(),.:;!?%&/+*#=$§°©®€£™×·„“”‚‘’«»›‹…–—-]+"),
+    foreign=re.compile(r"[^\W\d_A-Za-zÀ-ſẞ]"),
+    markup={
+        "markup, address or placeholder": re.compile(
+            r"%[-#0-9.*(]*[A-Za-z0-9(]|\$[\w(]|#\d|&\w+;|//|\bwww\.|__|\.(?:org|com|net)\b"
+        )
+    },
+    max_ratio=2.2,
+    max_word_ratio=float("inf"),
+    max_shared=0.75,
+)
 
 
 class Domain(NamedTuple):
@@ -62,32 +86,6 @@ DOMAINS = {
 }
 
 
-def fault(en: str, de: str) -> str | None:
-    """Why a pair is not fit for training, or None."""
-    sides = {"en": en, "de": de}
-    lengths = {lang: sum(any(map(str.isalnum, word)) for word in text.split()) for lang, text in sides.items()}
-    en_words, de_words = words(en), words(de)
-    if HOLE in en + de:
-        return "code, image or blank"
-    if any(not MIN_WORDS[lang] <= n <= MAX_WORDS for lang, n in lengths.items()) or not en_words or not de_words:
-        return "length"
-    if not PLAIN.fullmatch(en + de) or lohelp.FOREIGN.search((en + de).replace("_", "")):
-        return "character"
-    if MARKUP.search(en) or MARKUP.search(de):
-        return "markup, address or placeholder"
-    if any(sum(map(str.isalpha, text)) < MIN_LETTERS * len(text.replace(" ", "")) for text in (en, de)):
-        return "few letters"
-    if ratio(len(en), len(de)) > MAX_RATIO:
-        return "length ratio"
-    if any(text.count("(") != text.count(")") or text.count('"') % 2 for text in (en, de)):
-        return "bracket or quote left open"
-    if sorted(re.findall(r"\d+", en)) != sorted(re.findall(r"\d+", de)):
-        return "numbers differ"
-    if len({*en_words} & {*de_words}) > MAX_SHARED * min(len({*en_words}), len({*de_words})):
-        return "not translated"
-    return None
-
-
 def select(paragraphs: Iterable[tuple[str, Pair]], counts: dict[str, Counter[str]]) -> list[Pair]:
     """The pairs without fault, of those alike but for case, punctuation and digits the first; pages get the domain."""
     kept: dict[tuple[tuple[str, ...], tuple[str, ...]], Pair] = {}
@@ -95,10 +93,10 @@ def select(paragraphs: Iterable[tuple[str, Pair]], counts: dict[str, Counter[str
         if not (paragraph.en and paragraph.de):
             counts[domain]["one side empty"] += 1
             continue
-        for en, de in lohelp.segments(paragraph.en, paragraph.de):
+        for en, de in segments(paragraph.en, paragraph.de):
             counts[domain]["segments"] += 1
             key = words(en), words(de)
-            reason = fault(en, de) or ("same pair" if key in kept else None)
+            reason = reject_reason(en, de, RULES) or ("same pair" if key in kept else None)
             if reason:
                 counts[domain][f"dropped: {reason}"] += 1
             else:
@@ -110,41 +108,16 @@ def domain_of(pair: Pair) -> str:
     return pair.page.partition("/")[0]
 
 
-def part_of(page: str) -> str:
-    """The part that a document belongs to, whatever other documents there are."""
-    at, (test, valid) = lohelp.fraction(page), DOMAINS[page.partition("/")[0]].held_out
-    return "test" if at < test else "valid" if at < test + valid else "train"
-
-
 def split(pairs: list[Pair], counts: dict[str, Counter[str]]) -> dict[str, list[Pair]]:
     """Whole documents to each part, less near-copies of the parts before it."""
     parts: dict[str, list[Pair]] = {}
     for part in PARTS:
-        there = [p for p in pairs if part_of(p.page) == part]
-        parts[part] = lohelp.without_copies(there, [p for done in parts.values() for p in done])
+        there = [p for p in pairs if part_of(p.page, *DOMAINS[domain_of(p)].held_out) == part]
+        parts[part] = without_copies(there, [p for done in parts.values() for p in done])
         for step, left in (("in its documents", there), ("written", parts[part])):
             for domain, n in sorted(Counter(map(domain_of, left)).items()):
                 counts[domain][f"{part}: {step}"] = n
     return parts
-
-
-def nearest(texts: list[str], queries: list[str]) -> list[int]:
-    """For each query the text with the largest cosine of idf-weighted words; the first of equals."""
-    bags = [sorted({*words(t)}) for t in texts]
-    having: dict[str, list[int]] = {}
-    for i, bag in enumerate(bags):
-        for word in bag:
-            having.setdefault(word, []).append(i)
-    weight = {word: np.log(len(bags) / len(at) + 1) ** 2 for word, at in having.items()}
-    norms = np.sqrt([sum(weight[word] for word in bag) or 1.0 for bag in bags])
-    index = {word: np.array(at) for word, at in having.items()}
-    found = []
-    for query in queries:
-        scores = np.zeros(len(bags))
-        for word in sorted({*words(query)} & index.keys()):
-            scores[index[word]] += weight[word]
-        found.append(int(np.argmax(scores / norms)))
-    return found
 
 
 def find(name: str, folders: Iterable[Path]) -> Path | None:
@@ -161,28 +134,29 @@ def find(name: str, folders: Iterable[Path]) -> Path | None:
 
 def download(missing: list[str], cache: Path) -> None:
     """Fetches packages and lists into ``cache``, one by one and each whole, with an apt state of our own."""
-    state = cache / "apt"
-    shutil.rmtree(state, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".apt-", dir=cache) as temp:
+        _download(missing, cache, Path(temp))
+
+
+def _download(missing: list[str], cache: Path, state: Path) -> None:
     (state / "lists" / "partial").mkdir(parents=True)
     options = [f"Dir::State::lists={state / 'lists'}", f"Dir::Cache={state}", "Acquire::Languages=en,de"]
     options += ["Acquire::GzipIndexes=false", "APT::Update::Error-Mode=any"]
     flags = [word for option in options for word in ("-o", option)]
     remedy = "is there a network, and does apt work?"
-    try:
-        run("apt-get", "update", *flags, remedy=remedy)
-        for name in tqdm(missing, desc="fetch", unit="file", disable=None):
-            if name in LISTS:
-                lists = sorted((state / "lists").glob(f"*{name}"), key=lambda path: path.name.partition("_dists_")[2])
-                if not lists:
-                    raise RecipeError(f"apt-get update brought no {name}")
-                whole = state / name
-                whole.write_bytes(b"\n".join(path.read_bytes() for path in lists))
-            else:
-                run("apt-get", "download", name, *flags, remedy=f"{name}: {remedy}", cwd=state)
-                whole = lohelp.find_deb(state, name)
-            whole.replace(cache / whole.name)
-    finally:
-        shutil.rmtree(state)
+    run("apt-get", "update", *flags, remedy=remedy)
+    for name in tqdm(missing, desc="fetch", unit="file", disable=None):
+        if name in LISTS:
+            lists = sorted((state / "lists").glob(f"*{name}"), key=lambda path: path.name.partition("_dists_")[2])
+            if not lists:
+                raise RecipeError(f"apt-get update brought no {name}")
+            whole = state / name
+            whole.write_bytes(b"\n".join(path.read_bytes() for path in lists))
+        else:
+            run("apt-get", "download", name, *flags, remedy=f"{name}: {remedy}", cwd=state)
+            whole = find_deb(state, name)
+        whole.replace(cache / whole.name)
 
 
 def fetch(cache: Path, local_dir: Path | None) -> dict[str, Path]:
@@ -216,13 +190,13 @@ def described(files: dict[str, Path]) -> dict[str, list[dict[str, str]]]:
     Raises:
         RecipeError: two packages that are built from one source differ in version.
     """
-    packages = {name: lohelp.facts(path) for name, path in files.items() if name not in LISTS}
+    packages = {name: facts(path) for name, path in files.items() if name not in LISTS}
     for one, other in sources.TWINS:
         a, b = (packages[name]["version"] for name in (one, other))
         if a != b:
             paths = f"{files[one]} and {files[other]}"
             raise RecipeError(f"{paths} are of versions {a} and {b}: fetch both again, they must be of one")
-    lists = [{"list": name, "file": files[name].name, "sha256": sha256(files[name])} for name in LISTS]
+    lists = [{"list": name, "file": files[name].name, "sha256": digest(files[name])} for name in LISTS]
     return {"packages": list(packages.values()), "lists": lists}
 
 
@@ -241,17 +215,6 @@ def read(files: dict[str, Path], counts: dict[str, Counter[str]]) -> Iterator[tu
                 raise RecipeError(f"{names}: no document is in both languages; are they of one release?")
 
 
-def write(folder: Path, parts: dict[str, list[Pair]], manifest: dict[str, Any]) -> dict[str, Any]:
-    """The data set into an empty folder, the manifest last; returns it with the checksums of the other files."""
-    for part, pairs in parts.items():
-        columns = {"en": [p.en for p in pairs], "de": [p.de for p in pairs], "domains": [domain_of(p) for p in pairs]}
-        for ending, lines in columns.items():
-            (folder / f"{part}.{ending}").write_bytes("".join(f"{line}\n" for line in lines).encode())
-    manifest |= {"files": {path.name: sha256(path) for path in sorted(folder.iterdir())}}
-    (folder / "manifest.json").write_bytes(f"{json.dumps(manifest, indent=2)}\n".encode())
-    return manifest
-
-
 def build(out: Path, local_dir: Path | None = None) -> dict[str, Any]:
     """Fetches what is missing into ``out``.packages, builds the data set aside, and moves it to ``out`` whole.
 
@@ -262,10 +225,11 @@ def build(out: Path, local_dir: Path | None = None) -> dict[str, Any]:
         RecipeError: ``out`` has other files, or packages are missing or damaged; the message says what to do.
     """
     out = out.resolve()
-    lohelp.check_out(out, MADE_BY)
+    check_out(out, MADE_BY)
     files = fetch(out.with_name(f"{out.name}.packages"), local_dir.resolve() if local_dir else None)
-    rules = {"words": {lang: [least, MAX_WORDS] for lang, least in MIN_WORDS.items()}, "min_letters": MIN_LETTERS}
-    rules |= {"max_length_ratio": MAX_RATIO, "max_shared_words": MAX_SHARED, "near_copy": NEAR_COPY}
+    least = dict(zip(("en", "de"), RULES.min_words, strict=True))
+    rules = {"words": {lang: [n, RULES.max_words] for lang, n in least.items()}, "min_letters": MIN_LETTERS}
+    rules |= {"max_length_ratio": RULES.max_ratio, "max_shared_words": RULES.max_shared, "near_copy": NEAR_COPY}
     rules |= {"held_out_documents": {label: dict(zip(PARTS, d.held_out, strict=False)) for label, d in DOMAINS.items()}}
     version = run("dpkg-deb", "--version", remedy="install dpkg").split("version ")[-1].split()[0]
     manifest: dict[str, Any] = {"made_by": MADE_BY, **described(files), "parameters": rules}
@@ -275,19 +239,10 @@ def build(out: Path, local_dir: Path | None = None) -> dict[str, Any]:
     counts: dict[str, Counter[str]] = {label: Counter() for label in DOMAINS}
     parts = split(select(read(files, counts), counts), counts)
     manifest |= {"counts": counts, "lines": {part: len(parts[part]) for part in PARTS}}
-    manifest["test_bleu"] = lohelp.leakage(parts, nearest)
-    aside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "new").mkdir(parents=True)
-    try:
-        manifest = write(aside / "new", parts, manifest)
-        lohelp.check_out(out, MADE_BY)
-        if out.exists():
-            out.rename(aside / "old")
-        (aside / "new").rename(out)
-    finally:
-        shutil.rmtree(aside)
-    return manifest
+    manifest["test_bleu"] = leakage(parts)
+    columns: dict[str, Callable[[Pair], str]] = {"en": lambda p: p.en, "de": lambda p: p.de, "domains": domain_of}
+    texts = {f"{part}.{end}": [of(p) for p in pairs] for part, pairs in parts.items() for end, of in columns.items()}
+    return replace(out, texts, manifest)
 
 
 def main(argv: list[str] | None = None) -> int:

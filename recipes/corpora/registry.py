@@ -17,11 +17,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fetch import Archive
-from lohelp import RecipeError
 from tqdm import tqdm
 
-DATA = Path(__file__).resolve().parent / "data"
+from .archives import Archive
+from .errors import RecipeError
+
+DATA = Path(__file__).resolve().parent.parent / "data"
 SPLITS = ("train", "valid", "test")
 
 Parallel = tuple[Path, Path]  # source and target file, with as many lines

@@ -1,0 +1,1 @@
+"""How long layers and models take."""

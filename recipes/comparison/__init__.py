@@ -1,0 +1,1 @@
+"""Comparisons of translation systems: settings, stages, scores, reports."""

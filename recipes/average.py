@@ -22,7 +22,7 @@ from common import write
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from fairseq_sru.checkpoints import allow_fairseq_checkpoints
+from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
 
 
 def average(paths: list[Path]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import parameters
 from prepare import DATA, DATA_SETS
 
-from fairseq_sru.checkpoints import allow_fairseq_checkpoints
+from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
 
 EXAMPLES = 3
 

@@ -15,7 +15,7 @@ import torch
 from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf import AnyNode, DictConfig, OmegaConf
 
-from fairseq_sru.checkpoints import allow_fairseq_checkpoints
+from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
 
 allow_fairseq_checkpoints()
 

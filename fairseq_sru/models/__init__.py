@@ -10,7 +10,7 @@ except ModuleNotFoundError as error:
         "Install it with: python -m fairseq_sru.install_fairseq"
     ) from None
 
-from ..checkpoints import allow_fairseq_checkpoints
+from .checkpoints import allow_fairseq_checkpoints
 from .lm import SRULanguageModel
 from .sru import SRUModel
 from .transformer_sru import TransformerSRUModel

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from . import debian_documents as documents
 from . import debian_sources as sources
 from .archives import digest
 from .built import check_out, replace
@@ -78,10 +79,10 @@ class Domain(NamedTuple):
 DOMAINS = {
     "ddtp": Domain(sources.packages, LISTS, (0.018, 0.012), "unclear"),
     "ding": Domain(sources.ding, ("trans-de-en",), (0.012, 0.008), "GPL-2+"),
-    "doc": Domain(sources.handbooks, sources.HANDBOOKS, (0.0, 0.0), "GPL-2+"),
-    "gnome": Domain(sources.gnome, ("gnome-user-docs",), (0.08, 0.05), "CC-BY-SA-3.0"),
-    "lohelp": Domain(sources.lohelp, sources.LOHELP, (0.02, 0.014), "MPL-2.0"),
-    "man": Domain(sources.manpages, sources.MANPAGES, (0.03, 0.02), "English: mixed; German: GPL-3+"),
+    "doc": Domain(documents.handbooks, documents.HANDBOOKS, (0.0, 0.0), "GPL-2+"),
+    "gnome": Domain(documents.gnome, ("gnome-user-docs",), (0.08, 0.05), "CC-BY-SA-3.0"),
+    "lohelp": Domain(documents.lohelp, documents.LOHELP, (0.02, 0.014), "MPL-2.0"),
+    "man": Domain(documents.manpages, documents.MANPAGES, (0.03, 0.02), "English: mixed; German: GPL-3+"),
     "ui": Domain(sources.catalogs, tuple(sources.CATALOGS), (0.0, 0.0), "MPL-2.0 (LibreOffice), GPL-2, GPL-2+, GPL-3+"),
 }
 
@@ -191,7 +192,7 @@ def described(files: dict[str, Path]) -> dict[str, list[dict[str, str]]]:
         RecipeError: two packages that are built from one source differ in version.
     """
     packages = {name: facts(path) for name, path in files.items() if name not in LISTS}
-    for one, other in sources.TWINS:
+    for one, other in documents.TWINS:
         a, b = (packages[name]["version"] for name in (one, other))
         if a != b:
             paths = f"{files[one]} and {files[other]}"

@@ -70,7 +70,8 @@ NOTICE = """\
 English-German sentence pairs from the help of LibreOffice {upstream}
 
 Taken from the Debian packages libreoffice-help-en-us and libreoffice-help-de, version {version}, by
-recipes/corpora/lohelp.py of fairseq_sru. manifest.json has the checksums of the packages and the rules of the selection.
+recipes/corpora/lohelp.py of fairseq_sru. manifest.json has the checksums of the packages and the rules of the
+selection.
 
 The text was modified: paragraphs were extracted from the help pages, freed of markup, paired by page and element id,
 partly split into sentences, filtered, stripped of duplicates, sampled, and split into train, valid and test. The

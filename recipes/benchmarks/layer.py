@@ -1,0 +1,294 @@
+"""One SRU layer against what else one would take; ../speed.py tells how."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from tqdm import tqdm
+
+from fairseq_sru import SRU
+from fairseq_sru.linear import linear
+from fairseq_sru.recurrence.autograd import Backend
+from fairseq_sru.recurrence.reference import Options
+
+from .timing import DEVICE, ON_GPU, Function, Spread, graphed, measure, short, table
+
+Package = Callable[..., nn.Module] | None  # the class SRU of the published package
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+EAGER, GRAPH, PLAIN = "eager", "CUDA graph", "without oneDNN"
+VARIANTS = [(dtype, mode) for dtype in DTYPES for mode in (EAGER, GRAPH)] if ON_GPU else [("float32", EAGER)]
+
+CONV, LSTM, GRU, OURS, PACKAGE, SCRIPTED, GEMM = "conv k=3", "LSTM", "GRU", "SRU", "sru package", "sru scripted", "GEMM"
+NAMES = {
+    CONV: "nn.Conv1d over time, kernel width 3, padding 1, on (batch, features, length)",
+    LSTM: "nn.LSTM",
+    GRU: "nn.GRU",
+    OURS: "fairseq_sru.SRU, v1 cell, tanh",
+    PACKAGE: "sru.SRU(v1=True, use_tanh=True), eager",
+    SCRIPTED: "sru package through torch.jit.script",
+    GEMM: "fairseq_sru.linear.linear with the weight of SRU",
+}
+SRU_GEMM, LSTM_SRU, PACKAGE_SRU = "SRU / GEMM", "LSTM / SRU", "sru package / SRU"
+RATIOS = {SRU_GEMM: (OURS, GEMM), LSTM_SRU: (LSTM, OURS), PACKAGE_SRU: (PACKAGE, OURS)}
+
+FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
+Shape = tuple[int, int, int]  # length, batch, size
+SHAPES: list[Shape] = [(length, 32, size) for length in (32, 128) for size in (256, 512, 1024)] + [(1000, 1, 512)]
+STEPS: list[Shape] = [(1, batch, 512) for batch in (1, 5, 64, 320)]  # of decoding
+PLOTTED: list[Shape] = [(32, 32, 256), (32, 32, 512), (128, 32, 512)]
+SCANS: list[Shape] = [(64, 256, 1024) if ON_GPU else (64, 32, 512), (8192, 1, 512)]
+
+
+class Case(NamedTuple):
+    """What the contestants do."""
+
+    what: str
+    length: int
+    batch: int
+    size: int
+    dtype: str = "float32"
+    mode: str = EAGER
+
+    def __str__(self) -> str:
+        variant = [word for word in (self.dtype, self.mode) if word not in ("float32", EAGER)]
+        return " ".join((self.what, f"L{self.length} B{self.batch} d{self.size}", *variant))
+
+
+# ---------------------------------------------------------------- the contestants
+
+
+@functools.cache  # once is enough
+def going_on_without(what: str, reason: str) -> None:
+    tqdm.write(f"going on without {what}: {reason.strip().splitlines()[0]}", file=sys.stderr)
+
+
+def published_package() -> Package:
+    """SRU of the package ``sru``, whose first import compiles C++ for a minute; None if it can't be had."""
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja
+    warnings.filterwarnings("ignore", module=r"sru\.|torch\.")  # v1, tanh, torch.jit are called deprecated
+    try:
+        import sru
+    except Exception as error:  # whatever its build ends in
+        going_on_without("the package sru", f"{type(error).__name__}: {error}")
+        return None
+    return sru.SRU  # type: ignore[no-any-return]
+
+
+class Product(nn.Module):
+    """The matrix product of an SRU layer and no more."""
+
+    def __init__(self, weight: nn.Parameter) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight)
+
+
+def contestants(case: Case, package: Package) -> dict[str, nn.Module]:
+    """The layers that take part in a case."""
+    size = case.size
+    ours = SRU(size, size, num_layers=1)
+    layers: dict[str, nn.Module] = {}
+    if case.length > 1:  # a convolution has no single step
+        layers[CONV] = nn.Conv1d(size, size, 3, padding=1)
+    layers |= {LSTM: nn.LSTM(size, size), GRU: nn.GRU(size, size), OURS: ours}
+    if package is not None:
+        layers[PACKAGE] = package(size, size, num_layers=1, v1=True, use_tanh=True)
+        if case.what == FORWARD and not ON_GPU:
+            layers[SCRIPTED] = torch.jit.script(layers[PACKAGE].eval())
+    layers[GEMM] = Product(ours.layers[0].weight)  # type: ignore[arg-type]
+    return {name: layer.to(DEVICE, DTYPES[case.dtype]) for name, layer in layers.items()}
+
+
+def without_onednn(function: Function) -> None:
+    with torch.backends.mkldnn.flags(enabled=False):
+        function()
+
+
+def caller(name: str, layer: nn.Module, case: Case) -> Function:
+    """A function that does what the case says."""
+    shape = (case.batch, case.size, case.length) if name == CONV else (case.length, case.batch, case.size)
+    x = torch.randn(shape, device=DEVICE, dtype=DTYPES[case.dtype], requires_grad=case.what == BOTH)
+    layer.train(case.what == BOTH)
+
+    def output() -> Tensor:
+        result = layer(x)
+        return result[0] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
+
+    def forward() -> object:
+        with torch.no_grad():
+            return output()
+
+    leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    gradient = torch.randn_like(output())
+
+    def both() -> object:
+        return torch.autograd.grad(output(), leaves, gradient)
+
+    function = both if case.what == BOTH else forward
+    if case.mode == GRAPH:
+        return graphed(function)
+    return partial(without_onednn, function) if case.mode == PLAIN else function
+
+
+def callers(case: Case, package: Package) -> dict[str, Function]:
+    """Of those contestants that can run here."""
+    found = {}
+    for name, layer in contestants(case, package).items():
+        try:
+            found[name] = caller(name, layer, case)
+        except RuntimeError as error:
+            if case.mode != GRAPH and name != PACKAGE:
+                raise
+            going_on_without(f"{name}, {case.what}, {case.dtype}, {case.mode}", f"{type(error).__name__}: {error}")
+    return found
+
+
+class Products(TorchDispatchMode):
+    """Notes the operators that multiply matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, None] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name == "convolution":
+            name = f"convolution, {torch._C._select_conv_backend(*args).name}"
+        if re.search(r"mm$|linear|rnn|convolution,", name):
+            self.seen[name] = None
+        return func(*args, **(kwargs or {}))
+
+
+def products(function: Function) -> str:
+    """Which library multiplies, by which operators."""
+    with Products() as noted:
+        function()
+    operators = ", ".join(noted.seen)
+    libraries = {"mkldnn": "oneDNN", "linear_pointwise": "oneDNN", "cudnn": "cuDNN"}
+    plain = "cuBLAS" if ON_GPU else "MKL" if torch.backends.mkl.is_available() else "torch's BLAS"
+    return f"{next((libraries[key] for key in libraries if key in operators.lower()), plain)} ({operators})"
+
+
+# ---------------------------------------------------------------- the recurrence alone, and copying
+
+
+def traffic(value: int, state: int = 4) -> dict[str, int]:
+    """Bytes that each pass moves for an element (step, sequence, channel), as kernels/sru.cu has it; c is kept.
+
+    Args:
+        value: bytes of an element of u (three of them), x, h and their gradients.
+        state: bytes of c.
+    """
+    u, x, h, c = 3 * value, value, value, state
+    return {FORWARD: u + x + h + c, BACKWARD: 2 * (u + x) + h + c}
+
+
+def copying(count: int) -> Function:
+    """Moves count bytes: reads half of them and writes as many."""
+    source = torch.zeros(count // 8, device=DEVICE)
+    return partial(torch.empty_like(source).copy_, source)
+
+
+def passes(backend: Backend, case: Case) -> dict[str, Function]:
+    """The recurrence's passes, and copies of the bytes that they must move."""
+    new = partial(torch.randn, device=DEVICE, dtype=DTYPES[case.dtype])
+    x, gradient = (new(case.length, case.batch, case.size) for _ in range(2))
+    bias = torch.zeros(2, case.size, device=DEVICE)
+    tensors = (new(case.length, case.batch, 3, case.size), x, bias, None, None, None)
+    how = Options("tanh", False, 1.0)
+    saved = backend.forward(tensors, None, how, True)[2]
+    assert saved is not None
+    needed = (True, True, True, False, False, False)
+    functions: dict[str, Function] = {
+        FORWARD: partial(backend.forward, tensors, None, how, True),
+        BACKWARD: partial(backend.backward, tensors, None, how, saved, gradient, None, needed),
+    }
+    for name, count in traffic(x.element_size()).items():
+        functions[f"copy {name}"] = copying(count * x.numel())
+    return {name: graphed(f) for name, f in functions.items()} if case.mode == GRAPH else functions
+
+
+# ---------------------------------------------------------------- tables, plot, files
+
+
+def ratios(took: dict[str, Spread]) -> dict[str, float]:
+    return {r: took[a].median / took[b].median for r, (a, b) in RATIOS.items() if a in took and b in took}
+
+
+def plot(found: dict[Case, dict[str, Spread]], title: str) -> Figure:
+    """Bars as in the README of the published code: forward, and with backward; a row of panels for each variant."""
+    figure = Figure(figsize=(15, 5 * len(VARIANTS)), layout="constrained")
+    figure.suptitle(title)
+    panels = [(*variant, what) for variant in VARIANTS for what in (FORWARD, BOTH)]
+    for ax, (dtype, mode, what) in zip(figure.subplots(len(VARIANTS), 2, squeeze=False).flat, panels, strict=True):
+        groups = {s: found[c] for s in PLOTTED if (c := Case(what, *s, dtype, mode)) in found}
+        names = [name for name in NAMES if name != GEMM and any(name in took for took in groups.values())]
+        for i, name in enumerate(names):
+            medians = [took[name].median if name in took else math.nan for took in groups.values()]
+            places = [group + (i - (len(names) - 1) / 2) * 0.9 / len(names) for group in range(len(groups))]
+            bars = ax.bar(places, medians, 0.85 / len(names), label=name, color=f"C{list(NAMES).index(name)}")
+            ax.bar_label(bars, ["" if math.isnan(m) else short(m) for m in medians], fontsize=7.5, padding=2)
+        ax.set_xticks(range(len(groups)), [f"l={length}, d={size}" for length, _, size in groups])
+        ax.set_title(f"{what}, {dtype}, {mode}" if ON_GPU else what)
+        ax.set_ylabel("ms for 32 sequences")
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.legend(frameon=False, loc="upper left")
+    return figure
+
+
+# ---------------------------------------------------------------- the report's parts: each prints and returns
+
+
+def all_cases(cases: list[Case], package: Package, turns: int) -> dict[Case, dict[str, Spread]]:
+    found: dict[Case, dict[str, Spread]] = {}
+
+    def rows() -> Iterator[list[str]]:
+        for case in tqdm(cases, disable=None, leave=False):
+            took = found[case] = measure(callers(case, package), turns)
+            medians = [took[name].median if name in took else None for name in NAMES]
+            yield [str(case), *map(short, medians), *(short(ratios(took).get(r)) for r in RATIOS)]
+
+    table("Milliseconds:", ["case", *NAMES, *RATIOS], rows())
+    return found
+
+
+def all_notes(package: Package, case: Case) -> dict[str, str]:
+    print("\nContestants, and which library multiplies their float32 matrices by which operators:\n")
+    notes = {n: f"{NAMES[n]}: {products(caller(n, layer, case))}" for n, layer in contestants(case, package).items()}
+    print(*(f"- {name}: {note}" for name, note in notes.items()), sep="\n")
+    return notes
+
+
+def all_scans(backend: Backend, cases: list[Case], turns: int) -> list[dict[str, Any]]:
+    """share: of the speed of copying as many bytes."""
+    found: list[dict[str, Any]] = []
+
+    def rows() -> Iterator[list[str]]:
+        for case in cases:
+            took = measure(passes(backend, case), turns)
+            for name, count in traffic(DTYPES[case.dtype].itemsize).items():
+                this, ms, copy = case._replace(what=name), took[name], took[f"copy {name}"]
+                moved, share = count * case.length * case.batch * case.size, copy.median / ms.median
+                found.append({**this._asdict(), "ms": ms._asdict(), "copy_ms": copy._asdict()})
+                found[-1] |= {"bytes": moved, "share": share}
+                yield [str(this), *map(short, (ms.median, copy.median, share, moved / ms.median / 1e6))]
+
+    headers = ["pass", "recurrence ms", "copy ms", "share", "GB/s"]
+    table(f"The recurrence alone, {backend.name}, beside copying the bytes that it must move:", headers, rows())
+    return found

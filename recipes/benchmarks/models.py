@@ -1,0 +1,186 @@
+"""Steps of training and decoding of whole models; ../steps.py tells how."""
+
+from __future__ import annotations
+
+import copy
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from common import parameters
+from torch import Tensor
+from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile, record_function
+
+import fairseq_sru.models  # noqa: F401  registers the architectures
+from fairseq_sru import sru_recurrence
+
+from .timing import DEVICE, Function
+
+SRU, UNIT, LSTM, TRANSFORMER = "sru", "lstm unit", "fairseq lstm", "fairseq transformer"
+PAIRS, SOURCE, STEPS = 40, 25, 40
+CASES = [(1, 1), (1, 5), (64, 1), (64, 5)]  # sentences, beam
+WIDTHS = {"embed_dim": 1, "ffn_embed_dim": 2}  # of transformer_iwslt_de_en: 512, 1024
+
+
+def dictionary(size: int) -> Any:
+    from fairseq.data import Dictionary
+
+    made = Dictionary()
+    for i in range(size - len(made)):
+        made.add_symbol(f"w{i}")
+    return made
+
+
+def built(arch: str, task: Any, **options: Any) -> Any:
+    from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+
+    lengths = {"max_source_positions": 1024, "max_target_positions": 1024}
+    args = Namespace(arch=arch, share_all_embeddings=True, criterion="cross_entropy", **lengths, **options)
+    ARCH_CONFIG_REGISTRY[arch](args)
+    return ARCH_MODEL_REGISTRY[arch].build_model(args, task).to(DEVICE)
+
+
+def size(model: Any) -> int:
+    return parameters(dict(model.named_parameters()))
+
+
+def narrowed(target: int, multiple: int, make: Callable[[int], Any]) -> Any:
+    """The model of the width, a multiple of so many, whose number of parameters is nearest to the target."""
+    models = (make(width) for width in range(8 * multiple, 1024, multiple))
+    best = next(models)
+    for model in models:
+        if abs(size(model) - target) >= abs(size(best) - target):
+            return best
+        best = model
+    return best
+
+
+def systems(vocabulary: int) -> tuple[Any, dict[str, Any]]:
+    """A dictionary, and the models by their names."""
+    words = dictionary(vocabulary)
+    task = Namespace(source_dictionary=words, target_dictionary=words)
+    sru = built("sru_iwslt_de_en", task)
+    target = size(sru)
+
+    def lstm(width: int) -> Any:
+        sizes = {f"{side}_embed_dim": width for side in ("encoder", "decoder", "decoder_out")}
+        sizes |= {"encoder_hidden_size": width // 2, "decoder_hidden_size": width}
+        both = {"encoder_layers": 2, "decoder_layers": 2, "encoder_bidirectional": True, "decoder_attention": "1"}
+        return built("lstm", task, **sizes, **both)
+
+    def transformer(width: int) -> Any:
+        sizes = {f"{s}_{name}": n * width for s in ("encoder", "decoder") for name, n in WIDTHS.items()}
+        return built("transformer_iwslt_de_en", task, **sizes)
+
+    return words, {
+        SRU: sru,
+        UNIT: built("lstm_iwslt_de_en", task),
+        LSTM: narrowed(target, 8, lstm),
+        TRANSFORMER: narrowed(target, 8, transformer),
+    }
+
+
+def tokens(words: Any, rows: int, length: int) -> Tensor:
+    return torch.randint(words.nspecial, len(words), (rows, length), device=DEVICE)
+
+
+def trainer(model: Any, words: Any) -> Function:
+    """A function that makes an update."""
+    source, before, after = (tokens(words, PAIRS, SOURCE) for _ in range(3))
+    lengths = torch.full((PAIRS,), SOURCE, device=DEVICE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    model.train()
+
+    def update() -> None:
+        logits, _ = model(source, lengths, before)
+        loss = F.cross_entropy(logits.flatten(0, 1), after.flatten(), reduction="sum", label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    return update
+
+
+def for_decoding(model: Any) -> Any:
+    """A copy, prepared as fairseq-generate does."""
+    model = copy.deepcopy(model).eval()
+    model.make_generation_fast_(need_attn=False)
+    return model
+
+
+def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
+    """A function that takes the decoder of a model :func:`for_decoding` through STEPS steps."""
+    source = tokens(words, sentences, SOURCE)
+    rows = torch.arange(sentences, device=DEVICE).repeat_interleave(beam)
+    order = torch.arange(sentences * beam, device=DEVICE)
+    before = tokens(words, sentences * beam, STEPS)
+    with torch.no_grad():
+        encoded = model.encoder(source, torch.full((sentences,), SOURCE, device=DEVICE))
+        encoded = model.encoder.reorder_encoder_out(encoded, rows)
+
+    @torch.no_grad()
+    def decode() -> None:
+        state: dict[str, dict[str, Tensor | None]] = {}
+        if hasattr(model.decoder, "project"):  # ours are a part of the encoder's result, the others' of the first step
+            model.decoder.project(*(encoded[name][0] for name in ("encoder_out", "encoder_padding_mask")))
+        for step in range(STEPS):
+            model.decoder.extract_features(before[:, : step + 1], encoder_out=encoded, incremental_state=state)
+            if beam > 1:
+                model.decoder.reorder_incremental_state_scripting(state, order)
+
+    return decode
+
+
+def searcher(model: Any, words: Any, sentences: int, beam: int) -> Function:
+    """A function that translates with a model :func:`for_decoding`."""
+    from fairseq.sequence_generator import SequenceGenerator
+
+    source = tokens(words, sentences, SOURCE)
+    lengths = torch.full((sentences,), SOURCE, device=DEVICE)
+    sample = {"net_input": {"src_tokens": source, "src_lengths": lengths}}
+    # STEPS with the end of the sentence, which is kept for the last
+    generator = SequenceGenerator([model], words, beam, max_len_a=0, max_len_b=STEPS - 1, min_len=STEPS - 1)
+
+    def search() -> None:
+        found = generator.generate([model], sample)
+        assert {len(best["tokens"]) for hypotheses in found for best in hypotheses[:1]} == {STEPS}
+
+    return search
+
+
+OTHER = "the rest, and Python"
+KINDS = {
+    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_linear_pointwise", "mkldnn_rnn_layer"),
+    "attention and softmax": ("softmax", "scaled_dot_product", "masked_fill"),
+    "recurrence": ("Recurrence",),
+    "layer norm": ("layer_norm",),
+    "dropout": ("dropout", "bernoulli", "random_", "lt"),
+    "optimizer": ("Optimizer", "foreach", "addcmul", "addcdiv", "lerp", "linalg_vector_norm"),
+}
+
+
+def recorded(*arguments: Any, **options: Any) -> Any:
+    """The recurrence, which without gradients is a call that the profiler doesn't see."""
+    with record_function("Recurrence"):
+        return sru_recurrence(*arguments, **options)
+
+
+def shares(function: Function) -> dict[str, float]:
+    """What part of the function's time each kind of operator takes by itself."""
+    function()
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
+    with mock.patch("fairseq_sru.layers.sru_recurrence", recorded), profile(activities=activities) as seen:
+        for _ in range(3):
+            with record_function("all"):  # by itself: what is outside of torch, Python
+                function()
+    found = dict.fromkeys([*KINDS, OTHER], 0.0)
+    for event in seen.key_averages():
+        took = event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total
+        name = event.key.removeprefix("aten::")
+        kinds = (k for k, parts in KINDS.items() if any(name == p or (len(p) > 4 and p in name) for p in parts))
+        found[next(kinds, OTHER)] += took
+    return {kind: took / sum(found.values()) for kind, took in found.items()}

@@ -1,0 +1,118 @@
+"""What the benchmarks share: the clock, tables, what a report says of the machine, arguments."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import math
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from common import processor
+from tqdm import tqdm
+
+Function = Callable[[], object]
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ON_GPU = DEVICE.type == "cuda"
+RUN = 0.005  # seconds that a run takes at least
+TITLE = "{device}, threads: {threads}, torch {torch}"  # of what machine() gives
+
+
+class Spread(NamedTuple):
+    """Milliseconds of a call: the median and the quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+
+def run(function: Function, calls: int) -> float:
+    """Seconds of a call, the mean of several."""
+    if ON_GPU:
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    if ON_GPU:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / calls
+
+
+def measure(functions: dict[str, Function], turns: int) -> dict[str, Spread]:
+    """Run each function once, then each again, in rotating order."""
+    names = list(functions)
+    calls = {}
+    for name in names:
+        run(functions[name], 1)  # warms up
+        calls[name] = max(1, math.ceil(RUN / run(functions[name], 1)))
+    times: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(turns):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name].append(1000 * run(functions[name], calls[name]))
+    return {name: Spread(*map(float, np.percentile(taken, [50, 25, 75]))) for name, taken in times.items()}
+
+
+def graphed(function: Function) -> Function:
+    """A replay of the function's CUDA graph."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # what a capture can't do: compile kernels, take workspaces
+            function()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def short(value: float | None) -> str:
+    """Three digits or some more; a dash for none."""
+    return "–" if value is None else f"{value:,.{max(0, 2 - math.floor(math.log10(max(value, 0.01))))}f}"
+
+
+def table(title: str, headers: list[str], rows: Iterable[list[str]]) -> None:
+    """Print a Markdown table, each row as soon as it comes."""
+    widths = [45, *(max(7, len(header)) for header in headers[1:])]
+
+    def line(cells: list[str]) -> str:
+        return f"| {cells[0]:<{widths[0]}} | " + " | ".join(map(str.rjust, cells[1:], widths[1:])) + " |"
+
+    tqdm.write(f"\n{title}\n\n{line(headers)}\n|{'|'.join('-' * (width + 2) for width in widths)}|")
+    for cells in rows:
+        tqdm.write(line(cells))
+
+
+def machine(**more: str) -> dict[str, Any]:
+    """What a report says of where and when it was made; more goes in before the date."""
+    return {
+        "device": torch.cuda.get_device_name() if ON_GPU else processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **more,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def at_least_one(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1; got {text!r}")
+    return int(text)
+
+
+def folder(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"must be a folder; {text!r} can't be made: {error.strerror}") from error
+    if not os.access(path, os.W_OK):
+        raise argparse.ArgumentTypeError(f"must be a folder that can be written; got {text!r}")
+    return path

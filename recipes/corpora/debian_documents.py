@@ -1,4 +1,4 @@
-"""Reads the English-German documents of Debian packages for debian.py: LibreOffice's and GNOME's help, handbooks, manuals.
+"""Reads the English-German documents of Debian packages for debian.py: help, handbooks, manual pages.
 
 Readers are as those of debian_sources.py.
 """

@@ -319,7 +319,7 @@ def test_blocks_out_of_their_order_are_refused(more, message, text_data):
         ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
         ({"decoder_hidden_size": -4}, "--decoder-hidden-size must be at least 1; got -4"),
         ({"decoder_dropout_in": 1.0}, r"--decoder-dropout-in must be in \[0, 1\); got 1.0"),
-        ({"sru_activation": "gelu"}, "--sru-activation must be one of tanh, identity, relu; got 'gelu'"),
+        ({"sru_activation": "gelu"}, "--sru-activation must be one of identity, tanh, relu; got 'gelu'"),
         ({"rnn_dropout": 2}, r"--rnn-dropout must be in \[0, 1\); got 2"),
         (
             {"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 6},

@@ -20,8 +20,8 @@ from fairseq_sru import linear as module
 from fairseq_sru.models.attention import GlobalAttention, Source, attend
 from fairseq_sru.models.config import PRESETS, SRUConfig, presets
 from fairseq_sru.models.convolution import Convolution
-from fairseq_sru.models.recurrent import LSTM, packed
 from fairseq_sru.models.sru import check
+from fairseq_sru.models.units import LSTM, packed
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -160,7 +160,7 @@ def test_a_padded_lstm_layer_is_torchs_lstm_on_each_sequence(bidirectional, side
     made, x, mask = sequences([4, 9, 1, 9, 6], 5, side)
     directions = 2 if bidirectional else 1
     before = torch.randn(5, 2, directions, 3).double()
-    out, after = layer(x, before.flatten(1), packed("lstm", mask))
+    out, after = layer(x, before.flatten(1), packed(mask))
     for i, sequence in enumerate(made):
         h0, c0 = before[i]
         alone, (h, c) = truth(sequence, (h0, c0))
@@ -172,9 +172,9 @@ def test_a_padded_lstm_layer_is_torchs_lstm_on_each_sequence(bidirectional, side
 def test_padding_after_a_forward_lstm_layer_needs_no_care():
     _, x, mask = sequences([4, 9], 5, "right")
     layer = LSTM(5, 3, 0.0, False).double()
-    assert packed("lstm", mask, outputs_only=True) is None
-    torch.testing.assert_close(layer(x)[0][~mask], layer(x, None, packed("lstm", mask))[0][~mask])
-    assert packed("lstm", mask.flip(0), outputs_only=True) is not None
+    assert packed(mask, outputs_only=True) is None
+    torch.testing.assert_close(layer(x)[0][~mask], layer(x, None, packed(mask))[0][~mask])
+    assert packed(mask.flip(0), outputs_only=True) is not None
 
 
 def test_an_lstm_layer_starts_remembering():
@@ -408,7 +408,7 @@ def test_an_alignment_of_an_attention_that_is_not_there_is_said(build, caplog):
             {"decoder_attention": "maybe"},
             "--decoder-attention must be True, False, global or a number of layers; got 'maybe'",
         ),
-        ({"sru_activation": "gelu"}, "--sru-activation must be one of tanh, identity, relu; got 'gelu'"),
+        ({"sru_activation": "gelu"}, "--sru-activation must be one of identity, tanh, relu; got 'gelu'"),
         ({"recurrent_unit": "gru"}, "--recurrent-unit must be one of sru, lstm; got 'gru'"),
         ({"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),
         ({"encoder_embed_path": "/none/vectors.txt"}, "--encoder-embed-path: no such file: /none/vectors.txt"),

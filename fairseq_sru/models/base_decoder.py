@@ -14,7 +14,7 @@ from ..layers import SRUCell
 from ..linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
 from .options import cutoffs
-from .recurrent import LSTM
+from .units import LSTM
 
 State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
 IncrementalState = dict[str, dict[str, Tensor | None]]  # fairseq's

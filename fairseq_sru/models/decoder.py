@@ -13,7 +13,8 @@ from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, ou
 from .dropout import Dropout
 from .embeddings import project_in
 from .options import attention
-from .recurrent import UNITS, Packing, RecurrentLayer, packed
+from .recurrent import RecurrentLayer
+from .units import UNITS
 
 
 class SRUDecoderLayer(nn.Module):
@@ -33,7 +34,7 @@ class SRUDecoderLayer(nn.Module):
         self,
         x: Tensor,
         state: State,
-        padding: Tensor | Packing | None,
+        padding: Any,
         source: Source | None,
         need_weights: bool,
     ) -> tuple[Tensor, State, Tensor | None]:
@@ -86,7 +87,7 @@ class SRUDecoder(BaseDecoder):
             )
             for i in range(layers)
         )
-        self.initial_state = Linear(state_size, layers * size * UNITS[self.unit]) if where == 0 else None
+        self.initial_state = Linear(state_size, layers * size * UNITS[self.unit].states) if where == 0 else None
         self.norm = nn.Identity() if cfg.no_residual else nn.LayerNorm(size)
         self.global_attention = self.project_out = None
         if where == "global":
@@ -113,7 +114,7 @@ class SRUDecoder(BaseDecoder):
             prev_output_tokens = prev_output_tokens[:, -1:]
         else:
             padding_mask = prev_output_tokens.eq(self.padding_idx).t()
-            padding = packed(self.unit, padding_mask, outputs_only=incremental_state is None)
+            padding = UNITS[self.unit].padding(padding_mask, incremental_state is None)
             states = self._initial_states(encoder_out, len(prev_output_tokens))
         source_of: dict[Any, Source] = dict(zip(self.attentions(), self.sources(encoder_out), strict=True))
         need_weights = self.need_attn and not self.training

@@ -11,7 +11,8 @@ from .base_encoder import BaseEncoder
 from .dropout import Dropout
 from .embeddings import project_in
 from .options import attention
-from .recurrent import UNITS, RecurrentLayer, packed
+from .recurrent import RecurrentLayer
+from .units import UNITS
 
 
 class SRUEncoder(BaseEncoder):
@@ -29,7 +30,7 @@ class SRUEncoder(BaseEncoder):
         super().__init__(cfg, dictionary, embed_tokens)
         self.unit = cfg.recurrent_unit
         self.output_units = cfg.encoder_hidden_size * (2 if cfg.encoder_bidirectional else 1)
-        self.state_units = self.output_units * UNITS[self.unit]
+        self.state_units = self.output_units * UNITS[self.unit].states
         self.dropout_in = Dropout(cfg.encoder_dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, self.output_units)
         self.layers = nn.ModuleList(
@@ -59,7 +60,7 @@ class SRUEncoder(BaseEncoder):
             As of :meth:`BaseEncoder.result`, and encoder_state ``[(batch, state_units)]``, the top layer's last state.
         """
         padding_mask = src_tokens.eq(self.padding_idx)
-        padding = packed(self.unit, padding_mask.t())
+        padding = UNITS[self.unit].padding(padding_mask.t(), False)
         x = self.project_in(self.dropout_in(self.embed_tokens(src_tokens.t())))
         for layer in self.layers:
             x, state = layer(x, None, padding)

@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
 from ..linear import Linear
+from ..recurrence import ACTIVATIONS
 from . import options
 from .architectures import register_architectures
 from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
 from .config import SRULanguageModelConfig
 from .dropout import Dropout
 from .embeddings import embedding, project_in
-from .recurrent import ACTIVATIONS, RecurrentLayer
+from .recurrent import RecurrentLayer
 
 UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
 

@@ -1,127 +1,25 @@
-"""The recurrent layers of encoder and decoder: SRU, or LSTM in its place for comparison."""
+"""The recurrent layers of encoder and decoder."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..layers import SRUCell
 from .convolution import Convolution
 from .dropout import Dropout
-
-# How many vectors of a layer's width its state has: SRU's is c, LSTM's is h and c.
-UNITS = {"sru": 1, "lstm": 2}
-ACTIVATIONS = ("tanh", "identity", "relu")
-
-
-class Packing(NamedTuple):
-    """How an LSTM layer packs a padded batch.
-
-    ``padding_mask``: ``(length, batch)`` bool, True at padding. ``lengths``: ``(batch)``, on the CPU, as packing
-    requires.
-    ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
-    right-padded as it is.
-    """
-
-    padding_mask: Tensor
-    lengths: Tensor
-    order: Tensor | None
-
-
-def packed(unit: str, padding_mask: Tensor, outputs_only: bool = False) -> Tensor | Packing | None:
-    """What layers of a unit have to know about padding, found once for all layers.
-
-    Args:
-        unit: ``sru`` or ``lstm``.
-        padding_mask: ``(length, batch)`` bool, True at padding.
-        outputs_only: only real positions of the outputs matter, not the last state, and the layers run forward alone;
-            then padding at the end needs no care.
-    """
-    if unit == "sru":
-        return padding_mask
-    on_cpu = padding_mask.cpu()  # the one wait for the GPU; packing needs the lengths
-    if not on_cpu.any():
-        return None
-    right_padded = not (on_cpu[:-1] & ~on_cpu[1:]).any()
-    if outputs_only and right_padded:
-        return None
-    lengths = (~on_cpu).sum(0).clamp(min=1)
-    order = None if right_padded else padding_mask.byte().argsort(dim=0, stable=True).unsqueeze(-1)
-    return Packing(padding_mask, lengths, order)
-
-
-class LSTM(nn.LSTM):
-    """One layer of nn.LSTM with the interface of :class:`fairseq_sru.SRUCell`.
-
-    Args:
-        input_size: number of features of x.
-        hidden_size: number of channels of each direction.
-        rnn_dropout: variational dropout on the input, one draw a sequence.
-        bidirectional: a second set of channels runs backward in time.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int, rnn_dropout: float, bidirectional: bool) -> None:
-        super().__init__(input_size, hidden_size, bidirectional=bidirectional)
-        self.rnn_dropout = rnn_dropout
-
-    def reset_parameters(self) -> None:
-        """Draw the weights anew: input Glorot, recurrent orthogonal, biases 0 but for the forget gate's."""
-        for name, parameter in self.named_parameters():
-            for i, gate in enumerate(parameter.chunk(4)):  # input, forget, cell, output
-                if name.startswith("weight_ih"):
-                    nn.init.xavier_uniform_(gate)
-                elif name.startswith("weight_hh"):
-                    nn.init.orthogonal_(gate)
-                else:  # at 1 the state outlives the first updates (Jozefowicz et al. 2015); fairseq's +-0.1 halves it
-                    nn.init.constant_(gate, 1.0 if i == 1 and name.startswith("bias_ih") else 0.0)
-
-    def forward(  # type: ignore[override]
-        self, x: Tensor, state: Tensor | None = None, packing: Packing | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Run the layer.
-
-        Args:
-            x: ``(length, batch, input_size)``.
-            state: ``(batch, 2 * D)``, h and c before the first step, D = directions * hidden_size; zeros if not given.
-            packing: from :func:`packed`; padded positions are then skipped, and the output is 0 there.
-
-        Returns:
-            The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``.
-        """
-        if self.training and self.rnn_dropout:
-            keep = 1 - self.rnn_dropout
-            x = x * x.new_empty(x.shape[1:]).bernoulli_(keep).div_(keep)
-        before = None
-        if state is not None:
-            h0, c0 = state.to(x.dtype).unflatten(-1, (2, -1, self.hidden_size)).permute(1, 2, 0, 3).contiguous()
-            before = (h0, c0)
-        if packing is None:
-            out, after = super().forward(x, before)
-        else:
-            _, lengths, order = packing
-            x = x if order is None else x.gather(0, order.expand_as(x))
-            packed, after = super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False), before)
-            out, _ = pad_packed_sequence(packed, total_length=len(x))
-            if order is not None:
-                out = torch.empty_like(out).scatter(0, order.expand_as(out), out)
-        return out, torch.stack(after).permute(2, 0, 1, 3).flatten(1)
+from .units import UNITS, Packing
 
 
 class RecurrentLayer(nn.Module):
     """``x + dropout(unit(layer_norm(x)))``, pre-norm and residual; or a plain layer, ``dropout(unit(x))``.
-
-    A residual connection is the skip path, so the SRU has no highway term then. A plain SRU layer has one, and its
-    dropout is the variational one inside the cell, which leaves the skip term whole.
 
     Args:
         size: features of inputs and outputs.
         dropout: dropout on the unit's output.
         rnn_dropout: variational dropout on the unit's input, one draw a sentence.
         bidirectional: the unit has ``size / 2`` channels in each direction.
-        unit: ``sru`` or ``lstm``.
+        unit: of :data:`UNITS`.
         activation: SRU's g, ``tanh``, ``identity`` or ``relu``.
         residual: False for a plain layer.
         kernel_size: positions that a :class:`Convolution` before the unit sees; 1: there is none.
@@ -140,43 +38,36 @@ class RecurrentLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.residual = residual
+        self.unit = unit
         self.norm = nn.LayerNorm(size) if residual else nn.Identity()
         self.convolution = Convolution(size, kernel_size) if kernel_size > 1 else None
-        hidden_size = size // 2 if bidirectional else size
-        self.sru: SRUCell | None = None
-        self.lstm: LSTM | None = None
-        if unit == "sru":
-            inside, dropout = (0.0, dropout) if residual else (dropout, 0.0)
-            self.sru = SRUCell(
-                size,
-                hidden_size,
-                dropout=inside,
-                rnn_dropout=rnn_dropout,
-                use_tanh=int(activation == "tanh"),
-                use_relu=int(activation == "relu"),
-                bidirectional=bidirectional,
-                highway=not residual,
-            )
-        else:
-            self.lstm = LSTM(size, hidden_size, rnn_dropout, bidirectional)
-        self.dropout = Dropout(dropout, module_name=type(self).__name__)
+        made = UNITS[unit].make(
+            size,
+            size // 2 if bidirectional else size,
+            rnn_dropout=rnn_dropout,
+            bidirectional=bidirectional,
+            activation=activation,
+            residual=residual,
+            dropout=dropout,
+        )
+        self.add_module(unit, made)  # its name is a part of the weights' names in checkpoints
+        inside = UNITS[unit].drops and not residual
+        self.dropout = Dropout(0.0 if inside else dropout, module_name=type(self).__name__)
 
-    def forward(self, x: Tensor, state: Tensor | None, padding: Tensor | Packing | None) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None, padding: Any) -> tuple[Tensor, Tensor]:
         """Run the layer.
 
         Args:
             x: ``(length, batch, size)``.
-            state: ``(batch, UNITS[unit] * size)``, before the first step; zeros if None.
-            padding: from :func:`packed`.
+            state: ``(batch, UNITS[unit].states * size)``, before the first step; zeros if None.
+            padding: of ``UNITS[unit].padding``.
 
         Returns:
             The outputs ``(length, batch, size)`` and the last state, of state's shape.
         """
-        layer = self.lstm if self.sru is None else self.sru
-        assert layer is not None
         h = self.norm(x)
         if self.convolution is not None:
             h = self.convolution(h, padding.padding_mask if isinstance(padding, Packing) else padding)
-        h, state = layer(h, state, padding)
+        h, state = self.get_submodule(self.unit)(h, state, padding)
         h = self.dropout(h)
         return x + h if self.residual else h, state

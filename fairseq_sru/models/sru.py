@@ -6,14 +6,15 @@ from typing import Any
 
 from fairseq.models import register_model
 
+from ..recurrence import ACTIVATIONS
 from . import options
 from .architectures import register_architectures
 from .config import SRUConfig
 from .decoder import SRUDecoder
 from .embeddings import embeddings
 from .encoder import SRUEncoder
-from .recurrent import ACTIVATIONS, UNITS
 from .translation import TranslationModel
+from .units import UNITS
 
 
 def check(cfg: Any) -> None:

@@ -1,0 +1,145 @@
+"""The recurrent units of the models: SRU, or LSTM in its place to compare with. A new one is an entry in UNITS."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from ..layers import SRUCell
+
+
+class Packing(NamedTuple):
+    """How an LSTM layer packs a padded batch.
+
+    ``padding_mask``: ``(length, batch)`` bool, True at padding. ``lengths``: ``(batch)``, on the CPU, as packing
+    requires.
+    ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
+    right-padded as it is.
+    """
+
+    padding_mask: Tensor
+    lengths: Tensor
+    order: Tensor | None
+
+
+def packed(padding_mask: Tensor, outputs_only: bool = False) -> Packing | None:
+    """What LSTM layers have to know about padding; None where there is none that matters.
+
+    Args:
+        padding_mask: ``(length, batch)`` bool, True at padding.
+        outputs_only: only real positions of the outputs matter, not the last state, and the layers run forward alone;
+            then padding at the end needs no care.
+    """
+    on_cpu = padding_mask.cpu()  # the one wait for the GPU; packing needs the lengths
+    if not on_cpu.any():
+        return None
+    right_padded = not (on_cpu[:-1] & ~on_cpu[1:]).any()
+    if outputs_only and right_padded:
+        return None
+    lengths = (~on_cpu).sum(0).clamp(min=1)
+    order = None if right_padded else padding_mask.byte().argsort(dim=0, stable=True).unsqueeze(-1)
+    return Packing(padding_mask, lengths, order)
+
+
+class LSTM(nn.LSTM):
+    """One layer of nn.LSTM with the interface of :class:`fairseq_sru.SRUCell`.
+
+    Args:
+        input_size: number of features of x.
+        hidden_size: number of channels of each direction.
+        rnn_dropout: variational dropout on the input, one draw a sequence.
+        bidirectional: a second set of channels runs backward in time.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, rnn_dropout: float, bidirectional: bool) -> None:
+        super().__init__(input_size, hidden_size, bidirectional=bidirectional)
+        self.rnn_dropout = rnn_dropout
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew: input Glorot, recurrent orthogonal, biases 0 but for the forget gate's."""
+        for name, parameter in self.named_parameters():
+            for i, gate in enumerate(parameter.chunk(4)):  # input, forget, cell, output
+                if name.startswith("weight_ih"):
+                    nn.init.xavier_uniform_(gate)
+                elif name.startswith("weight_hh"):
+                    nn.init.orthogonal_(gate)
+                else:  # at 1 the state outlives the first updates (Jozefowicz et al. 2015); fairseq's +-0.1 halves it
+                    nn.init.constant_(gate, 1.0 if i == 1 and name.startswith("bias_ih") else 0.0)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: Tensor | None = None, packing: Packing | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Run the layer.
+
+        Args:
+            x: ``(length, batch, input_size)``.
+            state: ``(batch, 2 * D)``, h and c before the first step, D = directions * hidden_size; zeros if not given.
+            packing: from :func:`packed`; padded positions are then skipped, and the output is 0 there.
+
+        Returns:
+            The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``.
+        """
+        if self.training and self.rnn_dropout:
+            keep = 1 - self.rnn_dropout
+            x = x * x.new_empty(x.shape[1:]).bernoulli_(keep).div_(keep)
+        before = None
+        if state is not None:
+            h0, c0 = state.to(x.dtype).unflatten(-1, (2, -1, self.hidden_size)).permute(1, 2, 0, 3).contiguous()
+            before = (h0, c0)
+        if packing is None:
+            out, after = super().forward(x, before)
+        else:
+            _, lengths, order = packing
+            x = x if order is None else x.gather(0, order.expand_as(x))
+            packed, after = super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False), before)
+            out, _ = pad_packed_sequence(packed, total_length=len(x))
+            if order is not None:
+                out = torch.empty_like(out).scatter(0, order.expand_as(out), out)
+        return out, torch.stack(after).permute(2, 0, 1, 3).flatten(1)
+
+
+def _sru(size: int, hidden_size: int, *, activation: str, residual: bool, dropout: float, **options: Any) -> nn.Module:
+    """Without highway term where there is a residual connection, which is the skip path. A plain layer has one, and its
+    dropout is the variational one inside the cell, which leaves the skip term whole."""
+    return SRUCell(
+        size,
+        hidden_size,
+        dropout=0.0 if residual else dropout,
+        use_tanh=int(activation == "tanh"),
+        use_relu=int(activation == "relu"),
+        highway=not residual,
+        **options,
+    )
+
+
+def _lstm(size: int, hidden_size: int, *, rnn_dropout: float, bidirectional: bool, **_: Any) -> nn.Module:
+    return LSTM(size, hidden_size, rnn_dropout, bidirectional)
+
+
+class Unit(NamedTuple):
+    """A recurrent unit.
+
+    Attributes:
+        states: how many vectors of a layer's width its state has: SRU's is c, LSTM's is h and c.
+        make: given size, hidden_size and the keywords rnn_dropout, bidirectional, activation, residual and dropout,
+            makes a module: ``(x, state, padding) -> (outputs, state)``, x ``(length, batch, size)``, outputs ``(length,
+            batch, directions * hidden_size)``, state ``(batch, states * directions * hidden_size)`` or None for zeros.
+        padding: given the padding mask ``(length, batch)`` and whether only real positions of the outputs matter, what
+            ``make`` 's module takes as padding; found once for all layers.
+        drops: has the dropout of a layer without residual connection inside.
+    """
+
+    states: int
+    make: Callable[..., nn.Module]
+    padding: Callable[[Tensor, bool], Any]
+    drops: bool
+
+
+UNITS = {
+    "sru": Unit(1, _sru, lambda padding_mask, outputs_only: padding_mask, drops=True),
+    "lstm": Unit(2, _lstm, packed, drops=False),
+}

@@ -346,7 +346,7 @@ print(len(gpu.loads), *(launch.kernel for launch in gpu.launches), *{launch.stre
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="no CuPy: bash tests/run.sh --all installs it")
 def test_the_real_cupy_hands_the_driver_what_the_kernels_read() -> None:
     """Nothing below CuPy is real: grid, stream and the packed arguments are read where the driver would."""
     done = subprocess.run(

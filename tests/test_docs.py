@@ -16,7 +16,6 @@ import textwrap
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -26,7 +25,7 @@ from test_kernels import least
 from torch import Tensor
 from variants import COVERING, TENSORS, Case, assert_defined, fits, make, results
 
-from fairseq_sru import SRU, SRUCell
+from fairseq_sru import SRUCell
 from fairseq_sru.recurrence.kernels import VALUES, Variant
 from fairseq_sru.versions import __version__
 
@@ -261,52 +260,6 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {"SRU", "output_states"} <= names.keys()
     for program in re.findall(r'python -c "(.*?)"', (ROOT / "README.md").read_text()):
         exec(program, {})
-
-
-def rows(heading: str) -> Iterator[tuple[list[str], list[str], list[str], list[str]]]:
-    """Of docs/layers.md's first table below a heading: their names, defaults, our names (or theirs), defaults."""
-    text = (DOCS / "layers.md").read_text().split(f"## {heading}\n")[1]
-    for line in text.strip().split("\n\n")[0].splitlines()[2:]:
-        theirs, default, ours, our_default, *_ = (cell.strip() for cell in line.strip("|").split("|"))
-        names = re.findall(r"`(\w+)`", theirs)
-        found = re.findall(r"`(\w+)`", ours.split(":")[0]) or (names if ours.startswith("the same") else [])
-        yield names, default.split(), found, re.findall(r"[\w.]+", our_default)
-
-
-@pytest.mark.parametrize("heading", ["From nn.LSTM", "From the `sru` package, or the code of 2017"])
-def test_the_tables_of_layers_have_all_options_and_true_defaults(heading: str) -> None:
-    options = {name: str(p.default) for name, p in inspect.signature(SRU).parameters.items()}
-    told: set[str] = set()
-    for _, _, ours, default in rows(heading):
-        for name in ours:
-            told.add(name)
-            if name != "c0" and default:
-                assert float_or_word(options[name]) == float_or_word(default[0]), name
-    left_out = {"device", "dtype", "backend", "batch_first"} | {"highway", "rescale", "v1", "use_relu"}
-    assert options.keys() - told <= left_out
-
-
-def float_or_word(text: str) -> float | str:
-    with contextlib.suppress(ValueError):
-        return float(text)
-    return text
-
-
-def test_the_defaults_of_nn_lstm_are_true() -> None:
-    lstm = torch.nn.LSTM(3, 4)
-    for theirs, default, _, _ in rows("From nn.LSTM"):
-        for name in theirs if default and default != ["None"] else ():
-            assert float_or_word(str(getattr(lstm, name))) == float_or_word(default[0]), name
-
-
-def test_python_of_the_layers_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    state = {f"rnn_lst.{i}.{n}": torch.randn(s) for i in range(2) for n, s in (("weight", (4, 12)), ("bias", (8,)))}
-    names: dict[str, Any] = {"SRU": SRU, "torch": torch, "x": torch.randn(5, 3, 4)}
-    names["theirs"] = SimpleNamespace(state_dict=lambda: state)
-    for block in fenced((DOCS / "layers.md").read_text(), "python"):
-        exec(block, names)
-    torch.testing.assert_close(names["output"], names["rnn"](names["x"])[0])
 
 
 def slugs(page: Path) -> set[str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from test_docs import float_or_word, rows
+from conftest import ROOT
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -358,9 +361,9 @@ def test_what_the_tensors_do_not_tell_must_be_given(name):
 def test_what_is_no_state_dict_is_named(state):
     with pytest.raises(TypeError, match=f"state_dict must be .* tensors by name .*; got {type(state).__name__}"):
         SRU.from_sru_state_dict(state, **TOLD)
-    with pytest.raises(TypeError, match="state_dict must hold tensors; rnn_lst.0.weight is of type list"):
+    with pytest.raises(TypeError, match=r"state_dict must hold tensors; rnn_lst.0.weight is of type list"):
         SRU.from_sru_state_dict({"rnn_lst.0.weight": [1.0]}, **TOLD)
-    with pytest.raises(ValueError, match="state_dict must hold rnn_lst.<layer>.*; got 'model'"):
+    with pytest.raises(ValueError, match=r"state_dict must hold rnn_lst.<layer>.*; got 'model'"):
         SRU.from_sru_state_dict({"model": published()}, **TOLD)
 
 
@@ -376,6 +379,57 @@ def test_every_kind_of_the_package_that_has_no_counterpart(sru):
             theirs = sru.SRU(5, 4, 1, bidirectional=bidirectional, v1=v1, **options)
             with pytest.raises(ValueError, match=name):
                 SRU.from_sru_state_dict(theirs.state_dict(), **{**TOLD, "bidirectional": bidirectional})
+
+
+# ---------------------------------------------------------------- docs/layers.md
+
+PAGE = ROOT / "docs" / "layers.md"
+
+
+def rows(heading: str) -> Iterator[tuple[list[str], list[str], list[str], list[str]]]:
+    """Of docs/layers.md's first table below a heading: their names, defaults, our names (or theirs), defaults."""
+    text = PAGE.read_text().split(f"## {heading}\n")[1]
+    for line in text.strip().split("\n\n")[0].splitlines()[2:]:
+        theirs, default, ours, our_default, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        names = re.findall(r"`(\w+)`", theirs)
+        found = re.findall(r"`(\w+)`", ours.split(":")[0]) or (names if ours.startswith("the same") else [])
+        yield names, default.split(), found, re.findall(r"[\w.]+", our_default)
+
+
+@pytest.mark.parametrize("heading", ["From nn.LSTM", "From the `sru` package, or the code of 2017"])
+def test_the_tables_of_layers_have_all_options_and_true_defaults(heading: str) -> None:
+    options = {name: str(p.default) for name, p in inspect.signature(SRU).parameters.items()}
+    told: set[str] = set()
+    for _, _, ours, default in rows(heading):
+        for name in ours:
+            told.add(name)
+            if name != "c0" and default:
+                assert float_or_word(options[name]) == float_or_word(default[0]), name
+    left_out = {"device", "dtype", "backend", "batch_first"} | {"highway", "rescale", "v1", "use_relu"}
+    assert options.keys() - told <= left_out
+
+
+def float_or_word(text: str) -> float | str:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return text
+
+
+def test_the_defaults_of_nn_lstm_are_true() -> None:
+    lstm = torch.nn.LSTM(3, 4)
+    for theirs, default, _, _ in rows("From nn.LSTM"):
+        for name in theirs if default and default != ["None"] else ():
+            assert float_or_word(str(getattr(lstm, name))) == float_or_word(default[0]), name
+
+
+def test_python_of_the_layers_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = {f"rnn_lst.{i}.{n}": torch.randn(s) for i in range(2) for n, s in (("weight", (4, 12)), ("bias", (8,)))}
+    names: dict[str, Any] = {"SRU": SRU, "torch": torch, "x": torch.randn(5, 3, 4)}
+    names["theirs"] = SimpleNamespace(state_dict=lambda: state)
+    for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    torch.testing.assert_close(names["output"], names["rnn"](names["x"])[0])
 
 
 def test_the_defaults_in_the_docs_are_those_of_the_package(sru):

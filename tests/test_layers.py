@@ -629,7 +629,7 @@ def test_an_export_does_what_the_variable_says_where_it_runs(monkeypatch):
     rnn = SRU(6, 4).eval()
     x = torch.randn(5, 3, 6)
     program = torch.export.export(rnn, (x,)).module()
-    for backend in ("native", "torch", "reference"):
+    for backend in ("reference", "native", "torch"):
         monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", backend)
         close(program(x), rnn(x), 1e-5)
         close(compiled(rnn, backend="aot_eager")(x), rnn(x), 1e-5)

@@ -1,10 +1,10 @@
 """Simple Recurrent Units for fairseq: layers (:class:`SRU`, :class:`SRUCell`), the recurrence and translation models.
 
-Importing the package registers the models with fairseq where fairseq is installed; the layers need torch alone.
+The layers need torch alone, and importing them loads no fairseq. The models register with fairseq where this package is
+its ``--user-dir``, where it is imported after fairseq, or by ``import fairseq_sru.models``.
 """
 
-import importlib.util
-import warnings
+import sys
 
 from .layers import SRU, SRUCell
 from .recurrence import backends, sru_recurrence
@@ -12,14 +12,18 @@ from .versions import __version__
 
 __all__ = ["SRU", "SRUCell", "__version__", "backends", "sru_recurrence"]
 
-if importlib.util.find_spec("fairseq") is not None:
-    try:
-        import fairseq.models  # noqa: F401
-    except Exception as error:  # a broken fairseq raises anything, and the layers don't need it
-        warnings.warn(
-            f"fairseq is installed but can't be used ({type(error).__name__}: {error}); the layers work, the models "
-            "are not registered. Mend it with: python -m fairseq_sru.install_fairseq",
-            stacklevel=2,
-        )
-    else:
-        from . import models  # noqa: F401
+
+class _Folders(list[str]):
+    """Where the package is. fairseq's --user-dir looks only here for what was imported before: time to register."""
+
+    def __contains__(self, folder: object) -> bool:
+        found = super().__contains__(folder)
+        if found and sys.modules.get("fairseq") is not None:
+            from . import models  # noqa: F401
+        return found
+
+
+__path__ = _Folders(__path__)
+
+if sys.modules.get("fairseq") is not None:
+    from . import models  # noqa: F401

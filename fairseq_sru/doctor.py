@@ -10,8 +10,10 @@ kernels (on the GPU, where torch sees one) and all that runs is right, else 1.
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -44,6 +46,19 @@ def packages() -> dict[str, str | None]:
         names = [n for n in installed if n == name or (name == "cupy" and n.startswith("cupy-cuda"))]
         found[name] = ", ".join(f"{installed[n]}{f' ({n})' * (n != name)}" for n in names) or None
     return found
+
+
+def models() -> str | None:
+    """Why the models can't be had of a fairseq that is installed; None where they can."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # fairseq names packages that it would like
+    try:
+        importlib.import_module("fairseq_sru.models")
+    except ImportError as error:
+        return str(error)
+    finally:
+        logging.disable(before)
+    return None
 
 
 def driver() -> list[str]:
@@ -173,6 +188,7 @@ def advice(found: dict[str, Any]) -> list[str]:
         lines.append(
             "fairseq is not installed, so there are layers but no models: python -m fairseq_sru.install_fairseq"
         )
+    lines.append(found["models"])
     if gpu["driver"] and not listed:
         lines.append("the GPU's driver doesn't answer nvidia-smi: load it, or install it again")
     if listed and gpu["torch's CUDA"] is None:
@@ -214,8 +230,10 @@ def examine() -> dict[str, Any]:
         trials = {name: trial(name) for name, what in said.items() if what == "ready"}
         auto = automatic()
         compiler, compiler_trouble = host()
+        installed = packages()
         found: dict[str, Any] = {
-            "packages": packages(),
+            "packages": installed,
+            "models": models() if installed["fairseq"] else None,
             "platform": platform.platform(),
             "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
             "gpu": gpus(),

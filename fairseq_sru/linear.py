@@ -81,6 +81,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or (x.numel() == weight.size(1) and weight.stride(0) == 1)
         or torch.is_autocast_enabled("cpu")
         or not torch.backends.mkldnn.enabled
+        or torch._C._are_functorch_transforms_active()  # torch.func
     )
     if plain:
         return F.linear(x, weight, bias)

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Sets up what is missing, then lints, checks types and tests:
 #     bash tests/run.sh [--all] [--coverage] [pytest arguments]
-# A process for each core, files in turns; -n 0 for one process. --all adds the tests marked slow. --coverage ends with the
-# lines and branches that no test ran, in child processes either.
+# A process for each core, files in turns; -n 0 for one process. --all adds the tests marked slow, and CuPy, where there is none
+# (70 MB), for the one that needs it and no GPU. --coverage ends with the lines and branches that no test ran, in child
+# processes either.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . recipes/setup.sh
@@ -12,7 +13,13 @@ tier=(-m "not slow")
 pytest=(python -m pytest)
 while true; do
     case "${1:-}" in
-    --all) tier=() ;;
+    --all)
+        tier=()
+        cupy=$(python -c 'import runpy; print(runpy.run_path("fairseq_sru/versions.py")["CUDA13"][0])')
+        python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("cupy") is None)' ||
+            _sru_run python -m pip install "$cupy" ||
+            echo "run.sh: $cupy can't be installed (is there no network?); the test of the real CuPy is skipped" >&2
+        ;;
     --coverage) pytest=(python -m coverage run -m pytest) ;;
     *) break ;;
     esac

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -332,33 +334,69 @@ def test_pretrained_embeddings_are_loaded_and_frozen(toy_data, tmp_path):
     assert len(hypotheses(generate(toy_data, tmp_path / "save" / "checkpoint_last.pt", *overrides))) == 53
 
 
-def test_an_unusable_fairseq_leaves_the_layers_and_says_what_to_do(tmp_path):
-    """fairseq missing, and fairseq broken as the official one is on Python >= 3.11."""
-    import subprocess
-    import sys
+def run_python(code, first, cwd):
+    """A child process that finds modules in the folders ``first`` before others."""
+    return subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {list(map(str, first))!r}\n{code}"],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+    )
 
-    code = "import fairseq_sru, torch; print(fairseq_sru.SRU(3, 4)(torch.zeros(2, 1, 3))[0].shape)"
+
+LAYERS = """
+import logging, sys
+before = (logging.root.level, list(logging.root.handlers))
+import fairseq_sru, torch
+print(fairseq_sru.SRU(3, 4)(torch.zeros(2, 1, 3))[0].shape)
+assert "fairseq" not in sys.modules
+assert (logging.root.level, logging.root.handlers) == before
+"""
+
+
+def test_the_layers_load_no_fairseq_and_the_models_say_what_they_lack(tmp_path):
+    """fairseq installed, broken as the official one is on Python >= 3.11, and missing."""
     broken = tmp_path / "broken" / "fairseq"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ValueError('mutable default CommonConfig for field common')")
-    run = lambda code, first: subprocess.run(  # noqa: E731
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {first!r}\n{code}"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    done = run(code, [str(broken.parent), str(ROOT)])
-    assert done.stdout == "torch.Size([2, 1, 4])\n"
-    assert "fairseq is installed but can't be used (ValueError: mutable default" in done.stderr
-    assert "python -m fairseq_sru.install_fairseq" in done.stderr
+    for first in ([ROOT], [broken.parent, ROOT]):
+        done = run_python(LAYERS, first, tmp_path)
+        assert (done.stdout, done.stderr) == ("torch.Size([2, 1, 4])\n", "")
 
-    hide = "sys.modules['fairseq'] = None; import importlib.util as u; found = u.find_spec\n"
-    hide += "u.find_spec = lambda name, *a: None if name == 'fairseq' else found(name, *a)\n"
-    done = run(hide + code, [str(ROOT)])
-    assert (done.stdout, done.stderr) == ("torch.Size([2, 1, 4])\n", "")
-    done = run(hide + "import fairseq_sru.models", [str(ROOT)])
-    assert "ImportError: fairseq_sru.models needs fairseq, which is not installed." in done.stderr.splitlines()[-1]
-    assert "python -m fairseq_sru.install_fairseq" in done.stderr.splitlines()[-1]
+    done = run_python("import fairseq_sru.models", [broken.parent, ROOT], tmp_path)
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith(
+        "ImportError: fairseq_sru.models needs fairseq, which can't be imported (ValueError: mutable"
+    )
+    assert last.endswith("Install it with: python -m fairseq_sru.install_fairseq")
+    done = run_python("sys.modules['fairseq'] = None\nimport fairseq_sru.models", [ROOT], tmp_path)
+    assert done.stderr.splitlines()[-1] == (
+        "ImportError: fairseq_sru.models needs fairseq, which is not installed. "
+        "Install it with: python -m fairseq_sru.install_fairseq"
+    )
+
+
+USER_DIR = """
+import fairseq_sru, torch
+from argparse import Namespace
+from fairseq import utils
+from fairseq.models import ARCH_MODEL_REGISTRY
+assert "sru_tiny" not in ARCH_MODEL_REGISTRY
+utils.import_user_module(Namespace(user_dir={!r}))
+print({{"sru", "sru_tiny", "transformer_sru", "sru_lm"}} <= set(ARCH_MODEL_REGISTRY))
+print(Namespace in torch.serialization.get_safe_globals())
+"""
+
+
+def test_a_user_dir_that_was_imported_before_registers_too(tmp_path):
+    """fairseq goes no further than to see that it was. It is the first import of all other tests."""
+    done = run_python(USER_DIR.format(str(ROOT / "fairseq_sru")), [ROOT], tmp_path)
+    assert done.stdout == "True\nTrue\n", done.stderr[-2000:]
+
+
+def test_imported_after_fairseq_the_models_are_registered(tmp_path):
+    code = "import fairseq.models as m, fairseq_sru\nprint('sru_tiny' in m.ARCH_MODEL_REGISTRY)"
+    assert run_python(code, [ROOT], tmp_path).stdout == "True\n"
 
 
 def test_a_toy_task_is_learned(tmp_path):

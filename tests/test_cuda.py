@@ -34,8 +34,6 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WIDEST = dict(zip(DTYPES, (4, 8, 8, 2), strict=True))  # lanes of a 16-byte access
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
-ALONE = "import sys; sys.modules['fairseq'] = None\n"  # a script without it starts 3 seconds sooner
-
 # The variant USUAL, with all tensors that it can have.
 CASE = Case(
     kind="k3-input",
@@ -346,11 +344,11 @@ print(len(gpu.loads), *(launch.kernel for launch in gpu.launches), *{launch.stre
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="no CuPy: bash tests/run.sh --all installs it")
 def test_the_real_cupy_hands_the_driver_what_the_kernels_read() -> None:
     """Nothing below CuPy is real: grid, stream and the packed arguments are read where the driver would."""
     done = subprocess.run(
-        [sys.executable, "-c", ALONE + REAL_CUPY],
+        [sys.executable, "-c", REAL_CUPY],
         cwd=ROOT,
         env=ENVIRONMENT,
         capture_output=True,
@@ -560,7 +558,7 @@ def test_an_entry_is_of_one_target_version_text_and_set_of_options(
 
 
 COMPILE = """
-import hashlib, time
+import hashlib, sys, time
 from fairseq_sru.recurrence import nvrtc
 from fairseq_sru.recurrence.kernels import USUAL
 compiler = nvrtc.Compiler(sys.argv[1])
@@ -575,7 +573,7 @@ print(hashlib.sha256(compiler.cubin(USUAL.defines(vec=4, ahead=2), "sm_90")).hex
 def compiling(cache: Path, *words: str) -> subprocess.Popen[str]:
     """A process that compiles the usual variant once a line comes in, or never gets done."""
     env = {**ENVIRONMENT, "FAIRSEQ_SRU_CACHE": str(cache)}
-    command = [sys.executable, "-c", ALONE + COMPILE, library(), *words]
+    command = [sys.executable, "-c", COMPILE, library(), *words]
     return subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -942,7 +940,7 @@ class TestOnTheGpu:
         tool = shutil.which("compute-sanitizer")
         if tool is None:
             pytest.skip("compute-sanitizer is not on the PATH")
-        command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", ALONE + SANITIZED]
+        command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
         env = {**ENVIRONMENT, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else all tensors share one allocation
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

@@ -111,6 +111,16 @@ def test_without_fairseq(tmp_path: Path) -> None:
     assert [line for line in found["advice"] if line.endswith("python -m fairseq_sru.install_fairseq")]
 
 
+def test_a_fairseq_that_is_broken(tmp_path: Path) -> None:
+    (tmp_path / "fairseq").mkdir()
+    (tmp_path / "fairseq" / "__init__.py").write_text("raise ValueError('mutable default CommonConfig')")
+    done = run(PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    (line,) = json.loads(done.stdout)["advice"]
+    assert "fairseq, which can't be imported (ValueError: mutable default CommonConfig)." in line
+    assert line.endswith("python -m fairseq_sru.install_fairseq")
+
+
 # ---------------------------------------------------------------- what can be wrong
 
 

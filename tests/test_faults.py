@@ -69,10 +69,9 @@ def put(text: bytes = b"made", name: str = "a", calls: list[str] | None = None, 
 
 
 def run(script: str, *prefix: str, timeout: float = LONG, **env: str) -> subprocess.CompletedProcess[str]:
-    """A script in a Python of its own, without fairseq, for speed."""
-    alone = "import sys; sys.modules['fairseq'] = None\n"
+    """A script in a Python of its own."""
     return subprocess.run(
-        [*prefix, sys.executable, "-c", alone + script],
+        [*prefix, sys.executable, "-c", script],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", **env},
         capture_output=True,
@@ -261,7 +260,7 @@ def test_no_room_anywhere(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 MOUNT = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
 NATIVE = """
-import os, torch, warnings
+import os, sys, torch, warnings
 from fairseq_sru import backends, sru_recurrence
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
@@ -286,9 +285,8 @@ def test_a_file_system(options: str, why: str, tmp_path: Path) -> None:
     if subprocess.run([*MOUNT, script, "sh", str(home), "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user can't mount")
     env = {name: value for name, value in os.environ.items() if name not in ("FAIRSEQ_SRU_CACHE", "XDG_CACHE_HOME")}
-    alone = "import sys; sys.modules['fairseq'] = None\n" + NATIVE
     done = subprocess.run(
-        [*MOUNT, script, "sh", str(home), sys.executable, "-c", alone, str(home)],
+        [*MOUNT, script, "sh", str(home), sys.executable, "-c", NATIVE, str(home)],
         cwd=ROOT,
         env={**env, "OMP_NUM_THREADS": "1", "HOME": str(home)},
         capture_output=True,

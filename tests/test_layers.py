@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import gc
+import inspect
 import io
 import itertools
 import math
+import os
 import pickle
+import subprocess
+import sys
 import tracemalloc
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from fairseq_sru import SRU, SRUCell
@@ -157,13 +162,13 @@ def test_bidirectional_shapes_and_directions():
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
-def test_a_two_dimensional_input_is_a_single_step(bidirectional):
-    rnn = SRU(6, 6, bidirectional=bidirectional)
-    x, c0 = torch.randn(3, 6), torch.randn(2, 3, rnn.output_size)
-    h, c = rnn(x, c0)
-    h3, c3 = rnn(x[None], c0)
-    torch.testing.assert_close(h, h3[0])
-    torch.testing.assert_close(c, c3)
+def test_a_two_dimensional_input_of_a_cell_is_a_single_step(bidirectional):
+    cell = SRUCell(6, 6, bidirectional=bidirectional)
+    x, c0, mask = torch.randn(3, 6), torch.randn(3, cell.output_size), torch.tensor([False, True, False])
+    for given, given3 in (((x,), (x[None],)), ((x, c0), (x[None], c0)), ((x, c0, mask), (x[None], c0, mask[None]))):
+        (h, c), (h3, c3) = cell(*given), cell(*given3)
+        close((h, c), (h3[0], c3), 0.0)
+    close((h[1], c[1]), (torch.zeros_like(h[1]), c0[1]), 0.0)
 
 
 def test_steps_in_turn_equal_the_sequence():
@@ -172,9 +177,9 @@ def test_steps_in_turn_equal_the_sequence():
     full, c_full = rnn(x)
     c, steps = None, []
     for x_t in x:
-        h, c = rnn(x_t, c)
+        h, c = rnn(x_t[None], c)
         steps.append(h)
-    torch.testing.assert_close(torch.stack(steps), full)
+    torch.testing.assert_close(torch.cat(steps), full)
     torch.testing.assert_close(c, c_full)
 
 
@@ -216,11 +221,37 @@ def test_lengths_are_a_mask(options):
     assert not h.any()
     close([c], [c0], 0.0)
     close(rnn(x.nan_to_num(), c0, [7] * 5), rnn(x.nan_to_num(), c0), 0.0)
-    real = [i for i, n in enumerate(LENGTHS) if n]
-    close(rnn(x[0], c0, lengths=[min(n, 1) for n in LENGTHS]), rnn(x[0], c0, padding_mask=mask[0]), 0.0)
-    h, c = rnn(x[0], c0, padding_mask=mask[0])
-    close((h[real], c[:, real]), rnn(x[0, real], c0[:, real]))
-    close([c[:, 4]], [c0[:, 4]], 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("backend", ["native", "torch", "reference"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"highway": False, "bidirectional": True}, {"v1": False, "layer_norm": True, "dropout": 0.5}],
+    ids=["v1", "bidirectional", "v2"],
+)
+def test_what_padding_holds_reaches_no_gradient(options, backend, dtype):
+    """Not even NaN, of which any product is NaN; neither in second derivatives."""
+    rnn = SRU(5, 4, backend=backend, dtype=dtype, **options)
+    clean, mask = padded()
+    clean = clean.to(dtype)
+    results = []
+    for garbage in (0.0, float("nan"), float("inf")):
+        x = clean.masked_fill(mask[..., None], garbage).requires_grad_()
+        c0 = torch.ones(2, 5, rnn.output_size, dtype=dtype, requires_grad=True)
+        leaves = [x, c0, *rnn.parameters()]
+        for create_graph in (False, True):
+            torch.manual_seed(0)
+            h, c = rnn(x, c0, padding_mask=mask)
+            grads = torch.autograd.grad(h.square().sum() + c.sum(), leaves, create_graph=create_graph)
+            assert not grads[0][mask].any()
+            results.append([h, c, *grads])
+        wide = dtype != torch.float16  # in which torch's own second derivatives of layer_norm overflow at 0
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in grads), leaves) if wide else [])
+    for first, second, third in zip(*(results[i : i + 3] for i in (0, 3, 6)), strict=True):
+        for expected, *got in zip(first, second, third, strict=True):
+            assert expected.isfinite().all()
+            assert all(torch.equal(g, expected) for g in got)
 
 
 @pytest.mark.parametrize("options", [{}, {"v1": False, "bidirectional": True}])
@@ -239,7 +270,6 @@ def test_batch_first_is_transposed(options):
         h, c = rnn(values, c0, **given)
         h_turned, c_turned = turned(values.transpose(0, 1).contiguous(), c0, **given_turned)
         close((h_turned, c_turned), (h.transpose(0, 1), c))
-    close(turned(x[0, :4], c0[:, :4]), rnn(x[0, :4], c0[:, :4]))  # a single step has no length
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])
@@ -282,7 +312,7 @@ def test_no_steps_and_no_sequences(options):
         h, c = rnn(x, lengths=lengths)
         assert h.shape == (6, 0, rnn.output_size)
         assert c.shape == (2, 0, rnn.output_size)
-    assert rnn(torch.zeros(0, 5))[0].shape == (0, rnn.output_size)
+    assert SRUCell(5, 4, **options)(torch.zeros(0, 5))[0].shape == (0, rnn.output_size)
 
 
 def test_gradients_of_the_layer():
@@ -532,13 +562,110 @@ def test_exports():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_traces():
+@pytest.mark.parametrize("grad", [False, True])
+def test_traces(grad):
+    """torch compares what it traced with another trace, of whose graph gradients must not change anything."""
     rnn = SRU(6, 4, v1=False, bidirectional=True).eval()
-    c0 = torch.randn(2, 3, 8)
-    with torch.no_grad():
-        traced = torch.jit.trace(rnn, (torch.randn(5, 3, 6), c0))
-        x = torch.randn(5, 3, 6)
-        close(traced(x, c0), rnn(x, c0), 1e-5)
+    with torch.set_grad_enabled(grad):
+        traced = torch.jit.trace(rnn, (torch.randn(5, 3, 6), torch.randn(2, 3, 8)))
+    x, c0 = torch.randn(9, 2, 6), torch.randn(2, 2, 8)
+    close(gradients(traced, traced, x, c0), gradients(rnn, rnn, x, c0), 1e-5)
+
+
+LOAD = """
+import sys, warnings, torch, fairseq_sru
+warnings.simplefilter("ignore")
+folder = sys.argv[1]
+x, expected = torch.load(f"{folder}/expected.pt")
+x.requires_grad_()
+for name in ("export", "strict", "trace"):
+    module = torch.jit.load(f"{folder}/trace") if name == "trace" else torch.export.load(f"{folder}/{name}").module()
+    h, c = module(x)
+    got = [h, c, *torch.autograd.grad(h.square().sum() + c.sum(), x)]
+    print(name, all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, expected, strict=True)))
+try:
+    torch.export.load(f"{folder}/native").module()(x)
+    print("native runs")
+except RuntimeError as error:
+    print(error)
+print(fairseq_sru.recurrence._choose("auto", "cpu").name)
+"""
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_exports_and_traces_load_in_a_new_process_with_other_backends(tmp_path):
+    rnn = SRU(6, 4, v1=False, bidirectional=True).eval()
+    x, example = torch.randn(9, 3, 6, requires_grad=True), (torch.randn(5, 3, 6),)
+    shapes = {"x": {0: torch.export.Dim("steps", min=2)}}
+    for name, strict in (("export", False), ("strict", True)):
+        torch.export.save(torch.export.export(rnn, example, dynamic_shapes=shapes, strict=strict), tmp_path / name)
+    torch.jit.trace(rnn, example).save(tmp_path / "trace")
+    for cell in rnn.layers:
+        cell.backend = "native"
+    torch.export.save(torch.export.export(rnn, example, dynamic_shapes=shapes), tmp_path / "native")
+    h, c = rnn(x)
+    torch.save((x.detach(), [h, c, *torch.autograd.grad(h.square().sum() + c.sum(), x)]), tmp_path / "expected.pt")
+
+    def load(**env):
+        done = subprocess.run(
+            [sys.executable, "-c", LOAD, str(tmp_path)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout.splitlines()
+
+    right = ["export True", "strict True", "trace True"]
+    assert load() == [*right, "native runs", "native"]
+    *got, native, chosen = load(PATH=str(tmp_path), CXX="")  # no compiler
+    assert (got, chosen) == (right, "torch")
+    assert native.startswith("backend 'native' can't run: no C++ compiler")
+
+
+def test_an_export_does_what_the_variable_says_where_it_runs(monkeypatch):
+    rnn = SRU(6, 4).eval()
+    x = torch.randn(5, 3, 6)
+    program = torch.export.export(rnn, (x,)).module()
+    for backend in ("reference", "native", "torch"):
+        monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", backend)
+        close(program(x), rnn(x), 1e-5)
+        close(compiled(rnn, backend="aot_eager")(x), rnn(x), 1e-5)
+    monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "fast")
+    with pytest.raises(ValueError, match="FAIRSEQ_SRU_BACKEND must be one of auto"):
+        program(x)
+
+
+@pytest.mark.parametrize("size", [5, 200], ids=["small", "of oneDNN's size"])
+def test_torch_func_works_by_the_definition(size):
+    rnn = SRU(size, 4, v1=False, bidirectional=True)
+    x = torch.randn(7, 60, size)
+    assert (x.numel() * 4 * 8 > SMALL) == (size == 200)
+    parameters = dict(rnn.named_parameters())
+
+    def loss(parameters, x):
+        h, c = torch.func.functional_call(rnn, parameters, (x,))
+        return h.square().sum() + c.sum()
+
+    expected = torch.autograd.grad(loss(parameters, x), list(parameters.values()))
+    close(torch.func.grad(loss)(parameters, x).values(), expected, 1e-4)
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(parameters, x[:, :, None])
+    near([g.sum(0) for g in each.values()], expected, 1e-4)
+    h, change = torch.func.jvp(lambda x: rnn(x)[0], (x,), (torch.ones_like(x),))
+    close([h], [rnn(x)[0]], 1e-5)
+    step = 1e-3
+    near([change], [(rnn(x + step)[0] - rnn(x - step)[0]) / (2 * step)], 1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("layer", [SRU(6, 4), SRUCell(6, 4), torch.nn.Sequential(SRU(6, 4))], ids=repr)
+def test_scripting_is_refused_with_what_works(layer):
+    with pytest.raises(
+        RuntimeError, match=r"SRU.* can't be compiled by torch.jit.script .*; torch.jit.trace, torch.exp"
+    ):
+        torch.jit.script(layer)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -557,12 +684,56 @@ def test_onnx_is_refused(tmp_path):
         ((0, 4), "input_size must be an integer of at least 1; got 0"),
         ((4, -1), "hidden_size must be an integer of at least 1; got -1"),
         ((4, 4, 0), "num_layers must be an integer of at least 1; got 0"),
-        ((4, 4, 1, 0.0, 1.0), r"rnn_dropout must be a probability in \[0, 1\); got 1.0"),
     ],
 )
 def test_bad_sizes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         SRU(*arguments)
+
+
+@pytest.mark.parametrize("layer", [SRU, SRUCell])
+@pytest.mark.parametrize(
+    "options, error, message",
+    [
+        ({"rnn_dropout": 1.0}, ValueError, r"rnn_dropout must be a probability in \[0, 1\); got 1.0"),
+        ({"dropout": -0.1}, ValueError, r"dropout must be a probability in \[0, 1\); got -0.1"),
+        ({"dropout": "a"}, TypeError, "dropout must be a number; got 'a'"),
+        ({"rnn_dropout": None}, TypeError, "rnn_dropout must be a number; got None"),
+        ({"highway_bias": "a"}, TypeError, "highway_bias must be a number; got 'a'"),
+        (
+            {"dtype": torch.int64},
+            TypeError,
+            "dtype must be torch.float32, float16, bfloat16 or float64; got torch.int64",
+        ),
+        ({"dtype": "float"}, TypeError, "dtype must be torch.float32, float16, bfloat16 or float64; got 'float'"),
+    ],
+)
+def test_bad_options_are_named(layer, options, error, message):
+    with pytest.raises(error, match=message):
+        layer(4, 4, **options)
+
+
+def test_options_are_given_by_name_and_in_one_order():
+    of_stack, of_cell = (list(inspect.signature(layer).parameters.values()) for layer in (SRU, SRUCell))
+    assert [p.name for p in of_stack if p.kind != p.KEYWORD_ONLY] == ["input_size", "hidden_size", "num_layers"]
+    assert [p.name for p in of_cell if p.kind != p.KEYWORD_ONLY] == ["input_size", "hidden_size"]
+    shared = [p.name for p in of_stack if p.name not in ("num_layers", "batch_first")]
+    assert shared == [p.name for p in of_cell if p.name != "reset_gate"]
+    for p in of_stack:
+        if p.name in shared:
+            assert p.default == inspect.signature(SRUCell).parameters[p.name].default
+
+
+@pytest.mark.parametrize("layer", [SRU, SRUCell])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_parameters_are_made_on_a_device_and_of_a_dtype(layer, dtype):
+    made = layer(6, 4, v1=False, layer_norm=True, device="meta", dtype=dtype)
+    assert {(p.dtype, p.device.type) for p in made.parameters()} == {(dtype, "meta")}
+    made.to_empty(device="cpu").reset_parameters()
+    h, c = made(torch.randn(3, 2, 6, dtype=dtype))
+    assert h.dtype == dtype
+    assert h.isfinite().all()
+    assert {p.dtype for p in layer(6, 4).parameters()} == {torch.float32}
 
 
 X = torch.zeros(3, 2, 6)
@@ -571,7 +742,17 @@ X = torch.zeros(3, 2, 6)
 @pytest.mark.parametrize(
     "options, arguments, message",
     [
-        ({}, {"x": torch.zeros(3, 2, 5)}, r"x must have shape \(length, batch, 6\) or \(batch, 6\); got \(3, 2, 5\)"),
+        ({}, {"x": torch.zeros(3, 2, 5)}, r"x must have shape \(length, batch, 6\); got \(3, 2, 5\)"),
+        (
+            {},
+            {"x": torch.zeros(3, 6)},
+            r"x must have shape \(length, batch, 6\); got \(3, 6\): x\[None\] is a single step, x\[:, None\] a sing",
+        ),
+        (
+            {"batch_first": True},
+            {"x": torch.zeros(3, 6)},
+            r"got \(3, 6\): x\[:, None\] is a single step, x\[None\] a single sequence",
+        ),
         ({}, {"x": torch.zeros(6)}, r"x must have shape .*; got \(6,\)"),
         ({}, {"x": torch.zeros(1, 3, 2, 6)}, r"x must have shape .*; got \(1, 3, 2, 6\)"),
         ({"batch_first": True}, {"x": torch.zeros(3, 2, 5)}, r"x must have shape \(batch, length, 6\).*\(3, 2, 5\)"),
@@ -579,7 +760,6 @@ X = torch.zeros(3, 2, 6)
         ({}, {"c0": torch.zeros(3, 2, 4)}, r"c0 must have shape \(2, 2, 4\); got \(3, 2, 4\)"),
         ({}, {"c0": torch.zeros(2, 4)}, r"c0 must have shape \(2, 2, 4\); got \(2, 4\)"),
         ({"batch_first": True}, {"c0": torch.zeros(2, 2, 4)}, r"c0 must have shape \(2, 3, 4\); got \(2, 2, 4\)"),
-        ({}, {"x": X[0], "c0": torch.zeros(2, 3, 4)}, r"c0 must have shape \(2, 2, 4\); got \(2, 3, 4\)"),
         (
             {},
             {"x": pack_padded_sequence(X, [2, 3], enforce_sorted=False), "c0": torch.zeros(2, 4)},
@@ -590,7 +770,6 @@ X = torch.zeros(3, 2, 6)
         ({}, {"lengths": [3, 4]}, "lengths must be from 0 to 3, the length of x; got 4"),
         ({}, {"lengths": torch.tensor([-1, 3])}, "lengths must be from 0 to 3, the length of x; got -1"),
         ({"batch_first": True}, {"lengths": [3, 2, 1]}, "lengths must be from 0 to 2, the length of x; got 3"),
-        ({}, {"x": X[0], "lengths": [1, 2]}, "lengths must be from 0 to 1, the length of x; got 2"),
         ({}, {"lengths": [3, 1], "padding_mask": torch.zeros(3, 2).bool()}, "must not be given both"),
         ({}, {"padding_mask": torch.zeros(2, 3).bool()}, r"padding_mask must have shape \(3, 2\).*got \(2, 3\)"),
         (
@@ -616,5 +795,41 @@ def test_bad_shapes_are_named_by_a_cell():
         SRUCell(6, 4)(torch.zeros(3, 2, 5))
     with pytest.raises(ValueError, match=r"c0 must have shape \(2, 4\)"):
         SRUCell(6, 4)(X, torch.zeros(1, 2, 4))
-    with pytest.raises(TypeError, match=r"padding_mask must be a bool tensor"):
-        SRUCell(6, 4)(X, padding_mask=torch.zeros(3, 2))
+    with pytest.raises(ValueError, match=r"padding_mask must have shape \(2,\), as x has \(2, 6\); got \(3, 2\)"):
+        SRUCell(6, 4)(X[0], padding_mask=torch.zeros(3, 2).bool())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"x": None}, r"x must be a tensor of shape \(length, batch, 6\).*; got NoneType"),
+        ({"x": X.tolist()}, r"x must be a tensor of shape \(length, batch, 6\).*; got list"),
+        ({"x": X.numpy()}, r"x must be a tensor of shape \(length, batch, 6\).*; got ndarray"),
+        ({"x": X.long()}, "x must be of the parameters' dtype, torch.float32; got torch.int64"),
+        ({"x": X.double()}, "x must be of the parameters' dtype, torch.float32; got torch.float64"),
+        ({"c0": (X, X)}, r"c0 must be a tensor of shape .*, the state c alone \(there is no h .* nn.LSTM\); got tuple"),
+        ({"c0": [[0.0]]}, "c0 must be a tensor of shape .*; got list"),
+        ({"padding_mask": torch.zeros(3, 2)}, "padding_mask must be a bool tensor, True at padding; got torch.float32"),
+        ({"padding_mask": [[True]]}, "padding_mask must be a bool tensor, True at padding; got list"),
+    ],
+)
+@pytest.mark.parametrize("layer", [SRU(6, 4), SRUCell(6, 4)], ids=["SRU", "SRUCell"])
+def test_bad_types_are_named(layer, arguments, message):
+    with pytest.raises(TypeError, match=message):
+        layer(**{"x": X, **arguments})
+
+
+@pytest.mark.parametrize("lengths", [["a", "b"], "ab", None.__class__], ids=str)
+def test_lengths_that_are_no_numbers_are_named(lengths):
+    with pytest.raises(TypeError, match="lengths must be 2 integers, one a sequence; got"):
+        SRU(6, 4)(X, lengths=lengths)
+    with pytest.raises(ValueError, match=r"lengths must be 2 integers, one a sequence; got torch.bool \(2,\)"):
+        SRU(6, 4)(X, lengths=torch.tensor([True, False]))
+
+
+def test_integers_are_refused_under_autocast_too():
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16),
+        pytest.raises(TypeError, match="x must be of the parameters' dtype"),
+    ):
+        SRU(6, 4)(X.long())

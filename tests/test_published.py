@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import itertools
 import math
 import os
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -66,7 +71,8 @@ def close(got: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) ->
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance, msg=lambda text: f"{what}: {text}")
 
 
-# their options, and ours that their weights don't tell
+# their options, and ours that their weights don't tell, with TOLD where they are not as usual
+TOLD: dict[str, Any] = {"bidirectional": False, "use_tanh": 0, "highway": True}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "use_tanh": ({"use_tanh": True}, {"use_tanh": 1}),
@@ -102,7 +108,7 @@ def make_both(sru: Any, v1: bool, bidirectional: bool, sizes: tuple[int, int], v
         hidden //= 2
     theirs = sru.SRU(size, hidden, num_layers=2, bidirectional=bidirectional, v1=v1, **options).to(dtype).eval()
     randomise(theirs)
-    ours = SRU.from_sru_state_dict(theirs.state_dict(), bidirectional=bidirectional, **not_told).eval()
+    ours = SRU.from_sru_state_dict(theirs.state_dict(), **{**TOLD, "bidirectional": bidirectional, **not_told}).eval()
     assert all(cell.v1 == v1 for cell in ours.layers)
     return theirs, ours
 
@@ -156,7 +162,7 @@ def test_packed_sequences_equal_the_package(sru, bidirectional):
     torch.manual_seed(0)
     theirs = sru.SRU(5, 4, bidirectional=bidirectional).eval()
     randomise(theirs)
-    rnn = SRU.from_sru_state_dict(theirs.state_dict(), bidirectional=bidirectional).eval()
+    rnn = SRU.from_sru_state_dict(theirs.state_dict(), **{**TOLD, "bidirectional": bidirectional}).eval()
     packed = pack_padded_sequence(torch.randn(6, 3, 5), [2, 6, 4], enforce_sorted=False)
     with torch.no_grad():
         (got, c), (expected, c_expected) = rnn(packed), theirs(packed)
@@ -225,7 +231,7 @@ def code_of_2017(u, x, bias, c0, activation, d, bidirectional):
 @pytest.mark.parametrize("size, hidden", [(4, 4), (3, 4), (5, 2)])
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize(
-    "activation, options", [("tanh", {}), ("identity", {"use_tanh": 0}), ("relu", {"use_relu": 1})]
+    "activation, options", [("tanh", {"use_tanh": 1}), ("identity", {"use_tanh": 0}), ("relu", {"use_relu": 1})]
 )
 def test_equals_the_code_of_2017(size, hidden, bidirectional, activation, options):
     torch.manual_seed(0)
@@ -238,7 +244,7 @@ def test_equals_the_code_of_2017(size, hidden, bidirectional, activation, option
         state[f"rnn_lst.{i}.weight"] = torch.randn(shape, dtype=torch.float64, requires_grad=True)
         state[f"rnn_lst.{i}.bias"] = torch.randn(hidden * 2 * directions, dtype=torch.float64, requires_grad=True)
         features = width
-    rnn = SRU.from_sru_state_dict(state, bidirectional=bidirectional, **options)
+    rnn = SRU.from_sru_state_dict(state, **{**TOLD, "bidirectional": bidirectional, **options})
     assert rnn.layers[0].v1
     x = torch.randn(4, 2, size, dtype=torch.float64, requires_grad=True)
     c0 = torch.randn(2, 2, width, dtype=torch.float64, requires_grad=True)
@@ -275,9 +281,9 @@ def published(layers: int = 2, size: int = 4, hidden: int = 4, **more: tuple[int
 def test_the_order_of_the_names_does_not_matter():
     state = published(11)
     x = torch.randn(3, 2, 4)
-    expected = SRU.from_sru_state_dict(state)(x)[0]
+    expected = SRU.from_sru_state_dict(state, **TOLD)(x)[0]
     for names in (sorted(state), list(reversed(state))):
-        assert torch.equal(SRU.from_sru_state_dict({name: state[name] for name in names})(x)[0], expected)
+        assert torch.equal(SRU.from_sru_state_dict({name: state[name] for name in names}, **TOLD)(x)[0], expected)
 
 
 def test_what_the_tensors_tell():
@@ -285,15 +291,15 @@ def test_what_the_tensors_tell():
     state["rnn_lst.0.layer_norm.weight"], state["rnn_lst.0.layer_norm.bias"] = torch.randn(5), torch.randn(5)
     for i in range(3):
         state[f"rnn_lst.{i}.scale_x"] = torch.tensor([math.sqrt(1 + 2 * math.exp(-3.0))])
-    rnn = SRU.from_sru_state_dict(state, dropout=0.2)
+    rnn = SRU.from_sru_state_dict(state, **TOLD, dropout=0.2)
     assert (rnn.input_size, rnn.hidden_size, rnn.num_layers) == (5, 4, 3)
     cell = rnn.layers[1]
     assert (cell.v1, cell.rescale, cell.activation, cell.dropout) == (False, True, "identity", 0.2)
     assert cell.highway_bias == pytest.approx(-3.0, abs=1e-5)
     assert cell.layer_norm is not None
-    narrow = SRU.from_sru_state_dict({name: t.half() for name, t in state.items()})
+    narrow = SRU.from_sru_state_dict({name: t.half() for name, t in state.items()}, **TOLD)
     assert {p.dtype for p in narrow.parameters()} == {torch.float16}
-    cell_of_2017 = SRU.from_sru_state_dict(published()).layers[1]
+    cell_of_2017 = SRU.from_sru_state_dict(published(), **{**TOLD, "use_tanh": 1}).layers[1]
     assert (cell_of_2017.v1, cell_of_2017.rescale, cell_of_2017.activation) == (True, False, "tanh")
     assert all(p.requires_grad for p in rnn.parameters())
 
@@ -325,7 +331,7 @@ ALLOWED = (
             {},
             r"of the layers from 0 on; got layers \[0, 2\]",
         ),
-        (published(**V2), {"v1": True}, r"rnn_lst.0.weight_c has no place in a layer with the options {'v1': True}"),
+        (published(**V2), {"v1": True}, r"rnn_lst.0.weight_c has no place in a layer with the options {.*'v1': True}"),
         (published(), {"v1": False}, r"rnn_lst.0.weight_c must have shape \(8,\) with the options.*got None"),
         (without(published(**V2), "rnn_lst.1.weight_c"), {}, r"rnn_lst.1.weight_c must have shape \(8,\).*got None"),
         (published(**NORM), {"layer_norm": False}, "rnn_lst.0.layer_norm.weight has no place"),
@@ -333,7 +339,7 @@ ALLOWED = (
         (
             published(),
             {"rescale": True},
-            r"rescale and highway_bias must give scale_x, 1.0; {'rescale': True} give 1.7",
+            r"rescale and highway_bias must give scale_x, 1.0; {.*'rescale': True} give 1.7",
         ),
         (published(scale_x=(1,)), {}, "scale_x must be the same in all layers, and at least 1; got"),
         (published(1, 5), {"highway": False}, r"rnn_lst.0.weight must have shape \(5, 12\).*got \(5, 16\)"),
@@ -342,7 +348,23 @@ ALLOWED = (
 )
 def test_what_has_no_counterpart_is_named(state, options, message):
     with pytest.raises(ValueError, match=message):
-        SRU.from_sru_state_dict(state, **options)
+        SRU.from_sru_state_dict(state, **{**TOLD, **options})
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_the_tensors_do_not_tell_must_be_given(name):
+    with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{name}'"):
+        SRU.from_sru_state_dict(published(), **{n: value for n, value in TOLD.items() if n != name})
+
+
+@pytest.mark.parametrize("state", [None, "theirs.pt", Path("theirs.pt"), SRU(4, 4)], ids=lambda s: type(s).__name__)
+def test_what_is_no_state_dict_is_named(state):
+    with pytest.raises(TypeError, match=f"state_dict must be .* tensors by name .*; got {type(state).__name__}"):
+        SRU.from_sru_state_dict(state, **TOLD)
+    with pytest.raises(TypeError, match=r"state_dict must hold tensors; rnn_lst.0.weight is of type list"):
+        SRU.from_sru_state_dict({"rnn_lst.0.weight": [1.0]}, **TOLD)
+    with pytest.raises(ValueError, match=r"state_dict must hold rnn_lst.<layer>.*; got 'model'"):
+        SRU.from_sru_state_dict({"model": published()}, **TOLD)
 
 
 def test_every_kind_of_the_package_that_has_no_counterpart(sru):
@@ -356,4 +378,83 @@ def test_every_kind_of_the_package_that_has_no_counterpart(sru):
                 continue
             theirs = sru.SRU(5, 4, 1, bidirectional=bidirectional, v1=v1, **options)
             with pytest.raises(ValueError, match=name):
-                SRU.from_sru_state_dict(theirs.state_dict(), bidirectional=bidirectional)
+                SRU.from_sru_state_dict(theirs.state_dict(), **{**TOLD, "bidirectional": bidirectional})
+
+
+# ---------------------------------------------------------------- docs/layers.md
+
+PAGE = ROOT / "docs" / "layers.md"
+
+
+def rows(heading: str) -> Iterator[tuple[list[str], list[str], list[str], list[str]]]:
+    """Of docs/layers.md's first table below a heading: their names, defaults, our names (or theirs), defaults."""
+    text = PAGE.read_text().split(f"## {heading}\n")[1]
+    for line in text.strip().split("\n\n")[0].splitlines()[2:]:
+        theirs, default, ours, our_default, *_ = (cell.strip() for cell in line.strip("|").split("|"))
+        names = re.findall(r"`(\w+)`", theirs)
+        found = re.findall(r"`(\w+)`", ours.split(":")[0]) or (names if ours.startswith("the same") else [])
+        yield names, default.split(), found, re.findall(r"[\w.]+", our_default)
+
+
+@pytest.mark.parametrize("heading", ["From nn.LSTM", "From the `sru` package, or the code of 2017"])
+def test_the_tables_of_layers_have_all_options_and_true_defaults(heading: str) -> None:
+    options = {name: str(p.default) for name, p in inspect.signature(SRU).parameters.items()}
+    told: set[str] = set()
+    for _, _, ours, default in rows(heading):
+        for name in ours:
+            told.add(name)
+            if name != "c0" and default:
+                assert float_or_word(options[name]) == float_or_word(default[0]), name
+    left_out = {"device", "dtype", "backend", "batch_first"} | {"highway", "rescale", "v1", "use_relu"}
+    assert options.keys() - told <= left_out
+
+
+def float_or_word(text: str) -> float | str:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    return text
+
+
+def test_the_defaults_of_nn_lstm_are_true() -> None:
+    lstm = torch.nn.LSTM(3, 4)
+    for theirs, default, _, _ in rows("From nn.LSTM"):
+        for name in theirs if default and default != ["None"] else ():
+            assert float_or_word(str(getattr(lstm, name))) == float_or_word(default[0]), name
+
+
+def test_python_of_the_layers_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    state = {f"rnn_lst.{i}.{n}": torch.randn(s) for i in range(2) for n, s in (("weight", (4, 12)), ("bias", (8,)))}
+    names: dict[str, Any] = {"SRU": SRU, "torch": torch, "x": torch.randn(5, 3, 4)}
+    names["theirs"] = SimpleNamespace(state_dict=lambda: state)
+    for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    torch.testing.assert_close(names["output"], names["rnn"](names["x"])[0])
+
+
+def test_the_defaults_in_the_docs_are_those_of_the_package(sru):
+    told = inspect.signature(sru.SRU).parameters
+    for names, default, _, _ in rows("From the `sru` package, or the code of 2017"):
+        for name in names if default else ():
+            if name in told:
+                assert float_or_word(str(told[name].default)) == float_or_word(default[0]), name
+    assert inspect.signature(sru.SRUCell).parameters["rescale"].default is True
+    assert told.keys() <= {name for names, *_ in rows("From the `sru` package, or the code of 2017") for name in names}
+
+
+@pytest.mark.parametrize("options", [{}, {"v1": True, "use_tanh": True}], ids=["2018", "2017"])
+def test_the_layer_that_the_docs_name_is_that_of_the_package(sru, options):
+    ours = SRU(8, 4, **({"v1": False, "use_tanh": 0, "rescale": False} if not options else {}))
+    theirs = sru.SRU(8, 4, **options)
+    read = SRU.from_sru_state_dict(theirs.state_dict(), **{**TOLD, "use_tanh": int("v1" in options)})
+    assert [repr(cell) for cell in read.layers] == [repr(cell) for cell in ours.layers]
+
+
+def test_the_package_takes_two_dimensions_as_the_docs_say(sru):
+    """A single step to its SRUCell; its SRU refuses them, and so does ours."""
+    x = torch.randn(3, 5)
+    theirs = sru.SRU(5, 4, 1).eval()
+    with torch.no_grad():
+        close(theirs.rnn_lst[0](x)[0], theirs(x[None])[0][0], "h", 1e-5)
+    with pytest.raises(ValueError, match="must be 3 dimensions"):
+        theirs(x)

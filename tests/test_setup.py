@@ -296,6 +296,47 @@ def test_setup_fails_where_an_install_fails(tmp_path: Path) -> None:
     assert not (machine.root / ".venv" / "fairseq_sru.stamp").exists()
 
 
+# tests/run.sh, likewise
+
+
+def run_tests(tmp_path: Path, python: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+    """What it said, and what Python had to do once all was set up."""
+    machine = Machine(tmp_path, python3=python)
+    machine.setup()
+    (machine.root / "tests").mkdir()
+    script = machine.root / "tests" / "run.sh"
+    shutil.copy(ROOT / "tests" / "run.sh", script)
+    env = {"PATH": str(machine.bin), "LOG": str(machine.log)}
+    machine.log.write_text("")
+    done = subprocess.run(["bash", script, *arguments], env=env, cwd=tmp_path, capture_output=True, text=True)
+    return done, [call for call in machine.log.read_text().splitlines() if not call.startswith(("-c import", "--ver"))]
+
+
+NO_CUPY = STUB.replace("esac", f"*CUDA13*) echo {versions.CUDA13[0]} ;;\n*find_spec*) exit 1 ;;\nesac")
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_the_slow_tier_installs_cupy_where_it_can(offline: bool, tmp_path: Path) -> None:
+    install = f"-m pip install {versions.CUDA13[0]}"
+    python = NO_CUPY.replace('case "$*" in', f'case "$*" in\n"{install}") exit 1 ;;') if offline else NO_CUPY
+    done, calls = run_tests(tmp_path, python, "--all", "-k", "cupy")
+    assert done.returncode == 0, done.stderr
+    assert calls[0] == install
+    assert calls[-1].startswith("-m pytest") and calls[-1].endswith("-ra -k cupy")
+    said = (
+        f"run.sh: {versions.CUDA13[0]} can't be installed (is there no network?); the test of the real CuPy is skipped"
+    )
+    assert (said in done.stderr.splitlines()) == offline
+
+
+@pytest.mark.parametrize(("python", "arguments"), [(NO_CUPY, ()), (NO_CUPY.replace("exit 1", "exit 0"), ("--all",))])
+def test_cupy_is_for_the_slow_tier_that_lacks_it(python: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+    done, calls = run_tests(tmp_path, python, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert not any("pip install" in call for call in calls)
+    assert ("-m not slow" in calls[-1]) == (not arguments)
+
+
 # The package
 
 

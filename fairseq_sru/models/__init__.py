@@ -2,13 +2,12 @@
 
 try:
     import fairseq  # noqa: F401
-except ModuleNotFoundError as error:
-    if error.name != "fairseq":
-        raise
+except Exception as error:  # a broken fairseq raises anything
+    missing = isinstance(error, ModuleNotFoundError) and error.name == "fairseq"
+    reason = "is not installed" if missing else f"can't be imported ({type(error).__name__}: {error})"
     raise ImportError(
-        "fairseq_sru.models needs fairseq, which is not installed. "
-        "Install it with: python -m fairseq_sru.install_fairseq"
-    ) from None
+        f"fairseq_sru.models needs fairseq, which {reason}. Install it with: python -m fairseq_sru.install_fairseq"
+    ) from (None if missing else error)
 
 from .checkpoints import allow_fairseq_checkpoints
 from .lm import SRULanguageModel

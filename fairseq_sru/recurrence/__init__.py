@@ -18,7 +18,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from .autograd import Backend, Recurrence, compiled, register
+from .autograd import Backend, Recurrence, operator
 from .build import Unavailable
 from .native import Native
 from .reference import ACTIVATIONS, Options, Tensors, Torch, reference
@@ -72,7 +72,9 @@ def sru_recurrence(
         dropout_mask: ``(batch, D)``, variational dropout on g(c): one factor a sequence and channel.
         padding_mask: ``(length, batch)`` bool, True at padding: such a step carries the cell state and gives h = 0.
         backend: "auto" takes what the environment variable ``FAIRSEQ_SRU_BACKEND`` names, or else the best that can
-            run: "cuda" on a GPU, "native" on a CPU, "torch" elsewhere. "reference" is the definition.
+            run: "cuda" on a GPU, "native" on a CPU, "torch" elsewhere. "reference" is the definition. torch.export and
+            torch.jit.trace keep the word as it is, and what they made chooses where it runs; "reference" goes into
+            them as operations of torch, of as many steps as the example has.
 
     Returns:
         h ``(length, batch, D)`` in u's dtype, and the last cell state ``(batch, D)`` (of each direction: after its last
@@ -80,7 +82,7 @@ def sru_recurrence(
 
     Raises:
         ValueError: an argument's value or shape is not as described; the message names it.
-        TypeError: an argument is not of a floating-point (padding_mask: bool) dtype.
+        TypeError: an argument is not a tensor, or not of a floating-point (padding_mask: bool) dtype.
         RuntimeError: the backend that was asked for by name can't run here; the message says why. Or this is an export
             to ONNX.
     """
@@ -90,10 +92,15 @@ def sru_recurrence(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         if torch.onnx.is_in_onnx_export():
-            raise RuntimeError("export to ONNX is not supported: ONNX has no operator for the SRU recurrence")
-        name = _choose_name(backend, u.device.type)
+            raise RuntimeError(
+                "export to ONNX is not supported: ONNX has no operator for the SRU recurrence; torch.export works"
+            )
+        leaves = torch.jit.is_tracing() or _is_exporting()  # what is made here may run elsewhere
+        name = check_backend(backend) if leaves else _choose_name(backend, u.device.type)
         if name != "reference":
-            return compiled(name, tensors, padding_mask, how, keep)  # type: ignore[no-any-return]
+            return operator(name, tensors, padding_mask, how, keep and not leaves)  # type: ignore[no-any-return]
+        return reference(tensors, padding_mask, how)
+    if torch._C._are_functorch_transforms_active():  # torch.func: of the definition, whatever it wants
         return reference(tensors, padding_mask, how)
     chosen = _choose(backend, u.device.type)
     if chosen is None:
@@ -145,9 +152,10 @@ def _backend(name: str) -> Backend | None:
         made = Native()
     else:
         made = Torch()
-    register(made)
     return made
 
+
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has none
 
 _DEVICES = {"cuda": "cuda", "native": "cpu"}
 
@@ -186,6 +194,8 @@ def _best(device: str) -> Backend | None:
 
 def _check(tensors: Tensors, padding_mask: Tensor | None, activation: str, bidirectional: bool) -> None:
     u, x, bias, weight_c, c0, dropout_mask = tensors
+    if not isinstance(u, Tensor):
+        raise TypeError(f"u must be a tensor; got {type(u).__name__}")
     if u.dim() != 4 or u.size(2) not in (2, 3, 4):
         raise ValueError(f"u must have shape (length, batch, 2 to 4, D); got {tuple(u.shape)}")
     length, batch, planes, width = u.shape
@@ -214,6 +224,8 @@ def _check(tensors: Tensors, padding_mask: Tensor | None, activation: str, bidir
 
 
 def _fits(name: str, t: Tensor, shape: tuple[int, ...], u: Tensor) -> None:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} must be a tensor of shape {shape}; got {type(t).__name__}")
     if t.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, as u has {tuple(u.shape)}; got {tuple(t.shape)}")
     if t.device != u.device:

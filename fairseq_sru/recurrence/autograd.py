@@ -1,4 +1,4 @@
-"""How a backend's forward and backward become one differentiable function, in eager mode and under torch.compile."""
+"""How a backend's forward and backward become one differentiable function, in eager mode and as an operator."""
 
 from __future__ import annotations
 
@@ -79,23 +79,31 @@ def differentiable(
     return tuple(next(grads) if need else None for need in needed)
 
 
-# ---------------------------------------------------------------- torch.compile: the same as an operator
+# ---------------------------------------------------------------- torch.compile, torch.export, torch.jit.trace
 
 # An operator costs 5 to 50 microseconds a call more than Recurrence, so eager mode goes without. It gives tensors
 # alone: an empty one stands for none.
 
-_by_name: dict[str, Backend] = {}
 
+def operator(backend: str, tensors: Tensors, padding_mask: Tensor | None, how: Options, keep: bool) -> Any:
+    """h and c_n by an operator that what compiles, exports or traces doesn't look into.
 
-def compiled(backend: str, tensors: Tensors, padding_mask: Tensor | None, how: Options, keep: bool) -> Any:
-    """h and c_n by an operator that torch.compile and torch.jit.trace don't look into."""
+    Args:
+        backend: as for :func:`fairseq_sru.sru_recurrence`; where the operator runs, it is chosen.
+        keep: save what the backward pass needs, in a shape that is the backend's own: only where it is named, for
+            this process. Else the backward pass computes that again.
+    """
     h, c_n, _ = torch.ops.fairseq_sru.recurrence(*tensors, padding_mask, *how, backend, keep)
     return h, c_n
 
 
-def register(backend: Backend) -> None:
-    """Let the operators find a backend by its name."""
-    _by_name[backend.name] = backend
+def _run_by(backend: str, u: Tensor) -> Backend:
+    from . import _backend, _choose  # which know all backends
+
+    # Autograd can't look into an operator, which the definition leaves its gradients to.
+    chosen = _choose(backend, u.device.type) or _backend("torch")
+    assert chosen is not None
+    return chosen
 
 
 @torch.library.custom_op("fairseq_sru::recurrence", mutates_args=())
@@ -115,7 +123,7 @@ def recurrence(
 ) -> tuple[Tensor, Tensor, Tensor]:
     how = Options(activation, bidirectional, skip_scale)
     tensors = (u, x, bias, weight_c, c0, dropout_mask)
-    h, c_n, saved = _by_name[backend].forward(tensors, padding_mask, how, keep)
+    h, c_n, saved = _run_by(backend, u).forward(tensors, padding_mask, how, keep)
     return h, c_n, c_n.new_empty(0) if saved is None else saved
 
 
@@ -136,7 +144,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor]:
     length, batch, _, width = u.shape
     state = state_dtype(u)
-    saved = _by_name[backend].saved_shape(u) if keep else (0,)
+    saved = _run_by(backend, u).saved_shape(u) if keep else (0,)
     return (
         u.new_empty(length, batch, width),
         u.new_empty(batch, width, dtype=state),
@@ -164,7 +172,12 @@ def recurrence_backward(
 ) -> list[Tensor]:
     how = Options(activation, bidirectional, skip_scale)
     tensors = (u, x, bias, weight_c, c0, dropout_mask)
-    grads = _by_name[backend].backward(tensors, padding_mask, how, saved, grad_h, grad_c_n, tuple(needed))
+    chosen = _run_by(backend, u)
+    if not saved.numel():
+        again = chosen.forward(tensors, padding_mask, how, True)[2]
+        assert again is not None
+        saved = again
+    grads = chosen.backward(tensors, padding_mask, how, saved, grad_h, grad_c_n, tuple(needed))
     return [u.new_empty(0) if grad is None else grad for grad in grads]
 
 

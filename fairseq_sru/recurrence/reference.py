@@ -79,6 +79,9 @@ def reference(tensors: Tensors, padding_mask: Tensor | None, how: Options) -> tu
     g = ACTIVATIONS[how.activation][0]
     state = u.to(dtype)
     skip = _skip(u, x, how.skip_scale, dtype)
+    if padding_mask is not None:  # 0 times NaN is NaN: what padding holds would reach the gradients
+        state = state.masked_fill(padding_mask[:, :, None, None], 0.0)
+        skip = None if skip is None else skip.masked_fill(padding_mask[:, :, None], 0.0)
     b = u.new_zeros(gates, width, dtype=dtype) if bias is None else bias.to(dtype)
     v = _state(weight_c, dtype)
     c_first = u.new_zeros(batch, width, dtype=dtype) if c0 is None else c0.to(dtype)

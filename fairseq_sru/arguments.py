@@ -1,0 +1,84 @@
+"""Checks of what layers are given: one line that names the argument, what is wanted and what was given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def positive(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
+    return value
+
+
+def number(name: str, value: float) -> float:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    return float(value)
+
+
+def probability(name: str, value: float) -> float:
+    if not 0.0 <= number(name, value) < 1.0:
+        raise ValueError(f"{name} must be a probability in [0, 1); got {value!r}")
+    return value
+
+
+def floating(dtype: torch.dtype | None) -> torch.dtype | None:
+    if dtype not in (None, torch.float32, torch.float16, torch.bfloat16, torch.float64):
+        raise TypeError(f"dtype must be torch.float32, float16, bfloat16 or float64; got {dtype!r}")
+    return dtype
+
+
+def check_input(x: Tensor, features: int, order: str = "length, batch", step: bool = False) -> None:
+    """step: ``(batch, features)`` is also allowed."""
+    if isinstance(x, Tensor) and x.shape[-1:] == (features,) and (x.dim() == 3 or (step and x.dim() == 2)):
+        return
+    wanted = f"({order}, {features})" + f" or (batch, {features})" * step
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor of shape {wanted}; got {type(x).__name__}")
+    hint = ""
+    if x.dim() == 2 and not step:  # one sequence to nn.LSTM, one step to nn.LSTMCell
+        first, second = ("x[:, None]", "x[None]") if order.startswith("batch") else ("x[None]", "x[:, None]")
+        hint = f": {first} is a single step, {second} a single sequence"
+    raise ValueError(f"x must have shape {wanted}; got {tuple(x.shape)}{hint}")
+
+
+def check_c0(c0: Tensor, shape: tuple[int, ...]) -> None:
+    if not isinstance(c0, Tensor):
+        raise TypeError(
+            f"c0 must be a tensor of shape {shape}, the state c alone (there is no h as with nn.LSTM); "
+            f"got {type(c0).__name__}"
+        )
+    if c0.shape != shape:
+        raise ValueError(f"c0 must have shape {shape}; got {tuple(c0.shape)}")
+
+
+def check_padding_mask(padding_mask: Tensor, x: Tensor) -> None:
+    if not isinstance(padding_mask, Tensor) or padding_mask.dtype != torch.bool:
+        what = padding_mask.dtype if isinstance(padding_mask, Tensor) else type(padding_mask).__name__
+        raise TypeError(f"padding_mask must be a bool tensor, True at padding; got {what}")
+    if padding_mask.shape != x.shape[:-1]:
+        raise ValueError(
+            f"padding_mask must have shape {tuple(x.shape[:-1])}, as x has {tuple(x.shape)}; "
+            f"got {tuple(padding_mask.shape)}"
+        )
+
+
+def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
+    """The padding mask ``(length, batch)`` of right-padded sequences."""
+    steps, batch, _ = x.shape
+    wanted = f"lengths must be {batch} integers, one a sequence"
+    try:
+        lengths = torch.as_tensor(lengths)
+    except (TypeError, ValueError, RuntimeError) as error:  # of what isn't a number
+        raise TypeError(f"{wanted}; got {lengths!r}") from error
+    if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+        raise ValueError(f"{wanted}; got {lengths.dtype} {tuple(lengths.shape)}")
+    if not torch.compiler.is_compiling() and lengths.device.type == "cpu" and batch:  # a GPU would have to be awaited
+        least, most = int(lengths.min()), int(lengths.max())
+        if least < 0 or most > steps:
+            raise ValueError(f"lengths must be from 0 to {steps}, the length of x; got {least if least < 0 else most}")
+    return torch.arange(steps, device=x.device)[:, None] >= lengths.to(x.device)

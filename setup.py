@@ -27,7 +27,7 @@ setup(
         "test": VERSIONS["TEST"],
     },
     packages=packages,
-    # The CUDA text lies beside the package in a checkout, and inside it where it is installed.
+    # The CUDA source lies beside the package in a checkout, and inside it where it is installed.
     package_dir={"fairseq_sru.kernels": "kernels"},
     package_data={
         "fairseq_sru": ["*.patch", "py.typed", "config/**/*.yaml"],

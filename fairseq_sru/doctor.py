@@ -27,13 +27,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .recurrence import _DEVICES, BACKENDS, VARIABLE, _choose, backends, nvrtc, sru_recurrence
-from .recurrence.build import Unavailable, cache_folder, host_compiler, user_cache
+from .recurrence import BACKENDS, backends, nvrtc, sru_recurrence
+from .recurrence.build import CACHE_VARIABLE, Unavailable, cache_folder, host_compiler, user_cache
+from .recurrence.dispatch import BACKEND_VARIABLE, DEVICES, choose
 from .versions import __version__
 
 TOLERANCE = 1e-4  # of float32
 COMPILED = ("cuda", "native")
-VARIABLES = (VARIABLE, "FAIRSEQ_SRU_CACHE", nvrtc.VARIABLE, "CXX", "CUDA_VISIBLE_DEVICES")
+VARIABLES = (BACKEND_VARIABLE, CACHE_VARIABLE, nvrtc.NVRTC_VARIABLE, "CXX", "CUDA_VISIBLEDEVICES")
 
 
 def packages() -> dict[str, str | None]:
@@ -105,7 +106,9 @@ def gpus() -> dict[str, Any]:
             f"torch for CUDA {newest} and pip install 'fairseq_sru[cuda{newest}]'"
         )
     elif str(major) != cuda.split(".")[0]:
-        found["mismatch"] = f"torch is for CUDA {cuda} and NVRTC of {major}: unset {nvrtc.VARIABLE}, which names it"
+        found["mismatch"] = (
+            f"torch is for CUDA {cuda} and NVRTC of {major}: unset {nvrtc.NVRTC_VARIABLE}, which names it"
+        )
     return found
 
 
@@ -160,7 +163,7 @@ def trial(backend: str) -> Trial:
         return torch.cat([t.detach().double().cpu().flatten() for t in computed])
 
     try:
-        got = results(backend, _DEVICES.get(backend, "cpu"), torch.float32)
+        got = results(backend, DEVICES.get(backend, "cpu"), torch.float32)
         error = float((got - results("reference", "cpu", torch.float64)).abs().max())
     except Exception as failure:  # whatever a driver or a compiler comes up with is what the user must see
         return Trial(None, f"{type(failure).__name__}: {failure}")
@@ -172,7 +175,7 @@ def automatic() -> dict[str, dict[str, str | None]]:
     chosen: dict[str, dict[str, str | None]] = {}
     for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
         try:
-            backend = _choose("auto", device)
+            backend = choose("auto", device)
             chosen[device] = {"backend": "reference" if backend is None else backend.name, "failure": None}
         except (ValueError, RuntimeError) as error:
             chosen[device] = {"backend": None, "failure": str(error)}
@@ -194,7 +197,7 @@ def advice(found: dict[str, Any]) -> list[str]:
     if listed and gpu["torch's CUDA"] is None:
         lines.append(f"torch {torch.__version__} is built without CUDA, and the GPU idle: install torch for CUDA")
     elif listed and not gpu["devices"]:
-        hidden = "unset CUDA_VISIBLE_DEVICES, or " if "CUDA_VISIBLE_DEVICES" in found["environment"] else ""
+        hidden = "unset CUDA_VISIBLEDEVICES, or " if "CUDA_VISIBLEDEVICES" in found["environment"] else ""
         lines.append(
             f"torch {torch.__version__} sees no GPU, though there is one: {hidden}update the driver, "
             "or install torch for an older CUDA"
@@ -202,19 +205,19 @@ def advice(found: dict[str, Any]) -> list[str]:
     if gpu["devices"]:
         lines.append(gpu["mismatch"])
     for name, said in found["backends"].items():
-        if said != "ready" and _DEVICES.get(name) in auto:
+        if said != "ready" and DEVICES.get(name) in auto:
             first, *rest = said.strip().splitlines()  # compilers say much, and most at the end
             unset = "; unset CXX, or let it name another compiler" if name == "native" and os.environ.get("CXX") else ""
             lines.append(" ".join([f"{name}: {first}", *rest[-1:]]) + unset)
         elif name in found["trials"] and not Trial(**found["trials"][name]).right:
             others = [n for n in BACKENDS if n in found["trials"] and Trial(**found["trials"][n]).right]
-            avoid = f"{VARIABLE}={others[0]} avoids it" if others else "no backend computes right"
+            avoid = f"{BACKEND_VARIABLE}={others[0]} avoids it" if others else "no backend computes right"
             lines.append(f"{name} can't be trusted here: {avoid}; an empty cache folder may mend it; please report it")
     device = main_device(auto)
     if auto[device]["failure"]:
-        lines.append(f"{auto[device]['failure']}; unset {VARIABLE}")
-    elif found["environment"].get(VARIABLE) and auto[device]["backend"] not in COMPILED:
-        lines.append(f"{VARIABLE} asks for a backend that isn't compiled: unset it")
+        lines.append(f"{auto[device]['failure']}; unset {BACKEND_VARIABLE}")
+    elif found["environment"].get(BACKEND_VARIABLE) and auto[device]["backend"] not in COMPILED:
+        lines.append(f"{BACKEND_VARIABLE} asks for a backend that isn't compiled: unset it")
     return list(dict.fromkeys(line for line in lines if line))
 
 

@@ -46,7 +46,7 @@ from benchmarks.layer import (
 from benchmarks.timing import DEVICE, ON_GPU, TITLE, at_least_one, folder, machine, measure
 from common import write
 
-from fairseq_sru.recurrence import _choose
+from fairseq_sru.recurrence.dispatch import choose
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # by default cuDNN alone has it
 
     package = None if args.quick else published_package()
-    backend = _choose("auto", DEVICE.type)
+    backend = choose("auto", DEVICE.type)
     shapes, steps, scans = (SHAPES[:1], STEPS[1:2], SHAPES[:1]) if args.quick else (SHAPES, STEPS, SCANS)
     one = shapes[0] if args.quick else (32, 32, 512)
     here = machine(backend=backend.name if backend else "reference")

@@ -15,8 +15,9 @@ from conftest import ROOT
 
 import fairseq_sru
 from fairseq_sru import sru_recurrence
-from fairseq_sru.recurrence import BACKENDS, _backend, _best, _choose, build, native
-from fairseq_sru.recurrence.native import USUAL, Native
+from fairseq_sru.recurrence import BACKENDS, build, dispatch, native
+from fairseq_sru.recurrence.dispatch import choose, set_up
+from fairseq_sru.recurrence.native import DEFAULT_VARIANT, Native
 from fairseq_sru.recurrence.reference import Torch
 
 # Runs one small recurrence and prints what it took.
@@ -24,7 +25,7 @@ SCRIPT = """
 import warnings
 import torch
 from fairseq_sru import backends, sru_recurrence
-from fairseq_sru.recurrence import _choose
+from fairseq_sru.recurrence.dispatch import choose
 with warnings.catch_warnings(record=True) as said:
     warnings.simplefilter("always")
     for _ in range(3):
@@ -32,7 +33,7 @@ with warnings.catch_warnings(record=True) as said:
     for w in said:
         print("warning:", w.message)
 print("sum", float(h.sum()))
-print("backend", _choose("auto", "cpu").name)
+print("backend", choose("auto", "cpu").name)
 print("native:", backends()["native"])
 """
 
@@ -41,8 +42,8 @@ print("native:", backends()["native"])
 def _forget() -> Iterator[None]:
     """Nothing that a test finds out stays in this process."""
     caches = (
-        _backend,
-        _best,
+        set_up,
+        choose,
         build.cache_folder,
         build.host_compiler,
         build.kernel_folder,
@@ -70,7 +71,7 @@ def run(**env: str) -> str:
 
 def test_the_backends_are_told() -> None:
     told = fairseq_sru.backends()
-    assert tuple(told) == BACKENDS
+    assert tuple(told) == tuple(BACKENDS)
     assert told["native"] == told["torch"] == told["reference"] == "ready"
     if not torch.cuda.is_available():
         assert told["cuda"] == "torch sees no CUDA GPU"
@@ -78,14 +79,17 @@ def test_the_backends_are_told() -> None:
 
 def test_auto_takes_the_best_and_the_variable_another(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FAIRSEQ_SRU_BACKEND", raising=False)
-    assert isinstance(_choose("auto", "cpu"), Native)
-    assert isinstance(_choose("auto", "meta"), Torch)
+    assert isinstance(choose("auto", "cpu"), Native)
+    assert isinstance(choose("auto", "meta"), Torch)
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "torch")
-    assert isinstance(_choose("auto", "cpu"), Torch)
-    assert isinstance(_choose("native", "cpu"), Native)  # what the call names goes first
+    dispatch.forget()
+    assert isinstance(choose("auto", "cpu"), Torch)
+    assert isinstance(choose("native", "cpu"), Native)  # what the call names goes first
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "reference")
-    assert _choose("auto", "cpu") is None
+    dispatch.forget()
+    assert choose("auto", "cpu") is None
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "fast")
+    dispatch.forget()
     with pytest.raises(ValueError, match=r"FAIRSEQ_SRU_BACKEND must be one of auto, cuda, .*; got 'fast'"):
         sru_recurrence(torch.zeros(1, 1, 3, 1))
 
@@ -133,7 +137,7 @@ def test_on_windows_pytorch_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(build.platform, "system", lambda: "Windows")
     monkeypatch.delattr(os, "geteuid")
     with pytest.warns(UserWarning, match="runs in plain PyTorch on cpu.*not supported on Windows; WSL 2"):
-        assert _choose("auto", "cpu") is _backend("torch")
+        assert choose("auto", "cpu") is set_up("torch")
     assert "Windows" in fairseq_sru.backends()["native"]
 
 
@@ -177,10 +181,10 @@ def test_a_killed_process_blocks_nobody(tmp_path: Path) -> None:
 
 def test_a_damaged_entry_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path))
-    options = ("-DWIDE", *USUAL.defines(vec=native.LANES, ahead=1))
+    options = ("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.LANES, ahead=1))
     path = build.host_library(options)
     path.write_bytes(b"not a library")
-    assert "sru_forward" in native.library(USUAL)
+    assert "sru_forward" in native.library(DEFAULT_VARIANT)
     assert path.stat().st_size > 1000
 
 
@@ -230,7 +234,7 @@ def test_threads_follow_torch_and_change_no_bit() -> None:
     bias = torch.randn(2, 200, requires_grad=True)
     before = torch.get_num_threads()
     seen, results = [], []
-    built = native.library(USUAL)
+    built = native.library(DEFAULT_VARIANT)
 
     def spy(packed: bytes) -> None:
         seen.append(int.from_bytes(packed[16:24], "little"))

@@ -24,17 +24,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from variants import COVERING, OPTIONS, TENSORS, Case, assert_defined, changed, make, results
 
-from fairseq_sru import SRU, backends, recurrence, sru_recurrence
-from fairseq_sru.recurrence import build, cuda, nvrtc
+from fairseq_sru import SRU, backends, sru_recurrence
+from fairseq_sru.recurrence import build, cuda, dispatch, nvrtc
 from fairseq_sru.recurrence.build import Unavailable
 from fairseq_sru.recurrence.cuda import chunk_length, geometry
-from fairseq_sru.recurrence.kernels import USUAL, Shape, Variant
+from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT, Shape, Variant
+from fairseq_sru.recurrence.reference import Options, Tensors
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WIDEST = dict(zip(DTYPES, (4, 8, 8, 2), strict=True))  # lanes of a 16-byte access
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
-# The variant USUAL, with all tensors that it can have.
+# The variant DEFAULT_VARIANT, with all tensors that it can have.
 CASE = Case(
     kind="k3-input",
     dtype=torch.float32,
@@ -80,7 +81,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Gpu], Cuda]]:
 
     def put(gpu: Gpu) -> Cuda:
         made = gpu.backend(monkeypatch)
-        monkeypatch.setattr(recurrence, "_choose", lambda name, device: made if name == "cuda" else None)
+        monkeypatch.setattr(dispatch, "choose", lambda name, device: made if name == "cuda" else None)
         return made
 
     yield put
@@ -216,7 +217,7 @@ def test_any_shape_equals_the_definition(
     arguments["u"] = shifted(arguments["u"].detach(), offset).requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
         made = Gpu([multiprocessors]).backend(patch)
-        patch.setattr(recurrence, "_choose", lambda name, device: made if name == "cuda" else None)
+        patch.setattr(dispatch, "choose", lambda name, device: made if name == "cuda" else None)
         check(arguments, 4)
     cuda.multiprocessors.cache_clear()
 
@@ -241,12 +242,12 @@ def test_every_argument_is_where_the_kernel_has_it(length: int, gpu: Gpu, on: Ca
     backend = on(gpu)
     made = make(CASE._replace(bidirectional=True), length, half=5, requires_grad=False)
     u, x, bias, c0, v, mask = (made[name] for name in TENSORS)
-    tensors, pad = (u, x, bias, v, c0, mask), made["padding_mask"]
-    how = recurrence.Options("tanh", True, 1.5)
-    h, c_n, c = backend.forward(tensors, pad, how, True)
+    tensors, pad = Tensors(u, x, bias, c0, v, mask), made["padding_mask"]
+    options = Options("tanh", True, 1.5)
+    h, c_n, c = backend.forward(tensors, pad, options, True)
     assert c is not None
     grad_h, grad_c_n = torch.randn_like(h), torch.randn_like(c_n)
-    grads = backend.backward(tensors, pad, how, c, grad_h, grad_c_n, tuple(t is not None for t in tensors))
+    grads = backend.backward(tensors, pad, options, c, grad_h, grad_c_n, tuple(t is not None for t in tensors))
 
     known = {"u": u, "x": x, "bias": bias, "c0": c0, "mask": mask, "pad": pad, "h": h, "c_n": c_n, "c_all": c}
     known |= {"grad_h": grad_h, "grad_c_n": grad_c_n, "grad_u": grads[0], "grad_x": grads[1], "grad_c0": grads[4]}
@@ -330,12 +331,12 @@ def test_what_differs_in_options_has_a_module_of_its_own(gpu: Gpu, on: Callable[
 REAL_CUPY = """
 import pytest, torch
 from fake_cupy import Gpu, false_driver
-from fairseq_sru import recurrence
+from fairseq_sru.recurrence import dispatch
 from test_cuda import CASE, check, make
 
 gpu, patch = Gpu(), pytest.MonkeyPatch()
 made = gpu.backend(patch, false_driver(gpu))
-patch.setattr(recurrence, "_choose", lambda name, device: made if name == "cuda" else None)
+patch.setattr(dispatch, "choose", lambda name, device: made if name == "cuda" else None)
 check(make(CASE._replace(bidirectional=True, scaled=True)))
 check(make(CASE._replace(dtype=torch.float64, v=True, c0=False)))
 check(make(CASE, 300), 4)
@@ -418,13 +419,13 @@ def test_no_chunk_is_empty_or_short(variant: Variant, length: int, columns: int,
 
 def test_what_is_cut_into_chunks() -> None:
     """So that neither property above holds because nothing is ever cut, or wide."""
-    assert chunk_length(USUAL, 10_000, 512, 132) == 152
-    assert chunk_length(USUAL, 255, 512, 132) == 255
-    assert chunk_length(USUAL._replace(peephole=1), 10_000, 512, 132) == 10_000
+    assert chunk_length(DEFAULT_VARIANT, 10_000, 512, 132) == 152
+    assert chunk_length(DEFAULT_VARIANT, 255, 512, 132) == 255
+    assert chunk_length(DEFAULT_VARIANT._replace(peephole=1), 10_000, 512, 132) == 10_000
     many, few = Shape(10, 512, 1024, 1, 10), Shape(1, 1, 512, 1, 1)
-    assert [geometry(USUAL._replace(value=v), many, 108).vec for v in range(4)] == [4, 8, 8, 2]
-    assert geometry(USUAL, few, 108)._replace(ahead=0) == (1, 0, 16, 32)
-    assert geometry(USUAL, many, 108)._replace(ahead=0) == (4, 0, 1024, 128)
+    assert [geometry(DEFAULT_VARIANT._replace(value=v), many, 108).vec for v in range(4)] == [4, 8, 8, 2]
+    assert geometry(DEFAULT_VARIANT, few, 108)._replace(ahead=0) == (1, 0, 16, 32)
+    assert geometry(DEFAULT_VARIANT, many, 108)._replace(ahead=0) == (4, 0, 1024, 128)
 
 
 # ---------------------------------------------------------------- NVRTC
@@ -454,7 +455,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "variant, vec, ahead",
     [
-        (USUAL, 4, 2),
+        (DEFAULT_VARIANT, 4, 2),
         (Variant(1, 2, 2, 0, 0), 8, 2),
         (Variant(2, 0, 4, 0, 1), 4, 2),
         (Variant(2, 1, 3, 1, 0), 1, 8),
@@ -475,7 +476,7 @@ def test_a_gpu_newer_than_nvrtc_gets_ptx(compiler: nvrtc.Compiler) -> None:
     assert compiler.target(newest) == f"sm_{newest}"
     target = compiler.target(newest + 50)
     assert target == f"compute_{newest}"
-    text = compiler.compile(USUAL.defines(vec=4, ahead=2), target).code.decode()
+    text = compiler.compile(DEFAULT_VARIANT.defines(vec=4, ahead=2), target).code.decode()
     assert f".target sm_{newest}" in text
     for kernel, parameters in signatures().items():
         found = re.search(rf"\.visible \.entry {kernel}\(([^)]*)\)", text)
@@ -510,7 +511,7 @@ def test_a_compile_error_holds_the_log(compiler: nvrtc.Compiler, monkeypatch: py
     text = {**nvrtc.kernel_text(), "lanes.h": "int x = undeclared_name;"}
     monkeypatch.setattr(nvrtc, "kernel_text", lambda: text)
     with pytest.raises(Unavailable, match=r"(?s)can't compile -DVALUE=0 .*lanes\.h\(1\): error: .*undeclared_name"):
-        compiler.compile(USUAL.defines(vec=1, ahead=1), "sm_90")
+        compiler.compile(DEFAULT_VARIANT.defines(vec=1, ahead=1), "sm_90")
 
 
 def test_an_option_that_nvrtc_does_not_know(compiler: nvrtc.Compiler) -> None:
@@ -560,13 +561,13 @@ def test_an_entry_is_of_one_target_version_text_and_set_of_options(
 COMPILE = """
 import hashlib, sys, time
 from fairseq_sru.recurrence import nvrtc
-from fairseq_sru.recurrence.kernels import USUAL
+from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT
 compiler = nvrtc.Compiler(sys.argv[1])
 if sys.argv[2:] == ["hang"]:
     nvrtc.Compiler.compile = lambda *_: (print("started", flush=True), time.sleep(600))
 else:
     sys.stdin.readline()
-print(hashlib.sha256(compiler.cubin(USUAL.defines(vec=4, ahead=2), "sm_90")).hexdigest())
+print(hashlib.sha256(compiler.cubin(DEFAULT_VARIANT.defines(vec=4, ahead=2), "sm_90")).hexdigest())
 """
 
 
@@ -608,7 +609,7 @@ def test_processes_share_an_empty_cache_and_a_killed_one_blocks_none(cache: Path
 @pytest.fixture
 def present(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A torch for CUDA 13 that sees a GPU."""
-    monkeypatch.delenv(nvrtc.VARIABLE, raising=False)
+    monkeypatch.delenv(nvrtc.NVRTC_VARIABLE, raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.version, "hip", None)
@@ -683,10 +684,10 @@ def test_a_damaged_file_in_the_cache_is_made_again(gpu: Gpu) -> None:
 
 
 def test_the_variable_names_an_nvrtc(present: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    present.setenv(nvrtc.VARIABLE, library())
+    present.setenv(nvrtc.NVRTC_VARIABLE, library())
     present.setattr(torch.version, "cuda", "99.0")
     assert find_nvrtc().path == library(), "whatever torch is for"
-    present.setenv(nvrtc.VARIABLE, str(tmp_path / "libnvrtc.so"))
+    present.setenv(nvrtc.NVRTC_VARIABLE, str(tmp_path / "libnvrtc.so"))
     with pytest.raises(
         Unavailable, match=r"libnvrtc\.so can't be loaded as NVRTC .*FAIRSEQ_SRU_NVRTC can name another"
     ):
@@ -694,7 +695,7 @@ def test_the_variable_names_an_nvrtc(present: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_a_library_that_is_not_nvrtc(present: pytest.MonkeyPatch) -> None:
-    present.setenv(nvrtc.VARIABLE, "libm.so.6")
+    present.setenv(nvrtc.NVRTC_VARIABLE, "libm.so.6")
     with pytest.raises(Unavailable, match=r"libm\.so\.6 can't be loaded as NVRTC \(.*nvrtc"):
         find_nvrtc()
 
@@ -850,7 +851,7 @@ class TestOnTheGpu:
 
     def test_a_long_sequence_in_chunks_and_step_by_step(self, monkeypatch: pytest.MonkeyPatch) -> None:
         length, batch, half = 10_000, 2, 64
-        assert chunk_length(USUAL, length, batch * 2 * half, cuda.multiprocessors(0)) < length
+        assert chunk_length(DEFAULT_VARIANT, length, batch * 2 * half, cuda.multiprocessors(0)) < length
         arguments = moved(make(CASE._replace(bidirectional=True), length, batch, half))
         chunks = results(by_cuda, arguments)
         monkeypatch.setattr(cuda, "chunk_length", lambda variant, length, columns, multiprocessors: length)

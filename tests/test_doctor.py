@@ -19,9 +19,10 @@ import torch
 from conftest import ROOT
 from fake_cupy import Gpu
 
-from fairseq_sru import doctor, recurrence
-from fairseq_sru.recurrence import BACKENDS, _backend, _best, build, cuda, native, nvrtc
+from fairseq_sru import doctor
+from fairseq_sru.recurrence import BACKENDS, build, cuda, dispatch, native, nvrtc
 from fairseq_sru.recurrence.build import Unavailable
+from fairseq_sru.recurrence.dispatch import choose, set_up
 from fairseq_sru.versions import FAIRSEQ_PATCHED
 
 VARIABLES = ("FAIRSEQ_SRU_BACKEND", "FAIRSEQ_SRU_NVRTC", "CXX")
@@ -32,7 +33,7 @@ def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing that a test finds out stays in this process, and nothing is set that a test doesn't set."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    caches = (_backend, _best, build.cache_folder, build.host_compiler, native.library, nvrtc.compiler)
+    caches = (set_up, choose, build.cache_folder, build.host_compiler, native.library, nvrtc.compiler)
     for function in (*caches, cuda.multiprocessors):
         function.cache_clear()
     yield
@@ -77,7 +78,7 @@ def test_a_machine_that_is_well() -> None:
     command, version = build.host_compiler()
     assert found["compiler"].startswith(command[0]) and version.splitlines()[0] in found["compiler"]
     assert Path(found["user_dir"]) == ROOT / "fairseq_sru"
-    assert tuple(found["backends"]) == BACKENDS
+    assert tuple(found["backends"]) == tuple(BACKENDS)
     for name in ("native", "torch", "reference"):
         assert found["trials"][name]["failure"] is None
         assert 0 < found["trials"][name]["error"] < 1e-4, "float32 against float64"
@@ -306,15 +307,15 @@ class Machine:
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.version, "cuda", "13.0")
-        patch.setitem(recurrence._DEVICES, "cuda", "cpu")
+        patch.setitem(dispatch.DEVICES, "cuda", "cpu")
         self.knows(13000)
         self.has_nvrtc((13, 0))
         self.backend(lambda: made)
         self.lists("Tesla Z1, 580.65.06")
 
     def backend(self, make: Any) -> None:
-        real = _backend
-        self.patch.setattr(recurrence, "_backend", lambda name: make() if name == "cuda" else real(name))
+        real = set_up
+        self.patch.setattr(dispatch, "set_up", lambda name: make() if name == "cuda" else real(name))
 
     def knows(self, version: int) -> None:
         """The driver's CUDA."""
@@ -333,7 +334,7 @@ class Machine:
 
     def sees_nothing(self) -> None:
         self.patch.setattr(torch.cuda, "is_available", lambda: False)
-        self.patch.setitem(recurrence._DEVICES, "cuda", "cuda")
+        self.patch.setitem(dispatch.DEVICES, "cuda", "cuda")
         self.backend(cuda.Cuda)
 
 
@@ -365,14 +366,14 @@ def test_a_gpu_that_is_well(machine: Machine, capsys: pytest.CaptureFixture[str]
 def test_on_a_gpu_the_cpu_need_not_be_well(
     machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = recurrence._backend
+    real = dispatch.set_up
 
     def only_cuda(name: str) -> Any:
         if name == "native":
             raise Unavailable("no C++ compiler")
         return real(name)
 
-    monkeypatch.setattr(recurrence, "_backend", only_cuda)
+    monkeypatch.setattr(dispatch, "set_up", only_cuda)
     status, found = examine(capsys)
     assert status == 0
     assert (found["auto"]["cuda"]["backend"], found["auto"]["cpu"]["backend"]) == ("cuda", "torch")

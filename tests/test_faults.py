@@ -26,12 +26,13 @@ from conftest import ROOT
 from fake_cupy import Gpu
 
 from fairseq_sru import SRU, sru_recurrence
-from fairseq_sru.recurrence import _backend, _best, _choose, build, cuda, native, nvrtc
+from fairseq_sru.recurrence import build, cuda, native, nvrtc
 from fairseq_sru.recurrence.build import CHECKSUM, Unavailable
-from fairseq_sru.recurrence.kernels import USUAL
+from fairseq_sru.recurrence.dispatch import choose, set_up
+from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT
 from fairseq_sru.recurrence.reference import Torch
 
-CACHES = (_backend, _best, build.cache_folder, build.host_compiler, native.library, nvrtc.compiler)
+CACHES = (set_up, choose, build.cache_folder, build.host_compiler, native.library, nvrtc.compiler)
 ME = os.geteuid()
 LONG = 1200  # seconds after which a process counts as hanging: machines are slow, and pause
 as_root = pytest.mark.skipif(ME != 0, reason="only root can give files away")
@@ -128,7 +129,7 @@ def test_a_damaged_entry_is_made_again(damage: str, cache: Path) -> None:
 
 def test_a_library_cut_short_is_never_loaded(cache: Path) -> None:
     """It would kill the process."""
-    options = ("-DWIDE", *USUAL.defines(vec=native.LANES, ahead=1))
+    options = ("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.LANES, ahead=1))
     path = build.host_library(options)
     content = path.read_bytes()
     path.write_bytes(content[:8192])  # the first pages, which say what there should be
@@ -458,7 +459,7 @@ print(hashlib.sha256(path.read_bytes()).hexdigest())
 def building(cache: Path, compiler: str) -> subprocess.Popen[str]:
     """A process that builds the usual kernels by build.py alone, without torch."""
     return subprocess.Popen(
-        [sys.executable, "-S", "-c", BUILD, build.__file__, *USUAL.defines(vec=native.LANES, ahead=1)],
+        [sys.executable, "-S", "-c", BUILD, build.__file__, *DEFAULT_VARIANT.defines(vec=native.LANES, ahead=1)],
         env={**os.environ, "FAIRSEQ_SRU_CACHE": str(cache), "CXX": compiler},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -480,7 +481,7 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float) -> list[str]:
 
 def test_a_hundred_processes_build_at_once_and_some_are_killed(cache: Path, tmp_path: Path) -> None:
     """With a compiler that writes half of a real library, and the other half once all have got so far."""
-    whole = build.host_library(("-DWIDE", *USUAL.defines(vec=native.LANES, ahead=1)))
+    whole = build.host_library(("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.LANES, ahead=1)))
     content = whole.read_bytes()[:-CHECKSUM]
     (tmp_path / "whole.so").write_bytes(content)
     half = len(content) // 2
@@ -592,7 +593,7 @@ class TestOnAFalseGpu:
 
     @pytest.fixture(autouse=True)
     def present(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[None]:
-        monkeypatch.delenv(nvrtc.VARIABLE, raising=False)
+        monkeypatch.delenv(nvrtc.NVRTC_VARIABLE, raising=False)
         monkeypatch.delenv("FAIRSEQ_SRU_BACKEND", raising=False)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
@@ -607,15 +608,15 @@ class TestOnAFalseGpu:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
             for _ in range(3):
-                assert isinstance(_choose("auto", "cuda"), Torch)
+                assert isinstance(choose("auto", "cuda"), Torch)
         (warning,) = said
         assert str(warning.message).startswith("SRU runs in plain PyTorch on cuda, which is slower: ")
         with pytest.raises(RuntimeError, match="backend 'cuda' can't run: "):
-            _choose("cuda", "cuda")
+            choose("cuda", "cuda")
         return str(warning.message).split(": ", 1)[1]
 
     def test_no_nvrtc(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        monkeypatch.setenv(nvrtc.VARIABLE, str(tmp_path / "libnvrtc.so.13"))
+        monkeypatch.setenv(nvrtc.NVRTC_VARIABLE, str(tmp_path / "libnvrtc.so.13"))
         said = self.fallback()
         assert "libnvrtc.so.13 can't be loaded as NVRTC" in said and "FAIRSEQ_SRU_NVRTC can name another" in said
 
@@ -663,7 +664,7 @@ class TestOnAFalseGpu:
         monkeypatch.setattr(Path, "write_bytes", write)
         monkeypatch.setattr(cuda, "module_type", lambda: Module)
         with pytest.warns(UserWarning, match="No space left on device"):
-            assert isinstance(_choose("auto", "cuda"), cuda.Cuda)
+            assert isinstance(choose("auto", "cuda"), cuda.Cuda)
         assert len(loaded) == 1 and loaded[0].startswith(b"\x7fELF")
 
     def test_a_driver_that_refuses(self, monkeypatch: pytest.MonkeyPatch) -> None:

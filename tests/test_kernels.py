@@ -1,4 +1,4 @@
-"""The CUDA text without a GPU: built for this CPU, in the CPU's form and in the GPU's, against the definition in
+"""The CUDA source without a GPU: built for this CPU, in the CPU's form and in the GPU's, against the definition in
 float64; and what NVRTC makes of it. Run as a script, it prints the registers that a GPU's thread takes."""
 
 from __future__ import annotations
@@ -99,8 +99,8 @@ def by(backend: Backend) -> Recurrent:
         dropout_mask: Tensor | None,
         padding_mask: Tensor | None,
     ) -> Any:
-        how = Options(activation, bidirectional, skip_scale)
-        return Recurrence.apply(backend, how, padding_mask, u, x, bias, weight_c, c0, dropout_mask)
+        options = Options(activation, bidirectional, skip_scale)
+        return Recurrence.apply(backend, options, padding_mask, u, x, bias, c0, weight_c, dropout_mask)
 
     return recurrent
 

@@ -20,7 +20,7 @@ from conftest import ROOT
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from fairseq_sru import SRU, SRUCell
-from fairseq_sru.linear import SMALL
+from fairseq_sru.layers.linear import SMALL
 
 G = {"identity": lambda c: c, "tanh": torch.tanh, "relu": lambda c: c.clamp(min=0.0)}
 
@@ -588,7 +588,7 @@ try:
     print("native runs")
 except RuntimeError as error:
     print(error)
-print(fairseq_sru.recurrence._choose("auto", "cpu").name)
+print(fairseq_sru.recurrence.dispatch.choose("auto", "cpu").name)
 """
 
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fairseq_sru import linear as module
-from fairseq_sru.linear import Linear, by_columns, linear
+from fairseq_sru.layers import linear as module
+from fairseq_sru.layers.linear import Linear, by_columns, linear
 
 
 @pytest.fixture(autouse=True, params=["torch", "oneDNN"])

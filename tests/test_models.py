@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from small_models import SRU_VARIANTS, UNITS, log_probs, prefixes, preset, size, sources
 
 from fairseq_sru import SRUCell
-from fairseq_sru import linear as module
+from fairseq_sru.layers import linear as module
 from fairseq_sru.models.attention import GlobalAttention, Source, attend
 from fairseq_sru.models.config import PRESETS, SRUConfig, presets
 from fairseq_sru.models.convolution import Convolution

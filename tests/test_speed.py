@@ -24,9 +24,9 @@ from matplotlib.image import imread
 from speed import BACKWARD, BOTH, CONV, FORWARD, GEMM, NAMES, PACKAGE, SCRIPTED, Case, Spread
 from torch import nn
 
-from fairseq_sru.recurrence import _choose
 from fairseq_sru.recurrence.build import kernel_text
-from fairseq_sru.recurrence.reference import Options
+from fairseq_sru.recurrence.dispatch import choose
+from fairseq_sru.recurrence.reference import Options, Tensors
 
 
 class Ran(NamedTuple):
@@ -154,7 +154,7 @@ def test_tables_show_what_the_json_has(ran):
 def test_the_machine_is_named(ran):
     machine = ran.report["machine"]
     assert (machine["threads"], machine["torch"], ran.report["turns"]) == (1, torch.__version__, 2)
-    chosen = _choose("auto", speed.DEVICE.type)
+    chosen = choose("auto", speed.DEVICE.type)
     assert machine["backend"] == (chosen.name if chosen else "reference")
     assert ran.printed.startswith(f"{machine['device']}, threads: 1, torch {torch.__version__}; medians of 2;")
     for name, note in ran.report["contestants"].items():
@@ -174,10 +174,10 @@ def test_gemm_is_the_product_of_sru(ran):
 def test_traffic_is_the_size_of_what_is_read_and_written(dtype):
     length, batch, size = 5, 2, 8
     u, x, grad_h = torch.ones(length, batch, 3, size, dtype=dtype), *torch.ones(2, length, batch, size, dtype=dtype)
-    backend = _choose("torch", "cpu")
-    tensors, how = (u, x, torch.zeros(2, size), None, None, None), Options("tanh", False, 1.0)
-    h, c_n, saved = backend.forward(tensors, None, how, True)
-    grad_u, grad_x, *_ = backend.backward(tensors, None, how, saved, grad_h, None, (True,) * 3 + (False,) * 3)
+    backend = choose("torch", "cpu")
+    tensors, options = Tensors(u, x, torch.zeros(2, size)), Options("tanh", False, 1.0)
+    h, c_n, saved = backend.forward(tensors, None, options, True)
+    grad_u, grad_x, *_ = backend.backward(tensors, None, options, saved, grad_h, None, (True,) * 3 + (False,) * 3)
     c = c_n.new_empty(length, batch, size)
     for what, moved in ((FORWARD, (u, x, h, c)), (BACKWARD, (u, x, c, grad_h, grad_u, grad_x))):
         assert speed.traffic(dtype.itemsize)[what] * length * batch * size == sum(t.nbytes for t in moved)

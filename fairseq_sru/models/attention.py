@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..linear import Linear
+from ..layers.linear import Linear
 
 
 class Source(NamedTuple):

@@ -11,7 +11,7 @@ from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor, nn
 
 from ..layers import SRUCell
-from ..linear import Linear, by_columns, linear
+from ..layers.linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
 from .options import cutoffs
 from .units import LSTM

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..linear import Linear
+from ..layers.linear import Linear
 from .attention import Attention, GlobalAttention, Source
 from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
 from .dropout import Dropout

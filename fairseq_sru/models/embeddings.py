@@ -8,7 +8,7 @@ from typing import Any
 from fairseq import utils
 from torch import nn
 
-from ..linear import Linear
+from ..layers.linear import Linear
 from .options import flag
 
 

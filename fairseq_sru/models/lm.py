@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..linear import Linear
+from ..layers.linear import Linear
 from ..recurrence import ACTIVATIONS
 from . import options
 from .architectures import register_architectures

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import SRUCell
-from ..linear import Linear
+from ..layers.linear import Linear
 from .attention import Attention, Source
 from .base_decoder import State
 from .dropout import Dropout

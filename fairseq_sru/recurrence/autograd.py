@@ -11,7 +11,7 @@ from .reference import Options, Tensors, reference, state_dtype
 
 
 class Backend(Protocol):
-    """What computes the recurrence. ``tensors`` are u, x, bias, weight_c, c0, dropout_mask."""
+    """What computes the recurrence."""
 
     name: str
 
@@ -20,7 +20,7 @@ class Backend(Protocol):
         ...
 
     def forward(
-        self, tensors: Tensors, padding_mask: Tensor | None, how: Options, keep: bool
+        self, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """h, c_n and, with keep, what backward wants to have saved."""
         ...
@@ -29,7 +29,7 @@ class Backend(Protocol):
         self,
         tensors: Tensors,
         padding_mask: Tensor | None,
-        how: Options,
+        options: Options,
         saved: Tensor,
         grad_h: Tensor | None,
         grad_c_n: Tensor | None,
@@ -41,10 +41,10 @@ class Backend(Protocol):
 
 class Recurrence(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, backend: Backend, how: Options, padding_mask: Tensor | None, *tensors: Any) -> Any:  # type: ignore[override]
-        h, c_n, saved = backend.forward(tensors, padding_mask, how, True)  # type: ignore[arg-type]
+    def forward(ctx: Any, backend: Backend, options: Options, padding_mask: Tensor | None, *tensors: Any) -> Any:  # type: ignore[override]
+        h, c_n, saved = backend.forward(Tensors(*tensors), padding_mask, options, True)
         ctx.save_for_backward(padding_mask, saved, *tensors)
-        ctx.backend, ctx.how = backend, how
+        ctx.backend, ctx.options = backend, options
         ctx.set_materialize_grads(False)
         return h, c_n
 
@@ -53,24 +53,24 @@ class Recurrence(torch.autograd.Function):
         padding_mask, saved, *tensors = ctx.saved_tensors
         needed = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # create_graph=True
-            grads = differentiable(tuple(tensors), padding_mask, ctx.how, grad_h, grad_c_n, needed)
+            grads = differentiable(Tensors(*tensors), padding_mask, ctx.options, grad_h, grad_c_n, needed)
         else:
-            grads = ctx.backend.backward(tuple(tensors), padding_mask, ctx.how, saved, grad_h, grad_c_n, needed)
+            grads = ctx.backend.backward(Tensors(*tensors), padding_mask, ctx.options, saved, grad_h, grad_c_n, needed)
         return (None, None, None, *grads)
 
 
 def differentiable(
     tensors: Tensors,
     padding_mask: Tensor | None,
-    how: Options,
+    options: Options,
     grad_h: Tensor | None,
     grad_c_n: Tensor | None,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
     """First derivatives that can be differentiated again: through the definition."""
     # Aliases: u was computed from x, and the path from u to x is the outer graph's to add.
-    aliases: Any = tuple(None if t is None else t.view_as(t) for t in tensors)
-    h, c_n = reference(aliases, padding_mask, how)
+    aliases: Any = Tensors(*(None if t is None else t.view_as(t) for t in tensors))  # type: ignore[arg-type]
+    h, c_n = reference(aliases, padding_mask, options)
     wanted = [t for t, need in zip(aliases, needed, strict=True) if need]
     given = [(out, grad) for out, grad in ((h, grad_h), (c_n, grad_c_n)) if grad is not None]
     grads = iter(
@@ -85,7 +85,7 @@ def differentiable(
 # alone: an empty one stands for none.
 
 
-def operator(backend: str, tensors: Tensors, padding_mask: Tensor | None, how: Options, keep: bool) -> Any:
+def operator(backend: str, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool) -> Any:
     """h and c_n by an operator that what compiles, exports or traces doesn't look into.
 
     Args:
@@ -93,15 +93,15 @@ def operator(backend: str, tensors: Tensors, padding_mask: Tensor | None, how: O
         keep: save what the backward pass needs, in a shape that is the backend's own: only where it is named, for
             this process. Else the backward pass computes that again.
     """
-    h, c_n, _ = torch.ops.fairseq_sru.recurrence(*tensors, padding_mask, *how, backend, keep)
+    h, c_n, _ = torch.ops.fairseq_sru.recurrence(*tensors, padding_mask, *options, backend, keep)
     return h, c_n
 
 
 def _run_by(backend: str, u: Tensor) -> Backend:
-    from . import _backend, _choose  # which know all backends
+    from .dispatch import choose, set_up  # which knows all backends, and this file
 
     # Autograd can't look into an operator, which the definition leaves its gradients to.
-    chosen = _choose(backend, u.device.type) or _backend("torch")
+    chosen = choose(backend, u.device.type) or set_up("torch")
     assert chosen is not None
     return chosen
 
@@ -111,8 +111,8 @@ def recurrence(
     u: Tensor,
     x: Tensor | None,
     bias: Tensor | None,
-    weight_c: Tensor | None,
     c0: Tensor | None,
+    weight_c: Tensor | None,
     dropout_mask: Tensor | None,
     padding_mask: Tensor | None,
     activation: str,
@@ -121,27 +121,15 @@ def recurrence(
     backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    how = Options(activation, bidirectional, skip_scale)
-    tensors = (u, x, bias, weight_c, c0, dropout_mask)
-    h, c_n, saved = _run_by(backend, u).forward(tensors, padding_mask, how, keep)
+    options = Options(activation, bidirectional, skip_scale)
+    tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
+    h, c_n, saved = _run_by(backend, u).forward(tensors, padding_mask, options, keep)
     return h, c_n, c_n.new_empty(0) if saved is None else saved
 
 
 @recurrence.register_fake
-def _(
-    u: Tensor,
-    x: Tensor | None,
-    bias: Tensor | None,
-    weight_c: Tensor | None,
-    c0: Tensor | None,
-    dropout_mask: Tensor | None,
-    padding_mask: Tensor | None,
-    activation: str,
-    bidirectional: bool,
-    skip_scale: float,
-    backend: str,
-    keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(u: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, backend, keep = rest
     length, batch, _, width = u.shape
     state = state_dtype(u)
     saved = _run_by(backend, u).saved_shape(u) if keep else (0,)
@@ -157,8 +145,8 @@ def recurrence_backward(
     u: Tensor,
     x: Tensor | None,
     bias: Tensor | None,
-    weight_c: Tensor | None,
     c0: Tensor | None,
+    weight_c: Tensor | None,
     dropout_mask: Tensor | None,
     padding_mask: Tensor | None,
     saved: Tensor,
@@ -170,39 +158,23 @@ def recurrence_backward(
     backend: str,
     needed: list[bool],
 ) -> list[Tensor]:
-    how = Options(activation, bidirectional, skip_scale)
-    tensors = (u, x, bias, weight_c, c0, dropout_mask)
+    options = Options(activation, bidirectional, skip_scale)
+    tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
     chosen = _run_by(backend, u)
     if not saved.numel():
-        again = chosen.forward(tensors, padding_mask, how, True)[2]
+        again = chosen.forward(tensors, padding_mask, options, True)[2]
         assert again is not None
         saved = again
-    grads = chosen.backward(tensors, padding_mask, how, saved, grad_h, grad_c_n, tuple(needed))
+    grads = chosen.backward(tensors, padding_mask, options, saved, grad_h, grad_c_n, tuple(needed))
     return [u.new_empty(0) if grad is None else grad for grad in grads]
 
 
 @recurrence_backward.register_fake
-def _(
-    u: Tensor,
-    x: Tensor | None,
-    bias: Tensor | None,
-    weight_c: Tensor | None,
-    c0: Tensor | None,
-    dropout_mask: Tensor | None,
-    padding_mask: Tensor | None,
-    saved: Tensor,
-    grad_h: Tensor | None,
-    grad_c_n: Tensor | None,
-    activation: str,
-    bidirectional: bool,
-    skip_scale: float,
-    backend: str,
-    needed: list[bool],
-) -> list[Tensor]:
-    tensors = (u, x, bias, weight_c, c0, dropout_mask)
+def _(*tensors: Any) -> list[Tensor]:
+    u, needed = tensors[0], tensors[-1]
     return [
-        u.new_empty(0) if t is None or not need else t.new_empty(t.shape)
-        for t, need in zip(tensors, needed, strict=True)
+        t.new_empty(t.shape) if t is not None and need else u.new_empty(0)
+        for t, need in zip(tensors, needed, strict=False)
     ]
 
 

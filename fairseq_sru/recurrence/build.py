@@ -38,7 +38,7 @@ __all__ = [
     "user_cache",
 ]
 
-VARIABLE = "FAIRSEQ_SRU_CACHE"
+CACHE_VARIABLE = "FAIRSEQ_SRU_CACHE"
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an entry, which loaders of libraries don't look at
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -52,7 +52,7 @@ class Unavailable(RuntimeError):
 
 @functools.cache
 def kernel_folder() -> Path:
-    """The folder of the CUDA text: inside the installed package, or beside it in a checkout."""
+    """The folder of the CUDA source: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "kernels", package.parent / "kernels"):
         if (folder / "sru.cu").is_file():
@@ -62,7 +62,7 @@ def kernel_folder() -> Path:
 
 @functools.cache
 def kernel_text() -> dict[str, str]:
-    """The files of the CUDA text by name."""
+    """The files of the CUDA source by name."""
     return {path.name: path.read_text() for path in sorted(kernel_folder().iterdir()) if path.suffix in (".cu", ".h")}
 
 
@@ -78,9 +78,9 @@ def user_cache() -> tuple[Path, str]:
         Unavailable: this is Windows.
     """
     _check_system()
-    named = os.environ.get(VARIABLE)
+    named = os.environ.get(CACHE_VARIABLE)
     folder = Path(named or "~/.cache/fairseq_sru")
-    other = f"{VARIABLE} can name another folder"
+    other = f"{CACHE_VARIABLE} can name another folder"
     try:
         if not named:
             folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "fairseq_sru"
@@ -129,7 +129,7 @@ def _temporary_folder() -> Path:
         folder = Path(tempfile.mkdtemp(prefix="fairseq_sru_"))
     except OSError as error:
         raise Unavailable(
-            f"no folder for compiled kernels can be written ({error}); {VARIABLE} can name one"
+            f"no folder for compiled kernels can be written ({error}); {CACHE_VARIABLE} can name one"
         ) from error
     atexit.register(_remove, folder, os.getpid())
     return folder
@@ -160,7 +160,7 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: b
     try:
         return _put(path, make)
     except OSError as error:
-        trouble = f"{path.parent} can't be written ({error.strerror}); {VARIABLE} can name another folder"
+        trouble = f"{path.parent} can't be written ({error.strerror}); {CACHE_VARIABLE} can name another folder"
     warnings.warn(f"SRU's compiled kernels are kept for this process alone: {trouble}", stacklevel=2)
     try:
         return _put(_temporary_folder() / path.name, make)

@@ -1,4 +1,4 @@
-"""The GPU backend: the CUDA text compiled by NVRTC for the GPU that is there, launched by CuPy on torch's current
+"""The GPU backend: the CUDA source compiled by NVRTC for the GPU that is there, launched by CuPy on torch's current
 stream.
 
 Nothing is bound at import: the stream is asked for at every launch, and each device has modules of its own.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import nvrtc
 from .build import Unavailable
-from .kernels import USUAL, Argument, Kernels, Shape, Variant
+from .kernels import DEFAULT_VARIANT, Argument, Kernels, Shape, Variant
 
 
 class Stream(NamedTuple):
@@ -86,7 +86,7 @@ class Cuda(Kernels):
         self.modules: dict[tuple[int, Variant, int, int], Any] = {}
         device = torch.device("cuda", torch.cuda.current_device())
         try:  # shows now whether it works, when there still is a choice
-            self._load(USUAL, 1, 8, device)
+            self._load(DEFAULT_VARIANT, 1, 8, device)
         except Unavailable:
             raise
         except Exception as error:  # CuPy's, for the driver

@@ -1,5 +1,5 @@
-"""What the CPU and the GPU backend share: the variant of the CUDA text that a call needs, the arguments of the kernels,
-and the tensors that they write.
+"""What the CPU and the GPU backend share: the variant of the CUDA source that a call needs, the arguments of the
+kernels, and the tensors that they write.
 
 A backend is a subclass of :class:`Kernels` that launches.
 """
@@ -11,16 +11,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .reference import Options, Tensors, state_dtype
+from .reference import ACTIVATIONS, Options, Tensors, state_dtype
 
 VALUES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
-ACTIVATION_CODES = {"identity": 0, "tanh": 1, "relu": 2}
 
 Argument = Tensor | int | float | None
 
 
 class Variant(NamedTuple):
-    """What the CUDA text is specialised for; the names are those of its macros."""
+    """What the CUDA source is specialised for; the names are those of its macros."""
 
     value: int
     activation: int
@@ -33,7 +32,7 @@ class Variant(NamedTuple):
         return tuple(f"-D{name.upper()}={value}" for name, value in {**self._asdict(), **more}.items())
 
 
-USUAL = Variant(value=0, activation=1, planes=3, skip=1, peephole=0)
+DEFAULT_VARIANT = Variant(value=0, activation=1, planes=3, skip=1, peephole=0)
 
 
 class Shape(NamedTuple):
@@ -56,7 +55,7 @@ class Shape(NamedTuple):
 
 
 class Kernels:
-    """forward and backward of :func:`fairseq_sru.sru_recurrence` by the CUDA text."""
+    """forward and backward of :func:`fairseq_sru.sru_recurrence` by the CUDA source."""
 
     name: str
 
@@ -73,10 +72,10 @@ class Kernels:
         return length
 
     def forward(
-        self, tensors: Tensors, padding_mask: Tensor | None, how: Options, keep: bool
+        self, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """h, c_n and, with keep, the cell states of all steps ``(length + 1, batch, D)`` for :meth:`backward`."""
-        u, x, bias, v, c0, mask, pad, variant, shape = self._prepare(tensors, padding_mask, how)
+        u, x, bias, c0, v, mask, pad, variant, shape = self._prepare(tensors, padding_mask, options)
         length, batch, _, width = u.shape
         h = torch.empty((length, batch, width), dtype=u.dtype, device=u.device)
         c_n = torch.empty((batch, width), dtype=state_dtype(u), device=u.device)
@@ -88,7 +87,22 @@ class Kernels:
         if summary is not None:
             self.launch("sru_forward_summary", variant, shape, u.device, u, bias, pad, summary)
         self.launch(
-            "sru_forward", variant, shape, u.device, u, x, bias, v, c0, mask, pad, summary, h, c, c_n, how.skip_scale
+            "sru_forward",
+            variant,
+            shape,
+            u.device,
+            u,
+            x,
+            bias,
+            v,
+            c0,
+            mask,
+            pad,
+            summary,
+            h,
+            c,
+            c_n,
+            options.skip_scale,
         )
         return h, c_n, c
 
@@ -96,26 +110,27 @@ class Kernels:
         self,
         tensors: Tensors,
         padding_mask: Tensor | None,
-        how: Options,
+        options: Options,
         c: Tensor,
         grad_h: Tensor | None,
         grad_c_n: Tensor | None,
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
         """The gradients of tensors, None where not needed."""
-        u, x, bias, v, c0, mask, pad, variant, shape = self._prepare(tensors, padding_mask, how)
+        u, x, bias, c0, v, mask, pad, variant, shape = self._prepare(tensors, padding_mask, options)
         length, batch, planes, width = u.shape
         gates = 1 if planes == 2 else 2
+        need = dict(zip(Tensors._fields, needed, strict=True))
         grad_h = torch.zeros_like(u[:, :, 0]) if grad_h is None else grad_h.to(u.dtype)
         grad_c_n = None if grad_c_n is None else grad_c_n.to(c.dtype).contiguous()
         new = c.new_empty if u.numel() else c.new_zeros
         grad_u = torch.empty_like(u)
         grad_x = None if x is None else torch.empty_like(x)
         chunks = shape.chunks if length else 1
-        grad_bias = new(chunks, batch, gates, width) if needed[2] else None
-        grad_v = new(chunks, batch, gates, width) if needed[3] else None
-        grad_c0 = new(batch, width) if needed[4] else None
-        grad_mask = new(chunks, batch, width) if needed[5] else None
+        grad_bias = new(chunks, batch, gates, width) if need["bias"] else None
+        grad_v = new(chunks, batch, gates, width) if need["weight_c"] else None
+        grad_c0 = new(batch, width) if need["c0"] else None
+        grad_mask = new(chunks, batch, width) if need["dropout_mask"] else None
         if u.numel():
             grad_h = grad_h.contiguous()
             summary = self._summary(c[0], shape)
@@ -128,14 +143,14 @@ class Kernels:
                 u.device,
                 *(u, x, bias, v, c, mask, pad, summary, grad_h, grad_c_n),
                 *(grad_u, grad_x, grad_bias, grad_v, grad_c0, grad_mask),
-                how.skip_scale,
+                options.skip_scale,
             )
         elif grad_c0 is not None and grad_c_n is not None:
             grad_c0.copy_(grad_c_n)
         sums = (
             None if grad_bias is None else grad_bias.sum((0, 1)),
-            None if grad_v is None else grad_v.sum((0, 1)),
             grad_c0,
+            None if grad_v is None else grad_v.sum((0, 1)),
             None if grad_mask is None else grad_mask.sum(0),
         )
         return tuple(
@@ -143,21 +158,21 @@ class Kernels:
             for wanted, grad, t in zip(needed, (grad_u, grad_x, *sums), tensors, strict=False)
         )
 
-    def _prepare(self, tensors: Tensors, padding_mask: Tensor | None, how: Options) -> tuple[Any, ...]:
-        u, x, bias, v, c0, mask = tensors
+    def _prepare(self, tensors: Tensors, padding_mask: Tensor | None, options: Options) -> tuple[Any, ...]:
+        u, x, bias, c0, v, mask = tensors
         state = state_dtype(u)
         length, batch, planes, width = u.shape
         variant = Variant(
-            VALUES[u.dtype], ACTIVATION_CODES[how.activation], planes, int(x is not None), int(v is not None)
+            VALUES[u.dtype], list(ACTIVATIONS).index(options.activation), planes, int(x is not None), int(v is not None)
         )
         chunk_length = self.chunk_length(variant, length, batch * width, u.device)
-        shape = Shape(length, batch, width, 2 if how.bidirectional else 1, chunk_length)
+        shape = Shape(length, batch, width, 2 if options.bidirectional else 1, chunk_length)
         return (
             u.contiguous(),
             None if x is None else x.to(u.dtype).contiguous(),
             None if bias is None else bias.to(state).contiguous(),
-            None if v is None else v.to(state).contiguous(),
             None if c0 is None else c0.to(state).contiguous(),
+            None if v is None else v.to(state).contiguous(),
             None if mask is None else mask.to(state).contiguous(),
             None if padding_mask is None else padding_mask.contiguous(),
             variant,

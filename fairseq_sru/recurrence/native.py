@@ -1,4 +1,4 @@
-"""The CPU backend: the CUDA text built by the host compiler, each variant when it is first needed."""
+"""The CPU backend: the CUDA source built by the host compiler, each variant when it is first needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .build import Unavailable, host_library
-from .kernels import USUAL, Argument, Kernels, Shape, Variant
+from .kernels import DEFAULT_VARIANT, Argument, Kernels, Shape, Variant
 
 LANES = 256  # channels that a thread of the text works on at most
 ENOUGH = 16384  # elements below which a second core costs more than it brings
@@ -29,7 +29,7 @@ class Native(Kernels):
     name = "native"
 
     def __init__(self) -> None:
-        library(USUAL)  # shows now whether it works, when there still is a choice
+        library(DEFAULT_VARIANT)  # shows now whether it works, when there still is a choice
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
         half = shape.width // shape.directions

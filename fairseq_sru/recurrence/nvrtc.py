@@ -1,4 +1,4 @@
-"""NVRTC, through pynvrtc: finding it, and compiling the CUDA text for a GPU's architecture.
+"""NVRTC, through pynvrtc: finding it, and compiling the CUDA source for a GPU's architecture.
 
 Environment: ``FAIRSEQ_SRU_NVRTC`` names the library's file where it can't be found.
 """
@@ -18,7 +18,7 @@ from .build import CHECKSUM, Unavailable, cached, kernel_text
 
 __all__ = ["Compiled", "Compiler", "compiler"]
 
-VARIABLE = "FAIRSEQ_SRU_NVRTC"
+NVRTC_VARIABLE = "FAIRSEQ_SRU_NVRTC"
 INSTALL = "pip install 'fairseq_sru[cuda{0}]' brings what the GPU kernels need"
 
 
@@ -52,7 +52,9 @@ class Compiler:
             if builtins.exists():  # NVRTC opens it by its bare name when it compiles, and doesn't look beside itself
                 ctypes.CDLL(str(builtins))
         except (OSError, AttributeError, RuntimeError) as error:
-            raise Unavailable(f"{path} can't be loaded as NVRTC ({error}); {VARIABLE} can name another") from error
+            raise Unavailable(
+                f"{path} can't be loaded as NVRTC ({error}); {NVRTC_VARIABLE} can name another"
+            ) from error
 
     def architectures(self) -> list[int]:
         """The compute capabilities it compiles for, as 10 * major + minor."""
@@ -76,7 +78,7 @@ class Compiler:
         return f"compute_{older[-1]}"
 
     def compile(self, options: tuple[str, ...], target: str) -> Compiled:
-        """Compile the CUDA text.
+        """Compile the CUDA source.
 
         Raises:
             Unavailable: it doesn't compile; the message holds the log.
@@ -125,7 +127,7 @@ def compiler() -> Compiler:
     Raises:
         Unavailable: there is none; the message says what helps.
     """
-    named = os.environ.get(VARIABLE)
+    named = os.environ.get(NVRTC_VARIABLE)
     if named:
         return Compiler(named)
     version: str | None = torch.version.cuda
@@ -139,7 +141,9 @@ def compiler() -> Compiler:
     try:
         path = str(pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path)
     except Exception as error:  # its own kinds, by the way that failed
-        raise Unavailable(f"no NVRTC found ({error}); {INSTALL.format(major)}; or {VARIABLE} names its file") from error
+        raise Unavailable(
+            f"no NVRTC found ({error}); {INSTALL.format(major)}; or {NVRTC_VARIABLE} names its file"
+        ) from error
     wheels = [p for base in _nvidia_packages() for p in sorted(base.glob(f"*/lib/libnvrtc.so.{major}*"))]
     for candidate in (
         path,
@@ -150,7 +154,7 @@ def compiler() -> Compiler:
             return found
     package = f"nvidia-cuda-nvrtc{'-cu12' if major == '12' else ''}=={major}.*"
     raise Unavailable(
-        f"torch is for CUDA {version}, and {path} is not: pip install '{package}', or name one in {VARIABLE}"
+        f"torch is for CUDA {version}, and {path} is not: pip install '{package}', or name one in {NVRTC_VARIABLE}"
     )
 
 

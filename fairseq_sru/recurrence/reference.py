@@ -39,8 +39,15 @@ class Options(NamedTuple):
     skip_scale: float
 
 
-Tensors = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
-"""u, x, bias, weight_c, c0, dropout_mask"""
+class Tensors(NamedTuple):
+    """What a gradient may be asked for."""
+
+    u: Tensor
+    x: Tensor | None = None
+    bias: Tensor | None = None
+    c0: Tensor | None = None
+    weight_c: Tensor | None = None
+    dropout_mask: Tensor | None = None
 
 
 def state_dtype(u: Tensor) -> torch.dtype:
@@ -70,15 +77,15 @@ def _skip(u: Tensor, x: Tensor | None, scale: float, dtype: torch.dtype) -> Tens
     return x.to(dtype) if scale == 1.0 else x.to(dtype) * scale
 
 
-def reference(tensors: Tensors, padding_mask: Tensor | None, how: Options) -> tuple[Tensor, Tensor]:
+def reference(tensors: Tensors, padding_mask: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
     """The definition, step by step."""
-    u, x, bias, weight_c, c0, dropout_mask = tensors
+    u, x, bias, c0, weight_c, dropout_mask = tensors
     dtype = state_dtype(u)
     length, batch, planes, width = u.shape
     gates = 1 if planes == 2 else 2
-    g = ACTIVATIONS[how.activation][0]
+    g = ACTIVATIONS[options.activation][0]
     state = u.to(dtype)
-    skip = _skip(u, x, how.skip_scale, dtype)
+    skip = _skip(u, x, options.skip_scale, dtype)
     if padding_mask is not None:  # 0 times NaN is NaN: what padding holds would reach the gradients
         state = state.masked_fill(padding_mask[:, :, None, None], 0.0)
         skip = None if skip is None else skip.masked_fill(padding_mask[:, :, None], 0.0)
@@ -91,7 +98,7 @@ def reference(tensors: Tensors, padding_mask: Tensor | None, how: Options) -> tu
         return torch.sigmoid(before if v is None else before + v[i, d] * c)  # not + 0 c, which may be NaN
 
     outputs, finals = [], []
-    for d, backward in _directions(width, how.bidirectional):
+    for d, backward in _directions(width, options.bidirectional):
         c = c_first[:, d]
         h: list[Tensor] = [u.new_empty(0)] * length
         for t in reversed(range(length)) if backward else range(length):
@@ -142,10 +149,10 @@ class Torch:
         return (min(u.size(2), 3), u.size(0), u.size(1), u.size(3))
 
     def forward(
-        self, tensors: Tensors, padding_mask: Tensor | None, how: Options, keep: bool
+        self, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """h, c_n and, with keep, what :meth:`backward` wants: f, r, c as ``(2 or 3, length, batch, D)``."""
-        u, x, bias, v, c0, mask = tensors
+        """h, c_n and, with keep, what :meth:`backward` needs: f, r, c as ``(2 or 3, length, batch, D)``."""
+        u, x, bias, c0, v, mask = tensors
         dtype = state_dtype(u)
         length, batch, planes, width = u.shape
         bias, v, c0, mask = (_state(t, dtype) for t in (bias, v, c0, mask))
@@ -163,7 +170,7 @@ class Torch:
             if pad is not None:
                 f.masked_fill_(pad, 1.0)
             torch.addcmul(candidate, f, candidate, value=-1, out=c)  # (1 - f) candidate; the loop adds f c_{t-1}
-        for d, backward in _directions(width, how.bidirectional):
+        for d, backward in _directions(width, options.bidirectional):
             previous = None if c0 is None else c0[:, d]
             if v is None:
                 for c_t, f_t in _steps(backward, c[:, :, d], f[:, :, d]):
@@ -184,17 +191,17 @@ class Torch:
             finals.append(u.new_zeros(batch, d.stop - d.start, dtype=dtype) if previous is None else previous)
         c_n = torch.cat(finals, dim=-1)  # a copy: c is kept for the backward pass
 
-        h = ACTIVATIONS[how.activation][0](c)
+        h = ACTIVATIONS[options.activation][0](c)
         if mask is not None:
             h = h * mask
         if planes > 2:
             r = self._gate(u[:, :, 2], bias, 1, saved[1])
             if v is not None:
-                r.addcmul_(v[1], _before(c, c0, how.bidirectional))
+                r.addcmul_(v[1], _before(c, c0, options.bidirectional))
             r.sigmoid_()
             if pad is not None:
                 r.masked_fill_(pad, 0.0)
-            skip = _skip(u, x, how.skip_scale, dtype)
+            skip = _skip(u, x, options.skip_scale, dtype)
             h = h * r if skip is None else torch.lerp(skip, h, r)
         if pad is not None:
             h = h.masked_fill(pad, 0.0)
@@ -208,29 +215,30 @@ class Torch:
         self,
         tensors: Tensors,
         padding_mask: Tensor | None,
-        how: Options,
+        options: Options,
         saved: Tensor,
         grad_h: Tensor | None,
         grad_c_n: Tensor | None,
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
         """The gradients of tensors, None where not needed."""
-        u, x, bias, v, c0, mask = tensors
+        u, x, bias, c0, v, mask = tensors
+        need = dict(zip(Tensors._fields, needed, strict=True))
         dtype = saved.dtype
         width = u.size(3)
         f, c = saved[0], saved[-1]
         c0, v, mask = (_state(t, dtype) for t in (c0, v, mask))
         pad = None if padding_mask is None else padding_mask[:, :, None]
         grad_u = torch.empty_like(u, memory_format=torch.contiguous_format)
-        g, slope = ACTIVATIONS[how.activation]
+        g, slope = ACTIVATIONS[options.activation]
         g_c = g(c)
         grad_h = torch.zeros_like(c) if grad_h is None else grad_h.to(dtype)
-        candidate, skip = u[:, :, 0].to(dtype), _skip(u, x, how.skip_scale, dtype)
+        candidate, skip = u[:, :, 0].to(dtype), _skip(u, x, options.skip_scale, dtype)
         if pad is not None:
             grad_h = grad_h.masked_fill(pad, 0.0)
             skip = None if skip is None else skip.masked_fill(pad, 0.0)
             candidate = candidate.masked_fill(pad, 0.0)
-        before = _before(c, c0, how.bidirectional)
+        before = _before(c, c0, options.bidirectional)
 
         grad_x = grad_reset = None
         grad_state = grad_h.clone()
@@ -246,10 +254,10 @@ class Torch:
                 if x is None:
                     grad_u[:, :, 3] = grad_skip
                 else:
-                    grad_x = grad_skip if how.skip_scale == 1.0 else grad_skip * how.skip_scale
+                    grad_x = grad_skip if options.skip_scale == 1.0 else grad_skip * options.skip_scale
         grad_mask = None
         if mask is not None:
-            grad_mask = (grad_state * g_c).sum(0) if needed[5] else None
+            grad_mask = (grad_state * g_c).sum(0) if need["dropout_mask"] else None
             grad_state.mul_(mask)
         g_slope = slope(c, g_c)
         if g_slope is not None:
@@ -262,7 +270,7 @@ class Torch:
         factor = f if v is None else torch.addcmul(f, v[0], forget_slope)
         extra = v[1] * grad_reset if v is not None and grad_reset is not None else None
         grad_c0 = torch.empty_like(c[0]) if len(c) else c.new_zeros(c.shape[1:])
-        for d, backward in _directions(width, how.bidirectional):
+        for d, backward in _directions(width, options.bidirectional):
             carry = None if grad_c_n is None else grad_c_n[:, d].to(dtype)
             more = () if extra is None else (extra[:, :, d],)
             for grad_t, factor_t, *extra_t in _steps(not backward, grad_state[:, :, d], factor[:, :, d], *more):
@@ -277,9 +285,9 @@ class Torch:
         grads = (
             grad_u,
             grad_x,
-            torch.stack([grad.sum((0, 1)) for grad in gates]) if needed[2] else None,
-            torch.stack([(grad * before).sum((0, 1)) for grad in gates]) if needed[3] else None,
+            torch.stack([grad.sum((0, 1)) for grad in gates]) if need["bias"] else None,
             grad_c0,
+            torch.stack([(grad * before).sum((0, 1)) for grad in gates]) if need["weight_c"] else None,
             grad_mask,
         )
         return tuple(

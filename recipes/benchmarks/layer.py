@@ -20,9 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from fairseq_sru import SRU
-from fairseq_sru.linear import linear
+from fairseq_sru.layers.linear import linear
 from fairseq_sru.recurrence.autograd import Backend
-from fairseq_sru.recurrence.reference import Options
+from fairseq_sru.recurrence.reference import Options, Tensors
 
 from .timing import DEVICE, ON_GPU, Function, Spread, graphed, measure, short, table
 
@@ -40,7 +40,7 @@ NAMES = {
     OURS: "fairseq_sru.SRU, v1 cell, tanh",
     PACKAGE: "sru.SRU(v1=True, use_tanh=True), eager",
     SCRIPTED: "sru package through torch.jit.script",
-    GEMM: "fairseq_sru.linear.linear with the weight of SRU",
+    GEMM: "fairseq_sru.layers.linear.linear with the weight of SRU",
 }
 SRU_GEMM, LSTM_SRU, PACKAGE_SRU = "SRU / GEMM", "LSTM / SRU", "sru package / SRU"
 RATIOS = {SRU_GEMM: (OURS, GEMM), LSTM_SRU: (LSTM, OURS), PACKAGE_SRU: (PACKAGE, OURS)}
@@ -210,14 +210,14 @@ def passes(backend: Backend, case: Case) -> dict[str, Function]:
     new = partial(torch.randn, device=DEVICE, dtype=DTYPES[case.dtype])
     x, gradient = (new(case.length, case.batch, case.size) for _ in range(2))
     bias = torch.zeros(2, case.size, device=DEVICE)
-    tensors = (new(case.length, case.batch, 3, case.size), x, bias, None, None, None)
-    how = Options("tanh", False, 1.0)
-    saved = backend.forward(tensors, None, how, True)[2]
+    tensors = Tensors(new(case.length, case.batch, 3, case.size), x, bias)
+    options = Options("tanh", False, 1.0)
+    saved = backend.forward(tensors, None, options, True)[2]
     assert saved is not None
     needed = (True, True, True, False, False, False)
     functions: dict[str, Function] = {
-        FORWARD: partial(backend.forward, tensors, None, how, True),
-        BACKWARD: partial(backend.backward, tensors, None, how, saved, gradient, None, needed),
+        FORWARD: partial(backend.forward, tensors, None, options, True),
+        BACKWARD: partial(backend.backward, tensors, None, options, saved, gradient, None, needed),
     }
     for name, count in traffic(x.element_size()).items():
         functions[f"copy {name}"] = copying(count * x.numel())

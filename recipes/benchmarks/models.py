@@ -173,7 +173,7 @@ def shares(function: Function) -> dict[str, float]:
     """What part of the function's time each kind of operator takes by itself."""
     function()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
-    with mock.patch("fairseq_sru.layers.sru_recurrence", recorded), profile(activities=activities) as seen:
+    with mock.patch("fairseq_sru.layers.cell.sru_recurrence", recorded), profile(activities=activities) as seen:
         for _ in range(3):
             with record_function("all"):  # by itself: what is outside of torch, Python
                 function()

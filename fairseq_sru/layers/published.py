@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .layers import SRU, SRUCell
+    from .cell import SRUCell
+    from .sru import SRU
 
 KNOWN = {"weight", "weight_proj", "weight_c", "bias", "scale_x", "layer_norm.weight", "layer_norm.bias"}
 

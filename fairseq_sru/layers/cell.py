@@ -1,0 +1,195 @@
+"""One SRU layer."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from ..recurrence import check_backend, sru_recurrence
+from .arguments import check_c0, check_input, check_padding_mask, floating, number, positive, probability
+from .linear import linear
+
+
+def refuse_scripting(layer: nn.Module) -> NoReturn:
+    """torch.jit.script asks a module for a scriptable form of itself."""
+    raise RuntimeError(
+        f"{type(layer).__name__} can't be compiled by torch.jit.script (TorchScript can't read Python that picks a "
+        "backend); torch.jit.trace, torch.export and torch.compile work"
+    )
+
+
+class SRUCell(nn.Module):
+    """One SRU layer over a sequence: by default the v1 cell of Lei et al. 2017 (arXiv 1709.02755v1, equations 3-7).
+
+    ``u = W x`` is one matrix product for all time steps; the rest is :func:`fairseq_sru.sru_recurrence`, whose
+    docstring has the equations. The skip (highway) term is the input itself where ``input_size == directions *
+    hidden_size``, else one more matrix product.
+
+    Parameters: ``weight`` ``(k * D, input_size)``, the blocks candidate, forget, reset (and skip), each D = directions
+    * hidden_size rows; ``bias`` ``(2, D)``, forget and reset; for v2 ``weight_c`` ``(2, D)`` likewise, the gates'
+    weights of the cell state. They start as in the published code: weights in U(-sqrt(3 / input_size), sqrt(3 /
+    input_size)), b_r at highway_bias, b_f at 0; for v2 scaled as ``sru`` 2.6.0 does.
+
+    It works under autocast, torch.compile, torch.export, torch.jit.trace and torch.func (by the definition), but not
+    under torch.jit.script, nor in an export to ONNX; docs/layers.md says what to use instead.
+
+    Args:
+        input_size: number of features of x.
+        hidden_size: number of channels of each direction.
+        dropout: variational dropout on g(c), one draw a sequence.
+        rnn_dropout: variational dropout on the matrix product's input, one draw a sequence; the skip term stays whole.
+        use_tanh: g = tanh; with use_tanh = use_relu = 0, g is the identity.
+        use_relu: g = relu; goes before use_tanh.
+        bidirectional: a second set of channels runs backward in time.
+        highway: False leaves the skip term out: ``h = r g(c)``, for layers that have a residual connection around them.
+        layer_norm: normalise the matrix product's input; the skip term stays as it is.
+        highway_bias: where b_r starts; below 0 the layer starts by handing its input on.
+        v1: False for the v2 cell (Lei et al. 2018), whose gates see the cell state.
+        rescale: multiply a skip term that is the input by sqrt(1 + 2 exp(highway_bias)); None: for v2.
+        reset_gate: False leaves reset gate and skip term out, ``h = g(c)``: with use_relu the SSRU of Kim et al. 2019,
+            which takes two matrices.
+        backend: of :func:`fairseq_sru.sru_recurrence`.
+        device, dtype: of the parameters, as all modules of torch have them; float32, float16, bfloat16 or float64.
+
+    Raises:
+        ValueError: a size is below 1, a probability outside [0, 1) or a backend unknown; the message names it.
+        TypeError: a number is none, or dtype another.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        dropout: float = 0.0,
+        rnn_dropout: float = 0.0,
+        use_tanh: int = 1,
+        use_relu: int = 0,
+        bidirectional: bool = False,
+        layer_norm: bool = False,
+        highway: bool = True,
+        highway_bias: float = 0.0,
+        v1: bool = True,
+        rescale: bool | None = None,
+        reset_gate: bool = True,
+        backend: str = "auto",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_size = positive("input_size", input_size)
+        self.hidden_size = positive("hidden_size", hidden_size)
+        self.dropout = probability("dropout", dropout)
+        self.rnn_dropout = probability("rnn_dropout", rnn_dropout)
+        self.activation = "relu" if use_relu else "tanh" if use_tanh else "identity"
+        self.bidirectional = bool(bidirectional)
+        self.highway = bool(highway) and bool(reset_gate)
+        self.highway_bias = number("highway_bias", highway_bias)
+        self.v1 = bool(v1)
+        self.rescale = not v1 if rescale is None else bool(rescale)
+        self.reset_gate = bool(reset_gate)
+        self.backend = check_backend(backend)
+        self.output_size = hidden_size * (2 if bidirectional else 1)
+        self.planes = 4 if self.highway and input_size != self.output_size else 3 if reset_gate else 2
+        gates = 2 if reset_gate else 1
+        where: Any = {"device": device, "dtype": floating(dtype)}
+        self.weight = nn.Parameter(torch.empty(self.planes * self.output_size, input_size, **where))
+        self.bias = nn.Parameter(torch.empty(gates, self.output_size, **where))
+        self.weight_c = None if v1 else nn.Parameter(torch.empty(gates, self.output_size, **where))
+        self.layer_norm = nn.LayerNorm(input_size, **where) if layer_norm else None
+        self.reset_parameters()
+
+    @property
+    def skip_scale(self) -> float:
+        """alpha, the factor of the skip term (EMNLP 2018, section 3.2): keeps the variance from layer to layer."""
+        return math.sqrt(1 + 2 * math.exp(self.highway_bias)) if self.rescale and self.highway else 1.0
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew and set the biases to where they start."""
+        bound = math.sqrt(3.0 / self.input_size)
+        nn.init.uniform_(self.weight, -bound, bound)
+        nn.init.zeros_(self.bias)
+        if self.reset_gate:
+            nn.init.constant_(self.bias[1], self.highway_bias)
+        if self.layer_norm is not None:
+            self.layer_norm.reset_parameters()
+        if self.weight_c is None:
+            return
+        nn.init.uniform_(self.weight_c, -math.sqrt(1.5), math.sqrt(1.5))
+        with torch.no_grad():
+            candidate, *gates = self.weight.view(self.planes, self.output_size, self.input_size)
+            candidate.mul_(math.sqrt(1 - self.dropout))
+            for gate in gates[:2]:
+                gate.mul_(math.sqrt(0.5))
+            for skip in gates[2:]:
+                skip.mul_(self.skip_scale)
+            self.weight.mul_(math.sqrt(1 - self.rnn_dropout) * (0.1 if self.layer_norm is not None else 1.0))
+
+    def forward(self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Run the layer.
+
+        Args:
+            x: ``(length, batch, input_size)``, or ``(batch, input_size)`` for a single step, as nn.LSTMCell has it; of
+                the parameters' dtype, but under autocast.
+            c0: ``(batch, D)``, the cell state before the first step; zeros if not given.
+            padding_mask: ``(length, batch)`` (or ``(batch)``) bool, True at padding: the state is carried and the
+                output is 0 there. What x holds there reaches neither outputs nor gradients, not even NaN.
+
+        Returns:
+            The outputs ``(length, batch, D)`` (or ``(batch, D)``) and the last cell state ``(batch, D)``, which is
+            float32 whatever x is (float64 for float64).
+
+        Raises:
+            ValueError: a shape is not as described.
+            TypeError: an argument is not a tensor, or of another dtype.
+            RuntimeError: the backend that was asked for can't run here.
+        """
+        weight = self.weight
+        check_input(x, self.input_size, step=True)
+        if x.dtype != weight.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+            raise TypeError(f"x must be of the parameters' dtype, {weight.dtype}; got {x.dtype}")
+        if c0 is not None:
+            check_c0(c0, (x.size(-2), self.output_size))
+        if padding_mask is not None:
+            check_padding_mask(padding_mask, x)
+            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)  # NaN there would reach the weights' gradients, times 0
+        single = x.dim() == 2
+        if single:
+            x = x.unsqueeze(0)
+            padding_mask = None if padding_mask is None else padding_mask.unsqueeze(0)
+        length, batch, _ = x.shape
+        inputs = x if self.layer_norm is None else self.layer_norm(x)
+        if self.training and self.rnn_dropout:
+            inputs = inputs * self._mask(x, self.rnn_dropout, self.input_size)
+        u = linear(inputs, weight).view(length, batch, self.planes, self.output_size)
+        own_skip = self.planes == 4
+        h, c = sru_recurrence(
+            u,
+            x if self.highway and not own_skip else None,
+            self.bias,
+            c0,
+            weight_c=self.weight_c,
+            activation=self.activation,
+            bidirectional=self.bidirectional,
+            skip_scale=1.0 if own_skip else self.skip_scale,
+            dropout_mask=self._mask(x, self.dropout, self.output_size) if self.training and self.dropout else None,
+            padding_mask=padding_mask,
+            backend=self.backend,
+        )
+        return h.squeeze(0) if single else h, c
+
+    def _mask(self, x: Tensor, p: float, width: int) -> Tensor:
+        return x.new_empty(x.size(1), width).bernoulli_(1 - p).div_(1 - p)
+
+    __prepare_scriptable__ = refuse_scripting
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, dropout={self.dropout}, rnn_dropout={self.rnn_dropout}, "
+            f"activation={self.activation}, bidirectional={self.bidirectional}, highway={self.highway}, v1={self.v1}, "
+            f"highway_bias={self.highway_bias}, rescale={self.rescale}, reset_gate={self.reset_gate}, "
+            f"backend={self.backend}"
+        )

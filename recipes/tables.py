@@ -158,7 +158,7 @@ def recipes() -> str:
         report = RESULTS / path.stem / "report.md"
         link = f"[report](../{report.relative_to(ROOT)})" if report.is_file() else "none yet"
         budget = f"{minutes:g} minutes" if minutes else f"{updates:,} updates"
-        device = "CPU" if given.cpu is True else "GPU" if given.processes == 1 else f"{given.processes} GPUs"
+        device = "CPU" if given.cpu is True else "GPU or CPU" if given.processes == 1 else f"{given.processes} GPUs"
         rows.append([f"`{path.stem}`", given.data or "", ", ".join(given.systems), str(count), budget, device, link])
     return table(["recipe", "data", "systems", "runs", "training of each run", "on", "report"], rows)
 

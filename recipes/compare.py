@@ -15,16 +15,19 @@ import itertools
 import json
 import logging
 import os
+import platform
 import re
 import shlex
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -32,16 +35,33 @@ import compare_report
 import scores
 import settings
 import stages
-from common import write_text
+from common import processor, write_text
 from report import Trained, hypotheses, trained
 from settings import Commands, Settings
 from stages import StageError, Stages, evenly, lines
 
 from fairseq_sru.models.config import PRESETS
+from fairseq_sru.versions import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
-Run = tuple[str, int]  # system and seed
 SPLITS = ("valid", "test")
+SAMPLES = 10  # translations that a report shows
+
+
+class Run(NamedTuple):
+    """A system that is trained with a seed."""
+
+    system: str
+    seed: int
+
+    def stage(self, what: str) -> str:
+        """The name of a stage of this run."""
+        return f"{what} {self.system} {self.seed}"
+
+    @property
+    def file(self) -> str:
+        """What names its files."""
+        return f"{self.system}-{self.seed}"
 
 
 def write_subset(bin_data: Path, folder: Path, source: str, target: str, chosen: dict[str, list[int]]) -> None:
@@ -78,7 +98,7 @@ class Comparison:
         self.stages = Stages(self.out / "stamps", tqdm.write)
         self.failures: dict[Run, str] = {}
         self.runs: list[Run] = [
-            (n, seed) for seed in given.all_seeds() for n in given.systems if seed in given.seeds_of(n)
+            Run(n, seed) for seed in given.all_seeds() for n in given.systems if seed in given.seeds_of(n)
         ]
 
     def attempt(self, runs: list[Run], work: Callable[[], object]) -> None:
@@ -96,7 +116,7 @@ class Comparison:
 
     def first(self) -> dict[str, Run]:
         """Each system's first run that did not fail."""
-        found = {system: run for run in reversed(self.good()) for system in [run[0]]}
+        found = {run.system: run for run in reversed(self.good())}
         return {system: found[system] for system in self.settings.systems if system in found}
 
     def log(self, name: str) -> Path:
@@ -111,7 +131,7 @@ class Comparison:
         self.prepare()
         rounds = range(1, self.settings.slices.rounds + 1)
         for number, system in self.turns("training speed", rounds, self.settings.systems):
-            self.attempt([run for run in self.runs if run[0] == system], partial(self.slice, system, number))
+            self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
         for run in self.runs:
             self.attempt([run], partial(self.train, run))
             self.attempt([run], partial(self.average, run))
@@ -199,13 +219,12 @@ class Comparison:
         return settings.updates_in(budget.minutes, self.training_speed(system, "updates_per_second"), checkpoints)
 
     def folder(self, run: Run) -> Path:
-        return self.out / "checkpoints" / f"{run[0]}-{run[1]}"
+        return self.out / "checkpoints" / run.file
 
     def train(self, run: Run) -> None:
-        system, seed = run
-        name, log, last = f"train {system} {seed}", self.folder(run) / "train.log", self.last(run)
-        updates = self.updates(system)
-        command = self.commands.train(system, seed, updates, updates // self.settings.checkpoints, self.folder(run))
+        name, log, last = run.stage("train"), self.folder(run) / "train.log", self.last(run)
+        updates = self.updates(run.system)
+        command = self.commands.train(*run, updates, updates // self.settings.checkpoints, self.folder(run))
         bar = tqdm(total=updates, desc=name, unit="update", leave=False, disable=None)
 
         def resume(stamp: dict[str, Any]) -> dict[str, Any] | None:
@@ -242,7 +261,7 @@ class Comparison:
             self.stages.command(
                 name,
                 command,
-                inputs=[self.manifest, *self.preset(system)],
+                inputs=[self.manifest, *self.preset(run.system)],
                 outputs=[self.folder(run), last],
                 log=log,
                 on_line=show,
@@ -261,12 +280,12 @@ class Comparison:
             if (found := re.fullmatch(r"checkpoint_\d+_(\d+)\.pt", path.name))
         }
         # fairseq numbers none that falls on an epoch's end
-        numbered.setdefault(self.stages.stamp(f"train {run[0]} {run[1]}")["updates"], self.last(run))
+        numbered.setdefault(self.stages.stamp(run.stage("train"))["updates"], self.last(run))
         return sorted(numbered.items())
 
     def average(self, run: Run) -> None:
         if self.settings.average > 1:
-            name = f"average {run[0]} {run[1]}"
+            name = run.stage("average")
             inputs = [path for _, path in self.checkpoints(run)][-self.settings.average :]
             command = self.commands.average(inputs, self.final(run))
             self.stages.command(name, command, inputs=inputs, outputs=[self.final(run)], log=self.log(name))
@@ -276,7 +295,7 @@ class Comparison:
         return self.last(run) if self.settings.average == 1 else self.folder(run) / "average.pt"
 
     def output(self, run: Run) -> Path:
-        return self.out / "translations" / f"{run[0]}-{run[1]}.{self.target}"
+        return self.out / "translations" / f"{run.file}.{self.target}"
 
     def generated(self, log: Path, count: int) -> list[str]:
         found = hypotheses(log.read_text(encoding="utf-8"), kind="D")
@@ -285,7 +304,7 @@ class Comparison:
         return found
 
     def translate(self, run: Run) -> None:
-        name = f"generate {run[0]} {run[1]}"
+        name = run.stage("generate")
         command = self.commands.generate(self.commands.data / "bin", "test", self.final(run))
         count = len(self.text["test"][self.source])
         bar = tqdm(total=count, desc=name, unit="sentence", leave=False, disable=None)
@@ -309,9 +328,9 @@ class Comparison:
     def curve(self, run: Run) -> None:
         """Score each checkpoint on sentences of the validation set."""
         references = [self.text["valid"][self.target][i] for i in self.chosen["valid"]]
-        carried = self.stages.stamp(f"train {run[0]} {run[1]}").get("carried", [])
-        for (updates, checkpoint), *_ in self.turns(f"curve {run[0]} {run[1]}", self.checkpoints(run)):
-            name = f"curve {run[0]} {run[1]} {updates}"
+        carried = self.stages.stamp(run.stage("train")).get("carried", [])
+        for (updates, checkpoint), *_ in self.turns(run.stage("curve"), self.checkpoints(run)):
+            name = f"{run.stage('curve')} {updates}"
             command = self.commands.generate(self.subset, "valid", checkpoint, beam=self.settings.curve.beam)
 
             def point(name: str = name, checkpoint: Path = checkpoint) -> dict[str, Any]:
@@ -332,7 +351,7 @@ class Comparison:
             self.attempt([run], partial(self.time, run, number, beam, batch))
 
     def time(self, run: Run, number: int, beam: int, batch: int) -> None:
-        name = f"speed {run[0]} beam {beam} batch {batch} {number}"
+        name = f"speed {run.system} beam {beam} batch {batch} {number}"
         more = {"beam": beam, "batch-size": batch, "max-tokens": None, "quiet": True}
         command = self.commands.generate(self.subset, "test", self.final(run), **more)
 
@@ -353,31 +372,125 @@ class Comparison:
 
         def work() -> None:
             found: dict[str, Any] = {"runs": {}, "signatures": {}, "references_repetition": scores.repetition(truth)}
+            found["copied_source"] = scores.bleu(truth, self.text["test"][self.source])
             for seed in self.settings.all_seeds():
-                outputs = {run[0]: lines(self.output(run)) for run in self.good() if run[1] == seed}
+                outputs = {run.system: lines(self.output(run)) for run in self.good() if run.seed == seed}
                 if not outputs:
                     continue
                 compared = scores.compare(truth, outputs, baseline)
                 found["signatures"] = compared["signatures"]
                 for system, output in outputs.items():
-                    run: dict[str, Any] = {"scores": compared["systems"][system]}
-                    run["repetition"] = scores.repetition(output)
+                    scored: dict[str, Any] = {"scores": compared["systems"][system]}
+                    scored["repetition"] = scores.repetition(output)
                     if labels.is_file():
-                        run["domains"] = scores.bleu_by_domain(truth, output, lines(labels))
+                        scored["domains"] = scores.bleu_by_domain(truth, output, lines(labels))
                     if self.settings.split_compounds:
-                        run["scores"][scores.SPLIT] = {"score": scores.bleu_compounds_split(truth, output)}
-                    found["runs"][f"{system} {seed}"] = run
+                        scored["scores"][scores.SPLIT] = {"score": scores.bleu_compounds_split(truth, output)}
+                    found["runs"][f"{system} {seed}"] = scored
             write_text(self.out / "scores.json", json.dumps(found, indent=1) + "\n")
 
         what = [self.good(), baseline, self.settings.split_compounds]
-        inputs = [reference, labels, *map(self.output, self.good())]
+        inputs = [reference, self.raw("test", self.source), labels, *map(self.output, self.good())]
         self.stages.function("score", what, work, inputs=inputs, outputs=[self.out / "scores.json"])
 
     def report(self) -> None:
-        found = compare_report.build(self)
+        found = collected(self)
         files = [self.out / name for name in compare_report.FILES]
         self.stages.function("report", found, lambda: compare_report.write(found, self.out), inputs=[], outputs=files)
         print(f"\n{found['verdict']}\n\n{self.out / 'report.md'}")
+
+
+# What the report says, from what the stages noted
+
+
+def seconds_to(bleu: float, curve: Sequence[dict[str, Any]]) -> float | None:
+    """Training time of the first checkpoint with that BLEU; None if there is none."""
+    return next((point["train_seconds"] for point in curve if point["BLEU"] >= bleu), None)
+
+
+def machine(cpu: bool) -> dict[str, Any]:
+    return {
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": None if cpu else torch.cuda.get_device_name(),
+        "system": platform.platform(),
+    }
+
+
+def curve(c: Comparison, run: Run) -> list[dict[str, Any]]:
+    return [c.stages.stamp(f"{run.stage('curve')} {updates}")["point"] for updates, _ in c.checkpoints(run)]
+
+
+def collected_run(c: Comparison, run: Run, scored: dict[str, Any]) -> dict[str, Any]:
+    """``scored``: of all runs, as score() has them."""
+    stamp, trained, points = c.stages.stamp, c.stages.stamp(run.stage("train")), curve(c, run)
+    baseline = Run(c.settings.baseline, run.seed)
+    best = max((point["BLEU"] for point in curve(c, baseline)), default=None) if baseline in c.good() else None
+    keys = ("updates", "train_seconds", "clock_seconds", "parameters", "peak_memory", "peak_gpu_memory")
+    stages = ["train", *(["average"] if c.settings.average > 1 else []), "generate"]
+    return {
+        "seed": run.seed,
+        **{key: trained.get(key) for key in keys},
+        **scored[f"{run.system} {run.seed}"],
+        "seconds_to_baseline": None if best is None else seconds_to(best, points),
+        "curve": points,
+        "commands": [shlex.join(stamp(run.stage(stage))["command"]) for stage in stages],
+    }
+
+
+def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict[str, Any]:
+    failures = list(dict.fromkeys(text for run, text in c.failures.items() if run.system == system))
+    runs = [collected_run(c, run, scored) for run in c.good() if run.system == system]
+    found: dict[str, Any] = {"failures": failures, "runs": runs}
+    if runs:
+        found["scores"] = {m: compare_report.spread(r["scores"][m]["score"] for r in runs) for m in runs[0]["scores"]}
+        found["training_tokens_per_second"] = c.training_speed(system, "tokens_per_second")
+        found["decoding"] = [
+            {"beam": beam, "batch": batch, "sentences_per_second": c.decoding_speed(system, beam, batch)}
+            for beam, batch in itertools.product(c.settings.speed.beams, c.settings.speed.batches)
+        ]
+    return found
+
+
+def collected(c: Comparison) -> dict[str, Any]:
+    """The report."""
+    s, found = c.settings, json.loads((c.out / "scores.json").read_text(encoding="utf-8"))
+    report = {
+        "name": c.out.name,
+        "date": max((c.stages.stamp(run.stage("generate"))["finished"] for run in c.good()), default=None),
+        "data": {
+            **{key: c.data[key] for key in ("data_set", "source", "target", "tokenizer")},
+            "test_sentences": len(c.text["test"][c.source]),
+            "curve_sentences": len(c.chosen["valid"]),
+            "speed_sentences": len(c.chosen["test"]),
+        },
+        "budget": {key: value for key, value in vars(s.budget).items() if value is not None},
+        "baseline": s.baseline,
+        "curve_beam": s.curve.beam,
+        "loss": s.train.get("best-checkpoint-metric", "loss"),
+        "machine": machine(c.commands.cpu),
+        "versions": {
+            "python": platform.python_version(),
+            "fairseq_sru": __version__,
+            **{name: version(name) for name in ("torch", "fairseq", "sacrebleu")},
+        },
+        "prepare": shlex.join(c.commands.prepare()),
+        **{key: found[key] for key in ("signatures", "copied_source", "references_repetition")},
+        "systems": {system: collected_system(c, system, found["runs"]) for system in s.systems},
+        "samples": samples(c),
+    }
+    return {"verdict": compare_report.verdict(report), **report}
+
+
+def samples(c: Comparison) -> list[dict[str, Any]]:
+    """Sentences from all of the test set, with each system's translation by its first run."""
+    outputs = {system: lines(c.output(run)) for system, run in c.first().items()}
+    source, reference = c.text["test"][c.source], c.text["test"][c.target]
+    return [
+        {"source": source[i], "reference": reference[i], "systems": {name: text[i] for name, text in outputs.items()}}
+        for i in evenly(SAMPLES, len(source))
+    ]
 
 
 def dry_run(given: Settings) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -299,7 +300,7 @@ def run_of(seed: int, bleu: float, p_value: float | None) -> dict[str, Any]:
         "parameters": 2_790_000,
         "peak_memory": 2**30,
         "peak_gpu_memory": None,
-        "scores": {"BLEU": score(bleu), "chrF2": score(50.0), "TER": score(60.0)},
+        "scores": {"BLEU": score(bleu), "chrF2": score(30 + bleu), "TER": score(80 - bleu)},
         "repetition": {"1": 0.01, "2": 0.0, "3": 0.0, "4": 0.0, "any": 0.01},
         "domains": {"help": bleu, "web": bleu - 1},
         "seconds_to_baseline": 100.0,
@@ -349,35 +350,67 @@ def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
     ("systems", "words"),
     [
         ({"lstm": [(20.0, None)], "sru": [(21.2, 0.001)]},
-         "sru has 21.2 BLEU, 1.2 above the baseline lstm (20.0): significant on this test set (paired bootstrap, "
-         "p = 0.001). One seed: no claim, since runs with other seeds may differ by as much. It trains 1.50 times as "
-         "fast as the baseline and decodes 1.50 times as fast (beam 5, batch 64)."),
+         "sru has 21.2 BLEU, the baseline lstm 20.0. Significant (paired bootstrap, p < 0.05): BLEU yes (p = 0.001), "
+         "chrF2 yes (p = 0.001), TER yes (p = 0.001). One seed: another may change the result. It trains 1.50 times "
+         "as fast as the baseline. It decodes 1.50 (beam 1, batch 1), 1.50 (beam 1, batch 64), 1.50 (beam 5, batch 1) "
+         "and 1.50 (beam 5, batch 64) times as fast."),
         ({"lstm": [(20.0, None)], "sru": [(19.9, 0.4)]},
-         "0.1 below the baseline lstm (20.0): not significant on this test set (paired bootstrap, p = 0.400). One"),
+         "sru has 19.9 BLEU, the baseline lstm 20.0. Significant (paired bootstrap, p < 0.05): BLEU no (p = 0.400), "),
         ({"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (21.4, 0.02)]},
-         "sru has 21.2 BLEU, 1.0 above the baseline lstm (20.2), mean of 2 seeds: significant, in this direction "
-         "with p < 0.05 for 2 of 2 seeds"),
-        ({"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (20.5, 0.4)]},
-         "mean of 2 seeds: not significant, in this direction with p < 0.05 for 1 of 2 seeds"),
+         "sru has 21.2 BLEU, the baseline lstm 20.2 (means of 2 seeds). Significant (paired bootstrap, p < 0.05): "
+         "BLEU in 2 of 2 seeds, chrF2 in 2 of 2, TER in 2 of 2. It trains"),
+        ({"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (20.5, 0.4)]}, "BLEU in 1 of 2 seeds, "),
         ({"lstm": [(20.0, None), (23.0, None)], "sru": [(24.0, 0.01), (21.0, 0.01)]},  # one up, one down
-         "not significant, in this direction with p < 0.05 for 1 of 2 seeds"),
+         "BLEU in 1 of 2 seeds (1 the other way), "),
         ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru2": [(22.0, 0.01)], "sru3": []},
-         "sru2, the best of 2 systems beside the baseline, has 22.0 BLEU"),
+         "sru2, the best of 2 systems, has 22.0 BLEU, the baseline lstm 20.0. "),
+        ({"lstm": [(20.0, None)], "sru": [(22.0, 0.01)], "slow": [(21.0, 0.01)]},  # which is made the faster
+         "slow decodes faster than sru in 4 of 4 settings."),
         ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru3": []}, "Failed: sru3; see the end."),
         ({"lstm": [], "sru": [(21.0, None)]}, "No verdict: the baseline lstm failed. Failed: lstm"),
-        ({"lstm": [(20.0, None)]}, "lstm has 20.0 BLEU: nothing to compare it with."),
+        ({"lstm": [(20.0, None)]}, "lstm has 20.0 BLEU. Nothing to compare it with."),
     ],
 )  # fmt: skip
 def test_the_verdict_says_no_more_than_the_numbers(systems, words):
     assert words in canned(**systems)["verdict"]
 
 
+def test_each_score_is_tested_by_itself():
+    found = canned(lstm=[(20.0, None)], sru=[(21.0, 0.01)])
+    scores = found["systems"]["sru"]["runs"][0]["scores"]
+    scores["chrF2"] |= {"score": 50.5, "p_value": 0.2}
+    for ter, said in ((59.0, "yes"), (61.0, "the other way")):
+        scores["TER"] |= {"score": ter, "p_value": 0.03}
+        verdict = compare_report.verdict(found)
+        assert f"BLEU yes (p = 0.010), chrF2 no (p = 0.200), TER {said} (p = 0.030)." in verdict
+
+
+@pytest.mark.parametrize(
+    ("lstm", "sru", "copied", "words"),
+    [
+        (0.06, 0.02, None, "No verdict: sru has 0.0 BLEU and the baseline lstm 0.1; below 1.0 no difference counts."),
+        (0.06, 0.02, 0.9, "No verdict: sru has 0.0 BLEU and the baseline lstm 0.1; below 1.0 no difference counts."),
+        (5.0, 4.0, 6.6, "No verdict: sru has 4.0 BLEU and the baseline lstm 5.0; copying the source has 6.6."),
+        (7.0, 4.0, 6.6, "sru has 4.0 BLEU, the baseline lstm 7.0."),
+        (0.5, 4.0, 0.9, "sru has 4.0 BLEU, the baseline lstm 0.5."),
+    ],
+)
+def test_scores_that_mean_nothing_have_no_verdict(lstm, sru, copied, words):
+    """However sure the bootstrap is."""
+    found = canned(lstm=[(lstm, None)], sru=[(sru, 0.001)])
+    found |= {} if copied is None else {"copied_source": copied}
+    jsonschema.validate(found, SCHEMA)
+    said = compare_report.verdict(found)
+    assert said.startswith(words)
+    assert ("Significant" in said) == (not words.startswith("No verdict"))
+
+
 def test_only_runs_with_the_same_seed_are_compared():
     found = canned(lstm=[(20.0, None), (30.0, None)], sru=[(21.0, 0.01), (22.0, 0.01)])
     found["systems"]["lstm"]["runs"].pop()
-    assert "sru has 21.0 BLEU, 1.0 above the baseline lstm (20.0)" in compare_report.verdict(found)
+    assert "sru has 21.0 BLEU, the baseline lstm 20.0. " in compare_report.verdict(found)
     found["systems"]["lstm"]["runs"][0]["seed"] = 9
-    assert compare_report.verdict(found).startswith("No verdict: no seed with which both")
+    assert compare_report.verdict(found).startswith("No verdict: sru and the baseline lstm have no seed in common.")
 
 
 @pytest.mark.parametrize("systems", [
@@ -397,7 +430,10 @@ def test_the_report_is_whole(systems, tmp_path):
         assert bool(row) == bool(seeds)
         assert seeds or f"## Failed: {name}\n\n    train {name} 1: no such thing" in text
     if "sru" in systems:
-        assert "| sru | 20.8 ± 0.4 | 50.0 ± 0.0 | 60.0 ± 0.0 | 0.010, 0.400 | 2.79 M | 3.3 | 1.7 |" in text
+        p = "0.010, 0.400"
+        assert f"| sru | 20.8 ± 0.4 | {p} | 50.8 ± 0.4 | {p} | 59.2 ± 0.4 | {p} |\n" in text
+        assert "| sru | 2.79 M | 3.3 | 1.7 | 3,000 | 1.00 |\n" in text
+        assert "| sru | 30.0 | 1,920.0 | 6.0 | 384.0 |\n" in text
         assert "| web | 19.2 ± 0.3 | 19.8 ± 0.4 |" in text
         assert "| source | a \\| b |" in text
         svg = (tmp_path / "curves.svg").read_text()
@@ -418,21 +454,40 @@ def test_sentences_are_taken_from_all_of_the_text():
 
 def test_time_to_the_baselines_best():
     curve = [{"train_seconds": t, "BLEU": b} for t, b in ((1.0, 5.0), (2.0, 9.0), (3.0, 8.0))]
-    assert [compare_report.seconds_to(bleu, curve) for bleu in (5.0, 6.0, 9.0, 9.1)] == [1.0, 2.0, 2.0, None]
+    assert [compare.seconds_to(bleu, curve) for bleu in (5.0, 6.0, 9.0, 9.1)] == [1.0, 2.0, 2.0, None]
 
 
-@pytest.mark.parametrize("name", ["lohelp", "debian"])
-def test_what_is_published_is_the_report(name):
-    folder = ROOT / "recipes" / "results" / name
-    found = json.loads((folder / "report.json").read_text())
-    jsonschema.validate(found, SCHEMA)
-    assert found["verdict"] == compare_report.verdict(found)
-    text = compare_report.render(found)
-    assert (folder / "report.md").read_text() == text
-    readme = (ROOT / "README.md").read_text()
-    assert f"> {found['verdict']}\n\n" in readme
-    tables = [part for part in text.split("\n\n") if part.startswith(("| system | BLEU", "| domain |"))]
-    assert all(f"\n{table}\n" in readme for table in tables) and tables
+PUBLISHED = sorted((ROOT / "recipes" / "results").glob("*/report.json"))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+def test_what_is_published_is_what_the_command_writes(path, tmp_path):
+    jsonschema.validate(json.loads(path.read_text()), SCHEMA)
+    shutil.copy(path, tmp_path)
+    command = [sys.executable, "recipes/compare_report.py", str(tmp_path / "report.json")]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert sorted(made.name for made in tmp_path.iterdir()) == sorted(compare_report.FILES)
+    for name in ("report.json", "report.md"):
+        assert (tmp_path / name).read_text() == path.with_name(name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("report.json", None, "must be a file of that name; got "),
+        ("other.json", "{}", "must be a file of that name; got "),
+        ("report.json", "half", " is not a report of compare.py: JSONDecodeError: "),
+        ("report.json", '{"systems": {}}', " is not a report of compare.py: KeyError: 'baseline'"),
+    ],
+)
+def test_what_is_no_report_is_named_and_left_alone(name, text, message, tmp_path, capsys):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        compare_report.main([str(tmp_path / name)])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ([] if text is None else [text])
 
 
 # All of it

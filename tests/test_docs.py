@@ -354,7 +354,7 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
     """
     program, *rest = words
     name = program.removeprefix("fairseq-")
-    is_fairseq = program != name and name not in ("sru", "hydra-train")
+    is_fairseq = program != name and name not in ("sru", "hydra-train", "lstm")  # fairseq-lstm is a system's name
     if is_fairseq:
         parser = fairseq_parser(name)
     elif program == "python" and rest and (script := SCRIPT.fullmatch(rest[0])):
@@ -387,13 +387,13 @@ def expanded(flag: str) -> list[str]:
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_commands_and_flags_exist(toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every command of the README is read by its own program's parser, and each flag in the text by some of them."""
+    """Every command of the pages is read by its own program's parser, and each flag in the text by some of them."""
     from hydra._internal.utils import get_args_parser as hydra_parser
     from torch.distributed.run import get_args_parser as torchrun_parser
 
     import fairseq_sru.models  # noqa: F401  which registers what the commands name
 
-    text = (ROOT / "README.md").read_text()
+    texts = {page.name: page.read_text() for page in PAGES}
     known = set(re.findall(r"--[a-z]+", (ROOT / "tests" / "run.sh").read_text()))
     known |= set(hydra_parser()._option_string_actions) | set(torchrun_parser()._option_string_actions)
     modules = [path.stem for path in (ROOT / "recipes").glob("*.py") if "\ndef main" in path.read_text()]
@@ -406,7 +406,7 @@ def test_commands_and_flags_exist(toy_data: Path, tmp_path: Path, capsys: pytest
     folders = {"DATA": str(toy_data), "TEXT": str(tmp_path)}
 
     read = set()
-    for words, whole in commands(text):
+    for words, whole in itertools.chain.from_iterable(map(commands, texts.values())):
         try:
             parser = parse([folders.get(word, word) for word in words], whole)
         except SystemExit:
@@ -415,5 +415,6 @@ def test_commands_and_flags_exist(toy_data: Path, tmp_path: Path, capsys: pytest
             read.add(words[0])
             known |= set(parser._option_string_actions)
     assert {"fairseq-train", "fairseq-generate", "python"} <= read
-    for flag in FLAG.findall(text):
-        assert known >= set(expanded(flag)), flag
+    for name, text in texts.items():
+        for flag in FLAG.findall(text):
+            assert known >= set(expanded(flag)), f"{name}: {flag}"

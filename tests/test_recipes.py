@@ -179,8 +179,7 @@ def test_the_parameters_are_those_of_the_model(run):
 
 @pytest.mark.slow
 def test_quickstart_reaches_its_score(tmp_path):
-    """The main job as the README promises it. The bound is below the README's figure by what seeds and machines
-    differ."""
+    """The main job. The bound is below what it reached by what seeds and machines differ."""
     out = tmp_path / "out"
     script = ROOT / "recipes" / "quickstart.sh"
     done = subprocess.run(

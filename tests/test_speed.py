@@ -18,7 +18,6 @@ from xml.etree import ElementTree
 import pytest
 import speed
 import torch
-from conftest import ROOT
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from speed import BACKWARD, BOTH, CONV, FORWARD, GEMM, NAMES, PACKAGE, SCRIPTED, Case, Spread
@@ -413,18 +412,3 @@ def test_numbers_are_shown_with_three_digits():
     assert [speed.short(x) for x in (None, 0.004, 0.0567, 0.999, 1, 99.96, 1234.5)] == [
         *("–", "0.0040", "0.0567", "0.999", "1.00", "100.0", "1,234"),
     ]
-
-
-def test_the_readme_has_the_published_figures():
-    """Its table is made of the JSON beside the plot; a run on other days and machines gives others."""
-    published = json.loads((ROOT / "recipes" / "results" / "speed" / "speed.json").read_text())
-    cases = {str(speed.Case(*(case[f] for f in speed.Case._fields))): case for case in published["cases"]}
-    columns = [speed.CONV, speed.LSTM, speed.GRU, speed.PACKAGE, speed.OURS, speed.GEMM]
-    rows = re.findall(r"^\| (forward.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
-    assert len(rows) >= 10
-    for row in rows:
-        name, *shown = row.split(" | ")
-        ms, ratios = cases[name]["ms"], cases[name]["ratios"]
-        expected = [speed.short(ms.get(column, {}).get("median")) for column in columns]
-        assert shown == expected + [speed.short(ratios[r]) for r in (speed.LSTM_SRU, speed.PACKAGE_SRU)]
-    assert published["targets"] and all(target["met"] for target in published["targets"])

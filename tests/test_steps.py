@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import pytest
 import steps
 import torch
-from conftest import ROOT
-from speed import short
 
 SIZES = {f"{side}_embed_dim": 32 for side in ("encoder", "decoder")}
 
@@ -110,16 +107,3 @@ def test_the_systems_are_of_one_size() -> None:
     sizes = {name: steps.size(model) for name, model in models.items()}
     for size in sizes.values():
         assert size == pytest.approx(sizes[steps.SRU], rel=0.02), sizes
-
-
-def test_the_readme_has_the_published_figures() -> None:
-    published = json.loads((ROOT / "recipes" / "results" / "steps" / "steps.json").read_text())
-    text = (ROOT / "README.md").read_text()
-    for name, case in published["cases"].items():
-        ms = [short(spread["median"]) for spread in case["ms"].values()]
-        ratios = [f"{ratio:.2f}" for ratio in case["ratios"].values()]
-        assert f"\n| {' | '.join([name, *ms, *ratios])} |\n" in text, name
-    shares = [round(100 * case["shares"]["matrix products"]) for case in published["cases"].values()]
-    of_steps = [n for name, n in zip(published["cases"], shares, strict=True) if name.startswith("step")]
-    said = re.search(r"Matrix products are (\d+) % of an update and (\d+) to (\d+) % of a step", text)
-    assert said and [int(n) for n in said.groups()] == [shares[0], min(of_steps), max(of_steps)]

@@ -1,0 +1,219 @@
+"""Write the tables of README.md and docs/ from the files that hold their figures.
+
+    python recipes/tables.py [--check]
+
+A table stands between ``<!-- table: NAME -->`` and ``<!-- end -->``, each on one page. ``--check`` writes nothing; its
+exit status is 1 if a page is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import settings
+from compare_report import decoding_ratios, spread, table, tested
+from speed import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, Case, short
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "recipes" / "results"
+COMPARISONS = ("lohelp", "debian")
+BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def result(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return found
+
+
+def comparison(name: str) -> dict[str, Any]:
+    return result(f"{name}/report.json")
+
+
+def place(report: dict[str, Any], what: str) -> str:
+    """Where and when speed.py or steps.py measured."""
+    here = report["machine"]
+    return (
+        f"{what}. {here['device']}, threads: {here['threads']}, torch {here['torch']}, {here['date'][:10]}; "
+        f"medians of {report['turns']} runs.\n\n"
+    )
+
+
+# ---------------------------------------------------------------- one layer
+
+
+def layer_cases() -> dict[Case, dict[str, Any]]:
+    return {Case(*(case[f] for f in Case._fields)): case for case in result("speed/speed.json")["cases"]}
+
+
+def layer_in_short() -> str:
+    """Five rows for README."""
+    found = layer_cases()
+    rows = []
+    for what, case in {
+        "inference, 32 sequences of 32 steps": Case(FORWARD, 32, 32, 512),
+        "training, 32 sequences of 32 steps": Case(BOTH, 32, 32, 512),
+        "training, one sequence of 1,000 steps": Case(BOTH, 1000, 1, 512),
+        "one decoding step, one sequence": Case(FORWARD, 1, 1, 512),
+        "one decoding step, 64 sequences": Case(FORWARD, 1, 64, 512),
+    }.items():
+        ms = {name: spread["median"] for name, spread in found[case]["ms"].items()}
+        rows.append([what, short(ms[OURS]), *(f"{ms[other] / ms[OURS]:.2f}" for other in (LSTM, GRU, PACKAGE))])
+    head = ["one layer of 512 features", "SRU, ms", "nn.LSTM / SRU", "nn.GRU / SRU", "`sru` package / SRU"]
+    return place(result("speed/speed.json"), "Time of a layer") + table(head, rows)
+
+
+def layer() -> str:
+    columns = (CONV, LSTM, GRU, PACKAGE, OURS, GEMM)
+    rows = []
+    for case, found in layer_cases().items():
+        ms = {name: spread["median"] for name, spread in found["ms"].items()}
+        ratios = (ms[LSTM] / ms[OURS], ms[PACKAGE] / ms[OURS], ms[OURS] / ms[GEMM])
+        rows.append([str(case), *(short(ms.get(name)) for name in columns), *(f"{ratio:.2f}" for ratio in ratios)])
+    head = ["ms", *columns, "LSTM / SRU", "sru package / SRU", "SRU / GEMM"]
+    return place(result("speed/speed.json"), "Milliseconds of a call") + table(head, rows)
+
+
+# ---------------------------------------------------------------- whole models
+
+
+def models() -> str:
+    report = result("steps/steps.json")
+    names = list(report["parameters"])
+    others = names[1:]
+    rows = [["parameters", *(f"{count / 1e6:.1f} M" for count in report["parameters"].values()), *["" for _ in others]]]
+    for case, found in report["cases"].items():
+        ratios = [f"{ratio:.2f}" for ratio in found["ratios"].values()]
+        rows.append([case, *(short(spread["median"]) for spread in found["ms"].values()), *ratios])
+    return place(report, "Milliseconds") + table(["ms", *names, *(f"{name} / sru" for name in others)], rows)
+
+
+def shares() -> str:
+    report = result("steps/steps.json")
+    rows = [[case, *(f"{s:.0%}" for s in found["shares"].values())] for case, found in report["cases"].items()]
+    return table(["share of SRU's time", *next(iter(report["cases"].values()))["shares"]], rows)
+
+
+def decoding() -> str:
+    """Trained models: sentences a second of SRU divided by those of the others."""
+    rows, where = [], []
+    for name in COMPARISONS:
+        report = comparison(name)
+        here = report["machine"]
+        where.append(f"{name}: {here['cpu']}, threads: {here['threads']}, {report['date'][:10]}")
+        for other in tested(report):
+            if other != "sru":
+                ratios = decoding_ratios(report, "sru", other)
+                rows.append([name, other, *(f"{ratio:.2f}" for ratio in ratios.values())])
+    return f"{'. '.join(where)}.\n\n" + table(["comparison", "SRU against", *ratios], rows)
+
+
+def decoding_in_short() -> str:
+    """Whether SRU decodes faster than fairseq's lstm, in every place where that was measured."""
+    found = []
+    for name in COMPARISONS:
+        report = comparison(name)
+        ratios = list(decoding_ratios(report, "sru", "fairseq-lstm").values())
+        found.append((f"trained on {name}, {report['machine']['cpu']}", ratios))
+    report = result("steps/steps.json")
+    ratios = [c["ratios"]["fairseq lstm"] for name, c in report["cases"].items() if name.startswith("decode")]
+    found.append((f"untrained, {report['machine']['device']}", ratios))
+    rows = [[what, f"{min(r):.2f} to {max(r):.2f}", f"{sum(x > 1 for x in r)} of {len(r)}"] for what, r in found]
+    return table(["models", "speed of SRU / speed of `lstm`", "settings in which SRU is faster"], rows)
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def verdict(name: str) -> str:
+    return f"> {comparison(name)['verdict']}\n"
+
+
+def losses() -> str:
+    rows = []
+    for name in COMPARISONS:
+        report = comparison(name)
+        for system, found in tested(report).items():
+            loss = spread(run["curve"][-1]["loss"] for run in found["runs"])
+            repetition = statistics.fmean(run["repetition"]["any"] for run in found["runs"])
+            std = "" if loss["std"] is None else f" ± {loss['std']:.2f}"
+            rows.append([name, system, f"{loss['mean']:.2f}{std}", f"{repetition:.1%}"])
+    return table(["comparison", "system", "validation loss", "outputs with repetitions"], rows)
+
+
+def recipes() -> str:
+    rows = []
+    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+        given = settings.load(path)
+        count = sum(len(given.seeds_of(system)) for system in given.systems)
+        minutes, updates = given.budget.minutes, given.budget.updates
+        report = RESULTS / path.stem / "report.md"
+        link = f"[report](../{report.relative_to(ROOT)})" if report.is_file() else "none yet"
+        budget = f"{minutes:g} minutes" if minutes else f"{updates:,} updates"
+        device = "CPU" if given.cpu is True else "GPU or CPU" if given.processes == 1 else f"{given.processes} GPUs"
+        rows.append([f"`{path.stem}`", given.data or "", ", ".join(given.systems), str(count), budget, device, link])
+    return table(["recipe", "data", "systems", "runs", "training of each run", "on", "report"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "layer-in-short": layer_in_short,
+    "layer": layer,
+    "models": models,
+    "shares": shares,
+    "decoding": decoding,
+    "decoding-in-short": decoding_in_short,
+    **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
+    "losses": losses,
+    "recipes": recipes,
+}
+
+
+def filled(text: str) -> str:
+    """The page with its tables.
+
+    Raises:
+        ValueError: it has a table that is not known, or that has no end.
+    """
+    blocks = BLOCK.findall(text)
+    if text.count("<!-- table:") != len(blocks) or any("<!-- table:" in body for _, _, body, _ in blocks):
+        raise ValueError("a table must go from <!-- table: NAME --> to <!-- end -->")
+    for _, name, _, _ in blocks:
+        if name not in TABLES:
+            raise ValueError(f"table {name!r} must be one of {', '.join(TABLES)}")
+    return BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[4]}", text)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
+    check = parser.parse_args(argv).check
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
+    uses = Counter(found[2] for text in texts.values() for found in BLOCK.finditer(text))
+    wrong = [f"{name}: on {uses[name]} pages; must be on one" for name in TABLES if uses[name] != 1]
+    for page, text in texts.items():
+        name = page.relative_to(ROOT)
+        try:
+            new = filled(text)
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
+            continue
+        if new != text and check:
+            wrong.append(f"{name}: out of date; run python recipes/tables.py")
+        elif new != text:
+            page.write_text(new, encoding="utf-8")
+            print(f"wrote {name}")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

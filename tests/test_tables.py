@@ -1,0 +1,77 @@
+"""The tables of README and docs are those that their files give."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tables
+from conftest import ROOT
+
+
+def test_every_table_is_up_to_date() -> None:
+    command = [sys.executable, "recipes/tables.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with two pages and two tables."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text("before\n<!-- table: one -->\nold\n<!-- end -->\nafter\n")
+    (tmp_path / "docs" / "a.md").write_text("<!-- table: two -->\n<!-- end -->\n")
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "TABLES", {"one": lambda: "| 1 |\n", "two": lambda: "| 2 |\n"})
+    return tmp_path
+
+
+def test_tables_are_written_and_the_rest_is_left(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (project / "README.md").read_text()
+    with pytest.raises(
+        SystemExit, match=r"^README.md: out of date; run python recipes/tables.py\ndocs/a.md: out of date"
+    ):
+        tables.main(["--check"])
+    assert (project / "README.md").read_text() == before
+    tables.main([])
+    assert capsys.readouterr().out == "wrote README.md\nwrote docs/a.md\n"
+    assert (project / "README.md").read_text() == before.replace("old", "\n| 1 |\n")
+    tables.main(["--check"])
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("<!-- table: one -->\n", "README.md: a table must go from"),
+        ("<!-- table: one -->\n<!-- table: one -->\n<!-- end -->\n", "README.md: a table must go from"),
+        ("<!-- table: three -->\n<!-- end -->\n", "README.md: table 'three' must be one of one, two"),
+        ("", "one: on 0 pages; must be on one"),
+        (2 * "<!-- table: one -->\n<!-- end -->\n", "one: on 2 pages; must be on one"),
+    ],
+)
+def test_wrong_marks_are_named(page: str, message: str, project: Path) -> None:
+    (project / "README.md").write_text(page)
+    with pytest.raises(SystemExit, match=message):
+        tables.main(["--check"])
+
+
+def test_figures_are_those_of_the_files() -> None:
+    """One cell of each kind, read by hand from the JSON."""
+    speed = json.loads((ROOT / "recipes" / "results" / "speed" / "speed.json").read_text())
+    case = next(c for c in speed["cases"] if (c["what"], c["length"], c["batch"]) == ("forward", 1, 1))
+    ratio = case["ms"]["sru package"]["median"] / case["ms"]["SRU"]["median"]
+    row = next(line for line in tables.layer_in_short().splitlines() if line.startswith("| one decoding step, one"))
+    assert row.endswith(f" {ratio:.2f} |")
+    assert f"| {ratio:.2f} |" in next(
+        line for line in tables.layer().splitlines() if line.startswith("| forward L1 B1 ")
+    )
+    report = json.loads((ROOT / "recipes" / "results" / "debian" / "report.json").read_text())
+    sru, lstm = (report["systems"][name]["decoding"] for name in ("sru", "fairseq-lstm"))
+    cells = [a["sentences_per_second"] / b["sentences_per_second"] for a, b in zip(sru, lstm, strict=True)]
+    assert f"| debian | fairseq-lstm | {' | '.join(f'{cell:.2f}' for cell in cells)} |" in tables.decoding()
+    assert f"| {min(cells):.2f} to {max(cells):.2f} | {sum(cell > 1 for cell in cells)} of 4 |" in (
+        tables.decoding_in_short()
+    )

@@ -18,6 +18,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ import debian_sources as sources
 import lohelp
 import numpy as np
 from debian_sources import LISTS
+from hold import FolderError, held
 from lohelp import HOLE, MIN_LETTERS, NEAR_COPY, Pair, RecipeError, ratio, run, sha256, words
 from tqdm import tqdm
 
@@ -161,28 +163,35 @@ def find(name: str, folders: Iterable[Path]) -> Path | None:
 
 def download(missing: list[str], cache: Path) -> None:
     """Fetches packages and lists into ``cache``, one by one and each whole, with an apt state of our own."""
-    state = cache / "apt"
-    shutil.rmtree(state, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    with held(cache, mixed=True) as hold:
+        for left in hold.left:
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            with_apt(missing, cache, hold.work)
+        finally:
+            shutil.rmtree(hold.work, ignore_errors=True)
+
+
+def with_apt(missing: list[str], cache: Path, state: Path) -> None:
+    """:func:`download`, with apt's state in a folder that is not made yet."""
     (state / "lists" / "partial").mkdir(parents=True)
     options = [f"Dir::State::lists={state / 'lists'}", f"Dir::Cache={state}", "Acquire::Languages=en,de"]
     options += ["Acquire::GzipIndexes=false", "APT::Update::Error-Mode=any"]
     flags = [word for option in options for word in ("-o", option)]
     remedy = "is there a network, and does apt work?"
-    try:
-        run("apt-get", "update", *flags, remedy=remedy)
-        for name in tqdm(missing, desc="fetch", unit="file", disable=None):
-            if name in LISTS:
-                lists = sorted((state / "lists").glob(f"*{name}"), key=lambda path: path.name.partition("_dists_")[2])
-                if not lists:
-                    raise RecipeError(f"apt-get update brought no {name}")
-                whole = state / name
-                whole.write_bytes(b"\n".join(path.read_bytes() for path in lists))
-            else:
-                run("apt-get", "download", name, *flags, remedy=f"{name}: {remedy}", cwd=state)
-                whole = lohelp.find_deb(state, name)
-            whole.replace(cache / whole.name)
-    finally:
-        shutil.rmtree(state)
+    run("apt-get", "update", *flags, remedy=remedy)
+    for name in tqdm(missing, desc="fetch", unit="file", disable=None):
+        if name in LISTS:
+            lists = sorted((state / "lists").glob(f"*{name}"), key=lambda path: path.name.partition("_dists_")[2])
+            if not lists:
+                raise RecipeError(f"apt-get update brought no {name}")
+            whole = state / name
+            whole.write_bytes(b"\n".join(path.read_bytes() for path in lists))
+        else:
+            run("apt-get", "download", name, *flags, remedy=f"{name}: {remedy}", cwd=state)
+            whole = lohelp.find_deb(state, name)
+        whole.rename(cache / whole.name)
 
 
 def fetch(cache: Path, local_dir: Path | None) -> dict[str, Path]:
@@ -199,6 +208,8 @@ def fetch(cache: Path, local_dir: Path | None) -> dict[str, Path]:
     if missing:
         try:
             download(missing, cache)
+        except FolderError:
+            raise
         except RecipeError as error:
             debs = " ".join(name for name in missing if name not in LISTS)
             lists = ", ".join(f"{name}.xz" for name in missing if name in LISTS)
@@ -276,17 +287,15 @@ def build(out: Path, local_dir: Path | None = None) -> dict[str, Any]:
     parts = split(select(read(files, counts), counts), counts)
     manifest |= {"counts": counts, "lines": {part: len(parts[part]) for part in PARTS}}
     manifest["test_bleu"] = lohelp.leakage(parts, nearest)
-    aside = out.with_name(f".{out.name}.part")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "new").mkdir(parents=True)
-    try:
-        manifest = write(aside / "new", parts, manifest)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as aside:
+        fresh = Path(aside, "new")
+        fresh.mkdir()
+        manifest = write(fresh, parts, manifest)
         lohelp.check_out(out, MADE_BY)
         if out.exists():
-            out.rename(aside / "old")
-        (aside / "new").rename(out)
-    finally:
-        shutil.rmtree(aside)
+            out.rename(Path(aside, "old"))
+        fresh.rename(out)
     return manifest
 
 

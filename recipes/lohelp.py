@@ -375,13 +375,18 @@ def write(folder: Path, parts: dict[str, list[Pair]], manifest: dict[str, object
 
 
 def check_out(out: Path, made_by: str = MADE_BY) -> None:
-    """Only what the script that says ``made_by`` in its manifest wrote may be replaced."""
+    """Only what the script that says ``made_by`` in its manifest wrote may be replaced, and only as it was written."""
     held = {p.name for p in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-        held -= {"manifest.json", *manifest["files"]} if manifest["made_by"] == made_by else set()
+        if manifest["made_by"] == made_by:
+            same = {name for name, made in manifest["files"].items() if name in held and sha256(out / name) == made}
+            held -= {"manifest.json", *same}
     if held:
-        raise RecipeError(f"{out} has files that are not of this script ({min(held)}): move them or name another --out")
+        raise RecipeError(
+            f"{out} has files that are not of this script, or were changed ({min(held)}): "
+            "move them or name another --out"
+        )
 
 
 def build(deb_dir: Path, out: Path) -> dict[str, object]:

@@ -71,7 +71,7 @@ def test_prepare_does_not_touch_a_foreign_folder(tmp_path, capsys):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(SystemExit):
         prepare.main(["lohelp-en-de", "--out", str(tmp_path)])
-    assert "was not made by this script" in capsys.readouterr().err
+    assert f"argument --out: {tmp_path} holds mine, and no recipe has written there" in capsys.readouterr().err
     assert files(tmp_path).keys() == {"mine"}
 
 

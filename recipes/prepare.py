@@ -389,18 +389,19 @@ def prepare(task: Task, out: Path, hold: Hold) -> None:
         RecipeError: ``out`` holds something else, or the data can't be had or used.
         BrokenProcessPool: a process was killed.
     """
-    for folder in hold.left:
-        if (folder / "made" / MANIFEST).is_file():
-            publish(folder / "made", out)
-        shutil.rmtree(folder, ignore_errors=True)  # the killed run's children may be at work for a moment longer
-    if already_made(task, out):
-        return
     archives = out / "archives"
-    known = {NAME, *(folder.name for folder in hold.left), *(["archives"] if (archives / MARK).is_file() else [])}
-    if strange := sorted({path.name for path in out.iterdir()} - known):
-        raise FolderError(f"{out} holds {strange[0]}, which is not of this script: move it, or name another folder")
     hold.work.mkdir()
     try:
+        for folder in hold.left:
+            if (folder / "made" / MANIFEST).is_file():
+                publish(folder / "made", out)
+            shutil.rmtree(folder, ignore_errors=True)  # the killed run's children may be at work for a moment longer
+        if already_made(task, out):
+            return
+        ours = {NAME, hold.work.name, *(folder.name for folder in hold.left)}
+        ours |= {"archives"} if (archives / MARK).is_file() else set()
+        if strange := sorted({path.name for path in out.iterdir()} - ours):
+            raise FolderError(f"{out} holds {strange[0]}, which is not of this script: move it, or name another folder")
         if not archives.exists():
             (hold.work / "archives").mkdir()
             (hold.work / "archives" / MARK).touch()

@@ -88,7 +88,13 @@ def bin_sums(out: Path) -> dict[str, str]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what happens before fairseq-preprocess, which takes seconds."""
-    monkeypatch.setattr(prepare, "binarise", lambda languages, prefixes, large, to: to.mkdir())
+
+    def binarise(languages: subwords.Pair, prefixes: list[Path], large: bool, to: Path) -> None:
+        to.mkdir()
+        for language in languages:
+            (to / f"dict.{language}.txt").write_text(f"stands for {language}")
+
+    monkeypatch.setattr(prepare, "binarise", binarise)
 
 
 @pytest.fixture
@@ -182,6 +188,9 @@ def test_multi30k(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
     }
     text = {f"{split}.{language}" for split in ("valid", "test") for language in ("en", "de")}
     text |= {f"{split}.sp.{language}" for split in prepare.SPLITS for language in ("en", "de")}
+    there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert manifest["files"].keys() == there - {"manifest.json", "bin/preprocess.log", hold.NAME}
+    assert manifest["files"].keys() >= {"train.sp.en", "spm.model", "bin/dict.en.txt", "bin/test.en-de.de.idx"}
     assert {path.name for path in out.iterdir()} == text | {"spm.model", "bin", "manifest.json", hold.NAME}
 
 
@@ -703,13 +712,11 @@ def test_an_interrupted_run_in_a_folder_with_other_files_is_refused(
     assert (out / name).read_text() == "kept"
 
 
-def test_what_is_not_as_it_was_made_is_named(own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_as_it_was_made_is_named(
+    own: Own, quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     prepare.main(own.words(out))
-    listed = manifest_of(out)["files"].keys()
-    assert listed >= {"train.sp.en", "test.de", "spm.model", "bin/dict.en.txt", "bin/test.en-de.de.idx"}
-    there = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
-    assert listed == there - {"manifest.json", "bin/preprocess.log", hold.NAME}
 
     def message() -> str:
         before = files(out)
@@ -718,7 +725,7 @@ def test_what_is_not_as_it_was_made_is_named(own: Own, tmp_path: Path, capfd: py
         assert files(out) == before
         return said
 
-    for name in ("bin/valid.en-de.en.bin", "spm.model", "test.en"):
+    for name in ("bin/dict.en.txt", "spm.model", "test.en"):
         whole = (out / name).read_bytes()
         (out / name).write_bytes(whole[:-1] + b"x")
         assert f"({name} has changed)" in message()
@@ -726,14 +733,15 @@ def test_what_is_not_as_it_was_made_is_named(own: Own, tmp_path: Path, capfd: py
         assert f"({name} is missing)" in message()
         (out / name).write_bytes(whole)
     (out / "bin").rename(tmp_path / "bin")
-    assert "(bin/dict.de.txt is missing; bin/dict.en.txt is missing; " in message()
-    assert "; 11 more)" in message()
+    assert "(bin is missing; bin/dict.de.txt is missing; bin/dict.en.txt is missing)" in message()
     (tmp_path / "bin").rename(out / "bin")
     prepare.main(own.words(out))
     assert capfd.readouterr().out.endswith(f"{out}: already made\n")
 
 
-def test_manifests_of_earlier_versions(own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_manifests_of_earlier_versions(
+    own: Own, quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """They list the text alone."""
     out = tmp_path / "out"
     prepare.main(own.words(out))
@@ -760,9 +768,10 @@ def test_a_foreign_manifest(text: str, own: Own, tmp_path: Path, capfd: pytest.C
 def test_a_folder_that_cannot_be_one(own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("kept")
     (tmp_path / "link").symlink_to("nowhere/at all")
-    assert fails(own.words(tmp_path / "file"), capfd) == f"argument --out: {tmp_path / 'file'} is a file, not a folder\n"
+    message = fails(own.words(tmp_path / "file"), capfd)
+    assert message.endswith(f"argument --out: {tmp_path / 'file'} is a file, not a folder\n")
     for out in (tmp_path / "file" / "below", tmp_path / "link"):
-        assert re.fullmatch(rf"argument --out: {out} can't be held \(.+\)\n", fails(own.words(out), capfd))
+        assert re.search(rf"argument --out: {out} can't be held \(.+\)\n$", fails(own.words(out), capfd))
     assert (tmp_path / "file").read_text() == "kept"
 
 

@@ -153,7 +153,7 @@ class Stages:
         """The stage's stamp. Where the stage begins anew, its outputs are removed.
 
         Raises:
-            StageError: an output is there that this stage has not made.
+            StageError: an output is there that this stage has not made, or not like that.
         """
         key = hashlib.sha256(json.dumps([what, [digest(path) for path in inputs]]).encode()).hexdigest()
         stamp = self.stamp(name)
@@ -161,8 +161,12 @@ class Stages:
         if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
             return stamp
         if not (same and not stamp["done"] and goes_on):
-            if not stamp and (there := [path for path in outputs if path.exists()]):
+            there = [path for path in outputs if path.exists()]
+            if not stamp and there:
                 raise StageError(f"{name}: {there[0]} is there, and not of this comparison: move it")
+            changed = [path for path in there if path.is_file() and digest(path) not in stamp.get("outputs", [])]
+            if stamp.get("done") and changed:
+                raise StageError(f"{name}: {changed[0]} was changed, and would have to be made anew: move it")
             for path in outputs:  # before the stamp changes: a kill in between leaves nothing that would pass for new
                 remove(path)
             stamp = {"key": key, "done": False}

@@ -382,6 +382,13 @@ def publish(made: Path, out: Path) -> None:
         (made / name).rename(out / name)
 
 
+def drop_if_empty(archives: Path, work: Path) -> None:
+    """Drop a folder of downloads without any, by way of ``work``: no half of it is ever seen."""
+    if archives.is_dir() and [path.name for path in archives.iterdir()] == [MARK]:
+        archives.rename(work / "archives")
+        shutil.rmtree(work / "archives")
+
+
 def prepare(task: Task, out: Path, hold: Hold) -> None:
     """Make what is not made yet.
 
@@ -392,6 +399,7 @@ def prepare(task: Task, out: Path, hold: Hold) -> None:
     archives = out / "archives"
     hold.work.mkdir()
     try:
+        drop_if_empty(archives, hold.work)
         for folder in hold.left:
             if (folder / "made" / MANIFEST).is_file():
                 publish(folder / "made", out)
@@ -406,10 +414,12 @@ def prepare(task: Task, out: Path, hold: Hold) -> None:
             (hold.work / "archives").mkdir()
             (hold.work / "archives" / MARK).touch()
             (hold.work / "archives").rename(archives)
-        publish(make(task, hold.work, archives), out)
+        try:
+            made = make(task, hold.work, archives)
+        finally:
+            drop_if_empty(archives, hold.work)
+        publish(made, out)
     finally:
-        if archives.is_dir() and [path.name for path in archives.iterdir()] == [MARK]:
-            archives.rename(hold.work / "archives")
         if not (hold.work / "made" / MANIFEST).exists():  # else it only has to be moved
             shutil.rmtree(hold.work, ignore_errors=True)
     print(f"{out}: made")

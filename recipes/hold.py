@@ -8,6 +8,7 @@ stays, and tells that the folder is the recipes'.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -128,13 +129,17 @@ def held(folder: Path, mixed: bool = False) -> Iterator[Hold]:
                         folder.rmdir()
 
 
-def main(folder: str, fd: str) -> None:
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("fd", type=int, metavar="FD", help=f"the shell's open file DIR/{NAME}")
+    args = parser.parse_args(argv)
     try:
-        take(Path(folder), int(fd), os.getppid())
+        take(args.folder, args.fd, os.getppid())
     except (FolderError, OSError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main()

@@ -22,6 +22,7 @@ FAIRSEQ_RUN = ("hydra-core==1.3.2", "omegaconf==2.3.0")
 
 RECIPES = (
     *FAIRSEQ_RUN,
+    "filelock==4.3.1",
     "matplotlib==3.11.2",
     "PyYAML==6.0.3",
     "sacrebleu==2.6.0",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import write
+from common.files import write
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -111,6 +111,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("argument --checkpoint-upper-bound: goes with --num-epoch-checkpoints or --num-update-checkpoints")
     if not args.output.parent.is_dir():
         parser.error(f"argument --output: no such folder: {args.output.parent}")
+    if args.output.exists():
+        parser.error(f"argument --output: {args.output} is there already: remove it, or name another file")
     for path in paths:
         if not path.is_file():
             parser.error(f"argument --inputs: no such file: {path}")

@@ -10,7 +10,6 @@ prints the commands and checks their flags. The exit status is 1 if a system fai
 from __future__ import annotations
 
 import argparse
-import fcntl
 import itertools
 import json
 import logging
@@ -35,7 +34,9 @@ import compare_report
 import scores
 import settings
 import stages
-from common import processor, write_text
+from common.files import write_text
+from common.hold import FolderError, held
+from common.machine import processor
 from report import Trained, hypotheses, trained
 from settings import Commands, Settings
 from stages import StageError, Stages, evenly, lines
@@ -541,20 +542,17 @@ def main(argv: list[str] | None = None) -> int:
         dry_run(given)
         return 0
     out = Path(given.out)
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            parser.error(f"out: {out} is in use by another comparison")
-        comparison = Comparison(given)
-        try:
+    comparison = Comparison(given)
+    try:
+        with held(out, mixed=(out / "stamps" / "subset.json").is_file()):  # of a version that left no other trace
             comparison.run()
-        except StageError as error:
-            sys.exit(f"compare.py: {error}")
-        except KeyboardInterrupt:
-            print("\nstopped; run the same command to go on", file=sys.stderr)
-            return 130
+    except FolderError as error:
+        parser.error(f"out: {error}")
+    except StageError as error:
+        sys.exit(f"compare.py: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command to go on", file=sys.stderr)
+        return 130
     return 1 if comparison.failures else 0
 
 

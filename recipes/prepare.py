@@ -8,24 +8,24 @@
 Writes to --out: ``spm.model`` (a joint sentencepiece BPE vocabulary) or, with --tokenizer moses-bpe, ``bpe.codes``; the
 text in subwords, ``{train,valid,test}.{sp,bpe}.LANGUAGE``; the plain text to score with, ``{valid,test}.LANGUAGE``,
 line for line what is binarised; ``{valid,test}.domains`` where the data set has labels; fairseq's ``bin/``;
-``archives/``, what was downloaded; and at last ``manifest.json``, what it was made of and what was dropped. Where --out
-holds the same data set made with the same options, nothing is done; an interrupted run is begun anew, but for its
-downloads.
+``archives/``, what was downloaded; and at last ``manifest.json``, what it was made of, what was dropped, and the
+checksum of each file. Where --out holds the same data set, made with the same options, and all its files are as they
+were made, nothing is done; an interrupted run is begun anew, but for its downloads. Else --out must be new or empty.
+One run at a time holds it, and removes or replaces only what this script made.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import ctypes
 import json
+import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -33,9 +33,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.errors import RecipeError
+from common.files import write_text
+from common.hold import NAME, FolderError, Hold, held
 from corpora.archives import Archive, digest, fetch, find
 from corpora.cleaning import Tally, all_pairs, plain, train_pairs
-from corpora.errors import RecipeError
 from corpora.registry import CORPORA, DATA, SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
 from corpora.subwords import (
     ENDINGS,
@@ -56,10 +58,8 @@ from tqdm import tqdm
 
 DATA_SETS = {name: corpus.languages for name, corpus in CORPORA.items() if (DATA / name).is_dir()}  # that ship
 IWSLT = Limits(175, 1.5)  # of fairseq's prepare-iwslt14.sh, in Moses' tokens
-OURS = re.compile(  # what an interrupted run may have left
-    r"(train|valid|test)\.(sp|bpe)\..+|(valid|test)\.[^.]+|spm\.(model|vocab)|bpe\.codes|bin|work-.+|manifest\.json\.part"
-)
-KEPT = re.compile("archives|work-.+")  # a killed run's children may be at work for a moment longer
+MANIFEST = "manifest.json"
+MARK = ".made_by_prepare"  # in a folder of downloads; one without it is somebody else's
 
 
 class Task(NamedTuple):
@@ -257,62 +257,61 @@ def binarise(languages: Pair, prefixes: list[Path], large: bool, to: Path) -> No
         raise RecipeError(f"fairseq-preprocess failed:\n{''.join(news)}")
 
 
-def make(task: Task, out: Path) -> dict[str, Any]:
-    """Prepare a data set in ``out``.
+def make(task: Task, work: Path, archives: Path) -> Path:
+    """Prepare a data set in ``work``.
 
     Returns:
-        What the manifest says beside the options.
+        The folder in it that has what goes to --out and nothing else.
 
     Raises:
         RecipeError: the data can't be had or used; the message says what to do.
         BrokenProcessPool: a process was killed.
     """
     corpus, languages = task.corpus, task.corpus.languages
-    work = Path(tempfile.mkdtemp(prefix="work-", dir=out))
-    unpacked = work / "unpacked"
-    unpacked.mkdir()
-    texts, domains, sources = gather(task, out / "archives", unpacked)
-    encoder = Encoder(task.tokenizer, languages, corpus.lower, corpus.normalise, work / MODELS[task.tokenizer])
-    tallies = clean(corpus, texts, encoder, work)
+    text, unpacked, made = work / "text", work / "unpacked", work / "made"
+    for folder in (text, unpacked, made):
+        folder.mkdir()
+    texts, domains, sources = gather(task, archives, unpacked)
+    encoder = Encoder(task.tokenizer, languages, corpus.lower, corpus.normalise, made / MODELS[task.tokenizer])
+    tallies = clean(corpus, texts, encoder, text)
     shutil.rmtree(unpacked)
     pairs = tallies["train"].last
     try:
-        encoder.learn(*paths_of(work, "train", languages), pairs, task.vocab_size)
+        encoder.learn(*paths_of(text, "train", languages), pairs, task.vocab_size)
     except BrokenProcessPool:
         raise
     except (RuntimeError, ValueError) as error:  # its words name the sizes that the text allows
         raise RecipeError(f"argument --vocab-size: {task.vocab_size}: {error}") from None
     for split, tally in tallies.items():
-        encode(corpus, encoder, split, tally, work)
+        encode(corpus, encoder, split, tally, text)
         print(f"{split}: {tally}", flush=True)
     ending = ENDINGS[task.tokenizer]
-    made = [path for split in SPLITS for path in paths_of(work, split, languages, f".{ending}")]
-    for split in SPLITS[1:]:
-        text = paths_of(work, split, languages)
-        if corpus.lower:
-            cased = paths_of(work, split, languages, ".cased")
-            for path, aside in zip(text, cased, strict=True):
-                path.replace(aside)
-            write(((a.lower(), b.lower()) for a, b in read(*cased)), text, f"lower {split}")
-        made += text
+    for split in SPLITS:
+        plain_text, subwords = paths_of(text, split, languages), paths_of(text, split, languages, f".{ending}")
+        if split != "train" and corpus.lower:
+            pairs_in_lower_case = ((a.lower(), b.lower()) for a, b in read(*plain_text))
+            write(pairs_in_lower_case, paths_of(made, split, languages), f"lower {split}")
+        for path in [*subwords, *(plain_text if split != "train" and not corpus.lower else ())]:
+            path.rename(made / path.name)
         if split in domains:
-            made.append(work / f"{split}.domains")
-            labels(domains[split], tallies[split].last, made[-1])
-    files = {path.name: {"lines": count_lines(path), "sha256": digest(path)} for path in made}
-    for path in [*made, *work.glob("spm.*"), *work.glob("bpe.codes")]:
-        path.replace(out / path.name)
-    binarise(languages, [out / f"{split}.{ending}" for split in SPLITS], pairs > FEW, work / "bin")
-    (work / "bin").replace(out / "bin")
-    for folder in out.glob("work-*"):
-        shutil.rmtree(folder, ignore_errors=True)
-    return {
+            labels(domains[split], tallies[split].last, made / f"{split}.domains")
+    lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
+    binarise(languages, [made / f"{split}.{ending}" for split in SPLITS], pairs > FEW, made / "bin")
+    manifest = task.options() | {
         "sources": sources,
         "counts": {split: tally.pairs for split, tally in tallies.items()},
         "dropped": {split: tally.dropped for split, tally in tallies.items()},
         "edited": {split: tally.edited for split, tally in tallies.items()},
         "odd": {split: tally.odd for split, tally in tallies.items()},
-        "files": files,
+        "files": {
+            name: ({"lines": lines[name]} if name in lines else {}) | {"sha256": digest(made / name)}
+            for name in sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
+            if not name.endswith(".log")  # has the time in it
+        },
     }
+    write_text(made / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    shutil.rmtree(text)
+    return made
 
 
 def count_lines(path: Path) -> int:
@@ -334,14 +333,96 @@ def differences(manifest: dict[str, Any], task: Task) -> list[str]:
     return found + [f"{path} has changed" for name, path in at_hand.items() if digest(path) != known.get(name)]
 
 
-def remove(out: Path) -> None:
-    """Remove what an interrupted run left, but for its downloads, and nothing else."""
-    for path in out.iterdir():
-        if OURS.fullmatch(path.name):
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
-    for folder in (out / "archives", out):
-        with contextlib.suppress(OSError):  # it isn't empty
-            folder.rmdir()
+def some(what: list[str]) -> str:
+    """The first of many."""
+    return "; ".join(what if len(what) < 5 else [*what[:3], f"{len(what) - 3} more"])
+
+
+def already_made(task: Task, out: Path) -> bool:
+    """Whether ``out`` holds what is to be made; says so.
+
+    Raises:
+        RecipeError: it holds something else, or not all of it.
+    """
+    if not (out / MANIFEST).is_file():
+        return False
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        files, tokenizer = manifest["files"], manifest["tokenizer"]
+    except (ValueError, KeyError, TypeError):
+        raise FolderError(f"{out / MANIFEST} is not of this script: name a new or empty folder") from None
+    if other := differences(manifest, task):
+        raise FolderError(
+            f"{out} was made of other data or with other options ({some(other)}); remove it or name another"
+        )
+    model = MODELS[tokenizer]
+    wrong = [f"{name} is missing" for name in (model, "bin") if name not in files and not (out / name).exists()]
+    for name, facts in files.items():
+        if not (out / name).is_file():
+            wrong.append(f"{name} is missing")
+        elif digest(out / name) != facts["sha256"]:
+            wrong.append(f"{name} has changed")
+    if wrong:
+        raise FolderError(f"{out} is not as it was made ({some(wrong)}): put that right, or remove it or name another")
+    earlier = "" if model in files else f", by an earlier version: {model} and bin are there, but have no checksums"
+    print(f"{out}: already made{earlier}")
+    return True
+
+
+def publish(made: Path, out: Path) -> None:
+    """Move what is made to ``out``, the manifest last. A killed run is taken up where it was killed.
+
+    Raises:
+        FolderError: ``out`` has a file of that name; nothing was moved.
+    """
+    names = sorted(path.name for path in made.iterdir())
+    if there := [name for name in names if os.path.lexists(out / name)]:
+        raise FolderError(f"{out / there[0]} is not of this script: move it and run this again")
+    for name in [*(name for name in names if name != MANIFEST), MANIFEST]:
+        (made / name).rename(out / name)
+
+
+def drop_if_empty(archives: Path, work: Path) -> None:
+    """Drop a folder of downloads without any, by way of ``work``: no half of it is ever seen."""
+    if archives.is_dir() and [path.name for path in archives.iterdir()] == [MARK]:
+        archives.rename(work / "archives")
+        shutil.rmtree(work / "archives")
+
+
+def prepare(task: Task, out: Path, hold: Hold) -> None:
+    """Make what is not made yet.
+
+    Raises:
+        RecipeError: ``out`` holds something else, or the data can't be had or used.
+        BrokenProcessPool: a process was killed.
+    """
+    archives = out / "archives"
+    hold.work.mkdir()
+    try:
+        drop_if_empty(archives, hold.work)
+        for folder in hold.left:
+            if (folder / "made" / MANIFEST).is_file():
+                publish(folder / "made", out)
+            shutil.rmtree(folder, ignore_errors=True)  # the killed run's children may be at work for a moment longer
+        if already_made(task, out):
+            return
+        ours = {NAME, hold.work.name, *(folder.name for folder in hold.left)}
+        ours |= {"archives"} if (archives / MARK).is_file() else set()
+        if strange := sorted({path.name for path in out.iterdir()} - ours):
+            raise FolderError(f"{out} holds {strange[0]}, which is not of this script: move it, or name another folder")
+        if not archives.exists():
+            (hold.work / "archives").mkdir()
+            (hold.work / "archives" / MARK).touch()
+            (hold.work / "archives").rename(archives)
+        try:
+            made = make(task, hold.work, archives)
+        finally:
+            drop_if_empty(archives, hold.work)
+        publish(made, out)
+    finally:
+        if not (hold.work / "made" / MANIFEST).exists():  # else it only has to be moved
+            shutil.rmtree(hold.work, ignore_errors=True)
+    print(f"{out}: made")
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -416,30 +497,17 @@ def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Task:
 def main(argv: list[str] | None = None) -> None:
     parser, args = parse(argv)
     task = task_of(parser, args)
-    done, begun = args.out / "manifest.json", args.out / "manifest.json.part"
-    if done.is_file():
-        if other := differences(json.loads(done.read_text(encoding="utf-8")), task):
-            parser.error(
-                f"argument --out: {args.out} was made of other data or with other options ({'; '.join(other)}); "
-                "remove it or name another"
-            )
-        print(f"{args.out}: already made")
-        return
-    if begun.is_file():  # interrupted: anew
-        remove(args.out)
-    if args.out.exists() and any(not KEPT.fullmatch(path.name) for path in args.out.iterdir()):
-        parser.error(f"argument --out: {args.out} is not empty and was not made by this script")
-
-    args.out.mkdir(parents=True, exist_ok=True)
-    begun.touch()
     try:
-        manifest = task.options() | make(task, args.out)
-        begun.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        begun.replace(done)
+        if not already_made(task, args.out):
+            with held(args.out) as hold:
+                prepare(task, args.out, hold)
+    except FolderError as error:
+        parser.error(f"argument --out: {error}")
     except (RecipeError, OSError, BrokenProcessPool) as error:
-        remove(args.out)
         parser.error(str(error) or type(error).__name__)
-    print(f"{args.out}: made")
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command to begin anew", file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == "__main__":

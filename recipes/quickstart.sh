@@ -10,7 +10,11 @@ cd "$(dirname "$0")/.."
 out=${1:-runs/quickstart}
 case $out in /*) ;; *) [ $# = 0 ] || out=$here/$out ;; esac
 shift $(($# > 0))
+
+# One quick start at a time holds OUT: as long as a process of it lives, since all have file 9 open.
 mkdir -p "$out"
+exec 9<>"$out/.fairseq_sru.lock"
+PYTHONPATH=recipes python -m common.hold "$out" 9
 
 # Print a command as it can be copied, and run it.
 run() {

@@ -18,7 +18,7 @@ import torch
 from sacrebleu.metrics import BLEU, CHRF
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import parameters
+from common.machine import parameters
 from prepare import DATA, DATA_SETS
 
 from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints

@@ -44,7 +44,7 @@ from benchmarks.layer import (
     ratios,
 )
 from benchmarks.timing import DEVICE, ON_GPU, TITLE, at_least_one, folder, machine, measure
-from common import write
+from common.files import write
 
 from fairseq_sru.recurrence.dispatch import choose
 

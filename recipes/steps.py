@@ -40,7 +40,7 @@ from benchmarks.models import (
     trainer,
 )
 from benchmarks.timing import TITLE, Function, Spread, at_least_one, folder, machine, measure, short, table
-from common import write_text
+from common.files import write_text
 from tqdm import tqdm
 
 from fairseq_sru import __version__

@@ -193,15 +193,18 @@ def test_average(trained, toy_data, tmp_path):
         (["--inputs", str(ROOT / "LICENSE")], "is not a fairseq checkpoint"),
         (["--inputs", "{folder}/checkpoint1.pt", "--checkpoint-upper-bound", "2"], "goes with --num-epoch-checkpoints"),
         (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),
+        (["--inputs", "{folder}/checkpoint1.pt", "--output", "{folder}/checkpoint1.pt"], "is there already: remove it"),
     ],
 )
 def test_average_names_what_is_wrong(trained, words, message, tmp_path, capsys):
     import average
 
+    before = {path: path.read_bytes() for path in trained.iterdir()}
     with pytest.raises(SystemExit):
-        average.main([*(w.format(folder=trained) for w in words), "--output", str(tmp_path / "average.pt")])
+        average.main(["--output", str(tmp_path / "average.pt"), *(w.format(folder=trained) for w in words)])
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+    assert {path: path.read_bytes() for path in trained.iterdir()} == before
 
 
 def test_hydra_train_with_a_preset(toy_data, tmp_path):

@@ -20,7 +20,7 @@ import pytest
 import report
 import settings
 import stages
-from common import write_text
+from common.files import write_text
 from conftest import ROOT, write_pairs
 from test_scores import check_paired
 
@@ -200,10 +200,37 @@ def test_a_stage_is_done_again_when_something_changed(tmp_path):
     run.input.write_text("y")
     os.utime(run.input, (1, 1))
     assert run("b") == 0  # nothing but the time of change
-    run.output.write_text("z")
-    assert (run("b"), run.output.read_text()) == (1, "y")
     run.output.unlink()
     assert (run("b"), run.output.read_text()) == (1, "y")
+
+
+def test_a_stage_replaces_its_own_output_alone(tmp_path):
+    run = Counter(tmp_path)
+    run.output.write_text("mine")
+    with pytest.raises(stages.StageError, match=r"^one two: \S+out is there, and not of this comparison: move it$"):
+        run()
+    run.output.unlink()
+    run()
+    run.output.write_text("changed by me")
+    for flag in "ab":
+        with pytest.raises(stages.StageError, match=r"^one two: \S+out was changed, .*: move it$"):
+            run(flag)
+    assert run.output.read_text() == "changed by me"
+
+
+def test_a_folder_of_checkpoints_with_something_else_in_it_stays(tmp_path):
+    folder = tmp_path / "sru-1"
+    folder.mkdir()
+    names = ["checkpoint_last.pt", "checkpoint_1_60.pt", "checkpoint_1_60.pt.tmp", "average.pt", ".12-average.pt"]
+    for name in [*names, "train.log"]:
+        (folder / name).touch()
+    (folder / "notes").mkdir()
+    with pytest.raises(stages.StageError, match=r"^\S+notes is not of this comparison, and \S+sru-1 has"):
+        stages.remove(folder)
+    assert len(list(folder.iterdir())) == 7
+    (folder / "notes").rmdir()
+    stages.remove(folder)
+    assert not folder.exists()
 
 
 def test_large_files_are_told_apart_by_their_ends(tmp_path):

@@ -25,6 +25,7 @@ from conftest import ROOT
 from test_lohelp import contents, lohelp, near_copies, page, plain_words
 
 import debian  # isort: skip  # after test_lohelp, which loads the lohelp that both use
+import hold  # isort: skip
 import debian_sources as sources  # isort: skip
 
 Files = dict[str, str | bytes]
@@ -558,11 +559,17 @@ def test_a_failure_leaves_what_was_there(
         patch.setattr(debian, "write", full)
         assert "no space left" in error_of(capsys, "--out", str(out), "--local-dir", str(repository))
     assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
-    left = tmp_path / ".out.part" / "new"  # of a killed build
-    left.mkdir(parents=True)
-    (left / "train.en").write_text("half")
+    for name in (".out.part", ".out-abcdefgh"):
+        (tmp_path / name / "new").mkdir(parents=True)
+        (tmp_path / name / "new" / "train.en").write_text("mine")
+        beside.append(tmp_path / name)
     debian.build(out, repository)
-    assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
+    assert contents(out) == before and sorted(tmp_path.iterdir()) == sorted(beside)
+    assert all((path / "new" / "train.en").read_text() == "mine" for path in beside[-2:])
+    beside.sort()
+    (out / "valid.de").write_text("changed by me")
+    assert "were changed (valid.de)" in error_of(capsys, "--out", str(out), "--local-dir", str(repository))
+    (out / "valid.de").write_bytes(before["valid.de"])
     (out / "mine.txt").write_text("dear to me")
     assert "mine.txt" in error_of(capsys, "--out", str(out)), "before anything is fetched"
     assert contents(out) == {**before, "mine.txt": b"dear to me"} and sorted(tmp_path.iterdir()) == beside
@@ -667,9 +674,14 @@ def test_a_killed_fetch_goes_on_with_what_is_missing(fake_apt: Path, repository:
     assert code == -9 and asked == names[: at + 1] and not out.exists()
     cache = tmp_path / "out.packages"
     whole = {path.name for path in cache.iterdir() if path.is_file()}
-    assert whole == {*sources.LISTS} | {f"{name}_1.0-1_all.deb" for name in names[:at]}
+    assert whole == {*sources.LISTS, hold.NAME} | {f"{name}_1.0-1_all.deb" for name in names[:at]}
+    (cache / "apt").mkdir()
+    (cache / "apt" / "mine").write_text("kept")
+    (cache / ".work-mine").mkdir()
     assert run(kill="")[1] == names[at:]
-    assert {path.name for path in cache.iterdir()} == {*sources.LISTS} | {f"{name}_1.0-1_all.deb" for name in names}
+    there = {*sources.LISTS, hold.NAME, "apt", ".work-mine"} | {f"{name}_1.0-1_all.deb" for name in names}
+    assert {path.name for path in cache.iterdir()} == there
+    assert (cache / "apt" / "mine").read_text() == "kept"
     for path in cache.glob("*.deb"):
         assert path.read_bytes() == (repository / path.name).read_bytes()
     before = contents(out)

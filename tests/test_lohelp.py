@@ -378,9 +378,13 @@ def test_script_replaces_its_own_work_only(debs: Path, tmp_path: Path, capsys: p
     out.mkdir()
     assert lohelp.main(args) == 0, "an empty folder is free"
     made = contents(out)
-    (out / "train.en").write_text("spoilt")
     assert lohelp.main(args) == 0
     assert contents(out) == made
+    (out / "train.en").write_text("changed by me")
+    assert lohelp.main(args) == 2
+    assert contents(out) == {**made, "train.en": b"changed by me"}
+    assert "were changed (train.en)" in capsys.readouterr().err
+    (out / "train.en").write_bytes(made["train.en"])
     (out / "mine.txt").write_text("dear to me")
     assert lohelp.main(args) == 2
     assert contents(out) == {**made, "mine.txt": b"dear to me"}

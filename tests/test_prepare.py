@@ -24,6 +24,7 @@ from typing import Any
 
 import corpora
 import fetch
+import hold
 import numpy as np
 import prepare
 import pytest
@@ -31,6 +32,7 @@ import sentencepiece
 import subwords
 from conftest import ROOT
 from fairseq.data import Dictionary, data_utils
+from common.hold import held
 from sacrebleu.dataset import DATASETS
 
 LOHELP = ROOT / "recipes" / "data" / "lohelp-en-de"
@@ -86,7 +88,13 @@ def bin_sums(out: Path) -> dict[str, str]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what happens before fairseq-preprocess, which takes seconds."""
-    monkeypatch.setattr(prepare, "binarise", lambda languages, prefixes, large, to: to.mkdir())
+
+    def binarise(languages: subwords.Pair, prefixes: list[Path], large: bool, to: Path) -> None:
+        to.mkdir()
+        for language in languages:
+            (to / f"dict.{language}.txt").write_text(f"stands for {language}")
+
+    monkeypatch.setattr(prepare, "binarise", binarise)
 
 
 @pytest.fixture
@@ -178,7 +186,12 @@ def test_multi30k(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
         "lines": 100,
         "sha256": hashlib.sha256((out / "test.de").read_bytes()).hexdigest(),
     }
-    assert not [path.name for path in out.iterdir() if path.name.startswith(("work", "archives", "manifest.json."))]
+    text = {f"{split}.{language}" for split in ("valid", "test") for language in ("en", "de")}
+    text |= {f"{split}.sp.{language}" for split in prepare.SPLITS for language in ("en", "de")}
+    there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert manifest["files"].keys() == there - {"manifest.json", "bin/preprocess.log", hold.NAME}
+    assert manifest["files"].keys() >= {"train.sp.en", "spm.model", "bin/dict.en.txt", "bin/test.en-de.de.idx"}
+    assert {path.name for path in out.iterdir()} == text | {"spm.model", "bin", "manifest.json", hold.NAME}
 
 
 def tags(lines: list[str]) -> bytes:
@@ -670,27 +683,117 @@ def test_other_archives_are_other_data(quick: None, tmp_path: Path, capfd: pytes
     assert "de-en.tgz has changed" in fails([*words, "--local-dir", str(local)], capfd)
 
 
-def test_an_interrupted_run_is_begun_anew(own: Own, quick: None, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_begun_anew_but_for_its_downloads(own: Own, quick: None, tmp_path: Path) -> None:
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     prepare.main(own.words(fresh))
-    for name in ("archives/text.tgz", "work-abc/train.en", "bin/dict.en.txt", "test.xx", "train.bpe.xx", "spm.model"):
-        (out / name).parent.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text("left")
-    (out / "manifest.json.part").write_text("{")
+    with held(out) as killed:
+        for path in (killed.work / "text" / "train.en", killed.work / "made" / "bin" / "dict.en.txt"):
+            path.parent.mkdir(parents=True)
+            path.write_text("left")
+        (out / "archives").mkdir()
+        for name in (prepare.MARK, "text.tgz"):
+            (out / "archives" / name).write_text("left")
     prepare.main(own.words(out))
-    assert files(out).keys() == files(fresh).keys() | {"archives/text.tgz"}
+    assert files(out).keys() == files(fresh).keys() | {f"archives/{prepare.MARK}", "archives/text.tgz"}
     assert manifest_of(out) == manifest_of(fresh)
 
 
+@pytest.mark.parametrize("name", ["mine.txt", "manifest.json.part", "work-thesis/c.txt", "archives/mine.tgz", "bin/x"])
 def test_an_interrupted_run_in_a_folder_with_other_files_is_refused(
-    own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    name: str, own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "mine.txt").write_text("kept")
-    (out / "manifest.json.part").touch()
-    assert "is not empty and was not made by this script" in fails(own.words(out), capfd)
-    assert (out / "mine.txt").read_text() == "kept"
+    with held(out) as killed:
+        killed.work.mkdir()
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("kept")
+    message = fails(own.words(out), capfd)
+    assert f"argument --out: {out} holds {name.split('/')[0]}, which is not of this script" in message
+    assert (out / name).read_text() == "kept"
+
+
+def test_what_is_not_as_it_was_made_is_named(
+    own: Own, quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    prepare.main(own.words(out))
+
+    def message() -> str:
+        before = files(out)
+        said = fails(own.words(out), capfd)
+        assert f"argument --out: {out} is not as it was made (" in said
+        assert files(out) == before
+        return said
+
+    for name in ("bin/dict.en.txt", "spm.model", "test.en"):
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole[:-1] + b"x")
+        assert f"({name} has changed)" in message()
+        (out / name).unlink()
+        assert f"({name} is missing)" in message()
+        (out / name).write_bytes(whole)
+    (out / "bin").rename(tmp_path / "bin")
+    assert "(bin is missing; bin/dict.de.txt is missing; bin/dict.en.txt is missing)" in message()
+    (tmp_path / "bin").rename(out / "bin")
+    prepare.main(own.words(out))
+    assert capfd.readouterr().out.endswith(f"{out}: already made\n")
+
+
+def test_manifests_of_earlier_versions(
+    own: Own, quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """They list the text alone."""
+    out = tmp_path / "out"
+    prepare.main(own.words(out))
+    manifest = manifest_of(out)
+    manifest["files"] = {name: facts for name, facts in manifest["files"].items() if "lines" in facts}
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    prepare.main(own.words(out))
+    said = f"{out}: already made, by an earlier version: spm.model and bin are there, but have no checksums\n"
+    assert capfd.readouterr().out.endswith(said)
+    (out / "bin").rename(tmp_path / "bin")
+    assert "(bin is missing)" in fails(own.words(out), capfd)
+    (tmp_path / "bin").rename(out / "bin")
+    (out / "valid.sp.de").write_text("mine")
+    assert "(valid.sp.de has changed)" in fails(own.words(out), capfd)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": {}}', '{"made_by": "fairseq_sru recipes/debian.py"}'])
+def test_a_foreign_manifest(text: str, own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    assert f"{tmp_path / 'manifest.json'} is not of this script" in fails(own.words(tmp_path), capfd)
+    assert (tmp_path / "manifest.json").read_text() == text
+
+
+def test_a_folder_that_cannot_be_one(own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("kept")
+    (tmp_path / "link").symlink_to("nowhere/at all")
+    message = fails(own.words(tmp_path / "file"), capfd)
+    assert message.endswith(f"argument --out: {tmp_path / 'file'} is a file, not a folder\n")
+    for out in (tmp_path / "file" / "below", tmp_path / "link"):
+        assert re.search(rf"argument --out: {out} can't be held \(.+\)\n$", fails(own.words(out), capfd))
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
+    own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def appear(*arguments: Any) -> None:
+        arguments[-1].mkdir()
+        (out / "test.en").write_text("mine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "binarise", appear)
+        assert f"argument --out: {out / 'test.en'} is not of this script: move it" in fails(own.words(out), capfd)
+        assert (out / "test.en").read_text() == "mine"
+        assert f"{out / 'test.en'} is not of this script" in fails(own.words(out), capfd)
+    (out / "test.en").rename(tmp_path / "mine")
+    monkeypatch.setattr(prepare, "make", None)  # it only has to be moved
+    prepare.main(own.words(out))
+    assert "already made" in capfd.readouterr().out
+    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == [hold.NAME]
 
 
 def start(words: list[str], **how: Any) -> subprocess.Popen[str]:
@@ -699,13 +802,13 @@ def start(words: list[str], **how: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["work-*/train.en", "work-*/spm.vocab", "test.sp.de", "work-*/bin/dict.de.txt"])
+@pytest.mark.parametrize("moment", ["text/train.en", "made/spm.model", "made/test.sp.de", "made/bin/dict.de.txt"])
 def test_a_killed_run_can_be_repeated(moment: str, own: Own, tmp_path: Path) -> None:
     """Killed as soon as a file appears."""
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     with start(own.words(out)) as process:
         deadline = time.monotonic() + 300
-        while not any(out.glob(moment)):
+        while not any(out.glob(f".work-*/{moment}")):
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.001)
@@ -717,7 +820,7 @@ def test_a_killed_run_can_be_repeated(moment: str, own: Own, tmp_path: Path) -> 
     assert process.returncode == 0, text
     assert bin_sums(out) == bin_sums(fresh)
     assert manifest_of(out) == manifest_of(fresh)
-    assert not [path.name for path in out.iterdir() if path.name.startswith(("work-", "manifest.json."))]
+    assert {path.name for path in out.iterdir()} == {path.name for path in fresh.iterdir()}
 
 
 # --- subwords ---------------------------------------------------------------------------------------------------------
@@ -752,7 +855,7 @@ def test_several_processes_make_the_same(
     monkeypatch.setattr(subwords, "cores", lambda: 2)
     prepare.main(own.words(tmp_path / "two", *options))
     assert manifest_of(tmp_path / "one") == manifest_of(tmp_path / "two")
-    name = {"sentencepiece": "spm.vocab", "moses-bpe": "bpe.codes"}[tokenizer]  # spm.model has its own path in it
+    name = subwords.MODELS[tokenizer]
     assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
 
 

@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import hold
 import prepare
 import pytest
 import report
@@ -31,9 +32,9 @@ def quickstart(out: Path, *options: str, **how) -> subprocess.Popen:
 
 
 def files(folder: Path) -> dict[str, int]:
-    return {
-        str(path.relative_to(folder)): path.stat().st_mtime_ns for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    """What holds data, and when it was written."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != hold.NAME]
+    return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
 
 
 def test_prepare_keeps_every_line_and_does_nothing_twice(tmp_path, capsys):
@@ -71,7 +72,7 @@ def test_prepare_does_not_touch_a_foreign_folder(tmp_path, capsys):
     (tmp_path / "mine").write_text("kept")
     with pytest.raises(SystemExit):
         prepare.main(["lohelp-en-de", "--out", str(tmp_path)])
-    assert "was not made by this script" in capsys.readouterr().err
+    assert f"argument --out: {tmp_path} holds mine, and no recipe has written there" in capsys.readouterr().err
     assert files(tmp_path).keys() == {"mine"}
 
 
@@ -85,7 +86,8 @@ def test_hypotheses_are_put_in_order_and_must_be_whole():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, str, str]:
-    """A quick start that is killed at its first checkpoint and started again: its folder and what both runs printed."""
+    """A quick start that is killed at its first checkpoint and started again: its folder and what both runs printed.
+    While the first one lives, another that wants its folder is refused."""
     out = tmp_path_factory.mktemp("quick start") / "out"
     options = ["--max-update", "40", "--save-interval-updates", "10"]
     first = quickstart(out, *options, start_new_session=True)
@@ -95,6 +97,12 @@ def run(tmp_path_factory) -> tuple[Path, str, str]:
         line = first.stdout.readline()
         assert line and time.monotonic() < deadline, printed
         printed += line
+    other = quickstart(out, *options)
+    refusal = other.communicate()[0]
+    assert other.returncode == 2
+    by = f"by process {first.pid} or one that it started"
+    assert re.search(rf"{re.escape(str(out))} is in use since [-\d]+ [:\d]+, {by}$", refusal.strip())
+    assert "fairseq" not in refusal and "prepare.py" not in refusal
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
     second = quickstart(out, *options)
@@ -108,6 +116,16 @@ def test_quickstart_goes_on_where_it_was_killed(run):
     assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch \d+ @ \d+ updates\)", second)
     assert "num_updates 40" in second
     assert f"{out}/data: already made" in second.replace("\\", "")
+
+
+def test_quickstart_leaves_a_foreign_folder_alone(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "checkpoint_last.pt").write_text("mine")
+    process = quickstart(tmp_path)
+    said = process.communicate()[0]
+    assert process.returncode == 2
+    assert said == f"{tmp_path} holds checkpoints, and no recipe has written there: name a new or empty folder\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["checkpoints", "checkpoint_last.pt"]
 
 
 def test_quickstart_prints_commands_that_can_be_copied(run):

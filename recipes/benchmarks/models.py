@@ -9,7 +9,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from common import parameters
+from common.machine import parameters
 from torch import Tensor
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile, record_function

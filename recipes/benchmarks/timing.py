@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common import processor
+from common.machine import processor
 from tqdm import tqdm
 
 Function = Callable[[], object]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import compare_plots
-from common import write_text
+from common.files import write_text
 
 FILES = ("report.json", "report.md", *(f"{plot}.{kind}" for plot in ("curves", "speed") for kind in ("svg", "png")))
 METRICS = ("BLEU", "chrF2", "TER")

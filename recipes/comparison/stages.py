@@ -11,7 +11,6 @@ import hashlib
 import json
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +20,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from common import write_text
+from common.files import write_text
 
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
+OURS = re.compile(r"checkpoint.*\.pt(\.tmp)?|crash\.pt|average\.pt|dummy|train\.log|\.\d+-.+")  # beside checkpoints
 NEWS = 20  # last lines of a failed command that are shown
 
 
@@ -42,10 +42,20 @@ def evenly(count: int, total: int) -> list[int]:
 
 
 def remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
+    """Remove a file, or a folder of fairseq-train's.
+
+    Raises:
+        StageError: the folder has something else in it, and stays as it is.
+    """
+    if not path.is_dir():
         path.unlink(missing_ok=True)
+        return
+    inside = sorted(path.iterdir())
+    if strange := [file for file in inside if file.is_dir() or not OURS.fullmatch(file.name)]:
+        raise StageError(f"{strange[0]} is not of this comparison, and {path} has to be made anew: move it")
+    for file in inside:
+        file.unlink()
+    path.rmdir()
 
 
 def digest(path: Path) -> str | None:
@@ -140,13 +150,23 @@ class Stages:
     def _begin(
         self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False
     ) -> dict[str, Any]:
-        """The stage's stamp. Where the stage begins anew, its outputs are removed."""
+        """The stage's stamp. Where the stage begins anew, its outputs are removed.
+
+        Raises:
+            StageError: an output is there that this stage has not made, or not like that.
+        """
         key = hashlib.sha256(json.dumps([what, [digest(path) for path in inputs]]).encode()).hexdigest()
         stamp = self.stamp(name)
         same = stamp.get("key") == key
         if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
             return stamp
         if not (same and not stamp["done"] and goes_on):
+            there = [path for path in outputs if path.exists()]
+            if not stamp and there:
+                raise StageError(f"{name}: {there[0]} is there, and not of this comparison: move it")
+            changed = [path for path in there if path.is_file() and digest(path) not in stamp.get("outputs", [])]
+            if stamp.get("done") and changed:
+                raise StageError(f"{name}: {changed[0]} was changed, and would have to be made anew: move it")
             for path in outputs:  # before the stamp changes: a kill in between leaves nothing that would pass for new
                 remove(path)
             stamp = {"key": key, "done": False}

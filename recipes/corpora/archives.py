@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.errors import RecipeError
 from tqdm import tqdm
-
-from .errors import RecipeError
 
 TRIES = 4  # at one place of a file; whatever arrives starts the count anew
 PAUSE = 2.0  # seconds before the second try, twice as long before each further one

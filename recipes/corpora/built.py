@@ -9,22 +9,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.errors import RecipeError
+
 from .archives import digest
-from .errors import RecipeError
 
 
 def check_out(out: Path, made_by: str) -> None:
-    """Only what the script that says ``made_by`` in its manifest wrote may be replaced.
+    """Only what the script that says ``made_by`` in its manifest wrote may be replaced, and only as it was written.
 
     Raises:
         RecipeError: ``out`` has something else; the message names a file.
     """
     held = {p.name for p in out.iterdir()} if out.is_dir() else {out.name} if out.exists() else set()
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-        held -= {"manifest.json", *manifest["files"]} if manifest["made_by"] == made_by else set()
+        if manifest["made_by"] == made_by:
+            same = {name for name, made in manifest["files"].items() if name in held and digest(out / name) == made}
+            held -= {"manifest.json", *same}
     if held:
-        raise RecipeError(f"{out} has files that are not of this script ({min(held)}): move them or name another --out")
+        raise RecipeError(
+            f"{out} has files that are not of this script, or were changed ({min(held)}): "
+            "move them or name another --out"
+        )
 
 
 def replace(out: Path, texts: Mapping[str, Sequence[str]], manifest: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.errors import RecipeError
+
 from .archives import digest
-from .errors import RecipeError
 
 
 def run(*command: str, remedy: str, cwd: Path | None = None) -> str:

@@ -17,14 +17,16 @@ import argparse
 import json
 import platform
 import re
+import shutil
 import sys
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.errors import RecipeError
+from common.hold import FolderError, held
 from tqdm import tqdm
 
 from . import debian_documents as documents
@@ -33,7 +35,6 @@ from .archives import digest
 from .built import check_out, replace
 from .deb import facts, find_deb, run
 from .debian_sources import LISTS
-from .errors import RecipeError
 from .pairs import (
     MIN_LETTERS,
     NEAR_COPY,
@@ -136,11 +137,17 @@ def find(name: str, folders: Iterable[Path]) -> Path | None:
 def download(missing: list[str], cache: Path) -> None:
     """Fetches packages and lists into ``cache``, one by one and each whole, with an apt state of our own."""
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".apt-", dir=cache) as temp:
-        _download(missing, cache, Path(temp))
+    with held(cache, mixed=True) as hold:
+        for left in hold.left:
+            shutil.rmtree(left, ignore_errors=True)
+        try:
+            with_apt(missing, cache, hold.work)
+        finally:
+            shutil.rmtree(hold.work, ignore_errors=True)
 
 
-def _download(missing: list[str], cache: Path, state: Path) -> None:
+def with_apt(missing: list[str], cache: Path, state: Path) -> None:
+    """:func:`download`, with apt's state in a folder that is not made yet."""
     (state / "lists" / "partial").mkdir(parents=True)
     options = [f"Dir::State::lists={state / 'lists'}", f"Dir::Cache={state}", "Acquire::Languages=en,de"]
     options += ["Acquire::GzipIndexes=false", "APT::Update::Error-Mode=any"]
@@ -157,7 +164,7 @@ def _download(missing: list[str], cache: Path, state: Path) -> None:
         else:
             run("apt-get", "download", name, *flags, remedy=f"{name}: {remedy}", cwd=state)
             whole = find_deb(state, name)
-        whole.replace(cache / whole.name)
+        whole.rename(cache / whole.name)
 
 
 def fetch(cache: Path, local_dir: Path | None) -> dict[str, Path]:
@@ -174,6 +181,8 @@ def fetch(cache: Path, local_dir: Path | None) -> dict[str, Path]:
     if missing:
         try:
             download(missing, cache)
+        except FolderError:
+            raise
         except RecipeError as error:
             debs = " ".join(name for name in missing if name not in LISTS)
             lists = ", ".join(f"{name}.xz" for name in missing if name in LISTS)

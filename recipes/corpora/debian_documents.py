@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+from common.errors import RecipeError
+
 from .debian_sources import DAMAGED, Blocks, each, texts
-from .errors import RecipeError
 from .lohelp import PAGE, paragraphs
 from .pairs import HOLE, Pair, clean
 

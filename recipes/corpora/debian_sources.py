@@ -19,8 +19,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from common.errors import RecipeError
+
 from .deb import members
-from .errors import RecipeError
 from .pairs import HOLE, Pair, clean
 
 Blocks = list[tuple[str, str]]  # kind of each block of a document, and its text

@@ -22,9 +22,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from common.errors import RecipeError
+
 from .built import check_out, replace
 from .deb import facts, find_deb, members, run
-from .errors import RecipeError
 from .pairs import (
     HOLE,
     MIN_LETTERS,

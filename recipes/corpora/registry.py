@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.errors import RecipeError
 from tqdm import tqdm
 
 from .archives import Archive
-from .errors import RecipeError
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SPLITS = ("train", "valid", "test")

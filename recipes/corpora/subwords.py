@@ -165,15 +165,16 @@ class Encoder:
         words = in_order(self.words, chunks(bar), processes_for(pairs // step))
         lines = chain.from_iterable(pair for chunk in words for pair in chunk)
         if self.tokenizer == "sentencepiece":
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=lines,
-                model_prefix=str(self.model.with_suffix("")),
-                vocab_size=vocab_size,
-                model_type="bpe",
-                character_coverage=1.0,
-                normalization_rule_name="identity",  # else an ellipsis becomes three stops, and references have theirs
-                minloglevel=2,
-            )
+            with self.model.open("wb") as file:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=lines,
+                    model_writer=file,  # model_prefix would be in the model, which then differs from run to run
+                    vocab_size=vocab_size,
+                    model_type="bpe",
+                    character_coverage=1.0,
+                    normalization_rule_name="identity",  # else an ellipsis becomes three stops; references have theirs
+                    minloglevel=2,
+                )
         else:
             from subword_nmt.learn_bpe import learn_bpe
 

@@ -1,11 +1,10 @@
-"""What several recipes share: files that are written whole, the size of a model, the name of the processor."""
+"""What a report says of machine and model."""
 
 from __future__ import annotations
 
-import os
 import platform
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,22 +13,6 @@ if TYPE_CHECKING:
 
 # fairseq's Transformer has each encoder layer's weights twice; the copies serve a faster inference and aren't trained
 COPY = re.compile(r"layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
-
-
-def write(path: Path, how: Callable[[Path], object]) -> None:
-    """Aside first, by ``how(aside)``, then renamed: nobody sees half of a file."""
-    aside = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        how(aside)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """:func:`write` for text; makes the folder, too."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
 def parameters(weights: Mapping[str, Tensor]) -> int:

@@ -1,0 +1,23 @@
+"""Files that are written whole."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+
+def write(path: Path, how: Callable[[Path], object]) -> None:
+    """Aside first, by ``how(aside)``, then renamed: nobody sees half of a file."""
+    aside = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        how(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """:func:`write` for text; makes the folder, too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, lambda aside: aside.write_text(text, encoding="utf-8"))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import random
 import re
 import shlex
 import shutil
@@ -26,7 +28,7 @@ import corpora
 import jsonschema
 import pytest
 import settings
-from conftest import ROOT
+from conftest import ROOT, preprocess, run_cli, write_pairs
 from test_compare import RECIPES, SCHEMA
 from test_debian import repository  # noqa: F401  a fixture
 from test_prepare import iwslt_archive, multi30k_archives, wmt14_archives
@@ -108,8 +110,10 @@ def typed(command: str, checkout: Path, internet: Internet) -> str:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Checksums by path, but of what Python caches."""
-    paths = (p for p in sorted(folder.rglob("*")) if p.is_file() and "__pycache__" not in p.parts)
+    """Checksums by path, but of what Python caches, and of locks."""
+    paths = (
+        p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and not p.name.endswith(".lock")
+    )
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
@@ -190,9 +194,8 @@ def test_a_recipe_runs_as_its_first_line_says(
     done = contents(checkout)
     again = typed(command, checkout, internet)
     assert re.findall(r"^\+ (.*)", again, re.MULTILINE) == re.findall(r"^\+ (.*)", printed, re.MULTILINE)[:1]
-    assert {name for name, text in contents(checkout).items() if done.get(name) != text} <= {
-        f"{given.out}/logs/prepare.log"
-    }
+    changed = {name for name, text in contents(checkout).items() if done.get(name) != text}
+    assert changed <= {f"{given.out}/logs/prepare.log"}
     assert len(internet.asked) == len(sources)
 
     if given.data in MAKERS:  # once more, with the archives fetched by hand
@@ -204,3 +207,61 @@ def test_a_recipe_runs_as_its_first_line_says(
         assert len(internet.asked) == len(sources)
         assert not (checkout / "runs" / "local" / "archives").exists()
     shutil.rmtree(checkout)  # some have gigabytes of checkpoints
+
+
+@pytest.mark.slow
+def test_a_comparison_takes_data_that_the_printed_command_prepared(checkout: Path, internet: Internet) -> None:
+    recipe = ROOT / "recipes" / "quickstart.yaml"
+    command = f"python recipes/compare.py recipes/quickstart.yaml {shlex.join(small(settings.load(recipe)))}"
+    prepare = typed(f"{command} --dry-run 2>/dev/null", checkout, internet).splitlines()[0]
+    typed(prepare, checkout, internet)
+    data = contents(checkout / "runs")
+    typed(command, checkout, internet)
+    assert contents(checkout / "runs").items() >= data.items()
+    assert (checkout / settings.load(recipe).out / "report.md").is_file()
+
+
+# --- the models for WMT at their size ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Binarised pairs of 15 + 15 words, with a joint dictionary of 32,000."""
+    folder = tmp_path_factory.mktemp("large")
+    words = [f"w{number}" for number in range(32_000 - 4)]  # less fairseq's own
+    random.Random(1).shuffle(words)
+    text = [words[at : at + 15] for at in range(0, len(words), 15)]
+    pairs = [(line, line[::-1]) for line in text]
+    write_pairs(folder, "train", pairs)
+    write_pairs(folder, "valid", pairs[:8])
+    write_pairs(folder, "test", pairs[:8])
+    return preprocess(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sru_wmt", "sru_wmt_big", "lstm_wmt", "transformer_sru_wmt"])
+def test_models_for_wmt_train_average_and_translate_on_a_cpu(arch: str, large_vocabulary: Path, tmp_path: Path) -> None:
+    out = tmp_path / "checkpoints"
+    flags = "--share-all-embeddings --optimizer adam --adam-betas (0.9,0.98) --clip-norm 1.0 --lr 7e-4"
+    flags += " --lr-scheduler inverse_sqrt --warmup-updates 4000 --criterion label_smoothed_cross_entropy"
+    flags += " --label-smoothing 0.1 --max-tokens 4096 --max-update 3 --save-interval-updates 1"
+    flags += " --no-epoch-checkpoints --no-last-checkpoints --disable-validation --log-format json --log-interval 1"
+    common = [large_vocabulary, "--user-dir", "fairseq_sru", "--cpu"]
+    said = run_cli("train", *common, "--arch", arch, "--save-dir", out, *flags.split()).stderr
+    updates = [json.loads(line) for line in re.findall(r"\| train_inner \| (\{.*\})", said)]
+    assert [(update["num_updates"], float(update["wpb"])) for update in updates] == [(n, 4096) for n in "123"]
+    losses = [float(update["loss"]) for update in updates]
+    assert abs(losses[0] - math.log2(32_000)) < 2
+    command = [
+        "recipes/average.py",
+        "--inputs",
+        str(out),
+        "--num-update-checkpoints",
+        "2",
+        "--output",
+        str(out / "mean.pt"),
+    ]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    translated = run_cli("generate", *common, "--path", out / "mean.pt", "--beam", "5", "--max-len-b", "20").stdout
+    assert len(re.findall(r"^D-\d+\t", translated, re.MULTILINE)) == 8
+    shutil.rmtree(out)

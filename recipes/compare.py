@@ -527,9 +527,9 @@ def dry_run(given: Settings) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="goes before the recipe's value")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and check their flags")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if not args.recipe.is_file():
         parser.error(f"no such file: {args.recipe}")
     try:

@@ -178,7 +178,8 @@ def test_average(trained, toy_data, tmp_path):
     for name, weight in averaged.items():
         torch.testing.assert_close(weight, (states[0][name] + states[1][name]) / 2)
     assert len(hypotheses(generate(toy_data, tmp_path / "average.pt", "--beam", 2))) == 53
-    assert [path.name for path in tmp_path.iterdir()] == ["average.pt"]
+    average.main(["--inputs", str(trained), "--num-epoch-checkpoints", "2", "--output", str(tmp_path / "average")])
+    assert {path.name for path in tmp_path.iterdir()} == {"average", "average.pt"}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def test_wrong_settings_end_the_program_with_one_line(recipe, capsys):
         compare.main([str(recipe), "lr=3"])
     assert ended.value.code == 2
     assert f"error: {recipe}: lr: unknown key; allowed:" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("order", permutations(["--dry-run", "out=x", "systems.c.arch=sru"]), ids=" ".join)
+def test_flags_and_values_come_in_any_order(order, recipe, monkeypatch):
+    seen: list[settings.Settings] = []
+    monkeypatch.setattr(compare, "dry_run", seen.append)
+    monkeypatch.chdir(ROOT)
+    for at in range(len(order)):
+        if not any("=" in word for word in order[:at]):  # the recipe is the first word that is no flag
+            assert compare.main([*order[:at], str(recipe), *order[at:]]) == 0
+            assert (seen[-1].out, list(seen[-1].systems)) == ("x", ["a", "b", "c"])
+    assert seen
 
 
 def test_values_of_the_command_line_go_before_the_recipe(recipe):

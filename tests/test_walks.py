@@ -1,0 +1,267 @@
+"""Recipes as users run them: by the command of their first line, in a copy of the checkout, with the paths they have.
+
+The archives have the real layout and little text; stand_in/sitecustomize.py leads their addresses to a server on this
+machine, and nothing beyond it can be reached. What a walk overrides is the size of the budget.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import compare_report
+import corpora
+import jsonschema
+import pytest
+import settings
+from conftest import ROOT, preprocess, run_cli, write_pairs
+from test_compare import RECIPES, SCHEMA
+from test_debian import repository  # noqa: F401  a fixture
+from test_prepare import iwslt_archive, multi30k_archives, wmt14_archives
+
+MAKERS: dict[str, Callable[[Path], Any]] = {
+    "multi30k-en-de": multi30k_archives,
+    "iwslt14-de-en": iwslt_archive,
+    "wmt14-en-de": wmt14_archives,
+}
+OF_SACREBLEU = [name for name, corpus in corpora.CORPORA.items() if corpus.sacrebleu]
+each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+
+
+class Internet(NamedTuple):
+    """The archives of each data set in a folder of its own, and the requests that the server had."""
+
+    archives: Path
+    asked: list[str]
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
+    folder = tmp_path_factory.mktemp("internet")
+    facts: dict[str, dict[str, Any]] = {}
+    for name, make in MAKERS.items():
+        make(folder / name)
+        corpus = corpora.CORPORA[name]
+        for archive in [*corpus.archives, *([corpora.sacrebleu_archive(corpus.sacrebleu)] if corpus.sacrebleu else [])]:
+            content = (folder / name / archive.name).read_bytes()
+            sums = {kind: hashlib.new(kind, content).hexdigest() for kind in ("sha256", "md5")}
+            facts[archive.url] = {"bytes": len(content), **sums}
+            place = folder / "site" / archive.url.partition("://")[2]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(content)
+    asked: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            asked.append(self.path)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder / "site"))) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        known = {"server": f"http://127.0.0.1:{server.server_port}/", "archives": facts}
+        (folder / "known.json").write_text(json.dumps(known))
+        nobody = "http://127.0.0.1:9"
+        env = {
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(ROOT / "tests" / "stand_in"),
+            "STAND_IN": str(folder / "known.json"),
+            "SACREBLEU": str(folder / "sacrebleu"),
+            **{f"{kind}_proxy": nobody for kind in ("http", "https", "ftp")},
+            "no_proxy": "127.0.0.1",
+            "OMP_NUM_THREADS": "1",
+        }
+        yield Internet(folder, asked, env)
+        server.shutdown()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of all that is not ignored; the text that ships with the project is as small as the archives."""
+    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]:
+        if (ROOT / name).is_file():
+            (tmp_path / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, tmp_path / "checkout" / name)
+    for path in (tmp_path / "checkout" / "recipes" / "data").glob("*/*.??"):
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[: 400 if "train" in path.name else 40]))
+    return tmp_path / "checkout"
+
+
+def typed(command: str, checkout: Path, internet: Internet) -> str:
+    """What a command prints that is typed in the checkout's folder."""
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    done = subprocess.run(["bash", "-c", command], cwd=checkout, env={**os.environ, **internet.env}, **how)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-5000:]}"
+    return done.stdout
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Checksums by path, but of what Python caches, and of locks."""
+    paths = (
+        p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and not p.name.endswith(".lock")
+    )
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+# --- data sets --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OF_SACREBLEU)
+def test_a_test_set_of_sacrebleu_is_prepared_in_a_relative_folder(
+    name: str, checkout: Path, internet: Internet
+) -> None:
+    del internet.asked[:]
+    out = checkout / "runs" / "deep" / name
+    typed(f"python recipes/prepare.py {name} --out runs/deep/{name} --vocab-size 250", checkout, internet)
+    assert manifest(out)["files"]["test.de"]["lines"] == len((out / "test.de").read_text().splitlines()) > 40
+    assert len(internet.asked) == len(set(internet.asked)) == len(manifest(out)["sources"])
+
+
+# --- whole recipes ----------------------------------------------------------------------------------------------------
+
+
+def small(given: settings.Settings) -> list[str]:
+    """Overrides that leave a recipe two updates of two batches, and this machine's processors."""
+    import torch
+
+    words = ["budget.minutes=0.0001" if given.budget.minutes else "budget.updates=2", "checkpoints=2", "seeds=[1]"]
+    words += [f"systems.{name}.seeds=[1]" for name, options in given.systems.items() if "seeds" in options]
+    words += ["slices={updates: 2, rounds: 1}", "curve.sentences=2", "speed={sentences: 2, rounds: 1}"]
+    words += ["train.max-tokens=200"]
+    words += ["average=2"] if given.average > 1 else []
+    words += ["prepare.vocab-size=250"] if "vocab-size" in given.prepare else []
+    gpus = torch.cuda.device_count()
+    words += [f"processes={min(given.processes, gpus or 2)}"] if given.processes > 1 else []
+    words += ["train.fp16=false"] if given.train.get("fp16") and not gpus else []
+    return words
+
+
+@pytest.mark.slow
+@each_recipe
+def test_a_recipe_runs_as_its_first_line_says(
+    recipe: Path, checkout: Path, internet: Internet, request: pytest.FixtureRequest
+) -> None:
+    given = settings.load(recipe)
+    overrides = small(given)
+    if given.data == "debian-en-de":  # its packages are apt's
+        overrides += [f"prepare.local-dir={request.getfixturevalue('repository')}"]
+    first = recipe.read_text().splitlines()[0].removeprefix("# ")
+    command = f"{first} {shlex.join(overrides)}"
+    before = contents(checkout)
+    del internet.asked[:]
+    printed = typed(command, checkout, internet)
+
+    out = checkout / given.out
+    assert {name: text for name, text in contents(checkout).items() if not name.startswith("runs/")} == before
+    found = json.loads((out / "report.json").read_text())
+    jsonschema.validate(found, SCHEMA)
+    assert list(found["systems"]) == list(given.systems)
+    text = (out / "report.md").read_text()
+    folder = checkout / settings.Commands(given).data
+    target, count = manifest(folder)["target"], manifest(folder)["counts"]["test"]["binarised"]
+    for name, system in found["systems"].items():
+        assert system["failures"] == []
+        assert [(run["seed"], run["updates"]) for run in system["runs"]] == [(1, 2)], name
+        assert {"BLEU", "chrF2", "TER"} <= system["scores"].keys()
+        assert system["training_tokens_per_second"] > 0
+        assert all(cell["sentences_per_second"] > 0 for cell in system["decoding"])
+        assert [point["updates"] for point in system["runs"][0]["curve"]] == [1, 2]
+        assert len((out / "translations" / f"{name}-1.{target}").read_text().splitlines()) == count
+        assert re.search(rf"^\| {re.escape(name)}\b", text, re.MULTILINE)
+    assert all((out / name).stat().st_size for name in compare_report.FILES)
+    assert len(internet.asked) == len(set(internet.asked))
+    sources = {source["url"].partition("://")[2] for source in manifest(folder)["sources"] if "url" in source}
+    assert {path.lstrip("/") for path in internet.asked} == sources
+
+    done = contents(checkout)
+    again = typed(command, checkout, internet)
+    assert re.findall(r"^\+ (.*)", again, re.MULTILINE) == re.findall(r"^\+ (.*)", printed, re.MULTILINE)[:1]
+    changed = {name for name, text in contents(checkout).items() if done.get(name) != text}
+    assert changed <= {f"{given.out}/logs/prepare.log"}
+    assert len(internet.asked) == len(sources)
+
+    if given.data in MAKERS:  # once more, with the archives fetched by hand
+        prepared = re.search(r"^\+ (python recipes/prepare\.py .*)", printed, re.MULTILINE)
+        assert prepared
+        shutil.copytree(internet.archives / given.data, checkout / "runs" / "by hand")
+        typed(f"{prepared[1]} --local-dir 'runs/by hand' --out runs/local", checkout, internet)
+        assert manifest(checkout / "runs" / "local") == manifest(folder)
+        assert len(internet.asked) == len(sources)
+        assert not (checkout / "runs" / "local" / "archives").exists()
+    shutil.rmtree(checkout)  # some have gigabytes of checkpoints
+
+
+@pytest.mark.slow
+def test_a_comparison_takes_data_that_the_printed_command_prepared(checkout: Path, internet: Internet) -> None:
+    recipe = ROOT / "recipes" / "quickstart.yaml"
+    command = f"python recipes/compare.py recipes/quickstart.yaml {shlex.join(small(settings.load(recipe)))}"
+    prepare = typed(f"{command} --dry-run 2>/dev/null", checkout, internet).splitlines()[0]
+    typed(prepare, checkout, internet)
+    data = contents(checkout / "runs")
+    typed(command, checkout, internet)
+    assert contents(checkout / "runs").items() >= data.items()
+    assert (checkout / settings.load(recipe).out / "report.md").is_file()
+
+
+# --- the models for WMT at their size ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Binarised pairs of 15 + 15 words, with a joint dictionary of 32,000."""
+    folder = tmp_path_factory.mktemp("large")
+    words = [f"w{number}" for number in range(32_000 - 4)]  # less fairseq's own
+    random.Random(1).shuffle(words)
+    text = [words[at : at + 15] for at in range(0, len(words), 15)]
+    pairs = [(line, line[::-1]) for line in text]
+    write_pairs(folder, "train", pairs)
+    write_pairs(folder, "valid", pairs[:8])
+    write_pairs(folder, "test", pairs[:8])
+    return preprocess(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sru_wmt", "sru_wmt_big", "lstm_wmt", "transformer_sru_wmt"])
+def test_models_for_wmt_train_average_and_translate_on_a_cpu(arch: str, large_vocabulary: Path, tmp_path: Path) -> None:
+    out = tmp_path / "checkpoints"
+    flags = "--share-all-embeddings --optimizer adam --adam-betas (0.9,0.98) --clip-norm 1.0 --lr 7e-4"
+    flags += " --lr-scheduler inverse_sqrt --warmup-updates 4000 --criterion label_smoothed_cross_entropy"
+    flags += " --label-smoothing 0.1 --max-tokens 4096 --max-update 3 --save-interval-updates 1"
+    flags += " --no-epoch-checkpoints --no-last-checkpoints --disable-validation --log-format json --log-interval 1"
+    common = [large_vocabulary, "--user-dir", "fairseq_sru", "--cpu"]
+    said = run_cli("train", *common, "--arch", arch, "--save-dir", out, *flags.split()).stderr
+    updates = [json.loads(line) for line in re.findall(r"\| train_inner \| (\{.*\})", said)]
+    assert [(update["num_updates"], float(update["wpb"])) for update in updates] == [(n, 4096) for n in "123"]
+    losses = [float(update["loss"]) for update in updates]
+    assert abs(losses[0] - math.log2(32_000)) < 2
+    command = [
+        "recipes/average.py",
+        "--inputs",
+        str(out),
+        "--num-update-checkpoints",
+        "2",
+        "--output",
+        str(out / "mean.pt"),
+    ]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    translated = run_cli("generate", *common, "--path", out / "mean.pt", "--beam", "5", "--max-len-b", "20").stdout
+    assert len(re.findall(r"^D-\d+\t", translated, re.MULTILINE)) == 8
+    shutil.rmtree(out)

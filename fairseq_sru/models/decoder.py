@@ -10,7 +10,7 @@ from ..linear import Linear
 from .attention import Attention, GlobalAttention, Source
 from .dropout import Dropout
 from .encoder import project_in
-from .output import Decoder, Extra, IncrementalState, State, extra
+from .output import Decoder, Extra, IncrementalState, State, extra, output_norm
 from .recurrent import UNITS, Packing, RecurrentLayer, padding
 
 
@@ -117,7 +117,7 @@ class SRUDecoder(Decoder):
         self.initial_state = None
         if attention == 0:
             self.initial_state = Linear(encoder_state_units, num_layers * hidden_size * UNITS[unit])
-        self.norm = nn.LayerNorm(hidden_size) if residual else nn.Identity()
+        self.norm = output_norm(hidden_size) if residual else nn.Identity()
         self.global_attention = self.project_out = None
         if attention == "global":
             self.global_attention = GlobalAttention(hidden_size, encoder_output_units, out_embed_dim)

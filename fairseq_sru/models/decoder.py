@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..layers.linear import Linear
 from .attention import Attention, GlobalAttention, Source
-from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
+from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer, output_norm
 from .dropout import Dropout
 from .embeddings import project_in
 from .options import attention
@@ -88,7 +88,7 @@ class SRUDecoder(BaseDecoder):
             for i in range(layers)
         )
         self.initial_state = Linear(state_size, layers * size * UNITS[self.unit].states) if where == 0 else None
-        self.norm = nn.Identity() if cfg.no_residual else nn.LayerNorm(size)
+        self.norm = nn.Identity() if cfg.no_residual else output_norm(size)
         self.global_attention = self.project_out = None
         if where == "global":
             self.global_attention = GlobalAttention(size, source_size, out_embed_dim)

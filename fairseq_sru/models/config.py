@@ -15,6 +15,8 @@ from .recurrent import ACTIVATIONS, UNITS
 # --config-dir .../fairseq_sru/config model=sru/NAME.
 PRESETS = Path(__file__).parent.parent / "config" / "model"
 
+UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
+
 
 @dataclass
 class CommonConfig(FairseqDataclass):
@@ -188,19 +190,22 @@ def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
 
 
 def option(cfg: Any, name: str, options: type[FairseqDataclass] = SRUConfig) -> Any:
-    """An option's value; options left at None take the value that their help text names."""
+    """An option's value; options left at None take the value that their help text names. What fairseq's command line
+    fills in from the task or the criterion is, where nothing has, UNLIMITED for a longest sequence, or else None."""
     value = getattr(cfg, name, None)
-    if value is not None:
-        return value
     follows = {
         "encoder_hidden_size": "encoder_embed_dim",
         "decoder_hidden_size": "decoder_embed_dim",
         "decoder_out_embed_dim": "decoder_embed_dim",
         **{f"{side}_dropout_{end}": "dropout" for side in ("encoder", "decoder") for end in ("in", "out")},
     }
-    if name in follows:
+    if value is None and name in follows:
         return option(cfg, follows[name], options)
-    return options.__dataclass_fields__[name].default
+    if value is None:
+        value = options.__dataclass_fields__[name].default
+    if isinstance(value, str) and value.startswith("${"):
+        return UNLIMITED if name.endswith("_positions") else None
+    return value
 
 
 def flag(name: str) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor, nn
@@ -19,11 +17,6 @@ from .dropout import Dropout
 from .encoder import embedding, project_in
 from .output import Decoder, Extra, IncrementalState, extra
 from .recurrent import ACTIVATIONS, RecurrentLayer
-
-UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
-
-if not hasattr(np, "compat"):  # of numpy 1; fairseq's TokenBlockDataset asks it for a type when it breaks text at eos
-    np.compat = SimpleNamespace(long=np.int64)  # type: ignore[attr-defined]
 
 
 class SRULanguageDecoder(Decoder):
@@ -180,7 +173,7 @@ class SRULanguageModel(FairseqLanguageModel):
             rnn_dropout=cfg.rnn_dropout,
             share_input_output_embed=cfg.share_decoder_input_output_embed,
             adaptive_softmax_cutoff=cutoffs(cfg, len(target)),
-            max_target_positions=cfg.max_target_positions if isinstance(cfg.max_target_positions, int) else UNLIMITED,
+            max_target_positions=cfg.max_target_positions,
             activation=cfg.sru_activation,
         )
         return cls(decoder)

@@ -20,7 +20,7 @@ TRAINED = [
     r"fairseq.trainer \| (Preparing to load|No existing|Loaded) checkpoint (found )?.+",
     r"fairseq.trainer \| loading train data for epoch \d+",
     r"fairseq.trainer \| begin training epoch \d+",
-    rf"train_inner \| epoch \d+: +\d+ / \d+ [\w=., ]+",
+    r"train_inner \| epoch \d+: +\d+ / \d+ [\w=., ]+",
     rf"(train|valid) \| epoch \d+( \| valid on 'valid' subset)?{STATISTICS}",
     r"fairseq.checkpoint_utils \| Saved checkpoint .+",
     r"fairseq_cli.train \| Stopping training due to num_updates: \d+ >= max_update: \d+",

@@ -31,7 +31,7 @@ DECODED = [
     r"fairseq_cli.\w+ \| NOTE: hypothesis and token scores are output in base 2",
     r"fairseq_cli.\w+ \| Type the input sentence and press return:",
     r"fairseq_cli.\w+ \| (Translated|Total time: )[\w\d,.():; /]+",
-    r"valid \|( \| valid on 'valid' subset)?" + STATISTICS,
+    rf"valid \| valid on 'valid' subset{STATISTICS}",
 ]
 OUTPUT = [r"[SW]-\d+\t.*", r"T-\d+\t.*", r"[HDP]-\d+\t-?[-\d.]+.*", r"Generate test with beam=\d: BLEU.*"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, preprocess, reversed_pairs, run_cli, write_pairs
+from lines import DECODED, OUTPUT, START, unexpected
 
 PLUGIN = ["--user-dir", "fairseq_sru"]
 SMALL = ["--arch", "sru_tiny", "--encoder-embed-dim", 32, "--decoder-embed-dim", 32, "--encoder-hidden-size", 16]
@@ -112,6 +113,7 @@ def test_interactive_answers_line_by_line_empty_ones_too(trained, toy_data):
         "interactive", toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu", "--beam", 2, text_in=lines
     )
     assert sorted(hypotheses(done.stdout)) == [0, 1, 2]
+    assert unexpected(done.stdout + done.stderr, START + DECODED, OUTPUT) == []
 
 
 def test_interactive_puts_in_the_words_that_are_asked_for(trained, toy_data):
@@ -137,6 +139,7 @@ def test_validate(trained, toy_data):
         400,
     )
     assert "valid on 'valid' subset" in done.stdout + done.stderr
+    assert unexpected(done.stdout + done.stderr, START + DECODED, []) == []
 
 
 def test_alignment_and_scoring_and_ensemble(trained, toy_data):

@@ -30,9 +30,9 @@ import prepare
 import pytest
 import sentencepiece
 import subwords
+from common.hold import held
 from conftest import ROOT
 from fairseq.data import Dictionary, data_utils
-from common.hold import held
 from sacrebleu.dataset import DATASETS
 
 LOHELP = ROOT / "recipes" / "data" / "lohelp-en-de"

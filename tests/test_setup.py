@@ -43,14 +43,34 @@ def test_versions_agree_with_patch() -> None:
 
 def test_patch_touches_nothing_else() -> None:
     assert re.findall(r"^\+\+\+ b/(.*)$", PATCH, re.MULTILINE) == [
+        "fairseq/checkpoint_utils.py",
         "fairseq/criterions/adaptive_loss.py",
         "fairseq/data/iterators.py",
+        "fairseq/data/language_pair_dataset.py",
+        "fairseq/data/token_block_dataset.py",
         "fairseq/dataclass/configs.py",
         "fairseq/dataclass/initialize.py",
+        "fairseq/dataclass/utils.py",
+        "fairseq/examples/translation_moe/translation_moe_src/translation_moe.py",
         "fairseq/file_io.py",
         "fairseq/models/transformer/transformer_config.py",
         "fairseq/modules/transformer_layer.py",
+        "fairseq/nan_detector.py",
+        "fairseq/ngram_repeat_block.py",
+        "fairseq/optim/amp_optimizer.py",
+        "fairseq/options.py",
+        "fairseq/sequence_generator.py",
+        "fairseq/tasks/fairseq_task.py",
+        "fairseq/tasks/text_to_speech.py",
         "fairseq/trainer.py",
+        "fairseq_cli/eval_lm.py",
+        "fairseq_cli/generate.py",
+        "fairseq_cli/hydra_train.py",
+        "fairseq_cli/interactive.py",
+        "fairseq_cli/preprocess.py",
+        "fairseq_cli/score.py",
+        "fairseq_cli/train.py",
+        "fairseq_cli/validate.py",
         "pyproject.toml",
         "setup.py",
     ]
@@ -99,6 +119,7 @@ def test_installed_fairseq_has_this_patch() -> None:
 
 def test_an_earlier_patch_is_replaced() -> None:
     assert not is_usable({"fairseq": "0.12.2+py311"})
+    assert not is_usable({"fairseq": "0.12.2+py311.2"})
     assert is_usable({"fairseq": "0.12.2"})  # what is installed imports
 
 

@@ -8,10 +8,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fairseq import utils
-from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
+from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_REGISTRY, FairseqLanguageModel, register_model_architecture
+from fairseq.tasks import TASK_REGISTRY
+from fairseq.tasks.language_modeling import LanguageModelingTask
+from fairseq.tasks.masked_lm import MaskedLMTask
+from fairseq.tasks.multilingual_language_modeling import MultilingualLanguageModelingTask
+from fairseq.tasks.translation import TranslationTask
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from omegaconf import OmegaConf
 
 from .config import presets
+
+OF_ONE_TEXT = (LanguageModelingTask, MaskedLMTask, MultilingualLanguageModelingTask)
+OF_PAIRS = (TranslationMultiSimpleEpochTask, TranslationTask)
 
 
 def register_architectures(model: str, check: Callable[[Any], None]) -> None:
@@ -23,12 +32,12 @@ def register_architectures(model: str, check: Callable[[Any], None]) -> None:
             that the user gets.
     """
     # fairseq registers an architecture named as the model by itself, but without the checks: ours takes its place
-    ARCH_CONFIG_REGISTRY[model] = _architecture({}, check)
+    ARCH_CONFIG_REGISTRY[model] = _architecture(model, {}, check)
     for name, options in presets(model).items():
-        register_model_architecture(model, name)(_architecture(options, check))
+        register_model_architecture(model, name)(_architecture(model, options, check))
 
 
-def _architecture(options: dict[str, Any], check: Callable[[Any], None]) -> Callable[[Any], None]:
+def _architecture(model: str, options: dict[str, Any], check: Callable[[Any], None]) -> Callable[[Any], None]:
     def apply(args: Any) -> None:
         """fairseq calls this when the command line is parsed (a Namespace) and when the model is built (a
         DictConfig)."""
@@ -37,6 +46,7 @@ def _architecture(options: dict[str, Any], check: Callable[[Any], None]) -> Call
         for name, value in options.items():
             if not hasattr(args, name):
                 setattr(args, name, value)
+        _check_task(args, model)
         try:
             check(args)
         except ValueError as error:
@@ -51,6 +61,18 @@ def _exit(message: str) -> NoReturn:
     """End as argparse does at a bad command line: one line, status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
+
+
+def _check_task(args: Any, model: str) -> None:
+    """Does the task make the batches that the model reads? Of tasks that fairseq doesn't bring, who knows."""
+    name = getattr(args, "task", None)
+    task = TASK_REGISTRY.get(name, object)
+    arch = f"--arch {getattr(args, 'arch', model)}"
+    if issubclass(MODEL_REGISTRY[model], FairseqLanguageModel):
+        if issubclass(task, OF_PAIRS):
+            _exit(f"{arch} is a language model: it goes with --task language_modeling; got --task {name}")
+    elif issubclass(task, OF_ONE_TEXT):
+        _exit(f"{arch} is a translation model: it goes with --task translation; got --task {name}")
 
 
 def _data_folder(args: Any, task: str) -> Path | None:

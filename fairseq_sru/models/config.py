@@ -11,6 +11,8 @@ from omegaconf import II, OmegaConf
 # --config-dir .../fairseq_sru/config model=sru/NAME.
 PRESETS = Path(__file__).parent.parent / "config" / "model"
 
+UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
+
 
 @dataclass
 class CommonConfig(FairseqDataclass):

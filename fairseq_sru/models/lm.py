@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from fairseq.models import FairseqLanguageModel, register_model
 from torch import Tensor, nn
@@ -22,11 +20,6 @@ from .config import SRULanguageModelConfig
 from .dropout import Dropout
 from .embeddings import embedding, project_in
 from .recurrent import RecurrentLayer
-
-UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
-
-if not hasattr(np, "compat"):  # of numpy 1; fairseq's TokenBlockDataset asks it for a type when it breaks text at eos
-    np.compat = SimpleNamespace(long=np.int64)  # type: ignore[attr-defined]
 
 
 class SRULanguageDecoder(BaseDecoder):
@@ -145,8 +138,6 @@ class SRULanguageModel(FairseqLanguageModel):
         """
         check(cfg)
         cfg = options.completed(cfg, SRULanguageModelConfig)
-        if not isinstance(cfg.max_target_positions, int):
-            cfg.max_target_positions = UNLIMITED
         source, target = task.source_dictionary, task.target_dictionary
         if cfg.share_decoder_input_output_embed and len(source) != len(target):
             raise ValueError(

@@ -9,6 +9,8 @@ from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
 
+UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
+
 # options left at None that take another one's value
 FOLLOWS = {
     "encoder_hidden_size": "encoder_embed_dim",
@@ -19,13 +21,17 @@ FOLLOWS = {
 
 
 def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
-    """A model's options alone; those that cfg lacks or leaves at None have the value that their help text names."""
+    """A model's options alone; those that cfg lacks or leaves at None have the value that their help text names. What
+    fairseq's command line fills in from the task or the criterion is, where nothing has, UNLIMITED for a longest
+    sequence, or else None."""
 
     def value(name: str) -> Any:
         given = getattr(cfg, name, None)
-        if given is not None:
-            return given
-        return value(FOLLOWS[name]) if name in FOLLOWS else options.__dataclass_fields__[name].default
+        if given is None:
+            given = value(FOLLOWS[name]) if name in FOLLOWS else options.__dataclass_fields__[name].default
+        if isinstance(given, str) and given.startswith("${"):
+            return UNLIMITED if name.endswith("_positions") else None
+        return given
 
     return Namespace(**{name: value(name) for name in options.__dataclass_fields__})
 

@@ -1,0 +1,282 @@
+"""What the patch mends of fairseq, where users of the plugin meet it: repeated n-grams, one line for a bad argument, no
+noise."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import run_cli
+from fairseq.data import Dictionary
+from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from lines import DECODED, OUTPUT, START, TRAINED, unexpected
+from small_models import SIZES, made, sources
+
+from fairseq_sru.models.config import SRUConfig, SRULanguageModelConfig, TransformerSRUConfig
+from fairseq_sru.models.lm import SRULanguageModel
+from fairseq_sru.models.sru import SRUModel
+from fairseq_sru.models.transformer_sru import TransformerSRUModel
+
+PLUGIN = ["--user-dir", "fairseq_sru"]
+SMALL = ["--arch", "sru", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16, "--cpu", "--optimizer", "adam"]
+SMALL += ["--lr", 5e-3, "--max-tokens", 400, "--num-workers", 0]
+
+# --no-repeat-ngram-size
+
+
+def repeats(words: list[int], n: int, seen: int = 0) -> list[tuple[int, ...]]:
+    """The n-grams that were there before, of those that end after the first ``seen`` words."""
+    grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return [gram for i, gram in enumerate(grams) if gram in grams[:i] and i + n > seen]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4])
+def test_the_words_that_would_repeat_an_ngram_are_banned_and_no_others(n: int) -> None:
+    """On buffers as the search has them: what begins a sentence, the words so far, padding."""
+    pad, eos, vocabulary, bsz, beam, longest = 1, 2, 9, 3, 4, 15
+    for step in range(longest):
+        tokens = torch.full((bsz * beam, longest + 2), pad)
+        tokens[:, 0] = eos
+        tokens[:, 1 : step + 1] = torch.randint(4, vocabulary, (bsz * beam, step))
+        before = torch.randn(bsz * beam, vocabulary)
+        after = NGramRepeatBlock(n)(tokens, before.clone(), bsz, beam, step)
+        for row, old, new in zip(tokens[:, 1 : step + 1].tolist(), before, after, strict=True):
+            for word in range(vocabulary):
+                allowed = word == eos or not repeats([*row, word], n, seen=step)
+                assert new[word] == (old[word] if allowed else -torch.inf), (row, word)
+
+
+def search(model: Any, dictionary: Dictionary, beam: int, n: int, prefix: torch.Tensor | None = None) -> list[Any]:
+    generator = SequenceGenerator([model], dictionary, beam_size=beam, max_len_b=18, no_repeat_ngram_size=n)
+    tokens = sources(dictionary, [5, 9, 3, 7])
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": tokens.ne(dictionary.pad()).sum(1)}}
+    return generator.generate([model], sample, prefix_tokens=prefix)
+
+
+def words(hypothesis: Any) -> list[int]:
+    *before, last = hypothesis["tokens"].tolist()
+    assert last == 2  # eos
+    return before
+
+
+@pytest.fixture(params=["sru", "transformer_sru"])
+def stutterer(request: pytest.FixtureRequest, dictionary: Dictionary) -> Any:
+    """A model that likes the word before to come again and hardly ever ends: it is untrained, with tied embeddings."""
+    model = made(request.param, dictionary, share_all_embeddings=True, encoder_layers=1, decoder_layers=1).eval()
+    with torch.no_grad():
+        model.decoder.embed_tokens.weight[dictionary.eos()] = 0
+    return model
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_hypothesis_repeats_an_ngram(n: int, stutterer: Any, dictionary: Dictionary) -> None:
+    for beam in (1, 2, 5):
+        assert any(repeats(words(h), n) for hypotheses in search(stutterer, dictionary, beam, 0) for h in hypotheses)
+        found = search(stutterer, dictionary, beam, n)
+        assert [len(hypotheses) for hypotheses in found] == [beam] * 4
+        assert not any(repeats(words(h), n) for hypotheses in found for h in hypotheses)
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_greedy_search_takes_the_best_word_that_repeats_nothing(n: int, stutterer: Any, dictionary: Dictionary) -> None:
+    for i, source in enumerate(sources(dictionary, [5, 9, 3, 7])):
+        source = source[source.ne(dictionary.pad())][None]
+        expected: list[int] = []
+        while len(expected) < 18:
+            so_far = torch.tensor([[dictionary.eos(), *expected]])
+            scores = stutterer(source, torch.tensor([source.size(1)]), so_far)[0][0, -1].tolist()
+            scores[dictionary.pad()] = -torch.inf
+            order = sorted(range(len(scores)), key=lambda word: -scores[word])
+            best = next(w for w in order if w == dictionary.eos() or not repeats([*expected, w], n, len(expected)))
+            if best == dictionary.eos():
+                break
+            expected.append(best)
+        assert words(search(stutterer, dictionary, 1, n)[i][0]) == expected
+
+
+def test_a_prefix_may_repeat_what_follows_may_not(stutterer: Any, dictionary: Dictionary) -> None:
+    pad = dictionary.pad()
+    prefix = torch.tensor([[7, 8, 7, 8, 7, 8], [9, 9, 9, 9, 9, 9], [7, 8, 9, pad, pad, pad], [5, 5, 5, pad, pad, pad]])
+    for beam in (1, 5):
+        for given, hypotheses in zip(prefix.tolist(), search(stutterer, dictionary, beam, 2, prefix), strict=True):
+            given = [word for word in given if word != pad]
+            assert hypotheses
+            for hypothesis in hypotheses:
+                assert words(hypothesis)[: len(given)] == given
+                assert not repeats(words(hypothesis), 2, seen=len(given))
+
+
+# Options that the command line would have filled in
+
+
+@pytest.mark.parametrize(
+    "model, options", [(SRUModel, SRUConfig), (TransformerSRUModel, TransformerSRUConfig)], ids=["sru", "transformer"]
+)
+def test_a_bare_namespace_has_no_longest_sentence(model: Any, options: Any, dictionary: Dictionary) -> None:
+    """fairseq's dataclasses have ``${task.max_target_positions}`` there, which only its command line resolves."""
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    sizes = SIZES["sru" if options is SRUConfig else "transformer_sru"]
+    for given in (Namespace(**sizes), Namespace(**{**vars(options()), **sizes})):
+        built = model.build_model(given, task).eval()
+        assert built.max_positions() == (10**6, 10**6)
+        assert EnsembleModel([built]).max_decoder_positions() == 10**6
+        assert len(search(built, dictionary, 2, 0)) == 4
+
+
+def test_a_bare_namespace_has_no_longest_text(dictionary: Dictionary) -> None:
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    for given in (Namespace(decoder_embed_dim=8), Namespace(**{**vars(SRULanguageModelConfig()), "dropout": 0.0})):
+        assert SRULanguageModel.build_model(given, task).max_positions() == 10**6
+
+
+# One line where an argument is bad
+
+slow = pytest.mark.slow
+BAD = [
+    (["generate", "bin", "--path", "cut.pt"], "argument --path: truncated, or no checkpoint: cut.pt"),
+    (
+        ["train", "bin", "--arch", "sru_lm"],
+        "--arch sru_lm is a language model: it goes with --task language_modeling; got --task translation",
+    ),
+    (
+        ["train", "bin", "--task", "language_modeling", "--arch", "lstm_tiny"],
+        "--arch lstm_tiny is a translation model: it goes with --task translation; got --task language_modeling",
+    ),
+    (["generate", "bin", "--path", "text:none.pt"], "argument --path: truncated, or no checkpoint: text"),
+    (["generate", "bin", "--path", "none.pt"], "argument --path: no such file: none.pt"),
+    (["validate", "bin", "--task", "translation", "--path", "empty.pt"], "truncated, or no checkpoint: empty.pt"),
+    (["interactive", "bin", "--path", "sub/none.pt"], "argument --path: no such file: sub/none.pt"),
+    (["eval-lm", "bin", "--path", "none.pt"], "argument --path: no such file: none.pt"),
+    (["train", "bin", "--arch", "sru", "--user-dir", "none"], "argument --user-dir: no such folder: none"),
+    (["preprocess", "--user-dir", "none"], "argument --user-dir: no such folder: none"),
+    (["train", "bin", *SMALL, "--restore-file", "none.pt"], "argument --restore-file: no such file: none.pt"),
+    (["train", "bin", *SMALL, "--finetune-from-model", "none.pt"], "--finetune-from-model: no such file: none.pt"),
+    (
+        ["train", "bin", *SMALL, "--save-dir", "."],
+        "--save-dir: truncated, or no checkpoint: ./checkpoint_last",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder to be in: data, the plugin, and files that aren't checkpoints, though one was."""
+    made = tmp_path_factory.mktemp("here")
+    (made / "bin").symlink_to(toy_data)
+    (made / "fairseq_sru").symlink_to(Path(__file__).parents[1] / "fairseq_sru")
+    torch.save({"args": None, "cfg": {}, "model": {"weight": torch.zeros(1000)}}, made / "whole.pt")
+    for name in ("cut.pt", "checkpoint_last.pt"):
+        (made / name).write_bytes((made / "whole.pt").read_bytes()[:-50])
+    (made / "empty.pt").touch()
+    (made / "text").write_text("not weights\n")
+    return made
+
+
+@pytest.mark.parametrize(
+    "command, message", [pytest.param(*bad, marks=[slow] if i > 1 else []) for i, bad in enumerate(BAD)]
+)
+def test_a_bad_argument_is_one_line(command: list[Any], message: str, folder: Path) -> None:
+    user_dir = [] if "--user-dir" in command else PLUGIN
+    before = sorted(folder.iterdir())
+    done = run_cli(*command, *user_dir, check=False, cwd=folder)
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert line.startswith(f"fairseq-{command[0]}: error: ")
+    assert message in line
+    assert sorted(folder.iterdir()) == before
+
+
+@slow
+def test_gradients_of_nan_are_one_line(folder: Path) -> None:
+    for arch in ("sru", "transformer_sru", "transformer"):
+        more = ["--lr", 1e30, "--arch", arch, "--encoder-layers", 1, "--decoder-layers", 1, "--save-dir", "nan"]
+        done = run_cli("train", "bin", *PLUGIN, *SMALL, *more, check=False, cwd=folder)
+        assert done.returncode == 1
+        assert done.stderr == "fairseq-train: error: gradients are Nan/Inf: try a lower --lr, or --clip-norm\n"
+        assert "NaN detected in output of encoder.layers.0" in done.stdout.splitlines()[-1]
+        shutil.rmtree(folder / "nan")
+
+
+# What the commands print
+
+
+@slow
+def test_commands_print_what_users_read(folder: Path) -> None:
+    """Each line of fairseq-train, -generate, -interactive and -validate is a known one."""
+    save = ["--save-dir", "save", "--share-all-embeddings", "--log-interval", 5, "--max-update", 10]
+    trained = run_cli("train", "bin", *PLUGIN, *SMALL, *save, cwd=folder)
+    assert unexpected(trained.stdout + trained.stderr, START + TRAINED, []) == []
+    for statistics in ("train_inner | epoch 001:      5 / ", "train | epoch 001 | ", "valid | epoch 001 | "):
+        assert f"INFO | {statistics}" in trained.stdout
+    path = [*PLUGIN, "--cpu", "--path", "save/checkpoint_last.pt", "--no-progress-bar"]
+    for command, more, text_in in (
+        ("generate", ["--max-len-b", 9], None),
+        ("interactive", ["--max-len-b", 9], "a b c\n\nd\n"),
+        ("validate", ["--task", "translation", "--max-tokens", 400], None),
+    ):
+        done = run_cli(command, "bin", *path, *more, text_in=text_in, cwd=folder)
+        assert unexpected(done.stdout + done.stderr, START + DECODED, OUTPUT) == []
+        if command == "generate":
+            for letter in "STHDP":
+                assert len(re.findall(rf"^{letter}-\d+\t", done.stdout, re.M)) == 53
+
+
+@slow
+def test_all_options_and_the_layers_are_told_when_asked(folder: Path) -> None:
+    done = run_cli("train", "bin", *PLUGIN, *SMALL, "--max-update", 1, "--no-save", cwd=folder, LOGLEVEL="DEBUG")
+    assert "(encoder): SRUEncoder(" in done.stdout
+    assert "'max_tokens': 400" in done.stdout
+
+
+@slow
+def test_hydra_prints_no_warnings(folder: Path) -> None:
+    options = ["task=translation", f"task.data={folder / 'bin'}", "model=sru/sru_tiny", "criterion=cross_entropy"]
+    options += ["optimizer=adam", "optimization.lr=[0.005]", "optimization.max_update=1", "lr_scheduler=inverse_sqrt"]
+    options += ["dataset.max_tokens=400", "common.cpu=true", f"common.user_dir={folder / 'fairseq_sru'}"]
+    options += ["checkpoint.no_save=true", "hydra.run.dir=hydra"]
+    done = run_cli("hydra-train", "--config-dir", "fairseq_sru/config", *options, cwd=folder)
+    assert done.stderr == ""
+    assert all(re.match(r"\[\S+ \S+\]\[\w+(\.\w+)*\]\[INFO\] - ", line) for line in done.stdout.splitlines())
+
+
+# Other commands and tasks
+
+
+@slow
+@pytest.mark.parametrize("more", [[], ["--ignore-case"]])
+def test_fairseq_score_is_sacrebleu(more: list[str], tmp_path: Path) -> None:
+    import sacrebleu
+
+    outputs, references = ["The cat sat on a mat.", "", "What?  Yes, that is right!"], ["The cat sat on the Mat."] * 2
+    references += ["what? Yes, that is right!"]
+    for name, lines in (("outputs", outputs), ("references", references)):
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    done = run_cli("score", "--sys", "outputs", "--ref", "references", "--sacrebleu", *more, cwd=tmp_path)
+    score = sacrebleu.corpus_bleu(outputs, [references], lowercase=bool(more))
+    assert done.stdout.splitlines()[-1] == score.format()
+    assert 20 < score.score < 95
+
+
+@slow
+def test_mixture_of_experts(toy_data: Path, tmp_path: Path) -> None:
+    """fairseq's task, whose gate reads what the encoder gives; the experts are told apart by the first token."""
+    (tmp_path / "both").mkdir()
+    task = "import fairseq_sru, fairseq.examples.translation_moe.translation_moe_src"
+    (tmp_path / "both" / "__init__.py").write_text(f"{task}  # noqa: F401\n")
+    moe = ["--user-dir", "both", "--task", "translation_moe", "--method", "sMoElp", "--num-experts", 3]
+    moe += ["--mean-pool-gating-network"]
+    options = ["--encoder-bidirectional", "--encoder-hidden-size", 12, "--max-update", 5, "--save-dir", "save"]
+    where = {"cwd": tmp_path, "PYTHONPATH": str(Path(__file__).parents[1])}
+    criterion = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1]
+    run_cli("train", toy_data, *moe, *SMALL, *options, *criterion, **where)
+    weights = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["model"]
+    assert weights["gating_network.fc1.weight"].shape == (24, 24)  # both directions
+    path = ["--path", "save/checkpoint_last.pt", "--cpu", "--max-len-b", 9]
+    done = run_cli("generate", toy_data, *moe, *path, "--gen-expert", 1, **where)
+    assert len(re.findall(r"^H-", done.stdout, re.M)) == 53

@@ -17,22 +17,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
 import re
-import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from binarise import binarise
 from clean import Tally, all_pairs, plain, train_pairs
 from corpora import CORPORA, DATA, SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
 from fetch import Archive, digest, fetch, find
@@ -226,35 +222,6 @@ def labels(path: Path, pairs: int, to: Path) -> None:
     if len(lines) != pairs:
         raise RecipeError(f"{path} has {len(lines):,} labels for {pairs:,} sentence pairs")
     to.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _end_with_parent() -> None:
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-
-
-def binarise(languages: Pair, prefixes: list[Path], large: bool, to: Path) -> None:
-    """Run fairseq-preprocess on the files ``{prefix}.{language}`` of the splits.
-
-    Raises:
-        RecipeError: it failed; the message has its last lines.
-    """
-    command = [str(Path(sys.executable).with_name("fairseq-preprocess")), "-s", languages[0], "-t", languages[1]]
-    command += [
-        word for split, prefix in zip(SPLITS, prefixes, strict=True) for word in (f"--{split}pref", str(prefix))
-    ]
-    command += ["--joined-dictionary", "--destdir", str(to), *(["--workers", str(cores())] if large else [])]
-    print("+", shlex.join(command), flush=True)
-    news: deque[str] = deque(maxlen=30)
-    how: dict[str, Any] = {"encoding": "utf-8", "errors": "replace"}
-    how |= {"preexec_fn": _end_with_parent} if sys.platform == "linux" else {}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **how) as process:
-        assert process.stdout
-        for line in process.stdout:
-            news.append(line)
-            if re.search(r"\| \[\w+\] .*tokens", line):  # fairseq tells of each file that is done
-                print(line.split(" | ")[-1], end="", flush=True)
-    if process.returncode:
-        raise RecipeError(f"fairseq-preprocess failed:\n{''.join(news)}")
 
 
 def make(task: Task, out: Path) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ def make_archives(text: Path, folder: Path, percent: float) -> None:
         sentences = recombine(pairs, words, mean, archive)
         paths = folder / "en", folder / "de"
         count = max(1, round(count * percent / 100)) if archive != "dev.tgz" else count
-        prepare.write((pair for _, pair in zip(range(count), sentences)), paths, f"make {archive}")
+        prepare.write(islice(sentences, count), paths, f"make {archive}")
         tgz(folder / archive, {f"{stem}.{path.name}": path for path in reversed(paths)})
-    test = [pair for _, pair in zip(range(TEST), recombine(pairs, words, 22, "test"))]
+    test = list(islice(recombine(pairs, words, 22, "test"), TEST))
     sgm: dict[str, Path | bytes] = {}
     for side, (kind, language) in enumerate((("src", "en"), ("ref", "de"))):
         lines = [f'<{kind}set setid="newstest2014" srclang="any">', '<doc sysid="ref" docid="1" origlang="de">', "<p>"]
@@ -125,7 +126,7 @@ def make_archives(text: Path, folder: Path, percent: float) -> None:
     tgz(folder / sacrebleu_archive("wmt14/full").name, sgm)
 
 
-# --- in a process of its own: what a user types, with the times of its steps -------------------------------------------
+# --- in a process of its own: what a user types, with the times of its steps ------------------------------------------
 
 
 def cpu() -> float:
@@ -175,7 +176,7 @@ def run(archives: Path, steps: Path, words: list[str]) -> None:
         prepare.main(words)
 
 
-# --- in this process: memory --------------------------------------------------------------------------------------------
+# --- in this process: memory ------------------------------------------------------------------------------------------
 
 
 def tree(pid: int) -> Iterator[int]:

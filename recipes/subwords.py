@@ -21,7 +21,6 @@ ENDINGS = {"sentencepiece": "sp", "moses-bpe": "bpe"}  # of the text in subwords
 CHUNK = 2_000  # pairs that a process takes at a time
 FEW = 20_000  # pairs up to which one process does it all
 SAMPLE = 1_000_000  # lines that a vocabulary is learned from, drawn evenly where there are more
-CACHE = 500_000  # words that subword-nmt may remember
 
 Pair = tuple[str, str]
 Pairs = list[Pair]
@@ -107,20 +106,13 @@ class Encoder:
     normalise: bool
     model: Path
 
-    def moses(self) -> Callable[[Pairs], Pairs]:
-        """Makes a function that tokenises pairs."""
-        from sacremoses import MosesPunctNormalizer, MosesTokenizer
+    def moses(self, then: Callable[[str], str] = str) -> Callable[[Pairs], Pairs]:
+        """Makes a function that tokenises pairs; ``then`` splits tokens further."""
+        import moses
 
-        tools = [(MosesPunctNormalizer(language), MosesTokenizer(language)) for language in self.languages]
-
-        def tokens(text: str, side: int) -> str:
-            normalizer, tokenizer = tools[side]
-            if self.normalise:
-                text = normalizer.normalize(text)
-            text = tokenizer.tokenize(text, aggressive_dash_splits=self.normalise, return_str=True)
-            return text.lower() if self.lower else text
-
-        return lambda pairs: [(tokens(a, 0), tokens(b, 1)) for a, b in pairs]
+        done = (lambda text: then(text.lower())) if self.lower else then
+        source, target = (moses.tokens(language, self.normalise, done) for language in self.languages)
+        return lambda pairs: [(source(a), target(b)) for a, b in pairs]
 
     def words(self) -> Callable[[Pairs], Pairs]:
         """Makes a function that turns pairs into what subwords are learned from."""
@@ -138,17 +130,23 @@ class Encoder:
                 return [" ".join(line) for line in model.encode(list(texts), out_type=str, num_threads=1)]
 
             return lambda pairs: list(zip(*map(encode, zip(*words(pairs), strict=True)), strict=True))
+        import moses
         from subword_nmt.apply_bpe import BPE
 
         with self.model.open(encoding="utf-8") as codes:
             bpe = BPE(codes)
 
-        def split(pairs: Pairs) -> Pairs:
-            if len(bpe.cache) > CACHE:
+        def split(tokens: str) -> str:
+            if len(bpe.cache) > moses.CACHE:
                 bpe.cache.clear()
-            return [(bpe.process_line(a), bpe.process_line(b)) for a, b in words(pairs)]
+            return bpe.process_line(tokens)
 
-        return split
+        return self.moses(split)
+
+    def counts(self) -> Callable[[Pairs], Counter[str]]:
+        """Makes a function that counts the words of pairs."""
+        words = self.words()
+        return lambda pairs: Counter(word for pair in words(pairs) for text in pair for word in text.split(" ") if word)
 
     def learn(self, source: Path, target: Path, pairs: int, vocab_size: int) -> None:
         """Learn a joint vocabulary of ``vocab_size`` subwords (moses-bpe: merge operations), and write it.
@@ -162,9 +160,11 @@ class Encoder:
         step = -(-2 * pairs // SAMPLE)
         drawn = islice(read(source, target), 0, None, step)
         bar = tqdm(drawn, total=-(-pairs // step), desc="learn from", unit="pair", unit_scale=True, disable=None)
-        words = in_order(self.words, chunks(bar), processes_for(pairs // step))
-        lines = chain.from_iterable(pair for chunk in words for pair in chunk)
+        processes = processes_for(pairs // step)
         if self.tokenizer == "sentencepiece":
+            lines = chain.from_iterable(
+                pair for chunk in in_order(self.words, chunks(bar), processes) for pair in chunk
+            )
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=lines,
                 model_prefix=str(self.model.with_suffix("")),
@@ -177,8 +177,11 @@ class Encoder:
         else:
             from subword_nmt.learn_bpe import learn_bpe
 
+            counts: Counter[str] = Counter()
+            for found in in_order(self.counts, chunks(bar), processes):
+                counts.update(found)
             with self.model.open("w", encoding="utf-8") as codes:
-                learn_bpe(lines, codes, vocab_size)
+                learn_bpe((f"{word} {n}" for word, n in counts.items()), codes, vocab_size, is_dict=True)
 
 
 @dataclass(frozen=True)

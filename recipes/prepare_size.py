@@ -1,6 +1,6 @@
 """Measure prepare.py at the size of WMT'14: memory of all its processes and time of each step, for both tokenizers.
 
-    python recipes/prepare_size.py TEXT --work DIR [--results FILE] [--percent 100] [--tokenizer NAME ...]
+    python recipes/prepare_size.py TEXT --work DIR [--results FILE] [--tokenizer NAME ...] [--percent 1 --vocab-size N]
 
 TEXT.en and TEXT.de are parallel text, such as ``runs/debian/data/archives/debian-en-de/train``. From its sentences are
 made archives with WMT'14's names, layout and counts (4.5 million pairs): sentences are joined and cut to WMT's lengths,
@@ -199,13 +199,13 @@ def memory(pid: int) -> tuple[int, int]:
     return sum(sizes), len(sizes)
 
 
-def measure(archives: Path, out: Path, tokenizer: str) -> dict[str, Any]:
-    """Prepare the data set once.
+def measure(archives: Path, out: Path, options: list[str]) -> dict[str, Any]:
+    """Prepare the data set once, with prepare.py's options.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
-    words = ["wmt14-en-de", "--out", str(out), "--local-dir", str(archives), "--tokenizer", tokenizer]
+    words = ["wmt14-en-de", "--out", str(out), "--local-dir", str(archives), *options]
     print("+", shlex.join(["python", "recipes/prepare.py", *words]), flush=True)
     steps = out.with_name(f"{out.name}.steps")
     steps.unlink(missing_ok=True)
@@ -273,6 +273,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="a folder for archives and results")
     parser.add_argument("--results", type=Path, metavar="FILE", help="default: DIR/size.json")
     parser.add_argument("--percent", type=float, default=100, help="of WMT'14's pairs (default: %(default)g)")
+    parser.add_argument("--vocab-size", type=int, metavar="N", help="prepare.py's option, for small trials")
     parser.add_argument("--tokenizer", choices=MODELS, nargs="+", default=list(MODELS), help="default: both")
     args = parser.parse_args(argv)
     for language in ("en", "de"):
@@ -284,20 +285,24 @@ def main(argv: list[str] | None = None) -> None:
     made = archives / "made.json"
     if not made.is_file():
         make_archives(args.text, archives, args.percent)
-        write_text(made, json.dumps(statistics(archives)))
+        sources = {f"TEXT.{language}": digest(Path(f"{args.text}.{language}")) for language in ("en", "de")}
+        write_text(made, json.dumps({"from": sources, **statistics(archives)}))
     results = args.results or args.work / "size.json"
     report = json.loads(results.read_text()) if results.is_file() else {"runs": {}}
     report |= {
-        "command": shlex.join(["python", "recipes/prepare_size.py", *(sys.argv[1:] if argv is None else argv)]),
         "machine": {"device": processor(), "cores": cores(), "system": sys.platform},
         "versions": {name: version(name) for name in ("fairseq", "sacremoses", "sentencepiece", "subword-nmt")},
         "memory": "PSS of all processes, the greatest of samples at intervals of half a second; GB are 1e9 bytes",
+        "load": "the machine's, of which this run has about as many as cores; the rest is others' work beside it",
         "text": json.loads(made.read_text()),
     }
     for tokenizer in args.tokenizer:
+        options = ["--tokenizer", tokenizer]
+        options += ["--vocab-size", str(args.vocab_size)] if args.vocab_size else []
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        figures = measure(archives, args.work / f"{tokenizer}-{args.percent:g}", tokenizer)
-        report["runs"][tokenizer] = {"date": date, **figures}
+        figures = measure(archives, args.work / f"{tokenizer}-{args.percent:g}", options)
+        command = f"python recipes/prepare_size.py TEXT --work DIR --percent {args.percent:g} {shlex.join(options)}"
+        report["runs"][tokenizer] = {"command": command, "date": date, **figures}
         write_text(results, json.dumps(report, indent=1) + "\n")
         print(f"{tokenizer}: {figures['minutes']} minutes, {figures['cpu_minutes']} of CPU, {figures['peak_gb']} GB")
 

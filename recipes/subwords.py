@@ -175,13 +175,15 @@ class Encoder:
                 minloglevel=2,
             )
         else:
-            from subword_nmt.learn_bpe import learn_bpe
+            import learn_bpe
 
             counts: Counter[str] = Counter()
             for found in in_order(self.counts, chunks(bar), processes):
                 counts.update(found)
-            with self.model.open("w", encoding="utf-8") as codes:
-                learn_bpe((f"{word} {n}" for word, n in counts.items()), codes, vocab_size, is_dict=True)
+            merges = [f"{a} {b}\n" for a, b in learn_bpe.merges(counts, vocab_size)]
+            if not merges:
+                raise ValueError("no two letters stand side by side twice")
+            self.model.write_text("".join(["#version: 0.2\n", *merges]), "utf-8", newline="\n")
 
 
 @dataclass(frozen=True)

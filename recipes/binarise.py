@@ -9,7 +9,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +41,8 @@ def dictionary(files: list[Path], processes: int) -> dict[str, int]:
     """fairseq's dictionary with the counts: the special words (which aren't counted), then the most frequent first;
     made-up words fill it to a multiple of 8."""
     counts: Counter[str] = Counter()
-    for path in files:
-        for found in in_order(count_words, blocks(path), processes):
-            counts.update(found)
+    for found in in_order(count_words, chain.from_iterable(map(blocks, files)), processes):
+        counts.update(found)
     words = dict.fromkeys(SPECIAL, 0)
     words |= {word: n for word, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if word not in words}
     filler = 0

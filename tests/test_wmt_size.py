@@ -49,7 +49,7 @@ LINES = {
 }
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(TEXT, st.sampled_from(list(LINES)))
 def test_pieces_have_the_tokens_of_the_line(text: str, kind: tuple[str, bool]) -> None:
     assert LINES[kind](text) == by_sacremoses(*kind, text)
@@ -77,7 +77,7 @@ def by_subword_nmt(words: dict[str, int], size: int) -> list[tuple[str, ...]]:
     return [tuple(line.split(" ")) for line in codes.getvalue().split("\n")[1:-1]]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.dictionaries(st.text("abcé", min_size=2, max_size=9), st.integers(1, 20), min_size=1), st.integers(1, 40))
 def test_merges_are_those_of_subword_nmt(words: dict[str, int], size: int) -> None:
     assert list(learn_bpe.merges(words, size)) == by_subword_nmt(words, size)

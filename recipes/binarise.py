@@ -1,6 +1,6 @@
-"""Writes what ``fairseq-preprocess --joined-dictionary`` writes, byte for byte, many times as fast and by all cores.
+"""Writes what ``fairseq-preprocess --joined-dictionary`` writes, byte for byte, by all cores.
 
-fairseq 0.12.2 takes its text token by token and, with two workers, one process after the other: two hours for WMT'14.
+fairseq 0.12.2 puts each number into a tensor by itself, and one of its processes begins when the others have ended.
 """
 
 from __future__ import annotations

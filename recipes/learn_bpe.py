@@ -1,7 +1,6 @@
 """subword-nmt's merge operations, found with a queue of pairs in order of their counts.
 
-subword-nmt looks through all pairs for each merge operation, hours for a vocabulary of WMT'14, or through the more
-frequent ones and now and then through all.
+subword-nmt itself looks through the frequent pairs for each merge operation, and now and then through all.
 """
 
 from __future__ import annotations

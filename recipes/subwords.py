@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -160,11 +160,9 @@ class Encoder:
         step = -(-2 * pairs // SAMPLE)
         drawn = islice(read(source, target), 0, None, step)
         bar = tqdm(drawn, total=-(-pairs // step), desc="learn from", unit="pair", unit_scale=True, disable=None)
-        processes = processes_for(pairs // step)
         if self.tokenizer == "sentencepiece":
-            lines = chain.from_iterable(
-                pair for chunk in in_order(self.words, chunks(bar), processes) for pair in chunk
-            )
+            words = self.words()
+            lines = (text for chunk in chunks(bar) for pair in words(chunk) for text in pair)
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=lines,
                 model_prefix=str(self.model.with_suffix("")),
@@ -178,7 +176,7 @@ class Encoder:
             import learn_bpe
 
             counts: Counter[str] = Counter()
-            for found in in_order(self.counts, chunks(bar), processes):
+            for found in in_order(self.counts, chunks(bar), processes_for(pairs // step)):
                 counts.update(found)
             merges = [f"{a} {b}\n" for a, b in learn_bpe.merges(counts, vocab_size)]
             if not merges:

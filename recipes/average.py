@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ import torch
 from common.files import write
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
 
 

@@ -52,5 +52,5 @@ fi
 step "$out/generate-test.txt" fairseq-generate "$out/data/bin" --user-dir fairseq_sru --cpu --gen-subset test \
     --path "$out/checkpoints/checkpoint_last.pt" --beam 5 --max-tokens 4000 --remove-bpe sentencepiece
 
-run python recipes/report.py --data-set lohelp-en-de --checkpoint "$out/checkpoints/checkpoint_last.pt" \
+run python recipes/score.py --data-set lohelp-en-de --checkpoint "$out/checkpoints/checkpoint_last.pt" \
     --generated "$out/generate-test.txt"

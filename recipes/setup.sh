@@ -20,9 +20,9 @@ _sru_is_recent() { # PYTHON
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null
 }
 
-# What the stamp says: the pins, the patch, and the Python that they were installed for, at its place.
+# What the stamp says: the places of environment and project, the pins, the patch, and the Python that they were installed for.
 _sru_state() { # ENVIRONMENT ROOT
-    { printf '%s\n' "$1" && "$1/bin/python" --version && cat "$2"/fairseq_sru/versions.py "$2"/fairseq_sru/*.patch; } 2>/dev/null | cksum
+    { printf '%s\n' "$1" "$2" && "$1/bin/python" --version && cat "$2"/fairseq_sru/versions.py "$2"/fairseq_sru/*.patch; } 2>/dev/null | cksum
 }
 
 _sru_is_ready() { # ENVIRONMENT ROOT
@@ -76,6 +76,7 @@ _sru_setup() {
     # fairseq first: where it cannot be built, that shows before torch is downloaded.
     _sru_run python "$root/fairseq_sru/install_fairseq.py" || return
     _sru_run python -m pip install -r "$root/requirements.txt" || return
+    _sru_run python -m pip install --no-deps -e "$root" || return # so that the recipes find the package
     _sru_state "$prefix" "$root" >"$prefix/fairseq_sru.stamp.new" && mv -- "$prefix/fairseq_sru.stamp.new" "$prefix/fairseq_sru.stamp"
 }
 

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import settings
-from compare_report import decoding_ratios, spread, table, tested
-from speed import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, Case, short
+from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, Case
+from benchmarks.timing import short
+from comparison import settings
+from comparison.report import decoding_ratios, spread, table, tested
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "recipes" / "results"
@@ -151,7 +152,7 @@ def losses() -> str:
 
 def recipes() -> str:
     rows = []
-    for path in sorted((ROOT / "recipes").glob("*.yaml")):
+    for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
         given = settings.load(path)
         count = sum(len(given.seeds_of(system)) for system in given.systems)
         minutes, updates = given.budget.minutes, given.budget.updates

@@ -1,6 +1,7 @@
 """The report of a comparison: report.json (see report.schema.json), report.md and plots.
 
-    python recipes/compare_report.py runs/lohelp/report.json
+    cd recipes
+    python -m comparison.report ../runs/lohelp/report.json
 
 writes the verdict, report.md and the plots anew from what report.json has measured.
 """
@@ -14,8 +15,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import compare_plots
 from common.files import write_text
+
+from .plots import draw
 
 FILES = ("report.json", "report.md", *(f"{plot}.{kind}" for plot in ("curves", "speed") for kind in ("svg", "png")))
 METRICS = ("BLEU", "chrF2", "TER")
@@ -327,7 +329,7 @@ def write(report: Report, folder: Path) -> None:
     """Write the report's files."""
     write_text(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / "report.md", render(report))
-    compare_plots.draw(report, folder)
+    draw(report, folder)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -6,7 +6,9 @@ import gzip
 import hashlib
 import http.client
 import os
+import shutil
 import ssl
+import tarfile
 import time
 import urllib.error
 import urllib.request
@@ -221,3 +223,53 @@ def instructions(missing: Iterable[Archive]) -> str:
         facts += [f"MD5 {archive.md5}"] if archive.md5 else []
         lines.append(f"  {archive.url}" + (f" ({', '.join(facts)})" if facts else ""))
     return "\n".join(lines)
+
+
+def cut_off(path: Path, error: Exception) -> RecipeError:
+    return RecipeError(f"{path} is cut off or damaged ({error}): fetch it again")
+
+
+def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
+    """Write some files of a .tgz flat into ``folder``, reading no further than needed.
+
+    Raises:
+        RecipeError: one is missing, or the archive can't be read.
+    """
+    wanted = {member: folder / Path(member).name for member in members}
+    missing = set(wanted)
+    size = archive.stat().st_size
+    bar = tqdm(total=size, desc=f"unpack {archive.name}", unit="B", unit_scale=True, disable=None)
+    try:
+        with bar, archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
+            for item in tar:
+                name = item.name.removeprefix("./")
+                if name in missing and (content := tar.extractfile(item)):
+                    with wanted[name].open("wb") as file:
+                        while block := content.read(1 << 20):
+                            file.write(block)
+                            bar.update(raw.tell() - bar.n)
+                    missing.remove(name)
+                    if not missing:
+                        break
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise cut_off(archive, error) from None
+    if missing:
+        raise RecipeError(
+            f"{archive} has no {', '.join(sorted(missing))}: it is another archive than this recipe knows"
+        )
+    return list(wanted.values())
+
+
+def gunzip(archive: Path, folder: Path) -> Path:
+    """Write what a .gz file holds into ``folder``.
+
+    Raises:
+        RecipeError: the archive can't be read.
+    """
+    path = folder / archive.stem
+    try:
+        with gzip.open(archive) as content, path.open("wb") as file:
+            shutil.copyfileobj(content, file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise cut_off(archive, error) from None
+    return path

@@ -1,26 +1,23 @@
-"""The data sets that recipes/prepare.py knows: where their archives are, what is in them, and how they are cleaned.
+"""The data sets that prepare.py knows: where their archives are, what is in them, and how they are cleaned.
 
 ``lay_out`` of each brings it to one form: parallel text files for each split.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.errors import RecipeError
-from tqdm import tqdm
 
-from .archives import Archive
+from . import debian
+from .archives import Archive, gunzip, unpack
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SPLITS = ("train", "valid", "test")
@@ -50,6 +47,8 @@ class Corpus:
         normalise: Moses normalises punctuation and splits at hyphens, as was usual for WMT.
         valid_every: every so many-th training pair is for validation.
         labelled: pairs for validation and test have a domain.
+        build: in place of archives: given a folder and --local-dir, builds ``{train,valid,test}.LANGUAGE`` and
+            ``{valid,test}.domains`` there, and returns a manifest.
     """
 
     languages: tuple[str, str]
@@ -65,56 +64,7 @@ class Corpus:
     normalise: bool = True
     valid_every: int | None = None
     labelled: bool = False
-
-
-def cut_off(path: Path, error: Exception) -> RecipeError:
-    return RecipeError(f"{path} is cut off or damaged ({error}): fetch it again")
-
-
-def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
-    """Write some files of a .tgz flat into ``folder``, reading no further than needed.
-
-    Raises:
-        RecipeError: one is missing, or the archive can't be read.
-    """
-    wanted = {member: folder / Path(member).name for member in members}
-    missing = set(wanted)
-    size = archive.stat().st_size
-    bar = tqdm(total=size, desc=f"unpack {archive.name}", unit="B", unit_scale=True, disable=None)
-    try:
-        with bar, archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
-            for item in tar:
-                name = item.name.removeprefix("./")
-                if name in missing and (content := tar.extractfile(item)):
-                    with wanted[name].open("wb") as file:
-                        while block := content.read(1 << 20):
-                            file.write(block)
-                            bar.update(raw.tell() - bar.n)
-                    missing.remove(name)
-                    if not missing:
-                        break
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise cut_off(archive, error) from None
-    if missing:
-        raise RecipeError(
-            f"{archive} has no {', '.join(sorted(missing))}: it is another archive than this recipe knows"
-        )
-    return list(wanted.values())
-
-
-def gunzip(archive: Path, folder: Path) -> Path:
-    """Write what a .gz file holds into ``folder``.
-
-    Raises:
-        RecipeError: the archive can't be read.
-    """
-    path = folder / archive.stem
-    try:
-        with gzip.open(archive) as content, path.open("wb") as file:
-            shutil.copyfileobj(content, file)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise cut_off(archive, error) from None
-    return path
+    build: Callable[[Path, Path | None], dict[str, Any]] | None = None
 
 
 # --- test sets of sacreBLEU -------------------------------------------------------------------------------------------
@@ -233,7 +183,11 @@ def multi30k_archive(name: str, sha256: str) -> Archive:
 CORPORA = {
     "lohelp-en-de": Corpus(("en", "de"), 2000, "10,000 pairs; 4 MB; MPL-2.0; ships with the project"),
     "debian-en-de": Corpus(
-        ("en", "de"), 8000, "170,000 pairs; 200 MB; free licences of many kinds: not for handing on", labelled=True
+        ("en", "de"),
+        8000,
+        "170,000 pairs; 200 MB; free licences of many kinds: not for handing on",
+        labelled=True,
+        build=debian.build,
     ),
     "multi30k-en-de": Corpus(
         ("en", "de"),
@@ -294,3 +248,5 @@ CORPORA = {
         ratio=1.5,
     ),
 }
+
+DATA_SETS = {name: corpus.languages for name, corpus in CORPORA.items() if (DATA / name).is_dir()}  # that ship

@@ -9,7 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,6 @@ ENDINGS = {"sentencepiece": "sp", "moses-bpe": "bpe"}  # of the text in subwords
 CHUNK = 2_000  # pairs that a process takes at a time
 FEW = 20_000  # pairs up to which one process does it all
 SAMPLE = 1_000_000  # lines that a vocabulary is learned from, drawn evenly where there are more
-CACHE = 500_000  # words that subword-nmt may remember
 
 Pair = tuple[str, str]
 Pairs = list[Pair]
@@ -107,20 +106,13 @@ class Encoder:
     normalise: bool
     model: Path
 
-    def moses(self) -> Callable[[Pairs], Pairs]:
-        """Makes a function that tokenises pairs."""
-        from sacremoses import MosesPunctNormalizer, MosesTokenizer
+    def moses(self, then: Callable[[str], str] = str) -> Callable[[Pairs], Pairs]:
+        """Makes a function that tokenises pairs; ``then`` splits tokens further."""
+        from . import moses
 
-        tools = [(MosesPunctNormalizer(language), MosesTokenizer(language)) for language in self.languages]
-
-        def tokens(text: str, side: int) -> str:
-            normalizer, tokenizer = tools[side]
-            if self.normalise:
-                text = normalizer.normalize(text)
-            text = tokenizer.tokenize(text, aggressive_dash_splits=self.normalise, return_str=True)
-            return text.lower() if self.lower else text
-
-        return lambda pairs: [(tokens(a, 0), tokens(b, 1)) for a, b in pairs]
+        done = (lambda text: then(text.lower())) if self.lower else then
+        source, target = (moses.tokens(language, self.normalise, done) for language in self.languages)
+        return lambda pairs: [(source(a), target(b)) for a, b in pairs]
 
     def words(self) -> Callable[[Pairs], Pairs]:
         """Makes a function that turns pairs into what subwords are learned from."""
@@ -140,15 +132,22 @@ class Encoder:
             return lambda pairs: list(zip(*map(encode, zip(*words(pairs), strict=True)), strict=True))
         from subword_nmt.apply_bpe import BPE
 
+        from . import moses
+
         with self.model.open(encoding="utf-8") as codes:
             bpe = BPE(codes)
 
-        def split(pairs: Pairs) -> Pairs:
-            if len(bpe.cache) > CACHE:
+        def split(tokens: str) -> str:
+            if len(bpe.cache) > moses.CACHE:
                 bpe.cache.clear()
-            return [(bpe.process_line(a), bpe.process_line(b)) for a, b in words(pairs)]
+            return bpe.process_line(tokens)
 
-        return split
+        return self.moses(split)
+
+    def counts(self) -> Callable[[Pairs], Counter[str]]:
+        """Makes a function that counts the words of pairs."""
+        words = self.words()
+        return lambda pairs: Counter(word for pair in words(pairs) for text in pair for word in text.split(" ") if word)
 
     def learn(self, source: Path, target: Path, pairs: int, vocab_size: int) -> None:
         """Learn a joint vocabulary of ``vocab_size`` subwords (moses-bpe: merge operations), and write it.
@@ -162,9 +161,9 @@ class Encoder:
         step = -(-2 * pairs // SAMPLE)
         drawn = islice(read(source, target), 0, None, step)
         bar = tqdm(drawn, total=-(-pairs // step), desc="learn from", unit="pair", unit_scale=True, disable=None)
-        words = in_order(self.words, chunks(bar), processes_for(pairs // step))
-        lines = chain.from_iterable(pair for chunk in words for pair in chunk)
         if self.tokenizer == "sentencepiece":
+            words = self.words()
+            lines = (text for chunk in chunks(bar) for pair in words(chunk) for text in pair)
             with self.model.open("wb") as file:
                 sentencepiece.SentencePieceTrainer.train(
                     sentence_iterator=lines,
@@ -176,10 +175,15 @@ class Encoder:
                     minloglevel=2,
                 )
         else:
-            from subword_nmt.learn_bpe import learn_bpe
+            from . import learn_bpe
 
-            with self.model.open("w", encoding="utf-8") as codes:
-                learn_bpe(lines, codes, vocab_size)
+            counts: Counter[str] = Counter()
+            for found in in_order(self.counts, chunks(bar), processes_for(pairs // step)):
+                counts.update(found)
+            merges = [f"{a} {b}\n" for a, b in learn_bpe.merges(counts, vocab_size)]
+            if not merges:
+                raise ValueError("no two letters stand side by side twice")
+            self.model.write_text("".join(["#version: 0.2\n", *merges]), "utf-8", newline="\n")
 
 
 @dataclass(frozen=True)

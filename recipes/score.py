@@ -1,6 +1,6 @@
 """Score a run's translations and print a short table.
 
-    python recipes/report.py --data-set lohelp-en-de --checkpoint runs/quickstart/checkpoints/checkpoint_last.pt \
+    python recipes/score.py --data-set lohelp-en-de --checkpoint runs/quickstart/checkpoints/checkpoint_last.pt \
         --generated runs/quickstart/generate-test.txt
 
 Scores come from sacreBLEU, over the data set's own text, with their signatures.
@@ -9,70 +9,13 @@ Scores come from sacreBLEU, over the data set's own text, with their signatures.
 from __future__ import annotations
 
 import argparse
-import re
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
+from comparison.fairseq_output import hypotheses, trained
+from corpora.registry import DATA, DATA_SETS
 from sacrebleu.metrics import BLEU, CHRF
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common.machine import parameters
-from prepare import DATA, DATA_SETS
-
-from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
-
 EXAMPLES = 3
-
-
-def hypotheses(generated: str, kind: str = "H") -> list[str]:
-    """The best translation of each sentence, in the order of the data set, from what fairseq-generate printed.
-
-    ``kind`` names its lines: "H" are without subwords, "D" besides without tokenisation.
-
-    Raises:
-        ValueError: a sentence is missing or there twice.
-    """
-    found = re.findall(rf"^{kind}-(\d+)\t[^\t\n]*\t?(.*)$", generated, re.MULTILINE)
-    lines = {int(number): text for number, text in found}
-    if len(lines) != len(found) or sorted(lines) != list(range(len(lines))):
-        raise ValueError(
-            f"{len(found)} translations of {len(lines)} sentences, the last of which is {max(lines, default=0)}"
-        )
-    return [lines[i] for i in range(len(lines))]
-
-
-class Trained(NamedTuple):
-    """What a checkpoint tells of the run so far."""
-
-    parameters: int  # tied weights count once, copies that fairseq keeps not at all
-    updates: int
-    seconds: float  # in training steps
-    clock: float  # seconds of the training process, with validation and saving
-    tokens: int  # target tokens
-    loss: float | None  # on the validation set, by fairseq's --best-checkpoint-metric
-    at_epoch_end: bool
-
-
-def trained(checkpoint: Path) -> Trained:
-    """Read a checkpoint that fairseq-train wrote.
-
-    fairseq counts seconds and tokens from 0 again when it goes on from a checkpoint of an epoch's end.
-    """
-    allow_fairseq_checkpoints()
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    extra = state["extra_state"]
-    meters = {name: meter for _, name, _, meter in extra["metrics"]["default"]}
-    return Trained(
-        parameters=parameters(state["model"]),
-        updates=state["optimizer_history"][-1]["num_updates"],
-        seconds=float(meters["train_wall"]["sum"]),
-        clock=float(extra["previous_training_time"]),  # a tensor where several processes trained
-        tokens=int(meters["wpb"]["sum"]),
-        loss=extra["val_loss"],
-        at_epoch_end=extra["train_iterator"]["iterations_in_epoch"] == 0,
-    )
 
 
 def main(argv: list[str] | None = None) -> None:

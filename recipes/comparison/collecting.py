@@ -1,0 +1,122 @@
+"""What the stages of a comparison noted, as report.json has it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import platform
+import shlex
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from common.machine import processor
+
+from fairseq_sru.versions import __version__
+
+from . import report
+from .run import Run
+from .runs import Comparison
+from .stages import evenly, lines
+
+SAMPLES = 10  # translations that a report shows
+
+
+def seconds_to(bleu: float, curve: Sequence[dict[str, Any]]) -> float | None:
+    """Training time of the first checkpoint with that BLEU; None if there is none."""
+    return next((point["train_seconds"] for point in curve if point["BLEU"] >= bleu), None)
+
+
+def machine(cpu: bool) -> dict[str, Any]:
+    return {
+        "cpu": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": None if cpu else torch.cuda.get_device_name(),
+        "system": platform.platform(),
+    }
+
+
+def curve(c: Comparison, run: Run) -> list[dict[str, Any]]:
+    return [c.stages.stamp(f"{run.stage('curve')} {updates}")["point"] for updates, _ in c.checkpoints(run)]
+
+
+def collected_run(c: Comparison, run: Run, scored: dict[str, Any]) -> dict[str, Any]:
+    """``scored``: of all runs, as score() has them."""
+    stamp, trained, points = c.stages.stamp, c.stages.stamp(run.stage("train")), curve(c, run)
+    baseline = Run(c.settings.baseline, run.seed)
+    best = max((point["BLEU"] for point in curve(c, baseline)), default=None) if baseline in c.good() else None
+    keys = ("updates", "train_seconds", "clock_seconds", "parameters", "peak_memory", "peak_gpu_memory")
+    stages = ["train", *(["average"] if c.settings.average > 1 else []), "generate"]
+    return {
+        "seed": run.seed,
+        **{key: trained.get(key) for key in keys},
+        **scored[f"{run.system} {run.seed}"],
+        "seconds_to_baseline": None if best is None else seconds_to(best, points),
+        "curve": points,
+        "commands": [shlex.join(stamp(run.stage(stage))["command"]) for stage in stages],
+    }
+
+
+def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict[str, Any]:
+    failures = list(dict.fromkeys(text for run, text in c.failures.items() if run.system == system))
+    runs = [collected_run(c, run, scored) for run in c.good() if run.system == system]
+    found: dict[str, Any] = {"failures": failures, "runs": runs}
+    if runs:
+        found["scores"] = {m: report.spread(r["scores"][m]["score"] for r in runs) for m in runs[0]["scores"]}
+        found["training_tokens_per_second"] = c.training_speed(system, "tokens_per_second")
+        found["decoding"] = [
+            {"beam": beam, "batch": batch, "sentences_per_second": c.decoding_speed(system, beam, batch)}
+            for beam, batch in itertools.product(c.settings.speed.beams, c.settings.speed.batches)
+        ]
+    return found
+
+
+def collected(c: Comparison) -> dict[str, Any]:
+    """The report."""
+    s, scored = c.settings, json.loads((c.out / "scores.json").read_text(encoding="utf-8"))
+    made = {
+        "name": c.out.name,
+        "date": max((c.stages.stamp(run.stage("generate"))["finished"] for run in c.good()), default=None),
+        "data": {
+            **{key: c.data[key] for key in ("data_set", "source", "target", "tokenizer")},
+            "test_sentences": len(c.text["test"][c.source]),
+            "curve_sentences": len(c.chosen["valid"]),
+            "speed_sentences": len(c.chosen["test"]),
+        },
+        "budget": {key: value for key, value in vars(s.budget).items() if value is not None},
+        "baseline": s.baseline,
+        "curve_beam": s.curve.beam,
+        "loss": s.train.get("best-checkpoint-metric", "loss"),
+        "machine": machine(c.commands.cpu),
+        "versions": {
+            "python": platform.python_version(),
+            "fairseq_sru": __version__,
+            **{name: version(name) for name in ("torch", "fairseq", "sacrebleu")},
+        },
+        "prepare": shlex.join(c.commands.prepare()),
+        **{key: scored[key] for key in ("signatures", "copied_source", "references_repetition")},
+        "systems": {system: collected_system(c, system, scored["runs"]) for system in s.systems},
+        "samples": samples(c),
+    }
+    return {"verdict": report.verdict(made), **made}
+
+
+def samples(c: Comparison) -> list[dict[str, Any]]:
+    """Sentences from all of the test set, with each system's translation by its first run."""
+    outputs = {system: lines(c.output(run)) for system, run in c.first().items()}
+    source, reference = c.text["test"][c.source], c.text["test"][c.target]
+    return [
+        {"source": source[i], "reference": reference[i], "systems": {name: text[i] for name, text in outputs.items()}}
+        for i in evenly(SAMPLES, len(source))
+    ]
+
+
+def report_on(c: Comparison) -> None:
+    """The last stage: report.json, report.md and the plots; prints the verdict."""
+    found = collected(c)
+    files = [c.out / name for name in report.FILES]
+    c.stages.function("report", found, lambda: report.write(found, c.out), inputs=[], outputs=files)
+    print(f"\n{found['verdict']}\n\n{c.out / 'report.md'}")

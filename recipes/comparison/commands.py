@@ -1,0 +1,70 @@
+"""The commands that follow from a comparison's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .settings import Settings
+
+
+def words(flags: Mapping[str, Any]) -> list[str]:
+    """Flags as words of a command line."""
+    line: list[str] = []
+    for name, value in flags.items():
+        if value is None or value is False:
+            continue
+        line.append(f"--{name}")
+        if value is not True:
+            line += map(str, value if isinstance(value, list) else [value])
+    return line
+
+
+@dataclass(frozen=True)
+class Commands:
+    """The commands of a comparison, as they can be copied into a shell."""
+
+    settings: Settings
+
+    @property
+    def data(self) -> Path:
+        return Path(self.settings.prepare.get("out", f"{self.settings.out}/data"))
+
+    @property
+    def cpu(self) -> bool:
+        return not torch.cuda.is_available() if self.settings.cpu == "auto" else bool(self.settings.cpu)
+
+    def prepare(self) -> list[str]:
+        s = self.settings
+        named = [] if s.data is None else [s.data]
+        return ["python", "recipes/prepare.py", *named, *words({**s.prepare, "out": self.data})]
+
+    def train(self, system: str, seed: int, updates: int, every: int, folder: Path, **more: Any) -> list[str]:
+        """Train for ``updates`` updates with a checkpoint after ``every``."""
+        s = self.settings
+        flags = {**s.train, **s.systems[system], **more, "seed": seed, "max-update": updates}
+        flags.pop("seeds", None)
+        if flags.get("lr-scheduler") == "polynomial_decay":
+            flags["total-num-update"] = updates
+        flags |= {"save-dir": folder, "save-interval-updates": every, "no-epoch-checkpoints": True}
+        flags |= {"log-format": "json", "cpu": self.cpu}
+        if s.processes > 1:
+            start = ["torchrun", *s.torchrun, f"--nproc-per-node={s.processes}", "-m", "fairseq_cli.train"]
+            if self.cpu:  # fairseq's default wants a GPU
+                flags |= {"distributed-backend": "gloo", "ddp-backend": "legacy_ddp"}
+        else:
+            start = ["fairseq-train"]
+            flags["distributed-world-size"] = None if self.cpu else 1  # else it takes every GPU that it sees
+        return [*start, f"{self.data}/bin", "--user-dir", "fairseq_sru", *words(flags)]
+
+    def generate(self, data: Path, split: str, checkpoint: Path, **more: Any) -> list[str]:
+        flags = {**self.settings.generate, **more, "no-progress-bar": True, "cpu": self.cpu}
+        start = ["fairseq-generate", str(data), "--user-dir", "fairseq_sru", "--gen-subset", split]
+        return [*start, "--path", str(checkpoint), *words(flags)]
+
+    def average(self, checkpoints: Sequence[Path], output: Path) -> list[str]:
+        return ["python", "recipes/average.py", "--inputs", *map(str, checkpoints), "--output", str(output)]

@@ -1,0 +1,61 @@
+"""What fairseq wrote: translations of fairseq-generate, checkpoints of fairseq-train."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from common.machine import parameters
+
+from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
+
+
+def hypotheses(generated: str, kind: str = "H") -> list[str]:
+    """The best translation of each sentence, in the order of the data set, from what fairseq-generate printed.
+
+    ``kind`` names its lines: "H" are without subwords, "D" besides without tokenisation.
+
+    Raises:
+        ValueError: a sentence is missing or there twice.
+    """
+    found = re.findall(rf"^{kind}-(\d+)\t[^\t\n]*\t?(.*)$", generated, re.MULTILINE)
+    lines = {int(number): text for number, text in found}
+    if len(lines) != len(found) or sorted(lines) != list(range(len(lines))):
+        raise ValueError(
+            f"{len(found)} translations of {len(lines)} sentences, the last of which is {max(lines, default=0)}"
+        )
+    return [lines[i] for i in range(len(lines))]
+
+
+class Trained(NamedTuple):
+    """What a checkpoint tells of the run so far."""
+
+    parameters: int  # tied weights count once, copies that fairseq keeps not at all
+    updates: int
+    seconds: float  # in training steps
+    clock: float  # seconds of the training process, with validation and saving
+    tokens: int  # target tokens
+    loss: float | None  # on the validation set, by fairseq's --best-checkpoint-metric
+    at_epoch_end: bool
+
+
+def trained(checkpoint: Path) -> Trained:
+    """Read a checkpoint that fairseq-train wrote.
+
+    fairseq counts seconds and tokens from 0 again when it goes on from a checkpoint of an epoch's end.
+    """
+    allow_fairseq_checkpoints()
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    extra = state["extra_state"]
+    meters = {name: meter for _, name, _, meter in extra["metrics"]["default"]}
+    return Trained(
+        parameters=parameters(state["model"]),
+        updates=state["optimizer_history"][-1]["num_updates"],
+        seconds=float(meters["train_wall"]["sum"]),
+        clock=float(extra["previous_training_time"]),  # a tensor where several processes trained
+        tokens=int(meters["wpb"]["sum"]),
+        loss=extra["val_loss"],
+        at_epoch_end=extra["train_iterator"]["iterations_in_epoch"] == 0,
+    )

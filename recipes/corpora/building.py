@@ -1,0 +1,374 @@
+"""A data set from its sources to fairseq's binarised files, and into the user's folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.errors import RecipeError
+from common.files import write_text
+from common.hold import NAME, FolderError, Hold
+from tqdm import tqdm
+
+from .archives import Archive, digest, fetch, find
+from .binarise import binarise
+from .cleaning import Tally, all_pairs, plain, train_pairs
+from .registry import SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
+from .subwords import (
+    ENDINGS,
+    FEW,
+    MODELS,
+    Encoder,
+    Encoding,
+    Limits,
+    Pair,
+    Selection,
+    chunks,
+    cores,
+    in_order,
+    processes_for,
+    read,
+)
+
+IWSLT = Limits(175, 1.5)  # of fairseq's prepare-iwslt14.sh, in Moses' tokens
+MANIFEST = "manifest.json"
+MARK = ".made_by_prepare"  # in a folder of downloads; one without it is somebody else's
+
+
+class Task(NamedTuple):
+    """What is to be prepared.
+
+    Attributes:
+        texts: text files of each split, and ``domains`` label files, where they are not made of archives.
+    """
+
+    name: str
+    corpus: Corpus
+    texts: Texts
+    domains: dict[str, Path]
+    tokenizer: str
+    vocab_size: int
+    local_dir: Path | None
+
+    @property
+    def archives(self) -> list[Archive]:
+        """What is fetched."""
+        test_set = self.corpus.sacrebleu
+        return [*self.corpus.archives, *([sacrebleu_archive(test_set)] if test_set else [])]
+
+    def files(self) -> dict[str, Path]:
+        """The text and label files by their names in the manifest."""
+        named = {
+            f"{split}.{language}": path
+            for split, parallel in self.texts.items()
+            for language, path in zip(self.corpus.languages, parallel[0], strict=True)
+        }
+        return named | {f"{split}.domains": path for split, path in self.domains.items()}
+
+    def options(self) -> dict[str, Any]:
+        """What the result depends on beside its sources, as the manifest has it."""
+        tools = [
+            "fairseq",
+            *{"sentencepiece": ["sentencepiece"], "moses-bpe": ["sacremoses", "subword-nmt"]}[self.tokenizer],
+        ]
+        tools += ["sacrebleu"] if self.corpus.sacrebleu else []
+        tools += ["sacremoses"] if self.corpus.valid_every else []
+        return {
+            "data_set": self.name,
+            "source": self.corpus.languages[0],
+            "target": self.corpus.languages[1],
+            "tokenizer": self.tokenizer,
+            "vocab_size": self.vocab_size,
+            "domains": self.corpus.labelled,
+            "versions": {package: version(package) for package in sorted(set(tools))},
+        }
+
+
+def described(path: Path, name: str) -> dict[str, Any]:
+    return {"name": name, "bytes": path.stat().st_size, "sha256": digest(path)}
+
+
+def gather(task: Task, archives: Path, work: Path) -> tuple[Texts, dict[str, Path], list[dict[str, Any]]]:
+    """Fetch and unpack a data set.
+
+    Returns:
+        Text files of each split, label files of splits, and the sources for the manifest.
+
+    Raises:
+        RecipeError: something can't be had or is damaged.
+    """
+    corpus = task.corpus
+    if corpus.build is not None:
+        folder = archives / task.name
+        manifest = corpus.build(folder, task.local_dir)
+        texts: Texts = {split: [(folder / f"{split}.en", folder / f"{split}.de")] for split in SPLITS}
+        return texts, {split: folder / f"{split}.domains" for split in SPLITS[1:]}, [manifest]
+    if corpus.lay_out is None:
+        return task.texts, task.domains, [described(path, name) for name, path in task.files().items()]
+    paths, sources = fetch(task.archives, task.local_dir, archives)
+    texts = corpus.lay_out(paths, work)
+    if corpus.sacrebleu:
+        archive = paths[sacrebleu_archive(corpus.sacrebleu).name]
+        texts["test"] = [sacrebleu_text(corpus.sacrebleu, *corpus.languages, archive, work)]
+    return texts, {}, sources
+
+
+def paths_of(folder: Path, split: str, languages: Pair, ending: str = "") -> Parallel:
+    return folder / f"{split}{ending}.{languages[0]}", folder / f"{split}{ending}.{languages[1]}"
+
+
+def write(pairs: Iterable[Pair], paths: Parallel, what: str) -> int:
+    """Write pairs in lines, with a progress bar; returns how many."""
+    count = 0
+    with (
+        paths[0].open("w", encoding="utf-8", newline="\n") as left,
+        paths[1].open("w", encoding="utf-8", newline="\n") as right,
+    ):
+        for a, b in tqdm(pairs, desc=what, unit="pair", unit_scale=True, disable=None):
+            left.write(f"{a}\n")
+            right.write(f"{b}\n")
+            count += 1
+    return count
+
+
+def select(pairs: Iterable[Pair], encoder: Encoder, tally: Tally) -> Iterator[Pair]:
+    """The pairs that keep to fairseq's limits for IWSLT."""
+    for kept, faults in in_order(Selection(encoder, IWSLT), chunks(pairs), cores()):
+        tally.dropped.update(faults)
+        yield from kept
+
+
+def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[str, Tally]:
+    """Write the text that is to be binarised, as ``{split}.{language}`` into ``work``.
+
+    Raises:
+        RecipeError: the text can't be used; the message says where and why.
+    """
+    tallies = {split: Tally() for split in SPLITS}
+    train, valid, test = (paths_of(work, split, corpus.languages) for split in SPLITS)
+    steps = tallies["train"].pairs
+    pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"])
+    if every := corpus.valid_every:
+        both = paths_of(work, "selected", corpus.languages)
+        steps["selected"] = write(select(pairs, encoder, tallies["train"]), both, "clean")
+        steps["less validation"] = write((p for n, p in enumerate(read(*both), 1) if n % every), train, "train")
+        drawn = write((p for n, p in enumerate(read(*both), 1) if n % every == 0), valid, "valid")
+        tallies["valid"].pairs["drawn from training"] = drawn
+    else:
+        write(pairs, train, "clean train")
+        write(all_pairs(texts["valid"], tallies["valid"]), valid, "clean valid")
+    write(all_pairs(texts["test"], tallies["test"]), test, "clean test")
+    for split, tally in tallies.items():
+        if not tally.last:
+            raise RecipeError(f"no pair is left for {split} ({tally})")
+    return tallies
+
+
+def encode(corpus: Corpus, encoder: Encoder, split: str, tally: Tally, work: Path) -> None:
+    """Write the text in subwords into ``work``; pairs of training text that exceed the limits leave."""
+    train = split == "train"
+    encoding = Encoding(encoder, Limits(corpus.longest, corpus.ratio if train else None), drop=train)
+    pairs = tally.last
+    source, target = paths_of(work, split, corpus.languages, f".{ENDINGS[encoder.tokenizer]}")
+    text = read(*paths_of(work, split, corpus.languages))
+    bar = tqdm(text, total=pairs, desc=f"encode {split}", unit="pair", unit_scale=True, disable=None)
+    with (
+        source.open("w", encoding="utf-8", newline="\n") as left,
+        target.open("w", encoding="utf-8", newline="\n") as right,
+    ):
+        for a, b, faults in in_order(encoding, chunks(bar), processes_for(pairs)):
+            left.write(a)
+            right.write(b)
+            (tally.dropped if train else tally.odd).update(faults)
+            pairs -= sum(faults.values()) if train else 0
+    tally.pairs["binarised"] = pairs
+
+
+def labels(path: Path, pairs: int, to: Path) -> None:
+    """Copy a file with a label for each pair.
+
+    Raises:
+        RecipeError: it has more or fewer lines, or isn't UTF-8.
+    """
+    try:
+        lines = [plain(line, Counter()) for line in path.read_bytes().splitlines(keepends=True)]
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 ({error})") from None
+    if len(lines) != pairs:
+        raise RecipeError(f"{path} has {len(lines):,} labels for {pairs:,} sentence pairs")
+    to.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def make(task: Task, work: Path, archives: Path) -> Path:
+    """Prepare a data set in ``work``.
+
+    Returns:
+        The folder in it that has what goes to --out and nothing else.
+
+    Raises:
+        RecipeError: the data can't be had or used; the message says what to do.
+        BrokenProcessPool: a process was killed.
+    """
+    corpus, languages = task.corpus, task.corpus.languages
+    text, unpacked, made = work / "text", work / "unpacked", work / "made"
+    for folder in (text, unpacked, made):
+        folder.mkdir()
+    texts, domains, sources = gather(task, archives, unpacked)
+    encoder = Encoder(task.tokenizer, languages, corpus.lower, corpus.normalise, made / MODELS[task.tokenizer])
+    tallies = clean(corpus, texts, encoder, text)
+    shutil.rmtree(unpacked)
+    pairs = tallies["train"].last
+    try:
+        encoder.learn(*paths_of(text, "train", languages), pairs, task.vocab_size)
+    except BrokenProcessPool:
+        raise
+    except (RuntimeError, ValueError) as error:  # its words name the sizes that the text allows
+        raise RecipeError(f"argument --vocab-size: {task.vocab_size}: {error}") from None
+    for split, tally in tallies.items():
+        encode(corpus, encoder, split, tally, text)
+        print(f"{split}: {tally}", flush=True)
+    ending = ENDINGS[task.tokenizer]
+    for split in SPLITS:
+        plain_text, subwords = paths_of(text, split, languages), paths_of(text, split, languages, f".{ending}")
+        if split != "train" and corpus.lower:
+            pairs_in_lower_case = ((a.lower(), b.lower()) for a, b in read(*plain_text))
+            write(pairs_in_lower_case, paths_of(made, split, languages), f"lower {split}")
+        for path in [*subwords, *(plain_text if split != "train" and not corpus.lower else ())]:
+            path.rename(made / path.name)
+        if split in domains:
+            labels(domains[split], tallies[split].last, made / f"{split}.domains")
+    lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
+    binarise(languages, [made / f"{split}.{ending}" for split in SPLITS], pairs > FEW, made / "bin")
+    manifest = task.options() | {
+        "sources": sources,
+        "counts": {split: tally.pairs for split, tally in tallies.items()},
+        "dropped": {split: tally.dropped for split, tally in tallies.items()},
+        "edited": {split: tally.edited for split, tally in tallies.items()},
+        "odd": {split: tally.odd for split, tally in tallies.items()},
+        "files": {
+            name: ({"lines": lines[name]} if name in lines else {}) | {"sha256": digest(made / name)}
+            for name in sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
+            if not name.endswith(".log")  # has the time in it
+        },
+    }
+    write_text(made / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    shutil.rmtree(text)
+    return made
+
+
+def count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
+
+
+def differences(manifest: dict[str, Any], task: Task) -> list[str]:
+    """What is otherwise in a manifest than in a task; archives are compared where they are at hand."""
+    found = [
+        f"{key}: {manifest.get(key)}, not {value}"
+        for key, value in task.options().items()
+        if manifest.get(key) != value
+    ]
+    at_hand = task.files()
+    if task.local_dir:
+        at_hand |= {archive.name: path for archive in task.archives if (path := find(archive, [task.local_dir]))}
+    known = {source.get("name"): source["sha256"] for source in manifest.get("sources", []) if "sha256" in source}
+    return found + [f"{path} has changed" for name, path in at_hand.items() if digest(path) != known.get(name)]
+
+
+def some(what: list[str]) -> str:
+    """The first of many."""
+    return "; ".join(what if len(what) < 5 else [*what[:3], f"{len(what) - 3} more"])
+
+
+def already_made(task: Task, out: Path) -> bool:
+    """Whether ``out`` holds what is to be made; says so.
+
+    Raises:
+        RecipeError: it holds something else, or not all of it.
+    """
+    if not (out / MANIFEST).is_file():
+        return False
+    try:
+        manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        files, tokenizer = manifest["files"], manifest["tokenizer"]
+    except (ValueError, KeyError, TypeError):
+        raise FolderError(f"{out / MANIFEST} is not of this script: name a new or empty folder") from None
+    if other := differences(manifest, task):
+        raise FolderError(
+            f"{out} was made of other data or with other options ({some(other)}); remove it or name another"
+        )
+    model = MODELS[tokenizer]
+    wrong = [f"{name} is missing" for name in (model, "bin") if name not in files and not (out / name).exists()]
+    for name, facts in files.items():
+        if not (out / name).is_file():
+            wrong.append(f"{name} is missing")
+        elif digest(out / name) != facts["sha256"]:
+            wrong.append(f"{name} has changed")
+    if wrong:
+        raise FolderError(f"{out} is not as it was made ({some(wrong)}): put that right, or remove it or name another")
+    earlier = "" if model in files else f", by an earlier version: {model} and bin are there, but have no checksums"
+    print(f"{out}: already made{earlier}")
+    return True
+
+
+def publish(made: Path, out: Path) -> None:
+    """Move what is made to ``out``, the manifest last. A killed run is taken up where it was killed.
+
+    Raises:
+        FolderError: ``out`` has a file of that name; nothing was moved.
+    """
+    names = sorted(path.name for path in made.iterdir())
+    if there := [name for name in names if os.path.lexists(out / name)]:
+        raise FolderError(f"{out / there[0]} is not of this script: move it and run this again")
+    for name in [*(name for name in names if name != MANIFEST), MANIFEST]:
+        (made / name).rename(out / name)
+
+
+def drop_if_empty(archives: Path, work: Path) -> None:
+    """Drop a folder of downloads without any, by way of ``work``: no half of it is ever seen."""
+    if archives.is_dir() and [path.name for path in archives.iterdir()] == [MARK]:
+        archives.rename(work / "archives")
+        shutil.rmtree(work / "archives")
+
+
+def prepare(task: Task, out: Path, hold: Hold) -> None:
+    """Make what is not made yet.
+
+    Raises:
+        RecipeError: ``out`` holds something else, or the data can't be had or used.
+        BrokenProcessPool: a process was killed.
+    """
+    archives = out / "archives"
+    hold.work.mkdir()
+    try:
+        drop_if_empty(archives, hold.work)
+        for folder in hold.left:
+            if (folder / "made" / MANIFEST).is_file():
+                publish(folder / "made", out)
+            shutil.rmtree(folder, ignore_errors=True)  # the killed run's children may be at work for a moment longer
+        if already_made(task, out):
+            return
+        ours = {NAME, hold.work.name, *(folder.name for folder in hold.left)}
+        ours |= {"archives"} if (archives / MARK).is_file() else set()
+        if strange := sorted({path.name for path in out.iterdir()} - ours):
+            raise FolderError(f"{out} holds {strange[0]}, which is not of this script: move it, or name another folder")
+        if not archives.exists():
+            (hold.work / "archives").mkdir()
+            (hold.work / "archives" / MARK).touch()
+            (hold.work / "archives").rename(archives)
+        try:
+            made = make(task, hold.work, archives)
+        finally:
+            drop_if_empty(archives, hold.work)
+        publish(made, out)
+    finally:
+        if not (hold.work / "made" / MANIFEST).exists():  # else it only has to be moved
+            shutil.rmtree(hold.work, ignore_errors=True)
+    print(f"{out}: made")

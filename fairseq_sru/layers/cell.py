@@ -155,7 +155,8 @@ class SRUCell(nn.Module):
             check_c0(c0, (x.size(-2), self.output_size))
         if padding_mask is not None:
             check_padding_mask(padding_mask, x)
-            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)  # NaN there would reach the weights' gradients, times 0
+            if torch.is_grad_enabled() or torch.jit.is_tracing():  # NaN times 0 is NaN: in the weights' gradients
+                x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
         single = x.dim() == 2
         if single:
             x = x.unsqueeze(0)

@@ -156,13 +156,13 @@ def fails(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
 # --- the data sets ----------------------------------------------------------------------------------------------------
 
 
-def multi30k_archives(folder: Path) -> None:
+def multi30k_archives(folder: Path, tested: int = 100) -> None:
     folder.mkdir()
     for split, name in (("train", "train"), ("valid", "val")):
         for language in ("en", "de"):
             content = text_of(lohelp(split, language, count=300))
             (folder / f"{name}.{language}.gz").write_bytes(gzip.compress(content))
-    members = {f"test_2016_flickr.{lang}": text_of(lohelp("test", lang, count=100)) for lang in ("en", "de", "de")}
+    members = {f"test_2016_flickr.{lang}": text_of(lohelp("test", lang, count=tested)) for lang in ("en", "de")}
     tgz(folder / "multi30k_test_sets_d3ec2a38.tar.gz", {"test_2017_flickr.en": b"another\n", **members})
 
 
@@ -212,7 +212,8 @@ def segments(lines: list[str]) -> bytes:
     return text_of([*head, *body, "</doc>", "</srcset>", "</mteval>"])
 
 
-def iwslt_archive(folder: Path) -> None:
+def iwslt_archive(folder: Path, tested: int = 20) -> None:
+    """``tested`` sentences and one more in each of the five test files."""
     folder.mkdir()
     members = {"de-en/README": b"text\n"}
     for language in ("de", "en"):
@@ -223,7 +224,7 @@ def iwslt_archive(folder: Path) -> None:
         lines[32] = "" if language == "de" else "nothing"
         members[f"de-en/train.tags.de-en.{language}"] = tags(lines)
         for number, name in enumerate(corpora.IWSLT_TEST):
-            content = segments([*lohelp("test", language, number * 20, 20), "It’s a Test"])
+            content = segments([*lohelp("test", language, number * tested, tested), "It’s a Test"])
             members[f"de-en/IWSLT14.{name}.de-en.{language}.xml"] = content
     tgz(folder / "de-en.tgz", members)
 
@@ -326,7 +327,7 @@ def test_iwslt14_is_what_fairseqs_script_makes(tmp_path: Path) -> None:
         assert binarised(out, "test", language) == known
 
 
-def wmt14_archives(folder: Path) -> dict[str, list[tuple[bytes, bytes]]]:
+def wmt14_archives(folder: Path, tested: int = 50) -> dict[str, list[tuple[bytes, bytes]]]:
     """Writes archives with odd text in them; returns the pairs that are fit for training, and those of dev and test."""
     folder.mkdir()
     en, de = (lohelp("train", language, count=1200) for language in ("en", "de"))
@@ -375,7 +376,7 @@ def wmt14_archives(folder: Path) -> dict[str, list[tuple[bytes, bytes]]]:
     dev = [(a.encode(), b.encode()) for a, b in zip(lohelp("valid", "en"), lohelp("valid", "de"), strict=True)]
     dev[7] = (b"", dev[7][1])
     tgz(folder / "dev.tgz", {"dev/newstest2012.en": b"x\n"} | members("dev/newstest2013", [*dev[:60], (long, b"lang")]))
-    test = list(zip(lohelp("test", "en", count=50), lohelp("test", "de", count=50), strict=True))
+    test = list(zip(lohelp("test", "en", count=tested), lohelp("test", "de", count=tested), strict=True))
     sgm = {}
     for side, (kind, language) in enumerate((("src", "en"), ("ref", "de"))):
         lines = [f'<{kind}set setid="newstest2014" srclang="any">', '<doc sysid="ref" docid="1" origlang="de">', "<p>"]

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +86,6 @@ def dictionary() -> Any:
 @pytest.fixture
 def build(dictionary: Any) -> Callable[..., Any]:
     """``build(encoder_layers=3, ...)``: a small model in float64, its options as on the command line."""
-    from small_models import made  # not needed by tests that keep fairseq out
+    from support.small_models import made  # not needed by tests that keep fairseq out
 
     return partial(made, "sru", dictionary)

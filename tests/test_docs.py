@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from conftest import ROOT
+from support.variants import COVERING, TENSORS, Case, assert_defined, fits, make, results
 from test_kernels import least
 from torch import Tensor
-from variants import COVERING, TENSORS, Case, assert_defined, fits, make, results
 
 from fairseq_sru import SRUCell
 from fairseq_sru.recurrence.kernels import VALUES, Variant

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from fake_cupy import Gpu
+from support.fake_cupy import Gpu
 
 from fairseq_sru import doctor
 from fairseq_sru.recurrence import BACKENDS, build, cuda, dispatch, native, nvrtc

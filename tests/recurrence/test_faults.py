@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from fake_cupy import Gpu
+from support.fake_cupy import Gpu
 
 from fairseq_sru import SRU, sru_recurrence
 from fairseq_sru.recurrence import build, cuda, native, nvrtc

@@ -1,4 +1,4 @@
-"""recipes/lohelp.py: alignment, filter, split and near-copies on made-up help pages; and the text that ships."""
+"""corpora/lohelp.py and pairs.py: alignment, filter, split, near-copies on made-up pages; and the text that ships."""
 
 from __future__ import annotations
 
@@ -13,62 +13,23 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import lohelp
 import pytest
+from conftest import ROOT
+from corpora import lohelp, pairs
+from support.pages import contents, made_up, near_copies, page, plain_words
 
-RECIPES = Path(__file__).resolve().parents[1] / "recipes"
+RECIPES = ROOT / "recipes"
 SHIPPED = RECIPES / "data" / "lohelp-en-de"
 PARTS = ("train", "valid", "test")
 COPYRIGHT = "Format: 1.0\n\nFiles: *\nCopyright: 2000 Somebody\nLicense: MPL-2.0\n\nFiles: debian/*\nLicense: GPL-2\n"
-Pair = lohelp.Pair
+Pair = pairs.Pair
 
 
-# --- an independent, slow reading of the rules ----------------------------------------------------------------------
+def part_of(page: str) -> str:
+    return pairs.part_of(page, lohelp.SHARES["test"], lohelp.SHARES["valid"])
 
 
-def plain_words(text: str) -> list[str]:
-    return "".join(c if c.isalpha() else " " for c in text.casefold()).split()
-
-
-def grams(text: str) -> frozenset[tuple[str, ...]]:
-    w = plain_words(text)
-    return frozenset(zip(w, w[1:], w[2:], strict=False)) or frozenset([tuple(w)])
-
-
-def near_copies(texts: list[str], held_out: list[str]) -> list[int]:
-    """Every text against every held-out one."""
-    held = [grams(t) for t in held_out]
-    found = []
-    for i, text in enumerate(texts):
-        a = grams(text)
-        if any(not a.isdisjoint(b) and len(a & b) / len(a | b) >= 0.5 for b in held):
-            found.append(i)
-    return found
-
-
-# --- made-up help pages ---------------------------------------------------------------------------------------------
-
-
-def page(body: str) -> str:
-    return (
-        f'<html><body><p id="par_id1">Menu of the browser</p><div id="DisplayArea">{body}</div>'
-        '<div id="DonationFrame"></div><p id="par_id9999">Footer of every page</p></body></html>'
-    )
-
-
-def made_up(pages: int = 60, seed: int = 3) -> tuple[dict[str, str], dict[str, str]]:
-    """English and German pages whose sentences share many trigrams with those of other pages."""
-    rng = random.Random(seed)
-    en_pages, de_pages = {}, {}
-    heads = [["opens", "closes", "shows"], ["the", "a"], ["new", "old", "blue"], ["dialog", "window", "page"]]
-    for n in range(pages):
-        en, de = [], []
-        for k in range(8):
-            w = [rng.choice(h) for h in heads] + rng.choices(["red", "wide", "tall", "flat", "soft", "late"], k=k % 5)
-            en.append(f'<p id="par_id{k}">{" ".join(w).capitalize()}.</p>')
-            de.append(f'<p id="par_id{k}">{" ".join(x[::-1] + "ä" for x in w).capitalize()}.</p>')
-        en_pages[f"shared/{n:03}.html"], de_pages[f"shared/{n:03}.html"] = page("".join(en)), page("".join(de))
-    return en_pages, de_pages
+# --- made-up packages ------------------------------------------------------------------------------------------------
 
 
 def pack(folder: Path, package: str, lang: str, pages: dict[str, str], version: str = "4:25.2.3-2") -> None:
@@ -104,10 +65,6 @@ def debs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
 # --- reading pages --------------------------------------------------------------------------------------------------
 
 
@@ -134,8 +91,8 @@ def test_paragraphs_come_by_id_without_markup_and_without_the_frame_of_the_page(
 def test_code_images_and_choices_leave_a_hole_that_the_filter_sees(inner: str):
     text = lohelp.paragraphs(page(f'<p id="a">Press the {inner} key now. Then all is well.</p>'))["a"]
     assert "Cmd" not in text and "SUM" not in text
-    first, second = lohelp.sentences(text)
-    assert lohelp.fault(first, "Drücken Sie jetzt die Taste.") == "code or image"
+    first, second = pairs.sentences(text)
+    assert pairs.reject_reason(first, "Drücken Sie jetzt die Taste.", lohelp.RULES) == "code or image"
     assert second == "Then all is well."
 
 
@@ -145,11 +102,11 @@ def test_key_names_are_text():
 
 
 def test_a_paragraph_of_code_is_a_hole():
-    assert lohelp.paragraphs(page('<p id="a" class="bascode">Print the sum of all</p>')) == {"a": lohelp.HOLE}
+    assert lohelp.paragraphs(page('<p id="a" class="bascode">Print the sum of all</p>')) == {"a": pairs.HOLE}
 
 
 def test_clean_composes_and_straightens():
-    assert lohelp.clean("Gro\u0308\u00adße\u00a0 und\u2009\u200bWeite\u2011x ( y ) .\n") == "Größe und Weite-x (y)."
+    assert pairs.clean("Gro\u0308\u00adße\u00a0 und\u2009\u200bWeite\u2011x ( y ) .\n") == "Größe und Weite-x (y)."
 
 
 @pytest.mark.parametrize(
@@ -166,20 +123,20 @@ def test_clean_composes_and_straightens():
     ],
 )
 def test_sentences(text: str, count: int):
-    parts = lohelp.sentences(text)
+    parts = pairs.sentences(text)
     assert len(parts) == count
     assert " ".join(parts) == text
 
 
 def test_segments_split_only_where_both_sides_match():
-    assert lohelp.segments("Open it. Close it.", "Öffne es. Schließ es.") == [
+    assert pairs.segments("Open it. Close it.", "Öffne es. Schließ es.") == [
         ("Open it.", "Öffne es."),
         ("Close it.", "Schließ es."),
     ]
     unequal = ("Open it. Close it.", "Öffne es und schließe es.")
-    assert lohelp.segments(*unequal) == [unequal]
+    assert pairs.segments(*unequal) == [unequal]
     crossed = ("Go. Then close the large window there.", "Gehe dann zum großen Fenster dort. Zu.")
-    assert lohelp.segments(*crossed) == [crossed]
+    assert pairs.segments(*crossed) == [crossed]
 
 
 def test_alignment_is_by_page_and_id():
@@ -229,7 +186,7 @@ GOOD = ("Opens the new window of the program.", "Öffnet das neue Fenster des Pr
     ],
 )
 def test_fault(en: str, de: str, reason: str | None):
-    assert lohelp.fault(en.strip(), de.strip()) == reason
+    assert pairs.reject_reason(en.strip(), de.strip(), lohelp.RULES) == reason
 
 
 def test_select_keeps_the_first_of_each_source():
@@ -251,15 +208,13 @@ def test_select_keeps_the_first_of_each_source():
 
 
 def test_words_ignore_case_punctuation_and_digits():
-    assert (
-        lohelp.words("Die STRASSE, 2. Stück-Zahl!") == lohelp.words("die Straße 37 stück zahl") != lohelp.words("die")
-    )
+    assert pairs.words("Die STRASSE, 2. Stück-Zahl!") == pairs.words("die Straße 37 stück zahl") != pairs.words("die")
 
 
 def test_part_of_is_fixed_by_the_path():
     """The parts of pages must never move between versions: these values are SHA-256 arithmetic."""
-    assert lohelp.fraction("a") == int(hashlib.sha256(b"a").hexdigest()[:12], 16) / 16**12
-    seen = Counter(lohelp.part_of(f"shared/{i}.html") for i in range(5000))
+    assert pairs.fraction("a") == int(hashlib.sha256(b"a").hexdigest()[:12], 16) / 16**12
+    seen = Counter(part_of(f"shared/{i}.html") for i in range(5000))
     assert abs(seen["test"] / 5000 - 0.06) < 0.02 and abs(seen["valid"] / 5000 - 0.04) < 0.02
 
 
@@ -268,17 +223,17 @@ def test_near_copies_are_those_of_the_brute_force(seed: int):
     rng = random.Random(seed)
     texts = [" ".join(rng.choices("abc", k=rng.randint(1, 8))) for _ in range(300)]
     held_out = [" ".join(rng.choices("abcd", k=rng.randint(1, 8))) for _ in range(40)]
-    index = lohelp.NearCopies(held_out)
+    index = pairs.NearCopies(held_out)
     found = [i for i, text in enumerate(texts) if text in index]
     assert found == near_copies(texts, held_out)
     assert 0 < len(found) < len(texts)
 
 
 def test_a_jaccard_of_exactly_one_half_is_a_near_copy():
-    assert "a b c d" in lohelp.NearCopies(["a b c"])  # 1 of 2
-    assert "a b c d e" not in lohelp.NearCopies(["a b c"])  # 1 of 3
-    assert "A, b 7" in lohelp.NearCopies(["a b"])
-    assert "a b" not in lohelp.NearCopies(["a b c"])
+    assert "a b c d" in pairs.NearCopies(["a b c"])  # 1 of 2
+    assert "a b c d e" not in pairs.NearCopies(["a b c"])  # 1 of 3
+    assert "A, b 7" in pairs.NearCopies(["a b"])
+    assert "a b" not in pairs.NearCopies(["a b c"])
 
 
 def test_either_side_counts():
@@ -286,7 +241,7 @@ def test_either_side_counts():
     same_source = Pair("a", "one two three four", "ganz etwas anderes hier")
     same_target = Pair("a", "something else is here", "eins zwei drei vier")
     other = Pair("a", "something else is here", "ganz etwas anderes hier")
-    assert lohelp.without_copies([same_source, same_target, other], held) == [other]
+    assert pairs.without_copies([same_source, same_target, other], held) == [other]
 
 
 def test_split_holds_out_whole_pages_and_no_near_copy_remains(monkeypatch: pytest.MonkeyPatch):
@@ -299,11 +254,11 @@ def test_split_holds_out_whole_pages_and_no_near_copy_remains(monkeypatch: pytes
     parts = lohelp.split(pairs, counts)
     for part, chosen in parts.items():
         assert 0 < len(chosen) <= lohelp.SIZES[part]
-        assert {lohelp.part_of(p.page) for p in chosen} == {part}
+        assert {part_of(p.page) for p in chosen} == {part}
         assert chosen == [p for p in pairs if p in set(chosen)], "document order"
         assert counts[f"{part}: written"] == len(chosen)
     for part, held in (("valid", ["test"]), ("train", ["test", "valid"])):
-        there = [p for p in pairs if lohelp.part_of(p.page) == part]
+        there = [p for p in pairs if part_of(p.page) == part]
         bad = set()
         for side in ("en", "de"):
             held_out = [getattr(p, side) for h in held for p in parts[h]]
@@ -318,15 +273,18 @@ def test_split_holds_out_whole_pages_and_no_near_copy_remains(monkeypatch: pytes
 def test_nothing_depends_on_the_hash_seed_of_the_process():
     """Sets of strings have another order in each process; what is written must not."""
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:]; import test_lohelp as t, lohelp, collections, hashlib\n"
+        "import sys, collections\n"
+        "sys.path[:0] = sys.argv[1:]\n"
+        "from corpora import lohelp, pairs\n"
+        "from support.pages import made_up\n"
         "lohelp.SHARES, lohelp.SIZES = {'test': 0.2, 'valid': 0.2}, {'test': 20, 'valid': 15, 'train': 25}\n"
-        "read = [{p: lohelp.paragraphs(h) for p, h in pages.items()} for pages in t.made_up()]\n"
+        "read = [{p: lohelp.paragraphs(h) for p, h in pages.items()} for pages in made_up()]\n"
         "counts = collections.Counter()\n"
         "parts = lohelp.split(lohelp.select(lohelp.aligned(*read, counts), counts), counts)\n"
-        "near = lohelp.nearest(*[[p.en for p in parts[k]] for k in ('train', 'test')])\n"
+        "near = pairs.nearest(*[[p.en for p in parts[k]] for k in ('train', 'test')])\n"
         "print(list(counts.items()), parts, near)"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(RECIPES)]
+    command = [sys.executable, "-c", code, str(ROOT / "tests"), str(RECIPES)]
     runs = [
         subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True).stdout
         for seed in ("1", "2")
@@ -339,7 +297,7 @@ def test_nothing_depends_on_the_hash_seed_of_the_process():
 
 def test_nearest_prefers_rare_shared_words():
     sources = ["open the window", "the of and the", "open the purple door", ""]
-    assert lohelp.nearest(sources, ["the purple sky", "the window", "nothing known"]) == [2, 0, 0]
+    assert pairs.nearest(sources, ["the purple sky", "the window", "nothing known"]) == [2, 0, 0]
 
 
 def test_leakage_is_100_where_train_has_the_test():
@@ -348,7 +306,7 @@ def test_leakage_is_100_where_train_has_the_test():
         Pair("t", "alpha beta gamma delta", "eins zwei drei vier"),
         Pair("t", "some other words here", "ganz was anderes da"),
     ]
-    scores = lohelp.leakage({"train": test[::-1], "test": test})
+    scores = pairs.leakage({"train": test[::-1], "test": test})
     assert scores["copy of the target of the nearest training source"] == 100
     assert scores["copy of the source"] < 20
 
@@ -412,7 +370,7 @@ def test_a_failure_in_the_middle_leaves_what_was_there(debs: Path, tmp_path: Pat
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(lohelp, "write", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     assert lohelp.main(args) == 2
     assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
 
@@ -517,8 +475,8 @@ def test_shipped_text():
     assert [len(texts[f"{part}.en"]) for part in PARTS] == [10_000, 500, 1_000]
     for part in PARTS:
         for en, de in zip(texts[f"{part}.en"], texts[f"{part}.de"], strict=True):
-            assert lohelp.fault(en, de) is None, (en, de)
-            assert lohelp.clean(en) == en and lohelp.clean(de) == de
+            assert pairs.reject_reason(en, de, lohelp.RULES) is None, (en, de)
+            assert pairs.clean(en) == en and pairs.clean(de) == de
             assert not re.search(r"[<>\x00-\x1f\x7f\u00a0\u00ad]|&\w+;|https?:", en + de), (en, de)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq.data import Dictionary
-from small_models import VARIANTS, log_probs, made, prefixes, sources
+from support.small_models import VARIANTS, log_probs, made, prefixes, sources
 
 from fairseq_sru.models.attention import Attention, GlobalAttention
 

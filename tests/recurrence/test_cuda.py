@@ -18,11 +18,11 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT
-from fake_cupy import Cuda, Gpu, Launch, signatures
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_cupy import Cuda, Gpu, Launch, signatures
+from support.variants import COVERING, OPTIONS, TENSORS, Case, assert_defined, changed, make, results
 from torch import Tensor
-from variants import COVERING, OPTIONS, TENSORS, Case, assert_defined, changed, make, results
 
 from fairseq_sru import SRU, backends, sru_recurrence
 from fairseq_sru.recurrence import build, cuda, dispatch, nvrtc
@@ -330,7 +330,7 @@ def test_what_differs_in_options_has_a_module_of_its_own(gpu: Gpu, on: Callable[
 
 REAL_CUPY = """
 import pytest, torch
-from fake_cupy import Gpu, false_driver
+from support.fake_cupy import Gpu, false_driver
 from fairseq_sru.recurrence import dispatch
 from test_cuda import CASE, check, make
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, preprocess, reversed_pairs, run_cli, write_pairs
-from lines import DECODED, OUTPUT, START, unexpected
+from support.lines import DECODED, OUTPUT, START, unexpected
 
 PLUGIN = ["--user-dir", "fairseq_sru"]
 SMALL = ["--arch", "sru_tiny", "--encoder-embed-dim", 32, "--decoder-embed-dim", 32, "--encoder-hidden-size", 16]

@@ -78,7 +78,7 @@ def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
         nobody = "http://127.0.0.1:9"
         env = {
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(ROOT / "tests" / "stand_in"),
+            "PYTHONPATH": str(ROOT / "tests" / "support" / "stand_in"),
             "STAND_IN": str(folder / "known.json"),
             "SACREBLEU": str(folder / "sacrebleu"),
             **{f"{kind}_proxy": nobody for kind in ("http", "https", "ftp")},

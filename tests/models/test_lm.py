@@ -23,7 +23,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
-from small_models import log_probs, prefixes, size, sources
+from support.small_models import log_probs, prefixes, size, sources
 from test_cli import PLUGIN, hypotheses
 
 from fairseq_sru.models.config import PRESETS, SRULanguageModelConfig, presets

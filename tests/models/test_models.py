@@ -13,7 +13,7 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
-from small_models import SRU_VARIANTS, UNITS, log_probs, prefixes, preset, size, sources
+from support.small_models import SRU_VARIANTS, UNITS, log_probs, prefixes, preset, size, sources
 
 from fairseq_sru import SRUCell
 from fairseq_sru.layers import linear as module

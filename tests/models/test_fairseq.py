@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import run_cli
+from conftest import ROOT, run_cli
 from fairseq.data import Dictionary
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
-from lines import DECODED, OUTPUT, START, TRAINED, unexpected
-from small_models import SIZES, made, sources
+from support.lines import DECODED, OUTPUT, START, TRAINED, unexpected
+from support.small_models import SIZES, made, sources
 
 from fairseq_sru.models.config import SRUConfig, SRULanguageModelConfig, TransformerSRUConfig
 from fairseq_sru.models.lm import SRULanguageModel
@@ -169,7 +169,7 @@ def folder(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder to be in: data, the plugin, and files that aren't checkpoints, though one was."""
     made = tmp_path_factory.mktemp("here")
     (made / "bin").symlink_to(toy_data)
-    (made / "fairseq_sru").symlink_to(Path(__file__).parents[1] / "fairseq_sru")
+    (made / "fairseq_sru").symlink_to(ROOT / "fairseq_sru")
     torch.save({"args": None, "cfg": {}, "model": {"weight": torch.zeros(1000)}}, made / "whole.pt")
     for name in ("cut.pt", "checkpoint_last.pt"):
         (made / name).write_bytes((made / "whole.pt").read_bytes()[:-50])
@@ -272,7 +272,7 @@ def test_mixture_of_experts(toy_data: Path, tmp_path: Path) -> None:
     moe = ["--user-dir", "both", "--task", "translation_moe", "--method", "sMoElp", "--num-experts", 3]
     moe += ["--mean-pool-gating-network"]
     options = ["--encoder-bidirectional", "--encoder-hidden-size", 12, "--max-update", 5, "--save-dir", "save"]
-    where = {"cwd": tmp_path, "PYTHONPATH": str(Path(__file__).parents[1])}
+    where = {"cwd": tmp_path, "PYTHONPATH": str(ROOT)}
     criterion = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1]
     run_cli("train", toy_data, *moe, *SMALL, *options, *criterion, **where)
     weights = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["model"]

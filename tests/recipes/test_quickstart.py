@@ -18,7 +18,7 @@ import pytest
 import report
 import sentencepiece
 from conftest import ROOT
-from lines import DECODED, START, TRAINED, unexpected
+from support.lines import DECODED, START, TRAINED, unexpected
 
 TEXT = ROOT / "recipes" / "data" / "lohelp-en-de"
 SMALL = ["--encoder-layers", "1", "--decoder-layers", "1", "--encoder-embed-dim", "64", "--decoder-embed-dim", "64"]

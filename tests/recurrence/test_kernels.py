@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 import conftest  # noqa: F401  as a script: puts the package on the path
 import pytest
 import torch
-import variants
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import variants
+from support.variants import COVERING, Case, Recurrent, Results, assert_defined, changed, make, results
 from torch import Tensor
-from variants import COVERING, Case, Recurrent, Results, assert_defined, changed, make, results
 
 from fairseq_sru import sru_recurrence
 from fairseq_sru.recurrence import build, nvrtc

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import run_cli
-from small_models import prefixes, sources
+from support.small_models import prefixes, sources
 
 from fairseq_sru import SRU, sru_recurrence
 

@@ -12,7 +12,7 @@ import torch
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.optim.nag import NAG
-from small_models import FIXED, sources
+from support.small_models import FIXED, sources
 from torch import Tensor
 
 import fairseq_sru.models  # noqa: F401

@@ -1,6 +1,6 @@
-"""Mistakes that one makes in kernels: planted in the text one at a time, each must be caught by tests/test_kernels.py.
+"""Mistakes that one makes in kernels: planted in the source one at a time, each must be caught by test_kernels.py.
 
-    python tests/mutations.py
+    PYTHONPATH=tests python -m support.mutations
 
 prints a table of the mistakes, the seconds and the test that catches each; the exit status is 1 if one isn't caught, if
 one doesn't compile, or if a test fails with nothing planted.
@@ -33,7 +33,7 @@ class Mutation(NamedTuple):
         file: of kernels/.
         old: text that is in the file once.
         new: what is there instead.
-        tests: of tests/test_kernels.py that should catch it, an expression as for ``pytest -k``.
+        tests: of tests/recurrence/test_kernels.py that should catch it, an expression as for ``pytest -k``.
     """
 
     what: str
@@ -336,12 +336,12 @@ def look(folder: str, tests: str) -> None:
     """Run tests with the kernels of another folder until one fails. The last line printed is the outcome."""
     build.kernel_folder = lambda: Path(folder)  # type: ignore[assignment]
     looker = Looker()
-    file = str(ROOT / "tests" / "test_kernels.py")
+    file = str(ROOT / "tests" / "recurrence" / "test_kernels.py")
     pytest.main([file, "-k", tests, "-x", "-p", "no:cacheprovider", f"--basetemp={folder}/tests"], plugins=[looker])
     print(f"\n{json.dumps(looker.outcome)}")
 
 
-LOOK = "import sys, mutations; mutations.look(*sys.argv[1:])"
+LOOK = "import sys; from support import mutations; mutations.look(*sys.argv[1:])"
 
 
 def outcome(text: dict[str, str], tests: str) -> Outcome:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
-import mutations
 import pytest
 from conftest import ROOT
-from mutations import MUTATIONS, Mutation, attempt, nothing_planted, planted
+from support import mutations
+from support.mutations import MUTATIONS, Mutation, attempt, nothing_planted, planted
 
 from fairseq_sru.recurrence.build import kernel_text
 
@@ -54,7 +54,7 @@ def test_no_test_is_no_pass(monkeypatch):
 @pytest.mark.slow
 def test_every_mistake_is_caught():
     done = subprocess.run(
-        [sys.executable, ROOT / "tests" / "mutations.py"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "support.mutations"], cwd=ROOT / "tests", capture_output=True, text=True, check=False
     )
     lines = done.stdout.splitlines()
     caught = [line for line in lines for m in MUTATIONS if line.startswith(m.what + " ") and " test_" in line]

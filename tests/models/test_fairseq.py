@@ -229,7 +229,8 @@ def test_commands_print_what_users_read(folder: Path) -> None:
 
 @slow
 def test_all_options_and_the_layers_are_told_when_asked(folder: Path) -> None:
-    done = run_cli("train", "bin", *PLUGIN, *SMALL, "--max-update", 1, "--no-save", cwd=folder, LOGLEVEL="DEBUG")
+    short = ["--max-update", 1, "--no-save", "--data-buffer-size", 0]  # no thread that still reads at the end
+    done = run_cli("train", "bin", *PLUGIN, *SMALL, *short, cwd=folder, LOGLEVEL="DEBUG")
     assert "(encoder): SRUEncoder(" in done.stdout
     assert "'max_tokens': 400" in done.stdout
 

@@ -9,7 +9,7 @@ STATISTICS = r"( \| [\w ]+ [-+.\de]+)+"
 START = [
     r"fairseq.tasks.\w+ \| .*dictionary: \d+ types",
     r"fairseq.data.data_utils \| loaded [\d,]+ examples from: .+",
-    r"fairseq.tasks.translation \| \S+ \w+ en-de \d+ examples",
+    r"fairseq.tasks.translation \| .+ \w+ en-de \d+ examples",
 ]
 TRAINED = [
     r"fairseq_cli.train \| (task|model|criterion): \w+",

@@ -164,6 +164,23 @@ def recipes() -> str:
     return table(["recipe", "data", "systems", "runs", "training of each run", "on", "report"], rows)
 
 
+def preparing() -> str:
+    """What prepare.py takes at WMT'14's size, step by step."""
+    report = result("prepare/wmt14-size.json")
+    runs, here = report["runs"], report["machine"]
+    units = ("minutes", "cpu_minutes")
+    parts = {name: [run["steps"][name] for run in runs.values()] for name in next(iter(runs.values()))["steps"]}
+    parts["all"] = list(runs.values())
+    rows = [[name, *(f"{part[unit]:.1f}" for part in found for unit in units)] for name, found in parts.items()]
+    rows.append(["peak memory, GB", *(cell for run in runs.values() for cell in (f"{run['peak_gb']:.1f}", ""))])
+    head = ["step", *(f"{name}, {unit.replace('cpu_', 'CPU ')}" for name in runs for unit in units)]
+    date = next(iter(runs.values()))["date"][:10]
+    where = (
+        f"{report['text']['pairs']:,} pairs. {here['device']}, {here['cores']} cores, shared with other work, {date}."
+    )
+    return f"{where}\n\n" + table(head, rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "layer-in-short": layer_in_short,
     "layer": layer,
@@ -174,6 +191,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
     "losses": losses,
     "recipes": recipes,
+    "preparing": preparing,
 }
 
 

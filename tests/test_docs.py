@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import inspect
+import io
 import itertools
 import math
 import re
 import shlex
 import shutil
-import subprocess
-import sys
+import tarfile
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
@@ -21,11 +22,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from conftest import ROOT
+from support.ptx import least
+from support.small_models import prefixes, sources
 from support.variants import COVERING, TENSORS, Case, assert_defined, fits, make, results
-from test_kernels import least
 from torch import Tensor
 
-from fairseq_sru import SRUCell
+from fairseq_sru import SRUCell, sru_recurrence
+from fairseq_sru.recurrence import dispatch
 from fairseq_sru.recurrence.kernels import VALUES, Variant
 from fairseq_sru.versions import __version__
 
@@ -182,66 +185,69 @@ def test_the_second_moment_of_outputs_is_the_stated_one(highway_bias: float, sam
 # --- extending.md -----------------------------------------------------------------------------------------------------
 
 
-def apply(diff: str, root: Path) -> Iterator[Path]:
-    """Apply a unified diff by what it says of the text, whatever the line numbers; yields the files."""
-    for part in re.split(r"^(?=--- )", diff, flags=re.MULTILINE)[1:]:
-        head, *hunks = re.split(r"^@@.*\n", part, flags=re.MULTILINE)
-        path = root / re.findall(r"^\+\+\+ b/(.*)$", head, re.MULTILINE)[0]
-        text = path.read_text() if path.exists() else ""
-        for hunk in hunks:
-            lines = [(line[:1] or " ", line[1:]) for line in hunk.splitlines(keepends=True)]
-            lines = [(mark, rest or "\n") for mark, rest in lines]
-            old, new = ("".join(rest for mark, rest in lines if mark != other) for other in "+-")
-            assert (text.count(old) if text else not old) == 1, f"{path.name} does not have just once:\n{old}"
-            text = text.replace(old, new) if text else new
-        path.write_text(text)
-        yield path
-
-
-EXTENDING = DOCS / "extending.md"
-
-
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A copy of the project."""
-    ignore = shutil.ignore_patterns("__pycache__", "results", ".*")
-    for name in ("fairseq_sru", "kernels", "recipes", "tests"):
-        shutil.copytree(ROOT / name, tmp_path / "tree" / name, ignore=ignore)
-    shutil.copy(ROOT / "pyproject.toml", tmp_path / "tree")
-    return tmp_path / "tree"
+def extended() -> Iterator[None]:
+    """What the page adds is there, for the length of a test."""
+    from corpora.registry import CORPORA
+
+    from fairseq_sru.models.units import UNITS
+
+    places: tuple[dict[str, Any], ...] = (dispatch.BACKENDS, CORPORA, UNITS)
+    before = [dict(place) for place in places]
+    names: dict[str, Any] = {}
+    for block in fenced((DOCS / "extending.md").read_text(), "python"):
+        exec(block, names)
+    assert [list(place.keys() - old) for place, old in zip(places, before, strict=True)] == [
+        ["recompute"],
+        ["village-en-de"],
+        ["ssru"],
+    ]
+    dispatch.forget()
+    yield
+    for place, old in zip(places, before, strict=True):
+        place.clear()
+        place.update(old)
+    dispatch.forget()
 
 
-def extend(tree: Path) -> list[Path]:
-    """Make the page's changes."""
-    return [path for diff in fenced(EXTENDING.read_text(), "diff") for path in apply(diff, tree)]
+def test_the_backend_of_the_page_is_right_in_every_variant(extended: None) -> None:
+    for case in COVERING:
+        arguments = make(case)
+        recompute = functools.partial(sru_recurrence, backend="recompute")
+        assert_defined(results(recompute, arguments), arguments, factor=2)
 
 
-def test_the_examples_apply_and_are_in_style(tree: Path) -> None:
-    paths = extend(tree)
-    assert len(paths) == 6
-    for words in (["check"], ["format", "--check"]):
-        command = [sys.executable, "-m", "ruff", *words, *map(str, paths)]
-        done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+def test_the_data_set_of_the_page_is_prepared(extended: None, tmp_path: Path) -> None:
+    import prepare
+
+    text = ROOT / "recipes" / "data" / "lohelp-en-de"
+    (tmp_path / "archives").mkdir()
+    with tarfile.open(tmp_path / "archives" / "village-1.0.tgz", "w:gz") as tar:
+        for stem, split, count in (("train", "train", 300), ("dev", "valid", 50), ("test", "test", 60)):
+            for language in ("en", "de"):
+                lines = (text / f"{split}.{language}").read_bytes().splitlines(keepends=True)[:count]
+                member = tarfile.TarInfo(f"village/{stem}.{language}")
+                member.size = sum(map(len, lines))
+                tar.addfile(member, io.BytesIO(b"".join(lines)))
+    words = ["village-en-de", "--out", str(tmp_path / "out"), "--local-dir", str(tmp_path / "archives")]
+    prepare.main([*words, "--vocab-size", "300"])
+    for split, count in (("valid", 50), ("test", 60)):
+        for language in ("en", "de"):
+            lines = (text / f"{split}.{language}").read_bytes().splitlines(keepends=True)[:count]
+            assert (tmp_path / "out" / f"{split}.{language}").read_bytes() == b"".join(lines)
+    assert (tmp_path / "out" / "bin" / "train.en-de.en.bin").is_file()
 
 
-@pytest.mark.slow
-def test_the_examples_pass_the_tests_that_they_name(tree: Path) -> None:
-    extend(tree)
-    command = [sys.executable, "-m", "mypy", "fairseq_sru/recurrence/recompute.py", "recipes/corpora.py"]
-    done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    commands = [line for block in fenced(EXTENDING.read_text(), "bash") for line in block.splitlines()]
-    assert len(commands) == 2
-    for command in commands:
-        words = shlex.split(command)
-        assert words[:3] == ["python", "-m", "pytest"]
-        done = subprocess.run(
-            [sys.executable, *words[1:], "-p", "no:cacheprovider"], cwd=tree, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stdout[-3000:]
-        assert int(re.findall(r"(\d+) passed", done.stdout)[0]) > 0
-        assert "skipped" not in done.stdout.splitlines()[-1]
+def test_the_unit_of_the_page_decodes_as_it_trains(extended: None, build: Any, dictionary: Any) -> None:
+    model = build(recurrent_unit="ssru").eval()
+    assert model.decoder.layers[0].rnn.ssru.activation == "relu"
+    source, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 6)
+    encoded = model.encoder(source)
+    full, _ = model.decoder(target, encoded)
+    state: dict[str, Any] = {}
+    for t in range(6):
+        step, _ = model.decoder(target[:, : t + 1], encoded, incremental_state=state)
+        torch.testing.assert_close(step[:, 0], full[:, t])
 
 
 # --- README.md and all pages ------------------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
+from support.commands import PLUGIN, hypotheses
 from support.small_models import log_probs, prefixes, size, sources
-from test_cli import PLUGIN, hypotheses
 
 from fairseq_sru.models.config import PRESETS, SRULanguageModelConfig, presets
 from fairseq_sru.models.lm import SRULanguageModel
@@ -472,7 +472,7 @@ def test_hydra_train_and_validate(text_data, tmp_path):
 @pytest.mark.slow
 def test_shallow_fusion_with_a_translation_model(toy_data, tmp_path):
     """fairseq-generate --lm-path: the language model of the target side, over the same dictionary."""
-    from test_cli import generate, train
+    from support.commands import generate, train
 
     text = toy_data.parent
     dictionary = toy_data / "dict.de.txt"

@@ -12,8 +12,8 @@ import torch
 from conftest import ROOT, preprocess, reversed_pairs, run_cli, write_pairs
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
+from support.commands import SMOOTHED, generate, hypotheses, train
 from support.small_models import TRANSFORMER_VARIANTS, made, prefixes, preset, size, sources
-from test_cli import SMOOTHED, generate, hypotheses, train
 from torch import nn
 from torch.nn import functional as F
 

@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import fetch
 import pytest
+from common.errors import RecipeError
 from conftest import ROOT
-from fetch import Archive, Unreachable
-from lohelp import RecipeError
+from corpora import archives
+from corpora.archives import Archive, Unreachable
 
 CONTENT = b"".join(b"%06d " % number for number in range(40_000))  # 280 kB, no two places alike
 
@@ -72,7 +72,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
         def log_message(self, *words: object) -> None:
             pass
 
-    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    monkeypatch.setattr(archives, "PAUSE", 0.0)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
         running.daemon_threads = True
         it.url = f"http://127.0.0.1:{running.server_port}/some/text.bin"
@@ -91,7 +91,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
     for _ in range(2):
-        paths, facts = fetch.fetch([archive(server)], None, tmp_path / "archives")
+        paths, facts = archives.fetch([archive(server)], None, tmp_path / "archives")
     assert paths["text.bin"].read_bytes() == CONTENT
     digest = hashlib.sha256(CONTENT).hexdigest()
     assert facts == [{"name": "text.bin", "url": server.url, "bytes": len(CONTENT), "sha256": digest}]
@@ -103,43 +103,43 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
 def test_a_download_goes_on_where_it_stopped(known: bool, server: Server, tmp_path: Path) -> None:
     (tmp_path / "text.bin.part").write_bytes(CONTENT[:100_000])
     wanted = archive(server) if known else Archive(server.url)
-    assert fetch.download(wanted, tmp_path).read_bytes() == CONTENT
+    assert archives.download(wanted, tmp_path).read_bytes() == CONTENT
     assert server.asked == ["bytes=100000-"]
     assert names(tmp_path) - {"text.bin.sha256"} == {"text.bin"}
 
 
 def test_a_whole_part_needs_no_download(server: Server, tmp_path: Path) -> None:
     (tmp_path / "text.bin.part").write_bytes(CONTENT)
-    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
     assert server.asked == []
     (tmp_path / "text.bin").rename(tmp_path / "text.bin.part")
-    assert fetch.download(Archive(server.url), tmp_path).read_bytes() == CONTENT  # the server says that it is whole
+    assert archives.download(Archive(server.url), tmp_path).read_bytes() == CONTENT  # the server says that it is whole
     assert server.asked == [f"bytes={len(CONTENT)}-"]
 
 
 def test_a_part_that_is_too_long_is_begun_anew(server: Server, tmp_path: Path) -> None:
     (tmp_path / "text.bin.part").write_bytes(CONTENT + b"more")
-    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
 
 
 def test_connections_that_break_are_taken_up_again(server: Server, tmp_path: Path) -> None:
     server.cut = 30_000
-    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
     assert server.asked == [None] + [f"bytes={at}-" for at in range(30_000, len(CONTENT), 30_000)]
 
 
 def test_a_server_without_range_begins_anew(server: Server, tmp_path: Path) -> None:
     server.ranges = False
     (tmp_path / "text.bin.part").write_bytes(b"x" * 1000)
-    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
     assert server.asked == ["bytes=1000-"]
 
 
 def test_a_server_that_never_sends_it_all_is_given_up(server: Server, tmp_path: Path) -> None:
     server.ranges, server.cut = False, 30_000
     with pytest.raises(Unreachable, match=r"text\.bin cannot be downloaded \(the connection ended early\)"):
-        fetch.download(archive(server), tmp_path)
-    assert len(server.asked) <= fetch.TRIES + 1
+        archives.download(archive(server), tmp_path)
+    assert len(server.asked) <= archives.TRIES + 1
     assert names(tmp_path) == {"text.bin.part"}
 
 
@@ -147,19 +147,19 @@ def test_a_wrong_file_is_no_file(server: Server, tmp_path: Path) -> None:
     server.content = CONTENT.replace(b"000777", b"000778")
     wanted = archive(server)
     with pytest.raises(RecipeError) as error:
-        fetch.download(wanted, tmp_path)
+        archives.download(wanted, tmp_path)
     assert hashlib.sha256(server.content).hexdigest() in str(error.value)
     assert str(wanted.sha256) in str(error.value)
     assert names(tmp_path) == set()
     with pytest.raises(RecipeError, match=r"279,994 bytes, not 280,000"):
         server.content = CONTENT[:-6]
         server.length = False
-        fetch.download(replace(wanted, sha256=None), tmp_path)
+        archives.download(replace(wanted, sha256=None), tmp_path)
     md5 = replace(wanted, sha256=None, bytes=None, md5=hashlib.md5(CONTENT).hexdigest())
     with pytest.raises(RecipeError, match=f"not {md5.md5}"):
-        fetch.download(md5, tmp_path)
+        archives.download(md5, tmp_path)
     server.content = CONTENT
-    assert fetch.download(md5, tmp_path).read_bytes() == CONTENT
+    assert archives.download(md5, tmp_path).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("damage", ["cut off", "changed", "no gzip"])
@@ -169,10 +169,10 @@ def test_gzip_without_known_checksum_must_be_whole(damage: str, server: Server, 
     server.content = {"cut off": whole[:-1000], "changed": changed, "no gzip": b"<html>not found</html>"}[damage]
     url = server.url.replace("text.bin", "text.tgz")
     with pytest.raises(RecipeError, match="cut off or damaged"):
-        fetch.download(Archive(url), tmp_path)
+        archives.download(Archive(url), tmp_path)
     assert names(tmp_path) == set()
     server.content = whole
-    assert fetch.download(Archive(url), tmp_path).read_bytes() == whole
+    assert archives.download(Archive(url), tmp_path).read_bytes() == whole
 
 
 def test_the_first_checksum_is_shown_and_kept(
@@ -180,17 +180,17 @@ def test_the_first_checksum_is_shown_and_kept(
 ) -> None:
     wanted = Archive(server.url)
     digest = hashlib.sha256(CONTENT).hexdigest()
-    path = fetch.fetch([wanted], None, tmp_path)[0]["text.bin"]
+    path = archives.fetch([wanted], None, tmp_path)[0]["text.bin"]
     assert digest in capsys.readouterr().out
     checked = subprocess.run(["sha256sum", "--check", "text.bin.sha256"], cwd=tmp_path, capture_output=True, text=True)
     assert checked.stdout == "text.bin: OK\n"
     path.write_bytes(CONTENT[:-1])
     with pytest.raises(RecipeError, match=f"not {digest}.*text.bin.sha256"):
-        fetch.fetch([wanted], None, tmp_path)
+        archives.fetch([wanted], None, tmp_path)
     path.unlink()
     server.content = CONTENT[::-1]
     with pytest.raises(RecipeError, match=f"not {digest}"):
-        fetch.fetch([wanted], None, tmp_path)
+        archives.fetch([wanted], None, tmp_path)
     assert names(tmp_path) == {"text.bin.sha256"}
 
 
@@ -201,14 +201,14 @@ def test_files_that_are_there_are_not_fetched(server: Server, tmp_path: Path) ->
     (local / "text.bin").write_bytes(CONTENT)
     (cached / "its.name").write_bytes(CONTENT)
     local.chmod(0o500)
-    paths, _ = fetch.fetch([archive(server)], local, tmp_path / "archives")
+    paths, _ = archives.fetch([archive(server)], local, tmp_path / "archives")
     assert paths["text.bin"] == local / "text.bin"
-    paths, _ = fetch.fetch([replace(archive(server), cached=cached / "its.name")], None, tmp_path / "archives")
+    paths, _ = archives.fetch([replace(archive(server), cached=cached / "its.name")], None, tmp_path / "archives")
     assert paths["text.bin"] == cached / "its.name"
     assert server.asked == []
     (cached / "its.name").write_bytes(b"damaged")
     with pytest.raises(RecipeError, match=r"cache/its\.name has 7 bytes, not 280,000"):
-        fetch.fetch([replace(archive(server), cached=cached / "its.name")], None, tmp_path / "archives")
+        archives.fetch([replace(archive(server), cached=cached / "its.name")], None, tmp_path / "archives")
     assert names(local) == {"text.bin"}
 
 
@@ -216,7 +216,7 @@ def test_without_internet_the_message_says_what_to_do(server: Server, tmp_path: 
     first, second = archive(server), Archive(server.url.replace("text", "other"))
     closed = "http://127.0.0.1:9/third.tgz"  # nobody listens there
     with pytest.raises(Unreachable) as error:
-        fetch.fetch([first, Archive(closed, 12_345), second], None, tmp_path)
+        archives.fetch([first, Archive(closed, 12_345), second], None, tmp_path)
     lines = str(error.value).splitlines()
     assert re.fullmatch(rf"{closed} cannot be downloaded \(.*[Cc]onnection refused.*\)", lines[0])
     assert "--local-dir" in lines[1]
@@ -227,17 +227,20 @@ def test_without_internet_the_message_says_what_to_do(server: Server, tmp_path: 
 def test_a_refusal_is_not_repeated(server: Server, tmp_path: Path) -> None:
     server.status = 404
     with pytest.raises(Unreachable, match="HTTP 404"):
-        fetch.download(archive(server), tmp_path)
+        archives.download(archive(server), tmp_path)
     assert len(server.asked) == 1
     server.status = 503  # for the moment
     with pytest.raises(Unreachable, match="HTTP 503"):
-        fetch.download(archive(server), tmp_path)
-    assert len(server.asked) == 1 + fetch.TRIES
+        archives.download(archive(server), tmp_path)
+    assert len(server.asked) == 1 + archives.TRIES
 
 
 def test_a_killed_download_leaves_a_part_to_go_on_with(server: Server, tmp_path: Path) -> None:
     server.pause = 0.05
-    program = f"import fetch, pathlib; fetch.download(fetch.Archive({server.url!r}), pathlib.Path({str(tmp_path)!r}))"
+    program = (
+        "import pathlib; from corpora import archives; "
+        f"archives.download(archives.Archive({server.url!r}), pathlib.Path({str(tmp_path)!r}))"
+    )
     env = {**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
     part = tmp_path / "text.bin.part"
     with subprocess.Popen([sys.executable, "-c", program], env=env) as process:
@@ -250,5 +253,5 @@ def test_a_killed_download_leaves_a_part_to_go_on_with(server: Server, tmp_path:
     server.pause = 0.0
     size = part.stat().st_size
     assert 0 < size < len(CONTENT)
-    assert fetch.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
     assert server.asked[-1] == f"bytes={size}-"

@@ -15,18 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import compare
-import compare_report
 import jsonschema
 import pytest
-import report
-import settings
-import stages
 from common.files import write_text
+from comparison import collecting, commands, fairseq_output, report, runs, settings, stages
 from conftest import ROOT, write_pairs
-from test_scores import check_paired
+from support.paired import check_paired
 
-SCHEMA = json.loads((ROOT / "recipes" / "report.schema.json").read_text())
-RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+SCHEMA = json.loads((ROOT / "recipes" / "comparison" / "report.schema.json").read_text())
+RECIPES = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
 MINIMAL = "{out: runs/x, systems: {a: {arch: sru}, b: {arch: lstm}}, baseline: b, budget: {updates: 100}}"
 
 
@@ -97,25 +94,25 @@ def test_values_of_the_command_line_go_before_the_recipe(recipe):
 
 def test_a_system_may_have_seeds_of_its_own(recipe):
     given = settings.load(recipe, ["seeds=[1,2]", "systems.a.seeds=[2,3]"])
-    assert compare.Comparison(given).runs == [("b", 1), ("a", 2), ("b", 2), ("a", 3)]
-    assert "seeds" not in " ".join(settings.Commands(given).train("a", 3, 70, 7, Path("x")))
+    assert runs.Comparison(given).runs == [("b", 1), ("a", 2), ("b", 2), ("a", 3)]
+    assert "seeds" not in " ".join(commands.Commands(given).train("a", 3, 70, 7, Path("x")))
 
 
 def test_a_system_depends_on_its_preset(recipe):
     given = settings.load(recipe, ["systems.a.arch=sru_tiny", "systems.b.arch=transformer"])
-    files = {system: compare.Comparison(given).preset(system) for system in "ab"}
+    files = {system: runs.Comparison(given).preset(system) for system in "ab"}
     assert files == {"a": [ROOT / "fairseq_sru" / "config" / "model" / "sru" / "sru_tiny.yaml"], "b": []}
 
 
 def test_flags_are_words():
     flags = {"arch": "sru", "share-all-embeddings": True, "fp16": False, "lr": [1e-3, 5e-4], "clip-norm": None}
-    assert settings.words(flags) == ["--arch", "sru", "--share-all-embeddings", "--lr", "0.001", "0.0005"]
+    assert commands.words(flags) == ["--arch", "sru", "--share-all-embeddings", "--lr", "0.001", "0.0005"]
 
 
 def test_a_system_goes_before_what_all_share(recipe):
     shared = ["train.lr=1", "train.fp16=true", "systems.a.lr=2", "systems.b.fp16=false", "cpu=true"]
-    commands = settings.Commands(settings.load(recipe, shared))
-    line = {system: commands.train(system, 7, 100, 10, Path("x")) for system in "ab"}
+    made = commands.Commands(settings.load(recipe, shared))
+    line = {system: made.train(system, 7, 100, 10, Path("x")) for system in "ab"}
     assert ("--lr 2" in " ".join(line["a"]), "--fp16" in line["a"]) == (True, True)
     assert ("--lr 1" in " ".join(line["b"]), "--fp16" in line["b"]) == (True, False)
     assert "--seed 7 --max-update 100 --save-dir x --save-interval-updates 10" in " ".join(line["a"])
@@ -123,15 +120,15 @@ def test_a_system_goes_before_what_all_share(recipe):
 
 def test_the_learning_rate_ends_with_the_updates(recipe):
     given = settings.load(recipe, ["train.lr-scheduler=polynomial_decay"])
-    assert "--max-update 70 --total-num-update 70" in " ".join(settings.Commands(given).train("a", 1, 70, 7, Path("x")))
+    assert "--max-update 70 --total-num-update 70" in " ".join(commands.Commands(given).train("a", 1, 70, 7, Path("x")))
 
 
 def test_several_processes_go_through_torchrun(recipe):
     several = ["processes=4", "cpu=false", "torchrun=[--nnodes=2,--rdzv-endpoint=host:29500]"]
-    line = settings.Commands(settings.load(recipe, several)).train("a", 1, 70, 7, Path("x"))
+    line = commands.Commands(settings.load(recipe, several)).train("a", 1, 70, 7, Path("x"))
     start = ["torchrun", "--nnodes=2", "--rdzv-endpoint=host:29500", "--nproc-per-node=4", "-m", "fairseq_cli.train"]
     assert line[:6] == start
-    line = settings.Commands(settings.load(recipe, ["cpu=false"])).train("a", 1, 70, 7, Path("x"))
+    line = commands.Commands(settings.load(recipe, ["cpu=false"])).train("a", 1, 70, 7, Path("x"))
     assert line[0] == "fairseq-train"
     assert "--distributed-world-size 1" in " ".join(line)  # else it takes all GPUs
 
@@ -139,7 +136,7 @@ def test_several_processes_go_through_torchrun(recipe):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert path.read_text().startswith(f"# python recipes/compare.py recipes/{path.name}\n")
+    assert path.read_text().startswith(f"# python recipes/compare.py recipes/configs/{path.name}\n")
     given = settings.load(path)
     compare.dry_run(given)
     assert capsys.readouterr().out.count("--save-dir") == len(given.systems)
@@ -149,7 +146,7 @@ def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
 def test_unknown_flags_of_fairseq_are_named_before_anything_is_run(group, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
-        compare.dry_run(settings.load(ROOT / "recipes" / "quickstart.yaml", [f"{group}.no-such-flag=1"]))
+        compare.dry_run(settings.load(ROOT / "recipes" / "configs" / "lohelp.yaml", [f"{group}.no-such-flag=1"]))
     assert "unrecognized arguments: --no-such-flag 1" in capsys.readouterr().err
 
 
@@ -164,7 +161,7 @@ def test_equal_time_gives_updates_by_speed():
 
 
 def test_speed_is_the_median_of_the_slices(recipe, tmp_path):
-    comparison = compare.Comparison(settings.load(recipe, [f"out={tmp_path}", "budget={updates: null, minutes: 2}"]))
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}", "budget={updates: null, minutes: 2}"]))
     for number, speed in enumerate((5.0, 1.0, 4.0), 1):
         write_text(tmp_path / "stamps" / f"slice-a-{number}.json", json.dumps({"updates_per_second": speed}))
     assert comparison.training_speed("a", "updates_per_second") == 4.0
@@ -172,11 +169,11 @@ def test_speed_is_the_median_of_the_slices(recipe, tmp_path):
 
 
 def test_time_is_carried_over_an_epochs_end():
-    now = report.Trained(1, updates=50, seconds=7.0, clock=9.0, tokens=70, loss=None, at_epoch_end=False)
-    assert compare.carry(now, []) == now
+    now = fairseq_output.Trained(1, updates=50, seconds=7.0, clock=9.0, tokens=70, loss=None, at_epoch_end=False)
+    assert runs.carry(now, []) == now
     carried = [[20, 2.0, 20], [40, 4.0, 40], [50, 100.0, 100]]  # at 50 itself fairseq had not begun again
-    assert compare.carry(now, carried)[1:5] == (50, 11.0, 9.0, 110)
-    assert compare.carry(now._replace(updates=15), carried)[1:5] == (15, 7.0, 9.0, 70)
+    assert runs.carry(now, carried)[1:5] == (50, 11.0, 9.0, 110)
+    assert runs.carry(now._replace(updates=15), carried)[1:5] == (15, 7.0, 9.0, 70)
 
 
 # Stages
@@ -357,9 +354,7 @@ def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
         made[name] = {"failures": [] if runs else [f"train {name} 1: no such thing"], "runs": runs}
         if runs:
             metrics = ("BLEU", "chrF2", "TER")
-            made[name]["scores"] = {
-                m: compare_report.spread(run["scores"][m]["score"] for run in runs) for m in metrics
-            }
+            made[name]["scores"] = {m: report.spread(run["scores"][m]["score"] for run in runs) for m in metrics}
             made[name]["training_tokens_per_second"] = 1000.0 * speed
             made[name]["decoding"] = [
                 {"beam": beam, "batch": batch, "sentences_per_second": 10.0 * speed * batch / beam}
@@ -383,7 +378,7 @@ def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
         "systems": made,
         "samples": [{"source": "a | b", "reference": "r", "systems": dict.fromkeys(made, "t")}],
     }  # fmt: skip
-    return {"verdict": compare_report.verdict(found), **found}
+    return {"verdict": report.verdict(found), **found}
 
 
 @pytest.mark.parametrize(
@@ -421,7 +416,7 @@ def test_each_score_is_tested_by_itself():
     scores["chrF2"] |= {"score": 50.5, "p_value": 0.2}
     for ter, said in ((59.0, "yes"), (61.0, "the other way")):
         scores["TER"] |= {"score": ter, "p_value": 0.03}
-        verdict = compare_report.verdict(found)
+        verdict = report.verdict(found)
         assert f"BLEU yes (p = 0.010), chrF2 no (p = 0.200), TER {said} (p = 0.030)." in verdict
 
 
@@ -440,7 +435,7 @@ def test_scores_that_mean_nothing_have_no_verdict(lstm, sru, copied, words):
     found = canned(lstm=[(lstm, None)], sru=[(sru, 0.001)])
     found |= {} if copied is None else {"copied_source": copied}
     jsonschema.validate(found, SCHEMA)
-    said = compare_report.verdict(found)
+    said = report.verdict(found)
     assert said.startswith(words)
     assert ("Significant" in said) == (not words.startswith("No verdict"))
 
@@ -448,9 +443,9 @@ def test_scores_that_mean_nothing_have_no_verdict(lstm, sru, copied, words):
 def test_only_runs_with_the_same_seed_are_compared():
     found = canned(lstm=[(20.0, None), (30.0, None)], sru=[(21.0, 0.01), (22.0, 0.01)])
     found["systems"]["lstm"]["runs"].pop()
-    assert "sru has 21.0 BLEU, the baseline lstm 20.0. " in compare_report.verdict(found)
+    assert "sru has 21.0 BLEU, the baseline lstm 20.0. " in report.verdict(found)
     found["systems"]["lstm"]["runs"][0]["seed"] = 9
-    assert compare_report.verdict(found).startswith("No verdict: sru and the baseline lstm have no seed in common.")
+    assert report.verdict(found).startswith("No verdict: sru and the baseline lstm have no seed in common.")
 
 
 @pytest.mark.parametrize("systems", [
@@ -460,8 +455,8 @@ def test_only_runs_with_the_same_seed_are_compared():
 def test_the_report_is_whole(systems, tmp_path):
     found = canned(**systems)
     jsonschema.validate(found, SCHEMA)
-    compare_report.write(found, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(compare_report.FILES)
+    report.write(found, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report.FILES)
     assert json.loads((tmp_path / "report.json").read_text()) == found
     text = (tmp_path / "report.md").read_text()
     assert text.split("\n")[2] == found["verdict"]
@@ -494,7 +489,7 @@ def test_sentences_are_taken_from_all_of_the_text():
 
 def test_time_to_the_baselines_best():
     curve = [{"train_seconds": t, "BLEU": b} for t, b in ((1.0, 5.0), (2.0, 9.0), (3.0, 8.0))]
-    assert [compare.seconds_to(bleu, curve) for bleu in (5.0, 6.0, 9.0, 9.1)] == [1.0, 2.0, 2.0, None]
+    assert [collecting.seconds_to(bleu, curve) for bleu in (5.0, 6.0, 9.0, 9.1)] == [1.0, 2.0, 2.0, None]
 
 
 PUBLISHED = sorted((ROOT / "recipes" / "results").glob("*/report.json"))
@@ -504,9 +499,9 @@ PUBLISHED = sorted((ROOT / "recipes" / "results").glob("*/report.json"))
 def test_what_is_published_is_what_the_command_writes(path, tmp_path):
     jsonschema.validate(json.loads(path.read_text()), SCHEMA)
     shutil.copy(path, tmp_path)
-    command = [sys.executable, "recipes/compare_report.py", str(tmp_path / "report.json")]
-    subprocess.run(command, cwd=ROOT, check=True)
-    assert sorted(made.name for made in tmp_path.iterdir()) == sorted(compare_report.FILES)
+    command = [sys.executable, "-m", "comparison.report", str(tmp_path / "report.json")]
+    subprocess.run(command, cwd=ROOT / "recipes", check=True)
+    assert sorted(made.name for made in tmp_path.iterdir()) == sorted(report.FILES)
     for name in ("report.json", "report.md"):
         assert (tmp_path / name).read_text() == path.with_name(name).read_text()
 
@@ -524,7 +519,7 @@ def test_what_is_no_report_is_named_and_left_alone(name, text, message, tmp_path
     if text is not None:
         (tmp_path / name).write_text(text)
     with pytest.raises(SystemExit) as ended:
-        compare_report.main([str(tmp_path / name)])
+        report.main([str(tmp_path / name)])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
     assert [path.read_text() for path in tmp_path.iterdir()] == ([] if text is None else [text])
@@ -623,9 +618,9 @@ def test_several_processes_train_one_model(recipe, toy_data, tmp_path):
         "train.num-workers=0",
     ]
     given = settings.load(recipe, [*options, *size, "train.optimizer=adam", "train.lr=0.01"])
-    command = settings.Commands(given).train("a", 1, 6, 3, tmp_path / "checkpoints")
+    command = commands.Commands(given).train("a", 1, 6, 3, tmp_path / "checkpoints")
     stages.execute(command, tmp_path / "log", False, lambda line: None)
-    now = report.trained(tmp_path / "checkpoints" / "checkpoint_last.pt")
+    now = fairseq_output.trained(tmp_path / "checkpoints" / "checkpoint_last.pt")
     assert now.updates == 6
     assert now.tokens > 6 * 200  # each update has batches of both
     assert json.dumps(now)

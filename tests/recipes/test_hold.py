@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import compare
-import hold
 import pytest
+from common import hold
 from conftest import ROOT
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -87,7 +87,7 @@ def test_a_record_names_folders_of_work_alone(name: str, tmp_path: Path) -> None
 
 SHELL = """
 exec 9<>"$1/.fairseq_sru.lock"
-"$2" recipes/hold.py "$1" 9 || exit
+PYTHONPATH=recipes "$2" -m common.hold "$1" 9 || exit
 bash -c 'echo held $$; exec sleep 600'
 true
 """
@@ -159,7 +159,9 @@ def test_a_comparison_writes_into_its_own_folder_alone(tmp_path: Path, capsys: p
 PREPARE = """
 import os, signal, sys
 sys.path.insert(0, "recipes")
-import hold, prepare
+from common import hold
+from corpora import building
+import prepare
 stub, last, count = sys.argv[1] == "stub", int(sys.argv[2]), 0
 hold.PATIENCE = 600.0
 
@@ -179,7 +181,7 @@ def watch(event, arguments):
 
 if __name__ == "__main__":
     if stub:
-        prepare.binarise = binarise
+        building.binarise = binarise
     sys.dont_write_bytecode = True
     sys.addaudithook(watch)
     prepare.main(sys.argv[3:])

@@ -22,16 +22,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import corpora
-import fetch
-import hold
 import numpy as np
 import prepare
 import pytest
 import sentencepiece
-import subwords
+from common import hold
 from common.hold import held
 from conftest import ROOT
+from corpora import archives, building, registry, subwords
 from fairseq.data import Dictionary, data_utils
 from sacrebleu.dataset import DATASETS
 
@@ -94,7 +92,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         for language in languages:
             (to / f"dict.{language}.txt").write_text(f"stands for {language}")
 
-    monkeypatch.setattr(prepare, "binarise", binarise)
+    monkeypatch.setattr(building, "binarise", binarise)
 
 
 @pytest.fixture
@@ -102,16 +100,16 @@ def know(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Path], None]:
     """``know(name, folder)``: the archives in ``folder`` are those of the data set, by checksum."""
 
     def change(name: str, folder: Path) -> None:
-        def known(archive: corpora.Archive) -> corpora.Archive:
+        def known(archive: archives.Archive) -> archives.Archive:
             content = (folder / archive.name).read_bytes()
             digest = hashlib.sha256(content).hexdigest()
             return replace(archive, bytes=len(content), sha256=digest) if archive.sha256 else archive
 
-        corpus = corpora.CORPORA[name]
+        corpus = registry.CORPORA[name]
         changed = replace(corpus, archives=tuple(known(archive) for archive in corpus.archives))
-        monkeypatch.setitem(corpora.CORPORA, name, changed)
+        monkeypatch.setitem(registry.CORPORA, name, changed)
         if corpus.sacrebleu:
-            test_set = folder / corpora.sacrebleu_archive(corpus.sacrebleu).name
+            test_set = folder / registry.sacrebleu_archive(corpus.sacrebleu).name
             monkeypatch.setattr(DATASETS[corpus.sacrebleu], "md5", [hashlib.md5(test_set.read_bytes()).hexdigest()])
 
     return change
@@ -133,7 +131,7 @@ class Own:
         return (self.folder / name).read_bytes().split(b"\n")[:-1]
 
     def words(self, out: Path, *options: str) -> list[str]:
-        prefixes = [w for s in prepare.SPLITS for w in (f"--{s}-prefix", str(self.folder / s))]
+        prefixes = [w for s in registry.SPLITS for w in (f"--{s}-prefix", str(self.folder / s))]
         size = [] if "--vocab-size" in options else ["--vocab-size", "300"]
         return [*prefixes, "--source-lang", "en", "--target-lang", "de", "--out", str(out), *size, *options]
 
@@ -187,7 +185,7 @@ def test_multi30k(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
         "sha256": hashlib.sha256((out / "test.de").read_bytes()).hexdigest(),
     }
     text = {f"{split}.{language}" for split in ("valid", "test") for language in ("en", "de")}
-    text |= {f"{split}.sp.{language}" for split in prepare.SPLITS for language in ("en", "de")}
+    text |= {f"{split}.sp.{language}" for split in registry.SPLITS for language in ("en", "de")}
     there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     assert manifest["files"].keys() == there - {"manifest.json", "bin/preprocess.log", hold.NAME}
     assert manifest["files"].keys() >= {"train.sp.en", "spm.model", "bin/dict.en.txt", "bin/test.en-de.de.idx"}
@@ -223,7 +221,7 @@ def iwslt_archive(folder: Path, tested: int = 20) -> None:
         lines[31] = "eins zwei drei vier" if language == "de" else "one two three four five six"  # just 1.5
         lines[32] = "" if language == "de" else "nothing"
         members[f"de-en/train.tags.de-en.{language}"] = tags(lines)
-        for number, name in enumerate(corpora.IWSLT_TEST):
+        for number, name in enumerate(registry.IWSLT_TEST):
             content = segments([*lohelp("test", language, number * tested, tested), "It’s a Test"])
             members[f"de-en/IWSLT14.{name}.de-en.{language}.xml"] = content
     tgz(folder / "de-en.tgz", members)
@@ -264,7 +262,7 @@ def test_iwslt14_is_split_and_in_lower_case(tmp_path: Path, quick: None) -> None
         assert len(valid) == steps["selected"] // 23
         assert set(valid) <= lower
         wanted = []
-        for number in range(len(corpora.IWSLT_TEST)):
+        for number in range(len(registry.IWSLT_TEST)):
             wanted += [*(line.lower() for line in lohelp("test", language, number * 20, 20)), "it's a test"]
         assert (out / f"test.{language}").read_text().split("\n")[:-1] == wanted
         model = sentencepiece.SentencePieceProcessor(model_file=str(out / "spm.model"))
@@ -284,7 +282,7 @@ def test_iwslt14_is_what_fairseqs_script_makes(tmp_path: Path) -> None:
 
     tokens: dict[str, list[list[str]]] = {"train": [], "test": []}
     for language in ("de", "en"):
-        names = [f"de-en/IWSLT14.{name}.de-en.{language}.xml" for name in corpora.IWSLT_TEST]
+        names = [f"de-en/IWSLT14.{name}.de-en.{language}.xml" for name in registry.IWSLT_TEST]
         train = shell(GREP_TRAIN, content[f"de-en/train.tags.de-en.{language}"])
         test = b"".join(shell(GREP_TEST, content[name]) for name in names)
         for split, text in (("train", train), ("test", test)):
@@ -316,7 +314,7 @@ def test_iwslt14_is_what_fairseqs_script_makes(tmp_path: Path) -> None:
     (tmp_path / "codes").write_bytes(codes)
     assert (out / "bpe.codes").read_bytes() == codes
     for language in ("de", "en"):
-        for name in prepare.SPLITS:
+        for name in registry.SPLITS:
             text = (tmp_path / f"{name}.{language}").read_bytes()
             assert (out / f"{name}.bpe.{language}").read_bytes() == shell(
                 f"{BIN}/subword-nmt apply-bpe -c {tmp_path}/codes", text
@@ -426,18 +424,17 @@ def test_wmt14(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
 
 
 def test_debian_keeps_its_labels(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import debian
 
     def build(out: Path, local_dir: Path | None) -> dict[str, Any]:
         assert local_dir == tmp_path
         out.mkdir(parents=True)
-        for split in prepare.SPLITS:
+        for split in registry.SPLITS:
             for language in ("en", "de"):
                 (out / f"{split}.{language}").write_bytes(text_of(lohelp(split, language, count=100)))
             (out / f"{split}.domains").write_text("help\ntext\n" * 50)
         return {"packages": [{"package": "text", "sha256": "0"}]}
 
-    monkeypatch.setattr(debian, "build", build)
+    monkeypatch.setitem(registry.CORPORA, "debian-en-de", replace(registry.CORPORA["debian-en-de"], build=build))
     words = ["debian-en-de", "--out", str(tmp_path / "out"), "--local-dir", str(tmp_path), "--vocab-size", "200"]
     prepare.main(words)
     assert (tmp_path / "out" / "test.domains").read_text() == "help\ntext\n" * 50
@@ -457,17 +454,17 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def refuse(*args: Any, **options: Any) -> None:
         raise urllib.error.URLError("no internet")
 
-    monkeypatch.setattr(fetch.urllib.request, "urlopen", refuse)
-    monkeypatch.setattr(fetch, "PAUSE", 0.0)
+    monkeypatch.setattr(archives.urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(archives, "PAUSE", 0.0)
     monkeypatch.setenv("SACREBLEU", str(tmp_path / "sacrebleu"))
 
 
-@pytest.mark.parametrize("name", [name for name, corpus in corpora.CORPORA.items() if corpus.archives])
+@pytest.mark.parametrize("name", [name for name, corpus in registry.CORPORA.items() if corpus.archives])
 def test_without_internet_every_file_is_named(
     name: str, offline: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     message = fails([name, "--out", str(tmp_path / "out")], capfd)
-    corpus = corpora.CORPORA[name]
+    corpus = registry.CORPORA[name]
     for archive in corpus.archives:
         assert f"{archive.url} (" in message or (not archive.sha256 and archive.url in message)
         assert not archive.sha256 or f"sha256 {archive.sha256}" in message
@@ -649,7 +646,7 @@ def test_help_tells_of_every_data_set(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         prepare.main(["--help"])
     text = capsys.readouterr().out
-    assert all(re.search(rf"^  {name} +\S.*; .*[MG]B; ", text, re.MULTILINE) for name in corpora.CORPORA)
+    assert all(re.search(rf"^  {name} +\S.*; .*[MG]B; ", text, re.MULTILINE) for name in registry.CORPORA)
 
 
 # --- done, begun, interrupted -----------------------------------------------------------------------------------------
@@ -692,10 +689,10 @@ def test_an_interrupted_run_is_begun_anew_but_for_its_downloads(own: Own, quick:
             path.parent.mkdir(parents=True)
             path.write_text("left")
         (out / "archives").mkdir()
-        for name in (prepare.MARK, "text.tgz"):
+        for name in (building.MARK, "text.tgz"):
             (out / "archives" / name).write_text("left")
     prepare.main(own.words(out))
-    assert files(out).keys() == files(fresh).keys() | {f"archives/{prepare.MARK}", "archives/text.tgz"}
+    assert files(out).keys() == files(fresh).keys() | {f"archives/{building.MARK}", "archives/text.tgz"}
     assert manifest_of(out) == manifest_of(fresh)
 
 
@@ -786,12 +783,12 @@ def test_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
         (out / "test.en").write_text("mine")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "binarise", appear)
+        patch.setattr(building, "binarise", appear)
         assert f"argument --out: {out / 'test.en'} is not of this script: move it" in fails(own.words(out), capfd)
         assert (out / "test.en").read_text() == "mine"
         assert f"{out / 'test.en'} is not of this script" in fails(own.words(out), capfd)
     (out / "test.en").rename(tmp_path / "mine")
-    monkeypatch.setattr(prepare, "make", None)  # it only has to be moved
+    monkeypatch.setattr(building, "make", None)  # it only has to be moved
     prepare.main(own.words(out))
     assert "already made" in capfd.readouterr().out
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == [hold.NAME]
@@ -946,9 +943,10 @@ def generate(prefix: Path, pairs: int, seed: int) -> None:
 MEASURE = """
 import re, sys
 sys.path.insert(0, sys.argv[1])
-import prepare, subwords
+import prepare
+from corpora import building, subwords
 subwords.SAMPLE = int(sys.argv[2])
-prepare.binarise = lambda languages, prefixes, large, to: to.mkdir()  # fairseq's own memory is another matter
+building.binarise = lambda languages, prefixes, large, to: to.mkdir()  # fairseq's own memory is another matter
 if __name__ == "__main__":
     prepare.main(sys.argv[3:])
     print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

@@ -12,12 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-import hold
 import prepare
 import pytest
-import report
+import score
 import sentencepiece
+from common import hold
+from comparison import fairseq_output
 from conftest import ROOT
+from corpora import registry
 from support.lines import DECODED, START, TRAINED, unexpected
 
 TEXT = ROOT / "recipes" / "data" / "lohelp-en-de"
@@ -43,7 +45,7 @@ def test_prepare_keeps_every_line_and_does_nothing_twice(tmp_path, capsys):
     prepare.main(["lohelp-en-de", "--out", str(out), "--vocab-size", "1000"])
     model = sentencepiece.SentencePieceProcessor(model_file=str(out / "spm.model"))
     assert model.vocab_size() == 1000
-    for split in prepare.SPLITS:
+    for split in registry.SPLITS:
         for language in ("en", "de"):
             pieces = (out / f"{split}.sp.{language}").read_text().splitlines()
             assert [model.decode(line.split()) for line in pieces] == (
@@ -79,10 +81,10 @@ def test_prepare_does_not_touch_a_foreign_folder(tmp_path, capsys):
 
 def test_hypotheses_are_put_in_order_and_must_be_whole():
     text = "S-1\tx\nH-1\t-0.5\tzwei\nD-1\t-0.5\tzwei\nH-0\t-0.1\teins\nH-2\t-0.3\t\n"
-    assert report.hypotheses(text) == ["eins", "zwei", ""]
+    assert fairseq_output.hypotheses(text) == ["eins", "zwei", ""]
     for broken in (text.replace("H-0", "H-1"), text.replace("H-0", "X-0")):
         with pytest.raises(ValueError, match="translations of"):
-            report.hypotheses(broken)
+            fairseq_output.hypotheses(broken)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +176,7 @@ def test_quickstart_repeats_nothing(run):
 
 def test_scores_are_those_of_the_sacrebleu_command(run, tmp_path):
     out, _, text = run
-    sentences = report.hypotheses((out / "generate-test.txt").read_text())
+    sentences = fairseq_output.hypotheses((out / "generate-test.txt").read_text())
     assert len(sentences) == 1000
     (tmp_path / "output").write_text("\n".join(sentences) + "\n")
     for metric, row in (("bleu", "BLEU  "), ("chrf", "chrF  ")):
@@ -201,7 +203,7 @@ def test_report_names_what_is_not_whole(run, tmp_path, capsys):
     cut.write_text(re.sub(r"^H-999\t.*\n", "", (out / "generate-test.txt").read_text(), flags=re.MULTILINE))
     last = str(out / "checkpoints" / "checkpoint_last.pt")
     with pytest.raises(SystemExit):
-        report.main(["--data-set", "lohelp-en-de", "--checkpoint", last, "--generated", str(cut)])
+        score.main(["--data-set", "lohelp-en-de", "--checkpoint", last, "--generated", str(cut)])
     assert "has 999 translations, test 1000 sentences" in capsys.readouterr().err
 
 
@@ -210,7 +212,9 @@ def test_the_parameters_are_those_of_the_model(run):
 
     state = torch.load(run[0] / "checkpoints" / "checkpoint_last.pt", weights_only=True)["model"]
     state.pop("decoder.embed_tokens.weight")  # tied to the encoder's
-    assert report.trained(run[0] / "checkpoints" / "checkpoint_last.pt")[0] == sum(w.numel() for w in state.values())
+    assert fairseq_output.trained(run[0] / "checkpoints" / "checkpoint_last.pt")[0] == sum(
+        w.numel() for w in state.values()
+    )
 
 
 @pytest.mark.slow

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-import scores
+from comparison import scores
+from support.paired import check_paired
 
 REFERENCES = [
     "Die Katze sitzt auf der Matte .",
@@ -34,26 +32,6 @@ def sacrebleu(folder: Path, *options: str, **texts: list[str]) -> float:
         (folder / name).write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
     command = [sys.executable, "-m", "sacrebleu", "ref", "-i", "a", "-b", "-w", "10", *options]
     return float(subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout)
-
-
-def check_paired(found: dict[str, Any], reference: Path, outputs: list[Path]) -> None:
-    """Compare scores with what ``sacrebleu --paired-bs`` prints for the files; the first output is the baseline."""
-    command = [sys.executable, "-m", "sacrebleu", str(reference), "-i", *map(str, outputs)]
-    command += ["-m", "bleu", "chrf", "ter", "--paired-bs", "-f", "latex", "-w", "6"]
-    env = {**os.environ, "NO_COLOR": "1"}
-    printed = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
-    rows = [line.split("&")[1:] for line in printed.splitlines() if "±" in line and "CI" not in line]
-    assert len(rows) == len(outputs)
-    for row, output in zip(rows, outputs, strict=True):
-        for cell, metric in zip(row, ("BLEU", "chrF2", "TER"), strict=True):
-            score, mean, ci = map(float, re.match(r" *([\d.]+) \(([\d.]+) ± ([\d.]+)\)", cell).groups())
-            p_value = re.search(r"p = ([\d.]+)", cell)
-            ours = found[output.name][metric]
-            assert ours["score"] == pytest.approx(score, abs=1e-5)
-            assert ours["mean"] == pytest.approx(mean, abs=1e-4)
-            assert ours["ci"] == pytest.approx(ci, abs=1e-4)
-            assert (ours["p_value"] is None) == (p_value is None)
-            assert p_value is None or ours["p_value"] == pytest.approx(float(p_value[1]), abs=1e-4)
 
 
 def test_scores_and_p_values_are_those_of_the_command(tmp_path):

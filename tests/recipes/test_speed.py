@@ -18,9 +18,11 @@ from xml.etree import ElementTree
 import pytest
 import speed
 import torch
+from benchmarks import layer, timing
+from benchmarks.layer import BACKWARD, BOTH, CONV, FORWARD, GEMM, NAMES, PACKAGE, SCRIPTED, Case
+from benchmarks.timing import Spread
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
-from speed import BACKWARD, BOTH, CONV, FORWARD, GEMM, NAMES, PACKAGE, SCRIPTED, Case, Spread
 from torch import nn
 
 from fairseq_sru.recurrence.build import kernel_text
@@ -83,21 +85,21 @@ def test_the_files_are_there_and_no_others(ran):
     ]
     assert ElementTree.parse(ran.out / "speed.svg").getroot().tag == "{http://www.w3.org/2000/svg}svg"
     height, width, _ = imread(ran.out / "speed.png").shape
-    assert (height, width) == (600 * len(speed.VARIANTS), 1800)
+    assert (height, width) == (600 * len(layer.VARIANTS), 1800)
 
 
 def test_every_contestant_takes_part(ran):
     cases = [Case(**{field: case[field] for field in Case._fields}) for case in ran.report["cases"]]
     shape, step = (32, 32, 256), (1, 5, 512)
     plans = [Case(what, *s) for s, what in ((shape, FORWARD), (shape, BOTH), (step, FORWARD))]
-    expected = [plan._replace(dtype=dtype, mode=mode) for dtype, mode in speed.VARIANTS for plan in plans]
-    if not speed.ON_GPU:
+    expected = [plan._replace(dtype=dtype, mode=mode) for dtype, mode in layer.VARIANTS for plan in plans]
+    if not timing.ON_GPU:
         expected += [Case(what, *shape, mode="without oneDNN") for what in (FORWARD, BOTH)]
     assert cases == expected
     for case, entry in zip(cases, ran.report["cases"], strict=True):
         absent = {PACKAGE, SCRIPTED} | ({CONV} if case.length == 1 else set())
-        if case.mode == speed.GRAPH:  # some may not be captured
-            assert {speed.OURS, GEMM} <= set(entry["ms"]) <= set(NAMES) - absent
+        if case.mode == layer.GRAPH:  # some may not be captured
+            assert {layer.OURS, GEMM} <= set(entry["ms"]) <= set(NAMES) - absent
         else:
             assert set(entry["ms"]) == set(NAMES) - absent
     assert set(ran.report["contestants"]) == set(NAMES) - {PACKAGE, SCRIPTED}
@@ -119,7 +121,7 @@ def test_figures_are_sensible(ran):
     for scan in ran.report["recurrence"]:
         assert scan["share"] == scan["copy_ms"]["median"] / scan["ms"]["median"]
         count = scan["length"] * scan["batch"] * scan["size"]
-        assert scan["bytes"] == speed.traffic(speed.DTYPES[scan["dtype"]].itemsize)[scan["what"]] * count
+        assert scan["bytes"] == layer.traffic(layer.DTYPES[scan["dtype"]].itemsize)[scan["what"]] * count
 
 
 def test_tables_show_what_the_json_has(ran):
@@ -153,7 +155,7 @@ def test_tables_show_what_the_json_has(ran):
 def test_the_machine_is_named(ran):
     machine = ran.report["machine"]
     assert (machine["threads"], machine["torch"], ran.report["turns"]) == (1, torch.__version__, 2)
-    chosen = choose("auto", speed.DEVICE.type)
+    chosen = choose("auto", timing.DEVICE.type)
     assert machine["backend"] == (chosen.name if chosen else "reference")
     assert ran.printed.startswith(f"{machine['device']}, threads: 1, torch {torch.__version__}; medians of 2;")
     for name, note in ran.report["contestants"].items():
@@ -162,14 +164,14 @@ def test_the_machine_is_named(ran):
 
 
 def test_gemm_is_the_product_of_sru(ran):
-    ours, gemm = (ran.report["contestants"][name].rsplit(": ", 1)[1] for name in (speed.OURS, GEMM))
+    ours, gemm = (ran.report["contestants"][name].rsplit(": ", 1)[1] for name in (layer.OURS, GEMM))
     assert ours == gemm
 
 
 # ---------------------------------------------------------------- what must be moved
 
 
-@pytest.mark.parametrize("dtype", speed.DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", layer.DTYPES.values(), ids=str)
 def test_traffic_is_the_size_of_what_is_read_and_written(dtype):
     length, batch, size = 5, 2, 8
     u, x, grad_h = torch.ones(length, batch, 3, size, dtype=dtype), *torch.ones(2, length, batch, size, dtype=dtype)
@@ -179,12 +181,12 @@ def test_traffic_is_the_size_of_what_is_read_and_written(dtype):
     grad_u, grad_x, *_ = backend.backward(tensors, None, options, saved, grad_h, None, (True,) * 3 + (False,) * 3)
     c = c_n.new_empty(length, batch, size)
     for what, moved in ((FORWARD, (u, x, h, c)), (BACKWARD, (u, x, c, grad_h, grad_u, grad_x))):
-        assert speed.traffic(dtype.itemsize)[what] * length * batch * size == sum(t.nbytes for t in moved)
+        assert layer.traffic(dtype.itemsize)[what] * length * batch * size == sum(t.nbytes for t in moved)
 
 
 def test_traffic_is_what_the_kernels_state():
     stated = re.findall(r"^//\s+(forward|backward)\s+(\d+) bytes: (.*)$", kernel_text()["sru.cu"], re.MULTILINE)
-    assert {what: int(count) for what, count, _ in stated} == speed.traffic(4)
+    assert {what: int(count) for what, count, _ in stated} == layer.traffic(4)
     for _, count, parts in stated:
         assert sum(map(int, re.findall(r"\w+ (\d+)", parts))) == int(count)
 
@@ -198,9 +200,9 @@ class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
         self.ran: list[str] = []
-        monkeypatch.setattr(speed, "time", SimpleNamespace(perf_counter=lambda: self.now))
+        monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: self.now))
 
-    def function(self, name: str, *seconds: float) -> speed.Function:
+    def function(self, name: str, *seconds: float) -> timing.Function:
         """Takes these times in turn, the last one for ever."""
         left = list(seconds)
 
@@ -214,7 +216,7 @@ class Clock:
 def test_contestants_take_turns_in_rotating_order(monkeypatch):
     clock = Clock(monkeypatch)
     taken = {"a": 1 / 128, "b": 1 / 256, "c": 1 / 1024}  # the fraction of 5 ms decides how often a run calls
-    found = speed.measure({name: clock.function(name, seconds) for name, seconds in taken.items()}, turns=4)
+    found = timing.measure({name: clock.function(name, seconds) for name, seconds in taken.items()}, turns=4)
     a, b, c = ["a"], 2 * ["b"], 6 * ["c"]
     warmed_up = ["a", "a", "b", "b", "c", "c"]
     assert clock.ran == warmed_up + a + b + c + b + c + a + c + a + b + a + b + c
@@ -224,7 +226,7 @@ def test_contestants_take_turns_in_rotating_order(monkeypatch):
 def test_figures_are_the_median_and_the_quartiles_without_the_warm_up(monkeypatch):
     clock = Clock(monkeypatch)
     runs = [3.0, 1.0, 4.0, 1.5, 9.0, 2.5]
-    found = speed.measure({"a": clock.function("a", 100.0, 1.0, *runs)}, turns=len(runs))["a"]
+    found = timing.measure({"a": clock.function("a", 100.0, 1.0, *runs)}, turns=len(runs))["a"]
     low, median, high = statistics.quantiles(runs, n=4, method="inclusive")
     assert found == pytest.approx((1000 * median, 1000 * low, 1000 * high))
 
@@ -249,41 +251,6 @@ def made_up(cases: list[Case], **others: float) -> dict[Case, dict[str, Spread]]
     }
 
 
-@pytest.fixture
-def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "ON_GPU", False)
-
-
-def test_targets_are_measured_in_the_full_run():
-    for ratio, case, _, _ in speed.TARGETS:
-        assert case[1:4] in (speed.SHAPES if case.length > 1 else speed.STEPS)
-        assert (case.dtype, case.mode) == ("float32", speed.EAGER)
-        assert set(speed.RATIOS[ratio]) <= set(NAMES) - {CONV, SCRIPTED}
-
-
-def test_targets_are_met_or_not(on_a_cpu, capsys):
-    cases = [case for _, case, _, _ in speed.TARGETS]
-    with threads(1):
-        fast = speed.all_targets(made_up(cases, **{"SRU": 1.0, "GEMM": 1.0, "LSTM": 6.0, PACKAGE: 4.0}))
-        slow = speed.all_targets(made_up(cases, **{"SRU": 1.3, "GEMM": 1.0, "LSTM": 1.3, PACKAGE: 1.3}))
-    assert [t["met"] for t in fast] == [True] * len(speed.TARGETS)
-    assert [t["met"] for t in slow] == [False] * len(speed.TARGETS)
-    assert [row["met"] for row in tables(capsys.readouterr().out)["Targets:"]] == ["NO"] * len(speed.TARGETS)
-    assert {t["measured"] for t in fast if t["ratio"] == "LSTM / SRU"} == {6.0}
-    assert {t["measured"] for t in slow if t["ratio"] == "SRU / GEMM"} == {1.3}
-
-
-def test_targets_are_for_one_thread_of_a_cpu(on_a_cpu, monkeypatch, capsys):
-    found = made_up([case for _, case, _, _ in speed.TARGETS])
-    with threads(2):
-        assert speed.all_targets(found) == []
-    with threads(1):
-        assert speed.all_targets({}) == []
-        monkeypatch.setattr(speed, "ON_GPU", True)
-        assert speed.all_targets(found) == []
-    assert capsys.readouterr().out == ""
-
-
 # ---------------------------------------------------------------- the plot
 
 
@@ -291,7 +258,7 @@ def panels() -> dict[tuple[str, str, str], list[Case]]:
     """The cases of each, from left to right."""
     return {
         (dtype, mode, what): [Case(what, *s, dtype, mode) for s in ((32, 32, 256), (32, 32, 512), (128, 32, 512))]
-        for dtype, mode in speed.VARIANTS
+        for dtype, mode in layer.VARIANTS
         for what in (FORWARD, BOTH)
     }
 
@@ -300,13 +267,13 @@ def panels() -> dict[tuple[str, str, str], list[Case]]:
 def test_plot_has_a_bar_and_a_label_for_each_contestant(without):
     found = made_up([case for cases in panels().values() for case in cases])
     found = {case: {n: s for n, s in took.items() if n not in without} for case, took in found.items()}
-    figure = speed.plot(found, "One layer")
+    figure = layer.plot(found, "One layer")
     assert figure.get_suptitle() == "One layer"
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     for ax, (panel, cases) in zip(figure.axes, panels().items(), strict=True):
         dtype, mode, what = panel
-        assert ax.get_title() == (f"{what}, {dtype}, {mode}" if speed.ON_GPU else what)
+        assert ax.get_title() == (f"{what}, {dtype}, {mode}" if timing.ON_GPU else what)
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["l=32, d=256", "l=32, d=512", "l=128, d=512"]
         names = [n for n in NAMES if n not in {GEMM, *without, *({SCRIPTED} if what == BOTH else ())}]
         assert [text.get_text() for text in ax.get_legend().get_texts()] == names
@@ -325,9 +292,9 @@ def test_plot_has_a_bar_and_a_label_for_each_contestant(without):
 def test_plot_of_one_shape_has_one_group():
     spread = Spread(2.0, 1.0, 3.0)
     found = {
-        Case(what, 32, 32, 256, *v): {"LSTM": spread, GEMM: spread} for v in speed.VARIANTS for what in (FORWARD, BOTH)
+        Case(what, 32, 32, 256, *v): {"LSTM": spread, GEMM: spread} for v in layer.VARIANTS for what in (FORWARD, BOTH)
     }
-    for ax in speed.plot(found, "One layer").axes:
+    for ax in layer.plot(found, "One layer").axes:
         assert [bar.get_height() for bar in ax.patches] == [2]
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["l=32, d=256"]
 
@@ -353,7 +320,7 @@ def test_out_must_be_a_folder(tmp_path, monkeypatch, capsys):
             speed.main(["--quick", "--out", str(path)])
         assert ended.value.code == 2
         assert f"argument --out: must be a folder; '{path}' can't be made: " in capsys.readouterr().err
-    monkeypatch.setattr(speed.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(timing.os, "access", lambda path, mode: False)
     with pytest.raises(SystemExit):
         speed.main(["--quick", "--out", str(tmp_path)])
     assert f"argument --out: must be a folder that can be written; got '{tmp_path}'" in capsys.readouterr().err
@@ -376,9 +343,9 @@ def test_a_file_that_could_not_be_written_stays_as_it_was(tmp_path):
 def test_without_the_published_package_it_goes_on(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sru", None)
     monkeypatch.setenv("PATH", "/usr/bin")
-    speed.going_on_without.cache_clear()
-    assert speed.published_package() is None
-    assert speed.published_package() is None
+    layer.going_on_without.cache_clear()
+    assert layer.published_package() is None
+    assert layer.published_package() is None
     assert re.fullmatch(r"going on without the package sru: \w*Error: .*\n", capsys.readouterr().err)
 
 
@@ -392,15 +359,15 @@ class Broken(nn.Module):
 
 def test_the_package_that_fails_is_left_out_and_others_that_fail_are_an_error(monkeypatch, capsys):
     case = Case(BOTH, 3, 2, 8)
-    speed.going_on_without.cache_clear()
-    assert set(speed.callers(case, Broken)) == set(NAMES) - {PACKAGE, SCRIPTED}
+    layer.going_on_without.cache_clear()
+    assert set(layer.callers(case, Broken)) == set(NAMES) - {PACKAGE, SCRIPTED}
     said = capsys.readouterr().err
     assert said == (
         "going on without sru package, forward+backward, float32, eager: RuntimeError: no kernel for this GPU\n"
     )
-    monkeypatch.setattr(speed, "contestants", lambda case, package: {speed.OURS: Broken()})
+    monkeypatch.setattr(layer, "contestants", lambda case, package: {layer.OURS: Broken()})
     with pytest.raises(RuntimeError, match="no kernel"):
-        speed.callers(case, None)
+        layer.callers(case, None)
 
 
 # ---------------------------------------------------------------- how numbers are shown
@@ -408,7 +375,7 @@ def test_the_package_that_fails_is_left_out_and_others_that_fail_are_an_error(mo
 
 def test_numbers_are_shown_with_three_digits():
     for i in range(-20, 70):
-        assert_shown(speed.short(10 ** (i / 10)), 10 ** (i / 10))
-    assert [speed.short(x) for x in (None, 0.004, 0.0567, 0.999, 1, 99.96, 1234.5)] == [
+        assert_shown(timing.short(10 ** (i / 10)), 10 ** (i / 10))
+    assert [timing.short(x) for x in (None, 0.004, 0.0567, 0.999, 1, 99.96, 1234.5)] == [
         *("–", "0.0040", "0.0567", "0.999", "1.00", "100.0", "1,234"),
     ]

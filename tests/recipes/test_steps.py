@@ -11,21 +11,22 @@ from typing import Any
 import pytest
 import steps
 import torch
+from benchmarks import models
 
 SIZES = {f"{side}_embed_dim": 32 for side in ("encoder", "decoder")}
 
 
 def small(vocabulary: int) -> tuple[Any, dict[str, Any]]:
-    """As steps.systems, but small."""
-    words = steps.dictionary(vocabulary)
+    """As models.systems, but small."""
+    words = models.dictionary(vocabulary)
     task = Namespace(source_dictionary=words, target_dictionary=words)
     ffn = {f"{side}_ffn_embed_dim": 32 for side in ("encoder", "decoder")}
     lstm = {**SIZES, "decoder_out_embed_dim": 32, "encoder_hidden_size": 32, "decoder_hidden_size": 32}
     return words, {
-        steps.SRU: steps.built("sru_tiny", task, **SIZES, encoder_hidden_size=16),
-        steps.UNIT: steps.built("lstm_tiny", task, **SIZES, encoder_hidden_size=16, decoder_hidden_size=32),
-        steps.LSTM: steps.built("lstm", task, **lstm, decoder_attention="1"),
-        steps.TRANSFORMER: steps.built("transformer_iwslt_de_en", task, **SIZES, **ffn),
+        models.SRU: models.built("sru_tiny", task, **SIZES, encoder_hidden_size=16),
+        models.UNIT: models.built("lstm_tiny", task, **SIZES, encoder_hidden_size=16, decoder_hidden_size=32),
+        models.LSTM: models.built("lstm", task, **lstm, decoder_attention="1"),
+        models.TRANSFORMER: models.built("transformer_iwslt_de_en", task, **SIZES, **ffn),
     }
 
 
@@ -36,12 +37,12 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     steps.main(["--out", str(tmp_path), "--threads", "1", "--turns", "1", "--vocabulary", "60", "--quick"])
     report = json.loads((tmp_path / "steps.json").read_text())
     assert list(report["cases"]) == ["train", "step, batch 2, beam 2", "decode, batch 2, beam 2"]
-    assert report["parameters"] == {name: steps.size(model) for name, model in small(60)[1].items()}
+    assert report["parameters"] == {name: models.size(model) for name, model in small(60)[1].items()}
     for found in report["cases"].values():
         times = {name: spread["median"] for name, spread in found["ms"].items()}
         assert list(times) == list(report["parameters"])
         assert all(ms > 0 for ms in times.values())
-        assert found["ratios"] == {n: pytest.approx(times[n] / times[steps.SRU]) for n in times if n != steps.SRU}
+        assert found["ratios"] == {n: pytest.approx(times[n] / times[models.SRU]) for n in times if n != models.SRU}
         assert math.isclose(sum(found["shares"].values()), 1)
         assert found["shares"]["matrix products"] > 0
         assert found["shares"]["recurrence"] > 0
@@ -59,7 +60,7 @@ def test_an_update_is_one() -> None:
     words, models = small(60)
     for model in models.values():
         before = [p.detach().clone() for p in model.parameters()]
-        steps.trainer(model, words)()
+        models.trainer(model, words)()
         assert model.training
         assert all(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True) if b.grad is not None)
 
@@ -76,9 +77,9 @@ def test_a_step_reads_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
             return extract(tokens, encoder_out=encoder_out, incremental_state=incremental_state)
 
         monkeypatch.setattr(model.decoder, "extract_features", seen)
-        steps.stepper(model.eval(), words, 2, 2)()
-        assert [length for length, _ in states] == list(range(1, steps.STEPS + 1))
-        assert [entries > 0 for _, entries in states] == [False] + [True] * (steps.STEPS - 1)
+        models.stepper(model.eval(), words, 2, 2)()
+        assert [length for length, _ in states] == list(range(1, models.STEPS + 1))
+        assert [entries > 0 for _, entries in states] == [False] + [True] * (models.STEPS - 1)
 
 
 class Sized(torch.nn.Module):
@@ -89,21 +90,21 @@ class Sized(torch.nn.Module):
 
 @pytest.mark.parametrize("target, width", [(40_000, 200), (39_900, 200), (40_700, 200), (41_000, 204), (1, 32)])
 def test_the_width_of_as_many_parameters(target: int, width: int) -> None:
-    assert steps.narrowed(target, 4, Sized).weight.shape == (width, width)
+    assert models.narrowed(target, 4, Sized).weight.shape == (width, width)
 
 
 def test_a_systems_size_is_that_of_what_it_learns() -> None:
     words, models = small(60)
     for name, model in models.items():
         model.train()
-        steps.trainer(model, words)()
+        models.trainer(model, words)()
         learnt = sum(p.numel() for p in model.parameters() if p.grad is not None)
-        assert steps.size(model) == learnt, name
+        assert models.size(model) == learnt, name
 
 
 @pytest.mark.slow
 def test_the_systems_are_of_one_size() -> None:
-    _, models = steps.systems(8000)
-    sizes = {name: steps.size(model) for name, model in models.items()}
+    _, made = models.systems(8000)
+    sizes = {name: models.size(model) for name, model in made.items()}
     for size in sizes.values():
-        assert size == pytest.approx(sizes[steps.SRU], rel=0.02), sizes
+        assert size == pytest.approx(sizes[models.SRU], rel=0.02), sizes

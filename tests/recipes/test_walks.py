@@ -23,12 +23,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import compare_report
-import corpora
 import jsonschema
 import pytest
-import settings
+from comparison import commands, report, settings
 from conftest import ROOT, preprocess, run_cli, write_pairs
+from corpora import registry
 from test_compare import RECIPES, SCHEMA
 from test_debian import repository  # noqa: F401  a fixture
 from test_prepare import iwslt_archive, multi30k_archives, wmt14_archives
@@ -39,7 +38,7 @@ MAKERS: dict[str, Callable[[Path], Any]] = {
     "iwslt14-de-en": partial(iwslt_archive, tested=TESTED // 5),
     "wmt14-en-de": partial(wmt14_archives, tested=TESTED),
 }
-OF_SACREBLEU = [name for name, corpus in corpora.CORPORA.items() if corpus.sacrebleu]
+OF_SACREBLEU = [name for name, corpus in registry.CORPORA.items() if corpus.sacrebleu]
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
@@ -57,8 +56,11 @@ def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
     facts: dict[str, dict[str, Any]] = {}
     for name, make in MAKERS.items():
         make(folder / name)
-        corpus = corpora.CORPORA[name]
-        for archive in [*corpus.archives, *([corpora.sacrebleu_archive(corpus.sacrebleu)] if corpus.sacrebleu else [])]:
+        corpus = registry.CORPORA[name]
+        for archive in [
+            *corpus.archives,
+            *([registry.sacrebleu_archive(corpus.sacrebleu)] if corpus.sacrebleu else []),
+        ]:
             content = (folder / name / archive.name).read_bytes()
             sums = {kind: hashlib.new(kind, content).hexdigest() for kind in ("sha256", "md5")}
             facts[archive.url] = {"bytes": len(content), **sums}
@@ -178,7 +180,7 @@ def test_a_recipe_runs_as_its_first_line_says(
     jsonschema.validate(found, SCHEMA)
     assert list(found["systems"]) == list(given.systems)
     text = (out / "report.md").read_text()
-    folder = checkout / settings.Commands(given).data
+    folder = checkout / commands.Commands(given).data
     target, count = manifest(folder)["target"], manifest(folder)["counts"]["test"]["binarised"]
     for name, system in found["systems"].items():
         assert system["failures"] == []
@@ -189,7 +191,7 @@ def test_a_recipe_runs_as_its_first_line_says(
         assert [point["updates"] for point in system["runs"][0]["curve"]] == [1, 2]
         assert len((out / "translations" / f"{name}-1.{target}").read_text().splitlines()) == count
         assert re.search(rf"^\| {re.escape(name)}\b", text, re.MULTILINE)
-    assert all((out / name).stat().st_size for name in compare_report.FILES)
+    assert all((out / name).stat().st_size for name in report.FILES)
     assert len(internet.asked) == len(set(internet.asked))
     sources = {source["url"].partition("://")[2] for source in manifest(folder)["sources"] if "url" in source}
     assert {path.lstrip("/") for path in internet.asked} == sources
@@ -214,8 +216,8 @@ def test_a_recipe_runs_as_its_first_line_says(
 
 @pytest.mark.slow
 def test_a_comparison_takes_data_that_the_printed_command_prepared(checkout: Path, internet: Internet) -> None:
-    recipe = ROOT / "recipes" / "quickstart.yaml"
-    command = f"python recipes/compare.py recipes/quickstart.yaml {shlex.join(small(settings.load(recipe)))}"
+    recipe = ROOT / "recipes" / "configs" / "multi30k.yaml"
+    command = f"python recipes/compare.py recipes/configs/multi30k.yaml {shlex.join(small(settings.load(recipe)))}"
     prepare = typed(f"{command} --dry-run 2>/dev/null", checkout, internet).splitlines()[0]
     typed(prepare, checkout, internet)
     data = contents(checkout / "runs")

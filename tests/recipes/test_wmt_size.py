@@ -10,11 +10,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import binarise
-import learn_bpe
-import moses
 import pytest
 from conftest import ROOT, preprocess
+from corpora import binarise, learn_bpe, moses
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sacremoses import MosesPunctNormalizer, MosesTokenizer

@@ -20,11 +20,12 @@ import torch
 from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.cuda_cases import BARE, CASE, by_cuda, check, moved
 from support.fake_cupy import Cuda, Gpu, Launch, signatures
-from support.variants import COVERING, OPTIONS, TENSORS, Case, assert_defined, changed, make, results
+from support.variants import COVERING, OPTIONS, TENSORS, Case, make, results
 from torch import Tensor
 
-from fairseq_sru import SRU, backends, sru_recurrence
+from fairseq_sru import SRU, backends
 from fairseq_sru.recurrence import build, cuda, dispatch, nvrtc
 from fairseq_sru.recurrence.build import Unavailable
 from fairseq_sru.recurrence.cuda import chunk_length, geometry
@@ -34,28 +35,6 @@ from fairseq_sru.recurrence.reference import Options, Tensors
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WIDEST = dict(zip(DTYPES, (4, 8, 8, 2), strict=True))  # lanes of a 16-byte access
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-
-# The variant DEFAULT_VARIANT, with all tensors that it can have.
-CASE = Case(
-    kind="k3-input",
-    dtype=torch.float32,
-    activation="tanh",
-    v=False,
-    bidirectional=False,
-    dropout=True,
-    padding=True,
-    c0=True,
-    bias=True,
-    scaled=False,
-)
-BARE = CASE._replace(dropout=False, padding=False, c0=False, bias=False)
-
-by_cuda = functools.partial(sru_recurrence, backend="cuda")
-
-
-def check(arguments: dict[str, Any], factor: float = 1.0) -> None:
-    """The GPU backend gives what the definition gives in float64 from the same numbers."""
-    assert_defined(results(by_cuda, arguments), arguments, factor)
 
 
 def shifted(t: Tensor, offset: int) -> Tensor:
@@ -332,7 +311,8 @@ REAL_CUPY = """
 import pytest, torch
 from support.fake_cupy import Gpu, false_driver
 from fairseq_sru.recurrence import dispatch
-from test_cuda import CASE, check, make
+from support.cuda_cases import CASE, check
+from support.variants import make
 
 gpu, patch = Gpu(), pytest.MonkeyPatch()
 made = gpu.backend(patch, false_driver(gpu))
@@ -745,13 +725,6 @@ def test_a_driver_that_refuses_is_quoted(gpu: Gpu) -> None:
 # ---------------------------------------------------------------- on a GPU
 
 
-def moved(arguments: dict[str, Any], device: str = "cuda") -> dict[str, Any]:
-    """The same tensors on a device."""
-    pad = arguments["padding_mask"]
-    there = changed(arguments, lambda t: t.to(device))
-    return {**there, "padding_mask": None if pad is None else pad.to(device)}
-
-
 def assert_same(got: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     """Every bit."""
     assert got.keys() == expected.keys()
@@ -786,7 +759,8 @@ class First(torch.nn.Module):
 
 
 SANITIZED = """
-from test_cuda import CASE, COVERING, check, make, moved
+from support.cuda_cases import CASE, check, moved
+from support.variants import COVERING, make
 for case in COVERING:
     check(moved(make(case, half=5)), 4)
     check(moved(make(case, batch=200, half=504, length=3)), 4)

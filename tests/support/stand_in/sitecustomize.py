@@ -1,6 +1,6 @@
 """A small internet for child processes that have this folder in PYTHONPATH.
 
-What recipes/fetch.py asks for comes from a server on this machine, and the archives that it knows have the sizes and
+What corpora/archives.py asks for comes from a server on this machine, and the archives that it knows have the sizes and
 checksums of those that the server has. The environment variable STAND_IN names a JSON file with the server's address
 and, for each URL, ``bytes``, ``sha256`` and ``md5``. Nothing else of the project is touched.
 """
@@ -39,7 +39,7 @@ def change(fetch: ModuleType) -> None:
 
 class Finder(MetaPathFinder):
     def find_spec(self, name: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        if name != "fetch":
+        if name != "corpora.archives":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -18,7 +18,7 @@ COPY = re.compile(r"layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
 
 def write(path: Path, how: Callable[[Path], object]) -> None:
     """Aside first, by ``how(aside)``, then renamed: nobody sees half of a file."""
-    aside = path.with_name(f".{os.getpid()}-{path.name}.part")  # torch.save wants a name before the last dot
+    aside = path.with_name(f".{os.getpid()}-.{path.name}")  # torch.save wants a name before the suffix
     try:
         how(aside)
         aside.replace(path)

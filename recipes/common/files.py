@@ -9,7 +9,7 @@ from pathlib import Path
 
 def write(path: Path, how: Callable[[Path], object]) -> None:
     """Aside first, by ``how(aside)``, then renamed: nobody sees half of a file."""
-    aside = path.with_name(f".{os.getpid()}-{path.name}.part")  # torch.save requires a name before the last dot
+    aside = path.with_name(f".{os.getpid()}-.{path.name}")  # torch.save requires a name before the suffix
     try:
         how(aside)
         aside.replace(path)

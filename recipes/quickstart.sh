@@ -43,7 +43,7 @@ if [ ! -e "$out/trained" ]; then
         --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
         --lr 4e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000 \
         --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1000 \
-        --save-dir "$out/checkpoints" --no-epoch-checkpoints --log-interval 250 --num-workers 0 "$@"
+        --save-dir "$out/checkpoints" --no-epoch-checkpoints --log-interval 500 --num-workers 0 "$@"
     touch "$out/trained"
 else
     printf '\n%s is trained already\n' "$out/checkpoints" >&2

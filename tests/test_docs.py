@@ -263,7 +263,7 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
-    assert {"SRU", "output_states"} <= names.keys()
+    assert {"SRU", "outputs"} <= names.keys()
     for program in re.findall(r'python -c "(.*?)"', (ROOT / "README.md").read_text()):
         exec(program, {})
 

@@ -43,7 +43,6 @@ def dry_run(given: Settings) -> None:
             Path(no_data, f"dict.{language}.txt").touch()
 
         def check(command: list[str], parser: argparse.ArgumentParser) -> None:
-            print(shlex.join(command))
             flags = command[command.index(f"{commands.data}/bin") + 1 :]
             options.parse_args_and_arch(parser, input_args=[no_data, *flags])
 
@@ -52,8 +51,13 @@ def dry_run(given: Settings) -> None:
             seed = given.seeds_of(system)[0]
             folder = out / "checkpoints" / f"{system}-{seed}"
             every = updates // given.checkpoints
-            check(commands.train(system, seed, updates, every, folder), options.get_training_parser())
+            train = commands.train(system, seed, updates, every, folder)
+            print(shlex.join(train))
+            check(train, options.get_training_parser())
         generate = commands.generate(commands.data / "bin", "test", folder / "checkpoint_last.pt")
+        print(shlex.join(generate))
+        at = generate.index("--path")
+        del generate[at : at + 2]  # the model that isn't there yet
         check(generate, options.get_generation_parser())
 
 

@@ -409,12 +409,16 @@ def test_commands_and_flags_exist(toy_data: Path, tmp_path: Path, capsys: pytest
         known |= set(fairseq_parser(name)._option_string_actions)
 
     shutil.copy(toy_data / "dict.de.txt", tmp_path / "dict.txt")
-    folders = {"DATA": str(toy_data), "TEXT": str(tmp_path)}
+    torch.save({}, tmp_path / "checkpoint.pt")  # fairseq looks whether there is one
+    folders = {"DATA": str(toy_data), "TEXT": str(tmp_path), "runs/mine/bin": str(toy_data)}
+    checkpoint = re.compile(r"([\w/]+\.pt:?)+")
 
     read = set()
     for words, whole in itertools.chain.from_iterable(map(commands, texts.values())):
         try:
-            parser = parse([folders.get(word, word) for word in words], whole)
+            parser = parse(
+                [checkpoint.sub(str(tmp_path / "checkpoint.pt"), folders.get(word, word)) for word in words], whole
+            )
         except SystemExit:
             pytest.fail(f"{shlex.join(words)}\n{capsys.readouterr().err}")
         if parser:

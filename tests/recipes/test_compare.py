@@ -305,7 +305,7 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends the children of a killed process on demand")
 def test_no_command_outlives_a_killed_comparison(tmp_path):
     child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = f"import stages, pathlib; stages.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
+    code = f"import pathlib; from comparison import stages; stages.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
     )

@@ -57,8 +57,8 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
 
 
 def test_an_update_is_one() -> None:
-    words, models = small(60)
-    for model in models.values():
+    words, systems = small(60)
+    for model in systems.values():
         before = [p.detach().clone() for p in model.parameters()]
         models.trainer(model, words)()
         assert model.training
@@ -67,8 +67,8 @@ def test_an_update_is_one() -> None:
 
 def test_a_step_reads_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """The incremental states are used: else each step would be the first."""
-    words, models = small(60)
-    for model in models.values():
+    words, systems = small(60)
+    for model in systems.values():
         states = []
         extract = model.decoder.extract_features
 
@@ -94,8 +94,8 @@ def test_the_width_of_as_many_parameters(target: int, width: int) -> None:
 
 
 def test_a_systems_size_is_that_of_what_it_learns() -> None:
-    words, models = small(60)
-    for name, model in models.items():
+    words, systems = small(60)
+    for name, model in systems.items():
         model.train()
         models.trainer(model, words)()
         learnt = sum(p.numel() for p in model.parameters() if p.grad is not None)

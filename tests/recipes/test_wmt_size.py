@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -138,11 +137,3 @@ def test_the_size_of_wmt_is_measured(tmp_path: Path) -> None:
     assert run["peak_gb"] >= max(step["peak_gb"] for step in run["steps"].values()) > 0.02
     assert run["cpu_minutes"] > 0
     assert 0 < sum(step["minutes"] for step in run["steps"].values()) <= run["minutes"] + 0.05
-
-
-def test_the_readme_has_the_figures() -> None:
-    text = " ".join((ROOT / "README.md").read_text("utf-8").split())
-    report = json.loads((ROOT / "recipes" / "results" / "prepare" / "wmt14-size.json").read_text("utf-8"))
-    for tokenizer, run in report["runs"].items():
-        took = f"{run['minutes']:.0f} minutes ({run['cpu_minutes']:.0f} of CPU time) and {run['peak_gb']:.1f} GB"
-        assert re.search(rf"{re.escape(took)}( at the peak)? with {tokenizer}", text)

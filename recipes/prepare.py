@@ -24,7 +24,8 @@ from pathlib import Path
 
 from common.errors import RecipeError
 from common.hold import FolderError, held
-from corpora.building import Task, already_made, prepare
+from corpora.building import Task
+from corpora.publishing import already_made, prepare
 from corpora.registry import CORPORA, DATA, DATA_SETS, SPLITS, Corpus, Texts
 from corpora.subwords import MODELS
 

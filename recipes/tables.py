@@ -22,7 +22,8 @@ from typing import Any
 from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, Case
 from benchmarks.timing import short
 from comparison import settings
-from comparison.report import decoding_ratios, spread, table, tested
+from comparison.report import table
+from comparison.verdict import decoding_ratios, spread, tested
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "recipes" / "results"

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+pytest_plugins = ["support.debian_packages"]  # fixtures of several files
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -26,6 +26,7 @@ while true; do
     shift
 done
 python -m ruff check .
+python -m ruff format --check .
 python -m mypy
 "${pytest[@]}" -n auto --dist loadfile --no-loadscope-reorder -ra ${tier[@]+"${tier[@]}"} "$@"
 if [ "${pytest[2]}" = coverage ]; then

@@ -20,6 +20,7 @@ from . import report
 from .run import Run
 from .runs import Comparison
 from .stages import evenly, lines
+from .verdict import spread, verdict
 
 SAMPLES = 10  # translations that a report shows
 
@@ -65,7 +66,7 @@ def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict
     runs = [collected_run(c, run, scored) for run in c.good() if run.system == system]
     found: dict[str, Any] = {"failures": failures, "runs": runs}
     if runs:
-        found["scores"] = {m: report.spread(r["scores"][m]["score"] for r in runs) for m in runs[0]["scores"]}
+        found["scores"] = {m: spread(r["scores"][m]["score"] for r in runs) for m in runs[0]["scores"]}
         found["training_tokens_per_second"] = c.training_speed(system, "tokens_per_second")
         found["decoding"] = [
             {"beam": beam, "batch": batch, "sentences_per_second": c.decoding_speed(system, beam, batch)}
@@ -101,7 +102,7 @@ def collected(c: Comparison) -> dict[str, Any]:
         "systems": {system: collected_system(c, system, scored["runs"]) for system in s.systems},
         "samples": samples(c),
     }
-    return {"verdict": report.verdict(made), **made}
+    return {"verdict": verdict(made), **made}
 
 
 def samples(c: Comparison) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -110,10 +110,26 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     return settings
 
 
-def _check(s: Settings) -> None:
-    def wrong(key: str, what: str) -> None:
-        raise ValueError(f"{key}: {what}")
+def wrong(key: str, what: str) -> NoReturn:
+    raise ValueError(f"{key}: {what}")
 
+
+def _check_numbers(s: Settings) -> None:
+    own = {f"systems.{n}.seeds": options["seeds"] for n, options in s.systems.items() if "seeds" in options}
+    for key, seeds in {"seeds": s.seeds, **own}.items():
+        numbers_alone = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+        if not numbers_alone or not seeds or len(set(seeds)) != len(seeds):
+            wrong(key, f"must be different numbers, one at least; got {seeds}")
+    numbers: dict[str, float | None] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
+    for group in ("budget", "slices", "curve", "speed"):
+        numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
+    for key, value in numbers.items():
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number <= 0:
+                wrong(key, f"must be above 0; got {number}")
+
+
+def _check(s: Settings) -> None:
     if not s.systems:
         wrong("systems", "must hold a system at least")
     for name, options in s.systems.items():
@@ -129,18 +145,7 @@ def _check(s: Settings) -> None:
         wrong("baseline", f"must be one of {', '.join(s.systems)}; got {s.baseline}")
     if (s.budget.updates is None) == (s.budget.minutes is None):
         wrong("budget", f"must have either updates or minutes; got {s.budget.updates} and {s.budget.minutes}")
-    own = {f"systems.{n}.seeds": options["seeds"] for n, options in s.systems.items() if "seeds" in options}
-    for key, seeds in {"seeds": s.seeds, **own}.items():
-        numbers_alone = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-        if not numbers_alone or not seeds or len(set(seeds)) != len(seeds):
-            wrong(key, f"must be different numbers, one at least; got {seeds}")
-    numbers: dict[str, float | None] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
-    for group in ("budget", "slices", "curve", "speed"):
-        numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
-    for key, value in numbers.items():
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and number <= 0:
-                wrong(key, f"must be above 0; got {number}")
+    _check_numbers(s)
     if s.average > s.checkpoints:
         wrong("average", f"must be at most checkpoints, {s.checkpoints}; got {s.average}")
     if s.budget.updates and s.budget.updates < s.checkpoints:

@@ -18,7 +18,7 @@ import compare
 import jsonschema
 import pytest
 from common.files import write_text
-from comparison import collecting, commands, fairseq_output, report, runs, settings, stages
+from comparison import collecting, commands, fairseq_output, report, runs, settings, stages, verdict
 from conftest import ROOT, write_pairs
 from support.paired import check_paired
 
@@ -305,7 +305,8 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends the children of a killed process on demand")
 def test_no_command_outlives_a_killed_comparison(tmp_path):
     child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = f"import pathlib; from comparison import stages; stages.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
+    code = "import pathlib; from comparison import stages; "
+    code += f"stages.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
     )
@@ -354,7 +355,7 @@ def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
         made[name] = {"failures": [] if runs else [f"train {name} 1: no such thing"], "runs": runs}
         if runs:
             metrics = ("BLEU", "chrF2", "TER")
-            made[name]["scores"] = {m: report.spread(run["scores"][m]["score"] for run in runs) for m in metrics}
+            made[name]["scores"] = {m: verdict.spread(run["scores"][m]["score"] for run in runs) for m in metrics}
             made[name]["training_tokens_per_second"] = 1000.0 * speed
             made[name]["decoding"] = [
                 {"beam": beam, "batch": batch, "sentences_per_second": 10.0 * speed * batch / beam}
@@ -378,7 +379,7 @@ def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
         "systems": made,
         "samples": [{"source": "a | b", "reference": "r", "systems": dict.fromkeys(made, "t")}],
     }  # fmt: skip
-    return {"verdict": report.verdict(found), **found}
+    return {"verdict": verdict.verdict(found), **found}
 
 
 @pytest.mark.parametrize(
@@ -416,8 +417,8 @@ def test_each_score_is_tested_by_itself():
     scores["chrF2"] |= {"score": 50.5, "p_value": 0.2}
     for ter, said in ((59.0, "yes"), (61.0, "the other way")):
         scores["TER"] |= {"score": ter, "p_value": 0.03}
-        verdict = report.verdict(found)
-        assert f"BLEU yes (p = 0.010), chrF2 no (p = 0.200), TER {said} (p = 0.030)." in verdict
+        said_of_all = verdict.verdict(found)
+        assert f"BLEU yes (p = 0.010), chrF2 no (p = 0.200), TER {said} (p = 0.030)." in said_of_all
 
 
 @pytest.mark.parametrize(
@@ -435,7 +436,7 @@ def test_scores_that_mean_nothing_have_no_verdict(lstm, sru, copied, words):
     found = canned(lstm=[(lstm, None)], sru=[(sru, 0.001)])
     found |= {} if copied is None else {"copied_source": copied}
     jsonschema.validate(found, SCHEMA)
-    said = report.verdict(found)
+    said = verdict.verdict(found)
     assert said.startswith(words)
     assert ("Significant" in said) == (not words.startswith("No verdict"))
 
@@ -443,9 +444,9 @@ def test_scores_that_mean_nothing_have_no_verdict(lstm, sru, copied, words):
 def test_only_runs_with_the_same_seed_are_compared():
     found = canned(lstm=[(20.0, None), (30.0, None)], sru=[(21.0, 0.01), (22.0, 0.01)])
     found["systems"]["lstm"]["runs"].pop()
-    assert "sru has 21.0 BLEU, the baseline lstm 20.0. " in report.verdict(found)
+    assert "sru has 21.0 BLEU, the baseline lstm 20.0. " in verdict.verdict(found)
     found["systems"]["lstm"]["runs"][0]["seed"] = 9
-    assert report.verdict(found).startswith("No verdict: sru and the baseline lstm have no seed in common.")
+    assert verdict.verdict(found).startswith("No verdict: sru and the baseline lstm have no seed in common.")
 
 
 @pytest.mark.parametrize("systems", [

@@ -28,9 +28,10 @@ import pytest
 from comparison import commands, report, settings
 from conftest import ROOT, preprocess, run_cli, write_pairs
 from corpora import registry
-from test_compare import RECIPES, SCHEMA
-from test_debian import repository  # noqa: F401  a fixture
-from test_prepare import iwslt_archive, multi30k_archives, wmt14_archives
+from support.archives import iwslt_archive, multi30k_archives, wmt14_archives
+
+SCHEMA = json.loads((ROOT / "recipes" / "comparison" / "report.schema.json").read_text())
+RECIPES = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
 
 TESTED = 10  # sentences: what a model says after two updates is as long as fairseq allows
 MAKERS: dict[str, Callable[[Path], Any]] = {

@@ -81,7 +81,12 @@ def main(argv: list[str] | None = None) -> int:
     out = Path(given.out)
     comparison = Comparison(given)
     try:
-        with held(out, mixed=(out / "stamps" / "subset.json").is_file()):  # of a version that left no other trace
+        inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        ours = (
+            inside == {"data"} and (out / "data" / "manifest.json").is_file()
+        )  # made by the first command of a dry run
+        # stamps: of a version that left no other trace
+        with held(out, mixed=ours or (out / "stamps" / "subset.json").is_file()):
             comparison.run()
             report_on(comparison)
     except FolderError as error:

@@ -229,7 +229,7 @@ def test_every_argument_is_where_the_kernel_has_it(length: int, gpu: Gpu, on: Ca
     grads = backend.backward(tensors, pad, options, c, grad_h, grad_c_n, tuple(t is not None for t in tensors))
 
     known = {"u": u, "x": x, "bias": bias, "c0": c0, "mask": mask, "pad": pad, "h": h, "c_n": c_n, "c_all": c}
-    known |= {"grad_h": grad_h, "grad_c_n": grad_c_n, "grad_u": grads[0], "grad_x": grads[1], "grad_c0": grads[4]}
+    known |= {"grad_h": grad_h, "grad_c_n": grad_c_n, "grad_u": grads[0], "grad_x": grads[1], "grad_c0": grads[3]}
     assert kernels(gpu) == (ONE if length == 5 else SCAN)
     for launch in gpu.launches:
         got = addresses(launch)

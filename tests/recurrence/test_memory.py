@@ -81,7 +81,7 @@ def leaking() -> Step:
 
 def measured(step: str) -> tuple[int, int]:
     """growth(step) in a process of its own: here, what earlier tests have freed would take a leak in unseen."""
-    script = f"from test_memory import *\nprint(*growth({step}))"
+    script = f"{Path(__file__).read_text()}\nprint(*growth({step}))"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -63,7 +63,7 @@ def training(backend: str, length: int = LENGTH, size: int = SIZE // 4) -> Step:
 def decoding(backend: str) -> Step:
     torch.manual_seed(0)
     rnn = SRU(SIZE, SIZE, num_layers=2, backend=backend).eval()
-    x = torch.randn(BATCH, SIZE)
+    x = torch.randn(1, BATCH, SIZE)
     state = rnn(x)[1].detach()
 
     @torch.no_grad()

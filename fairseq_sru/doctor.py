@@ -34,7 +34,7 @@ from .versions import __version__
 
 TOLERANCE = 1e-4  # of float32
 COMPILED = ("cuda", "native")
-VARIABLES = (BACKEND_VARIABLE, CACHE_VARIABLE, nvrtc.NVRTC_VARIABLE, "CXX", "CUDA_VISIBLEDEVICES")
+VARIABLES = (BACKEND_VARIABLE, CACHE_VARIABLE, nvrtc.NVRTC_VARIABLE, "CXX", "CUDA_VISIBLE_DEVICES")
 
 
 def packages() -> dict[str, str | None]:
@@ -197,7 +197,7 @@ def advice(found: dict[str, Any]) -> list[str]:
     if listed and gpu["torch's CUDA"] is None:
         lines.append(f"torch {torch.__version__} is built without CUDA, and the GPU idle: install torch for CUDA")
     elif listed and not gpu["devices"]:
-        hidden = "unset CUDA_VISIBLEDEVICES, or " if "CUDA_VISIBLEDEVICES" in found["environment"] else ""
+        hidden = "unset CUDA_VISIBLE_DEVICES, or " if "CUDA_VISIBLE_DEVICES" in found["environment"] else ""
         lines.append(
             f"torch {torch.__version__} sees no GPU, though there is one: {hidden}update the driver, "
             "or install torch for an older CUDA"

@@ -31,7 +31,8 @@ BACKENDS: dict[str, Callable[[], Backend] | None] = {
     "torch": Torch,
     "reference": None,
 }
-DEVICES = {"cuda": "cuda", "native": "cpu"}  # of those that run on one kind of device alone; there they are the best
+DEVICES = {"cuda": "cuda", "native": "cpu"}  # of those that run on one kind of device alone
+BEST = {"cuda": "cuda", "cpu": "native"}  # by device
 
 
 def sru_recurrence(
@@ -193,7 +194,7 @@ def _choose_name(name: str, device: str) -> str:
 
 
 def _best(device: str) -> Backend | None:
-    wanted = next((name for name, only in DEVICES.items() if only == device), "torch")
+    wanted = BEST.get(device, "torch")
     try:
         return set_up(wanted)
     except Unavailable as error:

@@ -171,7 +171,8 @@ def text_data(tmp_path_factory) -> Path:
 
 def evaluation(data: Path, window: int, block: int, *more: Any) -> tuple[Any, Any]:
     """The configuration of fairseq-eval-lm, and the task, as the command makes them."""
-    words = [data, "--path", "none.pt", "--gen-subset", "test", "--cpu", "--distributed-world-size", 1]
+    torch.save({}, data / "none.pt")  # fairseq looks whether there is a checkpoint
+    words = [data, "--path", data / "none.pt", "--gen-subset", "test", "--cpu", "--distributed-world-size", 1]
     words += ["--context-window", window, "--tokens-per-sample", block, "--num-workers", 0, *more]
     args = options.parse_args_and_arch(options.get_eval_lm_parser(), [str(word) for word in words])
     cfg = convert_namespace_to_omegaconf(args)

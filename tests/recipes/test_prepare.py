@@ -773,7 +773,7 @@ def test_the_death_of_a_process_is_noticed() -> None:
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     program = (
-        "import os, sys, time, subwords\n"
+        "import os, sys, time\nfrom corpora import subwords\n"
         "def make():\n"
         "    open(f'{sys.argv[1]}/{os.getpid()}', 'w')\n"
         "    return time.sleep\n"

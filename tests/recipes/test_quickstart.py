@@ -100,6 +100,7 @@ def run(tmp_path_factory) -> tuple[Path, str, str]:
         line = first.stdout.readline()
         assert line and time.monotonic() < deadline, printed
         printed += line
+    os.killpg(first.pid, signal.SIGSTOP)  # else it may be done before it is killed
     other = quickstart(out, *options)
     refusal = other.communicate()[0]
     assert other.returncode == 2

@@ -135,6 +135,11 @@ class SRUDecoder(BaseDecoder):
             x = self.project_out(x)
         return self.dropout_out(x).transpose(0, 1), extra(weights)
 
+    def attentions(self) -> list[Attention | GlobalAttention]:
+        """What attends to the source, in the order of the layers."""  # no walk over all modules: it is asked each step
+        every: list[Any] = [*(layer.attention for layer in self.layers), self.global_attention]
+        return [attention for attention in every if attention is not None]
+
     def _initial_states(self, encoder_out: dict[str, Any], batch: int) -> list[State]:
         if self.initial_state is None:
             return [{} for _ in self.layers]

@@ -68,6 +68,6 @@ class RecurrentLayer(nn.Module):
         h = self.norm(x)
         if self.convolution is not None:
             h = self.convolution(h, padding.padding_mask if isinstance(padding, Packing) else padding)
-        h, state = self.get_submodule(self.unit)(h, state, padding)
+        h, state = getattr(self, self.unit)(h, state, padding)
         h = self.dropout(h)
         return x + h if self.residual else h, state

@@ -79,7 +79,7 @@ def sru_recurrence(
         padding_mask: ``(length, batch)`` bool, True at padding: such a step carries the cell state and gives h = 0.
         backend: "auto" takes what the environment variable ``FAIRSEQ_SRU_BACKEND`` names, or else the best that can
             run: "cuda" on a GPU, "native" on a CPU, "torch" elsewhere. "reference" is the definition. torch.export and
-            torch.jit.trace keep the word as it is, and what they set_up chooses where it runs; "reference" goes into
+            torch.jit.trace keep the word as it is, and what they made chooses where it runs; "reference" goes into
             them as operations of torch, of as many steps as the example has.
 
     Returns:
@@ -101,7 +101,7 @@ def sru_recurrence(
             raise RuntimeError(
                 "export to ONNX is not supported: ONNX has no operator for the SRU recurrence; torch.export works"
             )
-        leaves = torch.jit.is_tracing() or _is_exporting()  # what is set_up here may run elsewhere
+        leaves = torch.jit.is_tracing() or _is_exporting()  # what is made here may run elsewhere
         name = check_backend(backend) if leaves else _choose_name(backend, u.device.type)
         if name != "reference":
             return operator(name, tensors, padding_mask, options, keep and not leaves)  # type: ignore[no-any-return]

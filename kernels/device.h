@@ -9,7 +9,7 @@
 #define PRAGMA(words) _Pragma(#words)
 #define THREAD (int64(blockIdx.x) * blockDim.x + threadIdx.x)
 #define GROUP VEC
-#define LANES(j, count) UNROLL for (int j = 0; j < VEC; ++j)
+#define FOR_EACH_LANE(j, count) UNROLL for (int j = 0; j < VEC; ++j)
 
 typedef long long int64;
 typedef unsigned char uint8;

@@ -10,28 +10,28 @@
 typedef int64_t int64;
 typedef uint8_t uint8;
 
-struct Here {  // which thread runs
+struct Work {  // which thread runs
     int64 thread, group;
 };
-static thread_local Here here;
+static thread_local Work current;
 
 #define KERNEL static void
 #define DEVICE inline __attribute__((always_inline))
 #define RESTRICT __restrict__
 #define UNROLL
 #define UNROLL_BY(times)
-#define THREAD (here.thread)
+#define THREAD (current.thread)
 #ifdef WIDE
-#define GROUP (here.group)
+#define GROUP (current.group)
 #define EACH(j, count) for (int j = 0; j < (count); ++j)
 #else
 #define GROUP VEC
 #define EACH(j, count) for (int j = 0; j < VEC; ++j)
 #endif
 #ifdef __clang__
-#define LANES(j, count) _Pragma("clang loop vectorize(assume_safety)") EACH(j, count)
+#define FOR_EACH_LANE(j, count) _Pragma("clang loop vectorize(assume_safety)") EACH(j, count)
 #else
-#define LANES(j, count) _Pragma("GCC ivdep") EACH(j, count)
+#define FOR_EACH_LANE(j, count) _Pragma("GCC ivdep") EACH(j, count)
 #endif
 
 template <class To, class From>
@@ -138,9 +138,9 @@ inline void call(void (*kernel)(A...), const int64* arguments, std::index_sequen
 // Runs the i-th of n parts of the launch.
 template <class Kernel, Kernel kernel, class... A>
 void part(const Launch* launch, int64 i, int64 n, void (*)(A...)) {
-    here.group = launch->group;
+    current.group = launch->group;
     const int64 last = launch->threads * (i + 1) / n;
-    for (here.thread = launch->threads * i / n; here.thread < last; ++here.thread)
+    for (current.thread = launch->threads * i / n; current.thread < last; ++current.thread)
         call(kernel, launch->arguments, std::index_sequence_for<A...>());
 }
 

@@ -55,14 +55,14 @@ struct Store {
 DEVICE void fill(state_t* lane, const state_t* from, int64 at, int lanes, int otherwise) {
     if (from) {
         const Pack<state_t> p(from + at, lanes);
-        LANES(j, lanes) lane[j] = p[j];
+        FOR_EACH_LANE(j, lanes) lane[j] = p[j];
     } else {
-        LANES(j, lanes) lane[j] = state_t(otherwise);
+        FOR_EACH_LANE(j, lanes) lane[j] = state_t(otherwise);
     }
 }
 
 DEVICE void spill(state_t* to, const state_t* lane, int lanes) {
     Store<state_t> out(to);
-    LANES(j, lanes) out.set(j, lane[j]);
+    FOR_EACH_LANE(j, lanes) out.set(j, lane[j]);
     out.flush();
 }

@@ -118,10 +118,10 @@ struct Columns {
 };
 
 // Parameters of all lanes.
-struct Lanes {
+struct LaneParameters {
     state_t bias_f[VEC], bias_r[VEC], v_f[VEC], v_r[VEC], mask[VEC];
 
-    DEVICE Lanes(const Columns& me, const state_t* bias, const state_t* v, const state_t* m) {
+    DEVICE LaneParameters(const Columns& me, const state_t* bias, const state_t* v, const state_t* m) {
         fill(bias_f, bias, me.at(0, GATES, 0), me.lanes, 0);
         fill(mask, m, me.at(me.b, 1, 0), me.lanes, 1);
         if (GATES == 2) fill(bias_r, bias, me.at(0, GATES, GATES - 1), me.lanes, 0);
@@ -180,7 +180,7 @@ DEVICE int64 summary_at(const Columns& me, int64 chunk, int which) {
 DEVICE void pass_chunk(const Columns& me, const state_t* summary, int64 chunk, state_t* through) {
     const Pack<state_t> factor(summary + summary_at(me, chunk, 0), me.lanes);
     const Pack<state_t> constant(summary + summary_at(me, chunk, 1), me.lanes);
-    LANES(j, me.lanes) through[j] = factor[j] * through[j] + constant[j];
+    FOR_EACH_LANE(j, me.lanes) through[j] = factor[j] * through[j] + constant[j];
 }
 
 // ---------------------------------------------------------------- kernels
@@ -192,7 +192,7 @@ KERNEL sru_forward(const value_t* RESTRICT u, const value_t* RESTRICT x, const s
                    int64 width, int64 directions, int64 chunk_length) {
     const Columns me(THREAD, length, batch, width, directions, chunk_length);
     if (!me.any) return;
-    const Lanes parameters(me, bias, v, mask);
+    const LaneParameters parameters(me, bias, v, mask);
     const state_t scale = state_t(skip_scale);
     state_t c[VEC];
     fill(c, c0, me.at(me.b, 1, 0), me.lanes, 0);
@@ -212,9 +212,9 @@ KERNEL sru_forward(const value_t* RESTRICT u, const value_t* RESTRICT x, const s
         [&](const Inputs& in, int64 i) {
             Store<value_t> out(h + me.at(me.row(me.begin + i), 1, 0));
             if (in.pad) {
-                LANES(j, me.lanes) out.set(j, state_t(0));
+                FOR_EACH_LANE(j, me.lanes) out.set(j, state_t(0));
             } else {
-                LANES(j, me.lanes) {
+                FOR_EACH_LANE(j, me.lanes) {
                     const Parameters p = parameters[j];
                     const state_t before = c[j];
                     c[j] = next_state(forget_gate(p, in.forget(j), before), in.candidate(j), before);
@@ -236,11 +236,11 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
                     int64 directions, int64 chunk_length) {
     const Columns me(THREAD, length, batch, width, directions, chunk_length);
     if (!me.any) return;
-    const Lanes parameters(me, bias, v, mask);
+    const LaneParameters parameters(me, bias, v, mask);
     const state_t scale = state_t(skip_scale);
     state_t carry[VEC], sum_f[VEC], sum_r[VEC], sum_vf[VEC], sum_vr[VEC], sum_mask[VEC];
     fill(carry, grad_c_n, me.at(me.b, 1, 0), me.lanes, 0);
-    LANES(j, me.lanes) sum_f[j] = sum_r[j] = sum_vf[j] = sum_vr[j] = sum_mask[j] = state_t(0);
+    FOR_EACH_LANE(j, me.lanes) sum_f[j] = sum_r[j] = sum_vf[j] = sum_vr[j] = sum_mask[j] = state_t(0);
     UNROLL_BY(8)
     for (int64 q = (length - 1) / chunk_length; q > me.chunk; --q) pass_chunk(me, summary, q, carry);
     Pack<state_t> c;
@@ -263,14 +263,14 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
             Store<value_t> out2(grad_u + me.at(row, PLANES, PLANES > 2 ? 2 : 0));
             Store<value_t> out_skip(OWN_SKIP ? grad_u + me.at(row, PLANES, PLANES - 1) : grad_x + me.at(row, 1, 0));
             if (in.pad) {
-                LANES(j, me.lanes) {
+                FOR_EACH_LANE(j, me.lanes) {
                     out0.set(j, state_t(0));
                     out1.set(j, state_t(0));
                     if (PLANES > 2) out2.set(j, state_t(0));
                     if (OWN_SKIP || SKIP) out_skip.set(j, state_t(0));
                 }
             } else {
-                LANES(j, me.lanes) {
+                FOR_EACH_LANE(j, me.lanes) {
                     const state_t before = in.c_before[j];
                     const Gradient d =
                         step_backward(parameters[j], in.candidate(j), in.forget(j), in.reset(j), in.skip(j, scale),
@@ -309,9 +309,9 @@ KERNEL sru_forward_summary(const value_t* RESTRICT u, const state_t* RESTRICT bi
                            int64 chunk_length) {
     const Columns me(THREAD, length, batch, width, directions, chunk_length);
     if (!me.any || me.end == length) return;  // nothing follows the last chunk
-    const Lanes parameters(me, bias, nullptr, nullptr);
+    const LaneParameters parameters(me, bias, nullptr, nullptr);
     state_t factor[VEC], constant[VEC];
-    LANES(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
+    FOR_EACH_LANE(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
     pipeline(
         me.end - me.begin,
         [&](Inputs& in, int64 i) {
@@ -322,7 +322,7 @@ KERNEL sru_forward_summary(const value_t* RESTRICT u, const state_t* RESTRICT bi
         },
         [&](const Inputs& in, int64) {
             if (in.pad) return;
-            LANES(j, me.lanes) {
+            FOR_EACH_LANE(j, me.lanes) {
                 const state_t f = forget_gate(parameters[j], in.forget(j), state_t(0));
                 constant[j] = next_state(f, in.candidate(j), constant[j]);
                 factor[j] *= f;
@@ -338,9 +338,9 @@ KERNEL sru_backward_summary(const value_t* RESTRICT u, const state_t* RESTRICT b
                             int64 width, int64 directions, int64 chunk_length) {
     const Columns me(THREAD, length, batch, width, directions, chunk_length);
     if (!me.any || me.begin == 0) return;  // nothing precedes the first chunk
-    const Lanes parameters(me, bias, nullptr, mask);
+    const LaneParameters parameters(me, bias, nullptr, mask);
     state_t factor[VEC], constant[VEC];
-    LANES(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
+    FOR_EACH_LANE(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
     pipeline(
         me.end - me.begin,
         [&](Inputs& in, int64 i) {
@@ -353,7 +353,7 @@ KERNEL sru_backward_summary(const value_t* RESTRICT u, const state_t* RESTRICT b
         },
         [&](const Inputs& in, int64) {
             if (in.pad) return;
-            LANES(j, me.lanes) {
+            FOR_EACH_LANE(j, me.lanes) {
                 const Parameters p = parameters[j];
                 const state_t f = forget_gate(p, in.forget(j), state_t(0)), r = reset_gate(p, in.reset(j), state_t(0));
                 const state_t c = ACTIVATION ? in.c_before[j] : state_t(0);

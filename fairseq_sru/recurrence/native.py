@@ -15,7 +15,7 @@ from torch import Tensor
 from .build import Unavailable, host_library
 from .kernels import DEFAULT_VARIANT, Argument, Kernels, Shape, Variant
 
-LANES = 256  # channels that a thread of the text works on at most
+MAX_LANES = 256  # channels that a thread of the text works on at most
 ENOUGH = 16384  # elements below which a second core costs more than it brings
 
 
@@ -35,9 +35,9 @@ class Native(Kernels):
         half = shape.width // shape.directions
         rows = shape.batch * shape.directions * shape.chunks
         workers = min(threads_here(), 1 + shape.length * shape.batch * shape.width // ENOUGH)
-        group = LANES
+        group = MAX_LANES
         if workers > 1:  # some parts for each worker, of whole cache lines
-            group = max(16, min(LANES, -(-half * rows // (4 * workers)) // 16 * 16))
+            group = max(16, min(MAX_LANES, -(-half * rows // (4 * workers)) // 16 * 16))
         threads = rows * -(-half // group)
         run(library(variant), kernel, threads, group, workers, shape, arguments)
 
@@ -77,7 +77,7 @@ def load(path: Path, peephole: int) -> dict[str, Callable[[bytes], None]]:
 @functools.cache
 def library(variant: Variant) -> dict[str, Callable[[bytes], None]]:
     """The kernels of a variant, built if need be."""
-    options = ("-DWIDE", *variant.defines(vec=LANES, ahead=1))
+    options = ("-DWIDE", *variant.defines(vec=MAX_LANES, ahead=1))
     try:
         return load(host_library(options), variant.peephole)
     except OSError as error:

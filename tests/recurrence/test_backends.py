@@ -181,7 +181,7 @@ def test_a_killed_process_blocks_nobody(tmp_path: Path) -> None:
 
 def test_a_damaged_entry_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path))
-    options = ("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.LANES, ahead=1))
+    options = ("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.MAX_LANES, ahead=1))
     path = build.host_library(options)
     path.write_bytes(b"not a library")
     assert "sru_forward" in native.library(DEFAULT_VARIANT)

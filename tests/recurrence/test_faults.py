@@ -129,7 +129,7 @@ def test_a_damaged_entry_is_made_again(damage: str, cache: Path) -> None:
 
 def test_a_library_cut_short_is_never_loaded(cache: Path) -> None:
     """It would kill the process."""
-    options = ("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.LANES, ahead=1))
+    options = ("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.MAX_LANES, ahead=1))
     path = build.host_library(options)
     content = path.read_bytes()
     path.write_bytes(content[:8192])  # the first pages, which say what there should be
@@ -459,7 +459,7 @@ print(hashlib.sha256(path.read_bytes()).hexdigest())
 def building(cache: Path, compiler: str) -> subprocess.Popen[str]:
     """A process that builds the usual kernels by build.py alone, without torch."""
     return subprocess.Popen(
-        [sys.executable, "-S", "-c", BUILD, build.__file__, *DEFAULT_VARIANT.defines(vec=native.LANES, ahead=1)],
+        [sys.executable, "-S", "-c", BUILD, build.__file__, *DEFAULT_VARIANT.defines(vec=native.MAX_LANES, ahead=1)],
         env={**os.environ, "FAIRSEQ_SRU_CACHE": str(cache), "CXX": compiler},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -481,7 +481,7 @@ def finish(processes: list[subprocess.Popen[str]], timeout: float) -> list[str]:
 
 def test_a_hundred_processes_build_at_once_and_some_are_killed(cache: Path, tmp_path: Path) -> None:
     """With a compiler that writes half of a real library, and the other half once all have got so far."""
-    whole = build.host_library(("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.LANES, ahead=1)))
+    whole = build.host_library(("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.MAX_LANES, ahead=1)))
     content = whole.read_bytes()[:-CHECKSUM]
     (tmp_path / "whole.so").write_bytes(content)
     half = len(content) // 2

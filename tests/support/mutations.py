@@ -162,8 +162,8 @@ MUTATIONS = [
     Mutation(
         "h is the state at padding",
         "sru.cu",
-        "LANES(j, me.lanes) out.set(j, state_t(0));",
-        "LANES(j, me.lanes) out.set(j, c[j]);",
+        "FOR_EACH_LANE(j, me.lanes) out.set(j, state_t(0));",
+        "FOR_EACH_LANE(j, me.lanes) out.set(j, c[j]);",
         V1,
     ),
     # steps
@@ -214,9 +214,9 @@ MUTATIONS = [
         "padding counts in a chunk's summary",
         "sru.cu",
         """if (in.pad) return;
-            LANES(j, me.lanes) {
+            FOR_EACH_LANE(j, me.lanes) {
                 const state_t f =""",
-        """LANES(j, me.lanes) {
+        """FOR_EACH_LANE(j, me.lanes) {
                 const state_t f =""",
         CHUNKS,
     ),

@@ -26,23 +26,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from benchmarks.layer import (
-    BOTH,
-    FORWARD,
-    PLAIN,
-    SCANS,
-    SHAPES,
-    STEPS,
-    VARIANTS,
-    Case,
-    all_cases,
-    all_notes,
-    all_scans,
-    copying,
-    plot,
-    published_package,
-    ratios,
-)
+from benchmarks import layer
+from benchmarks.layer import BOTH, FORWARD, PLAIN, SCANS, SHAPES, STEPS, VARIANTS, Case
 from benchmarks.timing import DEVICE, ON_GPU, TITLE, at_least_one, folder, machine, measure
 from common.files import write
 
@@ -60,14 +45,14 @@ def main(arguments: list[str] | None = None) -> None:
         torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # by default cuDNN alone has it
 
-    package = None if args.quick else published_package()
+    package = None if args.quick else layer.published_package()
     backend = choose("auto", DEVICE.type)
     shapes, steps, scans = (SHAPES[:1], STEPS[1:2], SHAPES[:1]) if args.quick else (SHAPES, STEPS, SCANS)
     one = shapes[0] if args.quick else (32, 32, 512)
     here = machine(backend=backend.name if backend else "reference")
     title = TITLE.format(**here)
     count = 2**30 if ON_GPU else 2**28
-    bandwidth = count / measure({"copy": copying(count)}, args.turns)["copy"].median / 1e6
+    bandwidth = count / measure({"copy": layer.copying(count)}, args.turns)["copy"].median / 1e6
     print(f"{title}; medians of {args.turns}; copying reads and writes {bandwidth:,.0f} GB/s")
 
     plans = [(what, *s) for s in shapes for what in (FORWARD, BOTH)] + [(FORWARD, *s) for s in steps]
@@ -76,20 +61,20 @@ def main(arguments: list[str] | None = None) -> None:
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
         cases += [Case(what, *one, mode=PLAIN) for what in (FORWARD, BOTH)]
     scanned = [Case(FORWARD, *s, *variant) for s in scans for variant in dict(VARIANTS).items()]  # the last mode
-    found = all_cases(cases, package, args.turns)
+    found = layer.all_cases(cases, package, args.turns)
     report = {
         "machine": here,
         "turns": args.turns,
         "copy_gb_per_s": bandwidth,
-        "contestants": all_notes(package, Case(FORWARD, *one)),
+        "contestants": layer.all_notes(package, Case(FORWARD, *one)),
         "cases": [
-            {**case._asdict(), "ms": {name: s._asdict() for name, s in took.items()}, "ratios": ratios(took)}
+            {**case._asdict(), "ms": {name: s._asdict() for name, s in took.items()}, "ratios": layer.ratios(took)}
             for case, took in found.items()
         ],
-        "recurrence": all_scans(backend, scanned, args.turns) if backend else [],
+        "recurrence": layer.all_scans(backend, scanned, args.turns) if backend else [],
     }
     print()
-    figure = plot(found, f"One layer, {title}")
+    figure = layer.plot(found, f"One layer, {title}")
     files: dict[str, Callable[[Path], object]] = {
         "json": lambda path: path.write_text(json.dumps(report, indent=1) + "\n"),
         **{suffix: partial(figure.savefig, dpi=120) for suffix in ("svg", "png")},

@@ -25,20 +25,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from benchmarks.models import (
-    CASES,
-    KINDS,
-    OTHER,
-    SRU,
-    STEPS,
-    for_decoding,
-    searcher,
-    shares,
-    size,
-    stepper,
-    systems,
-    trainer,
-)
+from benchmarks.models import CASES, DECODING, KINDS, OTHER, SRU, STEPS, for_decoding, shares, size, systems, trainer
 from benchmarks.timing import TITLE, Function, Spread, at_least_one, folder, machine, measure, short, table
 from common.files import write_text
 from tqdm import tqdm
@@ -65,10 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     sizes = {name: size(model) for name, model in models.items()}
     print("parameters:", ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
 
-    cases: dict[str, tuple[Callable[[Any], Function], dict[str, Any]]] = {
-        "train": (partial(trainer, words=words), models)
-    }
-    for what, maker in (("step", stepper), ("decode", searcher)):
+    cases: dict[str, tuple[Callable[[Any], Function], dict[str, Any]]] = {}
+    cases["train"] = partial(trainer, words=words), models
+    for what, maker in DECODING.items():
         for sentences, beam in CASES[:1] if args.quick else CASES:
             name = f"{what}, batch {sentences}, beam {beam}"
             cases[name] = partial(maker, words=words, sentences=sentences, beam=beam), decoding
@@ -90,13 +76,7 @@ def main(arguments: list[str] | None = None) -> None:
     table("Milliseconds:", ["case", *models, *(f"{name} / {SRU}" for name in others)], rows())
     percent = ([case, *(f"{100 * s:.0f}" for s in now["shares"].values())] for case, now in found.items())
     table("Of the time of SRU, in %:", ["case", *KINDS, OTHER], percent)
-    report = {
-        "machine": here,
-        "turns": args.turns,
-        "vocabulary": args.vocabulary,
-        "parameters": sizes,
-        "cases": found,
-    }
+    report = {"machine": here, "turns": args.turns, "vocabulary": args.vocabulary, "parameters": sizes, "cases": found}
     path = args.out / "steps.json"
     write_text(path, json.dumps(report, indent=1) + "\n")
     print(f"\nwrote {path}")

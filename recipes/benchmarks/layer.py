@@ -100,7 +100,6 @@ class Product(nn.Module):
 
 
 def contestants(case: Case, package: Package) -> dict[str, nn.Module]:
-    """The layers that take part in a case."""
     size = case.size
     ours = SRU(size, size, num_layers=1)
     layers: dict[str, nn.Module] = {}
@@ -121,7 +120,6 @@ def without_onednn(function: Function) -> None:
 
 
 def caller(name: str, layer: nn.Module, case: Case) -> Function:
-    """A function that does what the case says."""
     shape = (case.batch, case.size, case.length) if name == CONV else (case.length, case.batch, case.size)
     x = torch.randn(shape, device=DEVICE, dtype=DTYPES[case.dtype], requires_grad=case.what == BOTH)
     layer.train(case.what == BOTH)
@@ -188,14 +186,9 @@ def products(function: Function) -> str:
 # ---------------------------------------------------------------- the recurrence alone, and copying
 
 
-def traffic(value: int, state: int = 4) -> dict[str, int]:
-    """Bytes that each pass moves for an element (step, sequence, channel), as kernels/sru.cu has it; c is kept.
-
-    Args:
-        value: bytes of an element of u (three of them), x, h and their gradients.
-        state: bytes of c.
-    """
-    u, x, h, c = 3 * value, value, value, state
+def traffic(value: int) -> dict[str, int]:
+    """Bytes that each pass moves for an element (step, sequence, channel), as kernels/sru.cu has it; c is kept."""
+    u, x, h, c = 3 * value, value, value, 4
     return {FORWARD: u + x + h + c, BACKWARD: 2 * (u + x) + h + c}
 
 

@@ -152,6 +152,7 @@ def searcher(model: Any, words: Any, sentences: int, beam: int) -> Function:
     return search
 
 
+DECODING = {"step": stepper, "decode": searcher}  # what is timed
 OTHER = "the rest, and Python"
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_linear_pointwise", "mkldnn_rnn_layer"),

@@ -84,15 +84,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="checkpoint files, or one folder of them")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the average")
     last = parser.add_mutually_exclusive_group()
-    last.add_argument(
-        "--num-epoch-checkpoints", type=_positive, metavar="N", help="average the last N checkpointE.pt of the folder"
-    )
-    last.add_argument(
-        "--num-update-checkpoints", type=_positive, metavar="N", help="average the last N checkpoint_E_U.pt"
-    )
-    parser.add_argument(
-        "--checkpoint-upper-bound", type=int, metavar="N", help="leave out those after epoch or update N"
-    )
+    last.add_argument("--num-epoch-checkpoints", type=_positive, metavar="N", help="the last N checkpointE.pt")
+    last.add_argument("--num-update-checkpoints", type=_positive, metavar="N", help="the last N checkpoint_E_U.pt")
+    parser.add_argument("--checkpoint-upper-bound", type=int, metavar="N", help="none after epoch or update N")
     args = parser.parse_args(argv)
 
     count = args.num_epoch_checkpoints or args.num_update_checkpoints

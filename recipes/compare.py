@@ -82,9 +82,8 @@ def main(argv: list[str] | None = None) -> int:
     comparison = Comparison(given)
     try:
         inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
-        ours = (
-            inside == {"data"} and (out / "data" / "manifest.json").is_file()
-        )  # made by the first command of a dry run
+        # made by the first command of a dry run
+        ours = inside == {"data"} and (out / "data" / "manifest.json").is_file()
         # stamps: of a version that left no other trace
         with held(out, mixed=ours or (out / "stamps" / "subset.json").is_file()):
             comparison.run()

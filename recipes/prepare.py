@@ -47,9 +47,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
         metavar="N",
         help="subwords in the joint vocabulary; with moses-bpe, merge operations (default: the data set's; 8000)",
     )
-    parser.add_argument(
-        "--local-dir", type=Path, metavar="DIR", help="a folder with archives that were already fetched"
-    )
+    parser.add_argument("--local-dir", type=Path, metavar="DIR", help="a folder of archives that were already fetched")
     own = parser.add_argument_group("your own text, instead of NAME")
     for split in SPLITS:
         own.add_argument(f"--{split}-prefix", metavar="PREFIX", help=f"PREFIX.LANGUAGE are the files for {split}")

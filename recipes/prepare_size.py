@@ -2,12 +2,11 @@
 
     python recipes/prepare_size.py TEXT --work DIR [--results FILE] [--tokenizer NAME ...] [--percent 1 --vocab-size N]
 
-TEXT.en and TEXT.de are parallel text, such as ``runs/debian/data/archives/debian-en-de/train``. From its sentences are
-made archives with WMT'14's names, layout and counts (4.5 million pairs): sentences are joined and cut to WMT's lengths,
-25 words on average, and one word in fifty gives way to an invented one, so that words go on to be new, millions in all.
-Then runs what a user types, ``prepare.py wmt14-en-de --local-dir``, but for the checksums, which are those of the made
-archives. Linux only: memory is the proportional set size (PSS) of the process and all below it, read twice a second.
-DIR takes 15 GB, and what is made there stays.
+Of parallel text, TEXT.en and TEXT.de, such as ``runs/debian/data/archives/debian-en-de/train``, are made archives with
+WMT'14's names, layout and counts (4.5 million pairs): sentences are joined and cut to WMT's lengths, and one word in
+fifty is invented, so that words go on to be new. Then runs ``prepare.py wmt14-en-de --local-dir``, but for the
+checksums, which are those of the made archives. Linux only: memory is the proportional set size (PSS) of the process
+and all below it, read twice a second. DIR takes 15 GB, and what is made there stays.
 """
 
 from __future__ import annotations

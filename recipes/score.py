@@ -22,9 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-set", choices=DATA_SETS, required=True)
     parser.add_argument("--split", choices=("valid", "test"), default="test")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="FILE", help="the last checkpoint of the training run"
-    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the training run's last")
     parser.add_argument("--generated", type=Path, required=True, metavar="FILE", help="what fairseq-generate printed")
     args = parser.parse_args(argv)
 

@@ -57,7 +57,6 @@ def layer_cases() -> dict[Case, dict[str, Any]]:
 
 
 def layer_in_short() -> str:
-    """Five rows for README."""
     found = layer_cases()
     rows = []
     for what, case in {
@@ -175,11 +174,9 @@ def preparing() -> str:
     rows = [[name, *(f"{part[unit]:.1f}" for part in found for unit in units)] for name, found in parts.items()]
     rows.append(["peak memory, GB", *(cell for run in runs.values() for cell in (f"{run['peak_gb']:.1f}", ""))])
     head = ["step", *(f"{name}, {unit.replace('cpu_', 'CPU ')}" for name in runs for unit in units)]
-    date = next(iter(runs.values()))["date"][:10]
-    where = (
-        f"{report['text']['pairs']:,} pairs. {here['device']}, {here['cores']} cores, shared with other work, {date}."
-    )
-    return f"{where}\n\n" + table(head, rows)
+    date, pairs = next(iter(runs.values()))["date"][:10], report["text"]["pairs"]
+    where = f"{pairs:,} pairs. {here['device']}, {here['cores']} cores, shared with other work, {date}.\n\n"
+    return where + table(head, rows)
 
 
 TABLES: dict[str, Callable[[], str]] = {

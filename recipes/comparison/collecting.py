@@ -76,7 +76,6 @@ def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict
 
 
 def collected(c: Comparison) -> dict[str, Any]:
-    """The report."""
     s, scored = c.settings, json.loads((c.out / "scores.json").read_text(encoding="utf-8"))
     made = {
         "name": c.out.name,

@@ -13,7 +13,6 @@ from .settings import Settings
 
 
 def words(flags: Mapping[str, Any]) -> list[str]:
-    """Flags as words of a command line."""
     line: list[str] = []
     for name, value in flags.items():
         if value is None or value is False:

@@ -11,7 +11,6 @@ import matplotlib
 matplotlib.use("Agg")
 from common.files import write
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
@@ -40,16 +39,10 @@ def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:
             for column in (0, 1):
                 for row, key in enumerate(("BLEU", "loss")):
                     y = [float("nan") if point[key] is None else point[key] for point in points]
-                    axes[row, column].plot(
-                        x[column],
-                        y,
-                        color=f"C{i}",
-                        marker="o",
-                        markersize=3,
-                        linewidth=1.5,
-                        alpha=1 if j == 0 else 0.6,
-                        label=name if j == 0 and (row, column) == (0, 0) else None,
-                    )
+                    line = axes[row, column].plot(x[column], y, color=f"C{i}", marker="o", markersize=3, linewidth=1.5)
+                    line[0].set_alpha(1 if j == 0 else 0.6)
+                    if j == row == column == 0:
+                        line[0].set_label(name)
     axes[0, 0].set_ylabel(f"BLEU, validation, beam {report['curve_beam']}")
     axes[1, 0].set_ylabel(f"loss, validation ({report['loss']})")
     axes[1, 0].set_xlabel(f"training time, {unit}")
@@ -67,22 +60,16 @@ def speed(systems: dict[str, Any]) -> Figure:
     values = [[system["training_tokens_per_second"] for system in systems.values()]]
     values += [[s["decoding"][i]["sentences_per_second"] for s in systems.values()] for i in range(len(settings))]
     height = 1.2 + 0.35 * max(len(systems), 2)
-    figure, axes = plt.subplots(
-        1, len(titles), figsize=(2.6 * len(titles), height), layout="constrained", squeeze=False
-    )
-    for k, axis in enumerate(axes[0]):
-        _bars(axis, titles[k], list(systems), values[k], named=k == 0)
+    size, places = (2.6 * len(titles), height), range(len(systems))
+    figure, axes = plt.subplots(1, len(titles), figsize=size, layout="constrained", squeeze=False)
+    for axis, title, found in zip(axes[0], titles, values, strict=True):
+        bars = axis.barh(places, found, color=[f"C{i}" for i in places], height=0.7)
+        axis.bar_label(bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in found], padding=3)
+        axis.set_title(title, fontsize=10)
+        axis.set_yticks(places, list(systems) if axis is axes[0, 0] else [""] * len(systems))
+        axis.invert_yaxis()
+        axis.grid(False)
+        axis.set_xticks([])
+        axis.spines["bottom"].set_visible(False)
+        axis.set_xlim(0, max(found, default=1) * 1.45)  # room for the numbers
     return figure
-
-
-def _bars(axis: Axes, title: str, names: list[str], values: list[float], named: bool) -> None:
-    places = range(len(names))
-    bars = axis.barh(places, values, color=[f"C{i}" for i in places], height=0.7)
-    axis.bar_label(bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in values], padding=3)
-    axis.set_title(title, fontsize=10)
-    axis.set_yticks(places, names if named else [""] * len(names))
-    axis.invert_yaxis()
-    axis.grid(False)
-    axis.set_xticks([])
-    axis.spines["bottom"].set_visible(False)
-    axis.set_xlim(0, max(values, default=1) * 1.45)  # room for the numbers

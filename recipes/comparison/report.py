@@ -81,15 +81,6 @@ def decoding_table(report: Report) -> str:
     return table(["sentences/s", *settings], rows)
 
 
-def domains_table(report: Report) -> str:
-    """BLEU by domain; empty without domains."""
-    systems, rows = tested(report), []
-    for domain in next((run.get("domains", {}) for _, run in runs(report)), {}):
-        scores = (spread(run["domains"][domain] for run in system["runs"]) for system in systems.values())
-        rows.append([domain, *map(mean, scores)])
-    return table(["domain", *systems], rows) if rows else ""
-
-
 # ---------------------------------------------------------------- report.md, a function a section
 
 
@@ -147,8 +138,11 @@ Intervals are of the bootstrap over sentences. They don't include the spread ove
 
 
 def domains(report: Report) -> str:
-    found = domains_table(report)
-    return f"## BLEU by domain\n\n{found}" if found else ""
+    systems, rows = tested(report), []
+    for domain in next((run.get("domains", {}) for _, run in runs(report)), {}):
+        found = (spread(run["domains"][domain] for run in system["runs"]) for system in systems.values())
+        rows.append([domain, *map(mean, found)])
+    return f"## BLEU by domain\n\n{table(['domain', *systems], rows)}" if rows else ""
 
 
 def repetitions(report: Report) -> str:
@@ -204,16 +198,12 @@ def failures(report: Report) -> str:
     return "\n".join(parts)
 
 
-SECTIONS = (summary, plots, scores, domains, repetitions, cost, samples, machine, commands, failures)
-
-
 def render(report: Report) -> str:
-    """report.md."""
-    return "\n".join(filter(None, (section(report) for section in SECTIONS)))
+    sections = (summary, plots, scores, domains, repetitions, cost, samples, machine, commands, failures)
+    return "\n".join(filter(None, (section(report) for section in sections)))
 
 
 def write(report: Report, folder: Path) -> None:
-    """Write the report's files."""
     write_text(folder / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(folder / "report.md", render(report))
     draw(report, folder)

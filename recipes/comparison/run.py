@@ -12,10 +12,8 @@ class Run(NamedTuple):
     seed: int
 
     def stage(self, what: str) -> str:
-        """The name of a stage of this run."""
         return f"{what} {self.system} {self.seed}"
 
     @property
     def file(self) -> str:
-        """What names its files."""
         return f"{self.system}-{self.seed}"

@@ -43,9 +43,8 @@ class Comparison:
         self.out = Path(given.out)
         self.stages = Stages(self.out / "stamps", tqdm.write)
         self.failures: dict[Run, str] = {}
-        self.runs: list[Run] = [
-            Run(n, seed) for seed in given.all_seeds() for n in given.systems if seed in given.seeds_of(n)
-        ]
+        seeds = given.all_seeds()
+        self.runs = [Run(n, seed) for seed in seeds for n in given.systems if seed in given.seeds_of(n)]
 
     def attempt(self, runs: list[Run], work: Callable[[], object]) -> None:
         """Do what concerns these runs, if none of them failed before."""
@@ -119,7 +118,6 @@ class Comparison:
         return self.commands.data / f"{split}.{ending}"
 
     def slice(self, system: str, number: int) -> None:
-        """Measure a system's training speed once."""
         name = f"slice {system} {number}"
         folder = self.out / "slices" / f"{system}-{number}"
         updates = self.settings.slices.updates
@@ -271,7 +269,6 @@ class Comparison:
             )
 
     def curve(self, run: Run) -> None:
-        """Score each checkpoint on sentences of the validation set."""
         references = [self.text["valid"][self.target][i] for i in self.chosen["valid"]]
         carried = self.stages.stamp(run.stage("train")).get("carried", [])
         for (updates, checkpoint), *_ in self.turns(run.stage("curve"), self.checkpoints(run)):

@@ -218,8 +218,6 @@ class Stages:
         Args:
             inputs: files that the result depends on.
             outputs: files that the command makes; folders of this stage alone, which are removed when it begins anew.
-            log: where what it prints goes.
-            on_line: sees each line that it prints.
             resume: for a command that goes on where it stopped: told the stamp before the command is run; returns what
                 to add to the stamp, or None if nothing is left to do.
             facts: called when it is done; returns what to add to the stamp.

@@ -33,17 +33,13 @@ class Unreachable(RecipeError):
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch. Where no checksum is known, the first download's is recorded beside it, in NAME.sha256.
-
-    Attributes:
-        cached: a file outside of the project that is this archive where it exists.
-    """
+    """A file to fetch. Where no checksum is known, the first download's is recorded beside it, in NAME.sha256."""
 
     url: str
     bytes: int | None = None
     sha256: str | None = None
     md5: str | None = None  # for what sacreBLEU knows by its MD5 alone
-    cached: Path | None = None
+    cached: Path | None = None  # a file outside of the project that is this archive where it exists
 
     @property
     def name(self) -> str:
@@ -52,13 +48,11 @@ class Archive:
 
 def digest(path: Path, kind: str = "sha256") -> str:
     """Checksum of a file of any size, with a progress bar for large ones."""
-    made = hashlib.new(kind)
-    size = path.stat().st_size
-    bar = tqdm(total=size, desc=f"check {path.name}", unit="B", unit_scale=True, disable=None if size > 2**26 else True)
-    with bar, path.open("rb") as file:
-        while block := file.read(BLOCK):
+    made, size = hashlib.new(kind), path.stat().st_size
+    bar: dict[str, Any] = {"desc": f"check {path.name}", "disable": None if size > 2**26 else True}
+    with path.open("rb") as file, tqdm.wrapattr(file, "read", size, **bar) as watched:
+        while block := watched.read(BLOCK):
             made.update(block)
-            bar.update(len(block))
     return made.hexdigest()
 
 
@@ -185,7 +179,7 @@ def find(archive: Archive, places: Iterable[Path]) -> Path | None:
 
 
 def fetch(
-    archives: Iterable[Archive], local_dir: Path | None, folder: Path
+    archives: list[Archive], local_dir: Path | None, folder: Path
 ) -> tuple[dict[str, Path], list[dict[str, Any]]]:
     """Find each archive in ``local_dir``, in ``folder`` or in its cache, or download it into ``folder``.
 
@@ -195,7 +189,6 @@ def fetch(
     Raises:
         RecipeError: one is wrong, or cannot be had; the message names the files that are needed and where to put them.
     """
-    archives = list(archives)
     places = [local_dir, folder] if local_dir else [folder]
     paths: dict[str, Path] = {}
     facts: list[dict[str, Any]] = []
@@ -215,7 +208,6 @@ def fetch(
 
 
 def instructions(missing: Iterable[Archive]) -> str:
-    """What to fetch by hand, and where to put it."""
     lines = ["Where there is internet, fetch the following, put it into one folder, and name that with --local-dir:"]
     for archive in missing:
         facts = [f"{archive.bytes:,} bytes"] if archive.bytes else []
@@ -237,26 +229,26 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
     """
     wanted = {member: folder / Path(member).name for member in members}
     missing = set(wanted)
-    size = archive.stat().st_size
-    bar = tqdm(total=size, desc=f"unpack {archive.name}", unit="B", unit_scale=True, disable=None)
+    bar: dict[str, Any] = {"total": archive.stat().st_size, "desc": f"unpack {archive.name}", "disable": None}
     try:
-        with bar, archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
+        with (
+            archive.open("rb") as file,
+            tqdm.wrapattr(file, "read", **bar) as watched,
+            tarfile.open(fileobj=watched, mode="r|gz") as tar,  # type: ignore[call-overload]
+        ):
             for item in tar:
                 name = item.name.removeprefix("./")
                 if name in missing and (content := tar.extractfile(item)):
-                    with wanted[name].open("wb") as file:
-                        while block := content.read(1 << 20):
-                            file.write(block)
-                            bar.update(raw.tell() - bar.n)
+                    with wanted[name].open("wb") as made:
+                        shutil.copyfileobj(content, made, BLOCK)
                     missing.remove(name)
                     if not missing:
                         break
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise cut_off(archive, error) from None
     if missing:
-        raise RecipeError(
-            f"{archive} has no {', '.join(sorted(missing))}: it is another archive than this recipe knows"
-        )
+        names = ", ".join(sorted(missing))
+        raise RecipeError(f"{archive} has no {names}: it is another archive than this recipe knows")
     return list(wanted.values())
 
 

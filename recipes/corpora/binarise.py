@@ -55,12 +55,7 @@ def dictionary(files: list[Path], processes: int) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Numbering:
-    """The work of one process on lines of text: their words' numbers, each line's with the end of sentence.
-
-    Attributes:
-        words: the numbers of the words.
-        dtype: of the numbers.
-    """
+    """The work of one process on lines of text: their words' numbers, each line's with the end of sentence."""
 
     words: dict[str, int]
     dtype: str
@@ -110,7 +105,6 @@ def binarise(languages: Pair, prefixes: list[Path], large: bool, to: Path) -> No
     Args:
         prefixes: of train, valid and test; ``{prefix}.{language}`` are files of words with spaces between them.
         large: all cores work on the training text.
-        to: a folder that is made.
     """
     to.mkdir()
     text = [[prefix.with_name(f"{prefix.name}.{language}") for language in languages] for prefix in prefixes]

@@ -15,40 +15,23 @@ from common.errors import RecipeError
 from common.files import write_text
 from tqdm import tqdm
 
+from . import subwords
 from .archives import Archive, digest, fetch
 from .binarise import binarise
 from .cleaning import Tally, all_pairs, plain, train_pairs
 from .registry import SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
-from .subwords import (
-    ENDINGS,
-    FEW,
-    MODELS,
-    Encoder,
-    Encoding,
-    Limits,
-    Pair,
-    Selection,
-    chunks,
-    cores,
-    in_order,
-    processes_for,
-    read,
-)
+from .subwords import ENDINGS, FEW, MODELS, Encoder, Limits, Pair, chunks, cores, in_order, read
 
 IWSLT = Limits(175, 1.5)  # of fairseq's prepare-iwslt14.sh, in Moses' tokens
 MANIFEST = "manifest.json"
 
 
 class Task(NamedTuple):
-    """What is to be prepared.
-
-    Attributes:
-        texts: text files of each split, and ``domains`` label files, where they are not made of archives.
-    """
+    """What is to be prepared."""
 
     name: str
     corpus: Corpus
-    texts: Texts
+    texts: Texts  # text files of each split, and domains label files, where they are not made of archives
     domains: dict[str, Path]
     tokenizer: str
     vocab_size: int
@@ -56,7 +39,6 @@ class Task(NamedTuple):
 
     @property
     def archives(self) -> list[Archive]:
-        """What is fetched."""
         test_set = self.corpus.sacrebleu
         return [*self.corpus.archives, *([sacrebleu_archive(test_set)] if test_set else [])]
 
@@ -71,12 +53,10 @@ class Task(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         """What the result depends on beside its sources, as the manifest has it."""
-        tools = [
-            "fairseq",
-            *{"sentencepiece": ["sentencepiece"], "moses-bpe": ["sacremoses", "subword-nmt"]}[self.tokenizer],
-        ]
-        tools += ["sacrebleu"] if self.corpus.sacrebleu else []
-        tools += ["sacremoses"] if self.corpus.valid_every else []
+        learned_by = {"sentencepiece": {"sentencepiece"}, "moses-bpe": {"sacremoses", "subword-nmt"}}
+        tools = {"fairseq", *learned_by[self.tokenizer]}
+        tools |= {"sacrebleu"} if self.corpus.sacrebleu else set()
+        tools |= {"sacremoses"} if self.corpus.valid_every else set()
         return {
             "data_set": self.name,
             "source": self.corpus.languages[0],
@@ -84,7 +64,7 @@ class Task(NamedTuple):
             "tokenizer": self.tokenizer,
             "vocab_size": self.vocab_size,
             "domains": self.corpus.labelled,
-            "versions": {package: version(package) for package in sorted(set(tools))},
+            "versions": {package: version(package) for package in sorted(tools)},
         }
 
 
@@ -122,7 +102,7 @@ def paths_of(folder: Path, split: str, languages: Pair, ending: str = "") -> Par
 
 
 def write(pairs: Iterable[Pair], paths: Parallel, what: str) -> int:
-    """Write pairs in lines, with a progress bar; returns how many."""
+    """Returns how many they are."""
     count = 0
     with (
         paths[0].open("w", encoding="utf-8", newline="\n") as left,
@@ -137,7 +117,7 @@ def write(pairs: Iterable[Pair], paths: Parallel, what: str) -> int:
 
 def select(pairs: Iterable[Pair], encoder: Encoder, tally: Tally) -> Iterator[Pair]:
     """The pairs that keep to fairseq's limits for IWSLT."""
-    for kept, faults in in_order(Selection(encoder, IWSLT), chunks(pairs), cores()):
+    for kept, faults in in_order(subwords.Selection(encoder, IWSLT), chunks(pairs), cores()):
         tally.dropped.update(faults)
         yield from kept
 
@@ -171,7 +151,7 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
 def encode(corpus: Corpus, encoder: Encoder, split: str, tally: Tally, work: Path) -> None:
     """Write the text in subwords into ``work``; pairs of training text that exceed the limits leave."""
     train = split == "train"
-    encoding = Encoding(encoder, Limits(corpus.longest, corpus.ratio if train else None), drop=train)
+    encoding = subwords.Encoding(encoder, Limits(corpus.longest, corpus.ratio if train else None), drop=train)
     pairs = tally.last
     source, target = paths_of(work, split, corpus.languages, f".{ENDINGS[encoder.tokenizer]}")
     text = read(*paths_of(work, split, corpus.languages))
@@ -180,7 +160,7 @@ def encode(corpus: Corpus, encoder: Encoder, split: str, tally: Tally, work: Pat
         source.open("w", encoding="utf-8", newline="\n") as left,
         target.open("w", encoding="utf-8", newline="\n") as right,
     ):
-        for a, b, faults in in_order(encoding, chunks(bar), processes_for(pairs)):
+        for a, b, faults in in_order(encoding, chunks(bar), subwords.processes_for(pairs)):
             left.write(a)
             right.write(b)
             (tally.dropped if train else tally.odd).update(faults)
@@ -233,11 +213,11 @@ def make(task: Task, work: Path, archives: Path) -> Path:
         print(f"{split}: {tally}", flush=True)
     ending = ENDINGS[task.tokenizer]
     for split in SPLITS:
-        plain_text, subwords = paths_of(text, split, languages), paths_of(text, split, languages, f".{ending}")
+        plain_text, encoded = paths_of(text, split, languages), paths_of(text, split, languages, f".{ending}")
         if split != "train" and corpus.lower:
             pairs_in_lower_case = ((a.lower(), b.lower()) for a, b in read(*plain_text))
             write(pairs_in_lower_case, paths_of(made, split, languages), f"lower {split}")
-        for path in [*subwords, *(plain_text if split != "train" and not corpus.lower else ())]:
+        for path in [*encoded, *(plain_text if split != "train" and not corpus.lower else ())]:
             path.rename(made / path.name)
         if split in domains:
             labels(domains[split], tallies[split].last, made / f"{split}.domains")

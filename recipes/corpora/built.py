@@ -34,14 +34,9 @@ def check_out(out: Path, made_by: str) -> None:
 
 
 def replace(out: Path, texts: Mapping[str, Sequence[str]], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Put files into ``out``, all at once, in place of what an earlier build made.
+    """Put files, lines by name, into ``out``, all at once, in place of what an earlier build made.
 
-    Args:
-        texts: lines of each file by its name.
-        manifest: for manifest.json; ``made_by`` names the script.
-
-    Returns:
-        The manifest with the checksums of the files.
+    ``made_by`` in the manifest names the script. Returns the manifest with the checksums of the files.
 
     Raises:
         RecipeError: ``out`` has something else.

@@ -19,23 +19,15 @@ BYTE_ORDER_MARK = "\ufeff"
 
 @dataclass
 class Tally:
-    """What happened to a split.
+    """What happened to a split."""
 
-    Attributes:
-        pairs: how many were there after each step.
-        dropped: pairs by reason; of the training text only.
-        edited: lines by what was made plain in them.
-        odd: pairs of validation and test text that are kept, by what is odd about them.
-    """
-
-    pairs: dict[str, int] = field(default_factory=dict)
-    dropped: Counter[str] = field(default_factory=Counter)
-    edited: Counter[str] = field(default_factory=Counter)
-    odd: Counter[str] = field(default_factory=Counter)
+    pairs: dict[str, int] = field(default_factory=dict)  # how many were there after each step
+    dropped: Counter[str] = field(default_factory=Counter)  # pairs by reason; of the training text only
+    edited: Counter[str] = field(default_factory=Counter)  # lines by what was made plain in them
+    odd: Counter[str] = field(default_factory=Counter)  # pairs of validation and test text, kept, by what is odd
 
     @property
     def last(self) -> int:
-        """Pairs after the last step so far."""
         return list(self.pairs.values())[-1]
 
     def __str__(self) -> str:

@@ -26,7 +26,6 @@ def run(*command: str, remedy: str, cwd: Path | None = None) -> str:
 
 
 def find_deb(folder: Path, package: str) -> Path:
-    """The one file of a package in a folder."""
     found = sorted(folder.glob(f"{package}_*.deb"))
     if len(found) != 1:
         raise RecipeError(f"{folder} has {len(found)} files {package}_*.deb: put exactly one version there")
@@ -52,6 +51,5 @@ def members(deb: Path, wanted: re.Pattern[str]) -> Iterator[tuple[re.Match[str],
 
 
 def facts(deb: Path) -> dict[str, str]:
-    """What the manifest says of a package."""
     version = run("dpkg-deb", "--field", str(deb), "Version", remedy="fetch the package again").strip()
     return {"package": deb.name.split("_")[0], "version": version, "sha256": digest(deb)}

@@ -35,18 +35,7 @@ from .archives import digest
 from .built import check_out, replace
 from .deb import facts, find_deb, run
 from .debian_sources import LISTS
-from .pairs import (
-    MIN_LETTERS,
-    NEAR_COPY,
-    Pair,
-    Rules,
-    leakage,
-    part_of,
-    reject_reason,
-    segments,
-    without_copies,
-    words,
-)
+from .pairs import Pair, Rules, leakage, part_of, reject_reason, segments, without_copies, words
 
 MADE_BY = "fairseq_sru recipes/debian.py"
 PARTS = ("test", "valid", "train")  # each without near-copies of those before it
@@ -226,10 +215,7 @@ def read(files: dict[str, Path], counts: dict[str, Counter[str]]) -> Iterator[tu
 
 
 def build(out: Path, local_dir: Path | None = None) -> dict[str, Any]:
-    """Fetches what is missing into ``out``.packages, builds the data set aside, and moves it to ``out`` whole.
-
-    Returns:
-        The manifest.
+    """Fetches what is missing into ``out``.packages, builds the data set, moves it to ``out``; returns the manifest.
 
     Raises:
         RecipeError: ``out`` has other files, or packages are missing or damaged; the message says what to do.
@@ -238,8 +224,7 @@ def build(out: Path, local_dir: Path | None = None) -> dict[str, Any]:
     check_out(out, MADE_BY)
     files = fetch(out.with_name(f"{out.name}.packages"), local_dir.resolve() if local_dir else None)
     least = dict(zip(("en", "de"), RULES.min_words, strict=True))
-    rules = {"words": {lang: [n, RULES.max_words] for lang, n in least.items()}, "min_letters": MIN_LETTERS}
-    rules |= {"max_length_ratio": RULES.max_ratio, "max_shared_words": RULES.max_shared, "near_copy": NEAR_COPY}
+    rules = RULES.described({lang: [n, RULES.max_words] for lang, n in least.items()})
     rules |= {"held_out_documents": {label: dict(zip(PARTS, d.held_out, strict=False)) for label, d in DOMAINS.items()}}
     version = run("dpkg-deb", "--version", remedy="install dpkg").split("version ")[-1].split()[0]
     manifest: dict[str, Any] = {"made_by": MADE_BY, **described(files), "parameters": rules}

@@ -201,9 +201,8 @@ class Manual:
         if macro and macro[1] in ROFF_LAYOUT:
             return
         if macro and macro[1] in ROFF_FONTS:
-            self.add(
-                ("" if len(macro[1]) == 2 and macro[1] not in ("SM", "SB") else " ").join(self.arguments(macro[2]))
-            )
+            alternating = len(macro[1]) == 2 and macro[1] not in ("SM", "SB")
+            self.add(("" if alternating else " ").join(self.arguments(macro[2])))
         elif macro and macro[1] == "MR":
             name, section, *rest = [*self.arguments(macro[2]), "", ""]
             self.add(f"{name}({section}){''.join(rest)}")

@@ -28,7 +28,6 @@ class Queue:
         heapq.heapify(self.order)
 
     def add(self, pair: Symbols, count: int) -> None:
-        """Change a count by so many."""
         if (old := self.counts[pair]) in self.pairs:
             self.pairs[old].discard(pair)
         self.counts[pair] += count

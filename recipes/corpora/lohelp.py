@@ -26,21 +26,7 @@ from common.errors import RecipeError
 
 from .built import check_out, replace
 from .deb import facts, find_deb, members, run
-from .pairs import (
-    HOLE,
-    MIN_LETTERS,
-    NEAR_COPY,
-    Pair,
-    Rules,
-    clean,
-    fraction,
-    leakage,
-    part_of,
-    reject_reason,
-    segments,
-    without_copies,
-    words,
-)
+from .pairs import HOLE, Pair, Rules, clean, fraction, leakage, part_of, reject_reason, segments, without_copies, words
 
 MADE_BY = "fairseq_sru recipes/lohelp.py"
 PACKAGES = {"en": "libreoffice-help-en-us", "de": "libreoffice-help-de"}
@@ -197,9 +183,7 @@ def build(deb_dir: Path, out: Path) -> dict[str, Any]:
         raise RecipeError(f"versions {en['version']} and {de['version']} differ: fetch both packages of one version")
     counts: Counter[str] = Counter()
     parts = split(select(aligned(en_pages, de_pages, counts), counts), counts)
-    rules: dict[str, Any] = {"words": [RULES.min_words[0], RULES.max_words], "min_letters": MIN_LETTERS}
-    rules |= {"max_length_ratio": RULES.max_ratio, "max_shared_words": RULES.max_shared, "near_copy": NEAR_COPY}
-    rules |= {"page_shares": SHARES, "sizes": SIZES}
+    rules = RULES.described([RULES.min_words[0], RULES.max_words]) | {"page_shares": SHARES, "sizes": SIZES}
     notice = NOTICE.format(version=en["version"], upstream=en["version"].split(":")[-1].split("-")[0], stanza=stanza)
     texts = {f"{part}.{lang}": [getattr(p, lang) for p in pairs] for part, pairs in parts.items() for lang in PACKAGES}
     licence = MPL.read_text(encoding="utf-8").removesuffix("\n").split("\n")

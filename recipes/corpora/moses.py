@@ -35,9 +35,7 @@ class Tokenizer(MosesTokenizer):
 def tokens(language: str, normalise: bool, then: Callable[[str], str]) -> Callable[[str], str]:
     """Makes a function that turns a line of plain text into tokens with a space between two.
 
-    Args:
-        normalise: normalise punctuation first, and split at hyphens.
-        then: what else is done to tokens; it doesn't look from one to the next.
+    ``normalise`` normalises punctuation first, and splits at hyphens; ``then`` is done to tokens one by one.
     """
     tokenizer, normalizer = Tokenizer(language), MosesPunctNormalizer(language)
     normalizer.substitutions = [(re.compile(rule), to) for rule, to in normalizer.substitutions]

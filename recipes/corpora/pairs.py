@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,29 +34,22 @@ class Pair(NamedTuple):
 
 
 class Rules(NamedTuple):
-    """Which pairs are fit for training.
+    """Which pairs are fit for training."""
 
-    Attributes:
-        hole: what :data:`HOLE` stands for, as the manifest has it.
-        min_words: of English and German; words without a letter or digit don't count.
-        max_words: of each side.
-        plain: what all of both sides may consist of.
-        foreign: what neither side may have.
-        markup: patterns that neither side may have, by reason.
-        max_ratio: of the lengths of the two sides in characters.
-        max_word_ratio: of the lengths in words.
-        max_shared: of the shorter side's words that the other has too; with more, it was not translated.
-    """
+    hole: str  # what HOLE stands for, as the manifest has it
+    min_words: tuple[int, int]  # of English and German; words without a letter or digit don't count
+    max_words: int  # of each side
+    plain: re.Pattern[str]  # what all of both sides may consist of
+    foreign: re.Pattern[str]  # what neither side may have
+    markup: dict[str, re.Pattern[str]]  # what neither side may have, by reason
+    max_ratio: float  # of the lengths of the two sides in characters
+    max_word_ratio: float  # of the lengths in words
+    max_shared: float  # of the shorter side's words that the other has too; with more, it was not translated
 
-    hole: str
-    min_words: tuple[int, int]
-    max_words: int
-    plain: re.Pattern[str]
-    foreign: re.Pattern[str]
-    markup: dict[str, re.Pattern[str]]
-    max_ratio: float
-    max_word_ratio: float
-    max_shared: float
+    def described(self, lengths: object) -> dict[str, Any]:
+        """For the manifest; ``lengths``: the words that a side may have, as the manifest is to have them."""
+        ratios = {"max_length_ratio": self.max_ratio, "max_shared_words": self.max_shared}
+        return {"words": lengths, "min_letters": MIN_LETTERS, **ratios, "near_copy": NEAR_COPY}
 
 
 def clean(text: str) -> str:

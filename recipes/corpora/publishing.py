@@ -32,7 +32,6 @@ def differences(manifest: dict[str, Any], task: Task) -> list[str]:
 
 
 def some(what: list[str]) -> str:
-    """The first of many."""
     return "; ".join(what if len(what) < 5 else [*what[:3], f"{len(what) - 3} more"])
 
 

@@ -9,7 +9,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,44 +26,35 @@ Parallel = tuple[Path, Path]  # source and target file, with as many lines
 Texts = dict[str, list[Parallel]]  # of each split
 
 MULTI30K = "https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/task1/raw/"
+MULTI30K_FILES = {  # with their sha256
+    "train.en": "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f",
+    "train.de": "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6",
+    "val.en": "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28",
+    "val.de": "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a",
+}
 IWSLT_TEST = ("TED.dev2010", "TEDX.dev2012", "TED.tst2010", "TED.tst2011", "TED.tst2012")
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A data set.
+    """A data set."""
 
-    Attributes:
-        languages: of source and target.
-        vocab_size: subwords in the joint vocabulary unless the user says otherwise.
-        about: pairs for training, room on disk with archives, licence.
-        archives: what is fetched.
-        lay_out: given the archives by name and a folder to write to, makes the text files of each split.
-        sacrebleu: sacreBLEU's name of the test set, where the test set is sacreBLEU's.
-        longest: subwords on a side of a training pair, at most; None where all stay.
-        ratio: of the longer to the shorter side of a training pair, in subwords, at most; None where all stay.
-        deduplicate: drop a training pair that was there before.
-        lower: in lower case.
-        normalise: Moses normalises punctuation and splits at hyphens, as was usual for WMT.
-        valid_every: every so many-th training pair is for validation.
-        labelled: pairs for validation and test have a domain.
-        build: in place of archives: given a folder and --local-dir, builds ``{train,valid,test}.LANGUAGE`` and
-            ``{valid,test}.domains`` there, and returns a manifest.
-    """
-
-    languages: tuple[str, str]
-    vocab_size: int
-    about: str
+    languages: tuple[str, str]  # of source and target
+    vocab_size: int  # subwords in the joint vocabulary unless the user says otherwise
+    about: str  # pairs for training, room on disk with archives, licence
     archives: tuple[Archive, ...] = ()
+    # given the archives by name and a folder to write to, makes the text files of each split
     lay_out: Callable[[dict[str, Path], Path], Texts] | None = None
-    sacrebleu: str | None = None
-    longest: int | None = 250
-    ratio: float | None = None
-    deduplicate: bool = True
+    sacrebleu: str | None = None  # sacreBLEU's name of the test set, where the test set is sacreBLEU's
+    longest: int | None = 250  # subwords on a side of a training pair, at most; None where all stay
+    ratio: float | None = None  # of the longer to the shorter side, in subwords, at most; None where all stay
+    deduplicate: bool = True  # drop a training pair that was there before
     lower: bool = False
-    normalise: bool = True
-    valid_every: int | None = None
-    labelled: bool = False
+    normalise: bool = True  # Moses normalises punctuation and splits at hyphens, as was usual for WMT
+    valid_every: int | None = None  # every so many-th training pair is for validation
+    labelled: bool = False  # pairs for validation and test have a domain
+    # in place of archives: given a folder and --local-dir, builds {train,valid,test}.LANGUAGE and {valid,test}.domains
+    # there, and returns a manifest
     build: Callable[[Path, Path | None], dict[str, Any]] | None = None
 
 
@@ -82,7 +73,6 @@ def sacrebleu_archive(test_set: str) -> Archive:
 
 
 def sacrebleu_raw(test_set: str, url: str) -> Path:
-    """Where an archive is in a folder of sacreBLEU's."""
     return Path(test_set, "raw", f"{test_set.replace('/', '_')}.{url.rsplit('/', 1)[1]}")
 
 
@@ -149,8 +139,8 @@ def iwslt14(archives: dict[str, Path], folder: Path) -> Texts:
         files += [f"IWSLT14.{name}.de-en.{language}.xml" for name in IWSLT_TEST]
         tags, *tests = unpack(archives["de-en.tgz"], [f"de-en/{file}" for file in files], folder)
         texts[language] = (folder / f"train.plain.{language}", folder / f"test.plain.{language}")
-        write(texts[language][0], iwslt_train(tags))
-        write(texts[language][1], (line for test in tests for line in iwslt_test(test)))
+        texts[language][0].write_bytes(b"".join(iwslt_train(tags)))
+        texts[language][1].write_bytes(b"".join(line for test in tests for line in iwslt_test(test)))
     return {split: [(texts["de"][i], texts["en"][i])] for i, split in enumerate(("train", "test"))}
 
 
@@ -163,21 +153,11 @@ def iwslt_train(path: Path) -> Iterator[bytes]:
 
 
 def iwslt_test(path: Path) -> Iterator[bytes]:
-    """The segments of an .xml file."""
     with path.open("rb") as file:
         for line in file:
             if b"<seg id" in line:
                 text = re.sub(rb'<seg id="[0-9]*">\s*|\s*</seg>\s*', b"", line).replace("’".encode(), b"'")
                 yield text.rstrip(b"\n") + b"\n"
-
-
-def write(path: Path, lines: Iterable[bytes]) -> None:
-    with path.open("wb") as file:
-        file.writelines(lines)
-
-
-def multi30k_archive(name: str, sha256: str) -> Archive:
-    return Archive(f"{MULTI30K}{name}.gz", sha256=sha256)
 
 
 CORPORA = {
@@ -193,12 +173,7 @@ CORPORA = {
         ("en", "de"),
         8000,
         "29,000 pairs; not tried: about 20 MB; image captions, terms of github.com/multi30k/dataset",
-        archives=(
-            multi30k_archive("train.en", "d79cfa999dd4c51d2cb42499b6796d5a882c3a8a961923c25a898c90f8bbd56f"),
-            multi30k_archive("train.de", "726e39b2fa9eb9ffb6dc763fb35a179f80fae06ffc5d28b6ace5faa883de28a6"),
-            multi30k_archive("val.en", "14f7d25ddd868909a9213e361768460edcacdd6ab9d1e77b92560dc10c10dc28"),
-            multi30k_archive("val.de", "f0cba2f995189cf5770f29a8a9a537a3ad3f51657ad873405082ff6863a5e75a"),
-        ),
+        archives=tuple(Archive(f"{MULTI30K}{name}.gz", sha256=sha256) for name, sha256 in MULTI30K_FILES.items()),
         lay_out=multi30k,
         sacrebleu="multi30k/2016",
         deduplicate=False,  # what is published is of all 29,000

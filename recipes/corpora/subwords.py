@@ -90,21 +90,13 @@ def read(source: Path, target: Path) -> Iterator[Pair]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """How the text of a data set becomes subwords.
+    """How the text of a data set becomes subwords."""
 
-    Attributes:
-        tokenizer: one of MODELS.
-        languages: of source and target.
-        lower: in lower case.
-        normalise: Moses normalises punctuation and splits at hyphens.
-        model: the file that ``learn`` writes.
-    """
-
-    tokenizer: str
-    languages: Pair
+    tokenizer: str  # one of MODELS
+    languages: Pair  # of source and target
     lower: bool
-    normalise: bool
-    model: Path
+    normalise: bool  # Moses normalises punctuation and splits at hyphens
+    model: Path  # the file that learn() writes
 
     def moses(self, then: Callable[[str], str] = str) -> Callable[[Pairs], Pairs]:
         """Makes a function that tokenises pairs; ``then`` splits tokens further."""
@@ -150,10 +142,7 @@ class Encoder:
         return lambda pairs: Counter(word for pair in words(pairs) for text in pair for word in text.split(" ") if word)
 
     def learn(self, source: Path, target: Path, pairs: int, vocab_size: int) -> None:
-        """Learn a joint vocabulary of ``vocab_size`` subwords (moses-bpe: merge operations), and write it.
-
-        Args:
-            source, target: plain text of ``pairs`` lines.
+        """Learn a joint vocabulary of ``vocab_size`` subwords (moses-bpe: merge operations) from ``pairs`` lines.
 
         Raises:
             RuntimeError, ValueError: the text doesn't allow a vocabulary of that size.
@@ -188,18 +177,12 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a training pair may be, in tokens; None where all may be.
+    """What a training pair may be, in tokens; None where all may be."""
 
-    Attributes:
-        longest: of a side, at most.
-        ratio: of the longer to the shorter side, at most.
-    """
-
-    longest: int | None = None
-    ratio: float | None = None
+    longest: int | None = None  # of a side, at most
+    ratio: float | None = None  # of the longer to the shorter side, at most
 
     def fault(self, a: str, b: str) -> str | None:
-        """What limit two texts exceed."""
         shorter, longer = sorted((len(a.split()), len(b.split())))
         if not shorter:
             return "empty"
@@ -212,15 +195,11 @@ class Limits:
 
 @dataclass(frozen=True)
 class Encoding:
-    """The work of one process on a list of pairs: subwords, and what exceeds the limits.
-
-    Attributes:
-        drop: whether pairs that exceed them leave, or are only counted.
-    """
+    """The work of one process on a list of pairs: subwords, and what exceeds the limits."""
 
     encoder: Encoder
     limits: Limits
-    drop: bool
+    drop: bool  # whether pairs that exceed them leave, or are only counted
 
     def __call__(self) -> Callable[[Pairs], tuple[str, str, Counter[str]]]:
         subwords = self.encoder.subwords()

@@ -40,9 +40,8 @@ VARIABLES = (BACKEND_VARIABLE, CACHE_VARIABLE, nvrtc.NVRTC_VARIABLE, "CXX", "CUD
 def packages() -> dict[str, str | None]:
     """Versions of what is installed by name; None for what isn't."""
     found: dict[str, str | None] = {"Python": platform.python_version(), "fairseq_sru": __version__}
-    installed = {
-        d.metadata["Name"].lower(): d.version for d in importlib.metadata.distributions() if d.metadata["Name"]
-    }
+    distributions = importlib.metadata.distributions()
+    installed = {d.metadata["Name"].lower(): d.version for d in distributions if d.metadata["Name"]}
     for name in ("torch", "fairseq", "cupy", "pynvrtc", "cuda-pathfinder", "sacrebleu"):
         names = [n for n in installed if n == name or (name == "cupy" and n.startswith("cupy-cuda"))]
         found[name] = ", ".join(f"{installed[n]}{f' ({n})' * (n != name)}" for n in names) or None
@@ -128,13 +127,8 @@ def cache() -> dict[str, Any]:
         folder = cache_folder()
     except Unavailable as error:
         return {"folder": None, "files": 0, "bytes": 0, "trouble": str(error)}
-    files = [path for path in folder.iterdir() if path.is_file()]
-    return {
-        "folder": str(folder),
-        "files": len(files),
-        "bytes": sum(path.stat().st_size for path in files),
-        "trouble": trouble,
-    }
+    sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+    return {"folder": str(folder), "files": len(sizes), "bytes": sum(sizes), "trouble": trouble}
 
 
 class Trial(NamedTuple):

@@ -26,18 +26,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = [
-    "CHECKSUM",
-    "Unavailable",
-    "cache_folder",
-    "cached",
-    "host_compiler",
-    "host_library",
-    "kernel_folder",
-    "kernel_text",
-    "user_cache",
-]
-
 CACHE_VARIABLE = "FAIRSEQ_SRU_CACHE"
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an entry, which loaders of libraries don't look at
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
@@ -118,13 +106,11 @@ def cache_folder() -> Path:
         Unavailable: neither can be written, or this is Windows.
     """
     folder, trouble = user_cache()
-    if not trouble:
-        return folder
-    warnings.warn(f"SRU's compiled kernels are kept for this process alone: {trouble}", stacklevel=2)
-    return _temporary_folder()
+    return _temporary_folder(trouble) if trouble else folder
 
 
-def _temporary_folder() -> Path:
+def _temporary_folder(trouble: str) -> Path:
+    warnings.warn(f"SRU's compiled kernels are kept for this process alone: {trouble}", stacklevel=3)
     try:
         folder = Path(tempfile.mkdtemp(prefix="fairseq_sru_"))
     except OSError as error:
@@ -147,8 +133,6 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: b
 
     Args:
         parts: all that the entry depends on.
-        suffix: of the file's name.
-        make: writes the file.
         fresh: make it even if it is there.
 
     Raises:
@@ -161,9 +145,8 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: b
         return _put(path, make)
     except OSError as error:
         trouble = f"{path.parent} can't be written ({error.strerror}); {CACHE_VARIABLE} can name another folder"
-    warnings.warn(f"SRU's compiled kernels are kept for this process alone: {trouble}", stacklevel=2)
     try:
-        return _put(_temporary_folder() / path.name, make)
+        return _put(_temporary_folder(trouble) / path.name, make)
     except OSError as error:
         raise Unavailable(f"{trouble}; nor can {tempfile.gettempdir()} ({error.strerror})") from error
 
@@ -221,9 +204,7 @@ def host_compiler() -> tuple[tuple[str, ...], str]:
 
 
 def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=False
-    )
+    return subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
 
 
 @functools.cache

@@ -6,10 +6,8 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import sysconfig
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,27 +16,24 @@ import pytest
 import torch
 from conftest import ROOT
 from support.fake_cupy import Gpu
+from support.processes import forgetting, python
 
 from fairseq_sru import doctor
 from fairseq_sru.recurrence import BACKENDS, build, cuda, dispatch, native, nvrtc
 from fairseq_sru.recurrence.build import Unavailable
-from fairseq_sru.recurrence.dispatch import choose, set_up
+from fairseq_sru.recurrence.dispatch import set_up
 from fairseq_sru.versions import FAIRSEQ_PATCHED
 
 VARIABLES = ("FAIRSEQ_SRU_BACKEND", "FAIRSEQ_SRU_NVRTC", "CXX")
 
+_forget = pytest.fixture(autouse=True)(forgetting)
+
 
 @pytest.fixture(autouse=True)
-def _forget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing that a test finds out stays in this process, and nothing is set that a test doesn't set."""
+def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is set that a test doesn't set."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    caches = (set_up, choose, build.cache_folder, build.host_compiler, native.library, nvrtc.compiler)
-    for function in (*caches, cuda.multiprocessors):
-        function.cache_clear()
-    yield
-    for function in (*caches, cuda.multiprocessors):
-        function.cache_clear()
 
 
 def examine(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
@@ -53,24 +48,15 @@ def examine(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
     return status, found
 
 
-def run(*words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    return subprocess.run(
-        [sys.executable, *words, "-m", "fairseq_sru.doctor", "--json"],
-        cwd=ROOT,
-        env={**clean, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-    )
+def run(*words: str, **env: str) -> dict[str, Any]:
+    return json.loads(python(*words, "-m", "fairseq_sru.doctor", "--json", without=VARIABLES, **env).stdout)
 
 
 # ---------------------------------------------------------------- this machine
 
 
 def test_a_machine_that_is_well() -> None:
-    done = run()
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = run()
     assert found["packages"]["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["packages"]["torch"] == torch.__version__
     assert found["packages"]["fairseq"] == FAIRSEQ_PATCHED
@@ -105,9 +91,7 @@ def test_without_fairseq(tmp_path: Path) -> None:
     for path in Path(sysconfig.get_paths()["purelib"]).iterdir():
         if not path.name.startswith("fairseq"):
             (packages / path.name).symlink_to(path)
-    done = run("-S", PYTHONPATH=str(packages))
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    found = run("-S", PYTHONPATH=str(packages))
     assert (found["packages"]["torch"], found["packages"]["fairseq"]) == (torch.__version__, None)
     assert [line for line in found["advice"] if line.endswith("python -m fairseq_sru.install_fairseq")]
 
@@ -115,9 +99,7 @@ def test_without_fairseq(tmp_path: Path) -> None:
 def test_a_fairseq_that_is_broken(tmp_path: Path) -> None:
     (tmp_path / "fairseq").mkdir()
     (tmp_path / "fairseq" / "__init__.py").write_text("raise ValueError('mutable default CommonConfig')")
-    done = run(PYTHONPATH=str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    (line,) = json.loads(done.stdout)["advice"]
+    (line,) = run(PYTHONPATH=str(tmp_path))["advice"]
     assert "fairseq, which can't be imported (ValueError: mutable default CommonConfig)." in line
     assert line.endswith("python -m fairseq_sru.install_fairseq")
 
@@ -163,43 +145,29 @@ def test_a_compiler_that_fails(
     assert re.fullmatch(r"native: .* can't build .*sru.cu: cc1plus: killed; unset CXX, or let .*", line)
 
 
-def test_a_cache_that_is_a_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("trouble", ["a file", "not to be written", "others can write"])
+def test_a_cache_that_can_not_be_used(
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").write_text("mine")
-    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "file"))
-    status, found = examine(capsys)
-    assert status == 0, "a temporary folder does, for this process"
-    assert found["cache"]["folder"] != str(tmp_path / "file")
-    assert found["advice"] == [found["cache"]["trouble"]]
-    assert re.fullmatch(
-        r".*/file can't be written \(.*File exists.*\); FAIRSEQ_SRU_CACHE can name another folder", found["advice"][0]
-    )
-    assert (tmp_path / "file").read_text() == "mine"
-
-
-def test_a_cache_that_can_not_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = Path("/proc/self") if os.geteuid() == 0 else tmp_path / "cache"  # root may write wherever it is possible
-    if os.geteuid():
+    folder, said = tmp_path / "cache", r"can't be written \(.*\)"
+    if trouble == "a file":
+        folder.write_text("mine")
+    elif trouble == "others can write":
+        folder.mkdir()
+        folder.chmod(0o775)
+        said = f"can be written by other users: chmod go-w {folder}"
+    elif os.geteuid():
         folder.mkdir(mode=0o500)
+    else:
+        folder = Path("/proc/self")  # root may write wherever it is possible
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(folder))
     status, found = examine(capsys)
-    assert status == 0
-    assert str(folder) in found["advice"][0] and "FAIRSEQ_SRU_CACHE can name another folder" in found["advice"][0]
-
-
-def test_a_cache_that_others_can_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache").chmod(0o775)
-    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "cache"))
-    status, found = examine(capsys)
-    assert status == 0
-    assert f"can be written by other users: chmod go-w {tmp_path / 'cache'}; FAIRSEQ_SRU" in found["advice"][0]
-    assert not list((tmp_path / "cache").iterdir())
+    assert status == 0, "a temporary folder does, for this process"
+    assert found["cache"]["folder"] != str(folder)
+    assert found["advice"] == [found["cache"]["trouble"]]
+    assert re.fullmatch(f"{folder} {said}; FAIRSEQ_SRU_CACHE can name another folder", found["advice"][0])
+    assert trouble != "a file" or folder.read_text() == "mine"
+    assert trouble != "others can write" or not list(folder.iterdir())
 
 
 def test_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,17 +1,15 @@
-"""Which backend runs, what is said where one can't, and the cache of compiled kernels."""
+"""Which backend runs, what is said where one can't, and what a cache entry depends on."""
 
 from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from support.processes import forgetting, python
 
 import fairseq_sru
 from fairseq_sru import sru_recurrence
@@ -38,35 +36,7 @@ print("native:", backends()["native"])
 """
 
 
-@pytest.fixture(autouse=True)
-def _forget() -> Iterator[None]:
-    """Nothing that a test finds out stays in this process."""
-    caches = (
-        set_up,
-        choose,
-        build.cache_folder,
-        build.host_compiler,
-        build.kernel_folder,
-        build.kernel_text,
-        native.library,
-    )
-    for function in caches:
-        function.cache_clear()
-    yield
-    for function in caches:
-        function.cache_clear()
-
-
-def run(**env: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+_forget = pytest.fixture(autouse=True)(forgetting)
 
 
 def test_the_backends_are_told() -> None:
@@ -100,12 +70,12 @@ def test_a_backend_of_another_device_is_an_error() -> None:
 
 
 def test_without_a_compiler_pytorch_runs_and_says_so_once(tmp_path: Path) -> None:
-    out = run(PATH=str(tmp_path), CXX="")
+    out = python("-c", SCRIPT, PATH=str(tmp_path), CXX="").stdout
     assert out.count("warning:") == 1
     assert "warning: SRU runs in plain PyTorch on cpu, which is slower: no C++ compiler (Debian, Ubuntu: apt" in out
     assert "backend torch" in out
     assert "native: no C++ compiler" in out
-    assert out.splitlines()[1] == run().splitlines()[0], "the same result"
+    assert out.splitlines()[1] == python("-c", SCRIPT).stdout.splitlines()[0], "the same result"
 
 
 def test_a_compiler_that_is_named_and_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,59 +114,6 @@ def test_on_windows_pytorch_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) ->
 def test_an_installation_without_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "__file__", str(tmp_path / "fairseq_sru" / "recurrence" / "build.py"))
     assert "no kernels/sru.cu" in fairseq_sru.backends()["native"]
-
-
-def test_many_processes_at_once_share_an_empty_cache(tmp_path: Path) -> None:
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "FAIRSEQ_SRU_CACHE": str(tmp_path)}
-    started = [
-        subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    results = {process.communicate()[0] for process in started}
-    assert len(results) == 1
-    assert "backend native" in results.pop()
-    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
-
-
-def test_a_killed_process_blocks_nobody(tmp_path: Path) -> None:
-    slow = tmp_path / "c++"
-    slow.write_text('#!/bin/sh\n[ "$1" = --version ] || sleep 60\n')
-    slow.chmod(0o755)
-    cache = tmp_path / "cache"
-    env = {**os.environ, "CXX": str(slow), "FAIRSEQ_SRU_CACHE": str(cache)}
-    process = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, env=env)
-    try:
-        for _ in range(600):
-            if cache.exists() and list(cache.glob("new_*")):
-                break
-            assert process.poll() is None
-            subprocess.run(["sleep", "0.1"], check=True)
-        else:
-            pytest.fail("it never began to build")
-    finally:
-        process.kill()
-        process.wait()
-    assert "backend native" in run(FAIRSEQ_SRU_CACHE=str(cache))
-
-
-def test_a_damaged_entry_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path))
-    options = ("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.MAX_LANES, ahead=1))
-    path = build.host_library(options)
-    path.write_bytes(b"not a library")
-    assert "sru_forward" in native.library(DEFAULT_VARIANT)
-    assert path.stat().st_size > 1000
-
-
-def test_a_folder_that_can_not_be_written_gives_way_to_a_private_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "file" / "cache"))
-    folder = build.cache_folder()
-    assert folder.is_dir()
-    assert folder.stat().st_mode & 0o077 == 0, "nobody else may put a library there"
-    folder.rmdir()
 
 
 def test_an_entry_is_for_one_compiler_processor_text_and_set_of_options(
@@ -265,9 +182,9 @@ def test_one_openmp_library() -> None:
     script += "from fairseq_sru.recurrence.native import openmp\nprint('parallel', all(openmp()))\n"
     script += "import re\nmaps = open('/proc/self/maps').read()\n"
     script += "print('loaded', len(set(re.findall(r'/\\S*lib(?:gomp|iomp|omp)\\S*', maps))))\n"
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert "parallel True" in done.stdout
-    assert "loaded 1\n" in done.stdout
+    out = python("-c", script).stdout
+    assert "parallel True" in out
+    assert "loaded 1\n" in out
 
 
 def test_subnormal_numbers_stay_as_torch_has_them() -> None:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +15,11 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cuda_cases import BARE, CASE, by_cuda, check, moved
 from support.fake_cupy import Cuda, Gpu, Launch, signatures
+from support.processes import python
 from support.variants import COVERING, OPTIONS, TENSORS, Case, make, results
 from torch import Tensor
 
@@ -34,7 +32,6 @@ from fairseq_sru.recurrence.reference import Options, Tensors
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 WIDEST = dict(zip(DTYPES, (4, 8, 8, 2), strict=True))  # lanes of a 16-byte access
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
 
 def shifted(t: Tensor, offset: int) -> Tensor:
@@ -328,15 +325,7 @@ print(len(gpu.loads), *(launch.kernel for launch in gpu.launches), *{launch.stre
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="no CuPy: bash tests/run.sh --all installs it")
 def test_the_real_cupy_hands_the_driver_what_the_kernels_read() -> None:
     """Nothing below CuPy is real: grid, stream and the packed arguments are read where the driver would."""
-    done = subprocess.run(
-        [sys.executable, "-c", REAL_CUPY],
-        cwd=ROOT,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = python("-c", REAL_CUPY)
     assert "Exception ignored" not in done.stderr, done.stderr[-3000:]  # in a callback of the false driver
     module, said = done.stdout.splitlines()
     assert module == "cupy.cuda.function"
@@ -520,7 +509,10 @@ def test_the_second_time_the_cache_has_it(cache: Path, monkeypatch: pytest.Monke
     assert (calls, others) == ([(("-DA",), "sm_90")], [])
     assert second.cubin(("-DA",), "sm_90", fresh=True) == b"made 1"
     assert len(others) == 1, "compiled though it is there"
-    assert [path.suffix for path in cache.iterdir()] == [".cubin"]
+    (path,) = cache.iterdir()
+    assert path.suffix == ".cubin"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert second.cubin(("-DA",), "sm_90") == b"made 2", "what is damaged never reaches the driver"
 
 
 def test_an_entry_is_of_one_target_version_text_and_set_of_options(
@@ -536,51 +528,6 @@ def test_an_entry_is_of_one_target_version_text_and_set_of_options(
     made.append(compiler.cubin(("-DA",), "sm_90"))
     assert len(calls) == len(set(made)) == len(list(cache.iterdir())) == 6
     assert sorted({path.suffix for path in cache.iterdir()}) == [".cubin", ".ptx"]
-
-
-COMPILE = """
-import hashlib, sys, time
-from fairseq_sru.recurrence import nvrtc
-from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT
-compiler = nvrtc.Compiler(sys.argv[1])
-if sys.argv[2:] == ["hang"]:
-    nvrtc.Compiler.compile = lambda *_: (print("started", flush=True), time.sleep(600))
-else:
-    sys.stdin.readline()
-print(hashlib.sha256(compiler.cubin(DEFAULT_VARIANT.defines(vec=4, ahead=2), "sm_90")).hexdigest())
-"""
-
-
-def compiling(cache: Path, *words: str) -> subprocess.Popen[str]:
-    """A process that compiles the usual variant once a line comes in, or never gets done."""
-    env = {**ENVIRONMENT, "FAIRSEQ_SRU_CACHE": str(cache)}
-    command = [sys.executable, "-c", COMPILE, library(), *words]
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-
-def test_processes_share_an_empty_cache_and_a_killed_one_blocks_none(cache: Path) -> None:
-    hanging = compiling(cache, "hang")
-    both: list[subprocess.Popen[str]] = []
-    try:
-        assert hanging.stdout is not None and hanging.stdout.readline() == "started\n"
-        hanging.kill()
-        hanging.wait()
-        (left,) = cache.iterdir()  # what a killed one leaves
-        assert left.is_dir()
-        both = [compiling(cache), compiling(cache)]
-        for process in both:
-            assert process.stdin is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-        digests = {process.communicate(timeout=120)[0] for process in both}
-    finally:
-        for process in (hanging, *both):
-            process.kill()
-            process.wait()
-    assert all(process.returncode == 0 for process in both)
-    assert len(digests) == 1 and len(digests.pop()) == 65
-    (made,) = set(cache.iterdir()) - {left}
-    assert made.read_bytes().startswith(b"\x7fELF")
 
 
 # ---------------------------------------------------------------- where it can't run
@@ -915,8 +862,6 @@ class TestOnTheGpu:
         tool = shutil.which("compute-sanitizer")
         if tool is None:
             pytest.skip("compute-sanitizer is not on the PATH")
-        command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", SANITIZED]
-        env = {**ENVIRONMENT, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # else all tensors share one allocation
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+        prefix = (tool, "--tool", "memcheck", "--error-exitcode", "9")
+        done = python("-c", SANITIZED, prefix=prefix, PYTORCH_NO_CUDA_MEMORY_CACHING="1")  # else all share one block
         assert "all checked" in done.stdout

@@ -1,0 +1,48 @@
+"""Python in a process of its own, and what this one remembers of compilers, caches and GPUs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from conftest import ROOT
+
+from fairseq_sru.recurrence import build, cuda, native, nvrtc
+from fairseq_sru.recurrence.dispatch import choose, set_up
+
+LONG = 1200  # seconds after which a process counts as hanging: machines are slow, and pause
+
+# Taken before any test replaces one of them.
+MEMORIES = (
+    *(set_up, choose, native.library, nvrtc.compiler, cuda.multiprocessors),
+    *(build.cache_folder, build.host_compiler, build.kernel_folder, build.kernel_text),
+)
+
+
+def python(
+    *words: str | Path, prefix: tuple[str, ...] = (), check: bool = True, without: tuple[str, ...] = (), **env: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with these words. prefix: a program that starts it; without: variables that are not set."""
+    kept = {name: value for name, value in os.environ.items() if name not in without}
+    path = os.pathsep.join(map(str, (ROOT, ROOT / "tests", os.environ.get("PYTHONPATH", ""))))
+    env = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **env}
+    command = [*prefix, sys.executable, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LONG)
+    assert not check or done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
+    return done
+
+
+def forget() -> None:
+    """Find out anew what runs here."""
+    for function in MEMORIES:
+        function.cache_clear()
+
+
+def forgetting() -> Iterator[None]:
+    """For a fixture: nothing that a test finds out stays in this process."""
+    forget()
+    yield
+    forget()

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import wheels
+from conftest import ROOT
 
-pytestmark = pytest.mark.slow
+slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,22 @@ def without(archive: Path, end: str, folder: Path) -> Path:
     return made
 
 
+@slow
 def test_this_python_installs_and_uses_the_wheel(built: tuple[Path, Path], tmp_path: Path) -> None:
     line, good = wheels.row(Path(sys.executable), *built, tmp_path)
     assert good, line
     assert line.endswith(f"| all {len(wheels.CHECKS)} checks passed |")
 
 
-def test_nothing_is_lacking(built: tuple[Path, Path]) -> None:
+def test_nothing_is_lacking_and_the_wheel_has_nothing_else(built: tuple[Path, Path]) -> None:
     assert list(wheels.lacking(*built)) == []
+    assert built[1].name == f"fairseq_sru-{wheels.VERSIONS['__version__']}-py3-none-any.whl"
+    names = {name for name in wheels.contents(built[1]) if not name.startswith("fairseq_sru/kernels/")}
+    assert names == {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / "fairseq_sru").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
 
 
 @pytest.mark.parametrize(
@@ -58,13 +67,14 @@ def test_a_file_that_the_wheel_lacks_is_told(end: str, built: tuple[Path, Path],
     assert told.endswith(f"{end} of the wheel")
 
 
-@pytest.mark.parametrize("end", ["/lohelp-en-de/train.de", "tests/variants.py", "kernels/host.h", "docs/maths.md"])
+@pytest.mark.parametrize("end", ["/lohelp-en-de/train.de", "support/variants.py", "kernels/host.h", "docs/maths.md"])
 def test_a_file_that_the_sdist_lacks_is_told(end: str, built: tuple[Path, Path], tmp_path: Path) -> None:
     sdist, wheel = built
     (told,) = wheels.lacking(without(sdist, end, tmp_path), wheel)
     assert told.endswith(f"{end} of the sdist")
 
 
+@slow
 def test_a_wheel_that_does_not_work_fails(built: tuple[Path, Path], tmp_path: Path) -> None:
     sdist, wheel = built
     (tmp_path / "broken").mkdir()

@@ -53,13 +53,7 @@ SANITIZED = "out_of_bounds and not any_option"
 
 MUTATIONS = [
     # one step's maths, forward
-    Mutation(
-        "sign in the sigmoid",
-        "sru.cu",
-        "exponential(-x)",
-        "exponential(x)",
-        V1,
-    ),
+    Mutation("sign in the sigmoid", "sru.cu", "exponential(-x)", "exponential(x)", V1),
     Mutation(
         "forget gate and reset gate swapped",
         "sru.cu",
@@ -89,27 +83,11 @@ MUTATIONS = [
         "special_numbers_propagate and k3-input-bfloat16-relu",
     ),
     # one step's maths, backward
+    Mutation("slope of tanh by c instead of tanh(c)", "sru.cu", "state_t(1) - g * g", "state_t(1) - c * c", V2),
     Mutation(
-        "slope of tanh by c instead of tanh(c)",
-        "sru.cu",
-        "state_t(1) - g * g",
-        "state_t(1) - c * c",
-        V2,
+        "sign of the forget gate's gradient", "sru.cu", "(c_before - candidate) * f;", "(candidate - c_before) * f;", V1
     ),
-    Mutation(
-        "sign of the forget gate's gradient",
-        "sru.cu",
-        "(c_before - candidate) * f;",
-        "(candidate - c_before) * f;",
-        V1,
-    ),
-    Mutation(
-        "reset gate's gradient without the dropout mask",
-        "sru.cu",
-        "(g * p.mask - skip)",
-        "(g - skip)",
-        V2,
-    ),
+    Mutation("reset gate's gradient without the dropout mask", "sru.cu", "(g * p.mask - skip)", "(g - skip)", V2),
     Mutation(
         "no gradient through what the reset gate sees of the state",
         "sru.cu",
@@ -125,11 +103,7 @@ MUTATIONS = [
         V2,
     ),
     Mutation(
-        "gradient of the skip term without its scale",
-        "sru.cu",
-        "OWN_SKIP ? d.skip : d.skip * scale",
-        "d.skip",
-        V1,
+        "gradient of the skip term without its scale", "sru.cu", "OWN_SKIP ? d.skip : d.skip * scale", "d.skip", V1
     ),
     Mutation(
         "gradients of the gates swapped",
@@ -203,13 +177,7 @@ MUTATIONS = [
         "fill(c, me.chunk ? nullptr : c0, me.at(me.b, 1, 0), me.lanes, 0);",
         CHUNKS,
     ),
-    Mutation(
-        "the chunk before is passed over",
-        "sru.cu",
-        "q < me.chunk; ++q",
-        "q < me.chunk - 1; ++q",
-        CHUNKS,
-    ),
+    Mutation("the chunk before is passed over", "sru.cu", "q < me.chunk; ++q", "q < me.chunk - 1; ++q", CHUNKS),
     Mutation(
         "padding counts in a chunk's summary",
         "sru.cu",
@@ -242,13 +210,7 @@ MUTATIONS = [
         SANITIZED,
     ),
     # threads and lanes
-    Mutation(
-        "threads beyond the last chunk work",
-        "sru.cu",
-        "any = begin < length;",
-        "any = true;",
-        SANITIZED,
-    ),
+    Mutation("threads beyond the last chunk work", "sru.cu", "any = begin < length;", "any = true;", SANITIZED),
     Mutation(
         "a last group of channels as wide as the others",
         "sru.cu",

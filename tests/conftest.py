@@ -77,17 +77,14 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def dictionary() -> Any:
-    from fairseq.data import Dictionary
+    from support.small_models import numbered  # not needed by tests that keep fairseq out
 
-    made = Dictionary()
-    for i in range(40):
-        made.add_symbol(f"w{i}")
-    return made
+    return numbered(40)
 
 
 @pytest.fixture
 def build(dictionary: Any) -> Callable[..., Any]:
     """``build(encoder_layers=3, ...)``: a small model in float64, its options as on the command line."""
-    from support.small_models import made  # not needed by tests that keep fairseq out
+    from support.small_models import made
 
     return partial(made, "sru", dictionary)

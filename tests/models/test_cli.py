@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, preprocess, reversed_pairs, run_cli, write_pairs
-from support.commands import PLUGIN, SMALL, SMOOTHED, generate, hypotheses, train
+from conftest import ROOT, run_cli, write_pairs
+from support.commands import PLUGIN, SMALL, SMOOTHED, generate, hydra_words, hypotheses, reverses, train
 from support.lines import DECODED, OUTPUT, START, unexpected
 
 
@@ -193,21 +193,14 @@ def test_average_names_what_is_wrong(trained, words, message, tmp_path, capsys):
 
 
 def test_hydra_train_with_a_preset(toy_data, tmp_path):
-    plugin = ROOT / "fairseq_sru"  # absolute: hydra changes the folder
-    options = ["task=translation", f"task.data={toy_data}", f"checkpoint.save_dir={tmp_path / 'save'}"]
-    options += ["model=sru/sru_tiny", "model.encoder_embed_dim=32", "model.decoder_embed_dim=32"]
-    options += [
-        "model.encoder_hidden_size=16",
-        "criterion=label_smoothed_cross_entropy",
-        "criterion.label_smoothing=0.1",
-    ]
-    options += ["optimizer=adam", "optimization.lr=[0.005]", "optimization.max_epoch=1", "lr_scheduler=inverse_sqrt"]
-    options += ["dataset.max_tokens=400", "common.cpu=true", f"common.user_dir={plugin}", f"hydra.run.dir={tmp_path}"]
-    run_cli("hydra-train", "--config-dir", plugin / "config", *options)
-    model = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
+    sizes = ["model.encoder_embed_dim=32", "model.decoder_embed_dim=32", "model.encoder_hidden_size=16"]
+    options = [*sizes, "criterion=label_smoothed_cross_entropy", "criterion.label_smoothing=0.1"]
+    options += ["optimization.max_epoch=1", "dataset.max_tokens=400"]
+    run_cli("hydra-train", *hydra_words(toy_data, tmp_path, "sru/sru_tiny", *options))
+    model = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
     assert model["encoder_bidirectional"] is True  # from the preset
     assert model["encoder_embed_dim"] == 32
-    assert len(hypotheses(generate(toy_data, tmp_path / "save" / "checkpoint_last.pt", "--beam", 1))) == 53
+    assert len(hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 1))) == 53
 
 
 SIZES = ["--encoder-embed-dim", 32, "--decoder-embed-dim", 32]
@@ -230,19 +223,10 @@ def test_the_presets_for_comparison(arch, toy_data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["lstm_tiny", "sru_wmt_2017"])
 def test_the_presets_for_comparison_learn_a_toy_task(arch, tmp_path):
-    """Reversing a sequence. The plain stack, whose encoder runs forward alone, is slower at it."""
-    write_pairs(tmp_path, "train", reversed_pairs(4000, 1))
-    write_pairs(tmp_path, "valid", reversed_pairs(100, 2))
-    test = reversed_pairs(200, 3)
-    write_pairs(tmp_path, "test", test)
-    data = preprocess(tmp_path)
+    """The plain stack, whose encoder runs forward alone, is slower at it."""
     sizes = ["--encoder-embed-dim", 64, "--decoder-embed-dim", 64, "--encoder-hidden-size", 64]
     sizes += ["--decoder-hidden-size", 64, "--dropout", 0.1]
-    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-epoch", 40, "--no-epoch-checkpoints"]
-    train(data, tmp_path / "save", *schedule, "--max-tokens", 1000, arch=["--arch", arch, *sizes, "--cpu"])
-    found = hypotheses(generate(data, tmp_path / "save" / "checkpoint_best.pt", "--beam", 5))
-    right = sum(found[i].split() == target for i, (_, target) in enumerate(test))
-    assert right / len(test) > 0.8
+    assert reverses(tmp_path, [arch, *sizes], beam=5, epochs=40) > 0.8
 
 
 def test_adaptive_softmax_and_no_attention_train_and_generate(toy_data, tmp_path):
@@ -252,20 +236,15 @@ def test_adaptive_softmax_and_no_attention_train_and_generate(toy_data, tmp_path
     assert len(hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 2))) == 53
 
 
+# One of each kind; test_options.py has all.
 BAD = [
     (["--encoder-layers", 0], "error: --encoder-layers must be at least 1; got 0"),
-    (["--decoder-attention-heads", 5], "error: --decoder-attention-heads must divide --decoder-hidden-size 32; got 5"),
     (["--encoder-embed-path", "none.txt"], "error: --encoder-embed-path: no such file: none.txt"),
     (
         ["--share-all-embeddings", "--encoder-embed-dim", 48],
         "error: --share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; got 48 and 32",
     ),
     (["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "abc"], "error: --adaptive-softmax-cutoff must be"),
-    (
-        ["--decoder-attention", "perhaps"],
-        "error: --decoder-attention must be True, False, global or a number of layers; got 'perhaps'",
-    ),
-    (["--recurrent-unit", "gru"], "error: --recurrent-unit must be one of sru, lstm; got 'gru'"),
     (["--ddp-backend", "carrier-pigeon"], "error: argument --ddp-backend: invalid choice: 'carrier-pigeon'"),
     (["--rnn-dropout", "much"], "error: argument --rnn-dropout: invalid float value: 'much'"),
 ]
@@ -388,19 +367,9 @@ def test_imported_after_fairseq_the_models_are_registered(tmp_path):
 
 
 def test_a_toy_task_is_learned(tmp_path):
-    """Reversing a sequence: the decoder can't do it without attention that moves, or a state that keeps count."""
-    write_pairs(tmp_path, "train", reversed_pairs(4000, 1))
-    write_pairs(tmp_path, "valid", reversed_pairs(100, 2))
-    test = reversed_pairs(200, 3)
-    write_pairs(tmp_path, "test", test)
-    data = preprocess(tmp_path)
-    save = tmp_path / "save"
-    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-epoch", 25, "--dropout", 0.1]
-    sizes = ["--encoder-embed-dim", 64, "--decoder-embed-dim", 64, "--encoder-hidden-size", 32]
-    train(data, save, *schedule, *sizes, "--max-tokens", 1000, "--no-epoch-checkpoints")
-    found = hypotheses(generate(data, save / "checkpoint_best.pt", "--beam", 1))
-    right = sum(found[i].split() == target for i, (_, target) in enumerate(test))
-    assert right / len(test) > 0.95
+    sizes = ["--encoder-embed-dim", 64, "--decoder-embed-dim", 64, "--encoder-hidden-size", 32, "--dropout", 0.1]
+    small = [*sizes, "--share-all-embeddings", "--encoder-layers", 1, "--decoder-layers", 1]
+    assert reverses(tmp_path, ["sru_tiny", *small], beam=1, epochs=25) > 0.95
 
 
 def test_checkpoint_of_the_lstm_baseline_loads_too(toy_data, tmp_path):

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_cli
+from support.commands import hydra_words
+from support.small_models import made, numbered
 from torch.nn.parallel import DistributedDataParallel
 
 SMALL = ["--user-dir", "fairseq_sru", "--arch", "sru_tiny", "--encoder-embed-dim", 32, "--decoder-embed-dim", 32]
@@ -83,20 +85,8 @@ MODELS = {
 
 
 def make_model(options):
-    from argparse import Namespace
-
-    from fairseq.data import Dictionary
-
-    from fairseq_sru.models.sru import SRUModel
-
-    dictionary = Dictionary()
-    for i in range(20):
-        dictionary.add_symbol(f"w{i}")
-    sizes = {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "decoder_attention_heads": 2, "dropout": 0.0}
-    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    limits = {"criterion": "cross_entropy", "max_source_positions": 64, "max_target_positions": 64}
     torch.manual_seed(1)
-    return SRUModel.build_model(Namespace(**sizes, **limits, **options), task).double().train()
+    return made("sru", numbered(20), dropout=0.0, **options).train()
 
 
 def batch_of(lengths: list[int], seed: int) -> tuple[torch.Tensor, ...]:
@@ -243,12 +233,10 @@ def test_resuming_is_as_if_never_stopped(options, toy_data, tmp_path):
 
 def hydra(data: Path, save: Path, *more: str, processes: int = 2) -> str:
     """fairseq-hydra-train by several processes; returns the log."""
-    plugin = ROOT / "fairseq_sru"
-    words = ["--config-dir", plugin / "config", "model=sru/sru_tiny", "task=translation", f"task.data={data}"]
+    words = hydra_words(data, save, "sru/sru_tiny", "criterion=cross_entropy", "dataset.batch_size=16")
+    words[words.index("lr_scheduler=inverse_sqrt")] = "lr_scheduler=fixed"
     words += ["model.encoder_embed_dim=32", "model.decoder_embed_dim=32", "model.encoder_hidden_size=16"]
-    words += ["model.encoder_layers=1", "model.decoder_layers=1", "model.dropout=0.0", "criterion=cross_entropy"]
-    words += ["optimizer=adam", "optimization.lr=[0.005]", "lr_scheduler=fixed", "dataset.batch_size=16"]
-    words += ["common.cpu=true", f"common.user_dir={plugin}", f"hydra.run.dir={save}", f"checkpoint.save_dir={save}"]
+    words += ["model.encoder_layers=1", "model.decoder_layers=1", "model.dropout=0.0"]
     words += ["distributed_training.distributed_backend=gloo", "distributed_training.ddp_backend=legacy_ddp"]
     process = start(torchrun("hydra_train", *words, *more, processes=processes))
     log = process.communicate()[0]

@@ -1,5 +1,5 @@
-"""What holds for every translation model, of either kind and in every variant: incremental = full, batch = alone,
-padding, reordering, causality, state dicts, 16 bits."""
+"""What holds for every model, of each kind and in every variant: incremental = full, batch = alone, padding,
+reordering, causality, dropout, state dicts, 16 bits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq.data import Dictionary
-from support.small_models import VARIANTS, log_probs, made, prefixes, sources
+from support.small_models import VARIANTS, encode, log_probs, made, prefixes, reorder, run, sources
 
 from fairseq_sru.models.attention import Attention, GlobalAttention
 
@@ -27,13 +27,16 @@ def model(make: Callable[[], Any]) -> Any:
     return make().eval()
 
 
+translating = pytest.mark.parametrize("make", [v for v in VARIANTS if not v.startswith("sru_lm")], indirect=True)
+
+
 def attentions(model: Any) -> list[Any]:
     return [m for m in model.modules() if isinstance(m, Attention | GlobalAttention)]
 
 
 def test_incremental_equals_full_position_by_position(model, dictionary):
     src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
-    encoded = model.encoder(src)
+    encoded = encode(model, src)
     full, extra = model.decoder(target, encoded)
     full_probs = log_probs(model, (full, extra))
     state: dict = {}
@@ -51,28 +54,28 @@ def test_incremental_equals_full_after_random_reorderings(model, dictionary):
     when a sentence is done."""
     rng = torch.Generator().manual_seed(4)
     src = sources(dictionary, [5, 7]).repeat_interleave(4, 0)
-    encoded = model.encoder(src)
+    encoded = encode(model, src)
     target = prefixes(dictionary, 8, 1)
     state: dict = {}
     for t in range(12):
         step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
-        full = log_probs(model, model.decoder(target, model.encoder(src)))[:, -1]
+        full = log_probs(model, model.decoder(target, encode(model, src)))[:, -1]
         torch.testing.assert_close(step, full)
         rows = len(src) - 2 if t in (4, 8) else len(src)
         order = torch.randint(0, len(src), (rows,), generator=rng)
-        model.decoder.reorder_incremental_state_scripting(state, order)
-        encoded = model.encoder.reorder_encoder_out(encoded, order)
+        encoded = reorder(model, state, encoded, order)
         words = torch.randint(dictionary.nspecial, len(dictionary), (rows, 1), generator=rng)
         src, target = src[order], torch.cat([target[order], words], dim=1)
 
 
+@translating
 def test_hypotheses_of_a_sentence_share_its_keys_and_values(model, dictionary):
     """As fairseq's beam search has it: beams next to one another, reordered within their sentence, sentences that are
     done taken out."""
     rng = torch.Generator().manual_seed(5)
     beam, alive = 4, [0, 1, 2]
     src = sources(dictionary, [5, 7, 3])
-    encoded = model.encoder(src)
+    encoded = encode(model, src)
     outputs = encoded["encoder_out"][0]
     encoded = model.encoder.reorder_encoder_out(encoded, torch.arange(3).repeat_interleave(beam))
     assert encoded["encoder_out"][0] is outputs
@@ -87,8 +90,7 @@ def test_hypotheses_of_a_sentence_share_its_keys_and_values(model, dictionary):
         stay = [row for row, n in enumerate(alive) if (t, n) not in ((2, 1), (5, 0))]
         alive = [alive[row] for row in stay]
         order = torch.cat([row * beam + torch.randint(beam, (beam,), generator=rng) for row in stay])
-        model.decoder.reorder_incremental_state_scripting(state, order)
-        encoded = model.encoder.reorder_encoder_out(encoded, order)
+        encoded = reorder(model, state, encoded, order)
         assert t in (2, 5) or all(new is old for new, old in zip(encoded.get("keys", []), keys, strict=True))
         words = torch.randint(dictionary.nspecial, len(dictionary), (len(order), 1), generator=rng)
         target = torch.cat([target[order], words], dim=1)
@@ -96,7 +98,7 @@ def test_hypotheses_of_a_sentence_share_its_keys_and_values(model, dictionary):
 
 def test_a_prefix_of_many_tokens_may_start_the_incremental_state(model, dictionary):
     src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 6)
-    encoded, state = model.encoder(src), {}
+    encoded, state = encode(model, src), {}
     full, _ = model.decoder(target, encoded)
     first, _ = model.decoder(target[:, :4], encoded, incremental_state=state)
     torch.testing.assert_close(first, full[:, :4])
@@ -109,20 +111,34 @@ def test_a_batch_equals_its_sentences_alone(model, side, target_side, dictionary
     lengths, target_lengths = [4, 9, 1, 6], [5, 2, 7, 1]
     src = sources(dictionary, lengths, side)
     target = sources(dictionary, target_lengths, target_side, seed=1)
-    together = log_probs(model, model(src, torch.tensor(lengths), target))
+    together = log_probs(model, run(model, src, target, torch.tensor(lengths)))
     assert together.isfinite().all()
     for i, (n, m) in enumerate(zip(lengths, target_lengths, strict=True)):
         one, words = src[i : i + 1, src[i].ne(dictionary.pad())], target[i : i + 1, target[i].ne(dictionary.pad())]
-        alone = log_probs(model, model(one, torch.tensor([n]), words))
+        alone = log_probs(model, run(model, one, words, torch.tensor([n])))
         own = together[i : i + 1, -m:] if target_side == "left" else together[i : i + 1, :m]
         torch.testing.assert_close(own, alone)
+
+
+def test_attention_weights_are_a_distribution_over_the_source_and_only_where_asked_for(model, dictionary):
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    out, extra = run(model, src, target)
+    if attentions(model):
+        (weights,) = extra["attn"]
+        assert weights.shape == (2, 5, 6)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(2, 5).double())
+        assert not weights[src.eq(dictionary.pad())[:, None].expand_as(weights)].any()
+    model.make_generation_fast_(need_attn=False)
+    without, extra = run(model, src, target)
+    assert extra["attn"] is None
+    torch.testing.assert_close(without, out)
 
 
 def test_no_position_sees_a_later_target(model, dictionary):
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 8)
     changed = target.clone()
     changed[:, 5:] = dictionary.nspecial
-    before, after = model(src, None, target)[0], model(src, None, changed)[0]
+    before, after = run(model, src, target)[0], run(model, src, changed)[0]
     torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=0)
     assert not torch.allclose(before[:, 5:], after[:, 5:])
 
@@ -134,18 +150,39 @@ def test_each_position_depends_on_the_whole_source_and_all_targets_up_to_it(mode
         vectors.retain_grad()
         embedded.append(vectors)
 
-    for module in {model.encoder.embed_tokens, model.decoder.embed_tokens}:
+    for module in {side.embed_tokens for side in (model.decoder, getattr(model, "encoder", model.decoder))}:
         module.register_forward_hook(keep)
-    model(sources(dictionary, [6]), None, prefixes(dictionary, 1, 5))[0][0, 3].square().sum().backward()
-    source, target = (vectors.grad.abs().sum(-1).flatten() for vectors in embedded)
-    assert source.all()
+    run(model, sources(dictionary, [6]), prefixes(dictionary, 1, 5))[0][0, 3].square().sum().backward()
+    *source, target = (vectors.grad.abs().sum(-1).flatten() for vectors in embedded)
+    assert all(token.all() for token in source)
     assert target[:4].all() and not target[4]
+
+
+ENDS = ("encoder_dropout_in", "encoder_dropout_out", "decoder_dropout_in", "decoder_dropout_out")
+DROPOUTS: dict[str, tuple[str, ...]] = {
+    **{f"sru, {v}": ENDS for v in ("defaults", "global attention", "no residual", "lstm", "lstm_wmt_2017")},
+    **dict.fromkeys(("transformer_sru, ssru", "transformer_sru, transformer_sru_ffn_wmt"), ()),
+    "sru_lm, defaults": ENDS[2:],
+}
+
+
+@pytest.mark.parametrize("variant", DROPOUTS)
+def test_each_dropout_does_something_and_follows_dropout(variant, dictionary):
+    (kind, given), names = VARIANTS[variant], DROPOUTS[variant]
+    none = {"dropout": 0.0, **dict.fromkeys(names, 0.0)}
+    cases = [({}, False), ({"dropout": 0.5}, not names), ({"rnn_dropout": 0.5}, True)]
+    cases += [case for name in names for case in (({name: 0.5}, True), ({"dropout": 0.5, name: None}, True))]
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    for options, random in cases:
+        model = made(kind, dictionary, **{**given, **none, **options})
+        first, second = (run(model, src, target)[0] for _ in range(2))
+        assert torch.allclose(first, second) is not random, options
 
 
 def test_gradients_reach_every_weight(make, dictionary):
     model = make()
     target = prefixes(dictionary, 2, 40)
-    out, _ = model(sources(dictionary, [4, 6]), None, target)
+    out, _ = run(model, sources(dictionary, [4, 6]), target)
     if model.decoder.adaptive_softmax is not None:
         out = torch.cat([part.flatten() for part in model.decoder.adaptive_softmax(out, target.flatten())[0]])
     out.square().sum().backward()
@@ -155,23 +192,23 @@ def test_gradients_reach_every_weight(make, dictionary):
 def test_state_dict_round_trip(make, dictionary):
     model, other = make().eval(), make().eval()
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
-    assert not torch.allclose(model(src, None, target)[0], other(src, None, target)[0])
+    assert not torch.allclose(run(model, src, target)[0], run(other, src, target)[0])
     other.load_state_dict(copy.deepcopy(model.state_dict()))
-    torch.testing.assert_close(model(src, None, target)[0], other(src, None, target)[0], rtol=0, atol=0)
+    torch.testing.assert_close(run(model, src, target)[0], run(other, src, target)[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_weights(model, dtype, dictionary):
     """As --fp16 and --bf16 have them: forward, backward and incremental, close to float64."""
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
-    expected = model(src, None, target)[0]
+    expected = run(model, src, target)[0]
     model = model.to(dtype).train()
-    model(src, None, target)[0].float().square().sum().backward()
+    run(model, src, target)[0].float().square().sum().backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
     model.eval()
-    full = model(src, None, target)[0]
+    full = run(model, src, target)[0]
     assert full.dtype == dtype
-    encoded, state = model.encoder(src), {}
+    encoded, state = encode(model, src), {}
     steps = torch.cat(
         [model.decoder(target[:, : t + 1], encoded, incremental_state=state)[0] for t in range(target.size(1))], dim=1
     )

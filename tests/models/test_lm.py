@@ -1,148 +1,42 @@
-"""The language model: its equalities, the state that is carried from block to block against one long forward pass, its
-options and its complaints, and the commands of fairseq."""
+"""The language model: the state that is carried from block to block against one long forward pass, its preset, and the
+commands of fairseq."""
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import re
 import shutil
 from argparse import Namespace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, run_cli
+from conftest import run_cli
 from fairseq import checkpoint_utils, options, tasks
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
-from support.commands import PLUGIN, hypotheses
-from support.small_models import log_probs, prefixes, size, sources
-
-from fairseq_sru.models.config import PRESETS, SRULanguageModelConfig, presets
-from fairseq_sru.models.lm import SRULanguageModel
-
-NARROW = {"decoder_embed_dim": 8, "decoder_hidden_size": 12, "decoder_out_embed_dim": 16}
-ADAPTIVE = {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "10,20", "decoder_out_embed_dim": 16}
-VARIANTS = {
-    "defaults": {},
-    "tied": {"share_decoder_input_output_embed": True, "decoder_hidden_size": 12, "decoder_layers": 3},
-    "identity": {"sru_activation": "identity"},
-    "adaptive softmax": ADAPTIVE,
-    **{name: {**options, **NARROW} for name, options in presets("sru_lm").items()},
-}
+from support.commands import PLUGIN, generate, hydra_words, hypotheses, train
+from support.small_models import ADAPTIVE, log_probs, made, prefixes, preset, size
 
 
 @pytest.fixture
 def build(dictionary):
-    def make(target_dictionary=None, **options):
-        fixed = {"decoder_embed_dim": 8, "criterion": "cross_entropy", "max_target_positions": None}
-        task = Namespace(source_dictionary=dictionary, target_dictionary=target_dictionary or dictionary)
-        return SRULanguageModel.build_model(Namespace(**{**fixed, **options}), task).double()
-
-    return make
+    return partial(made, "sru_lm", dictionary)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_incremental_equals_full_also_after_random_reorderings(variant, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    rng = torch.Generator().manual_seed(4)
-    tokens, state = prefixes(dictionary, 6, 1), {}
-    for t in range(10):
-        step = log_probs(model, model.decoder(tokens, incremental_state=state))
-        assert step.shape[1] == 1
-        torch.testing.assert_close(step[:, 0], log_probs(model, model(tokens))[:, -1])
-        order = torch.randint(0, len(tokens), (len(tokens) - (t == 5),), generator=rng)
-        model.decoder.reorder_incremental_state_scripting(state, order)
-        words = torch.randint(dictionary.nspecial, len(dictionary), (len(order), 1), generator=rng)
-        tokens = torch.cat([tokens[order], words], dim=1)
+def test_the_incremental_state_is_c_alone(build, dictionary):
+    model, state = build(decoder_hidden_size=12, decoder_layers=3), {}
+    model.decoder(prefixes(dictionary, 5, 4), incremental_state=state)
     (cache,) = state.values()
-    width = model.decoder.layers[0].sru.output_size
-    assert [c.shape for c in cache.values()] == [(5, width)] * len(model.decoder.layers)  # c alone
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_batch_equals_its_texts_alone(variant, side, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    lengths = [4, 9, 1, 6]
-    tokens = sources(dictionary, lengths, side)
-    together = log_probs(model, model(tokens, src_lengths=torch.tensor(lengths)))
-    for i, n in enumerate(lengths):
-        real = slice(-n, None) if side == "left" else slice(0, n)
-        torch.testing.assert_close(together[i : i + 1, real], log_probs(model, model(tokens[i : i + 1, real])))
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_no_position_sees_a_later_token(variant, build, dictionary):
-    model = build(**VARIANTS[variant]).eval()
-    tokens = prefixes(dictionary, 2, 8)
-    changed = tokens.clone()
-    changed[:, 5:] = dictionary.nspecial
-    before, after = model(tokens)[0], model(changed)[0]
-    torch.testing.assert_close(before[:, :5], after[:, :5], rtol=0, atol=0)
-    assert not torch.allclose(before[:, 5:], after[:, 5:])
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_gradients_reach_every_weight(variant, build, dictionary):
-    model = build(**VARIANTS[variant])
-    tokens = prefixes(dictionary, 2, 40)
-    out, _ = model(tokens)
-    if model.decoder.adaptive_softmax is not None:
-        out = torch.cat([part.flatten() for part in model.decoder.adaptive_softmax(out, tokens.flatten())[0]])
-    out.square().sum().backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_state_dict_round_trip(variant, build, dictionary):
-    model, other = build(**VARIANTS[variant]).eval(), build(**VARIANTS[variant]).eval()
-    tokens = prefixes(dictionary, 2, 5)
-    assert not torch.allclose(model(tokens)[0], other(tokens)[0])
-    other.load_state_dict(copy.deepcopy(model.state_dict()))
-    torch.testing.assert_close(model(tokens)[0], other(tokens)[0], rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_narrow_weights(dtype, build, dictionary):
-    model = build(decoder_hidden_size=12)
-    tokens = prefixes(dictionary, 2, 5)
-    expected = model.eval()(tokens)[0]
-    model = model.to(dtype)
-    model(tokens)[0].float().square().sum().backward()
-    assert all(p.grad.isfinite().all() for p in model.parameters())
-    assert model(tokens)[0].dtype == dtype
-    torch.testing.assert_close(model(tokens)[0].double(), expected, rtol=0.1, atol=0.1)
-
-
-@pytest.mark.parametrize("name", ["decoder_dropout_in", "decoder_dropout_out"])
-def test_each_dropout_does_something_and_follows_dropout(name, build, dictionary):
-    tokens = prefixes(dictionary, 2, 5)
-    off = {"decoder_dropout_in": 0.0, "decoder_dropout_out": 0.0}
-    for given, random_ in (
-        ({"dropout": 0.5, **off}, False),
-        ({"dropout": 0.0, **off, name: 0.5}, True),
-        ({"dropout": 0.5, **off, name: None}, True),
-        ({"dropout": 0.0, "rnn_dropout": 0.5}, True),
-    ):
-        model = build(**given)
-        assert torch.allclose(model(tokens)[0], model(tokens)[0]) is not random_, given
-
-
-def test_variational_dropout_is_one_draw_a_block(build, dictionary):
-    layer = build(rnn_dropout=0.5).decoder.layers[0]
-    seen = []
-    layer.sru._mask = lambda x, p, width: seen.append((x.size(1), p, width)) or x.new_ones(x.size(1), width)
-    layer(torch.randn(7, 3, 8).double(), None, torch.zeros(7, 3).bool())
-    assert seen == [(3, 0.5, 8)]
+    assert [c.shape for c in cache.values()] == [(5, 12)] * 3
 
 
 # The state that is carried: fairseq's own blocks, batches and scorer, against one pass over the whole text.
@@ -184,8 +78,7 @@ def evaluation(data: Path, window: int, block: int, *more: Any) -> tuple[Any, An
 
 def model_for(task: Any, **given: Any) -> Any:
     torch.manual_seed(0)
-    fixed = {"decoder_embed_dim": 8, "criterion": "cross_entropy", "max_target_positions": None}
-    return SRULanguageModel.build_model(Namespace(**{**fixed, **given}), task).double().eval()
+    return made("sru_lm", task.dictionary, **given).eval()
 
 
 def scores(model: Any, cfg: Any, task: Any) -> dict[int, torch.Tensor]:
@@ -314,30 +207,6 @@ def test_blocks_out_of_their_order_are_refused(more, message, text_data):
     model_for(task).prepare_for_inference_(cfg)
 
 
-@pytest.mark.parametrize(
-    "given, message",
-    [
-        ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
-        ({"decoder_hidden_size": -4}, "--decoder-hidden-size must be at least 1; got -4"),
-        ({"decoder_dropout_in": 1.0}, r"--decoder-dropout-in must be in \[0, 1\); got 1.0"),
-        ({"sru_activation": "gelu"}, "--sru-activation must be one of identity, tanh, relu; got 'gelu'"),
-        ({"rnn_dropout": 2}, r"--rnn-dropout must be in \[0, 1\); got 2"),
-        (
-            {"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 6},
-            "--share-decoder-input-output-embed requires --decoder-embed-dim to match --decoder-out-embed-dim; "
-            "got 8 and 6",
-        ),
-        (
-            {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "abc"},
-            "--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got 'abc'",
-        ),
-    ],
-)
-def test_bad_options_are_named(given, message, build):
-    with pytest.raises(ValueError, match=message):
-        build(**given)
-
-
 def test_a_smaller_output_dictionary(build, dictionary):
     smaller = Dictionary()
     smaller.add_symbol("w0")
@@ -353,18 +222,8 @@ def test_the_longest_sequence(build):
 
 def test_the_wikitext_preset():
     """Parameters by hand: embedding, projections, 6 layers of SRU with layer norm, adaptive softmax."""
-    assert {path.stem for path in (PRESETS / "sru_lm").glob("*.yaml")} == {"sru_lm_wikitext103"}
-    for given in presets("sru_lm").values():
-        assert set(given) <= set(SRULanguageModelConfig.__dataclass_fields__)
     words, embed, hidden, out = 267744, 400, 2048, 1024
-    args = Namespace(criterion="adaptive_loss", max_target_positions=None)
-    ARCH_CONFIG_REGISTRY["sru_lm_wikitext103"](args)
-    dictionary = Dictionary()
-    for i in range(words - len(dictionary)):
-        dictionary.add_symbol(f"w{i}")
-    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    with torch.device("meta"):
-        model = ARCH_MODEL_REGISTRY["sru_lm_wikitext103"].build_model(args, task)
+    model = preset("sru_lm_wikitext103", words, criterion="adaptive_loss", max_target_positions=None)
     layer = 3 * hidden * hidden + 2 * hidden + 2 * hidden
     head = (20000 + 2) * out
     tails = out * out // 4 + 40000 * out // 4 + out * out // 16 + (words - 60000) * out // 16
@@ -456,14 +315,12 @@ def test_adaptive_softmax_trains_resumes_and_evaluates(text_data, tmp_path):
 
 @pytest.mark.slow
 def test_hydra_train_and_validate(text_data, tmp_path):
-    given = ["task=language_modeling", f"task.data={text_data}", f"checkpoint.save_dir={tmp_path / 'save'}"]
-    given += ["model=sru_lm/sru_lm_wikitext103", "model.decoder_hidden_size=16", "model.decoder_embed_dim=16"]
-    given += ["model.decoder_out_embed_dim=64", "task.tokens_per_sample=32", "criterion=adaptive_loss"]
-    given += ["optimizer=adam", "optimization.lr=[0.005]", "optimization.max_update=5", "lr_scheduler=inverse_sqrt"]
-    given += ["dataset.max_tokens=512", "common.cpu=true", "distributed_training.ddp_backend=legacy_ddp"]
-    given += [f"common.user_dir={ROOT / 'fairseq_sru'}", f"hydra.run.dir={tmp_path}"]
-    run_cli("hydra-train", "--config-dir", ROOT / "fairseq_sru" / "config", *given)
-    path = tmp_path / "save" / "checkpoint_last.pt"
+    given = ["model.decoder_hidden_size=16", "model.decoder_embed_dim=16", "model.decoder_out_embed_dim=64"]
+    given += ["task.tokens_per_sample=32", "criterion=adaptive_loss", "optimization.max_update=5"]
+    given += ["dataset.max_tokens=512", "distributed_training.ddp_backend=legacy_ddp"]
+    model = "sru_lm/sru_lm_wikitext103"
+    run_cli("hydra-train", *hydra_words(text_data, tmp_path, model, *given, task="language_modeling"))
+    path = tmp_path / "checkpoint_last.pt"
     assert torch.load(path, weights_only=True)["cfg"]["model"]["decoder_layers"] == 6  # from the preset
     words = [text_data, *PLUGIN, "--task", "language_modeling", "--path", path, "--cpu", "--max-tokens", 512]
     done = run_cli("validate", *words)
@@ -473,8 +330,6 @@ def test_hydra_train_and_validate(text_data, tmp_path):
 @pytest.mark.slow
 def test_shallow_fusion_with_a_translation_model(toy_data, tmp_path):
     """fairseq-generate --lm-path: the language model of the target side, over the same dictionary."""
-    from support.commands import generate, train
-
     text = toy_data.parent
     dictionary = toy_data / "dict.de.txt"
     pairs = [word for s in ("train", "valid") for word in (f"--{s}pref", text / f"{s}.de")]

@@ -1,5 +1,4 @@
-"""The Transformer with SRU: its parts against their equations, its options and its complaints, and the commands of
-fairseq."""
+"""The Transformer with SRU: its parts against their equations, its presets, and the commands of fairseq."""
 
 from __future__ import annotations
 
@@ -9,15 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, preprocess, reversed_pairs, run_cli, write_pairs
-from fairseq.data import Dictionary
+from conftest import run_cli
 from fairseq.models import ARCH_CONFIG_REGISTRY
-from support.commands import SMOOTHED, generate, hypotheses, train
-from support.small_models import TRANSFORMER_VARIANTS, made, prefixes, preset, size, sources
+from support.commands import SMOOTHED, generate, hydra_words, hypotheses, reverses, train
+from support.small_models import made, prefixes, preset, size, sources
 from torch import nn
 from torch.nn import functional as F
 
-from fairseq_sru.models.config import PRESETS, TransformerSRUConfig, presets
 from fairseq_sru.models.transformer_layers import FeedForward, SelfAttention
 from fairseq_sru.models.transformer_sru import _visible
 
@@ -123,27 +120,6 @@ def test_positions_are_told_to_attention_alone(build, dictionary):
     assert not torch.allclose(features[:, 1], features[:, 2])
 
 
-def test_attention_weights_only_where_they_are_asked_for(build, dictionary):
-    model = build().eval()
-    src = sources(dictionary, [4, 6])
-    out, extra = model(src, None, prefixes(dictionary, 2, 5))
-    (weights,) = extra["attn"]
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 5).double())
-    assert not weights[src.eq(dictionary.pad())[:, None].expand_as(weights)].any()
-    model.make_generation_fast_(need_attn=False)
-    without, extra = model(src, None, prefixes(dictionary, 2, 5))
-    assert extra["attn"] is None
-    torch.testing.assert_close(without, out)
-
-
-@pytest.mark.parametrize("variant", ["ssru", "transformer_sru_ffn_wmt"])
-def test_each_dropout_does_something(variant, build, dictionary):
-    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
-    for options, random in (({"dropout": 0.0}, False), ({"dropout": 0.5}, True), ({"rnn_dropout": 0.5}, True)):
-        model = build(**{**TRANSFORMER_VARIANTS[variant], "dropout": 0.0, **options})
-        assert torch.allclose(model(src, None, target)[0], model(src, None, target)[0]) is not random, options
-
-
 def without_embedding(model):
     return size(model) - model.encoder.embed_tokens.weight.numel()
 
@@ -167,63 +143,6 @@ def test_sizes_of_the_presets():
     hybrid = preset("transformer_sru_ffn_wmt", 32000, **shared)
     kinds = [(m.hidden_size, m.bidirectional, m.v1, m.highway) for m in hybrid.modules() if hasattr(m, "skip_scale")]
     assert kinds == [(1024, True, False, False)] * 4 + [(2048, False, False, False)] * 4
-
-
-def test_presets_hold_options_of_the_model():
-    names = {"transformer_sru_wmt", "transformer_sru_iwslt_de_en", "transformer_sru_tiny", "transformer_sru_ffn_wmt"}
-    assert {path.stem for path in (PRESETS / "transformer_sru").glob("*.yaml")} == names
-    for options in presets("transformer_sru").values():
-        assert set(options) <= set(TransformerSRUConfig.__dataclass_fields__)
-    args = Namespace(decoder_layers=2)
-    ARCH_CONFIG_REGISTRY["transformer_sru_wmt"](args)
-    assert (args.decoder_layers, args.encoder_layers) == (2, 6)
-
-
-def test_shared_embeddings_are_one_tensor(build):
-    model = build(share_all_embeddings=True)
-    assert model.encoder.embed_tokens is model.decoder.embed_tokens
-    assert model.decoder.output_projection is None
-    model = build(share_decoder_input_output_embed=True)
-    assert model.encoder.embed_tokens is not model.decoder.embed_tokens
-    assert model.decoder.output_projection is None
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"decoder_autoreg": "lstm"}, "--decoder-autoreg must be one of ssru, sru, self-attention; got 'lstm'"),
-        ({"feed_forward": "conv"}, "--feed-forward must be one of linear, sru; got 'conv'"),
-        ({"encoder_layers": 0}, "--encoder-layers must be at least 1; got 0"),
-        ({"decoder_ffn_embed_dim": 0}, "--decoder-ffn-embed-dim must be at least 1; got 0"),
-        ({"encoder_attention_heads": 3}, "--encoder-attention-heads must divide --encoder-embed-dim 8; got 3"),
-        ({"decoder_attention_heads": 3}, "--decoder-attention-heads must divide --decoder-embed-dim 8; got 3"),
-        (
-            {"feed_forward": "sru", "encoder_ffn_embed_dim": 7},
-            "--encoder-ffn-embed-dim must be even with --feed-forward sru, .*; got 7",
-        ),
-        ({"encoder_embed_dim": 2}, "--encoder-embed-dim must be at least 4; got 2"),
-        ({"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),
-        ({"rnn_dropout": -0.1}, r"--rnn-dropout must be in \[0, 1\); got -0.1"),
-        (
-            {"share_all_embeddings": True, "encoder_embed_dim": 6},
-            "--share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; got 6 and 8",
-        ),
-        (
-            {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "20,10"},
-            "--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got '20,10'",
-        ),
-    ],
-)
-def test_bad_options_are_named(options, message, build):
-    with pytest.raises(ValueError, match=message):
-        build(**options)
-
-
-def test_shared_embeddings_need_one_dictionary(build):
-    other = Dictionary()
-    other.add_symbol("another")
-    with pytest.raises(ValueError, match="--share-all-embeddings requires a joint dictionary"):
-        build(other, share_all_embeddings=True)
 
 
 SMALL = ["--encoder-embed-dim", 32, "--encoder-ffn-embed-dim", 64, "--encoder-attention-heads", 2]
@@ -296,28 +215,15 @@ def test_flags_go_before_their_preset(toy_data):
 
 @pytest.mark.slow
 def test_hydra_train_with_a_preset(toy_data, tmp_path):
-    options = ["task=translation", f"task.data={toy_data}", f"checkpoint.save_dir={tmp_path / 'save'}"]
-    options += ["model=transformer_sru/transformer_sru_tiny", "model.encoder_layers=1", "model.decoder_layers=1"]
-    options += ["criterion=cross_entropy", "optimizer=adam", "optimization.lr=[0.005]", "optimization.max_update=3"]
-    options += ["lr_scheduler=inverse_sqrt", "dataset.max_tokens=400", "common.cpu=true"]
-    options += [f"common.user_dir={ROOT / 'fairseq_sru'}", f"hydra.run.dir={tmp_path}"]
-    run_cli("hydra-train", "--config-dir", ROOT / "fairseq_sru" / "config", *options)
-    model = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
+    options = ["model.encoder_layers=1", "model.decoder_layers=1", "criterion=cross_entropy"]
+    options += ["optimization.max_update=3", "dataset.max_tokens=400"]
+    run_cli("hydra-train", *hydra_words(toy_data, tmp_path, "transformer_sru/transformer_sru_tiny", *options))
+    model = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
     assert (model["encoder_embed_dim"], model["encoder_layers"]) == (256, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--decoder-autoreg", "sru"], ["--feed-forward", "sru"]], ids=str)
 def test_a_toy_task_is_learned(options, tmp_path):
-    """Reversing a sequence."""
-    write_pairs(tmp_path, "train", reversed_pairs(4000, 1))
-    write_pairs(tmp_path, "valid", reversed_pairs(100, 2))
-    test = reversed_pairs(200, 3)
-    write_pairs(tmp_path, "test", test)
-    data = preprocess(tmp_path)
-    schedule = ["--lr-scheduler", "inverse_sqrt", "--warmup-updates", 100, "--max-epoch", 50, "--dropout", 0.0]
-    arch = ["--arch", "transformer_sru_tiny", *SMALL, "--encoder-embed-dim", 64, "--decoder-embed-dim", 64, *options]
-    train(data, tmp_path / "save", *schedule, "--max-tokens", 1000, "--no-epoch-checkpoints", arch=arch)
-    found = hypotheses(generate(data, tmp_path / "save" / "checkpoint_best.pt", "--beam", 1))
-    right = sum(found[i].split() == target for i, (_, target) in enumerate(test))
-    assert right / len(test) > 0.9
+    sizes = ["--encoder-embed-dim", 64, "--decoder-embed-dim", 64, "--dropout", 0.0]
+    assert reverses(tmp_path, ["transformer_sru_tiny", *SMALL, *sizes, *options], beam=1, epochs=50) > 0.9

@@ -1,4 +1,4 @@
-"""Small translation models in all their variants, and sentences for them."""
+"""Small models in all their variants, sentences for them, and what is done with a model of any kind."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import Tensor, nn
 
 from fairseq_sru.models.config import presets
+from fairseq_sru.models.lm import SRULanguageModel
 from fairseq_sru.models.sru import SRUModel
 from fairseq_sru.models.transformer_sru import TransformerSRUModel
 
 Options = dict[str, Any]
 FIXED: Options = {"criterion": "cross_entropy", "max_source_positions": 1024, "max_target_positions": 1024}
+MODELS = {"sru": SRUModel, "transformer_sru": TransformerSRUModel, "sru_lm": SRULanguageModel}
 SIZES: dict[str, Options] = {
     "sru": {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "decoder_attention_heads": 2},
     "transformer_sru": {
@@ -26,6 +28,12 @@ SIZES: dict[str, Options] = {
         "decoder_ffn_embed_dim": 10,
         "decoder_attention_heads": 2,
     },
+    "sru_lm": {"decoder_embed_dim": 8, "max_target_positions": None},
+}
+ADAPTIVE: Options = {
+    "criterion": "adaptive_loss",
+    "adaptive_softmax_cutoff": "10,20,200000",
+    "decoder_out_embed_dim": 16,
 }
 
 
@@ -44,11 +52,7 @@ SRU_VARIANTS: dict[str, Options] = {
     "no attention": {"decoder_attention": "False", "encoder_bidirectional": True},
     "attention in each second layer": {"decoder_attention": "2", "decoder_layers": 4},
     "tied": {"share_all_embeddings": True, "decoder_hidden_size": 12},
-    "adaptive softmax": {
-        "criterion": "adaptive_loss",
-        "adaptive_softmax_cutoff": "10,20,200000",
-        "decoder_out_embed_dim": 16,
-    },
+    "adaptive softmax": ADAPTIVE,
     "global attention": {"decoder_attention": "global", "encoder_bidirectional": True, "decoder_out_embed_dim": 12},
     "no residual": {"no_residual": True, "encoder_bidirectional": True},
     "convolution": {"encoder_kernel_size": 4, "encoder_bidirectional": True},
@@ -68,24 +72,42 @@ TRANSFORMER_VARIANTS: dict[str, Options] = {
     "adaptive softmax": {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "10,20", "decoder_embed_dim": 16},
     **{name: {**options, **SIZES["transformer_sru"]} for name, options in presets("transformer_sru").items()},
 }
-VARIANTS = {f"sru, {name}": ("sru", options) for name, options in SRU_VARIANTS.items()}
-VARIANTS |= {f"transformer_sru, {name}": ("transformer_sru", options) for name, options in TRANSFORMER_VARIANTS.items()}
+LM_VARIANTS: dict[str, Options] = {
+    "defaults": {},
+    "tied": {"share_decoder_input_output_embed": True, "decoder_hidden_size": 12, "decoder_layers": 3},
+    "identity": {"sru_activation": "identity"},
+    "adaptive softmax": ADAPTIVE,
+    **{
+        name: {**options, "decoder_embed_dim": 8, "decoder_hidden_size": 12, "decoder_out_embed_dim": 16}
+        for name, options in presets("sru_lm").items()
+    },
+}
+VARIANTS = {
+    f"{kind}, {name}": (kind, options)
+    for kind, variants in zip(MODELS, (SRU_VARIANTS, TRANSFORMER_VARIANTS, LM_VARIANTS), strict=True)
+    for name, options in variants.items()
+}
 UNITS = ["sru", "lstm"]
+
+
+def numbered(count: int) -> Dictionary:
+    """A dictionary of so many words."""
+    dictionary = Dictionary()
+    for i in range(count):
+        dictionary.add_symbol(f"w{i}")
+    return dictionary
 
 
 def made(kind: str, dictionary: Dictionary, target_dictionary: Dictionary | None = None, **options: Any) -> Any:
     """A small model in float64, its options as on the command line."""
     task = Namespace(source_dictionary=dictionary, target_dictionary=target_dictionary or dictionary)
-    model = SRUModel if kind == "sru" else TransformerSRUModel
-    return model.build_model(Namespace(**{**FIXED, **SIZES[kind], **options}), task).double()
+    return MODELS[kind].build_model(Namespace(**{**FIXED, **SIZES[kind], **options}), task).double()
 
 
 def preset(name: str, words: int, **options: Any) -> Any:
     """A preset's model for a joint dictionary; on the meta device: shapes alone."""
-    dictionary = Dictionary()
-    for i in range(words - len(dictionary)):
-        dictionary.add_symbol(f"w{i}")
-    args = Namespace(**FIXED, **options)
+    dictionary = numbered(words - Dictionary().nspecial)
+    args = Namespace(**{**FIXED, **options})
     ARCH_CONFIG_REGISTRY[name](args)
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
     with torch.device("meta"):
@@ -117,3 +139,18 @@ def prefixes(dictionary: Dictionary, batch: int, length: int, seed: int = 1) -> 
 
 def log_probs(model: Any, net_output: Any) -> Tensor:
     return model.get_normalized_probs(net_output, log_probs=True)
+
+
+def encode(model: Any, src: Tensor) -> Any:
+    return model.encoder(src) if hasattr(model, "encoder") else None
+
+
+def run(model: Any, src: Tensor, target: Tensor, lengths: Tensor | None = None) -> Any:
+    """All positions at once. A language model reads the target alone."""
+    return model(src, lengths, target) if hasattr(model, "encoder") else model(target)
+
+
+def reorder(model: Any, state: Any, encoded: Any, order: Tensor) -> Any:
+    """As fairseq's search does after a step; returns what was encoded in the new order."""
+    model.decoder.reorder_incremental_state_scripting(state, order)
+    return None if encoded is None else model.encoder.reorder_encoder_out(encoded, order)

@@ -1,0 +1,156 @@
+"""The options of all models: their presets, embeddings that are shared or given, and one line that names a bad one."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from support.small_models import MODELS, UNITS, made
+
+from fairseq_sru.models.config import (
+    PRESETS,
+    SRUConfig,
+    SRULanguageModelConfig,
+    TransformerSRUConfig,
+    presets,
+)
+
+ALL, TRANSLATION = tuple(MODELS), ("sru", "transformer_sru")
+translating = pytest.mark.parametrize("kind", TRANSLATION)
+
+# which models, options, message
+BAD = [
+    (TRANSLATION, {"encoder_layers": 0}, "--encoder-layers must be at least 1; got 0"),
+    (ALL, {"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
+    (["sru"], {"encoder_kernel_size": 0}, "--encoder-kernel-size must be at least 1; got 0"),
+    (["sru", "sru_lm"], {"decoder_hidden_size": -4}, "--decoder-hidden-size must be at least 1; got -4"),
+    (["transformer_sru"], {"decoder_ffn_embed_dim": 0}, "--decoder-ffn-embed-dim must be at least 1; got 0"),
+    (["transformer_sru"], {"encoder_embed_dim": 2}, "--encoder-embed-dim must be at least 4; got 2"),
+    (["sru"], {"decoder_attention_heads": 3}, "--decoder-attention-heads must divide --decoder-hidden-size 8; got 3"),
+    (["sru"], {"decoder_attention_heads": 0}, "--decoder-attention-heads must be at least 1; got 0"),
+    *(
+        (
+            ["transformer_sru"],
+            {f"{s}_attention_heads": 3},
+            f"--{s}-attention-heads must divide --{s}-embed-dim 8; got 3",
+        )
+        for s in ("encoder", "decoder")
+    ),
+    (
+        ["sru"],
+        {"decoder_attention": "maybe"},
+        "--decoder-attention must be True, False, global or a number of layers; got 'maybe'",
+    ),
+    (["sru", "sru_lm"], {"sru_activation": "gelu"}, "--sru-activation must be one of identity, tanh, relu; got 'gelu'"),
+    (["sru"], {"recurrent_unit": "gru"}, "--recurrent-unit must be one of sru, lstm; got 'gru'"),
+    (
+        ["transformer_sru"],
+        {"decoder_autoreg": "lstm"},
+        "--decoder-autoreg must be one of ssru, sru, self-attention; got 'lstm'",
+    ),
+    (["transformer_sru"], {"feed_forward": "conv"}, "--feed-forward must be one of linear, sru; got 'conv'"),
+    (
+        ["transformer_sru"],
+        {"feed_forward": "sru", "encoder_ffn_embed_dim": 7},
+        "--encoder-ffn-embed-dim must be even with --feed-forward sru, .*; got 7",
+    ),
+    (ALL, {"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),
+    (ALL, {"rnn_dropout": -0.1}, r"--rnn-dropout must be in \[0, 1\); got -0.1"),
+    (["sru_lm"], {"rnn_dropout": 2}, r"--rnn-dropout must be in \[0, 1\); got 2"),
+    (["sru", "sru_lm"], {"decoder_dropout_in": 1.0}, r"--decoder-dropout-in must be in \[0, 1\); got 1.0"),
+    (["sru"], {"encoder_embed_path": "/none/vectors.txt"}, "--encoder-embed-path: no such file: /none/vectors.txt"),
+    (
+        TRANSLATION,
+        {"share_all_embeddings": True, "encoder_embed_dim": 6},
+        "--share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; got 6 and 8",
+    ),
+    (
+        ["sru", "sru_lm"],
+        {"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 6},
+        "--share-decoder-input-output-embed requires --decoder-embed-dim to match --decoder-out-embed-dim; got 8 and 6",
+    ),
+    *(  # read, not evaluated
+        (
+            ALL,
+            {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": text},
+            re.escape(f"--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got {text!r}"),
+        )
+        for text in ("20,10", "abc", "1/0", "10,-20", "", "[5,__import__('os').getpid()+10]")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "kind, options, message", [(kind, options, message) for kinds, options, message in BAD for kind in kinds]
+)
+def test_bad_options_are_named(kind, options, message, dictionary):
+    with pytest.raises(ValueError, match=message):
+        made(kind, dictionary, **options)
+
+
+@translating
+def test_shared_embeddings_are_one_tensor_and_need_one_dictionary(kind, dictionary):
+    for option, shared in (("share_all_embeddings", True), ("share_decoder_input_output_embed", False)):
+        model = made(kind, dictionary, **{option: True})
+        assert (model.encoder.embed_tokens is model.decoder.embed_tokens) == shared
+        assert model.decoder.output_projection is None
+    other = Dictionary()
+    other.add_symbol("another")
+    with pytest.raises(ValueError, match="--share-all-embeddings requires a joint dictionary"):
+        made(kind, dictionary, other, share_all_embeddings=True)
+
+
+SIZES = ("tiny", "iwslt_de_en", "wmt", "wmt_big", "wmt_2017")
+
+
+@pytest.mark.parametrize(
+    "kind, config, names",
+    [
+        ("sru", SRUConfig, [f"{unit}_{made_for}" for unit in UNITS for made_for in SIZES]),
+        ("transformer_sru", TransformerSRUConfig, [f"{ALL[1]}_{n}" for n in ("wmt", "iwslt_de_en", "tiny", "ffn_wmt")]),
+        ("sru_lm", SRULanguageModelConfig, ["sru_lm_wikitext103"]),
+    ],
+    ids=ALL,
+)
+def test_presets_hold_options_of_the_model_and_a_flag_goes_before_them(kind, config, names):
+    assert {path.stem for path in (PRESETS / kind).glob("*.yaml")} == set(names)
+    for name, options in presets(kind).items():
+        assert set(options) <= set(config.__dataclass_fields__)
+        args = Namespace(decoder_layers=7)
+        ARCH_CONFIG_REGISTRY[name](args)
+        assert vars(args) == {**vars(args), **options, "decoder_layers": 7}
+
+
+def embedding_file(path, words, dim):
+    rows = [f"{w} " + " ".join(str(0.01 * i + 0.1 * k) for k in range(dim)) for i, w in enumerate(words)]
+    path.write_text(f"{len(words)} {dim}\n" + "\n".join(rows) + "\n")
+    return str(path)
+
+
+def test_pretrained_and_frozen_embeddings(build, dictionary, tmp_path):
+    path = embedding_file(tmp_path / "vectors.txt", ["w3", "w5"], 8)
+    model = build(encoder_embed_path=path, encoder_freeze_embed=True, decoder_embed_path=path)
+    expected = torch.tensor([0.01 + 0.1 * k for k in range(8)]).double()
+    for side in (model.encoder, model.decoder):
+        torch.testing.assert_close(side.embed_tokens.weight[dictionary.index("w5")], expected, rtol=1e-5, atol=1e-6)
+    assert not model.encoder.embed_tokens.weight.requires_grad
+    assert model.decoder.embed_tokens.weight.requires_grad
+    assert not build(decoder_freeze_embed=True).decoder.embed_tokens.weight.requires_grad  # no path needed
+
+
+def test_bad_embedding_files_are_named(build, tmp_path):
+    path = embedding_file(tmp_path / "vectors.txt", ["w3"], 5)
+    with pytest.raises(ValueError, match=r"--encoder-embed-path: .*vectors of 5 numbers, --encoder-embed-dim is 8"):
+        build(encoder_embed_path=path)
+    for content, message in (
+        (b"1 8\n\xff\xfe 0.1", r"--encoder-embed-path: .* is not UTF-8 text"),
+        (b"2 8\nw3" + b" 0.1" * 8 + b"\nw4 0.1 two\n", r"--encoder-embed-path: .*could not convert"),
+        (b"w3 0.1 0.2\n", "must begin with a line `words dimensions`"),
+    ):
+        (tmp_path / "vectors.txt").write_bytes(content)
+        with pytest.raises(ValueError, match=message):
+            build(encoder_embed_path=path)

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,16 +37,24 @@ def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-def examine(capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, Any]]:
+Examine = Callable[[], tuple[int, dict[str, Any]]]
+
+
+@pytest.fixture
+def examine(capsys: pytest.CaptureFixture[str]) -> Examine:
     """Exit status and what is said, once as JSON and once as text, which agree."""
-    status = doctor.main(["--json"])
-    found = json.loads(capsys.readouterr().out)
-    assert doctor.main([]) == status
-    found["text"] = capsys.readouterr().out
-    for line in found["advice"]:
-        assert f"\n- {line}\n" in found["text"]
-    assert ("All is well." in found["text"], found["well"]) == (status == 0, status == 0)
-    return status, found
+
+    def ask() -> tuple[int, dict[str, Any]]:
+        status = doctor.main(["--json"])
+        found = json.loads(capsys.readouterr().out)
+        assert doctor.main([]) == status
+        found["text"] = capsys.readouterr().out
+        for line in found["advice"]:
+            assert f"\n- {line}\n" in found["text"]
+        assert ("All is well." in found["text"], found["well"]) == (status == 0, status == 0)
+        return status, found
+
+    return ask
 
 
 def run(*words: str, **env: str) -> dict[str, Any]:
@@ -72,11 +81,9 @@ def test_a_machine_that_is_well() -> None:
     assert found["well"] is True
 
 
-def test_the_size_of_the_cache(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_size_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "cache"))
-    _, found = examine(capsys)
+    _, found = examine()
     sizes = [path.stat().st_size for path in (tmp_path / "cache").iterdir()]
     assert len(sizes) == 2, "the usual variant, and the one that the trial takes"
     assert found["cache"] == {"folder": str(tmp_path / "cache"), "files": 2, "bytes": sum(sizes), "trouble": None}
@@ -107,9 +114,9 @@ def test_a_fairseq_that_is_broken(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- what can be wrong
 
 
-def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["compiler"] is None
     assert found["auto"]["cpu"]["backend"] == "torch"
@@ -118,11 +125,9 @@ def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 @pytest.mark.parametrize("named", ["no-such-compiler -O2", 'g++ "-O2', "   ", "/"])
-def test_a_compiler_that_does_not_run(
-    named: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_compiler_that_does_not_run(named: str, monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     monkeypatch.setenv("CXX", named)
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["auto"]["cpu"]["backend"] == "torch"
     assert found["advice"] == [
@@ -130,15 +135,13 @@ def test_a_compiler_that_does_not_run(
     ]
 
 
-def test_a_compiler_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && exit 0\nprintf "much\\ncc1plus: killed\\n" >&2\nexit 4\n')
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "cache"))
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert "much\ncc1plus: killed" in found["backends"]["native"]
     (line,) = found["advice"]
@@ -147,7 +150,7 @@ def test_a_compiler_that_fails(
 
 @pytest.mark.parametrize("trouble", ["a file", "not to be written", "others can write"])
 def test_a_cache_that_can_not_be_used(
-    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    trouble: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examine: Examine
 ) -> None:
     folder, said = tmp_path / "cache", r"can't be written \(.*\)"
     if trouble == "a file":
@@ -161,7 +164,7 @@ def test_a_cache_that_can_not_be_used(
     else:
         folder = Path("/proc/self")  # root may write wherever it is possible
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(folder))
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 0, "a temporary folder does, for this process"
     assert found["cache"]["folder"] != str(folder)
     assert found["advice"] == [found["cache"]["trouble"]]
@@ -170,14 +173,14 @@ def test_a_cache_that_can_not_be_used(
     assert trouble != "others can write" or not list(folder.iterdir())
 
 
-def test_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     def refuse(**_: object) -> str:
         raise FileNotFoundError("No usable temporary directory found")
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "file"))
     monkeypatch.setattr(build.tempfile, "mkdtemp", refuse)
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["auto"]["cpu"]["backend"] == "torch"
     assert found["cache"]["folder"] is None
@@ -185,18 +188,18 @@ def test_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert found["cache"]["trouble"] == found["backends"]["native"] == said + "FAIRSEQ_SRU_CACHE can name one"
 
 
-def test_on_windows(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_on_windows(monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     monkeypatch.setattr(build.platform, "system", lambda: "Windows")
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["auto"]["cpu"]["backend"] == "torch"
     assert "native: compiled kernels are not supported on Windows; WSL 2 counts as Linux" in found["advice"]
     assert found["trials"].keys() == {"torch", "reference"}
 
 
-def test_a_backend_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "fast")
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["auto"]["cpu"]["backend"] is None
     assert found["advice"] == [
@@ -207,11 +210,11 @@ def test_a_backend_that_does_not_exist(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 @pytest.mark.parametrize("named, backend", [("torch", "torch"), ("cuda", None)])
 def test_a_backend_that_is_not_compiled_or_not_here(
-    named: str, backend: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    named: str, backend: str | None, monkeypatch: pytest.MonkeyPatch, examine: Examine
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", named)
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["auto"]["cpu"]["backend"] == backend
     (line,) = found["advice"]
@@ -231,9 +234,9 @@ def wrong_by(change: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native.Native, "backward", wrong)
 
 
-def test_a_backend_that_computes_wrong(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_computes_wrong(monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     wrong_by(0.001, monkeypatch)
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["trials"]["native"]["error"] == pytest.approx(0.001, rel=0.01)
     assert "ready, and WRONG: differs from the definition by 1e-03" in found["text"]
@@ -241,20 +244,20 @@ def test_a_backend_that_computes_wrong(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert found["advice"][0].startswith("native can't be trusted here: FAIRSEQ_SRU_BACKEND=torch avoids it")
 
 
-def test_a_backend_that_gives_nan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_gives_nan(monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     wrong_by(float("nan"), monkeypatch)
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["trials"]["native"] == {"error": None, "failure": "what it computes is not finite"}
     assert "ready, but FAILS: what it computes is not finite" in found["text"]
 
 
-def test_a_backend_that_raises(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_backend_that_raises(monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     def fail(*_: object) -> None:
         raise OSError("the driver is gone")
 
     monkeypatch.setattr(native.Native, "forward", fail)
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["trials"]["native"]["failure"] == "OSError: the driver is gone"
 
@@ -311,8 +314,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     return Machine(monkeypatch, tmp_path)
 
 
-def test_a_gpu_that_is_well(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
-    status, found = examine(capsys)
+def test_a_gpu_that_is_well(machine: Machine, examine: Examine) -> None:
+    status, found = examine()
     assert status == 0, found["text"]
     assert found["auto"] == {
         "cpu": {"backend": "native", "failure": None},
@@ -331,9 +334,7 @@ def test_a_gpu_that_is_well(machine: Machine, capsys: pytest.CaptureFixture[str]
     assert found["advice"] == []
 
 
-def test_on_a_gpu_the_cpu_need_not_be_well(
-    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_on_a_gpu_the_cpu_need_not_be_well(machine: Machine, examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     real = dispatch.set_up
 
     def only_cuda(name: str) -> Any:
@@ -342,26 +343,26 @@ def test_on_a_gpu_the_cpu_need_not_be_well(
         return real(name)
 
     monkeypatch.setattr(dispatch, "set_up", only_cuda)
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 0
     assert (found["auto"]["cuda"]["backend"], found["auto"]["cpu"]["backend"]) == ("cuda", "torch")
     assert found["advice"] == ["native: no C++ compiler"]
 
 
-def test_a_gpu_whose_backend_can_not_run(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_gpu_whose_backend_can_not_run(machine: Machine, examine: Examine) -> None:
     def fail() -> None:
         raise Unavailable("CuPy can't be imported (no module); pip install 'fairseq_sru[cuda13]'")
 
     machine.backend(fail)
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1, "the CPU's kernels don't help who has a GPU"
     assert found["auto"]["cuda"]["backend"] == "torch"
     assert found["advice"] == ["cuda: CuPy can't be imported (no module); pip install 'fairseq_sru[cuda13]'"]
 
 
-def test_a_driver_older_than_nvrtc(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_driver_older_than_nvrtc(machine: Machine, examine: Examine) -> None:
     machine.knows(12040)
-    _, found = examine(capsys)
+    _, found = examine()
     assert found["gpu"]["driver's CUDA"] == "12.4"
     assert found["advice"] == [
         "the driver knows CUDA 12 and NVRTC is of 13: update the driver, or install a torch for CUDA 12 and "
@@ -370,32 +371,30 @@ def test_a_driver_older_than_nvrtc(machine: Machine, capsys: pytest.CaptureFixtu
 
 
 def test_an_nvrtc_of_another_cuda_than_torchs(
-    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    machine: Machine, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAIRSEQ_SRU_NVRTC", "/lib/libnvrtc.so.12")
     machine.has_nvrtc((12, 8))
-    _, found = examine(capsys)
+    _, found = examine()
     assert found["advice"] == ["torch is for CUDA 13.0 and NVRTC of 12: unset FAIRSEQ_SRU_NVRTC, which names it"]
 
 
-def test_no_nvrtc(machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_nvrtc(machine: Machine, examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> None:
         raise Unavailable("no NVRTC found; pip install it")
 
     monkeypatch.setattr(nvrtc, "compiler", fail)
     machine.backend(cuda.Cuda)
-    status, found = examine(capsys)
+    status, found = examine()
     assert status == 1
     assert found["gpu"]["NVRTC"] == found["backends"]["cuda"] == "no NVRTC found; pip install it"
     assert "cuda: no NVRTC found; pip install it" in found["advice"]
 
 
-def test_a_gpu_and_a_torch_for_cpus(
-    machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_and_a_torch_for_cpus(machine: Machine, examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine.sees_nothing()
     monkeypatch.setattr(torch.version, "cuda", None)
-    _, found = examine(capsys)
+    _, found = examine()
     assert "none that torch sees" in found["text"] and "Tesla Z1, 580.65.06" in found["text"]
     (line,) = found["advice"]
     assert line == f"torch {torch.__version__} is built without CUDA, and the GPU idle: install torch for CUDA"
@@ -403,22 +402,22 @@ def test_a_gpu_and_a_torch_for_cpus(
 
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_gpu_that_torch_does_not_see(
-    hidden: bool, machine: Machine, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    hidden: bool, machine: Machine, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     machine.sees_nothing()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    _, found = examine(capsys)
+    _, found = examine()
     (line,) = found["advice"]
     assert "sees no GPU, though there is one" in line
     assert ("unset CUDA_VISIBLE_DEVICES" in line) == hidden
 
 
-def test_a_driver_that_does_not_answer(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_driver_that_does_not_answer(machine: Machine, examine: Examine) -> None:
     machine.sees_nothing()
     machine.lists("NVIDIA-SMI has failed because it couldn't communicate with the driver", status=9)
-    _, found = examine(capsys)
+    _, found = examine()
     assert found["gpu"]["driver"] == [
         "nvidia-smi fails: NVIDIA-SMI has failed because it couldn't communicate with the driver"
     ]

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-import gc
 import inspect
 import io
 import itertools
 import math
-import os
 import pickle
-import subprocess
-import sys
-import tracemalloc
 
 import pytest
 import torch
-from conftest import ROOT
+from support.processes import python
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from fairseq_sru import SRU, SRUCell
@@ -463,30 +458,6 @@ def test_data_parallel_on_a_cpu_changes_nothing():
     close(torch.nn.DataParallel(rnn)(x), rnn(x), 0.0)
 
 
-def test_calls_leave_nothing_behind():
-    rnn = SRU(5, 4, v1=False, dropout=0.1)
-    x = torch.randn(3, 2, 5)
-
-    def calls():
-        for _ in range(100):
-            h, c = rnn(x, lengths=[3, 1])
-            (h.sum() + c.sum()).backward()
-            rnn.zero_grad()
-            with torch.no_grad():
-                rnn(x[:1], c)
-        gc.collect()
-        return sum(issubclass(type(o), torch.Tensor) for o in gc.get_objects())
-
-    calls()
-    tracemalloc.start()
-    try:
-        tensors, memory = calls(), tracemalloc.get_traced_memory()[0]
-        assert calls() == tensors
-        assert tracemalloc.get_traced_memory()[0] - memory < 50_000  # less than 500 bytes a call
-    finally:
-        tracemalloc.stop()
-
-
 # ---------------------------------------------------------------- torch.compile, torch.export, torch.jit
 
 KINDS = {
@@ -543,14 +514,18 @@ def test_compiled_dropout_is_drawn_anew():
 
 
 def test_one_graph_serves_all_lengths():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
     rnn = SRU(6, 64)
-    fast = compiled(rnn, backend="aot_eager")
-    torch._dynamo.utils.counters.clear()
-    lengths = [5, 8, 20, 4 * SMALL // (64 * 64 * 3)]  # above SMALL there is another product in eager mode
-    for length in lengths:
+    fast = compiled(rnn, backend=backend)
+    for length in [5, 8, 20, 4 * SMALL // (64 * 64 * 3)]:  # above SMALL there is another product in eager mode
         x = torch.randn(length, 2, 6)
         near(gradients(rnn, fast, x), gradients(rnn, rnn, x), 1e-5)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # the first length's, then one for any
+    assert len(graphs) == 2  # the first length's, then one for any
 
 
 def test_exports():
@@ -609,15 +584,7 @@ def test_exports_and_traces_load_in_a_new_process_with_other_backends(tmp_path):
     torch.save((x.detach(), [h, c, *torch.autograd.grad(h.square().sum() + c.sum(), x)]), tmp_path / "expected.pt")
 
     def load(**env):
-        done = subprocess.run(
-            [sys.executable, "-c", LOAD, str(tmp_path)],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        return done.stdout.splitlines()
+        return python("-c", LOAD, tmp_path, **env).stdout.splitlines()
 
     right = ["export True", "strict True", "trace True"]
     assert load() == [*right, "native runs", "native"]

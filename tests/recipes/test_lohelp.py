@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 from corpora import lohelp, pairs
+from support.debian_packages import lines, pack
 from support.pages import contents, made_up, near_copies, page, plain_words
 
 RECIPES = ROOT / "recipes"
@@ -32,20 +33,11 @@ def part_of(page: str) -> str:
 # --- made-up packages ------------------------------------------------------------------------------------------------
 
 
-def pack(folder: Path, package: str, lang: str, pages: dict[str, str], version: str = "4:25.2.3-2") -> None:
-    """A real .deb in the layout of the help packages."""
-    root = folder / f"{package}.tree"
-    files = {f"usr/share/libreoffice/help/{lang}/text/{path}": text for path, text in pages.items()}
-    files[f"usr/share/doc/{package}/copyright"] = COPYRIGHT
-    files["DEBIAN/control"] = (
-        f"Package: {package}\nVersion: {version}\nArchitecture: all\nMaintainer: N <n@example.org>\nDescription: x\n"
-    )
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text, encoding="utf-8")
-    target = folder / f"{package}_{version.replace(':', '%3a')}_all.deb"
-    subprocess.run(["dpkg-deb", "--build", "--root-owner-group", root, target], check=True, capture_output=True)
-    shutil.rmtree(root)
+def pack_pages(folder: Path, side: str, pages: dict[str, str], version: str = "4:25.2.3-2") -> None:
+    """A package in the layout of the help packages."""
+    package, language = lohelp.PACKAGES[side], {"en": "en-US"}.get(side, side)
+    files = {f"libreoffice/help/{language}/text/{path}": text for path, text in pages.items()}
+    pack(folder, package, {**files, f"doc/{package}/copyright": COPYRIGHT}, version)
 
 
 @pytest.fixture
@@ -60,8 +52,8 @@ def debs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "debs"
     folder.mkdir()
     en, de = made_up()
-    pack(folder, lohelp.PACKAGES["en"], "en-US", en)
-    pack(folder, lohelp.PACKAGES["de"], "de", de)
+    pack_pages(folder, "en", en)
+    pack_pages(folder, "de", de)
     return folder
 
 
@@ -394,7 +386,7 @@ def test_errors_are_one_line_with_the_remedy(debs: Path, tmp_path: Path, capsys:
     german.write_bytes(whole[: len(whole) - 400])
     one_line_error(capsys, ["--out", out, "--deb-dir", str(debs)], "fetch")
     german.unlink()
-    pack(debs, lohelp.PACKAGES["de"], "de", made_up()[1], version="4:24.8.1-1")
+    pack_pages(debs, "de", made_up()[1], version="4:24.8.1-1")
     one_line_error(capsys, ["--out", out, "--deb-dir", str(debs)], "4:24.8.1-1", "one version")
     assert not Path(out).exists()
 
@@ -426,12 +418,6 @@ def test_an_unpacking_that_fails_late_is_a_failure(
 
 
 # --- the text that ships --------------------------------------------------------------------------------------------
-
-
-def lines(path: Path) -> list[str]:
-    text = path.read_bytes().decode("utf-8")
-    assert text.endswith("\n") and "\r" not in text
-    return text[:-1].split("\n")
 
 
 def check_folder(folder: Path) -> dict[str, list[str]]:

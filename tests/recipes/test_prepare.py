@@ -129,13 +129,21 @@ def own(tmp_path: Path) -> Own:
     return Own(tmp_path / "own")
 
 
-def fails(words: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+Fails = Callable[[list[str]], str]
+
+
+@pytest.fixture
+def fails(capfd: pytest.CaptureFixture[str]) -> Fails:
     """The message of a run that has to fail."""
-    capfd.readouterr()
-    with pytest.raises(SystemExit) as error:
-        prepare.main(words)
-    assert error.value.code == 2
-    return capfd.readouterr().err.split("prepare.py: error: ")[-1].split("pytest: error: ")[-1]
+
+    def run(words: list[str]) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as error:
+            prepare.main(words)
+        assert error.value.code == 2
+        return capfd.readouterr().err.split("prepare.py: error: ")[-1].split("pytest: error: ")[-1]
+
+    return run
 
 
 # --- the data sets ----------------------------------------------------------------------------------------------------
@@ -339,10 +347,8 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, corpus in registry.CORPORA.items() if corpus.archives])
-def test_without_internet_every_file_is_named(
-    name: str, offline: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    message = fails([name, "--out", str(tmp_path / "out")], capfd)
+def test_without_internet_every_file_is_named(name: str, offline: None, tmp_path: Path, fails: Fails) -> None:
+    message = fails([name, "--out", str(tmp_path / "out")])
     corpus = registry.CORPORA[name]
     for archive in corpus.archives:
         assert f"{archive.url} (" in message or (not archive.sha256 and archive.url in message)
@@ -380,13 +386,13 @@ def test_damaged_archives_are_refused(
     offline: None,
     tmp_path: Path,
     know: Callable[[str, Path], None],
-    capfd: pytest.CaptureFixture[str],
+    fails: Fails,
 ) -> None:
     local = tmp_path / "archives"
     wmt14_archives(local)
     know("wmt14-en-de", local)
     damaged(local / archive, how)
-    message = fails(["wmt14-en-de", "--out", str(tmp_path / "out"), "--local-dir", str(local)], capfd)
+    message = fails(["wmt14-en-de", "--out", str(tmp_path / "out"), "--local-dir", str(local)])
     assert str(local / archive) in message
     assert re.search(r"bytes, not|sha256 \w+, not|MD5 \w+, not|cut off or damaged", message)
     assert "fetch it again from https://" in message
@@ -394,9 +400,7 @@ def test_damaged_archives_are_refused(
 
 
 @pytest.mark.parametrize("how", ["without a member", "cut off", "with unequal sides"])
-def test_iwslt_archives_that_cannot_be_used(
-    how: str, offline: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_iwslt_archives_that_cannot_be_used(how: str, offline: None, tmp_path: Path, fails: Fails) -> None:
     local = tmp_path / "archives"
     iwslt_archive(local)
     path = local / "de-en.tgz"
@@ -409,7 +413,7 @@ def test_iwslt_archives_that_cannot_be_used(
     tgz(path, members)
     if how == "cut off":
         damaged(path, how)
-    message = fails(["iwslt14-de-en", "--out", str(tmp_path / "out"), "--local-dir", str(local)], capfd)
+    message = fails(["iwslt14-de-en", "--out", str(tmp_path / "out"), "--local-dir", str(local)])
     wanted = {
         "without a member": "has no de-en/IWSLT14.TEDX.dev2012.de-en.en.xml",
         "cut off": "is cut off or damaged",
@@ -491,12 +495,10 @@ def spoil(own: Own, how: str) -> None:
         ("labels", r"test\.domains has 41 labels for 40 sentence pairs"),
     ],
 )
-def test_text_that_cannot_be_used(
-    how: str, message: str, own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_text_that_cannot_be_used(how: str, message: str, own: Own, tmp_path: Path, fails: Fails) -> None:
     spoil(own, how)
     out = tmp_path / "out"
-    assert re.search(message, fails(own.words(out, *(["--domains"] if how == "labels" else [])), capfd))
+    assert re.search(message, fails(own.words(out, *(["--domains"] if how == "labels" else []))))
     assert not out.exists()
 
 
@@ -514,10 +516,10 @@ def test_text_that_cannot_be_used(
         (["@", "-t", "../de"], "argument --target-lang: '../de' is the end of a file name"),
     ],
 )
-def test_arguments(words: list[str], message: str, own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_arguments(words: list[str], message: str, own: Own, tmp_path: Path, fails: Fails) -> None:
     out = tmp_path / "out"
     words = own.words(out, *words[1:]) if words[:1] == ["@"] else [*words, "--out", str(out)]
-    assert message in fails(words, capfd)
+    assert message in fails(words)
     assert not out.exists()
 
 
@@ -531,24 +533,26 @@ def test_help_tells_of_every_data_set(capsys: pytest.CaptureFixture[str]) -> Non
 # --- done, begun, interrupted -----------------------------------------------------------------------------------------
 
 
-def test_nothing_is_done_twice(own: Own, quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_done_twice(
+    own: Own, quick: None, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out"
     prepare.main(own.words(out))
     before = files(out)
     prepare.main(own.words(out))
     assert capfd.readouterr().out.endswith(f"{out}: already made\n")
-    assert "vocab_size: 300, not 301" in fails(own.words(out, "--vocab-size", "301"), capfd)
-    assert "tokenizer: sentencepiece, not moses-bpe" in fails(own.words(out, "--tokenizer", "moses-bpe"), capfd)
-    assert "data_set: own, not lohelp-en-de" in fails(["lohelp-en-de", "--out", str(out)], capfd)
+    assert "vocab_size: 300, not 301" in fails(own.words(out, "--vocab-size", "301"))
+    assert "tokenizer: sentencepiece, not moses-bpe" in fails(own.words(out, "--tokenizer", "moses-bpe"))
+    assert "data_set: own, not lohelp-en-de" in fails(["lohelp-en-de", "--out", str(out)])
     for split, count in (("valid", 30), ("test", 40)):
         own.write(f"{split}.domains", ["help"] * count)
-    assert "domains: False, not True" in fails(own.words(out, "--domains"), capfd)
+    assert "domains: False, not True" in fails(own.words(out, "--domains"))
     own.write("test.de", own.lines("test.de")[::-1])
-    assert f"{own.folder}/test.de has changed" in fails(own.words(out), capfd)
+    assert f"{own.folder}/test.de has changed" in fails(own.words(out))
     assert files(out) == before
 
 
-def test_other_archives_are_other_data(quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_other_archives_are_other_data(quick: None, tmp_path: Path, fails: Fails) -> None:
     local, out = tmp_path / "archives", tmp_path / "out"
     iwslt_archive(local)
     words = ["iwslt14-de-en", "--out", str(out), "--vocab-size", "200"]
@@ -557,7 +561,7 @@ def test_other_archives_are_other_data(quick: None, tmp_path: Path, capfd: pytes
     prepare.main(words)  # needs them no more
     prepare.main([*words, "--local-dir", str(local)])
     (local / "de-en.tgz").write_bytes((tmp_path / "kept").read_bytes() + b"x")
-    assert "de-en.tgz has changed" in fails([*words, "--local-dir", str(local)], capfd)
+    assert "de-en.tgz has changed" in fails([*words, "--local-dir", str(local)])
 
 
 def test_an_interrupted_run_is_begun_anew_but_for_its_downloads(own: Own, quick: None, tmp_path: Path) -> None:
@@ -577,27 +581,27 @@ def test_an_interrupted_run_is_begun_anew_but_for_its_downloads(own: Own, quick:
 
 @pytest.mark.parametrize("name", ["mine.txt", "manifest.json.part", "work-thesis/c.txt", "archives/mine.tgz", "bin/x"])
 def test_an_interrupted_run_in_a_folder_with_other_files_is_refused(
-    name: str, own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    name: str, own: Own, tmp_path: Path, fails: Fails
 ) -> None:
     out = tmp_path / "out"
     with held(out) as killed:
         killed.work.mkdir()
     (out / name).parent.mkdir(exist_ok=True)
     (out / name).write_text("kept")
-    message = fails(own.words(out), capfd)
+    message = fails(own.words(out))
     assert f"argument --out: {out} holds {name.split('/')[0]}, which is not of this script" in message
     assert (out / name).read_text() == "kept"
 
 
 def test_what_is_not_as_it_was_made_is_named(
-    own: Own, quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    own: Own, quick: None, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     prepare.main(own.words(out))
 
     def message() -> str:
         before = files(out)
-        said = fails(own.words(out), capfd)
+        said = fails(own.words(out))
         assert f"argument --out: {out} is not as it was made (" in said
         assert files(out) == before
         return said
@@ -617,7 +621,7 @@ def test_what_is_not_as_it_was_made_is_named(
 
 
 def test_manifests_of_earlier_versions(
-    own: Own, quick: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    own: Own, quick: None, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """They list the text alone."""
     out = tmp_path / "out"
@@ -629,31 +633,31 @@ def test_manifests_of_earlier_versions(
     said = f"{out}: already made, by an earlier version: spm.model and bin are there, but have no checksums\n"
     assert capfd.readouterr().out.endswith(said)
     (out / "bin").rename(tmp_path / "bin")
-    assert "(bin is missing)" in fails(own.words(out), capfd)
+    assert "(bin is missing)" in fails(own.words(out))
     (tmp_path / "bin").rename(out / "bin")
     (out / "valid.sp.de").write_text("mine")
-    assert "(valid.sp.de has changed)" in fails(own.words(out), capfd)
+    assert "(valid.sp.de has changed)" in fails(own.words(out))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": {}}', '{"made_by": "fairseq_sru recipes/debian.py"}'])
-def test_a_foreign_manifest(text: str, own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_foreign_manifest(text: str, own: Own, tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    assert f"{tmp_path / 'manifest.json'} is not of this script" in fails(own.words(tmp_path), capfd)
+    assert f"{tmp_path / 'manifest.json'} is not of this script" in fails(own.words(tmp_path))
     assert (tmp_path / "manifest.json").read_text() == text
 
 
-def test_a_folder_that_cannot_be_one(own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_one(own: Own, tmp_path: Path, fails: Fails) -> None:
     (tmp_path / "file").write_text("kept")
     (tmp_path / "link").symlink_to("nowhere/at all")
-    message = fails(own.words(tmp_path / "file"), capfd)
+    message = fails(own.words(tmp_path / "file"))
     assert message.endswith(f"argument --out: {tmp_path / 'file'} is a file, not a folder\n")
     for out in (tmp_path / "file" / "below", tmp_path / "link"):
-        assert re.search(rf"argument --out: {out} can't be held \(.+\)\n$", fails(own.words(out), capfd))
+        assert re.search(rf"argument --out: {out} can't be held \(.+\)\n$", fails(own.words(out)))
     assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
-    own: Own, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    own: Own, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
 
@@ -663,9 +667,9 @@ def test_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
 
     with monkeypatch.context() as patch:
         patch.setattr(building, "binarise", appear)
-        assert f"argument --out: {out / 'test.en'} is not of this script: move it" in fails(own.words(out), capfd)
+        assert f"argument --out: {out / 'test.en'} is not of this script: move it" in fails(own.words(out))
         assert (out / "test.en").read_text() == "mine"
-        assert f"{out / 'test.en'} is not of this script" in fails(own.words(out), capfd)
+        assert f"{out / 'test.en'} is not of this script" in fails(own.words(out))
     (out / "test.en").rename(tmp_path / "mine")
     monkeypatch.setattr(publishing, "make", None)  # it only has to be moved
     prepare.main(own.words(out))

@@ -46,12 +46,6 @@ def shifted(t: Tensor, offset: int) -> Tensor:
 
 
 @pytest.fixture
-def gpu() -> Gpu:
-    """One device with one multiprocessor: few columns are many for it."""
-    return Gpu()
-
-
-@pytest.fixture
 def on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Gpu], Cuda]]:
     """``on(gpu)`` makes backend="cuda" that machine's, for tensors of the CPU."""
 
@@ -64,6 +58,13 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Gpu], Cuda]]:
     cuda.multiprocessors.cache_clear()
 
 
+@pytest.fixture
+def gpu(on: Callable[[Gpu], Cuda]) -> Gpu:
+    """The machine has one device with one multiprocessor: few columns are many for it."""
+    on(made := Gpu())
+    return made
+
+
 ONE = ["sru_forward", "sru_backward"]
 SCAN = ["sru_forward_summary", "sru_forward", "sru_backward_summary", "sru_backward"]
 
@@ -74,8 +75,7 @@ def kernels(gpu: Gpu) -> list[str]:
 
 @pytest.mark.parametrize("half", [5, 8], ids=["odd", "even"])
 @pytest.mark.parametrize("case", COVERING, ids=str)
-def test_every_option_equals_the_definition(case: Case, half: int, gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
-    on(gpu)
+def test_every_option_equals_the_definition(case: Case, half: int, gpu: Gpu) -> None:
     check(make(case, batch=3 if half == 5 else 40, half=half))
     assert kernels(gpu) == ONE
     assert all((launch.options["VEC"] > 1) == (half == 8) for launch in gpu.launches)
@@ -84,20 +84,16 @@ def test_every_option_equals_the_definition(case: Case, half: int, gpu: Gpu, on:
 @pytest.mark.parametrize("v", [False, True], ids=["v1", "v2"])
 @pytest.mark.parametrize("vec", [1, 2, 4, 8])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_width_of_access_equals_the_definition(
-    dtype: torch.dtype, vec: int, v: bool, gpu: Gpu, on: Callable[[Gpu], Cuda]
-) -> None:
+def test_every_width_of_access_equals_the_definition(dtype: torch.dtype, vec: int, v: bool, gpu: Gpu) -> None:
     """Many columns, which divide by vec and not by more."""
-    on(gpu)
     check(make(CASE._replace(dtype=dtype, v=v, bidirectional=True), length=11, batch=5, half=27 * vec))
     expected = min(vec, WIDEST[dtype], 4 if v else 8)
     assert [launch.options["VEC"] for launch in gpu.launches] == [expected] * 2
     assert {launch.block for launch in gpu.launches} == {128}
 
 
-def test_parameters_may_be_wider_than_the_values(gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
+def test_parameters_may_be_wider_than_the_values(gpu: Gpu) -> None:
     """As under autocast: u is half, and the parameters and states are float."""
-    on(gpu)
     arguments = make(CASE._replace(dtype=torch.float16, v=True), batch=40)
     for name in ("bias", "weight_c", "c0", "dropout_mask"):
         arguments[name] = arguments[name].detach().float().requires_grad_()
@@ -109,10 +105,7 @@ def test_parameters_may_be_wider_than_the_values(gpu: Gpu, on: Callable[[Gpu], C
 
 @pytest.mark.parametrize("length", [256, 263, 640])
 @pytest.mark.parametrize("kind, activation", [("k3-input", "tanh"), ("k2", "relu"), ("k4", "identity")])
-def test_few_columns_and_many_steps_are_cut_into_chunks(
-    kind: str, activation: str, length: int, gpu: Gpu, on: Callable[[Gpu], Cuda]
-) -> None:
-    on(gpu)
+def test_few_columns_and_many_steps_are_cut_into_chunks(kind: str, activation: str, length: int, gpu: Gpu) -> None:
     case = CASE._replace(kind=kind, activation=activation, bidirectional=True)
     check(make(case, length, 2, 3), 4)
     assert kernels(gpu) == SCAN
@@ -121,17 +114,15 @@ def test_few_columns_and_many_steps_are_cut_into_chunks(
         assert launch.shape.chunk_length < length
 
 
-def test_cells_whose_gates_see_the_state_are_never_cut(gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
-    on(gpu)
+def test_cells_whose_gates_see_the_state_are_never_cut(gpu: Gpu) -> None:
     check(make(CASE._replace(v=True), 263, 2, 3), 4)
     assert kernels(gpu) == ONE
     assert gpu.launches[0].shape.chunks == 1
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_chunks_of_several_lanes(dtype: torch.dtype, gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
+def test_chunks_of_several_lanes(dtype: torch.dtype, gpu: Gpu) -> None:
     """Each chunk has few columns, and all together fill the machine."""
-    on(gpu)
     check(make(CASE._replace(dtype=dtype), 600, 1, 64), 4)
     assert kernels(gpu) == SCAN
     assert {launch.options["VEC"] for launch in gpu.launches} == {2}
@@ -154,11 +145,8 @@ OFFSETS = [
 
 @pytest.mark.parametrize("offset", OFFSETS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
-def test_tensors_that_start_anywhere(
-    offset: dict[str, int], dtype: torch.dtype, gpu: Gpu, on: Callable[[Gpu], Cuda]
-) -> None:
+def test_tensors_that_start_anywhere(offset: dict[str, int], dtype: torch.dtype, gpu: Gpu) -> None:
     """The false machine looks at every address, as a GPU does."""
-    on(gpu)
     arguments = make(CASE._replace(dtype=dtype, v="weight_c" in offset), length=2, batch=8, half=128)
     for name, by in offset.items():
         wide = torch.float64 if dtype == torch.float64 else torch.float32
@@ -167,9 +155,8 @@ def test_tensors_that_start_anywhere(
     check(arguments)
 
 
-def test_where_the_padding_mask_starts_does_not_matter(gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
+def test_where_the_padding_mask_starts_does_not_matter(gpu: Gpu) -> None:
     """It is read byte by byte."""
-    on(gpu)
     arguments = make(CASE, length=2, batch=8, half=128)
     check({**arguments, "padding_mask": shifted(arguments["padding_mask"], 1)})
     assert {launch.options["VEC"] for launch in gpu.launches} == {4}
@@ -199,8 +186,7 @@ def test_any_shape_equals_the_definition(
 
 
 @pytest.mark.parametrize("length, batch", [(0, 3), (4, 0)])
-def test_nothing_to_do_launches_nothing(length: int, batch: int, gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
-    on(gpu)
+def test_nothing_to_do_launches_nothing(length: int, batch: int, gpu: Gpu) -> None:
     arguments = make(CASE, length, batch)
     got = results(by_cuda, arguments)
     torch.testing.assert_close(got["c_n"], arguments["c0"].detach())
@@ -241,16 +227,14 @@ def test_every_argument_is_where_the_kernel_has_it(length: int, gpu: Gpu, on: Ca
     assert got["grad_bias"] != got["grad_mask"]
 
 
-def test_absent_tensors_are_null(gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
-    on(gpu)
+def test_absent_tensors_are_null(gpu: Gpu) -> None:
     by_cuda(**make(BARE._replace(kind="k4"), requires_grad=False))
     (forward,) = gpu.launches
     null = {"x", "bias", "v", "c0", "mask", "pad", "summary", "c_all"}  # c_all: nobody will differentiate
     assert {name for name, value in addresses(forward).items() if not value} == null
 
 
-def test_gradients_that_nobody_wants_are_null(gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
-    on(gpu)
+def test_gradients_that_nobody_wants_are_null(gpu: Gpu) -> None:
     arguments = make(CASE._replace(v=True), requires_grad=False)
     h, _ = by_cuda(**{**arguments, "u": arguments["u"].requires_grad_()})
     h.sum().backward()
@@ -286,8 +270,7 @@ def test_each_device_loads_a_variant_once_for_itself(on: Callable[[Gpu], Cuda]) 
     assert [(device, code.split(b"\n")[0]) for device, code in gpu.loads] == [(0, b"sm_90"), (1, b"sm_91")]
 
 
-def test_what_differs_in_options_has_a_module_of_its_own(gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
-    on(gpu)
+def test_what_differs_in_options_has_a_module_of_its_own(gpu: Gpu) -> None:
     changes: list[dict[str, Any]] = [
         {"activation": "relu"},
         {"kind": "k3-noskip"},

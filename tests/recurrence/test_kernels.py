@@ -87,20 +87,10 @@ def host_kernels(options: tuple[str, ...], peephole: int) -> Any:
 def by(backend: Backend) -> Recurrent:
     """sru_recurrence with a backend of one's own."""
 
-    def recurrent(
-        u: Tensor,
-        x: Tensor | None,
-        bias: Tensor | None,
-        c0: Tensor | None,
-        weight_c: Tensor | None,
-        activation: str,
-        bidirectional: bool,
-        skip_scale: float,
-        dropout_mask: Tensor | None,
-        padding_mask: Tensor | None,
-    ) -> Any:
-        options = Options(activation, bidirectional, skip_scale)
-        return Recurrence.apply(backend, options, padding_mask, u, x, bias, c0, weight_c, dropout_mask)
+    def recurrent(**given: Any) -> Any:
+        options = Options(given["activation"], given["bidirectional"], given["skip_scale"])
+        tensors = (given[name] for name in variants.TENSORS)
+        return Recurrence.apply(backend, options, given["padding_mask"], *tensors)
 
     return recurrent
 
@@ -551,38 +541,17 @@ def ptx_of(variant: Variant, vec: int, ahead: int) -> str:
     return gpu_compiler().compile(variant.defines(vec=vec, ahead=ahead), "compute_90").code.decode()
 
 
-def assert_least_traffic(variant: Variant, vec: int, ahead: int) -> None:
-    ptx = ptx_of(variant, vec, ahead)
-    for kernel in kernels_of(variant):
-        found = traffic(ptx, kernel)
-        loads, stores = least(variant, kernel)
-        elements = vec * ahead
-        where = (kernel, vec, ahead)
-        assert (found.loaded / elements, found.stored / elements) == (sum(loads), sum(stores)), where
-        assert found.pads == ahead, where
-
-
 @each_case
-def test_a_step_moves_no_byte_more_than_needed(case):
-    variant = variant_of(case)
-    for vec, ahead in geometries(variant):
-        assert_least_traffic(variant, vec, ahead)
-
-
-@each_case
-def test_accesses_are_as_wide_as_can_be(case):
+def test_a_step_moves_no_byte_more_than_needed_by_accesses_as_wide_as_can_be(case):
     variant = variant_of(case)
     for vec, ahead in geometries(variant):
         for kernel in kernels_of(variant):
             found = traffic(ptx_of(variant, vec, ahead), kernel)
-            loads, stores = (sum(-(-vec * size // 16) for size in sizes) for sizes in least(variant, kernel))
-            assert (found.loads, found.stores) == (ahead * loads, ahead * stores), (kernel, vec, ahead)
-
-
-def test_the_text_says_how_many_bytes_move():
-    stated = dict(re.findall(r"^//\s+(forward|backward)\s+(\d+) bytes:", build.kernel_text()["sru.cu"], re.M))
-    usual = Variant(value=0, activation=1, planes=3, skip=1, peephole=0)
-    assert stated == {k: str(sum(map(sum, least(usual, f"sru_{k}")))) for k in ("forward", "backward")}
+            (loads, stores), many = least(variant, kernel), vec * ahead
+            where = (kernel, vec, ahead)
+            assert (found.loaded, found.stored, found.pads) == (many * sum(loads), many * sum(stores), ahead), where
+            wide = [ahead * sum(-(-vec * size // 16) for size in sizes) for sizes in (loads, stores)]
+            assert [found.loads, found.stores] == wide, where
 
 
 # ---------------------------------------------------------------- under the address and undefined-behaviour sanitizers

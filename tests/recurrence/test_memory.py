@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
+from support.processes import python
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
@@ -82,10 +80,7 @@ def leaking() -> Step:
 def measured(step: str) -> tuple[int, int]:
     """growth(step) in a process of its own: here, what earlier tests have freed would take a leak in unseen."""
     script = f"{Path(__file__).read_text()}\nprint(*growth({step}))"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    memory, objects = map(int, done.stdout.split())
+    memory, objects = map(int, python("-c", script).stdout.split())
     return memory, objects
 
 

@@ -77,12 +77,13 @@ def make(
     return (u, x, bias, c0), named
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("v2", [False, True])
-@pytest.mark.parametrize("extras", [False, True])
+EVERY = list(
+    itertools.product(BACKENDS, [False, True], ["identity", "tanh", "relu"], KINDS, [False, True], [False, True])
+)
+every = pytest.mark.parametrize("backend, bidirectional, activation, kind, v2, extras", EVERY)
+
+
+@every
 def test_equals_the_equations(backend, bidirectional, activation, kind, v2, extras):
     tensors, masks = make(kind=kind, extras=extras, pad=extras, v2=v2)
     expected = paper(*tensors, activation, bidirectional, **masks)
@@ -91,12 +92,7 @@ def test_equals_the_equations(backend, bidirectional, activation, kind, v2, extr
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("bidirectional", [False, True])
-@pytest.mark.parametrize("activation", ["identity", "tanh", "relu"])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("v2", [False, True])
-@pytest.mark.parametrize("extras", [False, True])
+@every
 def test_gradcheck(backend, bidirectional, activation, kind, v2, extras):
     tensors, masks = make(3, 2, 4, kind, extras, extras, v2, requires_grad=True)
     if extras:
@@ -107,16 +103,8 @@ def test_gradcheck(backend, bidirectional, activation, kind, v2, extras):
     def run(*inputs: Tensor) -> tuple[Tensor, Tensor]:
         values = iter(inputs)
         u, x, bias, c0, mask, weight_c = (next(values) if t is not None else None for t in maybe)
-        return sru_recurrence(
-            u,
-            x,
-            bias,
-            c0,
-            activation=activation,
-            bidirectional=bidirectional,
-            **{**masks, "dropout_mask": mask, "weight_c": weight_c},
-            backend=backend,
-        )
+        more = {**masks, "dropout_mask": mask, "weight_c": weight_c, "bidirectional": bidirectional}
+        return sru_recurrence(u, x, bias, c0, activation=activation, backend=backend, **more)
 
     assert torch.autograd.gradcheck(run, given_tensors)
     # h alone and c_n alone: the other gradient is None then
@@ -234,6 +222,7 @@ def test_padding_content_is_never_read(backend):
         ({"c0": torch.zeros(3, 4, device="meta")}, "c0 must be on u's device, cpu; it is on meta"),
         ({"c0": torch.zeros(1, 3, 4)}, "c0 must have shape"),
         ({"padding_mask": torch.zeros(3, 5, dtype=torch.bool)}, "padding_mask must have shape"),
+        ({"u": torch.zeros(5, 3, 3, 3), "x": None, "bidirectional": True}, "even number of channels in u; got 3"),
         ({"activation": "selu"}, "activation must be one of identity, tanh, relu; got 'selu'"),
         ({"backend": "tpu"}, "backend must be one of auto, cuda, native, torch, reference; got 'tpu'"),
     ],
@@ -244,14 +233,15 @@ def test_bad_values_are_named(change, message):
         sru_recurrence(**arguments)
 
 
-def test_bad_dtypes_and_odd_widths_are_named():
-    with pytest.raises(TypeError, match="u must be a floating-point"):
-        sru_recurrence(torch.zeros(5, 3, 3, 4, dtype=torch.long))
-    with pytest.raises(TypeError, match="u must be a tensor; got NoneType"):
-        sru_recurrence(None)
-    with pytest.raises(TypeError, match=r"c0 must be a tensor of shape \(3, 4\); got tuple"):
-        sru_recurrence(torch.zeros(5, 3, 3, 4), c0=(torch.zeros(3, 4), torch.zeros(3, 4)))
-    with pytest.raises(TypeError, match="padding_mask must be a bool"):
-        sru_recurrence(torch.zeros(5, 3, 3, 4), padding_mask=torch.zeros(5, 3))
-    with pytest.raises(ValueError, match="even number of channels in u; got 3"):
-        sru_recurrence(torch.zeros(5, 3, 3, 3), bidirectional=True)
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"u": torch.zeros(5, 3, 3, 4, dtype=torch.long)}, "u must be a floating-point"),
+        ({"u": None}, "u must be a tensor; got NoneType"),
+        ({"c0": (torch.zeros(3, 4),) * 2}, r"c0 must be a tensor of shape \(3, 4\); got tuple"),
+        ({"padding_mask": torch.zeros(5, 3)}, "padding_mask must be a bool"),
+    ],
+)
+def test_bad_types_are_named(change, message):
+    with pytest.raises(TypeError, match=message):
+        sru_recurrence(**{"u": torch.zeros(5, 3, 3, 4), **change})

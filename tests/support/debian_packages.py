@@ -31,7 +31,7 @@ def pack(folder: Path, package: str, files: Files, version: str = "1.0-1") -> Pa
     for name, text in {"DEBIAN/control": f"{control}Description: x\n", **inside}.items():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_bytes(text.encode() if isinstance(text, str) else text)
-    target = folder / f"{package}_{version}_all.deb"
+    target = folder / f"{package}_{version.replace(':', '%3a')}_all.deb"
     command = ["dpkg-deb", "--build", "--root-owner-group", str(tree), str(target)]
     subprocess.run(command, check=True, capture_output=True)
     shutil.rmtree(tree)

@@ -107,18 +107,8 @@ def test_interactive_puts_in_the_words_that_are_asked_for(trained, toy_data):
 
 
 def test_validate(trained, toy_data):
-    done = run_cli(
-        "validate",
-        toy_data,
-        *PLUGIN,
-        "--task",
-        "translation",
-        "--path",
-        trained / "checkpoint_best.pt",
-        "--cpu",
-        "--max-tokens",
-        400,
-    )
+    words = ["--task", "translation", "--path", trained / "checkpoint_best.pt", "--cpu", "--max-tokens", 400]
+    done = run_cli("validate", toy_data, *PLUGIN, *words)
     assert "valid on 'valid' subset" in done.stdout + done.stderr
     assert unexpected(done.stdout + done.stderr, START + DECODED, []) == []
 
@@ -375,17 +365,8 @@ def test_a_toy_task_is_learned(tmp_path):
 def test_checkpoint_of_the_lstm_baseline_loads_too(toy_data, tmp_path):
     """fairseq's own LSTM keeps its options in an argparse.Namespace; with the plugin it can be compared under
     today's torch."""
-    arch = [
-        "--arch",
-        "lstm",
-        "--encoder-embed-dim",
-        16,
-        "--decoder-embed-dim",
-        16,
-        "--decoder-out-embed-dim",
-        16,
-        "--cpu",
-    ]
+    arch = ["--arch", "lstm", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16, "--decoder-out-embed-dim", 16]
+    arch += ["--cpu"]
     train(toy_data, tmp_path, "--max-epoch", 1, arch=arch)
     train(toy_data, tmp_path, "--max-epoch", 2, arch=arch)
     assert len(hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 2))) == 53

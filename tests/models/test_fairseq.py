@@ -15,6 +15,7 @@ from conftest import ROOT, run_cli
 from fairseq.data import Dictionary
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from support.commands import PLUGIN, SMOOTHED, hydra_words
 from support.lines import DECODED, OUTPUT, START, TRAINED, unexpected
 from support.small_models import SIZES, made, sources
 
@@ -23,7 +24,6 @@ from fairseq_sru.models.lm import SRULanguageModel
 from fairseq_sru.models.sru import SRUModel
 from fairseq_sru.models.transformer_sru import TransformerSRUModel
 
-PLUGIN = ["--user-dir", "fairseq_sru"]
 SMALL = ["--arch", "sru", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16, "--cpu", "--optimizer", "adam"]
 SMALL += ["--lr", 5e-3, "--max-tokens", 400, "--num-workers", 0]
 
@@ -237,11 +237,9 @@ def test_all_options_and_the_layers_are_told_when_asked(folder: Path) -> None:
 
 @slow
 def test_hydra_prints_no_warnings(folder: Path) -> None:
-    options = ["task=translation", f"task.data={folder / 'bin'}", "model=sru/sru_tiny", "criterion=cross_entropy"]
-    options += ["optimizer=adam", "optimization.lr=[0.005]", "optimization.max_update=1", "lr_scheduler=inverse_sqrt"]
-    options += ["dataset.max_tokens=400", "common.cpu=true", f"common.user_dir={folder / 'fairseq_sru'}"]
-    options += ["checkpoint.no_save=true", "hydra.run.dir=hydra"]
-    done = run_cli("hydra-train", "--config-dir", "fairseq_sru/config", *options, cwd=folder)
+    options = ["criterion=cross_entropy", "optimization.max_update=1", "dataset.max_tokens=400"]
+    words = hydra_words(folder / "bin", folder / "hydra", "sru/sru_tiny", *options, "checkpoint.no_save=true")
+    done = run_cli("hydra-train", *words, cwd=folder)
     assert done.stderr == ""
     assert all(re.match(r"\[\S+ \S+\]\[\w+(\.\w+)*\]\[INFO\] - ", line) for line in done.stdout.splitlines())
 
@@ -274,8 +272,7 @@ def test_mixture_of_experts(toy_data: Path, tmp_path: Path) -> None:
     moe += ["--mean-pool-gating-network"]
     options = ["--encoder-bidirectional", "--encoder-hidden-size", 12, "--max-update", 5, "--save-dir", "save"]
     where = {"cwd": tmp_path, "PYTHONPATH": str(ROOT)}
-    criterion = ["--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1]
-    run_cli("train", toy_data, *moe, *SMALL, *options, *criterion, **where)
+    run_cli("train", toy_data, *moe, *SMALL, *options, *SMOOTHED, **where)
     weights = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=True)["model"]
     assert weights["gating_network.fc1.weight"].shape == (24, 24)  # both directions
     path = ["--path", "save/checkpoint_last.pt", "--cpu", "--max-len-b", 9]

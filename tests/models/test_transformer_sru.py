@@ -195,22 +195,11 @@ def test_flags_go_before_their_preset(toy_data):
     from fairseq import options
 
     parser = options.get_training_parser(default_task="translation")
-    words = [
-        str(toy_data),
-        "--arch",
-        "transformer_sru_iwslt_de_en",
-        "--feed-forward",
-        "sru",
-        "--decoder-autoreg",
-        "sru",
-    ]
-    args = options.parse_args_and_arch(parser, input_args=[*words, "--cpu"], modify_parser=None)
-    assert (args.feed_forward, args.decoder_autoreg, args.dropout, args.encoder_ffn_embed_dim) == (
-        "sru",
-        "sru",
-        0.3,
-        1024,
-    )
+    words = [str(toy_data), "--cpu", "--arch", "transformer_sru_iwslt_de_en"]
+    words += ["--feed-forward", "sru", "--decoder-autoreg", "sru"]
+    args = options.parse_args_and_arch(parser, input_args=words, modify_parser=None)
+    found = (args.feed_forward, args.decoder_autoreg, args.dropout, args.encoder_ffn_embed_dim)
+    assert found == ("sru", "sru", 0.3, 1024)
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import bfloat16
+
 _CPU = Path("/proc/cpuinfo")
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
@@ -63,25 +65,31 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x weight^T + bias``, as torch.nn.functional.linear.
+    """``x weight^T + bias``, as torch.nn.functional.linear; by :mod:`bfloat16` where autocast asks for that on a CPU.
 
     Args:
         x: ``(..., in_features)``.
         weight: ``(out_features, in_features)``.
         bias: ``(out_features)``.
     """
-    plain = (
+    autocast = torch.is_autocast_enabled("cpu")
+    special = (
         torch.compiler.is_compiling()  # first: the size that follows would make it compile again
         or torch.jit.is_tracing()
-        or not _ONEDNN
         or not x.is_cpu
+        or not torch.backends.mkldnn.enabled
+        or torch._C._are_functorch_transforms_active()  # torch.func
+    )
+    if autocast and not special and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+        return bfloat16.linear(x, weight, bias)
+    plain = (
+        special
+        or autocast
+        or not _ONEDNN
         or x.dtype != torch.float32
         or weight.dtype != torch.float32
         or x.numel() * weight.size(0) <= SMALL
         or (x.numel() == weight.size(1) and weight.stride(0) == 1)
-        or torch.is_autocast_enabled("cpu")
-        or not torch.backends.mkldnn.enabled
-        or torch._C._are_functorch_transforms_active()  # torch.func
     )
     if plain:
         return F.linear(x, weight, bias)

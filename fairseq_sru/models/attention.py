@@ -29,6 +29,17 @@ class Source(NamedTuple):
     mask: Tensor
 
 
+def dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None = None
+) -> Tensor:
+    """torch's; in float32 under autocast on a CPU, where torch's kernel for bfloat16 takes several times as long."""
+    if not query.is_cpu or not torch.is_autocast_enabled("cpu"):
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    with torch.autocast("cpu", enabled=False):
+        mask = mask if mask.dtype == torch.bool else mask.float()
+        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, scale=scale)
+
+
 def _source(key: Tensor, value: Tensor, padding_mask: Tensor) -> Source:
     mask = key.new_zeros(padding_mask.shape).masked_fill_(padding_mask, -math.inf)
     return Source(key, value, mask[:, None, None, :])
@@ -60,7 +71,7 @@ def attend(query: Tensor, source: Source, scale: float, need_weights: bool) -> t
         context = probabilities.to(value.dtype) @ value
         weights = probabilities.mean(dim=1).view(batch, tgt_len, -1)
     else:
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+        context = dot_product_attention(query, key, value, mask, scale)
     context = context.unflatten(2, (rows, tgt_len)).permute(3, 0, 2, 1, 4)
     return context.reshape(tgt_len, batch, -1), weights
 

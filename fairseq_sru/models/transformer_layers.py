@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from ..layers import SRUCell
 from ..layers.linear import Linear
-from .attention import Attention, Source
+from .attention import Attention, Source, dot_product_attention
 from .base_decoder import State
 from .dropout import Dropout
 
@@ -47,7 +47,7 @@ class SelfAttention(nn.Module):
         query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 1, 3, 0, 4)
         if earlier is not None:
             key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)
-        context = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        context = dot_product_attention(query, key, value, visible)
         return self.out(context.permute(2, 0, 1, 3).flatten(2)), key, value
 
 

@@ -1,0 +1,100 @@
+"""Matrix products in bfloat16 on a CPU, as ``torch.autocast("cpu", torch.bfloat16)`` asks for; sums are float32.
+
+oneDNN generates code for each shape of a product that it meets, which takes longer than the product and is kept in
+memory. Batches of text have each another number of tokens, so the rows are padded with zeros to a few sizes.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+def padded(rows: int) -> int:
+    """The number of rows that a product of so many is computed with: at most an eighth more, from 16."""
+    grain = max(16, 2 ** ((rows - 1).bit_length() - 4))
+    return -(-rows // grain) * grain
+
+
+def _operand(x: Tensor, rows: int) -> Tensor:
+    if len(x) == rows:
+        return x.to(torch.bfloat16)
+    operand = x.new_empty(rows, x.size(1), dtype=torch.bfloat16)
+    operand[: len(x)] = x
+    operand[len(x) :] = 0
+    return operand
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
+        operand, weight = _operand(x, padded(len(x))), weight.to(torch.bfloat16)
+        ctx.save_for_backward(operand, weight)
+        return F.linear(operand, weight, None if bias is None else bias.to(torch.bfloat16))[: len(x)]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        operand, weight = ctx.saved_tensors
+        padded_grad = _operand(grad, len(operand))
+        return (
+            (padded_grad @ weight)[: len(grad)] if ctx.needs_input_grad[0] else None,
+            padded_grad.t() @ operand if ctx.needs_input_grad[1] else None,
+            grad.sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None,
+        )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x weight^T + bias`` in bfloat16, for operands of any dtype.
+
+    Args:
+        x: ``(..., in_features)``, on a CPU.
+        weight: ``(out_features, in_features)``.
+        bias: ``(out_features)``.
+
+    Its gradients can't be differentiated again, which torch says where it is tried.
+    """
+    warn_if_slower()
+    out = _Linear.apply(x.reshape(-1, x.size(-1)), weight, bias)
+    return out.view(*x.shape[:-1], weight.size(0))  # type: ignore[no-any-return]
+
+
+@functools.cache
+def gain() -> float:
+    """How many times as fast as in float32 a product of a layer's size is in bfloat16 here, on the threads that torch
+    has. Measured once a process, in less than a second: the best of some in turns."""
+    from .linear import linear as product  # which imports this file
+
+    x, weight = torch.randn(1024, 512), torch.randn(1536, 512)
+    best = {product: math.inf, _Linear.apply: math.inf}
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(8):
+            for function in best:
+                begin = time.perf_counter()
+                function(x, weight, None)
+                best[function] = min(best[function], time.perf_counter() - begin)
+    return best[product] / best[_Linear.apply]
+
+
+def pays() -> bool:
+    """Whether training gains from it here. Casts take some of the products' gain."""
+    return gain() > 1.25
+
+
+@functools.cache
+def warn_if_slower() -> None:
+    """Say once if this processor multiplies bfloat16 no faster than float32."""
+    if gain() < 1:
+        warnings.warn(
+            f"products in bfloat16 are {gain():.2f} times as fast as in float32 on this processor: leave --amp, "
+            "--bf16 or torch.autocast out",
+            stacklevel=3,
+        )

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .layers.linear import bfloat16_gain, bfloat16_pays
 from .recurrence import BACKENDS, backends, nvrtc, sru_recurrence
 from .recurrence.build import CACHE_VARIABLE, Unavailable, cache_folder, host_compiler, user_cache
 from .recurrence.dispatch import BACKEND_VARIABLE, DEVICES, choose
@@ -234,6 +235,7 @@ def examine() -> dict[str, Any]:
             "platform": platform.platform(),
             "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
             "gpu": gpus(),
+            "bfloat16": {"gain": round(bfloat16_gain(), 2), "pays": bfloat16_pays()},
             "compiler": compiler,
             "compiler_trouble": compiler_trouble,
             "cache": cache(),
@@ -252,6 +254,8 @@ def text(found: dict[str, Any]) -> str:
     rows = [(name, version or "not installed") for name, version in found["packages"].items()]
     rows += [("platform", found["platform"]), *found["environment"].items()]
     rows += [("C++ compiler", found["compiler"] or found["compiler_trouble"])]
+    pays = "train with --cpu --amp" if found["bfloat16"]["pays"] else "--cpu --amp does not pay"
+    rows += [("bfloat16 on the CPU", f"products {found['bfloat16']['gain']} times as fast as float32's: {pays}")]
     rows += [("GPU", "; ".join(gpu["devices"]) or "none that torch sees")]
     rows += [("driver", "; ".join(gpu["driver"]) or "no nvidia-smi")]
     rows += [(name, gpu[name] or "-") for name in ("torch's CUDA", "driver's CUDA", "NVRTC")]

@@ -39,7 +39,8 @@ run python recipes/prepare.py lohelp-en-de --out "$out/data" --vocab-size 2000
 
 # fairseq goes on from checkpoint_last.pt by itself. Settings were chosen on the validation set.
 if [ ! -e "$out/trained" ]; then
-    run fairseq-train "$out/data/bin" --user-dir fairseq_sru --arch sru_tiny --share-all-embeddings --cpu \
+    amp=$(python -c 'from fairseq_sru.layers.linear import bfloat16_pays as pays; print("--amp" if pays() else "")')
+    run fairseq-train "$out/data/bin" --user-dir fairseq_sru --arch sru_tiny --share-all-embeddings --cpu $amp \
         --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
         --lr 4e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000 \
         --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1000 \

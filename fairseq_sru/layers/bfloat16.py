@@ -6,10 +6,6 @@ memory. Batches of text have each another number of tokens, so the rows are padd
 
 from __future__ import annotations
 
-import functools
-import math
-import time
-import warnings
 from typing import Any
 
 import torch
@@ -62,39 +58,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     Its gradients can't be differentiated again, which torch says where it is tried.
     """
-    warn_if_slower()
     out = _Linear.apply(x.reshape(-1, x.size(-1)), weight, bias)
     return out.view(*x.shape[:-1], weight.size(0))  # type: ignore[no-any-return]
-
-
-@functools.cache
-def gain() -> float:
-    """How many times as fast as in float32 a product of a layer's size is in bfloat16 here, on the threads that torch
-    has. Measured once a process, in less than a second: the best of some in turns."""
-    from .linear import linear as product  # which imports this file
-
-    x, weight = torch.randn(1024, 512), torch.randn(1536, 512)
-    best = {product: math.inf, _Linear.apply: math.inf}
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        for _ in range(8):
-            for function in best:
-                begin = time.perf_counter()
-                function(x, weight, None)
-                best[function] = min(best[function], time.perf_counter() - begin)
-    return best[product] / best[_Linear.apply]
-
-
-def pays() -> bool:
-    """Whether training gains from it here. Casts take some of the products' gain."""
-    return gain() > 1.25
-
-
-@functools.cache
-def warn_if_slower() -> None:
-    """Say once if this processor multiplies bfloat16 no faster than float32."""
-    if gain() < 1:
-        warnings.warn(
-            f"products in bfloat16 are {gain():.2f} times as fast as in float32 on this processor: leave --amp, "
-            "--bf16 or torch.autocast out",
-            stacklevel=3,
-        )

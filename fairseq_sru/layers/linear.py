@@ -12,6 +12,10 @@ columns (:func:`by_columns`): then both are faster, oneDNN for several rows, MKL
 
 from __future__ import annotations
 
+import functools
+import math
+import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +85,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or torch._C._are_functorch_transforms_active()  # torch.func
     )
     if autocast and not special and torch.get_autocast_dtype("cpu") == torch.bfloat16:
+        warn_if_slower()
         return bfloat16.linear(x, weight, bias)
     plain = (
         special
@@ -107,3 +112,34 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """``(..., in_features)`` to ``(..., out_features)``."""
         return linear(x, self.weight, self.bias)
+
+
+@functools.cache
+def bfloat16_gain() -> float:
+    """How many times as fast as in float32 a product of a layer's size is in bfloat16 here, on as many threads as torch
+    has. Measured once a process, in less than a second: the best of some in turns."""
+    x, weight = torch.randn(1024, 512), torch.randn(1536, 512)
+    best = {linear: math.inf, bfloat16.linear: math.inf}
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for _ in range(8):
+            for function in best:
+                begin = time.perf_counter()
+                function(x, weight)
+                best[function] = min(best[function], time.perf_counter() - begin)
+    return best[linear] / best[bfloat16.linear]
+
+
+def bfloat16_pays() -> bool:
+    """Whether training is faster with it here; casts take some of what the products gain."""
+    return bfloat16_gain() > 1.25
+
+
+@functools.cache
+def warn_if_slower() -> None:
+    """Say once if this processor multiplies bfloat16 no faster than float32."""
+    if bfloat16_gain() < 1:
+        warnings.warn(
+            f"products in bfloat16 are {bfloat16_gain():.2f} times as fast as in float32 on this processor: leave "
+            "--amp, --bf16 or torch.autocast out",
+            stacklevel=3,
+        )

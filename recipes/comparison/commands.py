@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from fairseq_sru.layers.linear import bfloat16_pays
+
 from .settings import Settings
 
 
@@ -42,10 +44,15 @@ class Commands:
         named = [] if s.data is None else [s.data]
         return ["python", "recipes/prepare.py", *named, *words({**s.prepare, "out": self.data})]
 
+    def options(self, system: str) -> dict[str, Any]:
+        """A system's flags of fairseq-train: on a CPU in bfloat16 where that pays, unless the settings have ``amp``."""
+        given = {**self.settings.train, **self.settings.systems[system]}
+        return given if "amp" in given else {"amp": self.cpu and bfloat16_pays(), **given}
+
     def train(self, system: str, seed: int, updates: int, every: int, folder: Path, **more: Any) -> list[str]:
         """Train for ``updates`` updates with a checkpoint after ``every``."""
         s = self.settings
-        flags = {**s.train, **s.systems[system], **more, "seed": seed, "max-update": updates}
+        flags = {**self.options(system), **more, "seed": seed, "max-update": updates}
         flags.pop("seeds", None)
         if flags.get("lr-scheduler") == "polynomial_decay":
             flags["total-num-update"] = updates

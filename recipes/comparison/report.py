@@ -87,13 +87,15 @@ def decoding_table(report: Report) -> str:
 def summary(report: Report) -> str:
     data, budget = report["data"], report["budget"]
     limit = f"{budget['updates']} updates" if "updates" in budget else f"{budget['minutes']:g} minutes of training"
+    amp = [name for name, system in tested(report).items() if system.get("precision") == "bfloat16"]
+    precision = f" Trained with products in bfloat16 (--amp): {', '.join(amp)}." if amp else ""
     seeds = ", ".join(map(str, sorted({run["seed"] for _, run in runs(report)})))
     return f"""# {report["name"]}
 
 {report["verdict"]}
 
 Data: {data["data_set"]}, {data["source"]}-{data["target"]}, test set of {data["test_sentences"]} sentences. Budget: \
-{limit} for each system. Seeds: {seeds}.
+{limit} for each system. Seeds: {seeds}.{precision}
 
 {quality_table(report)}
 ± is the standard deviation over seeds. p is that of the difference from the baseline, for each seed: paired \

@@ -74,9 +74,7 @@ class Comparison:
             StageError: the data could not be prepared.
         """
         self.prepare()
-        rounds = range(1, self.settings.slices.rounds + 1)
-        for number, system in self.turns("training speed", rounds, self.settings.systems):
-            self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
+        self.time_training()
         for run in self.runs:
             self.attempt([run], partial(self.train, run))
             self.attempt([run], partial(self.average, run))
@@ -116,6 +114,11 @@ class Comparison:
 
     def raw(self, split: str, ending: str) -> Path:
         return self.commands.data / f"{split}.{ending}"
+
+    def time_training(self) -> None:
+        rounds = range(1, self.settings.slices.rounds + 1)
+        for number, system in self.turns("training speed", rounds, self.settings.systems):
+            self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
 
     def slice(self, system: str, number: int) -> None:
         name = f"slice {system} {number}"

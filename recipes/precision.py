@@ -1,0 +1,91 @@
+"""Time training in float32 and with products in bfloat16: real fairseq-train, a recipe's systems in turns.
+
+    OMP_NUM_THREADS=1 python recipes/precision.py recipes/configs/lohelp.yaml --output FILE.json [key=value ...]
+
+Prepares the recipe's data in runs/precision-NAME where it isn't there, and goes on where it stopped. Medians of
+``slices.rounds`` slices of ``slices.updates`` updates, after as many to warm up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from common.files import write_text
+from common.hold import FolderError, held
+from common.machine import processor
+from comparison.runs import Comparison
+from comparison.settings import load
+from comparison.stages import StageError
+
+from fairseq_sru.layers.linear import bfloat16_gain
+
+ROOT = Path(__file__).resolve().parent.parent
+PRECISIONS = {"float32": False, "bfloat16": True}
+
+
+def measured(comparison: Comparison) -> dict[str, dict[str, float]]:
+    """Target tokens a second of each system by precision.
+
+    Raises:
+        StageError: the data can't be prepared, or a system doesn't train.
+    """
+    comparison.prepare()
+    comparison.time_training()
+    for failure in comparison.failures.values():
+        raise StageError(failure)
+    found: dict[str, dict[str, float]] = {}
+    for system in comparison.settings.systems:
+        name, _, precision = system.rpartition("-")
+        found.setdefault(name, {})[precision] = round(comparison.training_speed(system, "tokens_per_second"), 1)
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON; written at the end")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        given = load(args.recipe, [f"out=runs/precision-{args.recipe.stem}", *args.overrides])
+    except (ValueError, OSError) as error:
+        parser.error(f"{args.recipe}: {error}")
+    given.systems = {
+        f"{name}-{precision}": {**options, "amp": amp}
+        for name, options in given.systems.items()
+        for precision, amp in PRECISIONS.items()
+    }
+    output = args.output.absolute()
+    logging.disable(logging.INFO)
+    os.chdir(ROOT)
+    try:
+        with held(Path(given.out), mixed=False):
+            found = measured(Comparison(given))
+    except FolderError as error:
+        parser.error(f"out: {error}")
+    except StageError as error:
+        sys.exit(f"precision.py: {error}")
+    report = {
+        "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "fairseq": version("fairseq"),
+        "recipe": args.recipe.stem,
+        "slices": vars(given.slices),
+        "gain_of_a_product": round(bfloat16_gain(), 2),
+        "tokens_per_second": found,
+    }
+    write_text(output, json.dumps(report, indent=1) + "\n")
+    for name, speeds in found.items():
+        print(f"{name}: {speeds['float32']:,.0f} in float32, {speeds['bfloat16']:,.0f} target tokens/s in bfloat16")
+
+
+if __name__ == "__main__":
+    main()

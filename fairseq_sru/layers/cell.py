@@ -59,6 +59,8 @@ class SRUCell(nn.Module):
         TypeError: a number is none, or dtype another.
     """
 
+    finite_padding = False  # whether x is known to be finite at padding
+
     def __init__(
         self,
         input_size: int,
@@ -155,7 +157,8 @@ class SRUCell(nn.Module):
             check_c0(c0, (x.size(-2), self.output_size))
         if padding_mask is not None:
             check_padding_mask(padding_mask, x)
-            if torch.is_grad_enabled() or torch.jit.is_tracing():  # NaN times 0 is NaN: in the weights' gradients
+            grads = torch.is_grad_enabled() or torch.jit.is_tracing()
+            if grads and not self.finite_padding:  # NaN times 0 is NaN: in the weights' gradients
                 x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
         single = x.dim() == 2
         if single:

@@ -6,7 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from fairseq import utils
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers.linear import Linear
 from .options import flag
@@ -47,10 +47,15 @@ def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, 
     return made[0], made[1]
 
 
+class _Projection(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).to(self.weight.dtype)  # under autocast the residual sum stays as exact as the weights
+
+
 def project_in(embed_dim: int, size: int) -> nn.Module:
     """A linear map from the embedding to the layers, where the sizes differ."""
     if embed_dim == size:
         return nn.Identity()
-    linear = Linear(embed_dim, size, bias=False)
+    linear = _Projection(embed_dim, size, bias=False)
     nn.init.xavier_uniform_(linear.weight)
     return linear

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import SRUCell
 from ..layers.linear import Linear
 from .attention import Attention, Source, dot_product_attention
 from .base_decoder import State
 from .dropout import Dropout
+from .units import SRU
 
 AUTOREGRESSIONS = ("ssru", "sru", "self-attention")
 FEED_FORWARDS = ("linear", "sru")
@@ -68,9 +68,9 @@ class FeedForward(nn.Module):
     def __init__(self, size: int, inner: int, kind: str, rnn_dropout: float, bidirectional: bool) -> None:
         super().__init__()
         self.inner: Linear | None = None
-        self.sru: SRUCell | None = None
+        self.sru: SRU | None = None
         if kind == "sru":
-            self.sru = SRUCell(
+            self.sru = SRU(
                 size,
                 inner // 2 if bidirectional else inner,
                 rnn_dropout=rnn_dropout,
@@ -165,13 +165,13 @@ class TransformerSRUDecoderLayer(nn.Module):
         super().__init__()
         self.autoreg_norm = nn.LayerNorm(size)
         self.self_attention: SelfAttention | None = None
-        self.sru: SRUCell | None = None
+        self.sru: SRU | None = None
         if autoreg == "self-attention":
             self.self_attention = SelfAttention(size, heads)
         elif autoreg == "ssru":
-            self.sru = SRUCell(size, size, rnn_dropout=rnn_dropout, use_relu=1, reset_gate=False)
+            self.sru = SRU(size, size, rnn_dropout=rnn_dropout, use_relu=1, reset_gate=False)
         else:
-            self.sru = SRUCell(size, size, rnn_dropout=rnn_dropout, highway=False)
+            self.sru = SRU(size, size, rnn_dropout=rnn_dropout, highway=False)
         self.attention_norm = nn.LayerNorm(size)
         self.attention = Attention(size, source_size, heads)
         self.feed_forward_norm = nn.LayerNorm(size)

@@ -102,10 +102,16 @@ class LSTM(nn.LSTM):
         return out, torch.stack(after).permute(2, 0, 1, 3).flatten(1)
 
 
+class SRU(SRUCell):
+    """:class:`fairseq_sru.SRUCell` in a model, where activations at padding are finite and need no mask."""
+
+    finite_padding = True
+
+
 def _sru(size: int, hidden_size: int, *, activation: str, residual: bool, dropout: float, **options: Any) -> nn.Module:
     """Without highway term where there is a residual connection, which is the skip path. A plain layer has one, and its
     dropout is the variational one inside the cell, which leaves the skip term whole."""
-    return SRUCell(
+    return SRU(
         size,
         hidden_size,
         dropout=0.0 if residual else dropout,

@@ -309,20 +309,41 @@ def test_float16(processes, toy_data, tmp_path):
     for name, flags, dtype in (
         ("mixed", ["--fp16", "--fp16-no-flatten-grads"], torch.float16),
         ("half", ["--memory-efficient-fp16"], torch.float16),
-        ("amp", ["--amp"], torch.float32),  # fairseq's autocast is for CUDA: on a CPU this is float32
     ):
         train(toy_data, tmp_path / name, *flags, "--max-epoch", 2, processes=processes)
         assert_half(tmp_path / name, tmp_path / "whole", dtype)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("processes", [1, 2])
+BFLOAT16 = ["--amp", "--bf16", "--memory-efficient-bf16"]
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_bfloat16(processes, toy_data, tmp_path):
-    """By Hydra: on the command line, fairseq's --bf16 asks for a TPU."""
-    hydra(toy_data, tmp_path / "whole", "optimization.max_epoch=2", processes=processes)
-    for name, flags in (("mixed", []), ("half", ["common.memory_efficient_bf16=true"])):
-        hydra(toy_data, tmp_path / name, "common.bf16=true", *flags, "optimization.max_epoch=2", processes=processes)
-        assert_half(tmp_path / name, tmp_path / "whole", torch.bfloat16)
+    """On a CPU the three flags are one: products in bfloat16, and a checkpoint as without."""
+    more = ["--max-epoch", 2, "--update-freq", 2]
+    train(toy_data, tmp_path / "whole", *more, processes=processes)
+    for flag in BFLOAT16 if processes == 1 else BFLOAT16[:1]:
+        train(toy_data, tmp_path / flag, flag, *more, processes=processes)
+        assert_same(tmp_path / flag, tmp_path / "--amp", rtol=0, atol=0)
+    states = [state(tmp_path / name) for name in ("--amp", "whole")]
+    for name, weight in states[0]["model"].items():
+        assert weight.dtype == torch.float32
+        assert not torch.equal(weight, states[1]["model"][name])
+    assert not any(torch.equal(weight, weight.bfloat16().float()) for weight in states[0]["model"].values())
+    assert states[0]["extra_state"]["best"] == pytest.approx(states[1]["extra_state"]["best"], abs=0.02)
+    assert states[0]["optimizer_history"][-1]["optimizer_name"] == "FairseqAdam"
+    assert "Loaded checkpoint" in train(toy_data, tmp_path / "--amp", "--max-epoch", 3, processes=processes)
+
+
+@pytest.mark.slow
+def test_bfloat16_by_hydra(toy_data, tmp_path):
+    more = "optimization.max_epoch=2"
+    for flag in ("amp", "bf16"):
+        hydra(toy_data, tmp_path / flag, f"common.{flag}=true", more, processes=1)
+    hydra(toy_data, tmp_path / "whole", more, processes=1)
+    assert_same(tmp_path / "bf16", tmp_path / "amp", rtol=0, atol=0)
+    losses = [state(tmp_path / name)["extra_state"]["best"] for name in ("amp", "whole")]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], abs=0.02)
 
 
 REFUSED = {
@@ -331,7 +352,6 @@ REFUSED = {
     "--ddp-backend fully_sharded": "Cannot find FullyShardedDataParallel. Please install fairscale",
     "--ddp-backend slowmo": "Cannot find SlowMoDistributedDataParallel. Please install fairscale",
     "--fp16": "Torch not compiled with CUDA enabled",
-    "--bf16": "'NoneType' object has no attribute 'xla_device'",
 }
 
 

@@ -215,3 +215,28 @@ def test_narrow_weights(model, dtype, dictionary):
     torch.testing.assert_close(steps.double(), full.double(), rtol=0.05, atol=0.05)
     for got in (full, steps):
         assert (got - expected).norm() < 8 * torch.finfo(dtype).eps * expected.norm()
+
+
+def test_autocast_on_a_cpu_rounds_products_alone(make, dictionary):
+    """Loss and gradients are about those of float32, gradients of the weights' dtype, and what is summed from layer to
+    layer is not rounded."""
+    model = make().float().eval()
+    src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.LayerNorm)]
+    inputs: list[torch.dtype] = []
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda _, given: inputs.append(given[0].dtype))
+    found = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = run(model, src, target)[0].float()
+        out.square().mean().backward()
+        found.append((out.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+    if all(getattr(m, "residual", True) for m in model.modules()):
+        assert len(inputs) == 2 * len(norms) > 0 and set(inputs) == {torch.float32}
+    (exact, grads), (rounded, rounded_grads) = found
+    assert 0 < (rounded - exact).norm() <= 0.05 * exact.norm()
+    assert {grad.dtype for grad in rounded_grads.values()} == {torch.float32}
+    together, rounded_together = (torch.cat([g.flatten() for g in gs.values()]) for gs in (grads, rounded_grads))
+    assert (rounded_together - together).norm() <= 0.1 * together.norm()

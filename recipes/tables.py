@@ -134,6 +134,22 @@ def decoding_in_short() -> str:
 # ---------------------------------------------------------------- comparisons
 
 
+def precision() -> str:
+    """Training in both precisions, and SRU against the others, each in the precision that is best for it."""
+    rows = []
+    for path in sorted((RESULTS / "precision").glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        where = f"{report['recipe']}, {report['machine']['cpu']}, {report['date'][:10]}"
+        speeds = report["tokens_per_second"]
+        for system, found in speeds.items():
+            gain = found["bfloat16"] / found["float32"]
+            ahead = max(speeds["sru"].values()) / max(found.values())
+            tokens = (f"{found[kind]:,.0f}" for kind in ("float32", "bfloat16"))
+            rows.append([where, system, *tokens, f"{gain:.2f}", f"{ahead:.2f}"])
+    head = ["recipe, processor, date", "system", "float32, tokens/s", "bfloat16", "gain", "SRU / system, best of each"]
+    return table(head, rows)
+
+
 def verdict(name: str) -> str:
     return f"> {comparison(name)['verdict']}\n"
 
@@ -188,6 +204,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoding-in-short": decoding_in_short,
     **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
     "losses": losses,
+    "precision": precision,
     "recipes": recipes,
     "preparing": preparing,
 }

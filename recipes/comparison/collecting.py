@@ -64,7 +64,7 @@ def collected_run(c: Comparison, run: Run, scored: dict[str, Any]) -> dict[str, 
 def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict[str, Any]:
     failures = list(dict.fromkeys(text for run, text in c.failures.items() if run.system == system))
     runs = [collected_run(c, run, scored) for run in c.good() if run.system == system]
-    precision = "bfloat16" if c.commands.options(system)["amp"] else "float32"
+    precision = "bfloat16" if c.commands.options(system).get("amp") else "float32"
     found: dict[str, Any] = {"failures": failures, "precision": precision, "runs": runs}
     if runs:
         found["scores"] = {m: spread(r["scores"][m]["score"] for r in runs) for m in runs[0]["scores"]}

@@ -45,9 +45,10 @@ class Commands:
         return ["python", "recipes/prepare.py", *named, *words({**s.prepare, "out": self.data})]
 
     def options(self, system: str) -> dict[str, Any]:
-        """A system's flags of fairseq-train: on a CPU in bfloat16 where that pays, unless the settings have ``amp``."""
+        """A system's flags of fairseq-train: on a CPU in bfloat16 where that pays, unless the settings say how."""
         given = {**self.settings.train, **self.settings.systems[system]}
-        return given if "amp" in given else {"amp": self.cpu and bfloat16_pays(), **given}
+        said = given.keys() & {"amp", "bf16", "fp16", "memory-efficient-bf16", "memory-efficient-fp16"}
+        return given if said else {"amp": self.cpu and bfloat16_pays(), **given}
 
     def train(self, system: str, seed: int, updates: int, every: int, folder: Path, **more: Any) -> list[str]:
         """Train for ``updates`` updates with a checkpoint after ``every``."""

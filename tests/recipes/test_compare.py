@@ -118,6 +118,23 @@ def test_a_system_goes_before_what_all_share(recipe):
     assert "--seed 7 --max-update 100 --save-dir x --save-interval-updates 10" in " ".join(line["a"])
 
 
+@pytest.mark.parametrize(
+    ("pays", "overrides", "expected"),
+    [
+        (True, ["cpu=true"], [True, True]),
+        (False, ["cpu=true"], [False, False]),
+        (True, ["cpu=false"], [False, False]),
+        (True, ["cpu=true", "train.amp=false"], [False, False]),
+        (True, ["cpu=true", "train.fp16=true"], [False, False]),
+        (False, ["cpu=true", "systems.a.amp=true"], [True, False]),
+    ],
+)
+def test_on_a_cpu_systems_train_in_bfloat16_where_it_pays(pays, overrides, expected, recipe, monkeypatch):
+    monkeypatch.setattr(commands, "bfloat16_pays", lambda: pays)
+    made = commands.Commands(settings.load(recipe, overrides))
+    assert ["--amp" in made.train(system, 1, 100, 10, Path("x")) for system in "ab"] == expected
+
+
 def test_the_learning_rate_ends_with_the_updates(recipe):
     given = settings.load(recipe, ["train.lr-scheduler=polynomial_decay"])
     assert "--max-update 70 --total-num-update 70" in " ".join(commands.Commands(given).train("a", 1, 70, 7, Path("x")))
@@ -455,6 +472,8 @@ def test_only_runs_with_the_same_seed_are_compared():
 ])  # fmt: skip
 def test_the_report_is_whole(systems, tmp_path):
     found = canned(**systems)
+    for name, system in found["systems"].items():
+        system["precision"] = "float32" if name == "lstm" else "bfloat16"
     jsonschema.validate(found, SCHEMA)
     report.write(found, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report.FILES)
@@ -465,6 +484,7 @@ def test_the_report_is_whole(systems, tmp_path):
         row = re.search(rf"^\| {name}(?: \(baseline\))? \| ([\d.]+) ± ([\d.]+) \|", text, re.MULTILINE)
         assert bool(row) == bool(seeds)
         assert seeds or f"## Failed: {name}\n\n    train {name} 1: no such thing" in text
+    assert ("Trained with products in bfloat16 (--amp): sru." in text) == ("sru" in systems)
     if "sru" in systems:
         p = "0.010, 0.400"
         assert f"| sru | 20.8 ± 0.4 | {p} | 50.8 ± 0.4 | {p} | 59.2 ± 0.4 | {p} |\n" in text

@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, run_cli
 from fairseq.data import Dictionary
 from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from support.commands import PLUGIN, SMOOTHED, hydra_words
 from support.lines import DECODED, OUTPUT, START, TRAINED, unexpected
@@ -278,3 +279,24 @@ def test_mixture_of_experts(toy_data: Path, tmp_path: Path) -> None:
     path = ["--path", "save/checkpoint_last.pt", "--cpu", "--max-len-b", 9]
     done = run_cli("generate", toy_data, *moe, *path, "--gen-expert", 1, **where)
     assert len(re.findall(r"^H-", done.stdout, re.M)) == 53
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_adam_in_one_pass_makes_the_same_updates(weight_decay: float) -> None:
+    """What --cpu --amp uses; some weights get no gradient at times."""
+    start = [torch.randn(7, 5), torch.randn(300), torch.randn(4)]
+    made = []
+    for fused in (False, True):
+        weights = [torch.nn.Parameter(w.clone()) for w in start]
+        adam = Adam(weights, lr=0.01, betas=(0.9, 0.98), eps=1e-4, weight_decay=weight_decay)
+        adam.fused = fused
+        draws = torch.Generator().manual_seed(1)
+        for step in range(20):
+            for number, weight in enumerate(weights):
+                grad = 1e-3 * torch.randn(weight.shape, generator=draws)
+                weight.grad = None if (step + number) % 3 == 0 else grad
+            adam.step()
+        made.append((weights, adam.state_dict()["state"]))
+    torch.testing.assert_close(made[1][0], made[0][0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(made[1][1], made[0][1], rtol=1e-5, atol=1e-9)
+    assert (made[0][0][1] - start[1]).abs().max() > 0.05

@@ -78,6 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "fairseq": version("fairseq"),
         "recipe": args.recipe.stem,
+        "overrides": args.overrides,
         "slices": vars(given.slices),
         "gain_of_a_product": round(bfloat16_gain(), 2),
         "tokens_per_second": found,

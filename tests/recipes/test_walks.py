@@ -116,9 +116,10 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def typed(command: str, checkout: Path, internet: Internet) -> str:
-    """What a command prints that is typed in the checkout's folder."""
+    """What a command prints that is typed in the folder of the checkout that is installed."""
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    done = subprocess.run(["bash", "-c", command], cwd=checkout, env={**os.environ, **internet.env}, **how)
+    env = {**os.environ, **internet.env, "PYTHONPATH": f"{internet.env['PYTHONPATH']}:{checkout}"}
+    done = subprocess.run(["bash", "-c", command], cwd=checkout, env=env, **how)
     assert done.returncode == 0, f"{command}\n{done.stdout[-5000:]}"
     return done.stdout
 
@@ -261,7 +262,7 @@ def test_models_for_wmt_train_average_and_translate_on_a_cpu(arch: str, large_vo
     flags += " --label-smoothing 0.1 --max-tokens 4096 --max-update 3 --save-interval-updates 1"
     flags += " --no-epoch-checkpoints --no-last-checkpoints --disable-validation --log-format json --log-interval 1"
     common = [large_vocabulary, "--user-dir", "fairseq_sru", "--cpu"]
-    said = run_cli("train", *common, "--arch", arch, "--save-dir", out, *flags.split()).stderr
+    said = run_cli("train", *common, "--arch", arch, "--save-dir", out, *flags.split()).stdout
     updates = [json.loads(line) for line in re.findall(r"\| train_inner \| (\{.*\})", said)]
     assert [(update["num_updates"], float(update["wpb"])) for update in updates] == [(n, 4096) for n in "123"]
     losses = [float(update["loss"]) for update in updates]

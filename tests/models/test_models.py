@@ -230,10 +230,10 @@ def test_presets_for_wmt_are_about_as_large_as_the_transformers(name, width, hea
 def test_the_2017_presets_are_plain_stacks_with_one_attention(unit):
     model = preset(f"{unit}_wmt_2017", 5000, encoder_layers=10, decoder_layers=10)
     kinds = [type(m).__name__ for m in model.modules()]
-    assert kinds.count("SRUCell" if unit == "sru" else "LSTM") == 20
+    assert kinds.count("SRU" if unit == "sru" else "LSTM") == 20
     assert kinds.count("GlobalAttention") == 1
     assert not {"Attention", "LayerNorm"} & set(kinds)
-    for layer in (m for m in model.modules() if type(m).__name__ in ("SRUCell", "LSTM")):
+    for layer in (m for m in model.modules() if type(m).__name__ in ("SRU", "LSTM")):
         assert (layer.input_size, layer.hidden_size, layer.bidirectional) == (500, 500, False)
         assert unit == "lstm" or layer.highway
     assert model.decoder.output_projection.weight.shape == (5000, 500)

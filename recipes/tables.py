@@ -150,6 +150,21 @@ def precision() -> str:
     return table(head, rows)
 
 
+def precision_quality() -> str:
+    """One model in both precisions: what it learns in equal updates, and its memory."""
+    report = result("precision/quality/report.json")
+    rows = []
+    for name, system in report["systems"].items():
+        bleu = spread(run["scores"]["BLEU"]["score"] for run in system["runs"])
+        loss = spread(run["curve"][-1]["loss"] for run in system["runs"])
+        memory = max(run["peak_memory"] for run in system["runs"]) / 2**30
+        means = (f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}" for found, digits in ((bleu, 2), (loss, 3)))
+        rows.append([name, *means, f"{memory:.2f}"])
+    head = ["products in", "BLEU", "validation loss", "memory, GiB"]
+    runs = [len(system["runs"]) for system in report["systems"].values()]
+    return f"{report['budget']['updates']:,} updates, {min(runs)} seeds.\n\n" + table(head, rows)
+
+
 def verdict(name: str) -> str:
     return f"> {comparison(name)['verdict']}\n"
 
@@ -205,6 +220,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
     "losses": losses,
     "precision": precision,
+    "precision-quality": precision_quality,
     "recipes": recipes,
     "preparing": preparing,
 }

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.disable(logging.INFO)
     os.chdir(ROOT)
     try:
-        with held(Path(given.out), mixed=False):
+        with held(Path(given.out)):
             found = measured(Comparison(given))
     except FolderError as error:
         parser.error(f"out: {error}")

@@ -23,7 +23,7 @@ from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE
 from benchmarks.timing import short
 from comparison import settings
 from comparison.report import table
-from comparison.verdict import decoding_ratios, spread, tested
+from comparison.verdict import decoding_ratios, mean, spread, tested
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "recipes" / "results"
@@ -155,14 +155,12 @@ def precision_quality() -> str:
     report = result("precision/quality/report.json")
     rows = []
     for name, system in report["systems"].items():
-        bleu = spread(run["scores"]["BLEU"]["score"] for run in system["runs"])
         loss = spread(run["curve"][-1]["loss"] for run in system["runs"])
         memory = max(run["peak_memory"] for run in system["runs"]) / 2**30
-        means = (f"{found['mean']:.{digits}f} ± {found['std']:.{digits}f}" for found, digits in ((bleu, 2), (loss, 3)))
-        rows.append([name, *means, f"{memory:.2f}"])
+        rows.append([name, mean(system["scores"]["BLEU"], 2), mean(loss, 3), f"{memory:.2f}"])
     head = ["products in", "BLEU", "validation loss", "memory, GiB"]
-    runs = [len(system["runs"]) for system in report["systems"].values()]
-    return f"{report['budget']['updates']:,} updates, {min(runs)} seeds.\n\n" + table(head, rows)
+    seeds = min(system["scores"]["BLEU"]["n"] for system in report["systems"].values())
+    return f"{report['budget']['updates']:,} updates, {seeds} seeds.\n\n" + table(head, rows)
 
 
 def verdict(name: str) -> str:
@@ -176,8 +174,7 @@ def losses() -> str:
         for system, found in tested(report).items():
             loss = spread(run["curve"][-1]["loss"] for run in found["runs"])
             repetition = statistics.fmean(run["repetition"]["any"] for run in found["runs"])
-            std = "" if loss["std"] is None else f" ± {loss['std']:.2f}"
-            rows.append([name, system, f"{loss['mean']:.2f}{std}", f"{repetition:.1%}"])
+            rows.append([name, system, mean(loss, 2), f"{repetition:.1%}"])
     return table(["comparison", "system", "validation loss", "outputs with repetitions"], rows)
 
 

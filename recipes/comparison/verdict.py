@@ -20,8 +20,8 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(found), "std": std, "n": len(found)}
 
 
-def mean(score: dict[str, Any]) -> str:
-    return f"{score['mean']:.1f}" + (f" ± {score['std']:.1f}" if score["std"] is not None else "")
+def mean(score: dict[str, Any], digits: int = 1) -> str:
+    return f"{score['mean']:.{digits}f}" + (f" ± {score['std']:.{digits}f}" if score["std"] is not None else "")
 
 
 def tested(report: Report) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def dot_product_attention(
 ) -> Tensor:
     """torch's; in float32 under autocast on a CPU, where torch's kernel for bfloat16 takes several times as long."""
     if not query.is_cpu or not torch.is_autocast_enabled("cpu"):
+        mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     with torch.autocast("cpu", enabled=False):
         mask = mask if mask.dtype == torch.bool else mask.float()
@@ -45,14 +46,17 @@ def _source(key: Tensor, value: Tensor, padding_mask: Tensor) -> Source:
     return Source(key, value, mask[:, None, None, :])
 
 
-def attend(query: Tensor, source: Source, scale: float, need_weights: bool) -> tuple[Tensor, Tensor | None]:
-    """``softmax(scale query key^T) value`` for each head.
+def attend(
+    query: Tensor, source: Source, scale: float, need_weights: bool, bias: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """``softmax(scale query key^T + bias) value`` for each head.
 
     Args:
         query: ``(tgt_len, batch, heads * head_size)``; batch is a multiple of sentences.
         source: keys, values and mask.
         scale: of the scores.
         need_weights: return the weights, too.
+        bias: of :class:`Coverage`.
 
     Returns:
         ``(tgt_len, batch, heads * value_size)``, and the weights ``(batch, tgt_len, src_len)`` averaged over heads, or
@@ -63,6 +67,8 @@ def attend(query: Tensor, source: Source, scale: float, need_weights: bool) -> t
     sentences, heads, _, head_size = key.shape
     rows = batch // sentences
     query = query.reshape(tgt_len, sentences, rows, heads, head_size).permute(1, 3, 2, 0, 4).flatten(2, 3)
+    if bias is not None:
+        mask = mask + bias.unflatten(0, (sentences, rows)).transpose(1, 2).flatten(2, 3)
     weights = None
     if need_weights:
         scores = (scale * query) @ key.transpose(-1, -2)  # in this order for float16's range
@@ -106,19 +112,61 @@ class Attention(nn.Module):
         key, value = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 1, 3, 0, 4)
         return _source(key, value, padding_mask)
 
-    def forward(self, x: Tensor, source: Source, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, source: Source, need_weights: bool = False, bias: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
         Args:
             x: decoder states ``(tgt_len, batch, query_size)``.
             source: of :meth:`project`.
             need_weights: return the weights, too.
+            bias: of :class:`Coverage`.
 
         Returns:
             ``(tgt_len, batch, query_size)``, and the weights as of :func:`attend`.
         """
-        context, weights = attend(self.query(x), source, self.scale, need_weights)
+        context, weights = attend(self.query(x), source, self.scale, need_weights, bias)
         return self.out(context), weights
+
+
+class Coverage(nn.Module):
+    """What an attention adds to its scores for what has been attended to before.
+
+    Tu et al. 2016 keep, for each source position, the sum of the attention weights of all steps so far, and let it
+    enter the scores of the next step, which makes attention run step by step. Here the sum is of the weights of the
+    attention below, which training has for all steps at once, as in CoMER (Zhao and Gao 2022): one cumulative sum. With
+    ``past[t] = w[0] + ... + w[t - 1]``, a head adds ``a past + 4 b tanh(past) + 4 c w[t]``; a, b and c are learnt and
+    start at 0.
+
+    Args:
+        heads: of the attention that reads it.
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3, heads))
+
+    def forward(self, weights: Tensor, past: Tensor | None, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum up, in float32 at least.
+
+        Args:
+            weights: of the attention below, ``(batch, tgt_len, src_len)``.
+            past: their sum over earlier steps, ``(batch, src_len)``; zeros if None.
+            padding_mask: ``(batch, tgt_len)`` bool, True at padding, which counts nothing.
+
+        Returns:
+            What to add to the scores, ``(batch, heads, tgt_len, src_len)``, and the sum with these steps.
+        """
+        weights = weights.masked_fill(padding_mask[:, :, None], 0.0)
+        past = torch.zeros_like(weights[:, 0]) if past is None else past
+        sums = torch.cat([past[:, None], weights], dim=1).cumsum(1)
+        before = sums[:, :-1]
+        bias = sum(
+            a[:, None, None] * x[:, None]
+            for a, x in zip(self.weight, (before, 4 * before.tanh(), 4 * weights), strict=True)
+        )
+        return bias, sums[:, -1]
 
 
 class GlobalAttention(nn.Module):

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..layers.linear import Linear
-from .attention import Attention, GlobalAttention, Source
+from . import options
+from .attention import Attention, Coverage, GlobalAttention, Source
 from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer, output_norm
 from .dropout import Dropout
 from .embeddings import project_in
-from .options import attention
 from .recurrent import RecurrentLayer
 from .units import UNITS
 
@@ -20,14 +20,18 @@ from .units import UNITS
 class SRUDecoderLayer(nn.Module):
     """A :class:`RecurrentLayer`, then (with heads) ``x + dropout(attention(layer_norm(x)))``.
 
-    ``recurrent`` are options of the :class:`RecurrentLayer`.
+    ``coverage``: the attention knows what the one below has attended to. ``recurrent`` are options of the
+    :class:`RecurrentLayer`.
     """
 
-    def __init__(self, size: int, source_size: int, heads: int, dropout: float, **recurrent: Any) -> None:
+    def __init__(
+        self, size: int, source_size: int, heads: int, coverage: bool, dropout: float, **recurrent: Any
+    ) -> None:
         super().__init__()
         self.rnn = RecurrentLayer(size, dropout, **recurrent)
         self.attention_norm = nn.LayerNorm(size) if heads else None
         self.attention = Attention(size, source_size, heads) if heads else None
+        self.coverage = Coverage(heads) if coverage else None
         self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
     def forward(
@@ -37,15 +41,36 @@ class SRUDecoderLayer(nn.Module):
         padding: Any,
         source: Source | None,
         need_weights: bool,
+        below: Tensor | None,
+        padding_mask: Tensor,
     ) -> tuple[Tensor, State, Tensor | None]:
-        """Return the layer's output ``(tgt_len, batch, size)``, its state and the attention weights."""
+        """Run the layer.
+
+        Args:
+            x: ``(tgt_len, batch, size)``.
+            state: what the layer keeps of earlier steps; empty before the first.
+            padding: of ``UNITS[unit].padding``.
+            source: of :meth:`Attention.project`.
+            need_weights: return the attention weights, too.
+            below: those of the attention below.
+            padding_mask: ``(batch, tgt_len)`` bool, True at padding.
+
+        Returns:
+            ``(tgt_len, batch, size)``; the state: the unit's, ``c``, and with coverage its sum ``(batch, src_len)``;
+            the attention weights, or where there is no attention those of the one below.
+        """
         x, c = self.rnn(x, state.get("c"), padding)
-        weights = None
+        after, weights = {"c": c}, below
         if self.attention is not None and self.attention_norm is not None:
             assert source is not None
-            context, weights = self.attention(self.attention_norm(x), source, need_weights)
+            h = self.attention_norm(x)
+            bias = None
+            if self.coverage is not None:
+                assert below is not None
+                bias, after["coverage"] = self.coverage(below, state.get("coverage"), padding_mask)
+            context, weights = self.attention(h, source, need_weights, bias)
             x = x + self.dropout(context)
-        return x, {"c": c}, weights
+        return x, after, weights
 
 
 class SRUDecoder(BaseDecoder):
@@ -69,9 +94,9 @@ class SRUDecoder(BaseDecoder):
         out_embed_dim, dropout = cfg.decoder_out_embed_dim, cfg.decoder_dropout_out
         super().__init__(cfg, dictionary, embed_tokens)
         self.unit, size, layers = cfg.recurrent_unit, cfg.decoder_hidden_size, cfg.decoder_layers
-        where = attention(cfg)
-        every = where if isinstance(where, int) else 0
-        attended = range(layers - 1, -1, -every) if every else range(0)
+        where, attended = options.attention(cfg), options.attended(cfg)
+        # the layer whose attention the top one's coverage reads
+        self.covered = attended[1] if cfg.decoder_coverage else None
         self.dropout_in = Dropout(cfg.decoder_dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, size)
         self.layers = nn.ModuleList(
@@ -79,6 +104,7 @@ class SRUDecoder(BaseDecoder):
                 size,
                 source_size,
                 cfg.decoder_attention_heads if i in attended else 0,
+                cfg.decoder_coverage and i == layers - 1,
                 dropout,
                 rnn_dropout=cfg.rnn_dropout,
                 unit=self.unit,
@@ -112,9 +138,9 @@ class SRUDecoder(BaseDecoder):
         padding = None
         if states[0]:
             prev_output_tokens = prev_output_tokens[:, -1:]
-        else:
-            padding_mask = prev_output_tokens.eq(self.padding_idx).t()
-            padding = UNITS[self.unit].padding(padding_mask, incremental_state is None)
+        padding_mask = prev_output_tokens.eq(self.padding_idx)
+        if not states[0]:
+            padding = UNITS[self.unit].padding(padding_mask.t(), incremental_state is None)
             states = self._initial_states(encoder_out, len(prev_output_tokens))
         source_of: dict[Any, Source] = dict(zip(self.attentions(), self.sources(encoder_out), strict=True))
         need_weights = self.need_attn and not self.training
@@ -122,9 +148,10 @@ class SRUDecoder(BaseDecoder):
         x = self.project_in(self.dropout_in(self.embed_tokens(prev_output_tokens.t())))
         after: list[State] = []
         weights = None
-        for layer, state in zip(self.layers, states, strict=True):
-            last = layer is self.layers[-1]
-            x, state, weights = layer(x, state, padding, source_of.get(layer.attention), need_weights and last)
+        for i, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
+            need = need_weights if i == len(states) - 1 else i == self.covered
+            source = source_of.get(layer.attention)
+            x, state, weights = layer(x, state, padding, source, need, weights, padding_mask)
             after.append(state)
         self.cache(incremental_state, after)
         x = self.norm(x)
@@ -133,7 +160,7 @@ class SRUDecoder(BaseDecoder):
         else:
             assert self.project_out is not None
             x = self.project_out(x)
-        return self.dropout_out(x).transpose(0, 1), extra(weights)
+        return self.dropout_out(x).transpose(0, 1), extra(weights if need_weights else None)
 
     def attentions(self) -> list[Attention | GlobalAttention]:
         """What attends to the source, in the order of the layers."""  # no walk over all modules: it is asked each step

@@ -50,6 +50,18 @@ def attention(cfg: Namespace) -> int | str:
     return found if found == "global" else int(found)
 
 
+def attended(cfg: Namespace) -> range:
+    """The decoder layers that have attention, from the top."""
+    every = attention(cfg)
+    return range(cfg.decoder_layers - 1, -1, -every) if every and isinstance(every, int) else range(0)
+
+
+def coverage(cfg: Namespace, attentions: int) -> None:
+    """Raise a ValueError if --decoder-coverage is asked for and no attention has another one below."""
+    if cfg.decoder_coverage and attentions < 2:
+        raise ValueError(f"--decoder-coverage takes two decoder layers with attention at least; got {attentions}")
+
+
 def cutoffs(cfg: Namespace, vocabulary: int | None = None) -> list[int] | None:
     """The adaptive softmax's cutoffs below the vocabulary's size, or None for a full softmax."""
     if cfg.criterion != "adaptive_loss":

@@ -33,6 +33,7 @@ def check(cfg: Any) -> None:
     options.one_of(cfg, "sru_activation", ACTIVATIONS)
     if options.attention(cfg) not in (0, "global"):
         options.must_divide(cfg, "decoder_attention_heads", "decoder_hidden_size")
+    options.coverage(cfg, len(options.attended(cfg)))
     options.cutoffs(cfg)
     for side in sides:
         options.embedding_file(cfg, side)

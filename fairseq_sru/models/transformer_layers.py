@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.linear import Linear
-from .attention import Attention, Source, dot_product_attention
+from .attention import Attention, Coverage, Source, dot_product_attention
 from .base_decoder import State
 from .dropout import Dropout
 from .units import SRU
@@ -147,6 +147,7 @@ class TransformerSRUDecoderLayer(nn.Module):
         heads: attention heads.
         autoreg: ``ssru``, ``sru`` or ``self-attention``.
         feed_forward: ``linear`` or ``sru``.
+        coverage: the attention knows what the one below has attended to.
         dropout: dropout on the output of each block.
         rnn_dropout: variational dropout on the input of an SRU.
     """
@@ -157,6 +158,7 @@ class TransformerSRUDecoderLayer(nn.Module):
         source_size: int,
         inner: int,
         heads: int,
+        coverage: bool,
         autoreg: str,
         feed_forward: str,
         dropout: float,
@@ -174,6 +176,7 @@ class TransformerSRUDecoderLayer(nn.Module):
             self.sru = SRU(size, size, rnn_dropout=rnn_dropout, highway=False)
         self.attention_norm = nn.LayerNorm(size)
         self.attention = Attention(size, source_size, heads)
+        self.coverage = Coverage(heads) if coverage else None
         self.feed_forward_norm = nn.LayerNorm(size)
         self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=False)
         self.dropout = Dropout(dropout, module_name=type(self).__name__)
@@ -186,6 +189,7 @@ class TransformerSRUDecoderLayer(nn.Module):
         padding_mask: Tensor,
         source: Source,
         need_weights: bool,
+        below: Tensor | None,
     ) -> tuple[Tensor, State, Tensor | None]:
         """Run the layer.
 
@@ -196,11 +200,12 @@ class TransformerSRUDecoderLayer(nn.Module):
             padding_mask: ``(tgt_len, batch)`` bool, True at padding.
             source: of :meth:`Attention.project`.
             need_weights: return the weights of the attention over the source, too.
+            below: those of the layer below.
 
         Returns:
             ``(tgt_len, batch, size)``; the state: ``c`` ``(batch, size)``, or ``key`` and ``value`` ``(batch, heads,
-            positions, head_size)``, and with an SRU in the feed-forward block its ``inner_c`` ``(batch, inner)``; the
-            weights, or None.
+            positions, head_size)``, with an SRU in the feed-forward block its ``inner_c`` ``(batch, inner)``, with
+            coverage its sum ``(batch, src_len)``; the weights, or None.
         """
         new: State = {}
         h = self.autoreg_norm(x)
@@ -211,7 +216,10 @@ class TransformerSRUDecoderLayer(nn.Module):
             earlier = (state["key"], state["value"]) if state else None
             h, new["key"], new["value"] = self.self_attention(h, visible, earlier)
         x = x + self.dropout(h)
-        context, weights = self.attention(self.attention_norm(x), source, need_weights)
+        bias = None
+        if self.coverage is not None:
+            bias, new["coverage"] = self.coverage(below, state.get("coverage"), padding_mask.t())
+        context, weights = self.attention(self.attention_norm(x), source, need_weights, bias)
         x = x + self.dropout(context)
         h, inner = self.feed_forward(self.feed_forward_norm(x), state.get("inner_c"), padding_mask)
         if inner is not None:

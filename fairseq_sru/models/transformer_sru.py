@@ -94,13 +94,16 @@ class TransformerSRUDecoder(BaseDecoder):
                 source_size,
                 cfg.decoder_ffn_embed_dim,
                 cfg.decoder_attention_heads,
+                cfg.decoder_coverage and i == cfg.decoder_layers - 1,
                 cfg.decoder_autoreg,
                 cfg.feed_forward,
                 cfg.dropout,
                 cfg.rnn_dropout,
             )
-            for _ in range(cfg.decoder_layers)
+            for i in range(cfg.decoder_layers)
         )
+        # the layer whose attention the top one's coverage reads
+        self.covered = cfg.decoder_layers - 2 if cfg.decoder_coverage else None
         self.norm = nn.LayerNorm(size)
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
 
@@ -126,12 +129,12 @@ class TransformerSRUDecoder(BaseDecoder):
 
         after: list[State] = []
         weights = None
-        for layer, state, source in zip(self.layers, states, self.sources(encoder_out), strict=True):
-            last = layer is self.layers[-1]
-            x, state, weights = layer(x, state, visible, padding_mask, source, need_weights and last)
+        for i, (layer, state, source) in enumerate(zip(self.layers, states, self.sources(encoder_out), strict=True)):
+            need = need_weights if i == len(states) - 1 else i == self.covered
+            x, state, weights = layer(x, state, visible, padding_mask, source, need, weights)
             after.append(state)
         self.cache(incremental_state, after)
-        return self.norm(x).transpose(0, 1), extra(weights)
+        return self.norm(x).transpose(0, 1), extra(weights if need_weights else None)
 
 
 def _visible(padding_mask: Tensor, last: int) -> Tensor:
@@ -167,6 +170,7 @@ def check(cfg: Any) -> None:
         positions = side == "encoder" or cfg.decoder_autoreg == "self-attention"
         if positions and getattr(cfg, f"{side}_embed_dim") < 4:  # sines and cosines of two frequencies
             raise ValueError(f"--{side}-embed-dim must be at least 4; got {getattr(cfg, f'{side}_embed_dim')}")
+    options.coverage(cfg, cfg.decoder_layers)
     options.probabilities(cfg, ("dropout", "rnn_dropout"))
     options.cutoffs(cfg)
     options.must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")

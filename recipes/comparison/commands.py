@@ -51,10 +51,12 @@ class Commands:
         return given if said else {"amp": self.cpu and bfloat16_pays(), **given}
 
     def train(self, system: str, seed: int, updates: int, every: int, folder: Path, **more: Any) -> list[str]:
-        """Train for ``updates`` updates with a checkpoint after ``every``."""
+        """Train for ``updates`` updates with a checkpoint after ``every``; a warm-up below 1 is a share of them."""
         s = self.settings
         flags = {**self.options(system), **more, "seed": seed, "max-update": updates}
         flags.pop("seeds", None)
+        if isinstance(warmup := flags.get("warmup-updates"), float) and warmup < 1:
+            flags["warmup-updates"] = round(warmup * updates)
         if flags.get("lr-scheduler") == "polynomial_decay":
             flags["total-num-update"] = updates
         flags |= {"save-dir": folder, "save-interval-updates": every, "no-epoch-checkpoints": True}

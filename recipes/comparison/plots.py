@@ -73,3 +73,25 @@ def speed(systems: dict[str, Any]) -> Figure:
         axis.spines["bottom"].set_visible(False)
         axis.set_xlim(0, max(found, default=1) * 1.45)  # room for the numbers
     return figure
+
+
+def trials(report: dict[str, Any]) -> Figure:
+    """The loss of each trial of tune.py against its learning rate: a plot a system, the best one marked."""
+    systems = report["systems"]
+    losses = [t["loss"] for found in systems.values() for t in found["trials"] if t["loss"] is not None]
+    figure, axes = plt.subplots(
+        1, len(systems), figsize=(2.6 * len(systems), 2.8), sharey=True, layout="constrained", squeeze=False
+    )
+    for axis, (name, found) in zip(axes[0], systems.items(), strict=True):
+        good = [trial for trial in found["trials"] if trial["loss"] is not None]
+        axis.scatter([float(trial["flags"]["lr"]) for trial in good], [trial["loss"] for trial in good], s=14)
+        own, best = found["trials"][0], found["best"]
+        for trial, mark, label in ((own, "s", "the recipe's before"), (best, "*", "best")):
+            axis.scatter(float(trial["flags"]["lr"]), trial["loss"], marker=mark, s=60, color="C1", label=label)
+        axis.set_xscale("log")
+        axis.set_title(f"{name}: {best['loss']:.3f}", fontsize=10)
+        axis.set_xlabel("learning rate")
+        axis.set_ylim(min(losses) - 0.05, min(losses) + 1.5)  # what diverged isn't shown
+    axes[0, 0].set_ylabel("loss, validation")
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    return figure

@@ -52,6 +52,18 @@ class Speed:
 
 
 @dataclass
+class Tune:
+    """What recipes/tune.py tries: for each flag a list of choices, of which a mapping stands for several flags, or
+    ``{low, high}``, between which logarithms are uniform."""
+
+    trials: int = 16  # of each system
+    budget: float = 0.25  # of each trial, as a share of the comparison's
+    seed: int = 1  # of the draw
+    space: dict[str, Any] = field(default_factory=dict)  # of all systems
+    systems: dict[str, Any] = field(default_factory=dict)  # name: what else varies in it
+
+
+@dataclass
 class Settings:
     """A comparison. Flags of fairseq are spelled as on its command line; true stands for a flag without a value, null
     and false for none."""
@@ -71,6 +83,7 @@ class Settings:
     slices: Slices = field(default_factory=Slices)
     curve: Curve = field(default_factory=Curve)
     speed: Speed = field(default_factory=Speed)
+    tune: Tune = field(default_factory=Tune)
     cpu: Any = "auto"  # true, false, or auto: without a GPU
     processes: int = 1  # of training, each with a GPU of its own; more than one through torchrun
     torchrun: list[str] = field(default_factory=lambda: ["--standalone"])  # its options beside --nproc-per-node
@@ -105,7 +118,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     except Exception as error:  # of the YAML reader, which has several
         raise ValueError(f"{path} is not a YAML file of settings: {error}") from None
     assert isinstance(settings, Settings)
-    settings.systems = {name: options for name, options in settings.systems.items() if options is not None}
+    left_out = {name for name, options in settings.systems.items() if options is None}
+    for systems in (settings.systems, settings.tune.systems):
+        for name in left_out & systems.keys():
+            del systems[name]
     _check(settings)
     return settings
 
@@ -121,12 +137,24 @@ def _check_numbers(s: Settings) -> None:
         if not numbers_alone or not seeds or len(set(seeds)) != len(seeds):
             wrong(key, f"must be different numbers, one at least; got {seeds}")
     numbers: dict[str, float | None] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
+    numbers |= {"tune.trials": s.tune.trials, "tune.budget": s.tune.budget}
     for group in ("budget", "slices", "curve", "speed"):
         numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
     for key, value in numbers.items():
         for number in value if isinstance(value, list) else [value]:
             if number is not None and number <= 0:
                 wrong(key, f"must be above 0; got {number}")
+
+
+def _check_space(s: Settings) -> None:
+    for system in s.tune.systems.keys() - s.systems.keys():
+        wrong(f"tune.systems.{system}", f"must be one of {', '.join(s.systems)}")
+    for key, space in {"space": s.tune.space, **{f"systems.{n}": o for n, o in s.tune.systems.items()}}.items():
+        for flag, values in space.items():
+            if isinstance(values, dict) and values.keys() == {"low", "high"} and 0 < values["low"] < values["high"]:
+                continue
+            if not isinstance(values, list) or not values:
+                wrong(f"tune.{key}.{flag}", f"must be a list or {{low, high}}, 0 < low < high; got {values}")
 
 
 def _check(s: Settings) -> None:
@@ -150,6 +178,7 @@ def _check(s: Settings) -> None:
         wrong("average", f"must be at most checkpoints, {s.checkpoints}; got {s.average}")
     if s.budget.updates and s.budget.updates < s.checkpoints:
         wrong("budget.updates", f"must be at least checkpoints, {s.checkpoints}; got {s.budget.updates}")
+    _check_space(s)
     if s.cpu not in (True, False, "auto"):
         wrong("cpu", f"must be true, false or auto; got {s.cpu!r}")
 

@@ -11,7 +11,10 @@ import pytest
 import torch
 from fairseq.data import Dictionary
 from support.small_models import VARIANTS, encode, log_probs, made, prefixes, reorder, run, sources
+from torch.nn import functional as F
 
+from fairseq_sru.layers import cell, linear
+from fairseq_sru.models import attention, base_decoder, transformer_layers, units
 from fairseq_sru.models.attention import Attention, GlobalAttention
 
 
@@ -240,3 +243,32 @@ def test_autocast_on_a_cpu_rounds_products_alone(make, dictionary):
     assert {grad.dtype for grad in rounded_grads.values()} == {torch.float32}
     together, rounded_together = (torch.cat([g.flatten() for g in gs.values()]) for gs in (grads, rounded_grads))
     assert (rounded_together - together).norm() <= 0.1 * together.norm()
+
+
+def test_training_in_float32_is_bit_for_bit_that_with_torchs_own_functions(make, dictionary, monkeypatch):
+    """What there is for bfloat16 changes nothing without autocast."""
+    src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
+
+    def trained() -> dict[str, torch.Tensor]:
+        torch.manual_seed(1)
+        model = make().float().train()
+        adam = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(3):
+            adam.zero_grad()
+            run(model, src, target)[0].square().mean().backward()
+            adam.step()
+        return model.state_dict()
+
+    monkeypatch.setattr(linear, "_ONEDNN", False)  # whose sums have another order
+    ours = trained()
+    for module in (linear, base_decoder, cell):
+        monkeypatch.setattr(module, "linear", F.linear)
+    for module in (attention, transformer_layers):
+        monkeypatch.setattr(
+            module,
+            "dot_product_attention",
+            lambda q, k, v, mask, scale=None: F.scaled_dot_product_attention(q, k, v, mask, scale=scale),
+        )
+    monkeypatch.setattr(units.SRU, "finite_padding", False)
+    torchs = trained()
+    assert ours.keys() == torchs.keys() and all(torch.equal(ours[name], torchs[name]) for name in ours)

@@ -12,10 +12,11 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 from support.small_models import SRU_VARIANTS, UNITS, log_probs, prefixes, preset, size, sources
+from torch import nn
 
 from fairseq_sru import SRUCell
 from fairseq_sru.layers import linear as module
-from fairseq_sru.models.attention import GlobalAttention, Source, attend
+from fairseq_sru.models.attention import Coverage, GlobalAttention, Source, attend
 from fairseq_sru.models.config import presets
 from fairseq_sru.models.convolution import Convolution
 from fairseq_sru.models.sru import check
@@ -110,6 +111,59 @@ def test_attention_is_the_published_equation(heads, need_weights):
             if weights is not None:
                 torch.testing.assert_close(weights[row, t], mean)
     assert (weights is not None) is need_weights
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_coverage_is_what_was_attended_to_before(side):
+    """Tu et al. 2016, section 3.1.1, a number at a time, with the sum for the neural network; in two calls."""
+    module = Coverage(2).double()
+    nn.init.normal_(module.weight)
+    weights = torch.rand(2, 5, 3).double()
+    padding = torch.zeros(2, 5).bool()
+    padding[1, : 2 if side == "left" else 0] = True
+    padding[1, 5 if side == "left" else 3 :] = True
+    first, past = module(weights[:, :2], None, padding[:, :2])
+    bias, past = module(weights[:, 2:], past, padding[:, 2:])
+    bias = torch.cat([first, bias], dim=2)
+    for row in range(2):
+        sums = torch.zeros(3).double()
+        for t in range(5):
+            for head, (a, b, c) in enumerate(module.weight.t().tolist()):
+                expected = a * sums + 4 * b * sums.tanh() + 4 * c * weights[row, t]
+                if not padding[row, t]:
+                    torch.testing.assert_close(bias[row, head, t], expected)
+            sums = sums + (0 if padding[row, t] else weights[row, t])
+        torch.testing.assert_close(past[row], sums)
+
+
+def test_a_bias_is_added_to_the_scores():
+    query = torch.randn(3, 4, 4).double()
+    key, value = torch.randn(2, 2, 5, 2).double(), torch.randn(2, 2, 5, 3).double()
+    mask, bias = torch.zeros(2, 1, 1, 5).double(), torch.randn(4, 2, 3, 5).double()
+    one, _ = attend(query, Source(key, value, mask), 0.7, False, bias)
+    other, weights = attend(query, Source(key, value, mask), 0.7, True, bias)
+    torch.testing.assert_close(one, other)
+    for row in range(4):
+        of_heads = [
+            torch.softmax(0.7 * query[:, row, 2 * h : 2 * h + 2] @ key[row // 2, h].t() + bias[row, h], dim=-1)
+            for h in range(2)
+        ]
+        torch.testing.assert_close(weights[row], (of_heads[0] + of_heads[1]) / 2)
+        expected = torch.cat([of_heads[h] @ value[row // 2, h] for h in range(2)], dim=-1)
+        torch.testing.assert_close(one[:, row], expected)
+
+
+def test_coverage_reads_the_attention_below_the_top(build, dictionary):
+    model = build(decoder_coverage=True, decoder_layers=3).eval()
+    assert [layer.coverage is not None for layer in model.decoder.layers] == [False, False, True]
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    before = model(src, None, target)[0]
+    nn.init.zeros_(model.decoder.layers[2].coverage.weight)
+    assert not torch.allclose(model(src, None, target)[0], before)
+    plain = build(decoder_layers=3).eval()  # what the model is without
+    missing = plain.load_state_dict(model.state_dict(), strict=False)
+    assert missing.unexpected_keys == ["decoder.layers.2.coverage.weight"] and not missing.missing_keys
+    torch.testing.assert_close(plain(src, None, target)[0], model(src, None, target)[0])
 
 
 def test_global_attention_is_the_published_equation():

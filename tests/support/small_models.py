@@ -10,6 +10,7 @@ from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from torch import Tensor, nn
 
+from fairseq_sru.models.attention import Coverage
 from fairseq_sru.models.config import presets
 from fairseq_sru.models.lm import SRULanguageModel
 from fairseq_sru.models.sru import SRUModel
@@ -51,6 +52,8 @@ SRU_VARIANTS: dict[str, Options] = {
     "sizes differ": {"encoder_hidden_size": 6, "decoder_hidden_size": 12, "decoder_embed_dim": 10, "decoder_layers": 1},
     "no attention": {"decoder_attention": "False", "encoder_bidirectional": True},
     "attention in each second layer": {"decoder_attention": "2", "decoder_layers": 4},
+    "coverage": {"decoder_coverage": True, "decoder_attention": "2", "decoder_layers": 4},
+    "coverage, three attentions, lstm": {"decoder_coverage": True, "decoder_layers": 3, "recurrent_unit": "lstm"},
     "tied": {"share_all_embeddings": True, "decoder_hidden_size": 12},
     "adaptive softmax": ADAPTIVE,
     "global attention": {"decoder_attention": "global", "encoder_bidirectional": True, "decoder_out_embed_dim": 12},
@@ -67,6 +70,7 @@ TRANSFORMER_VARIANTS: dict[str, Options] = {
     "sru": {"decoder_autoreg": "sru", "encoder_layers": 3, "decoder_layers": 2},
     "transformer": {"decoder_autoreg": "self-attention", "encoder_layers": 2, "decoder_layers": 2},
     "ssru, feed-forward sru": {"feed_forward": "sru", "encoder_layers": 1, "decoder_layers": 2},
+    "coverage": {"decoder_coverage": True, "decoder_autoreg": "self-attention", "decoder_layers": 3},
     "sizes differ": {"encoder_embed_dim": 12, "encoder_layers": 1, "decoder_layers": 1},
     "tied": {"share_all_embeddings": True, "encoder_layers": 1, "decoder_layers": 1},
     "adaptive softmax": {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "10,20", "decoder_embed_dim": 16},
@@ -99,9 +103,13 @@ def numbered(count: int) -> Dictionary:
 
 
 def made(kind: str, dictionary: Dictionary, target_dictionary: Dictionary | None = None, **options: Any) -> Any:
-    """A small model in float64, its options as on the command line."""
+    """A small model in float64, its options as on the command line; what starts at 0 is random."""
     task = Namespace(source_dictionary=dictionary, target_dictionary=target_dictionary or dictionary)
-    return MODELS[kind].build_model(Namespace(**{**FIXED, **SIZES[kind], **options}), task).double()
+    model = MODELS[kind].build_model(Namespace(**{**FIXED, **SIZES[kind], **options}), task).double()
+    for module in model.modules():
+        if isinstance(module, Coverage):
+            nn.init.normal_(module.weight)
+    return model
 
 
 def preset(name: str, words: int, **options: Any) -> Any:

@@ -1,0 +1,48 @@
+"""Trials of a search for settings: which flags of fairseq-train each of them has."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from .settings import Settings
+
+
+def drawn(space: Mapping[str, Any], count: int, seed: str) -> list[dict[str, Any]]:
+    """A Latin hypercube: of each flag's values, every stratum is drawn once, whatever the others are.
+
+    Args:
+        space: for each flag either a list of choices, of which a mapping stands for several flags, or ``{low, high}``,
+            between which logarithms are uniform.
+        count: trials.
+        seed: of the draw.
+    """
+    trials: list[dict[str, Any]] = [{} for _ in range(count)]
+    for flag, values in space.items():
+        rng = random.Random(f"{seed} {flag}")
+        for trial, stratum in zip(trials, rng.sample(range(count), count), strict=True):
+            at = (stratum + rng.random()) / count
+            if isinstance(values, Mapping):
+                trial[flag] = float(f"{values['low'] * (values['high'] / values['low']) ** at:.3g}")
+            else:
+                choice = values[int(at * len(values))]
+                trial.update(choice if isinstance(choice, Mapping) else {flag: choice})
+    return trials
+
+
+def trials(given: Settings, system: str) -> list[dict[str, Any]]:
+    """The flags of each trial of a system: first the recipe's own, then those that are drawn."""
+    own, tune = given.systems[system], given.tune
+    space = {**tune.space, **tune.systems.get(system, {})}
+    return [own, *({**own, **trial} for trial in drawn(space, tune.trials - 1, f"{tune.seed} {system}"))]
+
+
+def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping[str, Any]) -> list[str]:
+    """The flags between a low and a high of which the best trial has the lowest or the highest that was tried."""
+    edges = []
+    for flag, values in space.items():
+        if isinstance(values, Mapping):
+            tried = [float(trial[flag]) for trial in found]
+            edges += [flag] * (float(best[flag]) in (min(tried), max(tried)))
+    return edges

@@ -1,0 +1,129 @@
+"""tune.py: what its trials are, and a search that is stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comparison.settings import load
+from comparison.trials import at_edge, drawn, trials
+from conftest import ROOT
+
+SPACE: dict[str, Any] = {
+    "lr": {"low": 0.001, "high": 0.016},
+    "dropout": [0.1, 0.2],
+    "shape": [{"encoder-layers": 1}, {"encoder-layers": 2}, {"encoder-layers": 3, "decoder-layers": 3}],
+}
+RECIPE: dict[str, Any] = {
+    "data": "lohelp-en-de",
+    "prepare": {"vocab-size": 1000},
+    "systems": {
+        "sru": {"arch": "sru_tiny", "encoder-layers": 1, "decoder-layers": 2, "lr": 0.002},
+        "lstm": {"arch": "lstm", "lr": 0.001},
+    },
+    "baseline": "lstm",
+    "budget": {"updates": 20},
+    "cpu": True,
+    "train": {"optimizer": "adam", "max-tokens": 200, "num-workers": 0, "best-checkpoint-metric": "nll_loss"},
+    "tune": {
+        "trials": 2,
+        "budget": 0.2,
+        "space": {"lr": {"low": 0.001, "high": 0.01}},
+        "systems": {"sru": {"rnn-dropout": [0.1]}},
+    },
+}
+
+
+def test_each_stratum_is_drawn_once() -> None:
+    found = drawn(SPACE, 12, "1 sru")
+    assert found == drawn(SPACE, 12, "1 sru") != drawn(SPACE, 12, "2 sru")
+    strata = sorted(int(12 * math.log(trial["lr"] / 0.001, 16)) for trial in found)
+    assert strata == list(range(12))
+    assert [trial["dropout"] for trial in found].count(0.1) == 6
+    assert (
+        [trial["encoder-layers"] for trial in found].count(3) == sum("decoder-layers" in trial for trial in found) == 4
+    )
+    assert "shape" not in found[0]
+
+
+def test_a_flag_is_drawn_alike_whatever_else_varies() -> None:
+    alone = drawn({"lr": SPACE["lr"]}, 12, "1 sru")
+    assert [trial["lr"] for trial in drawn(SPACE, 12, "1 sru")] == [trial["lr"] for trial in alone]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(json.dumps(RECIPE))
+    return path
+
+
+def test_the_first_trial_is_the_recipes_own(recipe: Path) -> None:
+    given = load(recipe, [f"out={recipe.parent / 'out'}", "tune.trials=5"])
+    for system in given.systems:
+        first, *others = trials(given, system)
+        assert first == given.systems[system]
+        assert len(others) == 4 and all(trial.keys() >= first.keys() for trial in others)
+        assert all(trial.get("rnn-dropout") == (0.1 if system == "sru" else None) for trial in others)
+
+
+def test_an_edge_is_told() -> None:
+    found = [{"lr": lr, "dropout": 0.1} for lr in (0.1, 0.2, 0.4)]
+    assert at_edge(found, found[1], SPACE) == []
+    assert at_edge(found, found[0], SPACE) == at_edge(found, found[2], SPACE) == ["lr"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tune.trials=0", r"^tune.trials: must be above 0; got 0$"),
+        ("tune.budget=-1", r"^tune.budget: must be above 0; got -1.0$"),
+        ("tune.systems.other.lr=[1]", r"^tune.systems.other: must be one of sru, lstm$"),
+        ("tune.space.lr=3", r"^tune.space.lr: must be a list or \{low, high\}, 0 < low < high; got 3$"),
+        ("tune.systems.sru.lr={low: 2, high: 1}", r"^tune.systems.sru.lr: must be a list or \{low, high\}"),
+    ],
+)
+def test_a_bad_space_is_named(override: str, message: str, recipe: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        load(recipe, ["out=x", override])
+
+
+def test_a_system_that_is_left_out_may_have_a_space(recipe: Path) -> None:
+    assert list(load(recipe, ["out=x", "systems.sru=null"]).systems) == ["lstm"]
+
+
+@pytest.mark.slow
+def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> None:
+    def tune(*words: str) -> str:
+        command = [sys.executable, "recipes/tune.py", str(recipe), f"out={tmp_path / 'out'}", "--jobs", "2", *words]
+        command += ["--output", str(tmp_path / "found.json")]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    first = tune()
+    found = json.loads((tmp_path / "found.json").read_text())
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "stamps").glob("trial-*.json")}
+    assert len(stamps) == 4 and not list((tmp_path / "out" / "checkpoints").glob("*"))
+    for system, tried in found["systems"].items():
+        assert len(tried["trials"]) == 2 and tried["trials"][0]["flags"] == RECIPE["systems"][system]
+        assert all(trial["updates"] == 4 and trial["parameters"] > 0 for trial in tried["trials"])
+        assert tried["best"]["loss"] == min(trial["loss"] for trial in tried["trials"])
+        assert f"{system}: loss {tried['best']['loss']:.3f}" in first
+    assert (tmp_path / "found.svg").read_text().startswith("<?xml")
+
+    next(iter(stamps)).unlink()  # as if it had been stopped before this one
+    again = tune()
+    assert again.count("\ntrial ") == 1 and first.count("\ntrial ") == 4
+    later = json.loads((tmp_path / "found.json").read_text())
+    for system, tried in found["systems"].items():
+        losses = [trial["loss"] for trial in tried["trials"]]
+        assert losses == [trial["loss"] for trial in later["systems"][system]["trials"]]
+    assert sum(path.stat().st_mtime_ns == time for path, time in stamps.items()) == 3

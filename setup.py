@@ -48,7 +48,7 @@ setup(
     package_dir={"fairseq_sru.kernels": "kernels"},
     package_data={
         "fairseq_sru": ["*.patch", "py.typed", "config/**/*.yaml"],
-        "fairseq_sru.kernels": ["*.cu", "*.h"],
+        "fairseq_sru.kernels": ["*.cu", "*.cpp", "*.h"],
     },
     zip_safe=False,
 )

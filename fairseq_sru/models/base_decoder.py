@@ -6,7 +6,9 @@ import logging
 import math
 from argparse import Namespace
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import torch
 from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor, nn
@@ -14,7 +16,9 @@ from torch import Tensor, nn
 from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
+from .dropout import Dropout
 from .options import cutoffs
+from .step import Program, available, fingerprint
 from .units import LSTM
 
 State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
@@ -58,6 +62,11 @@ def output_norm(size: int) -> nn.LayerNorm:
     norm = nn.LayerNorm(size)
     nn.init.constant_(norm.weight, min(1.0, 7 / math.sqrt(size)))
     return norm
+
+
+# The compiled step of each decoder in evaluation, None where it has none, and the weights that it was made of. Not an
+# attribute: copies of a decoder have others.
+_programs: WeakKeyDictionary[nn.Module, tuple[Program | None, Any]] = WeakKeyDictionary()
 
 
 def _forget_tied(decoder: Any, _: Any) -> None:
@@ -122,8 +131,63 @@ class BaseDecoder(FairseqIncrementalDecoder):
             Logits ``(batch, tgt_len, len(dictionary))`` (with an adaptive softmax or features_only: features), and
             ``{"attn": [weights]}``, ``(batch, tgt_len, src_len)``, or ``{"attn": None}``.
         """
+        if incremental_state is not None and encoder_out is not None and not features_only:
+            stepped = self._stepped(prev_output_tokens, encoder_out, incremental_state)
+            if stepped is not None:
+                return stepped
         x, beside = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
         return (x if features_only else self.output_layer(x)), beside
+
+    def program(self) -> Program | None:
+        """The step from tokens to features' last slot, without the output layer; None where it has to be torch's."""
+        return None
+
+    def train(self, mode: bool = True) -> BaseDecoder:
+        """As of nn.Module."""
+        _programs.pop(self, None)  # optimizers change weights in ways that leave no trace
+        return super().train(mode)
+
+    def _step(self, first: bool) -> Program | None:
+        """The compiled step, where there is one for this decoder as it is now."""
+        known = _programs.get(self)
+        if known is not None and not (first and known[1] != fingerprint(self)):
+            return known[0]
+        made = None
+        usual = (
+            self.adaptive_softmax is None
+            and all(x.is_cpu and x.dtype == torch.float32 for x in self.parameters())
+            and not any(m.apply_during_inference for m in self.modules() if isinstance(m, Dropout))
+            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
+        )
+        if usual and available() and (made := self.program()) is not None:
+            weight = self.embed_tokens.weight if self.output_projection is None else self.output_projection.weight
+            made.linear(len(made.widths) - 1, made.slot(len(weight)), weight)
+        _programs[self] = (made, fingerprint(self))
+        return made
+
+    def _stepped(
+        self, prev_output_tokens: Tensor, encoder_out: dict[str, Any], incremental_state: IncrementalState
+    ) -> tuple[Tensor, Extra] | None:
+        """A step by compiled code: as :meth:`forward`, or None where that isn't possible."""
+        kept = self.get_incremental_state(incremental_state, "cached_state") or {}
+        unusual = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        if unusual or not prev_output_tokens.is_cpu or (not kept and prev_output_tokens.size(1) > 1):
+            return None
+        program = self._step(first=not kept)
+        if program is None:
+            return None
+        rows, sources = len(prev_output_tokens), self.sources(encoder_out)
+        if kept and "c" not in kept:  # the first steps were torch's
+            states = self.cached(incremental_state)
+            kept = {"c": torch.cat([state["c"] for state in states], dim=1), "coverage": states[-1].get("coverage")}
+        c = kept.get("c") if kept else torch.zeros(rows, program.state_size)
+        past = kept.get("coverage")
+        past = torch.zeros(rows, sources[0].key.size(2)) if past is None else past
+        assert c is not None
+        after = program.run(prev_output_tokens[:, -1], sources, c, past, bool(self.need_attn))
+        self.set_incremental_state(incremental_state, "cached_state", {"c": after.state, "coverage": after.past})
+        weights = None if after.weights is None else after.weights[:, None]
+        return after.logits[:, None], extra(weights)
 
     def output_layer(self, features: Tensor, **_: Any) -> Tensor:
         """Features ``(batch, tgt_len, out_embed_dim)`` to logits; an adaptive softmax takes the features as they
@@ -153,8 +217,14 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def cached(self, incremental_state: IncrementalState | None) -> list[State]:
         """The state of each layer after the earlier steps."""
+        kept = self.get_incremental_state(incremental_state, "cached_state") or {}
+        if "c" in kept:  # the earlier steps were compiled
+            assert kept["c"] is not None
+            states = [{"c": c} for c in kept["c"].chunk(len(self.layers), dim=1)]
+            states[-1] |= {} if kept["coverage"] is None else {"coverage": kept["coverage"]}
+            return states
         states: list[State] = [{} for _ in self.layers]
-        for key, x in (self.get_incremental_state(incremental_state, "cached_state") or {}).items():
+        for key, x in kept.items():
             layer, _, name = key.partition(".")
             assert x is not None
             states[int(layer)][name] = x
@@ -167,8 +237,9 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Reorder the cached state as the beam search reordered its hypotheses."""
-        states = self.cached(incremental_state)
-        self.cache(incremental_state, [{k: x.index_select(0, new_order) for k, x in s.items()} for s in states])
+        kept = self.get_incremental_state(incremental_state, "cached_state") or {}
+        moved = {name: None if x is None else x.index_select(0, new_order) for name, x in kept.items()}
+        self.set_incremental_state(incremental_state, "cached_state", moved)
 
     def max_positions(self) -> int:
         """Longest sequence."""

@@ -14,6 +14,7 @@ from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, ou
 from .dropout import Dropout
 from .embeddings import project_in
 from .recurrent import RecurrentLayer
+from .step import ADD, KEEP, TOP, Program, plain
 from .units import UNITS
 
 
@@ -161,6 +162,36 @@ class SRUDecoder(BaseDecoder):
             assert self.project_out is not None
             x = self.project_out(x)
         return self.dropout_out(x).transpose(0, 1), extra(weights if need_weights else None)
+
+    def program(self) -> Program | None:
+        """As of :meth:`BaseDecoder.program`."""
+        cells = [getattr(layer.rnn, layer.rnn.unit) for layer in self.layers]
+        attending = [layer for layer in self.layers if layer.attention is not None]
+        if not all(map(plain, cells)) or not attending or not isinstance(self.norm, nn.LayerNorm):
+            return None
+        assert self.project_out is not None
+        made = Program()
+        size, embedding = self.norm.normalized_shape[0], self.embed_tokens.weight
+        planes, inner = made.slot(cells[0].planes * size), made.slot(size)
+        if isinstance(self.project_in, Linear):
+            embedded, x = made.slot(embedding.size(1)), made.slot(size)
+            made.embed(embedded, embedding)
+            made.linear(embedded, x, self.project_in.weight, self.project_in.bias)
+        else:
+            x = made.slot(size)
+            made.embed(x, embedding)
+        for i, (layer, cell) in enumerate(zip(self.layers, cells, strict=True)):
+            made.norm(x, inner, layer.rnn.norm)
+            made.linear(inner, planes, cell.weight)
+            made.recur(planes, x, cell)
+            if layer.attention is not None:
+                made.norm(x, inner, layer.attention_norm)
+                made.linear(inner, planes, layer.attention.query.weight)
+                made.attend(planes, inner, layer.attention, layer.coverage, KEEP if i == self.covered else TOP)
+                made.linear(inner, x, layer.attention.out.weight, flags=ADD)
+        made.norm(x, inner, self.norm)
+        made.linear(inner, made.slot(self.project_out.out_features), self.project_out.weight, self.project_out.bias)
+        return made
 
     def attentions(self) -> list[Attention | GlobalAttention]:
         """What attends to the source, in the order of the layers."""  # no walk over all modules: it is asked each step

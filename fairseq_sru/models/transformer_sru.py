@@ -18,6 +18,7 @@ from .base_encoder import BaseEncoder
 from .config import TransformerSRUConfig
 from .dropout import Dropout
 from .embeddings import embeddings
+from .step import ADD, KEEP, RELU, TOP, Program, plain
 from .transformer_layers import (
     AUTOREGRESSIONS,
     FEED_FORWARDS,
@@ -135,6 +136,29 @@ class TransformerSRUDecoder(BaseDecoder):
             after.append(state)
         self.cache(incremental_state, after)
         return self.norm(x).transpose(0, 1), extra(weights if need_weights else None)
+
+    def program(self) -> Program | None:
+        """As of :meth:`BaseDecoder.program`."""
+        if not all(plain(layer.sru) and layer.feed_forward.inner is not None for layer in self.layers):
+            return None
+        made = Program()
+        size, embedding = self.norm.normalized_shape[0], self.embed_tokens.weight
+        between = max(3 * size, self.layers[0].feed_forward.inner.out_features)
+        wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
+        made.embed(x, embedding, math.sqrt(size))
+        for i, layer in enumerate(self.layers):
+            made.norm(x, inner, layer.autoreg_norm)
+            made.linear(inner, wide, layer.sru.weight)
+            made.recur(wide, x, layer.sru)
+            made.norm(x, inner, layer.attention_norm)
+            made.linear(inner, wide, layer.attention.query.weight)
+            made.attend(wide, inner, layer.attention, layer.coverage, KEEP if i == self.covered else TOP)
+            made.linear(inner, x, layer.attention.out.weight, flags=ADD)
+            made.norm(x, inner, layer.feed_forward_norm)
+            made.linear(inner, wide, layer.feed_forward.inner.weight, layer.feed_forward.inner.bias, RELU)
+            made.linear(wide, x, layer.feed_forward.out.weight, layer.feed_forward.out.bias, ADD)
+        made.norm(x, made.slot(size), self.norm)
+        return made
 
 
 def _visible(padding_mask: Tensor, last: int) -> Tensor:

@@ -218,11 +218,12 @@ def cpu_features() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)})) or platform.processor()
 
 
-def host_library(options: tuple[str, ...]) -> Path:
-    """The kernels built for this CPU as a shared library.
+def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
+    """A file of the kernels' folder built for this CPU as a shared library.
 
     Args:
         options: further options of the compiler, ``-D`` and the like.
+        name: of the file.
 
     Raises:
         Unavailable: no compiler, or it fails; the message holds its output.
@@ -231,12 +232,12 @@ def host_library(options: tuple[str, ...]) -> Path:
     words = [*command, *HOST_FLAGS, *options]
 
     def make(path: Path) -> None:
-        source = kernel_folder() / "sru.cu"
+        source = kernel_folder() / name
         done = _run([*words, "-x", "c++", str(source), "-o", str(path)])
         if done.returncode or not path.exists():
             path.write_bytes(bytes(2**20))  # raises where there was no room
             said = done.stderr.strip()[-3000:] or f"exit status {done.returncode}, nothing said, nothing made"
             raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{said}")
 
-    parts = [*words, version, platform.machine(), cpu_features(), *kernel_text().values()]
-    return cached(parts, ".so", make)
+    text = kernel_text() if name == "sru.cu" else {name: (kernel_folder() / name).read_text(), **kernel_text()}
+    return cached([*words, version, platform.machine(), cpu_features(), *text.values()], ".so", make)

@@ -73,13 +73,22 @@ def test_a_checkpoint_with_foreign_code_is_refused(trained, toy_data, tmp_path):
     assert not (tmp_path / "the code ran").exists()
 
 
-@pytest.mark.parametrize("batch", [["--batch-size", 7], ["--max-tokens", 100], ["--batch-size", 1]])
-@pytest.mark.parametrize("beam", [1, 5])
+@pytest.mark.parametrize(
+    "beam, batch",
+    [
+        (5, ["--batch-size", 7]),
+        *(
+            pytest.param(beam, batch, marks=pytest.mark.slow)
+            for beam, batch in ((1, ["--batch-size", 7]), (1, ["--max-tokens", 100]), (5, ["--batch-size", 1]))
+        ),
+    ],
+)
 def test_generate_covers_every_sentence(trained, toy_data, batch, beam):
     text = generate(toy_data, trained / "checkpoint_best.pt", "--beam", beam, *batch)
     assert sorted(hypotheses(text)) == list(range(53))  # the 21st is empty
 
 
+@pytest.mark.slow
 def test_batch_size_does_not_change_the_output(trained, toy_data):
     outputs = [
         hypotheses(generate(toy_data, trained / "checkpoint_best.pt", "--beam", 3, "--batch-size", n, *side))
@@ -113,6 +122,7 @@ def test_validate(trained, toy_data):
     assert unexpected(done.stdout + done.stderr, START + DECODED, []) == []
 
 
+@pytest.mark.slow
 def test_alignment_and_scoring_and_ensemble(trained, toy_data):
     both = f"{trained / 'checkpoint2.pt'}:{trained / 'checkpoint4.pt'}"
     text = generate(toy_data, both, "--beam", 2, "--print-alignment", "--scoring", "sacrebleu")
@@ -127,6 +137,7 @@ def test_alignment_and_scoring_and_ensemble(trained, toy_data):
     assert hypotheses(generate(toy_data, same_twice, "--beam", 2)) == one
 
 
+@pytest.mark.slow
 def test_other_ways_to_search(trained, toy_data):
     path = trained / "checkpoint_best.pt"
     for options in (
@@ -196,6 +207,7 @@ def test_hydra_train_with_a_preset(toy_data, tmp_path):
 SIZES = ["--encoder-embed-dim", 32, "--decoder-embed-dim", 32]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arch",
     [
@@ -219,6 +231,7 @@ def test_the_presets_for_comparison_learn_a_toy_task(arch, tmp_path):
     assert reverses(tmp_path, [arch, *sizes], beam=5, epochs=40) > 0.8
 
 
+@pytest.mark.slow
 def test_adaptive_softmax_and_no_attention_train_and_generate(toy_data, tmp_path):
     adaptive = ["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "5,10", "--decoder-attention", "False"]
     adaptive += ["--ddp-backend", "legacy_ddp"]  # fairseq's adaptive loss refuses the other one
@@ -262,6 +275,7 @@ def test_bad_data_folders_are_one_line_before_training(tmp_path):
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_separate_dictionaries(tmp_path):
     for split in ("train", "valid", "test"):
         write_pairs(tmp_path, split, [(["a", "b"], ["x", "y", "z"])] * 20)
@@ -275,6 +289,7 @@ def test_separate_dictionaries(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_pretrained_embeddings_are_loaded_and_frozen(toy_data, tmp_path):
     words = "abcdefghij"
     rows = [f"{w} " + " ".join(f"{i / 10}" for _ in range(32)) for i, w in enumerate(words)]
@@ -362,6 +377,7 @@ def test_a_toy_task_is_learned(tmp_path):
     assert reverses(tmp_path, ["sru_tiny", *small], beam=1, epochs=25) > 0.95
 
 
+@pytest.mark.slow
 def test_checkpoint_of_the_lstm_baseline_loads_too(toy_data, tmp_path):
     """fairseq's own LSTM keeps its options in an argparse.Namespace; with the plugin it can be compared under
     today's torch."""

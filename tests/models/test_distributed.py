@@ -68,6 +68,7 @@ def moved(save: Path, earlier: str) -> float:
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # of float32, after some Adam updates of 5e-3
 
 
+@pytest.mark.slow
 def test_two_processes_resume_and_equal_one_on_the_joint_batch(toy_data, tmp_path):
     train(toy_data, tmp_path / "two", *EVERY_TEN, "--max-update", 10, processes=2)
     log = train(toy_data, tmp_path / "two", "--max-update", 20, processes=2)

@@ -159,6 +159,7 @@ def trained(request, toy_data, tmp_path_factory) -> Path:
     return save / "checkpoint_last.pt"
 
 
+@pytest.mark.slow
 def test_generate_and_batch_size_does_not_change_the_output(trained, toy_data):
     outputs = [
         hypotheses(generate(toy_data, trained, "--beam", 3, *more))

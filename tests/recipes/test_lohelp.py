@@ -456,6 +456,7 @@ def test_check_folder_sees_a_leak(debs: Path, tmp_path: Path):
         check_folder(out)
 
 
+@pytest.mark.slow
 def test_shipped_text():
     texts = check_folder(SHIPPED)
     assert [len(texts[f"{part}.en"]) for part in PARTS] == [10_000, 500, 1_000]

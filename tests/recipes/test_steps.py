@@ -30,6 +30,7 @@ def small(vocabulary: int) -> tuple[Any, dict[str, Any]]:
     }
 
 
+@pytest.mark.slow
 def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(steps, "systems", small)
     monkeypatch.setattr(steps, "CASES", [(2, 2)])

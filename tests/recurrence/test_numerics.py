@@ -202,7 +202,8 @@ def test_backends_learn_along_the_same_curve(toy_data, tmp_path):
         assert math.isclose(native, torchs, abs_tol=0.02)
 
 
-@pytest.mark.parametrize("threads", ["1", pytest.param("2", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", ["1", "2"])
 def test_one_seed_gives_one_result(threads, toy_data, tmp_path):
     """Bit for bit, with dropout, whether in one go or in two: weights and the optimizer's state."""
     options = ["--dropout", 0.2, "--rnn-dropout", 0.1]

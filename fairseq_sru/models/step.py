@@ -1,0 +1,172 @@
+"""One step of a decoder on a CPU as one call of compiled code (kernels/decoder.cpp) in place of a hundred of torch's.
+
+A decoder writes its step down as a :class:`Program`; :func:`compiled` says whether it can run. All is float32. Results
+are those of the modules but for rounding.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import SRUCell
+from ..recurrence.build import Unavailable, host_library
+from ..recurrence.native import openmp, threads_here
+from .attention import Attention, Coverage, Source
+
+EMBED, NORM, LINEAR, RECUR, ATTEND = range(5)
+RELU, TANH, ADD, KEEP, TOP = 1, 2, 4, 8, 16
+OP = "7q2qd"  # struct Op: code, in, out, n, k, flags, at; weight, bias; number
+OPTIONS = ("-fopenmp-simd",)
+
+
+@functools.cache
+def _library() -> tuple[Callable[[bytes], None], int]:
+    """The compiled step, and the columns of a block of a packed weight.
+
+    Raises:
+        Unavailable: no compiler, or what it builds can't be loaded.
+    """
+    try:
+        opened = ctypes.CDLL(str(host_library(OPTIONS, "decoder.cpp")))
+    except OSError as error:
+        raise Unavailable(f"{error}; FAIRSEQ_SRU_CACHE can name another folder, which allows programs") from error
+    opened.run_step.argtypes, opened.run_step.restype = [ctypes.c_char_p], None
+    opened.block.restype = ctypes.c_int64
+    return opened.run_step, opened.block()
+
+
+class Result(NamedTuple):
+    """Of a step: ``logits`` ``(rows, words)``; the new ``state`` ``(rows, state_size)``; with coverage ``past`` and
+    where asked for ``weights`` of the top attention, ``(rows, src_len)``."""
+
+    logits: Tensor
+    state: Tensor
+    past: Tensor | None
+    weights: Tensor | None
+
+
+class Program:
+    """The step of one decoder; its methods write down one operation after the other, and :meth:`run` runs them."""
+
+    def __init__(self) -> None:
+        self.ops: list[tuple[Any, ...]] = []
+        self.widths: list[int] = []
+        self.state_size = 0
+        self.attentions = 0
+        self.coverage = False
+        self.kept: list[Tensor] = []  # what the operations point to
+
+    def slot(self, width: int) -> int:
+        """Room for so many numbers a row. The last one is the result."""
+        self.widths.append(width)
+        return len(self.widths) - 1
+
+    def _pointer(self, x: Tensor | None) -> int:
+        if x is None:
+            return 0
+        self.kept.append(x.detach().contiguous())
+        return self.kept[-1].data_ptr()
+
+    def embed(self, out: int, embedding: Tensor, scale: float = 1.0) -> None:
+        self.ops.append((EMBED, 0, out, embedding.size(1), 0, 0, 0, self._pointer(embedding), 0, scale))
+
+    def norm(self, x: int, out: int, module: nn.LayerNorm) -> None:
+        weight, bias = self._pointer(module.weight), self._pointer(module.bias)
+        self.ops.append((NORM, x, out, self.widths[x], 0, 0, 0, weight, bias, module.eps))
+
+    def linear(self, x: int, out: int, weight: Tensor, bias: Tensor | None = None, flags: int = 0) -> None:
+        _, block = _library()
+        columns, k = weight.shape
+        packed = nn.functional.pad(weight.detach(), (0, 0, 0, -columns % block))
+        packed = packed.view(-1, block, k).transpose(1, 2)
+        self.ops.append((LINEAR, x, out, columns, k, flags, 0, self._pointer(packed), self._pointer(bias), 0.0))
+
+    def recur(self, x: int, out: int, cell: SRUCell) -> None:
+        """``out += h`` from u in slot x; the state of the cell is the next ``output_size`` numbers."""
+        flags = {"identity": 0, "relu": RELU, "tanh": TANH}[cell.activation]
+        size, bias = cell.output_size, self._pointer(cell.bias)
+        self.ops.append((RECUR, x, out, size, cell.planes, flags, self.state_size, 0, bias, 0.0))
+        self.state_size += size
+
+    def attend(self, x: int, out: int, module: Attention, coverage: Coverage | None, flags: int) -> None:
+        self.coverage |= coverage is not None
+        weight = 0 if coverage is None else self._pointer(coverage.weight)
+        heads, at = module.heads, self.attentions
+        size = module.query.out_features
+        self.ops.append((ATTEND, x, out, size, heads, flags, at, weight, 0, module.scale))
+        self.attentions += 1
+
+    @functools.cached_property
+    def _packed(self) -> tuple[bytes, bytes]:
+        ops = b"".join(struct.pack(OP, *op) for op in self.ops)
+        return ops, struct.pack(f"{len(self.widths)}q", *self.widths)
+
+    def run(self, tokens: Tensor, sources: list[Source], state: Tensor, past: Tensor, need_weights: bool) -> Result:
+        """Run the step.
+
+        Args:
+            tokens: ``(rows)``.
+            sources: of each attention; rows are a multiple of their sentences.
+            state: ``(rows, state_size)``.
+            past: the coverage so far, ``(rows, src_len)``; anything where there is none.
+            need_weights: return those of the top attention.
+        """
+        rows, src_len = len(tokens), sources[0].key.size(2)
+        tokens, state, past = tokens.contiguous(), state.contiguous(), past.contiguous()
+        sources = [Source(*(x if x.stride(-1) == 1 else x.contiguous() for x in source)) for source in sources]
+        *inner, words = self.widths
+        scratch, logits = torch.empty(rows * sum(inner)), torch.empty(rows, words)
+        new_state, new_past, weights = torch.empty_like(state), torch.empty_like(past), torch.empty(rows, src_len)
+        ops, widths = self._packed
+        packed = b"".join(
+            struct.pack(
+                "10q",
+                *(x.data_ptr() for x in source),
+                *source.key.stride()[:3],
+                *source.value.stride()[:3],
+                source.mask.stride(0),
+            )
+            for source in sources
+        )
+        addresses = [ctypes.cast(ctypes.c_char_p(x), ctypes.c_void_p).value for x in (ops, widths, packed)]
+        pointers = [x.data_ptr() for x in (tokens, scratch, state, new_state, past, new_past, weights, logits)]
+        shape = (rows, rows // len(sources[0].key), src_len, self.state_size, need_weights)
+        run, _ = _library()
+        run(
+            struct.pack(
+                "22q", threads_here(), *openmp(), len(self.ops), len(self.widths), *shape, *addresses, *pointers
+            )
+        )
+        return Result(logits, new_state, new_past if self.coverage else None, weights if need_weights else None)
+
+
+def plain(cell: nn.Module) -> bool:
+    """Whether :meth:`Program.recur` can compute a cell."""
+    return (
+        isinstance(cell, SRUCell)
+        and not (cell.highway or cell.bidirectional)
+        and cell.weight_c is None
+        and cell.layer_norm is None
+    )
+
+
+def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """What changes when a weight does, but by an optimizer that writes to ``weight.data``."""
+    return tuple((x.data_ptr(), x._version) for x in module.parameters())
+
+
+@functools.cache
+def available() -> bool:
+    """Whether a step can be compiled here."""
+    try:
+        _library()
+    except Unavailable:  # the recurrence's own warning tells
+        return False
+    return True

@@ -1,0 +1,256 @@
+"""The compiled step of decoding: the modules' results, whatever a beam search does, and torch where it can't run."""
+
+from __future__ import annotations
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.data import Dictionary
+from support.small_models import VARIANTS, made, prefixes, reorder, run, sources
+from torch import nn
+
+from fairseq_sru.models import base_decoder, step
+from fairseq_sru.recurrence import build
+
+COMPILED = {
+    f"sru, {name}"
+    for name in (
+        "defaults",
+        "bidirectional",
+        "sizes differ",
+        "attention in each second layer",
+        "coverage",
+        "tied",
+        "convolution",
+        "identity",
+        "sru_tiny",
+        "sru_iwslt_de_en",
+        "sru_wmt",
+        "sru_wmt_big",
+    )
+} | {
+    f"transformer_sru, {name}"
+    for name in (
+        "ssru",
+        "sru",
+        "sizes differ",
+        "tied",
+        "transformer_sru_iwslt_de_en",
+        "transformer_sru_tiny",
+        "transformer_sru_wmt",
+    )
+}
+TRANSLATING = [name for name in VARIANTS if not name.startswith("sru_lm")]
+pytestmark = pytest.mark.filterwarnings("ignore:SRU runs")
+
+
+def model_of(name: str, dictionary: Dictionary) -> Any:
+    kind, options = VARIANTS[name]
+    return made(kind, dictionary, **options).float().eval()
+
+
+def program(model: Any) -> Any:
+    """The compiled step that the decoder last used, if it has one."""
+    return base_decoder._programs.get(model.decoder, (None, None))[0]
+
+
+@pytest.fixture
+def model(dictionary: Dictionary) -> Any:
+    return model_of("sru, coverage", dictionary)
+
+
+def steps(model: Any, src: torch.Tensor, target: torch.Tensor, begin: int = 1) -> torch.Tensor:
+    """The logits of each position, one step at a time; ``begin`` positions in the first."""
+    encoded, state = model.encoder(src), {}
+    found = [
+        model.decoder(target[:, :t], encoded, incremental_state=state)[0] for t in range(begin, target.size(1) + 1)
+    ]
+    return torch.cat(found, dim=1)
+
+
+@pytest.mark.parametrize("name", TRANSLATING)
+def test_steps_are_those_of_torch_in_float64(name: str, dictionary: Dictionary) -> None:
+    model = model_of(name, dictionary)
+    src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
+    with torch.no_grad():
+        got = [steps(model, src, target, begin) for begin in (1, 4)]
+        assert (program(model) is not None) is (name in COMPILED)
+        expected = run(model.double(), src, target)[0]
+    for logits in got:
+        torch.testing.assert_close(logits, expected.float(), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", sorted(COMPILED))
+@torch.no_grad()
+def test_a_beam_that_is_reordered_and_shrinks(name: str, dictionary: Dictionary) -> None:
+    """With the weights of the top attention; every row at each step as by torch in float64 from its beginning."""
+    model, rng, beam = model_of(name, dictionary), torch.Generator().manual_seed(5), 4
+    exact = copy.deepcopy(model).double()
+    src, alive = sources(dictionary, [5, 7, 3]), [0, 1, 2]
+    encoded = model.encoder.reorder_encoder_out(model.encoder(src), torch.arange(3).repeat_interleave(beam))
+    target, state = prefixes(dictionary, 3 * beam, 1), {}
+    for t in range(8):
+        logits, beside = model.decoder(target, encoded, incremental_state=state)
+        expected, extra = exact.decoder(target, exact.encoder(src[alive].repeat_interleave(beam, 0)))
+        torch.testing.assert_close(logits[:, -1], expected[:, -1].float(), rtol=1e-4, atol=2e-5)
+        torch.testing.assert_close(beside["attn"][0][:, 0], extra["attn"][0][:, -1].float(), rtol=1e-4, atol=1e-5)
+        stay = [row for row, n in enumerate(alive) if (t, n) not in ((2, 1), (5, 0))]
+        alive = [alive[row] for row in stay]
+        order = torch.cat([row * beam + torch.randint(beam, (beam,), generator=rng) for row in stay])
+        encoded = reorder(model, state, encoded, order)
+        words = torch.randint(dictionary.nspecial, len(dictionary), (len(order), 1), generator=rng)
+        target = torch.cat([target[order], words], dim=1)
+    assert program(model) is not None
+
+
+@torch.no_grad()
+def test_weights_that_change_are_seen(model: Any, dictionary: Dictionary) -> None:
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 5)
+    other = model_of("sru, coverage", dictionary)
+
+    def in_place() -> None:
+        nn.init.normal_(model.decoder.layers[1].attention.query.weight)
+
+    def by_an_optimizer() -> None:
+        model.train()
+        model.decoder.project_out.weight.data.mul_(2)
+        model.eval()
+
+    for change in (in_place, by_an_optimizer, lambda: model.load_state_dict(other.state_dict())):
+        before = steps(model, src, target)
+        change()
+        after = steps(model, src, target)
+        assert not torch.allclose(before, after, atol=1e-3)
+        torch.testing.assert_close(after, run(model, src, target)[0], rtol=1e-4, atol=2e-5)
+    copied = copy.deepcopy(model)
+    nn.init.normal_(copied.decoder.layers[3].rnn.sru.weight)
+    torch.testing.assert_close(steps(model, src, target), after, rtol=0, atol=0)
+    torch.testing.assert_close(steps(copied, src, target), run(copied, src, target)[0], rtol=1e-4, atol=2e-5)
+
+
+def test_where_it_must_not_run_torch_does(model: Any, dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch) -> None:
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 5)
+    calls: list[int] = []
+    monkeypatch.setattr(step.Program, "run", lambda *_: calls.append(1))
+    assert steps(model, src, target).requires_grad
+    with torch.no_grad():
+        for dtype in (torch.float64, torch.bfloat16):
+            steps(copy.deepcopy(model).to(dtype), src, target)
+        with torch.autocast("cpu", torch.bfloat16):
+            steps(model, src, target)
+        hooked = copy.deepcopy(model)
+        seen: list[int] = []
+        hooked.decoder.layers[0].register_forward_hook(lambda *_: seen.append(1))
+        steps(hooked, src, target)
+        assert len(seen) == 5
+        noisy = model_of("sru, defaults", dictionary)
+        noisy.decoder.dropout_out.apply_during_inference = True
+        steps(noisy, src, target)
+        monkeypatch.setattr(base_decoder, "available", lambda: False)
+        steps(copy.deepcopy(model), src, target)
+    assert not calls
+
+
+@torch.no_grad()
+def test_torch_can_go_on_where_compiled_steps_stopped(model: Any, dictionary: Dictionary) -> None:
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 6)
+    encoded, state = model.encoder(src), {}
+    for t in range(1, 5):
+        model.decoder(target[:, :t], encoded, incremental_state=state)
+    features, _ = model.decoder(target[:, :5], encoded, incremental_state=state, features_only=True)
+    torch.testing.assert_close(
+        model.decoder.output_layer(features)[:, 0], run(model, src, target)[0][:, 4], rtol=1e-4, atol=2e-5
+    )
+    assert program(model) is not None
+    torch.testing.assert_close(
+        model.decoder(target, encoded, incremental_state=state)[0][:, 0],
+        run(model, src, target)[0][:, 5],
+        rtol=1e-4,
+        atol=2e-5,
+    )
+
+
+@torch.no_grad()
+def test_threads_change_no_bit(dictionary: Dictionary) -> None:
+    kind, options = VARIANTS["sru, sru_tiny"]
+    wide = {"encoder_embed_dim": 128, "encoder_hidden_size": 64, "decoder_embed_dim": 128, "decoder_hidden_size": 128}
+    model = made(kind, dictionary, **{**options, **wide}).float().eval()
+    src, target = sources(dictionary, [9] * 24), prefixes(dictionary, 24, 6)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            encoded = model.encoder(src)
+            found.append(steps(model, src, target))
+    finally:
+        torch.set_num_threads(before)
+    assert program(model) is not None and encoded
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)  # the encoder's products are torch's
+
+
+def test_a_compiler_that_fails_means_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unavailable(*_: Any) -> Any:
+        raise build.Unavailable("none here")
+
+    monkeypatch.setattr(step, "host_library", unavailable)
+    step._library.cache_clear()
+    step.available.cache_clear()
+    try:
+        assert not step.available()
+    finally:
+        step._library.cache_clear()
+        step.available.cache_clear()
+
+
+SANITIZED = """
+import sys, torch
+sys.path[:0] = [{tests!r}]
+from fairseq_sru.models import step
+step.OPTIONS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+from support.small_models import *
+words = numbered(37)
+with torch.no_grad():
+    for name in {names!r}:
+        kind, options = VARIANTS[name]
+        model = made(kind, words, **options).float().eval()
+        for rows in (1, 3, 17):
+            src, target = sources(words, [4] * rows), prefixes(words, rows, 4)
+            encoded, state = model.encoder(src), {{}}
+            for t in range(1, 5):
+                model.decoder(target[:, :t], encoded, incremental_state=state)
+        assert base_decoder._programs[model.decoder][0] is not None
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_no_access_is_out_of_bounds(tmp_path: Path) -> None:
+    """Under the address and undefined-behaviour sanitizers, whose malloc is torch's here."""
+    command, _ = build.host_compiler()
+    libraries = [
+        subprocess.run([*command, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")
+    ]
+    if not all(Path(path).is_absolute() for path in libraries):
+        pytest.skip("the compiler has no sanitizers")
+    script = SANITIZED.format(tests=str(Path(__file__).parent.parent), names=sorted(COMPILED))
+    env = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
+    env |= {"FAIRSEQ_SRU_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            script.replace("from support", "from fairseq_sru.models import base_decoder\nfrom support"),
+        ],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr[-3000:]

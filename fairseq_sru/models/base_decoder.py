@@ -98,6 +98,12 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
         self.register_load_state_dict_post_hook(_forget_tied)
 
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Weights of before coverage: with zeros for its own it changes nothing, and can be learnt from there."""
+        for key, weight in self.state_dict().items():
+            if key.endswith("coverage.weight"):
+                state_dict.setdefault(f"{name}.{key}", torch.zeros_like(weight))
+
     def extract_features(
         self,
         prev_output_tokens: Tensor,
@@ -160,7 +166,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
             and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
         )
         if usual and available() and (made := self.program()) is not None:
-            weight = self.embed_tokens.weight if self.output_projection is None else self.output_projection.weight
+            output: Any = self.embed_tokens if self.output_projection is None else self.output_projection
+            weight = output.weight
             made.linear(len(made.widths) - 1, made.slot(len(weight)), weight)
         _programs[self] = (made, fingerprint(self))
         return made
@@ -217,13 +224,14 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def cached(self, incremental_state: IncrementalState | None) -> list[State]:
         """The state of each layer after the earlier steps."""
+        states: list[State] = [{} for _ in self.layers]
         kept = self.get_incremental_state(incremental_state, "cached_state") or {}
         if "c" in kept:  # the earlier steps were compiled
             assert kept["c"] is not None
             states = [{"c": c} for c in kept["c"].chunk(len(self.layers), dim=1)]
-            states[-1] |= {} if kept["coverage"] is None else {"coverage": kept["coverage"]}
+            if kept["coverage"] is not None:
+                states[-1]["coverage"] = kept["coverage"]
             return states
-        states: list[State] = [{} for _ in self.layers]
         for key, x in kept.items():
             layer, _, name = key.partition(".")
             assert x is not None
@@ -240,6 +248,10 @@ class BaseDecoder(FairseqIncrementalDecoder):
         kept = self.get_incremental_state(incremental_state, "cached_state") or {}
         moved = {name: None if x is None else x.index_select(0, new_order) for name, x in kept.items()}
         self.set_incremental_state(incremental_state, "cached_state", moved)
+
+    def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
+        """As fairseq's, which looks for states in all modules at each step; all of them are this decoder's."""
+        self.reorder_incremental_state(incremental_state, new_order)
 
     def max_positions(self) -> int:
         """Longest sequence."""

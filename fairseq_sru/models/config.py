@@ -81,9 +81,9 @@ class SRUConfig(TranslationConfig):
             "counted from the top; global: once, after the top layer"
         },
     )
-    decoder_coverage: bool = field(
-        default=False,
-        metadata={"help": "tell each attention but the lowest what the one below it has attended to so far"},
+    decoder_coverage: str = field(
+        default="False",
+        metadata={"help": "BOOL: tell the top layer's attention what the one below has attended to so far"},
     )
     decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
     encoder_dropout_in: Optional[float] = field(
@@ -131,9 +131,9 @@ class TransformerSRUConfig(TranslationConfig):
     decoder_embed_dim: int = field(default=512, metadata={"help": "decoder embedding dimension"})
     decoder_ffn_embed_dim: int = field(default=2048, metadata={"help": "decoder embedding dimension for FFN"})
     decoder_layers: int = field(default=6, metadata={"help": "number of decoder layers"})
-    decoder_coverage: bool = field(
-        default=False,
-        metadata={"help": "tell each attention but the lowest what the one below it has attended to so far"},
+    decoder_coverage: str = field(
+        default="False",
+        metadata={"help": "BOOL: tell the top layer's attention what the one below has attended to so far"},
     )
     decoder_attention_heads: int = field(
         default=8, metadata={"help": "decoder attention heads; divides --decoder-embed-dim"}

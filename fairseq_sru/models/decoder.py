@@ -14,7 +14,7 @@ from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, ou
 from .dropout import Dropout
 from .embeddings import project_in
 from .recurrent import RecurrentLayer
-from .step import ADD, KEEP, TOP, Program, plain
+from .step import KEEP, TOP, Program, plain
 from .units import UNITS
 
 
@@ -96,8 +96,8 @@ class SRUDecoder(BaseDecoder):
         super().__init__(cfg, dictionary, embed_tokens)
         self.unit, size, layers = cfg.recurrent_unit, cfg.decoder_hidden_size, cfg.decoder_layers
         where, attended = options.attention(cfg), options.attended(cfg)
-        # the layer whose attention the top one's coverage reads
-        self.covered = attended[1] if cfg.decoder_coverage else None
+        coverage = options.coverage(cfg, len(attended))
+        self.covered = attended[1] if coverage else None  # the layer whose attention the top one's coverage reads
         self.dropout_in = Dropout(cfg.decoder_dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, size)
         self.layers = nn.ModuleList(
@@ -105,7 +105,7 @@ class SRUDecoder(BaseDecoder):
                 size,
                 source_size,
                 cfg.decoder_attention_heads if i in attended else 0,
-                cfg.decoder_coverage and i == layers - 1,
+                coverage and i == layers - 1,
                 dropout,
                 rnn_dropout=cfg.rnn_dropout,
                 unit=self.unit,
@@ -165,14 +165,15 @@ class SRUDecoder(BaseDecoder):
 
     def program(self) -> Program | None:
         """As of :meth:`BaseDecoder.program`."""
-        cells = [getattr(layer.rnn, layer.rnn.unit) for layer in self.layers]
-        attending = [layer for layer in self.layers if layer.attention is not None]
-        if not all(map(plain, cells)) or not attending or not isinstance(self.norm, nn.LayerNorm):
+        layers: list[Any] = list(self.layers)
+        cells = [getattr(layer.rnn, layer.rnn.unit) for layer in layers]
+        attending = any(layer.attention is not None for layer in layers)
+        if not attending or not all(map(plain, cells)) or not isinstance(self.norm, nn.LayerNorm):
             return None
         assert self.project_out is not None
         made = Program()
         size, embedding = self.norm.normalized_shape[0], self.embed_tokens.weight
-        planes, inner = made.slot(cells[0].planes * size), made.slot(size)
+        wide, inner = made.slot(max(cell.planes for cell in cells) * size), made.slot(size)
         if isinstance(self.project_in, Linear):
             embedded, x = made.slot(embedding.size(1)), made.slot(size)
             made.embed(embedded, embedding)
@@ -180,15 +181,12 @@ class SRUDecoder(BaseDecoder):
         else:
             x = made.slot(size)
             made.embed(x, embedding)
-        for i, (layer, cell) in enumerate(zip(self.layers, cells, strict=True)):
+        for i, (layer, cell) in enumerate(zip(layers, cells, strict=True)):
             made.norm(x, inner, layer.rnn.norm)
-            made.linear(inner, planes, cell.weight)
-            made.recur(planes, x, cell)
+            made.linear(inner, wide, cell.weight)
+            made.recur(wide, x, cell)
             if layer.attention is not None:
-                made.norm(x, inner, layer.attention_norm)
-                made.linear(inner, planes, layer.attention.query.weight)
-                made.attend(planes, inner, layer.attention, layer.coverage, KEEP if i == self.covered else TOP)
-                made.linear(inner, x, layer.attention.out.weight, flags=ADD)
+                made.attend(x, inner, wide, layer, KEEP if i == self.covered else TOP)
         made.norm(x, inner, self.norm)
         made.linear(inner, made.slot(self.project_out.out_features), self.project_out.weight, self.project_out.bias)
         return made

@@ -56,10 +56,14 @@ def attended(cfg: Namespace) -> range:
     return range(cfg.decoder_layers - 1, -1, -every) if every and isinstance(every, int) else range(0)
 
 
-def coverage(cfg: Namespace, attentions: int) -> None:
-    """Raise a ValueError if --decoder-coverage is asked for and no attention has another one below."""
-    if cfg.decoder_coverage and attentions < 2:
+def coverage(cfg: Namespace, attentions: int) -> bool:
+    """Whether the top attention of so many knows what the one below has attended to."""
+    value = str(cfg.decoder_coverage)
+    if value.lower() not in ("true", "false"):
+        raise ValueError(f"--decoder-coverage must be True or False; got {value!r}")
+    if value.lower() == "true" and attentions < 2:
         raise ValueError(f"--decoder-coverage takes two decoder layers with attention at least; got {attentions}")
+    return value.lower() == "true"
 
 
 def cutoffs(cfg: Namespace, vocabulary: int | None = None) -> list[int] | None:

@@ -95,12 +95,25 @@ class Program:
         self.ops.append((RECUR, x, out, size, cell.planes, flags, self.state_size, 0, bias, 0.0))
         self.state_size += size
 
-    def attend(self, x: int, out: int, module: Attention, coverage: Coverage | None, flags: int) -> None:
-        self.coverage |= coverage is not None
-        weight = 0 if coverage is None else self._pointer(coverage.weight)
-        heads, at = module.heads, self.attentions
-        size = module.query.out_features
-        self.ops.append((ATTEND, x, out, size, heads, flags, at, weight, 0, module.scale))
+    def attend(self, x: int, inner: int, wide: int, layer: Any, flags: int) -> None:
+        """``x += attention(layer_norm(x))`` of a layer with attention_norm, attention and coverage.
+
+        Args:
+            x: slot of the residual sum.
+            inner: a slot of x's width, for what is between.
+            wide: a slot at least as wide, likewise.
+            layer: of a decoder.
+            flags: KEEP for an attention whose weights the top one reads, TOP for others.
+        """
+        attention: Attention = layer.attention
+        coverage: Coverage | None = layer.coverage
+        size, heads, weight = attention.query.out_features, attention.heads, 0
+        if coverage is not None:
+            self.coverage, weight = True, self._pointer(coverage.weight)
+        self.norm(x, inner, layer.attention_norm)
+        self.linear(inner, wide, attention.query.weight)
+        self.ops.append((ATTEND, wide, inner, size, heads, flags, self.attentions, weight, 0, attention.scale))
+        self.linear(inner, x, attention.out.weight, flags=ADD)
         self.attentions += 1
 
     @functools.cached_property

@@ -89,13 +89,14 @@ class TransformerSRUDecoder(BaseDecoder):
         self.embed_positions = None
         if cfg.decoder_autoreg == "self-attention":
             self.embed_positions = SinusoidalPositionalEmbedding(size, self.padding_idx)
+        coverage = options.coverage(cfg, cfg.decoder_layers)
         self.layers = nn.ModuleList(
             TransformerSRUDecoderLayer(
                 size,
                 source_size,
                 cfg.decoder_ffn_embed_dim,
                 cfg.decoder_attention_heads,
-                cfg.decoder_coverage and i == cfg.decoder_layers - 1,
+                coverage and i == cfg.decoder_layers - 1,
                 cfg.decoder_autoreg,
                 cfg.feed_forward,
                 cfg.dropout,
@@ -104,7 +105,7 @@ class TransformerSRUDecoder(BaseDecoder):
             for i in range(cfg.decoder_layers)
         )
         # the layer whose attention the top one's coverage reads
-        self.covered = cfg.decoder_layers - 2 if cfg.decoder_coverage else None
+        self.covered = cfg.decoder_layers - 2 if coverage else None
         self.norm = nn.LayerNorm(size)
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
 
@@ -139,21 +140,19 @@ class TransformerSRUDecoder(BaseDecoder):
 
     def program(self) -> Program | None:
         """As of :meth:`BaseDecoder.program`."""
-        if not all(plain(layer.sru) and layer.feed_forward.inner is not None for layer in self.layers):
+        layers: list[Any] = list(self.layers)
+        if not all(plain(layer.sru) and layer.feed_forward.inner is not None for layer in layers):
             return None
         made = Program()
         size, embedding = self.norm.normalized_shape[0], self.embed_tokens.weight
-        between = max(3 * size, self.layers[0].feed_forward.inner.out_features)
+        between = max(3 * size, layers[0].feed_forward.inner.out_features)
         wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
         made.embed(x, embedding, math.sqrt(size))
-        for i, layer in enumerate(self.layers):
+        for i, layer in enumerate(layers):
             made.norm(x, inner, layer.autoreg_norm)
             made.linear(inner, wide, layer.sru.weight)
             made.recur(wide, x, layer.sru)
-            made.norm(x, inner, layer.attention_norm)
-            made.linear(inner, wide, layer.attention.query.weight)
-            made.attend(wide, inner, layer.attention, layer.coverage, KEEP if i == self.covered else TOP)
-            made.linear(inner, x, layer.attention.out.weight, flags=ADD)
+            made.attend(x, inner, wide, layer, KEEP if i == self.covered else TOP)
             made.norm(x, inner, layer.feed_forward_norm)
             made.linear(inner, wide, layer.feed_forward.inner.weight, layer.feed_forward.inner.bias, RELU)
             made.linear(wide, x, layer.feed_forward.out.weight, layer.feed_forward.out.bias, ADD)

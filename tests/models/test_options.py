@@ -45,19 +45,20 @@ BAD = [
         {"decoder_attention": "maybe"},
         "--decoder-attention must be True, False, global or a number of layers; got 'maybe'",
     ),
+    (TRANSLATION, {"decoder_coverage": "maybe"}, "--decoder-coverage must be True or False; got 'maybe'"),
     (
         ["sru"],
-        {"decoder_coverage": True, "decoder_attention": "2"},
+        {"decoder_coverage": "True", "decoder_attention": "2"},
         "--decoder-coverage takes two decoder layers with attention at least; got 1",
     ),
     (
         ["sru"],
-        {"decoder_coverage": True, "decoder_attention": "global"},
+        {"decoder_coverage": "True", "decoder_attention": "global"},
         "--decoder-coverage takes two decoder layers with attention at least; got 0",
     ),
     (
         ["transformer_sru"],
-        {"decoder_coverage": True, "decoder_layers": 1},
+        {"decoder_coverage": "True", "decoder_layers": 1},
         "--decoder-coverage takes two decoder layers with attention at least; got 1",
     ),
     (["sru", "sru_lm"], {"sru_activation": "gelu"}, "--sru-activation must be one of identity, tanh, relu; got 'gelu'"),

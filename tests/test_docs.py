@@ -28,6 +28,7 @@ from support.variants import COVERING, TENSORS, Case, assert_defined, fits, make
 from torch import Tensor
 
 from fairseq_sru import SRUCell, sru_recurrence
+from fairseq_sru.models.attention import Coverage
 from fairseq_sru.recurrence import dispatch
 from fairseq_sru.recurrence.kernels import VALUES, Variant
 from fairseq_sru.versions import __version__
@@ -118,6 +119,13 @@ def test_chunks_give_what_one_pass_gives(case: Case, chunk: int, maths: dict[str
     q = maths["q_by_chunks"](cell, grad_h, grad_c_n, chunk)
     assert len(q) == math.ceil(7 / chunk)
     torch.testing.assert_close(q[0], maths["backward"](cell, grad_h, grad_c_n)["c0"], rtol=1e-12, atol=1e-13)
+
+
+def test_coverage_is_that_of_the_page(maths: dict[str, Any]) -> None:
+    module, weights = Coverage(3).double(), torch.rand(1, 6, 4).double()
+    torch.nn.init.normal_(module.weight)
+    bias, _ = module(weights, None, torch.zeros(1, 6).bool())
+    torch.testing.assert_close(bias[0], maths["coverage"](weights[0], *module.weight.detach()))
 
 
 @pytest.mark.parametrize("value", VALUES)

@@ -16,10 +16,12 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import fairseq_sru.models  # noqa: F401  registers the architectures
 from fairseq_sru import sru_recurrence
+from fairseq_sru.models.step import Program
 
 from .timing import DEVICE, Function
 
 SRU, UNIT, LSTM, TRANSFORMER = "sru", "lstm unit", "fairseq lstm", "fairseq transformer"
+RUN = Program.run
 PAIRS, SOURCE, STEPS = 40, 25, 40
 CASES = [(1, 1), (1, 5), (64, 1), (64, 5)]  # sentences, beam
 WIDTHS = {"embed_dim": 1, "ffn_embed_dim": 2}  # of transformer_iwslt_de_en: 512, 1024
@@ -128,7 +130,7 @@ def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
         if hasattr(model.decoder, "project"):  # ours are a part of the encoder's result, the others' of the first step
             model.decoder.project(*(encoded[name][0] for name in ("encoder_out", "encoder_padding_mask")))
         for step in range(STEPS):
-            model.decoder.extract_features(before[:, : step + 1], encoder_out=encoded, incremental_state=state)
+            model.decoder(before[:, : step + 1], encoder_out=encoded, incremental_state=state)
             if beam > 1:
                 model.decoder.reorder_incremental_state_scripting(state, order)
 
@@ -158,6 +160,7 @@ KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_linear_pointwise", "mkldnn_rnn_layer"),
     "attention and softmax": ("softmax", "scaled_dot_product", "masked_fill"),
     "recurrence": ("Recurrence",),
+    "compiled step": ("CompiledStep",),
     "layer norm": ("layer_norm",),
     "dropout": ("dropout", "bernoulli", "random_", "lt"),
     "optimizer": ("Optimizer", "foreach", "addcmul", "addcdiv", "lerp", "linalg_vector_norm"),
@@ -170,11 +173,21 @@ def recorded(*arguments: Any, **options: Any) -> Any:
         return sru_recurrence(*arguments, **options)
 
 
+def recorded_step(*arguments: Any, **options: Any) -> Any:
+    """A decoder's compiled step, likewise."""
+    with record_function("CompiledStep"):
+        return RUN(*arguments, **options)
+
+
 def shares(function: Function) -> dict[str, float]:
     """What part of the function's time each kind of operator takes by itself."""
     function()
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
-    with mock.patch("fairseq_sru.layers.cell.sru_recurrence", recorded), profile(activities=activities) as seen:
+    with (
+        mock.patch("fairseq_sru.layers.cell.sru_recurrence", recorded),
+        mock.patch.object(Program, "run", recorded_step),
+        profile(activities=activities) as seen,
+    ):
         for _ in range(3):
             with record_function("all"):  # by itself: what is outside of torch, Python
                 function()

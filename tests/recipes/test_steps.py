@@ -45,8 +45,9 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         assert all(ms > 0 for ms in times.values())
         assert found["ratios"] == {n: pytest.approx(times[n] / times[models.SRU]) for n in times if n != models.SRU}
         assert math.isclose(sum(found["shares"].values()), 1)
-        assert found["shares"]["matrix products"] > 0
-        assert found["shares"]["recurrence"] > 0
+        assert found["shares"]["matrix products"] > 0 and found["shares"]["recurrence"] > 0
+    compiled = {case: found["shares"]["compiled step"] > 0 for case, found in report["cases"].items()}
+    assert compiled == {case: case != "train" for case in compiled}
     assert (
         report["cases"]["train"]["shares"]["dropout"]
         > 0

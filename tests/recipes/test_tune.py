@@ -7,13 +7,18 @@ import math
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from common.machine import parameters
 from comparison.settings import load
 from comparison.trials import at_edge, drawn, trials
 from conftest import ROOT
+from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from support.small_models import FIXED, numbered
 
 SPACE: dict[str, Any] = {
     "lr": {"low": 0.001, "high": 0.016},
@@ -96,6 +101,26 @@ def test_a_bad_space_is_named(override: str, message: str, recipe: Path) -> None
 
 def test_a_system_that_is_left_out_may_have_a_space(recipe: Path) -> None:
     assert list(load(recipe, ["out=x", "systems.sru=null"]).systems) == ["lstm"]
+
+
+def sized(flags: dict[str, Any], words: int) -> int:
+    """Parameters of a system of a recipe."""
+    named = {name.replace("-", "_"): value for name, value in flags.items() if name not in ("lr", "seeds")}
+    args = Namespace(**{**FIXED, "share_all_embeddings": True, **named})
+    ARCH_CONFIG_REGISTRY[args.arch](args)
+    dictionary = numbered(words - Dictionary().nspecial)
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    return parameters(ARCH_MODEL_REGISTRY[args.arch].build_model(args, task).state_dict())
+
+
+@pytest.mark.parametrize("name", ["lohelp", "debian"])
+def test_all_shapes_have_as_many_parameters(name: str) -> None:
+    given = load(ROOT / "recipes" / "configs" / f"{name}.yaml")
+    words = given.prepare["vocab-size"]
+    target = sized(given.systems["sru"], words)
+    for system, own in given.systems.items():
+        for shape in ({}, *given.tune.systems[system]["shape"]):
+            assert sized({**own, **shape}, words) == pytest.approx(target, rel=0.01), (system, shape)
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..layers import SRUCell
 from ..recurrence.build import Unavailable, host_library
+from ..recurrence.dispatch import choose
 from ..recurrence.native import openmp, threads_here
 from .attention import Attention, Coverage, Source
 
@@ -161,13 +162,11 @@ class Program:
 
 
 def plain(cell: nn.Module) -> bool:
-    """Whether :meth:`Program.recur` can compute a cell."""
-    return (
-        isinstance(cell, SRUCell)
-        and not (cell.highway or cell.bidirectional)
-        and cell.weight_c is None
-        and cell.layer_norm is None
-    )
+    """Whether :meth:`Program.recur` can compute a cell, and may: no other backend is asked for."""
+    if not isinstance(cell, SRUCell) or cell.highway or cell.bidirectional or not cell.v1 or cell.layer_norm:
+        return False
+    backend = choose(cell.backend, "cpu")
+    return backend is not None and backend.name == "native"
 
 
 def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
@@ -180,6 +179,6 @@ def available() -> bool:
     """Whether a step can be compiled here."""
     try:
         _library()
-    except Unavailable:  # the recurrence's own warning tells
+    except Unavailable:  # of a missing compiler, the recurrence's own warning tells
         return False
     return True

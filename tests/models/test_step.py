@@ -16,7 +16,7 @@ from support.small_models import VARIANTS, made, prefixes, reorder, run, sources
 from torch import nn
 
 from fairseq_sru.models import base_decoder, step
-from fairseq_sru.recurrence import build
+from fairseq_sru.recurrence import build, dispatch
 
 COMPILED = {
     f"sru, {name}"
@@ -152,6 +152,11 @@ def test_where_it_must_not_run_torch_does(model: Any, dictionary: Dictionary, mo
         noisy = model_of("sru, defaults", dictionary)
         noisy.decoder.dropout_out.apply_during_inference = True
         steps(noisy, src, target)
+        with monkeypatch.context() as asked:
+            asked.setenv(dispatch.BACKEND_VARIABLE, "torch")
+            dispatch.forget()
+            steps(copy.deepcopy(model), src, target)
+        dispatch.forget()
         monkeypatch.setattr(base_decoder, "available", lambda: False)
         steps(copy.deepcopy(model), src, target)
     assert not calls

@@ -83,7 +83,10 @@ class SRUConfig(TranslationConfig):
     )
     decoder_coverage: str = field(
         default="False",
-        metadata={"help": "BOOL: tell the top layer's attention what the one below has attended to so far"},
+        metadata={
+            "help": "BOOL or auto: tell the top layer's attention what the one below has attended to so far; "
+            "auto: where there is one below"
+        },
     )
     decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
     encoder_dropout_in: Optional[float] = field(
@@ -133,7 +136,10 @@ class TransformerSRUConfig(TranslationConfig):
     decoder_layers: int = field(default=6, metadata={"help": "number of decoder layers"})
     decoder_coverage: str = field(
         default="False",
-        metadata={"help": "BOOL: tell the top layer's attention what the one below has attended to so far"},
+        metadata={
+            "help": "BOOL or auto: tell the top layer's attention what the one below has attended to so far; "
+            "auto: where there is one below"
+        },
     )
     decoder_attention_heads: int = field(
         default=8, metadata={"help": "decoder attention heads; divides --decoder-embed-dim"}

@@ -59,11 +59,11 @@ def attended(cfg: Namespace) -> range:
 def coverage(cfg: Namespace, attentions: int) -> bool:
     """Whether the top attention of so many knows what the one below has attended to."""
     value = str(cfg.decoder_coverage)
-    if value.lower() not in ("true", "false"):
-        raise ValueError(f"--decoder-coverage must be True or False; got {value!r}")
+    if value.lower() not in ("true", "false", "auto"):
+        raise ValueError(f"--decoder-coverage must be True, False or auto; got {value!r}")
     if value.lower() == "true" and attentions < 2:
         raise ValueError(f"--decoder-coverage takes two decoder layers with attention at least; got {attentions}")
-    return value.lower() == "true"
+    return value.lower() != "false" and attentions > 1
 
 
 def cutoffs(cfg: Namespace, vocabulary: int | None = None) -> list[int] | None:

@@ -189,7 +189,7 @@ class TransformerSRUDecoderLayer(nn.Module):
         padding_mask: Tensor,
         source: Source,
         need_weights: bool,
-        below: Tensor | None,
+        below: Tensor | None = None,
     ) -> tuple[Tensor, State, Tensor | None]:
         """Run the layer.
 

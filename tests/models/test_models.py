@@ -153,6 +153,15 @@ def test_a_bias_is_added_to_the_scores():
         torch.testing.assert_close(one[:, row], expected)
 
 
+@pytest.mark.parametrize(
+    "attention, coverage, has",
+    [("1", "auto", True), ("2", "auto", False), ("global", "auto", False), ("1", "False", False), ("1", "True", True)],
+)
+def test_auto_is_coverage_where_there_is_an_attention_below(attention, coverage, has, build):
+    decoder = build(decoder_attention=attention, decoder_coverage=coverage).decoder
+    assert any(isinstance(m, Coverage) for m in decoder.modules()) is has
+
+
 def test_coverage_reads_the_attention_below_the_top(build, dictionary):
     model = build(decoder_coverage="True", decoder_layers=3).eval()
     assert [layer.coverage is not None for layer in model.decoder.layers] == [False, False, True]

@@ -45,7 +45,7 @@ BAD = [
         {"decoder_attention": "maybe"},
         "--decoder-attention must be True, False, global or a number of layers; got 'maybe'",
     ),
-    (TRANSLATION, {"decoder_coverage": "maybe"}, "--decoder-coverage must be True or False; got 'maybe'"),
+    (TRANSLATION, {"decoder_coverage": "maybe"}, "--decoder-coverage must be True, False or auto; got 'maybe'"),
     (
         ["sru"],
         {"decoder_coverage": "True", "decoder_attention": "2"},

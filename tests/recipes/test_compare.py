@@ -40,7 +40,7 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lr=3", r"^lr: unknown key; allowed: average, baseline, budget, .*, train$"),
+        ("lr=3", r"^lr: unknown key; allowed: average, baseline, budget, .*, train, tune$"),
         ("budget.hours=3", r"^budget.hours: unknown key; allowed: minutes, updates$"),
         ("checkpoints=many", r"^checkpoints: Value 'many' of type 'str' could not be converted to Integer$"),
         ("checkpoints", r"^checkpoints: must be key=value$"),

@@ -108,7 +108,7 @@ def made(kind: str, dictionary: Dictionary, target_dictionary: Dictionary | None
     model = MODELS[kind].build_model(Namespace(**{**FIXED, **SIZES[kind], **options}), task).double()
     for module in model.modules():
         if isinstance(module, Coverage):
-            nn.init.normal_(module.weight)
+            nn.init.normal_(module.weight, std=0.3)
     return model
 
 

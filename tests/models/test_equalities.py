@@ -245,6 +245,11 @@ def test_autocast_on_a_cpu_rounds_products_alone(make, dictionary):
     assert (rounded_together - together).norm() <= 0.1 * together.norm()
 
 
+@pytest.mark.parametrize(
+    "make",
+    ["sru, sru_tiny", "sru, lstm_tiny", "sru, coverage", "transformer_sru, sru", "sru_lm, identity"],
+    indirect=True,
+)
 def test_training_in_float32_is_bit_for_bit_that_with_torchs_own_functions(make, dictionary, monkeypatch):
     """What there is for bfloat16 changes nothing without autocast."""
     src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)

@@ -113,6 +113,7 @@ def sized(flags: dict[str, Any], words: int) -> int:
     return parameters(ARCH_MODEL_REGISTRY[args.arch].build_model(args, task).state_dict())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lohelp", "debian"])
 def test_all_shapes_have_as_many_parameters(name: str) -> None:
     given = load(ROOT / "recipes" / "configs" / f"{name}.yaml")

@@ -158,25 +158,31 @@ static inline float sigmoid(float x) { return 1.f / (1.f + exponential(-x)); }
 
 // SRU without skip term, from u of k planes (candidate, forget, reset; Lei et al. 2017, equations 3 to 7), or SSRU (Kim et
 // al. 2019) from two; added to out. The state is at op.at of a row's.
+template <int64 ACTIVATION, bool GATE>  // known to the compiler, or the loop doesn't vectorise
+static void recur_row(const float* RESTRICT u, const float* RESTRICT b, const float* RESTRICT c, float* RESTRICT now,
+                      float* RESTRICT to, int64 n) {
+#pragma GCC ivdep
+    for (int64 j = 0; j < n; ++j) {
+        const float f = sigmoid(u[n + j] + b[j]);
+        now[j] = f * c[j] + (1.f - f) * u[j];
+        float h = now[j];
+        if (ACTIVATION == TANH) h = hyperbolic_tangent(h);
+        if (ACTIVATION == RELU) h = h > 0.f ? h : 0.f;
+        to[j] += GATE ? h * sigmoid(u[2 * n + j] + b[n + j]) : h;
+    }
+}
+
 static void recur(const Step& s, const Op& op) {
     const Place u = place(s, op.in), out = place(s, op.out);
+    const auto row = op.k == 2              ? op.flags == TANH   ? recur_row<TANH, false>
+                                              : op.flags == RELU ? recur_row<RELU, false>
+                                                                 : recur_row<0, false>
+                     : op.flags == TANH ? recur_row<TANH, true>
+                     : op.flags == RELU ? recur_row<RELU, true>
+                                        : recur_row<0, true>;
     for (int64 r = 0; r < s.rows; ++r) {
-        const float *z = u.row(r), *forget = z + op.n, *reset = forget + op.n, *b = op.bias;
-        const float* c = s.state + r * s.state_size + op.at;
-        float *now = s.new_state + r * s.state_size + op.at, *to = out.row(r);
-#pragma GCC ivdep
-        for (int64 j = 0; j < op.n; ++j) {
-            const float f = sigmoid(forget[j] + b[j]);
-            now[j] = f * c[j] + (1.f - f) * z[j];
-        }
-        const bool gate = op.k == 3;
-#pragma GCC ivdep
-        for (int64 j = 0; j < op.n; ++j) {
-            float h = now[j];
-            if (op.flags & TANH) h = hyperbolic_tangent(h);
-            if (op.flags & RELU) h = h > 0.f ? h : 0.f;
-            to[j] += gate ? h * sigmoid(reset[j] + b[op.n + j]) : h;
-        }
+        const int64 at = r * s.state_size + op.at;
+        row(u.row(r), op.bias, s.state + at, s.new_state + at, out.row(r), op.n);
     }
 }
 
@@ -194,6 +200,7 @@ static void attend(const Step& s, const Op& op) {
         const float* past = s.past + r * length;
         if (op.weight) {
             curved.resize(length);
+#pragma GCC ivdep
             for (int64 i = 0; i < length; ++i) curved[i] = hyperbolic_tangent(past[i]);
         }
         for (int64 h = 0; h < op.k; ++h) {
@@ -215,14 +222,18 @@ static void attend(const Step& s, const Op& op) {
                 scores[i] = score;
                 highest = std::max(highest, score);
             }
-            for (int64 i = 0; i < length; ++i) sum += scores[i] = exponential(scores[i] - highest);
+            float* share = scores.data();
+#pragma GCC ivdep
+            for (int64 i = 0; i < length; ++i) share[i] = exponential(share[i] - highest);
+#pragma omp simd reduction(+ : sum)
+            for (int64 i = 0; i < length; ++i) sum += share[i];
             float* to = out.row(r) + h * size;
             std::fill(to, to + size, 0.f);
             for (int64 i = 0; i < length; ++i) {
-                const float share = scores[i] / sum, *v = value + i * source.value_strides[2];
-                mean[i] += share / float(op.k);
+                const float part = share[i] / sum, *v = value + i * source.value_strides[2];
+                mean[i] += part / float(op.k);
 #pragma omp simd
-                for (int64 j = 0; j < size; ++j) to[j] += share * v[j];
+                for (int64 j = 0; j < size; ++j) to[j] += part * v[j];
             }
         }
         if (op.weight)
@@ -231,12 +242,17 @@ static void attend(const Step& s, const Op& op) {
     });
 }
 
-extern "C" void run_step(const Step* step) {
+// Returns whether all tokens are of the embedding, which has k rows; else nothing was done.
+extern "C" int64 run_step(const Step* step) {
     for (int64 i = 0; i < step->ops; ++i) {
         const Op& op = step->op[i];
+        if (op.code == EMBED)
+            for (int64 r = 0; r < step->rows; ++r)
+                if (step->token[r] < 0 || step->token[r] >= op.k) return 0;
         (op.code == EMBED ? embed : op.code == NORM ? norm : op.code == LINEAR ? linear : op.code == RECUR ? recur : attend)(
             *step, op);
     }
+    return 1;
 }
 
 extern "C" int64 block() { return BLOCK; }

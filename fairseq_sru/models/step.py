@@ -28,7 +28,7 @@ OPTIONS = ("-fopenmp-simd",)
 
 
 @functools.cache
-def _library() -> tuple[Callable[[bytes], None], int]:
+def _library() -> tuple[Callable[[bytes], int], int]:
     """The compiled step, and the columns of a block of a packed weight.
 
     Raises:
@@ -38,7 +38,7 @@ def _library() -> tuple[Callable[[bytes], None], int]:
         opened = ctypes.CDLL(str(host_library(OPTIONS, "decoder.cpp")))
     except OSError as error:
         raise Unavailable(f"{error}; FAIRSEQ_SRU_CACHE can name another folder, which allows programs") from error
-    opened.run_step.argtypes, opened.run_step.restype = [ctypes.c_char_p], None
+    opened.run_step.argtypes, opened.run_step.restype = [ctypes.c_char_p], ctypes.c_int64
     opened.block.restype = ctypes.c_int64
     return opened.run_step, opened.block()
 
@@ -76,7 +76,8 @@ class Program:
         return self.kept[-1].data_ptr()
 
     def embed(self, out: int, embedding: Tensor, scale: float = 1.0) -> None:
-        self.ops.append((EMBED, 0, out, embedding.size(1), 0, 0, 0, self._pointer(embedding), 0, scale))
+        rows, size = embedding.shape
+        self.ops.append((EMBED, 0, out, size, rows, 0, 0, self._pointer(embedding), 0, scale))
 
     def norm(self, x: int, out: int, module: nn.LayerNorm) -> None:
         weight, bias = self._pointer(module.weight), self._pointer(module.bias)
@@ -131,6 +132,9 @@ class Program:
             state: ``(rows, state_size)``.
             past: the coverage so far, ``(rows, src_len)``; anything where there is none.
             need_weights: return those of the top attention.
+
+        Raises:
+            IndexError: a token is not of the dictionary.
         """
         rows, src_len = len(tokens), sources[0].key.size(2)
         tokens, state, past = tokens.contiguous(), state.contiguous(), past.contiguous()
@@ -153,11 +157,13 @@ class Program:
         pointers = [x.data_ptr() for x in (tokens, scratch, state, new_state, past, new_past, weights, logits)]
         shape = (rows, rows // len(sources[0].key), src_len, self.state_size, need_weights)
         run, _ = _library()
-        run(
+        known = run(
             struct.pack(
                 "22q", threads_here(), *openmp(), len(self.ops), len(self.widths), *shape, *addresses, *pointers
             )
         )
+        if not known:
+            raise IndexError(f"tokens must be of the dictionary; got {int(tokens.min())} to {int(tokens.max())}")
         return Result(logits, new_state, new_past if self.coverage else None, weights if need_weights else None)
 
 

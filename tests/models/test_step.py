@@ -162,6 +162,15 @@ def test_where_it_must_not_run_torch_does(model: Any, dictionary: Dictionary, mo
     assert not calls
 
 
+@pytest.mark.parametrize("token", [-1, 10**6])
+@torch.no_grad()
+def test_a_token_that_is_none_is_an_error(token: int, model: Any, dictionary: Dictionary) -> None:
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 1)
+    target[1] = token
+    with pytest.raises(IndexError, match=r"^tokens must be of the dictionary; got -?\d+ to \d+$"):
+        steps(model, src, target)
+
+
 @torch.no_grad()
 def test_torch_can_go_on_where_compiled_steps_stopped(model: Any, dictionary: Dictionary) -> None:
     src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 6)

@@ -35,7 +35,13 @@ RECIPE: dict[str, Any] = {
     "baseline": "lstm",
     "budget": {"updates": 20},
     "cpu": True,
-    "train": {"optimizer": "adam", "max-tokens": 200, "num-workers": 0, "best-checkpoint-metric": "nll_loss"},
+    "train": {
+        "optimizer": "adam",
+        "criterion": "label_smoothed_cross_entropy",  # which tells the nll_loss
+        "max-tokens": 200,
+        "num-workers": 0,
+        "best-checkpoint-metric": "nll_loss",
+    },
     "tune": {
         "trials": 2,
         "budget": 0.2,

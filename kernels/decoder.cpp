@@ -174,12 +174,10 @@ static void recur_row(const float* RESTRICT u, const float* RESTRICT b, const fl
 
 static void recur(const Step& s, const Op& op) {
     const Place u = place(s, op.in), out = place(s, op.out);
-    const auto row = op.k == 2              ? op.flags == TANH   ? recur_row<TANH, false>
-                                              : op.flags == RELU ? recur_row<RELU, false>
-                                                                 : recur_row<0, false>
-                     : op.flags == TANH ? recur_row<TANH, true>
-                     : op.flags == RELU ? recur_row<RELU, true>
-                                        : recur_row<0, true>;
+    static constexpr decltype(&recur_row<0, true>) ROW[][3] = {  // without and with a reset gate; by flags
+        {recur_row<0, false>, recur_row<RELU, false>, recur_row<TANH, false>},
+        {recur_row<0, true>, recur_row<RELU, true>, recur_row<TANH, true>}};
+    const auto row = ROW[op.k == 3][op.flags];
     for (int64 r = 0; r < s.rows; ++r) {
         const int64 at = r * s.state_size + op.at;
         row(u.row(r), op.bias, s.state + at, s.new_state + at, out.row(r), op.n);
@@ -197,7 +195,7 @@ static void attend(const Step& s, const Op& op) {
         scores.resize(length);
         mean.assign(length, 0.f);
         float* below = s.weights + r * length;
-        const float* past = s.past + r * length;
+        const float* past = op.weight ? s.past + r * length : nullptr;
         if (op.weight) {
             curved.resize(length);
 #pragma GCC ivdep
@@ -244,13 +242,13 @@ static void attend(const Step& s, const Op& op) {
 
 // Returns whether all tokens are of the embedding, which has k rows; else nothing was done.
 extern "C" int64 run_step(const Step* step) {
+    static void (*const run[])(const Step&, const Op&) = {embed, norm, linear, recur, attend};  // by Code
     for (int64 i = 0; i < step->ops; ++i) {
         const Op& op = step->op[i];
         if (op.code == EMBED)
             for (int64 r = 0; r < step->rows; ++r)
                 if (step->token[r] < 0 || step->token[r] >= op.k) return 0;
-        (op.code == EMBED ? embed : op.code == NORM ? norm : op.code == LINEAR ? linear : op.code == RECUR ? recur : attend)(
-            *step, op);
+        run[op.code](*step, op);
     }
     return 1;
 }

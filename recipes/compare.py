@@ -17,12 +17,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from common.hold import FolderError, held
 from comparison.collecting import report_on
 from comparison.commands import Commands
 from comparison.runs import Comparison
 from comparison.settings import Settings, load
-from comparison.stages import StageError
+from comparison.stages import working_in
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -80,21 +79,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     out = Path(given.out)
     comparison = Comparison(given)
-    try:
-        inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
-        # made by the first command of a dry run
-        ours = inside == {"data"} and (out / "data" / "manifest.json").is_file()
-        # stamps: of a version that left no other trace
-        with held(out, mixed=ours or (out / "stamps" / "subset.json").is_file()):
-            comparison.run()
-            report_on(comparison)
-    except FolderError as error:
-        parser.error(f"out: {error}")
-    except StageError as error:
-        sys.exit(f"compare.py: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command to go on", file=sys.stderr)
-        return 130
+    inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    # made by the first command of a dry run
+    ours = inside == {"data"} and (out / "data" / "manifest.json").is_file()
+    # stamps: of a version that left no other trace
+    with working_in(out, parser, mixed=ours or (out / "stamps" / "subset.json").is_file()):
+        comparison.run()
+        report_on(comparison)
     return 1 if comparison.failures else 0
 
 

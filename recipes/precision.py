@@ -12,18 +12,16 @@ import argparse
 import json
 import logging
 import os
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from common.files import write_text
-from common.hold import FolderError, held
 from common.machine import processor
 from comparison.runs import Comparison
 from comparison.settings import load
-from comparison.stages import StageError
+from comparison.stages import StageError, working_in
 
 from fairseq_sru.layers.linear import bfloat16_gain
 
@@ -66,13 +64,8 @@ def main(argv: list[str] | None = None) -> None:
     output = args.output.absolute()
     logging.disable(logging.INFO)
     os.chdir(ROOT)
-    try:
-        with held(Path(given.out)):
-            found = measured(Comparison(given))
-    except FolderError as error:
-        parser.error(f"out: {error}")
-    except StageError as error:
-        sys.exit(f"precision.py: {error}")
+    with working_in(Path(given.out), parser):
+        found = measured(Comparison(given))
     report = {
         "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -15,7 +15,6 @@ import json
 import logging
 import math
 import os
-import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from functools import partial
@@ -24,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write, write_text
-from common.hold import FolderError, held
 from comparison import plots, stages
 from comparison.collecting import machine
+from comparison.commands import Commands
 from comparison.fairseq_output import trained
 from comparison.run import Run
 from comparison.runs import Comparison
 from comparison.settings import Budget, Settings, load
-from comparison.stages import StageError
+from comparison.stages import StageError, working_in
 from comparison.trials import at_edge, trials
 from tqdm import tqdm
 
@@ -73,7 +72,8 @@ class Search(Comparison):
 
         inputs = [self.manifest, *self.preset(run.system)]
         stamp = self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=facts)
-        return {**stamp["told"]}
+        told: dict[str, Any] = stamp["told"]
+        return told
 
 
 def of_trials(given: Settings) -> Settings:
@@ -103,7 +103,7 @@ def search(recipe: Settings, jobs: int) -> dict[str, list[dict[str, Any]]]:
     with ThreadPoolExecutor(jobs) as pool:
         # the first trial of each system first: what is wrong with it shows early
         turns = [name for turn in zip(*names.values(), strict=True) for name in turn]
-        running = {pool.submit(partial(work.trial, name)): name for name in turns}
+        running = {pool.submit(work.trial, name): name for name in turns}
         found: dict[str, dict[str, Any]] = {}
         try:
             for done in tqdm(as_completed(running), desc="trials", total=len(running), disable=None):
@@ -117,7 +117,7 @@ def search(recipe: Settings, jobs: int) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
@@ -130,45 +130,33 @@ def main(argv: list[str] | None = None) -> int:
         given = load(args.recipe, [f"out=runs/tune-{args.recipe.stem}", *args.overrides])
     except (ValueError, OSError) as error:
         parser.error(f"{args.recipe}: {error}")
-    output, space = args.output.absolute(), {"space": given.tune.space, "systems": given.tune.systems}
+    output = args.output.absolute()
     logging.disable(logging.INFO)
     os.chdir(ROOT)
-    try:
-        with held(Path(given.out)):
-            found = search(given, args.jobs)
-    except FolderError as error:
-        parser.error(f"out: {error}")
-    except StageError as error:
-        sys.exit(f"tune.py: {error}")
-    except KeyboardInterrupt:
-        print("\nstopped; run the same command to go on", file=sys.stderr)
-        return 130
+    with working_in(Path(given.out), parser):
+        found = search(given, args.jobs)
     report: dict[str, Any] = {
         "recipe": args.recipe.stem,
         "overrides": args.overrides,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {**machine(cpu=Search(given).commands.cpu), "jobs": args.jobs},
+        "machine": {**machine(Commands(given).cpu), "jobs": args.jobs},
         "versions": {name: version(name) for name in ("torch", "fairseq")},
         "budget": {key: value for key, value in vars(given.budget).items() if value is not None},
         "trials": given.tune.trials,
-        **space,
+        "space": {system: given.tune.space_of(system) for system in given.systems},
         "systems": {},
     }
     for system, tried in found.items():
         best = min(tried, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
-        edges = at_edge(
-            [t["flags"] for t in tried], best["flags"], {**space["space"], **space["systems"].get(system, {})}
-        )
+        edges = at_edge([t["flags"] for t in tried], best["flags"], given.tune.space_of(system))
         report["systems"][system] = {"best": best, "at_edge": edges, "trials": tried}
-        told = {**best["flags"]}
-        print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {tried[0]['loss']:.3f}: {told}")
+        print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {tried[0]['loss']:.3f}: {best['flags']}")
         for flag in edges:
             print(f"{system}: --{flag} {best['flags'][flag]} is the lowest or highest that was tried: widen its range")
     write_text(output, json.dumps(report, indent=1) + "\n")
     figure = plots.trials(report)
     write(output.with_suffix(".svg"), partial(figure.savefig, metadata={"Date": None}))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -33,12 +33,11 @@ def dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None = None
 ) -> Tensor:
     """torch's; in float32 under autocast on a CPU, where torch's kernel for bfloat16 takes several times as long."""
-    if not query.is_cpu or not torch.is_autocast_enabled("cpu"):
-        mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
-    with torch.autocast("cpu", enabled=False):
-        mask = mask if mask.dtype == torch.bool else mask.float()
-        return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, scale=scale)
+    if query.is_cpu and torch.is_autocast_enabled("cpu"):
+        with torch.autocast("cpu", enabled=False):
+            return dot_product_attention(query.float(), key.float(), value.float(), mask, scale)
+    mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
 def _source(key: Tensor, value: Tensor, padding_mask: Tensor) -> Source:

@@ -176,22 +176,18 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self, prev_output_tokens: Tensor, encoder_out: dict[str, Any], incremental_state: IncrementalState
     ) -> tuple[Tensor, Extra] | None:
         """A step by compiled code: as :meth:`forward`, or None where that isn't possible."""
-        kept = self.get_incremental_state(incremental_state, "cached_state") or {}
+        kept = self._kept(incremental_state)
         unusual = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
         if unusual or not prev_output_tokens.is_cpu or (not kept and prev_output_tokens.size(1) > 1):
             return None
         program = self._step(first=not kept)
         if program is None:
             return None
-        rows, sources = len(prev_output_tokens), self.sources(encoder_out)
         if kept and "c" not in kept:  # the first steps were torch's
             states = self.cached(incremental_state)
             kept = {"c": torch.cat([state["c"] for state in states], dim=1), "coverage": states[-1].get("coverage")}
-        c = kept.get("c") if kept else torch.zeros(rows, program.state_size)
-        past = kept.get("coverage")
-        past = torch.zeros(rows, sources[0].key.size(2)) if past is None else past
-        assert c is not None
-        after = program.run(prev_output_tokens[:, -1], sources, c, past, bool(self.need_attn))
+        sources, need_weights = self.sources(encoder_out), bool(self.need_attn)
+        after = program.run(prev_output_tokens[:, -1], sources, kept.get("c"), kept.get("coverage"), need_weights)
         self.set_incremental_state(incremental_state, "cached_state", {"c": after.state, "coverage": after.past})
         weights = None if after.weights is None else after.weights[:, None]
         return after.logits[:, None], extra(weights)
@@ -222,10 +218,14 @@ class BaseDecoder(FairseqIncrementalDecoder):
         """What each of :meth:`attentions` reads."""
         return list(map(Source, *(encoder_out[name] for name in SOURCE)))
 
+    def _kept(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
+        """What the earlier steps left: torch's steps a state a layer, compiled ones ``c`` of all and ``coverage``."""
+        return self.get_incremental_state(incremental_state, "cached_state") or {}
+
     def cached(self, incremental_state: IncrementalState | None) -> list[State]:
         """The state of each layer after the earlier steps."""
         states: list[State] = [{} for _ in self.layers]
-        kept = self.get_incremental_state(incremental_state, "cached_state") or {}
+        kept = self._kept(incremental_state)
         if "c" in kept:  # the earlier steps were compiled
             assert kept["c"] is not None
             states = [{"c": c} for c in kept["c"].chunk(len(self.layers), dim=1)]
@@ -245,7 +245,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Reorder the cached state as the beam search reordered its hypotheses."""
-        kept = self.get_incremental_state(incremental_state, "cached_state") or {}
+        kept = self._kept(incremental_state)
         moved = {name: None if x is None else x.index_select(0, new_order) for name, x in kept.items()}
         self.set_incremental_state(incremental_state, "cached_state", moved)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..layers import SRUCell
 from ..recurrence.build import Unavailable, host_library
 from ..recurrence.dispatch import choose
-from ..recurrence.native import openmp, threads_here
+from ..recurrence.native import functions, openmp, threads_here
 from .attention import Attention, Coverage, Source
 
 EMBED, NORM, LINEAR, RECUR, ATTEND = range(5)
@@ -34,13 +34,10 @@ def _library() -> tuple[Callable[[bytes], int], int]:
     Raises:
         Unavailable: no compiler, or what it builds can't be loaded.
     """
-    try:
-        opened = ctypes.CDLL(str(host_library(OPTIONS, "decoder.cpp")))
-    except OSError as error:
-        raise Unavailable(f"{error}; FAIRSEQ_SRU_CACHE can name another folder, which allows programs") from error
-    opened.run_step.argtypes, opened.run_step.restype = [ctypes.c_char_p], ctypes.c_int64
-    opened.block.restype = ctypes.c_int64
-    return opened.run_step, opened.block()
+    run_step, block = functions(host_library(OPTIONS, "decoder.cpp"), "run_step", "block")
+    run_step.argtypes, run_step.restype = [ctypes.c_char_p], ctypes.c_int64
+    block.restype = ctypes.c_int64
+    return run_step, block()
 
 
 class Result(NamedTuple):
@@ -123,21 +120,25 @@ class Program:
         ops = b"".join(struct.pack(OP, *op) for op in self.ops)
         return ops, struct.pack(f"{len(self.widths)}q", *self.widths)
 
-    def run(self, tokens: Tensor, sources: list[Source], state: Tensor, past: Tensor, need_weights: bool) -> Result:
+    def run(
+        self, tokens: Tensor, sources: list[Source], state: Tensor | None, past: Tensor | None, need_weights: bool
+    ) -> Result:
         """Run the step.
 
         Args:
             tokens: ``(rows)``.
             sources: of each attention; rows are a multiple of their sentences.
-            state: ``(rows, state_size)``.
-            past: the coverage so far, ``(rows, src_len)``; anything where there is none.
+            state: ``(rows, state_size)``; zeros if None.
+            past: with coverage its sum so far, ``(rows, src_len)``; zeros if None.
             need_weights: return those of the top attention.
 
         Raises:
             IndexError: a token is not of the dictionary.
         """
         rows, src_len = len(tokens), sources[0].key.size(2)
-        tokens, state, past = tokens.contiguous(), state.contiguous(), past.contiguous()
+        tokens = tokens.contiguous()
+        state = torch.zeros(rows, self.state_size) if state is None else state.contiguous()
+        past = torch.zeros(rows, src_len if self.coverage else 0) if past is None else past.contiguous()
         sources = [Source(*(x if x.stride(-1) == 1 else x.contiguous() for x in source)) for source in sources]
         *inner, words = self.widths
         scratch, logits = torch.empty(rows * sum(inner)), torch.empty(rows, words)

@@ -239,5 +239,5 @@ def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
             said = done.stderr.strip()[-3000:] or f"exit status {done.returncode}, nothing said, nothing made"
             raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{said}")
 
-    text = kernel_text() if name == "sru.cu" else {name: (kernel_folder() / name).read_text(), **kernel_text()}
-    return cached([*words, version, platform.machine(), cpu_features(), *text.values()], ".so", make)
+    text = [(kernel_folder() / name).read_text(), *kernel_text().values()]
+    return cached([*words, version, platform.machine(), cpu_features(), *text], ".so", make)

@@ -8,6 +8,7 @@ import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -63,27 +64,35 @@ KERNELS = ("sru_forward", "sru_backward")
 SUMMARIES = ("sru_forward_summary", "sru_backward_summary")
 
 
+def functions(path: Path, *names: str) -> list[Any]:
+    """The functions of a built library, as ctypes has them.
+
+    Raises:
+        Unavailable: it can't be loaded, or hides one.
+    """
+    try:
+        opened = ctypes.CDLL(str(path))
+        return [getattr(opened, name) for name in names]
+    except OSError as error:
+        raise Unavailable(f"{error}; FAIRSEQ_SRU_CACHE can name another folder, which allows programs") from error
+    except AttributeError as error:
+        raise Unavailable(f"{error}; CXX can name a compiler that doesn't hide it") from error
+
+
 def load(path: Path, peephole: int) -> dict[str, Callable[[bytes], None]]:
     """The entries of a built library by the kernels' names."""
-    opened = ctypes.CDLL(str(path))
-    entries = {}
-    for kernel in KERNELS + (() if peephole else SUMMARIES):
-        entry = getattr(opened, f"run_{kernel}")
+    kernels = KERNELS + (() if peephole else SUMMARIES)
+    entries = functions(path, *(f"run_{kernel}" for kernel in kernels))
+    for entry in entries:
         entry.argtypes, entry.restype = [ctypes.c_char_p], None
-        entries[kernel] = entry
-    return entries
+    return dict(zip(kernels, entries, strict=True))
 
 
 @functools.cache
 def library(variant: Variant) -> dict[str, Callable[[bytes], None]]:
     """The kernels of a variant, built if need be."""
     options = ("-DWIDE", *variant.defines(vec=MAX_LANES, ahead=1))
-    try:
-        return load(host_library(options), variant.peephole)
-    except OSError as error:
-        raise Unavailable(f"{error}; FAIRSEQ_SRU_CACHE can name another folder, which allows programs") from error
-    except AttributeError as error:
-        raise Unavailable(f"{error}; CXX can name a compiler that doesn't hide it") from error
+    return load(host_library(options), variant.peephole)
 
 
 _process = os.getpid()

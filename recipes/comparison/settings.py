@@ -62,6 +62,9 @@ class Tune:
     space: dict[str, Any] = field(default_factory=dict)  # of all systems
     systems: dict[str, Any] = field(default_factory=dict)  # name: what else varies in it
 
+    def space_of(self, system: str) -> dict[str, Any]:
+        return {**self.space, **self.systems.get(system, {})}
+
 
 @dataclass
 class Settings:

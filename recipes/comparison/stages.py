@@ -15,12 +15,15 @@ import signal
 import subprocess
 import sys
 import time
+from argparse import ArgumentParser
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from common.files import write_text
+from common.hold import FolderError, held
 
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
 OURS = re.compile(r"checkpoint.*\.pt(\.tmp)?|crash\.pt|average\.pt|dummy|train\.log|\.\d+-.+")  # beside checkpoints
@@ -29,6 +32,27 @@ NEWS = 20  # last lines of a failed command that are shown
 
 class StageError(Exception):
     """A stage failed; the message has its name and the last lines of its command."""
+
+
+@contextmanager
+def working_in(out: Path, parser: ArgumentParser, mixed: bool = False) -> Iterator[None]:
+    """Hold a comparison's folder while a command works in it. What goes wrong, and Ctrl-C, end the command with a line.
+
+    Args:
+        out: the folder.
+        parser: of the command.
+        mixed: others' files may lie in the folder.
+    """
+    try:
+        with held(out, mixed):
+            yield
+    except FolderError as error:
+        parser.error(f"out: {error}")
+    except StageError as error:
+        sys.exit(f"{parser.prog}: {error}")
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command to go on", file=sys.stderr)
+        sys.exit(130)
 
 
 def lines(path: Path) -> list[str]:

@@ -34,8 +34,8 @@ def drawn(space: Mapping[str, Any], count: int, seed: str) -> list[dict[str, Any
 def trials(given: Settings, system: str) -> list[dict[str, Any]]:
     """The flags of each trial of a system: first the recipe's own, then those that are drawn."""
     own, tune = given.systems[system], given.tune
-    space = {**tune.space, **tune.systems.get(system, {})}
-    return [own, *({**own, **trial} for trial in drawn(space, tune.trials - 1, f"{tune.seed} {system}"))]
+    others = drawn(tune.space_of(system), tune.trials - 1, f"{tune.seed} {system}")
+    return [own, *({**own, **trial} for trial in others)]
 
 
 def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping[str, Any]) -> list[str]:

@@ -1,4 +1,5 @@
-"""Simple Recurrent Units for fairseq: layers (:class:`SRU`, :class:`SRUCell`), the recurrence and translation models.
+"""Simple Recurrent Units for fairseq: layers (:class:`SRU`, :class:`SRUCell`), the recurrence, translation models, and a
+:class:`Translator` for models that were exported.
 
 The layers need torch alone, and importing them loads no fairseq. The models register with fairseq where this package is
 its ``--user-dir``, where it is imported after fairseq, or by ``import fairseq_sru.models``.
@@ -6,11 +7,12 @@ its ``--user-dir``, where it is imported after fairseq, or by ``import fairseq_s
 
 import sys
 
+from .decoding.translator import Translator
 from .layers import SRU, SRUCell
 from .recurrence import backends, sru_recurrence
 from .versions import __version__
 
-__all__ = ["SRU", "SRUCell", "__version__", "backends", "sru_recurrence"]
+__all__ = ["SRU", "SRUCell", "Translator", "__version__", "backends", "sru_recurrence"]
 
 
 class _Folders(list[str]):

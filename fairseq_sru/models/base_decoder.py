@@ -13,12 +13,13 @@ from fairseq.models import FairseqIncrementalDecoder
 from fairseq.modules import AdaptiveSoftmax
 from torch import Tensor, nn
 
+from ..decoding.program import Program, available
 from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
 from .dropout import Dropout
 from .options import cutoffs
-from .step import Program, available, fingerprint
+from .step import Step, fingerprint, native
 from .units import LSTM
 
 State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
@@ -66,7 +67,7 @@ def output_norm(size: int) -> nn.LayerNorm:
 
 # The compiled step of each decoder in evaluation, None where it has none, and the weights that it was made of. Not an
 # attribute: copies of a decoder have others.
-_programs: WeakKeyDictionary[nn.Module, tuple[Program | None, Any]] = WeakKeyDictionary()
+_steps: WeakKeyDictionary[nn.Module, tuple[Step | None, Any]] = WeakKeyDictionary()
 
 
 def _forget_tied(decoder: Any, _: Any) -> None:
@@ -145,31 +146,36 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return (x if features_only else self.output_layer(x)), beside
 
     def program(self) -> Program | None:
-        """The step from tokens to features' last slot, without the output layer; None where it has to be torch's."""
+        """The step from tokens to logits, written down; None where it has to be torch's."""
+        made = None if self.adaptive_softmax is not None else self.features_program()
+        if made is not None:
+            output: Any = self.embed_tokens if self.output_projection is None else self.output_projection
+            made.linear(len(made.widths) - 1, made.slot(len(output.weight)), output.weight)
+        return made
+
+    def features_program(self) -> Program | None:
+        """As of :meth:`program`, without the output layer: to the last slot's features."""
         return None
 
     def train(self, mode: bool = True) -> BaseDecoder:
         """As of nn.Module."""
-        _programs.pop(self, None)  # optimizers change weights in ways that leave no trace
+        _steps.pop(self, None)  # optimizers change weights in ways that leave no trace
         return super().train(mode)
 
-    def _step(self, first: bool) -> Program | None:
+    def _step(self, first: bool) -> Step | None:
         """The compiled step, where there is one for this decoder as it is now."""
-        known = _programs.get(self)
+        known = _steps.get(self)
         if known is not None and not (first and known[1] != fingerprint(self)):
             return known[0]
-        made = None
         usual = (
-            self.adaptive_softmax is None
-            and all(x.is_cpu and x.dtype == torch.float32 for x in self.parameters())
+            all(x.is_cpu and x.dtype == torch.float32 for x in self.parameters())
+            and all(native(m) for m in self.modules() if isinstance(m, SRUCell))
             and not any(m.apply_during_inference for m in self.modules() if isinstance(m, Dropout))
             and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
         )
-        if usual and available() and (made := self.program()) is not None:
-            output: Any = self.embed_tokens if self.output_projection is None else self.output_projection
-            weight = output.weight
-            made.linear(len(made.widths) - 1, made.slot(len(weight)), weight)
-        _programs[self] = (made, fingerprint(self))
+        program = self.program() if usual and available() else None
+        made = None if program is None else Step(program)
+        _steps[self] = (made, fingerprint(self))
         return made
 
     def _stepped(
@@ -180,14 +186,14 @@ class BaseDecoder(FairseqIncrementalDecoder):
         unusual = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
         if unusual or not prev_output_tokens.is_cpu or (not kept and prev_output_tokens.size(1) > 1):
             return None
-        program = self._step(first=not kept)
-        if program is None:
+        step = self._step(first=not kept)
+        if step is None:
             return None
         if kept and "c" not in kept:  # the first steps were torch's
             states = self.cached(incremental_state)
             kept = {"c": torch.cat([state["c"] for state in states], dim=1), "coverage": states[-1].get("coverage")}
         sources, need_weights = self.sources(encoder_out), bool(self.need_attn)
-        after = program.run(prev_output_tokens[:, -1], sources, kept.get("c"), kept.get("coverage"), need_weights)
+        after = step.run(prev_output_tokens[:, -1], sources, kept.get("c"), kept.get("coverage"), need_weights)
         self.set_incremental_state(incremental_state, "cached_state", {"c": after.state, "coverage": after.past})
         weights = None if after.weights is None else after.weights[:, None]
         return after.logits[:, None], extra(weights)

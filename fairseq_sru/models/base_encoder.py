@@ -11,6 +11,8 @@ import torch
 from fairseq.models import FairseqEncoder
 from torch import Tensor, nn
 
+from ..decoding.program import Program
+
 
 class BaseEncoder(FairseqEncoder):
     """Embedding, and the form of the result; what computes it is the subclass's ``forward``.
@@ -44,6 +46,10 @@ class BaseEncoder(FairseqEncoder):
         """
         made = {"encoder_out": [outputs], "encoder_padding_mask": [padding_mask], **more}
         return {**made, **self.project(outputs, padding_mask), "rows_per_sentence": 1}
+
+    def program(self) -> Program | None:
+        """What computes the outputs, written down, with their slot as its result; None where it has to be torch's."""
+        return None
 
     def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:
         """Reorder (or repeat, for a beam) the rows of the batch.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..decoding.program import Program
 from ..layers.linear import Linear
 from . import options
 from .attention import Attention, Coverage, GlobalAttention, Source
@@ -14,7 +15,7 @@ from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, ou
 from .dropout import Dropout
 from .embeddings import project_in
 from .recurrent import RecurrentLayer
-from .step import KEEP, TOP, Program, plain
+from .step import plain, write_attention, write_norm
 from .units import UNITS
 
 
@@ -163,8 +164,8 @@ class SRUDecoder(BaseDecoder):
             x = self.project_out(x)
         return self.dropout_out(x).transpose(0, 1), extra(weights if need_weights else None)
 
-    def program(self) -> Program | None:
-        """As of :meth:`BaseDecoder.program`."""
+    def features_program(self) -> Program | None:
+        """As of :meth:`BaseDecoder.features_program`."""
         layers: list[Any] = list(self.layers)
         cells = [getattr(layer.rnn, layer.rnn.unit) for layer in layers]
         attending = any(layer.attention is not None for layer in layers)
@@ -182,12 +183,12 @@ class SRUDecoder(BaseDecoder):
             x = made.slot(size)
             made.embed(x, embedding)
         for i, (layer, cell) in enumerate(zip(layers, cells, strict=True)):
-            made.norm(x, inner, layer.rnn.norm)
+            write_norm(made, x, inner, layer.rnn.norm)
             made.linear(inner, wide, cell.weight)
-            made.recur(wide, x, cell)
+            made.recur(wide, x, cell.bias, cell.activation)
             if layer.attention is not None:
-                made.attend(x, inner, wide, layer, KEEP if i == self.covered else TOP)
-        made.norm(x, inner, self.norm)
+                write_attention(made, x, inner, wide, layer, i == self.covered)
+        write_norm(made, x, inner, self.norm)
         made.linear(inner, made.slot(self.project_out.out_features), self.project_out.weight, self.project_out.bias)
         return made
 

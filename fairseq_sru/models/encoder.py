@@ -7,11 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..decoding.program import Program
+from ..layers.linear import Linear
 from .base_encoder import BaseEncoder
 from .dropout import Dropout
 from .embeddings import project_in
 from .options import attention
 from .recurrent import RecurrentLayer
+from .step import plain, write_norm
 from .units import UNITS
 
 
@@ -65,3 +68,31 @@ class SRUEncoder(BaseEncoder):
         for layer in self.layers:
             x, state = layer(x, None, padding)
         return self.result(self.norm(x), padding_mask, encoder_state=[state])
+
+    def program(self) -> Program | None:
+        """As of :meth:`BaseEncoder.program`."""
+        layers: list[Any] = list(self.layers)
+        cells = [getattr(layer, layer.unit) for layer in layers]
+        if not all(plain(cell, bidirectional=True) for cell in cells) or not isinstance(self.norm, nn.LayerNorm):
+            return None
+        made = Program()
+        size, embedding = self.output_units, self.embed_tokens.weight
+        wide = made.slot(max(cell.planes for cell in cells) * size)
+        inner, convolved, x = made.slot(size), made.slot(size), made.slot(size)
+        if isinstance(self.project_in, Linear):
+            embedded = made.slot(embedding.size(1))
+            made.embed(embedded, embedding)
+            made.linear(embedded, x, self.project_in.weight, self.project_in.bias)
+        else:
+            made.embed(x, embedding)
+        for layer, cell in zip(layers, cells, strict=True):
+            write_norm(made, x, inner, layer.norm)
+            seen = inner
+            if layer.convolution is not None:
+                seen = convolved
+                made.convolve(inner, seen, layer.convolution.weight)
+            made.linear(seen, wide, cell.weight)
+            made.scan(wide, x, cell.bias, cell.activation, cell.bidirectional)
+        write_norm(made, x, inner, self.norm)
+        made.result = inner
+        return made

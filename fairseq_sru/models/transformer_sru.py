@@ -11,6 +11,7 @@ from fairseq.models import register_model
 from fairseq.modules import SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 
+from ..decoding.program import Program
 from . import options
 from .architectures import register_architectures
 from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
@@ -18,7 +19,7 @@ from .base_encoder import BaseEncoder
 from .config import TransformerSRUConfig
 from .dropout import Dropout
 from .embeddings import embeddings
-from .step import ADD, KEEP, RELU, TOP, Program, plain
+from .step import plain, write_attention, write_norm
 from .transformer_layers import (
     AUTOREGRESSIONS,
     FEED_FORWARDS,
@@ -67,6 +68,28 @@ class TransformerSRUEncoder(BaseEncoder):
         for layer in self.layers:
             x = layer(x, ~padding_mask[:, None, None, :], padding_mask.t())
         return self.result(self.norm(x), padding_mask)
+
+    def program(self) -> Program | None:
+        """As of :meth:`BaseEncoder.program`."""
+        layers: list[Any] = list(self.layers)
+        if any(layer.feed_forward.inner is None for layer in layers):
+            return None
+        made = Program()
+        size, first = self.output_units, self.padding_idx + 1
+        between = max(3 * size, layers[0].feed_forward.inner.out_features)
+        wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
+        table = self.embed_positions.get_embedding(first + self.max_source_positions, size, self.padding_idx)
+        made.embed(x, self.embed_tokens.weight, table[first:], math.sqrt(size))
+        for layer in layers:
+            attention = layer.self_attention
+            write_norm(made, x, inner, layer.self_attention_norm)
+            made.linear(inner, wide, attention.query_key_value.weight)
+            made.self_attend(wide, inner, attention.heads, 1 / math.sqrt(size // attention.heads))
+            made.linear(inner, x, attention.out.weight, add=True)
+            _write_feed_forward(made, x, inner, wide, layer)
+        write_norm(made, x, inner, self.norm)
+        made.result = inner
+        return made
 
 
 class TransformerSRUDecoder(BaseDecoder):
@@ -138,26 +161,30 @@ class TransformerSRUDecoder(BaseDecoder):
         self.cache(incremental_state, after)
         return self.norm(x).transpose(0, 1), extra(weights if need_weights else None)
 
-    def program(self) -> Program | None:
-        """As of :meth:`BaseDecoder.program`."""
+    def features_program(self) -> Program | None:
+        """As of :meth:`BaseDecoder.features_program`."""
         layers: list[Any] = list(self.layers)
         if not all(plain(layer.sru) and layer.feed_forward.inner is not None for layer in layers):
             return None
         made = Program()
-        size, embedding = self.norm.normalized_shape[0], self.embed_tokens.weight
-        between = max(3 * size, layers[0].feed_forward.inner.out_features)
-        wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
-        made.embed(x, embedding, math.sqrt(size))
+        size = self.norm.normalized_shape[0]
+        wide, inner, x = made.slot(max(3 * size, layers[0].feed_forward.inner.out_features)), made.slot(size), made.slot(size)
+        made.embed(x, self.embed_tokens.weight, scale=math.sqrt(size))
         for i, layer in enumerate(layers):
-            made.norm(x, inner, layer.autoreg_norm)
+            write_norm(made, x, inner, layer.autoreg_norm)
             made.linear(inner, wide, layer.sru.weight)
-            made.recur(wide, x, layer.sru)
-            made.attend(x, inner, wide, layer, KEEP if i == self.covered else TOP)
-            made.norm(x, inner, layer.feed_forward_norm)
-            made.linear(inner, wide, layer.feed_forward.inner.weight, layer.feed_forward.inner.bias, RELU)
-            made.linear(wide, x, layer.feed_forward.out.weight, layer.feed_forward.out.bias, ADD)
-        made.norm(x, made.slot(size), self.norm)
+            made.recur(wide, x, layer.sru.bias, layer.sru.activation)
+            write_attention(made, x, inner, wide, layer, i == self.covered)
+            _write_feed_forward(made, x, inner, wide, layer)
+        write_norm(made, x, made.slot(size), self.norm)
         return made
+
+
+def _write_feed_forward(made: Program, x: int, inner: int, wide: int, layer: Any) -> None:
+    first, second = layer.feed_forward.inner, layer.feed_forward.out
+    write_norm(made, x, inner, layer.feed_forward_norm)
+    made.linear(inner, wide, first.weight, first.bias, relu=True)
+    made.linear(wide, x, second.weight, second.bias, add=True)
 
 
 def _visible(padding_mask: Tensor, last: int) -> Tensor:

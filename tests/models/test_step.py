@@ -15,6 +15,7 @@ from fairseq.data import Dictionary
 from support.small_models import VARIANTS, made, prefixes, reorder, run, sources
 from torch import nn
 
+from fairseq_sru.decoding import program as program_module
 from fairseq_sru.models import base_decoder, step
 from fairseq_sru.recurrence import build, dispatch
 
@@ -57,7 +58,7 @@ def model_of(name: str, dictionary: Dictionary) -> Any:
 
 def program(model: Any) -> Any:
     """The compiled step that the decoder last used, if it has one."""
-    return base_decoder._programs.get(model.decoder, (None, None))[0]
+    return base_decoder._steps.get(model.decoder, (None, None))[0]
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_weights_that_change_are_seen(model: Any, dictionary: Dictionary) -> Non
 def test_where_it_must_not_run_torch_does(model: Any, dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch) -> None:
     src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 5)
     calls: list[int] = []
-    monkeypatch.setattr(step.Program, "run", lambda *_: calls.append(1))
+    monkeypatch.setattr(step.Step, "run", lambda *_: calls.append(1))
     assert steps(model, src, target).requires_grad
     with torch.no_grad():
         for dtype in (torch.float64, torch.bfloat16):
@@ -213,21 +214,22 @@ def test_a_compiler_that_fails_means_torch(monkeypatch: pytest.MonkeyPatch) -> N
     def unavailable(*_: Any) -> Any:
         raise build.Unavailable("none here")
 
-    monkeypatch.setattr(step, "host_library", unavailable)
-    step._library.cache_clear()
-    step.available.cache_clear()
+    monkeypatch.setattr(program_module, "host_library", unavailable)
+    program_module.library.cache_clear()
+    program_module.available.cache_clear()
     try:
-        assert not step.available()
+        assert not program_module.available()
     finally:
-        step._library.cache_clear()
-        step.available.cache_clear()
+        program_module.library.cache_clear()
+        program_module.available.cache_clear()
 
 
 SANITIZED = """
 import sys, torch
 sys.path[:0] = [{tests!r}]
-from fairseq_sru.models import step
-step.OPTIONS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+from fairseq_sru.decoding import program as program_module
+from fairseq_sru.models import base_decoder
+program_module.OPTIONS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 from support.small_models import *
 words = numbered(37)
 with torch.no_grad():
@@ -239,7 +241,7 @@ with torch.no_grad():
             encoded, state = model.encoder(src), {{}}
             for t in range(1, 5):
                 model.decoder(target[:, :t], encoded, incremental_state=state)
-        assert base_decoder._programs[model.decoder][0] is not None
+        assert base_decoder._steps[model.decoder][0] is not None
 print("done")
 """
 
@@ -258,11 +260,7 @@ def test_no_access_is_out_of_bounds(tmp_path: Path) -> None:
     env = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
     env |= {"FAIRSEQ_SRU_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            script.replace("from support", "from fairseq_sru.models import base_decoder\nfrom support"),
-        ],
+        [sys.executable, "-c", script],
         env=env,
         capture_output=True,
         text=True,

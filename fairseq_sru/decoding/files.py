@@ -1,0 +1,207 @@
+"""A model for the translator as a folder: ``config.json``, ``vocabulary.json``, ``weights.safetensors`` and the subword
+model. Nothing in it is code; what is read is checked before any of it reaches compiled code."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..versions import __version__
+from .program import Program, Quantised, quantised
+from .text import FILES, Subwords, TextOptions, subwords
+
+FORMAT = 1
+PAD, EOS, UNK = 1, 2, 3  # fairseq's first words are <s>, <pad>, </s>, <unk>
+SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
+TENSORS = ("weight", "bias", "positions", "coverage")
+LARGEST = 2**20  # numbers a row of a slot
+ENCODER = ("embed", "norm", "linear", "scan", "convolve", "self_attend", "source")
+DECODER = ("embed", "norm", "linear", "recur", "attend")
+
+
+class ModelError(ValueError):
+    """A folder isn't a model that this version can read, or a model none that can be written; one line that says why."""
+
+
+class Model(NamedTuple):
+    """What the translator needs of a model.
+
+    ``encoder`` ends with a ``source`` for each attention of ``decoder``, whose last slot are the logits.
+    ``max_source``: tokens of a sentence at most, with its end; ``max_target``: of a translation, likewise.
+    """
+
+    encoder: Program
+    decoder: Program
+    source: list[str]
+    target: list[str]
+    text: TextOptions
+    max_source: int
+    max_target: int
+
+
+def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) -> None:
+    """Write a model; the folder is there as a whole or not at all.
+
+    Args:
+        model: what to write.
+        subword_model: a file that is copied.
+        folder: to be made; its parent is there.
+        int8: matrices in int8.
+
+    Raises:
+        ModelError: the folder is there and not empty.
+        OSError: it can't be written.
+    """
+    from safetensors.torch import save_file
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ModelError(f"{folder} is there already")
+    tensors: dict[str, Tensor] = {}
+    names: dict[tuple[int, torch.Size], str] = {}
+    written: dict[str, Any] = {}
+    for side, program in (("encoder", model.encoder), ("decoder", model.decoder)):
+        ops = []
+        for i, (op, call) in enumerate(program.calls):
+            made: dict[str, Any] = {"op": op}
+            for key, value in call.items():
+                if isinstance(value, Tensor):
+                    at = (value.data_ptr(), value.shape)
+                    name = names.setdefault(at, f"{side}.{i}.{key}")
+                    tensors[name] = value.detach().float().contiguous()
+                    if int8 and (op, key) in (("linear", "weight"), ("embed", "weight")):
+                        tensors[name], tensors[f"{name}.scale"] = quantised(tensors[name])
+                    value = name
+                made[key] = value
+            ops.append(made)
+        written[side] = {"slots": program.widths, "ops": ops}
+    config = {
+        "format": FORMAT,
+        "version": __version__,
+        "weights": "int8" if int8 else "float32",
+        "max_source": model.max_source,
+        "max_target": model.max_target,
+        "text": model.text._asdict(),
+        **written,
+    }
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.new") as aside:
+        new = Path(aside) / folder.name
+        new.mkdir()
+        (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
+        words = {"source": model.source, "target": model.target}
+        (new / "vocabulary.json").write_text(json.dumps(words, ensure_ascii=False, indent=0), "utf-8")
+        save_file(tensors, new / "weights.safetensors")
+        (new / FILES[model.text.kind]).write_bytes(subword_model.read_bytes())
+        new.replace(folder)  # replaces an empty one
+
+
+def load(folder: Path) -> tuple[Model, Subwords]:
+    """Read a model.
+
+    Raises:
+        ModelError: it isn't one that this version can read.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not folder.is_dir():
+        raise ModelError(f"{folder}: no such folder; python -m fairseq_sru.export makes one")
+    try:
+        config = json.loads((folder / "config.json").read_text("utf-8"))
+        words = json.loads((folder / "vocabulary.json").read_text("utf-8"))
+        if type(config) is not dict or config.get("format") != FORMAT:
+            given = config.get("format") if type(config) is dict else None
+            raise ModelError(f"{folder}: format {given!r} is unknown; this version reads {FORMAT}: export the model again")
+        try:
+            tensors = load_file(folder / "weights.safetensors")
+        except SafetensorError as error:
+            raise ModelError(f"{folder}/weights.safetensors is damaged: {error}") from None
+        text = TextOptions(**config["text"])
+        model = Model(
+            _program(config["encoder"], ENCODER, tensors),
+            _program(config["decoder"], DECODER, tensors),
+            _vocabulary(words["source"]),
+            _vocabulary(words["target"]),
+            text,
+            _whole(config["max_source"], "max_source"),
+            _whole(config["max_target"], "max_target"),
+        )
+        _check(model)
+        return model, subwords(text, folder)
+    except ModelError:
+        raise
+    except OSError as error:
+        raise ModelError(f"{folder}: {Path(error.filename or folder).name}: {error.strerror or error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        raise ModelError(f"{folder}: not a model: {type(error).__name__}: {said}") from None
+
+
+def _whole(value: Any, name: str) -> int:
+    if type(value) is not int or not 0 < value <= LARGEST:
+        raise ValueError(f"{name} must be a whole number from 1 to {LARGEST}; got {value!r}")
+    return value
+
+
+def _vocabulary(words: Any) -> list[str]:
+    if type(words) is not list or not all(type(word) is str for word in words) or words[:4] != SPECIAL:
+        raise ValueError(f"a vocabulary must be a list of words that begins with {' '.join(SPECIAL)}")
+    return words
+
+
+def _program(written: Any, allowed: Sequence[str], tensors: dict[str, Tensor]) -> Program:
+    program = Program()
+    for width in written["slots"]:
+        program.slot(_whole(width, "slots"))
+    for call in written["ops"]:
+        given = dict(call)
+        if (op := given.pop("op")) not in allowed:
+            raise ValueError(f"op must be one of {', '.join(allowed)}; got {op!r}")
+        method = getattr(program, op)
+        takes = signature(method).parameters
+        arguments = {k: _argument(k, str(takes[k].annotation), v, tensors) for k, v in given.items()}
+        method(**arguments)
+    return program
+
+
+def _argument(name: str, kind: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    if name in TENSORS:
+        return None if value is None else _tensor(value, tensors)
+    if type(value).__name__ != kind:
+        raise ValueError(f"{name} must be {kind}; got {value!r}")
+    return value
+
+
+def _tensor(name: str, tensors: dict[str, Tensor]) -> Tensor | Quantised:
+    tensor, scale = tensors[name], tensors.get(f"{name}.scale")
+    if scale is None:
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} must be float32; got {tensor.dtype}")
+        return tensor
+    if tensor.dtype != torch.int8 or scale.dtype != torch.float32 or scale.shape != tensor.shape[:1]:
+        raise ValueError(f"{name} must be int8, with a scale a row")
+    return Quantised(tensor, scale)
+
+
+def _check(model: Model) -> None:
+    """That encoder, decoder and vocabularies fit."""
+    encoder, decoder = model.encoder, model.decoder
+    sides = ((encoder, model.source, "encoder"), (decoder, model.target, "decoder"))
+    for program, words, side in sides:
+        if sum(op == "embed" for op, _ in program.calls) != 1 or program.words != len(words):
+            raise ValueError(f"the {side} must have one embedding, of the vocabulary's {len(words)} words")
+    if decoder.widths[-1] != len(model.target):
+        raise ValueError("the decoder must end with a number for each word of the vocabulary")
+    read = [(encoder.widths[slot] // 2, heads) for slot, heads in encoder.sources]
+    if read != decoder.attentions:
+        raise ValueError("what the encoder hands over and what the decoder attends to differ")
+    if len({slot for slot, _ in encoder.sources}) < len(read):
+        raise ValueError("each attention must have a slot of its own")
+    if decoder.positions is not None or (encoder.positions or model.max_source) < model.max_source:
+        raise ValueError("positions must be the encoder's, and max_source of them")

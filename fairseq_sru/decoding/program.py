@@ -1,0 +1,254 @@
+"""A model in evaluation on a CPU, written as a short list of operations that compiled code runs (kernels/ops.h).
+
+Activations are float32. A weight is float32, or int8 with a scale a row (:func:`quantised`): its product takes inputs
+that are rounded to int8 as well, with a scale a row of theirs.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import struct
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..recurrence.build import Unavailable, host_library
+from ..recurrence.native import functions
+
+EMBED, NORM, LINEAR, RECUR, ATTEND, SCAN, CONVOLVE, SELF_ATTEND = range(8)
+RELU, TANH, ADD, KEEP, TOP, BOTH_WAYS = 1, 2, 4, 8, 16, 32
+ACTIVATIONS = {"identity": 0, "relu": RELU, "tanh": TANH}
+OP = "7q3qd"  # struct Op: code, in, out, n, k, flags, at; weight, scale, bias; number
+OPTIONS = ("-fopenmp-simd",)
+
+
+@functools.cache
+def library(name: str) -> tuple[Any, int]:
+    """The entry ``name`` of the compiled operations, and how many columns of a packed weight lie together.
+
+    Args:
+        name: ``run_step`` or ``translate``.
+
+    Raises:
+        Unavailable: no compiler, or what it builds can't be loaded.
+    """
+    file = {"run_step": "decoder.cpp", "translate": "translator.cpp"}[name]
+    entry, block = functions(host_library(OPTIONS, file), name, "block")
+    entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int64
+    block.restype = ctypes.c_int64
+    return entry, block()
+
+
+@functools.cache
+def available() -> bool:
+    """Whether a step can be compiled here."""
+    try:
+        library("run_step")
+    except Unavailable:  # of a missing compiler, the recurrence's own warning tells
+        return False
+    return True
+
+
+class Quantised(NamedTuple):
+    """``weight`` ``(n, k)`` int8; ``scale`` ``(n)`` float32, what a row is to be multiplied by."""
+
+    weight: Tensor
+    scale: Tensor
+
+
+Weight = Tensor | Quantised
+
+
+def quantised(weight: Tensor) -> Quantised:
+    """Each row of a float32 matrix in int8, rounded to the nearest of 255 steps between its largest number and that
+    negated."""
+    scale = weight.abs().amax(1) / 127
+    steps = torch.where(scale > 0, weight.t() / scale, 0.0).t().round()
+    return Quantised(steps.clamp(-127, 127).to(torch.int8), scale)
+
+
+def shape_of(weight: Weight) -> torch.Size:
+    """Of the matrix."""
+    return weight.weight.shape if isinstance(weight, Quantised) else weight.shape
+
+
+class Program:
+    """Operations one after the other on slots, which are so many rows of numbers; a row is a token.
+
+    Each method writes one down. ``calls`` has them as they were called, to be written to a file.
+
+    Raises:
+        ValueError: from each method, where slots and weights don't fit.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.widths: list[int] = []
+        self.result = 0  # of an encoder: the slot of its outputs
+        self.sources: list[tuple[int, int]] = []  # of an encoder: the slot and the heads of what each attention reads
+        self.state_size = 0
+        self.attentions: list[tuple[int, int]] = []  # of a decoder: the width and the heads of each
+        self.coverage = False
+        self.words = 0  # of the embedding
+        self.positions: int | None = None  # that it has embeddings for; None: any number
+        self._ops: list[tuple[Any, ...]] = []
+
+    def slot(self, width: int) -> int:
+        """Room for so many numbers a row. A decoder's last one is the result."""
+        self.widths.append(width)
+        return len(self.widths) - 1
+
+    def _write(self, name: str, fits: bool, call: dict[str, Any], *op: Any) -> None:
+        if not fits:
+            raise ValueError(f"operation {len(self.calls)}, {name}: slots and weights don't fit")
+        self.calls.append((name, {k: v for k, v in call.items() if k != "self"}))
+        self._ops.append(op)
+
+    def _room(self, slot: int, numbers: int) -> bool:
+        return 0 <= slot < len(self.widths) and 0 < numbers <= self.widths[slot]
+
+    def embed(self, out: int, weight: Weight, positions: Tensor | None = None, scale: float = 1.0) -> None:
+        """``scale`` times a token's row of ``weight`` ``(words, n)``, plus that of ``positions`` ``(length, n)`` for
+        its place."""
+        call = locals().copy()
+        words, size = shape_of(weight)
+        fits = self._room(out, size) and (positions is None or positions.size(1) == size)
+        self._write("embed", fits, call, EMBED, 0, out, size, words, 0, 0, weight, positions, scale)
+        self.words, self.positions = words, None if positions is None else len(positions)
+
+    def norm(self, x: int, out: int, weight: Tensor, bias: Tensor, eps: float) -> None:
+        """Layer norm with ``weight`` and ``bias`` ``(n)``."""
+        call = locals().copy()
+        fits = weight.dim() == 1 and self._room(x, len(weight)) and self._room(out, len(weight))
+        fits = fits and bias.shape == weight.shape
+        self._write("norm", fits, call, NORM, x, out, len(weight), 0, 0, 0, weight, bias, eps)
+
+    def linear(
+        self, x: int, out: int, weight: Weight, bias: Tensor | None = None, relu: bool = False, add: bool = False
+    ) -> None:
+        """``x weight^T + bias``, ``weight`` ``(n, k)``; with relu, max(0, ...); with add, added to what is there."""
+        call = locals().copy()
+        n, k = shape_of(weight)
+        fits = self._room(x, k) and self._room(out, n) and x != out and (bias is None or len(bias) == n) and k < 2**16
+        self._write("linear", fits, call, LINEAR, x, out, n, k, RELU * relu + ADD * add, 0, weight, bias, 0.0)
+
+    def recur(self, x: int, out: int, bias: Tensor, activation: str) -> None:
+        """``out += h``, one step of SRU without skip term: x holds its planes; the state is the next n numbers.
+
+        Args:
+            x, out: slots.
+            bias: ``(gates, n)`` of SRUCell.
+            activation: likewise.
+        """
+        call = locals().copy()
+        gates, n = bias.shape
+        fits = gates in (1, 2) and self._room(x, (gates + 1) * n) and self._room(out, n) and x != out
+        flags = ACTIVATIONS[activation]
+        self._write("recur", fits, call, RECUR, x, out, n, gates + 1, flags, self.state_size, None, bias, 0.0)
+        self.state_size += n
+
+    def scan(self, x: int, out: int, bias: Tensor, activation: str, bidirectional: bool) -> None:
+        """As :meth:`recur`, all steps of each sentence."""
+        call = locals().copy()
+        gates, n = bias.shape
+        fits = gates in (1, 2) and self._room(x, (gates + 1) * n) and self._room(out, n) and x != out
+        flags = ACTIVATIONS[activation] + BOTH_WAYS * bidirectional
+        fits = fits and not (bidirectional and n % 2)
+        self._write("scan", fits, call, SCAN, x, out, n, gates + 1, flags, 0, None, bias, 0.0)
+
+    def convolve(self, x: int, out: int, weight: Tensor) -> None:
+        """A depthwise convolution over each sentence, ``weight`` ``(kernel_size, n)``."""
+        call = locals().copy()
+        size, n = weight.shape
+        fits = self._room(x, n) and self._room(out, n) and x != out and size > 0
+        self._write("convolve", fits, call, CONVOLVE, x, out, n, size, 0, 0, weight, None, 0.0)
+
+    def self_attend(self, x: int, out: int, heads: int, scale: float) -> None:
+        """Attention of each sentence over itself: x holds query, key and value."""
+        call = locals().copy()
+        n = self.widths[out] if self._room(out, 1) else 0
+        fits = self._room(x, 3 * n) and x != out and heads > 0 and n % heads == 0
+        self._write("self_attend", fits, call, SELF_ATTEND, x, out, n, heads, 0, 0, None, None, scale)
+
+    def attend(self, x: int, out: int, heads: int, scale: float, keep: bool, coverage: Tensor | None = None) -> None:
+        """Attention over the source, of the query in x: without the maps before and after.
+
+        Args:
+            x, out: slots; out is as wide as the query.
+            heads: of the attention.
+            scale: of the scores.
+            keep: the attention whose weights the top one's coverage reads.
+            coverage: the weight ``(3, heads)`` of :class:`Coverage`.
+        """
+        call = locals().copy()
+        n = self.widths[out] if self._room(out, 1) else 0
+        fits = self._room(x, n) and x != out and heads > 0 and n % heads == 0
+        fits = fits and (coverage is None or coverage.shape == (3, heads))
+        at, flags = len(self.attentions), KEEP if keep else TOP
+        self._write("attend", fits, call, ATTEND, x, out, n, heads, flags, at, coverage, None, scale)
+        self.attentions.append((n, heads))
+        self.coverage = self.coverage or coverage is not None
+
+    def source(self, slot: int, heads: int) -> None:
+        """An encoder's slot is what the decoder's next attention reads: keys, beside them values."""
+        call = locals().copy()
+        if not (self._room(slot, 2) and heads > 0 and self.widths[slot] % (2 * heads) == 0):
+            raise ValueError(f"operation {len(self.calls)}, source: slots and weights don't fit")
+        self.calls.append(("source", {k: v for k, v in call.items() if k != "self"}))
+        self.sources.append((slot, heads))
+
+    def packed(self, block: int) -> Packed:
+        """As compiled code reads it.
+
+        Args:
+            block: columns of a packed weight that lie together, of :func:`library`.
+        """
+        kept: list[Tensor] = []
+
+        def pointer(x: Tensor | None) -> int:
+            if x is None:
+                return 0
+            kept.append(x.detach().contiguous())
+            return kept[-1].data_ptr()
+
+        ops = b""
+        for code, *numbers, weight, bias, number in self._ops:
+            scale = None
+            if isinstance(weight, Quantised):
+                weight, scale = weight
+            if code == LINEAR:
+                weight = _blocks(weight, block)
+            ops += struct.pack(OP, code, *numbers, pointer(weight), pointer(scale), pointer(bias), number)
+        return Packed(ops, struct.pack(f"{len(self.widths)}q", *self.widths), len(self._ops), len(self.widths), kept)
+
+
+class Packed(NamedTuple):
+    """A program in compiled code's form, and the tensors that it points to."""
+
+    ops: bytes
+    widths: bytes
+    count: int
+    slots: int
+    kept: list[Tensor]
+
+    def fields(self) -> tuple[int, int, int, int]:
+        """Of struct Program."""
+        return self.count, self.slots, address(self.ops), address(self.widths)
+
+
+def address(data: bytes) -> int:
+    """Where bytes lie; they have to be kept."""
+    return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
+
+
+def _blocks(weight: Tensor, block: int) -> Tensor:
+    """A weight ``(n, k)`` as kernels/products.h reads it; an int8 w as the byte w + 128."""
+    n, k = weight.shape
+    weight = weight.detach()
+    if weight.dtype == torch.int8:
+        weight = F.pad(weight, (0, -k % 4, 0, -n % block)).view(-1, block, -(-k // 4), 4).transpose(1, 2)
+        return (weight.to(torch.int16) + 128).to(torch.uint8)
+    return F.pad(weight, (0, 0, 0, -n % block)).view(-1, block, k).transpose(1, 2)

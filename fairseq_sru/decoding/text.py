@@ -1,0 +1,107 @@
+"""Plain text to subwords and back, as recipes/prepare.py makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+FILES = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}
+REMEMBERED = 500_000  # words that subword-nmt keeps
+
+
+class TextOptions(NamedTuple):
+    """How text was prepared for training.
+
+    ``kind``: of :data:`FILES`. ``source``, ``target``: languages, for Moses. ``lowercase``: of both. ``normalise``:
+    Moses normalises punctuation and splits at hyphens.
+    """
+
+    kind: str
+    source: str
+    target: str
+    lowercase: bool = False
+    normalise: bool = True
+
+
+class Subwords(Protocol):
+    """What turns lines into subwords, and those of a translation into a line."""
+
+    def encode(self, lines: Sequence[str]) -> list[list[str]]:
+        """The subwords of each line."""
+        ...
+
+    def decode(self, tokens: Sequence[str]) -> str:
+        """The line of a translation."""
+        ...
+
+
+def subwords(options: TextOptions, folder: Path) -> Subwords:
+    """Of a folder that holds the subword model.
+
+    Raises:
+        ValueError: an option is unknown, or the file isn't a subword model.
+        OSError: it can't be read.
+    """
+    if options.kind not in FILES:
+        raise ValueError(f"text.kind must be one of {', '.join(FILES)}; got {options.kind!r}")
+    content = (folder / FILES[options.kind]).read_bytes()
+    return SentencePiece(options, content) if options.kind == "sentencepiece" else MosesBPE(options, content)
+
+
+class SentencePiece:
+    """Subwords by sentencepiece."""
+
+    def __init__(self, options: TextOptions, model: bytes) -> None:
+        import sentencepiece
+
+        self.lowercase = options.lowercase
+        try:
+            self.model = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except RuntimeError:
+            raise ValueError(f"{FILES['sentencepiece']} is not a sentencepiece model") from None
+
+    def encode(self, lines: Sequence[str]) -> list[list[str]]:
+        """As of :class:`Subwords`."""
+        lines = [line.lower() for line in lines] if self.lowercase else list(lines)
+        return self.model.encode(lines, out_type=str, num_threads=1)  # type: ignore[no-any-return]
+
+    def decode(self, tokens: Sequence[str]) -> str:
+        """As of :class:`Subwords`."""
+        return "".join(tokens).replace("\u2581", " ").strip()
+
+
+class MosesBPE:
+    """Moses' tokens by sacremoses, split by subword-nmt."""
+
+    def __init__(self, options: TextOptions, codes: bytes) -> None:
+        import io
+
+        from sacremoses import MosesDetokenizer, MosesPunctNormalizer, MosesTokenizer
+        from subword_nmt.apply_bpe import BPE
+
+        self.options = options
+        self.normalizer = MosesPunctNormalizer(options.source)
+        self.tokenizer = MosesTokenizer(options.source)
+        self.detokenizer = MosesDetokenizer(options.target)
+        try:
+            self.bpe = BPE(io.StringIO(codes.decode()))
+        except (ValueError, SystemExit, IndexError):
+            raise ValueError(f"{FILES['moses-bpe']} are not codes of subword-nmt") from None
+
+    def encode(self, lines: Sequence[str]) -> list[list[str]]:
+        """As of :class:`Subwords`."""
+        if len(self.bpe.cache) > REMEMBERED:
+            self.bpe.cache.clear()
+        return [self._tokens(line).split() for line in lines]
+
+    def _tokens(self, line: str) -> str:
+        dashes = self.options.normalise
+        line = self.normalizer.normalize(line) if self.options.normalise else line
+        line = self.tokenizer.tokenize(line, aggressive_dash_splits=dashes, return_str=True)
+        return self.bpe.process_line(line.lower() if self.options.lowercase else line)  # type: ignore[no-any-return]
+
+    def decode(self, tokens: Sequence[str]) -> str:
+        """As of :class:`Subwords`."""
+        words = (" ".join(tokens) + " ").replace("@@ ", "").split()
+        return self.detokenizer.detokenize(words)  # type: ignore[no-any-return]

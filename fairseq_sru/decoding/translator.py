@@ -1,0 +1,171 @@
+"""Text in, text out: beam search in compiled code (kernels/translator.cpp) with a model of files.py."""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..layers.arguments import positive
+from .files import EOS, PAD, UNK, load
+from .program import library
+
+LONGEST = 200  # tokens of a translation unless told otherwise, as of fairseq-generate
+
+
+class Hypothesis(NamedTuple):
+    """A translation; ``score`` is the mean log probability of its tokens, the end of sentence among them. ``tokens``
+    are its subwords."""
+
+    text: str
+    score: float
+    tokens: list[str]
+
+
+class TooLong(ValueError):
+    """A line has more subwords than the model takes; ``index`` is its place."""
+
+    def __init__(self, index: int, subwords: int, most: int) -> None:
+        super().__init__(f"it has {subwords:,} subwords, the model takes {most:,}: split it")
+        self.index = index
+
+
+class Translator:
+    """Translates with a model that ``python -m fairseq_sru.export`` made.
+
+    Float32 models find what fairseq-generate finds. A line's translation depends on the line alone, whatever the batch
+    and the threads.
+
+    Args:
+        folder: the model.
+        threads: batches that are translated at a time; by default the cores that this process may use.
+
+    Raises:
+        ModelError: the folder isn't a model that this version can read; a ValueError.
+        RuntimeError: there is no C++ compiler.
+        ImportError: the package of the subword model isn't installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
+        self._translate, block = library("translate")
+        self.model, self.subwords = load(Path(folder))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.threads = cores if threads is None else positive("threads", threads)
+        self._encoder, self._decoder = self.model.encoder.packed(block), self.model.decoder.packed(block)
+        self._numbers = {word: i for i, word in enumerate(self.model.source)}
+        self._sources = np.array(self.model.encoder.sources, np.int64).reshape(-1, 2).T.copy()  # slots, heads
+
+    def translate(self, lines: Sequence[str], beam: int = 5, **options: int) -> list[str]:
+        """The best translation of each line.
+
+        Args:
+            lines: sentences; one without a word stays empty.
+            beam: hypotheses that are followed; 1 is greedy search.
+            options: of :meth:`hypotheses`.
+
+        Raises:
+            ValueError: an option is out of its range, or a line too long (:class:`TooLong`).
+        """
+        return [best[0].text for best in self._search(lines, beam, scored=beam > 1, **options)]
+
+    def hypotheses(self, lines: Sequence[str], beam: int = 5, **options: int) -> list[list[Hypothesis]]:
+        """The ``nbest`` hypotheses of each line, the best first.
+
+        Args:
+            lines: sentences; one without a word has empty hypotheses.
+            beam: hypotheses that are followed.
+            options: ``nbest`` (1): of the beam's; ``batch_size`` (64): sentences at a time; ``max_length`` (200, or
+                what the model was trained for): tokens of a translation; ``no_repeat_ngram_size`` (0): so many tokens
+                never stand twice in a translation.
+
+        Raises:
+            ValueError: as of :meth:`translate`.
+        """
+        return self._search(lines, beam, scored=True, **options)
+
+    def _search(
+        self,
+        lines: Sequence[str],
+        beam: int,
+        scored: bool,
+        nbest: int = 1,
+        batch_size: int = 64,
+        max_length: int | None = None,
+        no_repeat_ngram_size: int = 0,
+    ) -> list[list[Hypothesis]]:
+        if isinstance(lines, str):
+            raise TypeError("lines must be a list of lines; got one str")
+        longest = min(LONGEST, self.model.max_target - 1) if max_length is None else positive("max_length", max_length)
+        if positive("nbest", nbest) > positive("beam", beam):
+            raise ValueError(f"nbest must be at most beam, {beam}; got {nbest}")
+        if no_repeat_ngram_size < 0:
+            raise ValueError(f"no_repeat_ngram_size must be at least 0; got {no_repeat_ngram_size}")
+        numbers = self.encode(lines)
+        order = sorted((i for i, line in enumerate(numbers) if len(line) > 1), key=lambda i: len(numbers[i]))
+        size = min(positive("batch_size", batch_size), max(1, -(-len(order) // self.threads)))
+        batches = [order[i : i + size] for i in range(0, len(order), size)][::-1]  # the longest first
+        run = functools.partial(self._run, beam=beam, longest=longest, no_repeat=no_repeat_ngram_size, scored=scored)
+        found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
+        with ThreadPoolExecutor(self.threads) as pool:
+            running = [pool.submit(run, [numbers[i] for i in batch]) for batch in batches]
+            try:
+                results = [each.result() for each in running]
+            except BaseException:  # Ctrl-C, too: what has not begun doesn't
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        for batch, result in zip(batches, results, strict=True):
+            for i, hypotheses in zip(batch, result, strict=True):
+                found[i] = [self._hypothesis(*h) for h in hypotheses[:nbest]]
+        return found
+
+    def encode(self, lines: Sequence[str]) -> list[list[int]]:
+        """Each line's numbers, with the end of sentence.
+
+        Raises:
+            TooLong: a line has more than the model takes.
+        """
+        made = []
+        for index, tokens in enumerate(self.subwords.encode(lines)):
+            if len(tokens) >= self.model.max_source:
+                raise TooLong(index, len(tokens), self.model.max_source - 1)
+            made.append([*(self._numbers.get(token, UNK) for token in tokens), EOS])
+        return made
+
+    def _hypothesis(self, numbers: list[int], score: float) -> Hypothesis:
+        tokens = [self.model.target[n] for n in numbers]
+        return Hypothesis(self.subwords.decode(tokens), score, tokens)
+
+    def _run(
+        self, batch: list[list[int]], beam: int, longest: int, no_repeat: int, scored: bool
+    ) -> list[list[tuple[list[int], float]]]:
+        """Numbers and score of the hypotheses of each sentence, without its end."""
+        tokens = np.concatenate([np.array(line, np.int64) for line in batch])
+        begin = np.zeros(len(batch) + 1, np.int64)
+        np.cumsum([len(line) for line in batch], out=begin[1:])
+        out = np.empty((len(batch), beam, longest + 1), np.int32)
+        lengths, scores = np.empty(out.shape[:2], np.int64), np.empty(out.shape[:2], np.float32)
+        job = (
+            *self._encoder.fields(),
+            *self._decoder.fields(),
+            self._sources.shape[1],
+            self._sources[0].ctypes.data,
+            self._sources[1].ctypes.data,
+            self.model.decoder.state_size,
+            len(batch),
+            tokens.ctypes.data,
+            begin.ctypes.data,
+            *(beam, longest, no_repeat, scored, PAD, EOS),
+            *(x.ctypes.data for x in (out, lengths, scores)),
+        )
+        if not self._translate(struct.pack("24q", *job)):
+            raise MemoryError(f"a batch of {len(batch)} sentences with a beam of {beam} doesn't fit: lower batch_size")
+        return [
+            [(out[n, i, : lengths[n, i] - 1].tolist(), float(scores[n, i])) for i in range(beam) if lengths[n, i]]
+            for n in range(len(batch))
+        ]

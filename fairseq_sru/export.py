@@ -1,0 +1,121 @@
+"""Write a trained model as a folder for the translator.
+
+    python -m fairseq_sru.export --path checkpoint_best.pt --sentencepiece-model spm.model --out model [--int8]
+
+The folder can be carried to another machine; python -m fairseq_sru.translate reads it, and needs neither fairseq nor the
+training data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pickle
+from pathlib import Path
+from typing import Any
+
+from .decoding.files import SPECIAL, Model, ModelError, save
+from .decoding.text import TextOptions, subwords
+
+LONGEST_SOURCE = 4096  # tokens, where training set no limit or a higher one
+
+REFUSED = (
+    "the translator can't run this model, only --arch sru with SRU units, residual connections and attention in its "
+    "layers, and --arch transformer_sru with ssru or sru in its decoder and linear feed-forward blocks; both without "
+    "adaptive softmax"
+)
+
+
+def model_of(trained: Any, task: Any, text: TextOptions) -> Model:
+    """What the translator needs of a fairseq model.
+
+    Args:
+        trained: the model, in evaluation.
+        task: with the dictionaries.
+        text: how its text was prepared.
+
+    Raises:
+        ModelError: the translator can't run such a model.
+    """
+    encoder, decoder = getattr(trained, "encoder", None), getattr(trained, "decoder", None)
+    if not hasattr(encoder, "program") or not hasattr(decoder, "program"):
+        raise ModelError(REFUSED)
+    reading, writing = encoder.program(), decoder.program()
+    if reading is None or writing is None:
+        raise ModelError(REFUSED)
+    for attention in decoder.attentions():
+        kept = reading.slot(attention.key_value.out_features)
+        reading.linear(reading.result, kept, attention.key_value.weight)
+        reading.source(kept, attention.heads)
+    source, target = task.source_dictionary.symbols, task.target_dictionary.symbols
+    if source[:4] != SPECIAL or target[:4] != SPECIAL:
+        raise ModelError(f"a dictionary must begin with {' '.join(SPECIAL)}; got {' '.join(source[:4])}")
+    most = min(encoder.max_source_positions, LONGEST_SOURCE)
+    return Model(reading, writing, list(source), list(target), text, most, min(decoder.max_target_positions, 2**20))
+
+
+def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
+    """The model of a checkpoint, in evaluation, and its task.
+
+    Raises:
+        ModelError: it isn't a checkpoint of this package, or its dictionaries are missing.
+    """
+    try:
+        from fairseq import checkpoint_utils
+
+        from . import models  # noqa: F401
+    except ImportError as error:
+        raise ModelError(f"fairseq is needed to read a checkpoint: {error}") from None
+    overrides = {} if data is None else {"data": str(data)}
+    try:
+        ensemble, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], arg_overrides=overrides)
+    except FileNotFoundError as error:
+        raise ModelError(f"{error.filename}: no such file; --data names the folder with the dictionaries") from None
+    except (RuntimeError, pickle.UnpicklingError, OSError, ValueError, KeyError, AssertionError, EOFError) as error:
+        raise ModelError(f"{path}: not a checkpoint that can be read: {' '.join(str(error).split())[:300]}") from None
+    if not hasattr(task, "target_dictionary") or not hasattr(task, "source_dictionary"):
+        raise ModelError(f"{path}: not a translation model")
+    return ensemble[0].float().eval(), task
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m fairseq_sru.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("--path", type=Path, required=True, metavar="CHECKPOINT")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="the text's spm.model")
+    kind.add_argument("--subword-nmt-codes", type=Path, metavar="FILE", help="the text's bpe.codes, on Moses' tokens")
+    parser.add_argument("--lowercase", action="store_true", help="the text was in lower case (iwslt14, multi30k)")
+    parser.add_argument(
+        "--no-normalise",
+        action="store_true",
+        help="with --subword-nmt-codes: Moses neither normalised punctuation nor split at hyphens (iwslt14)",
+    )
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the binarised data, if it has moved since training")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write; new or empty")
+    parser.add_argument("--int8", action="store_true", help="weights in int8: a quarter of the size, and faster")
+    args = parser.parse_args(argv)
+    subword_model = args.sentencepiece_model or args.subword_nmt_codes
+    for flag, path in (("--path", args.path), ("the subword model", subword_model)):
+        if not path.is_file():
+            parser.error(f"argument {flag}: there is no file {path}")
+    if args.no_normalise and not args.subword_nmt_codes:
+        parser.error("argument --no-normalise: is for --subword-nmt-codes")
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        trained, task = loaded(args.path, args.data)
+        languages = (task.cfg.source_lang or "", task.cfg.target_lang or "")
+        chosen = "sentencepiece" if args.sentencepiece_model else "moses-bpe"
+        text = TextOptions(chosen, *languages, args.lowercase, not args.no_normalise)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        save(model_of(trained, task, text), subword_model, args.out, args.int8)
+        subwords(text, args.out)
+    except (ModelError, OSError, ValueError) as error:
+        parser.error(str(error))
+    size = sum(path.stat().st_size for path in args.out.iterdir())
+    print(f"{args.out}: {size / 1e6:.1f} MB, {'int8' if args.int8 else 'float32'}")
+
+
+if __name__ == "__main__":
+    main()

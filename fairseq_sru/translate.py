@@ -1,0 +1,122 @@
+"""Translate lines of text with a model of python -m fairseq_sru.export.
+
+    python -m fairseq_sru.translate model --beam 5 < source.txt > translation.txt
+
+It reads 2,048 lines at a time (at a terminal one), and writes as many, in their order; empty lines stay. An error is one
+line on stderr, after the translations of all lines before it. With --nbest N each line has N translations, the best
+first, and with --scores each begins with its score, the mean log probability of its tokens, and a tab.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+from .decoding.files import ModelError
+from .decoding.translator import Translator, TooLong
+from .recurrence.build import Unavailable
+
+CHUNK = 2048  # lines
+
+
+class InputError(Exception):
+    """A line can't be translated."""
+
+
+def decoded(lines: list[bytes], first: int) -> tuple[list[str], InputError | None]:
+    """Lines as text, up to one that isn't UTF-8, and what is wrong with that.
+
+    Args:
+        lines: with their ends.
+        first: the number of the first.
+    """
+    made: list[str] = []
+    for number, line in enumerate(lines, first):
+        try:
+            made.append(line.removesuffix(b"\n").removesuffix(b"\r").decode())
+        except UnicodeDecodeError as error:
+            return made, InputError(f"line {number} is not UTF-8: byte {error.start + 1} is {line[error.start]:#04x}")
+    return made, None
+
+
+def translated(translator: Translator, source: IO[bytes], args: argparse.Namespace) -> Iterator[tuple[int, str]]:
+    """For each chunk of lines how many they are, and what to write.
+
+    Raises:
+        InputError: a line can't be translated; what was before it has been yielded.
+    """
+    options = {"beam": args.beam, "batch_size": args.batch_size, "no_repeat_ngram_size": args.no_repeat_ngram_size}
+    options |= {} if args.max_length is None else {"max_length": args.max_length}
+    size, first = 1 if source.isatty() else CHUNK, 1
+    while chunk := list(islice(source, size)):
+        lines, fault = decoded(chunk, first)
+        try:
+            translator.encode(lines)
+        except TooLong as error:
+            fault = InputError(f"line {first + error.index} is too long: {error}")
+            lines = lines[: error.index]
+        if args.scores or args.nbest > 1:
+            found = translator.hypotheses(lines, nbest=args.nbest, **options)
+            write = (lambda h: f"{h.score:.4f}\t{h.text}\n") if args.scores else (lambda h: f"{h.text}\n")
+            yield len(lines), "".join(write(h) for hypotheses in found for h in hypotheses)
+        else:
+            yield len(lines), "".join(f"{line}\n" for line in translator.translate(lines, **options))
+        if fault is not None:
+            raise fault
+        first += len(chunk)
+
+
+def whole(least: int) -> type[int]:
+    """argparse's type of a whole number."""
+
+    def number(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}; got {text}")
+        return value
+
+    return number  # type: ignore[return-value]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m fairseq_sru.translate", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+    )
+    parser.add_argument("model", type=Path, metavar="MODEL", help="a folder of python -m fairseq_sru.export")
+    parser.add_argument("--beam", type=whole(1), default=5, metavar="N", help="hypotheses that are followed (5)")
+    parser.add_argument("--nbest", type=whole(1), default=1, metavar="N", help="translations of each line (1)")
+    parser.add_argument("--scores", action="store_true", help="begin each translation with its score")
+    parser.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="sentences at a time (64)")
+    parser.add_argument("--threads", type=whole(1), metavar="N", help="batches at a time (as many as there are cores)")
+    parser.add_argument("--max-length", type=whole(1), metavar="N", help="tokens of a translation (200)")
+    parser.add_argument(
+        "--no-repeat-ngram-size", type=whole(0), default=0, metavar="N", help="so many tokens never stand twice"
+    )
+    args = parser.parse_args(argv)
+    if args.nbest > args.beam:
+        parser.error(f"argument --nbest: must be at most --beam, {args.beam}; got {args.nbest}")
+    try:
+        from tqdm import tqdm
+
+        translator = Translator(args.model, args.threads)
+        with tqdm(unit="line", disable=None) as bar:
+            for count, text in translated(translator, sys.stdin.buffer, args):
+                sys.stdout.buffer.write(text.encode())
+                sys.stdout.buffer.flush()
+                bar.update(count)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        sys.exit("translate: nobody reads the output any more")
+    except KeyboardInterrupt:
+        print("translate: stopped", file=sys.stderr)
+        sys.exit(130)
+    except (ModelError, InputError, Unavailable, ImportError, MemoryError, OSError) as error:
+        sys.exit(f"translate: {' '.join(str(error).split())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,5 +1,5 @@
-"""Simple Recurrent Units for fairseq: layers (:class:`SRU`, :class:`SRUCell`), the recurrence, translation models, and a
-:class:`Translator` for models that were exported.
+"""Simple Recurrent Units for fairseq: layers (:class:`SRU`, :class:`SRUCell`), the recurrence, translation models, and
+a :class:`Translator` for models that were exported.
 
 The layers need torch alone, and importing them loads no fairseq. The models register with fairseq where this package is
 its ``--user-dir``, where it is imported after fairseq, or by ``import fairseq_sru.models``.

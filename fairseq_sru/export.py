@@ -2,8 +2,8 @@
 
     python -m fairseq_sru.export --path checkpoint_best.pt --sentencepiece-model spm.model --out model [--int8]
 
-The folder can be carried to another machine; python -m fairseq_sru.translate reads it, and needs neither fairseq nor the
-training data.
+The folder can be carried to another machine; python -m fairseq_sru.translate reads it, and needs neither fairseq nor
+the training data.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ def model_of(trained: Any, task: Any, text: TextOptions) -> Model:
     Raises:
         ModelError: the translator can't run such a model.
     """
-    encoder, decoder = getattr(trained, "encoder", None), getattr(trained, "decoder", None)
-    if not hasattr(encoder, "program") or not hasattr(decoder, "program"):
+    if not all(hasattr(getattr(trained, side, None), "program") for side in ("encoder", "decoder")):
         raise ModelError(REFUSED)
+    encoder, decoder = trained.encoder, trained.decoder
     reading, writing = encoder.program(), decoder.program()
     if reading is None or writing is None:
         raise ModelError(REFUSED)
@@ -62,20 +62,25 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     """
     try:
         from fairseq import checkpoint_utils
+        from fairseq.data import data_utils
 
         from . import models  # noqa: F401
     except ImportError as error:
         raise ModelError(f"fairseq is needed to read a checkpoint: {error}") from None
     overrides = {} if data is None else {"data": str(data)}
     try:
-        ensemble, _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], arg_overrides=overrides)
-    except FileNotFoundError as error:
-        raise ModelError(f"{error.filename}: no such file; --data names the folder with the dictionaries") from None
-    except (RuntimeError, pickle.UnpicklingError, OSError, ValueError, KeyError, AssertionError, EOFError) as error:
-        raise ModelError(f"{path}: not a checkpoint that can be read: {' '.join(str(error).split())[:300]}") from None
-    if not hasattr(task, "target_dictionary") or not hasattr(task, "source_dictionary"):
-        raise ModelError(f"{path}: not a translation model")
-    return ensemble[0].float().eval(), task
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+        task = state["cfg"]["task"]
+        folder, languages = Path(task["data"].split(":")[0]), (task["source_lang"], task["target_lang"])
+        if None in languages and folder.is_dir():
+            languages = data_utils.infer_language_pair(str(folder))
+    except (RuntimeError, pickle.UnpicklingError, OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path}: not a translation model's checkpoint that can be read: {said}") from None
+    if not all((folder / f"dict.{language}.txt").is_file() for language in languages):
+        raise ModelError(f"{folder} has no dict.*.txt for the model's languages: --data names the folder that has")
+    ensemble, _, made = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
+    return ensemble[0].float().eval(), made
 
 
 def main(argv: list[str] | None = None) -> None:

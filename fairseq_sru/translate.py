@@ -2,8 +2,8 @@
 
     python -m fairseq_sru.translate model --beam 5 < source.txt > translation.txt
 
-It reads 2,048 lines at a time (at a terminal one), and writes as many, in their order; empty lines stay. An error is one
-line on stderr, after the translations of all lines before it. With --nbest N each line has N translations, the best
+It reads 2,048 lines at a time (at a terminal one), and writes as many, in their order; empty lines stay. An error is
+one line on stderr, after the translations of all lines before it. With --nbest N each line has N translations, the best
 first, and with --scores each begins with its score, the mean log probability of its tokens, and a tab.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from .decoding.files import ModelError
-from .decoding.translator import Translator, TooLong
+from .decoding.translator import TooLong, Translator
 from .recurrence.build import Unavailable
 
 CHUNK = 2048  # lines
@@ -62,13 +63,28 @@ def translated(translator: Translator, source: IO[bytes], args: argparse.Namespa
             lines = lines[: error.index]
         if args.scores or args.nbest > 1:
             found = translator.hypotheses(lines, nbest=args.nbest, **options)
-            write = (lambda h: f"{h.score:.4f}\t{h.text}\n") if args.scores else (lambda h: f"{h.text}\n")
-            yield len(lines), "".join(write(h) for hypotheses in found for h in hypotheses)
+            told = (lambda h: f"{h.score:.4f}\t{h.text}\n") if args.scores else (lambda h: f"{h.text}\n")
+            yield len(lines), "".join(told(h) for hypotheses in found for h in hypotheses)
         else:
             yield len(lines), "".join(f"{line}\n" for line in translator.translate(lines, **options))
         if fault is not None:
             raise fault
         first += len(chunk)
+
+
+def write(text: bytes) -> None:
+    """Write whole lines to stdout: Ctrl-C waits for their end."""
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    try:
+        rest = memoryview(text)
+        while rest:  # a signal cuts a write short
+            rest = rest[sys.stdout.buffer.write(rest) :]
+        sys.stdout.buffer.flush()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def whole(least: int) -> type[int]:
@@ -105,8 +121,7 @@ def main(argv: list[str] | None = None) -> None:
         translator = Translator(args.model, args.threads)
         with tqdm(unit="line", disable=None) as bar:
             for count, text in translated(translator, sys.stdin.buffer, args):
-                sys.stdout.buffer.write(text.encode())
-                sys.stdout.buffer.flush()
+                write(text.encode())
                 bar.update(count)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end

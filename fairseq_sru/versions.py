@@ -27,6 +27,7 @@ RECIPES = (
     "PyYAML==6.0.3",
     "sacrebleu==2.6.0",
     "sacremoses==0.2.0",
+    "safetensors==0.8.0",
     "sentencepiece==0.2.1",
     "subword-nmt==0.3.8",
     "tqdm==4.67.3",

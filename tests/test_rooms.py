@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 # Each room imports only from itself and from those before it.
-PACKAGE = ["versions", "recurrence", "layers", "models", "doctor", "install_fairseq"]
+PACKAGE = ["versions", "recurrence", "layers", "decoding", "models", "doctor", "install_fairseq", "export", "translate"]
 RECIPES = ["common", "corpora", "comparison", "benchmarks"]
 LONGEST = 350  # lines
 

@@ -3,6 +3,7 @@ model. Nothing in it is code; what is read is checked before any of it reaches c
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ DECODER = ("embed", "norm", "linear", "recur", "attend")
 
 
 class ModelError(ValueError):
-    """A folder isn't a model that this version can read, or a model none that can be written; one line that says why."""
+    """A folder isn't a model that can be read, or a model none that can be written; one line that says why."""
 
 
 class Model(NamedTuple):
@@ -81,7 +82,7 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
                 made[key] = value
             ops.append(made)
         written[side] = {"slots": program.widths, "ops": ops}
-    config = {
+    config: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
         "weights": "int8" if int8 else "float32",
@@ -93,12 +94,18 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.new") as aside:
         new = Path(aside) / folder.name
         new.mkdir()
-        (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
         words = {"source": model.source, "target": model.target}
         (new / "vocabulary.json").write_text(json.dumps(words, ensure_ascii=False, indent=0), "utf-8")
         save_file(tensors, new / "weights.safetensors")
         (new / FILES[model.text.kind]).write_bytes(subword_model.read_bytes())
+        config["sha256"] = {path.name: _sum(path) for path in new.iterdir()}
+        (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
         new.replace(folder)  # replaces an empty one
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load(folder: Path) -> tuple[Model, Subwords]:
@@ -107,21 +114,20 @@ def load(folder: Path) -> tuple[Model, Subwords]:
     Raises:
         ModelError: it isn't one that this version can read.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; python -m fairseq_sru.export makes one")
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        words = json.loads((folder / "vocabulary.json").read_text("utf-8"))
         if type(config) is not dict or config.get("format") != FORMAT:
             given = config.get("format") if type(config) is dict else None
-            raise ModelError(f"{folder}: format {given!r} is unknown; this version reads {FORMAT}: export the model again")
-        try:
-            tensors = load_file(folder / "weights.safetensors")
-        except SafetensorError as error:
-            raise ModelError(f"{folder}/weights.safetensors is damaged: {error}") from None
+            raise ModelError(f"{folder}: format {given!r} is unknown, this one reads {FORMAT}: export it again")
+        for name in ("vocabulary.json", "weights.safetensors", FILES[config["text"]["kind"]]):
+            if _sum(folder / name) != config["sha256"][name]:
+                raise ModelError(f"{folder}/{name} is damaged: copy or export it again")
+        words = json.loads((folder / "vocabulary.json").read_text("utf-8"))
+        tensors = load_file(folder / "weights.safetensors")
         text = TextOptions(**config["text"])
         model = Model(
             _program(config["encoder"], ENCODER, tensors),

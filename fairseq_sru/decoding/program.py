@@ -230,13 +230,13 @@ class Packed(NamedTuple):
 
     ops: bytes
     widths: bytes
-    count: int
+    operations: int
     slots: int
     kept: list[Tensor]
 
     def fields(self) -> tuple[int, int, int, int]:
         """Of struct Program."""
-        return self.count, self.slots, address(self.ops), address(self.widths)
+        return self.operations, self.slots, address(self.ops), address(self.widths)
 
 
 def address(data: bytes) -> int:

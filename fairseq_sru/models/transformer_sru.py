@@ -168,7 +168,8 @@ class TransformerSRUDecoder(BaseDecoder):
             return None
         made = Program()
         size = self.norm.normalized_shape[0]
-        wide, inner, x = made.slot(max(3 * size, layers[0].feed_forward.inner.out_features)), made.slot(size), made.slot(size)
+        between = max(3 * size, layers[0].feed_forward.inner.out_features)
+        wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
         made.embed(x, self.embed_tokens.weight, scale=math.sqrt(size))
         for i, layer in enumerate(layers):
             write_norm(made, x, inner, layer.autoreg_norm)

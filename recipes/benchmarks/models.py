@@ -16,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 import fairseq_sru.models  # noqa: F401  registers the architectures
 from fairseq_sru import sru_recurrence
-from fairseq_sru.models.step import Program
+from fairseq_sru.models.step import Step
 
 from .timing import DEVICE, Function
 
@@ -182,7 +182,7 @@ def shares(function: Function) -> dict[str, float]:
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
     with (
         mock.patch("fairseq_sru.layers.cell.sru_recurrence", recorded("Recurrence", sru_recurrence)),
-        mock.patch.object(Program, "run", recorded("CompiledStep", Program.run)),
+        mock.patch.object(Step, "run", recorded("CompiledStep", Step.run)),
         profile(activities=activities) as seen,
     ):
         for _ in range(3):

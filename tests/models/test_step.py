@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from fairseq.data import Dictionary
+from support.processes import under_sanitizers
 from support.small_models import VARIANTS, made, prefixes, reorder, run, sources
 from torch import nn
 
@@ -225,11 +223,8 @@ def test_a_compiler_that_fails_means_torch(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 SANITIZED = """
-import sys, torch
-sys.path[:0] = [{tests!r}]
-from fairseq_sru.decoding import program as program_module
+import torch
 from fairseq_sru.models import base_decoder
-program_module.OPTIONS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 from support.small_models import *
 words = numbered(37)
 with torch.no_grad():
@@ -242,27 +237,9 @@ with torch.no_grad():
             for t in range(1, 5):
                 model.decoder(target[:, :t], encoded, incremental_state=state)
         assert base_decoder._steps[model.decoder][0] is not None
-print("done")
 """
 
 
 @pytest.mark.slow
 def test_no_access_is_out_of_bounds(tmp_path: Path) -> None:
-    """Under the address and undefined-behaviour sanitizers, whose malloc is torch's here."""
-    command, _ = build.host_compiler()
-    libraries = [
-        subprocess.run([*command, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")
-    ]
-    if not all(Path(path).is_absolute() for path in libraries):
-        pytest.skip("the compiler has no sanitizers")
-    script = SANITIZED.format(tests=str(Path(__file__).parent.parent), names=sorted(COMPILED))
-    env = {**os.environ, "LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0"}
-    env |= {"FAIRSEQ_SRU_CACHE": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env=env,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr[-3000:]
+    under_sanitizers(SANITIZED.format(names=sorted(COMPILED)), tmp_path)

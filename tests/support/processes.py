@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from conftest import ROOT
 
 from fairseq_sru.recurrence import build, cuda, native, nvrtc
@@ -33,6 +34,27 @@ def python(
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=LONG)
     assert not check or done.returncode == 0, done.stdout[-5000:] + done.stderr[-3000:]
     return done
+
+
+BEGIN = """
+from fairseq_sru.decoding import program
+program.OPTIONS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+"""
+
+
+def under_sanitizers(script: str, cache: Path) -> None:
+    """Run Python with the programs of fairseq_sru.decoding under the address and undefined-behaviour sanitizers, whose
+    malloc is torch's then."""
+    command, _ = build.host_compiler()
+    libraries = [
+        subprocess.run([*command, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so.6")
+    ]
+    if not all(Path(path).is_absolute() for path in libraries):
+        pytest.skip("the compiler has no sanitizers")
+    env = {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": "detect_leaks=0", "FAIRSEQ_SRU_CACHE": str(cache)}
+    done = python("-c", f"{BEGIN}{script}\nprint('done')", check=False, **env)
+    assert done.returncode == 0 and done.stdout.endswith("done\n"), done.stderr[-3000:]
 
 
 def forget() -> None:

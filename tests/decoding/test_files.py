@@ -1,0 +1,93 @@
+"""Models as folders: what is written is read again, and what is damaged is one clear line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.exported import LINES, exported, fuzzed
+
+from fairseq_sru import Translator
+from fairseq_sru.decoding.files import ModelError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    exported(folder, "sru, coverage", share_all_embeddings=True)
+    return folder
+
+
+@pytest.fixture
+def copied(model: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(model, tmp_path / "model"))
+
+
+def change(folder: Path, **entries: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **entries}))
+
+
+def test_a_tied_embedding_is_written_once(model: Path) -> None:
+    tensors = load_file(model / "weights.safetensors").values()
+    words = json.loads((model / "vocabulary.json").read_text())["source"]
+    assert sum(len(tensor) == len(words) for tensor in tensors) == 1
+
+
+def test_nothing_of_the_users_is_replaced(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").touch()
+    with pytest.raises(ModelError, match="model is there already"):
+        exported(tmp_path / "model", "sru, defaults")
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
+    assert not list(tmp_path.glob("model.new*"))
+
+
+@pytest.mark.parametrize("file", ["config.json", "vocabulary.json", "weights.safetensors", "spm.model"])
+def test_a_file_that_is_missing_or_cut_short_is_named(file: str, copied: Path) -> None:
+    content = (copied / file).read_bytes()
+    for length in (0, 1, 7, 100, len(content) // 2, len(content) - 1):
+        (copied / file).write_bytes(content[:length])
+        with pytest.raises(ModelError) as raised:
+            Translator(copied)
+        assert "\n" not in str(raised.value)
+    (copied / file).unlink()
+    with pytest.raises(ModelError, match=rf"{file}.*No such file|{file}"):
+        Translator(copied)
+
+
+@pytest.mark.parametrize("given", [2, "1", None])
+def test_an_unknown_version_is_refused(given: Any, copied: Path) -> None:
+    change(copied, format=given)
+    with pytest.raises(ModelError, match=rf"format {given!r} is unknown, this one reads 1: export it again"):
+        Translator(copied)
+    with pytest.raises(ModelError, match=r"no such folder; python -m fairseq_sru\.export makes one"):
+        Translator(copied / "none")
+
+
+def test_weights_of_other_shapes_and_types_are_refused_or_run(copied: Path) -> None:
+    """Fewer rows than a slot has room for are no danger to memory; a checksum tells of damage."""
+    tensors, ran = load_file(copied / "weights.safetensors"), 0
+    for name in tensors:
+        for wrong in (tensors[name][:-1], tensors[name][None], tensors[name].half(), tensors[name].to(torch.int8)):
+            save_file({**tensors, name: wrong.contiguous()}, copied / "weights.safetensors")
+            change(
+                copied, sha256={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in copied.iterdir()}
+            )
+            try:
+                Translator(copied, 1).translate(LINES, beam=2, max_length=5)
+                ran += 1
+            except ModelError:
+                assert ran < len(tensors)
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+def test_a_config_with_something_else_in_it_is_refused_or_runs(seed: int, copied: Path) -> None:
+    """Whatever is let through reaches compiled code; test_sanitized.py does this under sanitizers."""
+    assert fuzzed(copied, seed, 50) > 15

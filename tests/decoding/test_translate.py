@@ -1,0 +1,183 @@
+"""export and translate as a user types them."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_cli
+from support.commands import SMALL, hypotheses
+from support.exported import LINES, exported
+from support.processes import python
+
+from fairseq_sru import Translator
+
+TRANSLATE = ("-m", "fairseq_sru.translate")
+EXPORT = ("-m", "fairseq_sru.export")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "model"
+    exported(folder, "sru, coverage")
+    return folder
+
+
+def translate(model: Path, text: bytes, *words: str) -> tuple[int, bytes, str]:
+    command = [sys.executable, *TRANSLATE, str(model), "--max-length", "9", *words]
+    done = subprocess.run(command, cwd=ROOT, input=text, capture_output=True, timeout=600)
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_lines_in_are_lines_out(model: Path) -> None:
+    lines = [*LINES, "", "last"]
+    expected = Translator(model).translate(lines, max_length=9)
+    for text in ("\n".join(lines), "\r\n".join(lines) + "\r\n"):
+        assert translate(model, text.encode()) == (0, "".join(f"{line}\n" for line in expected).encode(), "")
+    assert translate(model, b"") == (0, b"", "")
+
+
+def test_scores_and_several_translations(model: Path) -> None:
+    code, out, _ = translate(model, f"{LINES[0]}\n\n".encode(), "--nbest", "3", "--scores", "--beam", "4")
+    found = Translator(model).hypotheses([LINES[0]], beam=4, nbest=3, max_length=9)[0]
+    assert code == 0 and out.decode().splitlines() == [f"{h.score:.4f}\t{h.text}" for h in found] + ["0.0000\t"] * 3
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        (b"caf\xe9", "translate: line 3 is not UTF-8: byte 4 is 0xe9\n"),
+        (
+            b"word " * 10_000,
+            r"translate: line 3 is too long: it has [\d,]+ subwords, the model takes 1,023: split it\n",
+        ),
+    ],
+)
+def test_an_error_is_one_line_after_what_was_before_it(line: bytes, said: str, model: Path) -> None:
+    code, out, errors = translate(model, b"the window\nis open\n" + line + b"\nnever read\n")
+    assert code == 1 and re.fullmatch(said, errors), errors
+    assert out.decode().splitlines() == Translator(model).translate(["the window", "is open"], max_length=9)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--beam", "0"], "argument --beam: must be at least 1; got 0"),
+        (["--nbest", "6"], "argument --nbest: must be at most --beam, 5; got 6"),
+        (["--batch-size", "x"], "argument --batch-size: invalid number value: 'x'"),
+    ],
+)
+def test_bad_arguments_are_named(words: list[str], said: str, model: Path) -> None:
+    code, out, errors = translate(model, b"window\n", *words)
+    assert code == 2 and out == b"" and said in errors
+
+
+def test_no_model_is_one_line(tmp_path: Path) -> None:
+    code, out, errors = translate(tmp_path / "none", b"window\n")
+    assert (code, out) == (1, b"")
+    assert errors == f"translate: {tmp_path}/none: no such folder; python -m fairseq_sru.export makes one\n"
+
+
+def test_it_needs_no_fairseq(model: Path) -> None:
+    blocked = "import sys; sys.modules['fairseq'] = None; from fairseq_sru.translate import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked, str(model)], cwd=ROOT, input=b"window\n", capture_output=True, timeout=600
+    )
+    assert done.returncode == 0 and done.stdout.count(b"\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("how", ["closed pipe", "Ctrl-C"])
+def test_stopped_it_leaves_whole_lines(how: str, model: Path, tmp_path: Path) -> None:
+    """Three chunks; the first has been written when it is stopped."""
+    rng = random.Random(1)
+    lines = [" ".join(rng.choices(LINES, k=3)) for _ in range(40_000)]
+    (tmp_path / "text").write_text("\n".join(lines))
+    command = [sys.executable, *TRANSLATE, str(model), "--threads", "2"]
+    with (tmp_path / "text").open("rb") as text, (tmp_path / "errors").open("wb") as errors:
+        process = subprocess.Popen(command, cwd=ROOT, stdin=text, stdout=subprocess.PIPE, stderr=errors)
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        if how == "closed pipe":
+            process.stdout.close()
+            rest = b""
+        else:
+            time.sleep(0.2)
+            process.send_signal(signal.SIGINT)
+            rest = process.stdout.read()
+        code = process.wait(timeout=120)
+    said = (tmp_path / "errors").read_text()
+    if how == "closed pipe":
+        assert code == 1 and said == "translate: nobody reads the output any more\n"
+    else:
+        assert code == 130 and said == "translate: stopped\n"
+        written = (first + rest).decode()
+        assert written.endswith("\n") and 0 < written.count("\n") < len(lines) and written.count("\n") % 2048 == 0
+
+
+@pytest.fixture(scope="module", params=["sentencepiece", "moses-bpe"])
+def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """Text that recipes/prepare.py has prepared, a model that saw it for a moment, and how to export it."""
+    folder, rng = tmp_path_factory.mktemp("prepared"), random.Random(2)
+    words = sorted(
+        {word for line in LINES for word in line.split()} | {"It's", "(e.g.", "100%", "read-only,", "„Datei“"}
+    )
+    for split, count in (("train", 400), ("valid", 20), ("test", 30)):
+        lines = [" ".join(rng.choices(words, k=rng.randint(2, 9))) for _ in range(count)]
+        (folder / f"{split}.en").write_text("".join(f"{line}\n" for line in lines))
+        (folder / f"{split}.de").write_text("".join(f"{' '.join(line.split()[::-1])}\n" for line in lines))
+    prefixes = [x for split in ("train", "valid", "test") for x in (f"--{split}-prefix", folder / split)]
+    python(
+        ROOT / "recipes" / "prepare.py", *prefixes, "-s", "en", "-t", "de", "--vocab-size", "80",
+        "--tokenizer", request.param, "--out", folder / "data",
+    )  # fmt: skip
+    training = [*SMALL, "--optimizer", "adam", "--lr", 5e-3, "--max-tokens", 400, "--max-epoch", 3]
+    run_cli("train", folder / "data" / "bin", "--user-dir", "fairseq_sru", *training, "--save-dir", folder / "save")
+    flag = {"sentencepiece": "--sentencepiece-model", "moses-bpe": "--subword-nmt-codes"}[request.param]
+    file = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}[request.param]
+    return folder, ["--path", str(folder / "save" / "checkpoint_last.pt"), flag, str(folder / "data" / file)]
+
+
+@pytest.mark.parametrize("beam", [1, 5])
+def test_an_exported_model_gives_fairseq_generates_tokens(prepared: tuple[Path, list[str]], beam: int) -> None:
+    folder, words = prepared
+    if not (folder / "model").exists():
+        done = python(*EXPORT, *words, "--out", folder / "model")
+        assert done.stdout.startswith(f"{folder / 'model'}: ") and done.stdout.endswith(" MB, float32\n")
+    translator = Translator(folder / "model")
+    lines = (folder / "test.en").read_text().splitlines()
+    found = translator.hypotheses(lines, beam=beam)
+    generated = run_cli(
+        "generate", folder / "data" / "bin", "--user-dir", "fairseq_sru", "--cpu", "--beam", beam,
+        "--path", folder / "save" / "checkpoint_last.pt",
+    )  # fmt: skip
+    expected = hypotheses(generated.stdout)
+    assert [" ".join(h[0].tokens) for h in found] == [expected[i] for i in range(len(lines))]
+    assert len(set(expected.values())) > 5
+    for h in found:  # moses-bpe: what was split is joined, and what Moses escapes is what it was
+        assert not {"@@", "&apos;", "&quot;", "\u2581"} & set(h[0].text)
+
+
+def test_what_cannot_be_exported_is_said(prepared: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, words = prepared
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine").touch()
+    (tmp_path / "no checkpoint").write_bytes(b"PK\x03\x04 no")
+    path, *rest = words[1:]
+    for given, said in (
+        ([*words, "--out", tmp_path / "full"], "full is there already"),
+        (["--path", tmp_path / "none", *rest, "--out", tmp_path / "m"], "argument --path: there is no file"),
+        (
+            ["--path", tmp_path / "no checkpoint", *rest, "--out", tmp_path / "m"],
+            "not a translation model's checkpoint",
+        ),
+        ([*words, "--data", tmp_path, "--out", tmp_path / "m"], "--data names the folder that has"),
+    ):
+        done = python(*EXPORT, *given, check=False)
+        assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not (tmp_path / "m").exists() and [p.name for p in (tmp_path / "full").iterdir()] == ["mine"]

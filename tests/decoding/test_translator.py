@@ -1,0 +1,127 @@
+"""The translator finds what fairseq's own search finds, whatever the batch and the threads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairseq.sequence_generator import SequenceGenerator
+from support.exported import LINES, exported, words
+
+from fairseq_sru import Translator
+from fairseq_sru.decoding.translator import TooLong
+
+KINDS = [
+    "sru, defaults",
+    "sru, bidirectional",
+    "sru, sizes differ",
+    "sru, coverage",
+    "sru, tied",
+    "sru, convolution",
+    "sru, identity",
+    "sru, sru_tiny",
+    "transformer_sru, ssru",
+    "transformer_sru, sru",
+    "transformer_sru, sizes differ",
+]
+TEXT = [*LINES, "", "window", "  ", "the file the file the file", "new " * 30]
+
+
+def by_fairseq(model: Any, lines: list[list[int]], beam: int, **options: Any) -> list[list[tuple[list[int], float]]]:
+    search = SequenceGenerator([model], words(), beam_size=beam, **options)
+    found = []
+    for line in lines:
+        src = torch.tensor([line])
+        sample = {"net_input": {"src_tokens": src, "src_lengths": torch.tensor([len(line)])}}
+        with torch.no_grad():
+            found.append([(h["tokens"].tolist()[:-1], float(h["score"])) for h in search.generate([model], sample)[0]])
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("beam", [1, 2, 5])
+def test_hypotheses_are_those_of_fairseq(name: str, beam: int, tmp_path: Path) -> None:
+    model = exported(tmp_path / "model", name)
+    translator = Translator(tmp_path / "model", threads=1)
+    lines = [line for line in TEXT if line.strip()]
+    found = translator.hypotheses(lines, beam=beam, nbest=beam, max_length=12)
+    expected = by_fairseq(model, translator.encode(lines), beam, max_len_b=12)
+    for got, wanted in zip(found, expected, strict=True):
+        assert [h.tokens for h in got] == [[words().symbols[n] for n in tokens] for tokens, _ in wanted]
+        for (_, score), h in zip(wanted, got, strict=True):
+            assert h.score == pytest.approx(score, abs=1e-4)
+    assert len({h.text for got in found for h in got}) > 4
+    assert translator.translate(lines, beam=beam, max_length=12) == [got[0].text for got in found]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_ngrams_are_not_repeated_just_as_by_fairseq(size: int, tmp_path: Path) -> None:
+    model = exported(tmp_path / "model", "sru, coverage")
+    translator = Translator(tmp_path / "model")
+    free = translator.hypotheses(LINES, beam=3, max_length=20)
+    found = translator.hypotheses(LINES, beam=3, max_length=20, no_repeat_ngram_size=size)
+    expected = by_fairseq(model, translator.encode(LINES), 3, max_len_b=20, no_repeat_ngram_size=size)
+    assert [h[0].tokens for h in found] == [[words().symbols[n] for n in h[0][0]] for h in expected]
+    assert [h[0].tokens for h in found] != [h[0].tokens for h in free]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_a_translation_depends_on_its_line_alone(int8: bool, tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, sru_tiny", int8)
+    lines = [" ".join(LINES[(i * j) % 6] for j in range(1 + i % 4)) for i in range(70)]
+    alone = [h for line in lines for h in Translator(tmp_path / "model", 1).hypotheses([line], max_length=15)]
+    for threads in (1, 3):
+        for batch_size in (1, 7, 64):
+            translator = Translator(tmp_path / "model", threads)
+            assert translator.hypotheses(lines, max_length=15, batch_size=batch_size) == alone
+
+
+def test_empty_lines_stay_and_order_is_kept(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model")
+    found = translator.translate(TEXT, max_length=9)
+    assert [bool(text) for text in found] == [bool(line.strip()) for line in TEXT]
+    assert translator.translate(TEXT[::-1], max_length=9) == found[::-1]
+    assert translator.translate([]) == []
+    assert [h.text for h in translator.hypotheses([""], nbest=3)[0]] == [""] * 3
+
+
+def test_words_that_training_did_not_have_are_unknown(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model")
+    unknown = words().unk()
+    assert unknown in translator.encode(["窓"])[0]
+    assert translator.translate(["窓"], max_length=5)[0]
+
+
+def test_int8_is_near_float32(tmp_path: Path) -> None:
+    exported(tmp_path / "float32", "sru, sru_tiny", encoder_embed_dim=64, decoder_embed_dim=64)
+    exported(tmp_path / "int8", "sru, sru_tiny", int8=True, encoder_embed_dim=64, decoder_embed_dim=64)
+    found = [
+        Translator(tmp_path / kind).hypotheses(LINES, beam=4, nbest=4, max_length=8) for kind in ("float32", "int8")
+    ]
+    scores = [[h[0].score for h in one] for one in found]
+    assert scores[0] != scores[1]
+    assert scores[0] == pytest.approx(scores[1], abs=0.05)
+    sizes = [(tmp_path / kind / "weights.safetensors").stat().st_size for kind in ("float32", "int8")]
+    assert sizes[1] < 0.5 * sizes[0]
+
+
+def test_lines_that_are_too_long_are_named(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults", max_source_positions=20)
+    with pytest.raises(TooLong, match=r"^it has [\d,]+ subwords, the model takes 19: split it$") as raised:
+        Translator(tmp_path / "model").translate(["window", " ".join(LINES)])
+    assert raised.value.index == 1
+
+
+@pytest.mark.parametrize(
+    "option, value", [("beam", 0), ("batch_size", 0), ("max_length", 0), ("nbest", 6), ("no_repeat_ngram_size", -1)]
+)
+def test_options_out_of_range_are_named(option: str, value: int, tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    with pytest.raises(ValueError, match=rf"^{option} must be (at|an integer) .*got {value}$"):
+        Translator(tmp_path / "model").hypotheses(["window"], **{option: value})
+    with pytest.raises(TypeError, match="lines must be a list of lines; got one str"):
+        Translator(tmp_path / "model").translate("window")

@@ -1,0 +1,98 @@
+"""Small models as folders of the translator, and the text that they take."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from argparse import Namespace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import torch
+from fairseq.data import Dictionary
+
+from fairseq_sru import Translator
+from fairseq_sru.decoding.files import ModelError, save
+from fairseq_sru.decoding.text import TextOptions
+from fairseq_sru.decoding.translator import TooLong
+from fairseq_sru.export import model_of
+from support.small_models import VARIANTS, made
+
+LINES = [
+    "the window is open",
+    "close the window now",
+    "öffnet das neue Fenster",
+    "a new file is opened",
+    "then save the file again",
+    "das Fenster ist offen",
+]
+SENTENCEPIECE = TextOptions("sentencepiece", "en", "de")
+
+
+@cache
+def subword_model() -> bytes:
+    """A sentencepiece model of LINES."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES * 4), model_writer=model, vocab_size=60, model_type="bpe", minloglevel=2
+    )
+    return model.getvalue()
+
+
+@cache
+def words() -> Dictionary:
+    """Its pieces."""
+    model = sentencepiece.SentencePieceProcessor(model_proto=subword_model())
+    dictionary = Dictionary()
+    for i in range(3, model.vocab_size()):
+        dictionary.add_symbol(model.id_to_piece(i))
+    return dictionary
+
+
+def exported(folder: Path, name: str, int8: bool = False, **more: Any) -> Any:
+    """Write an untrained model of VARIANTS, whose translations differ from one another; returns the model."""
+    torch.manual_seed(0)
+    kind, options = VARIANTS[name]
+    model = made(kind, words(), **{**options, **more}).float().eval()
+    for parameter in model.decoder.parameters():
+        parameter.data.mul_(1.5)  # not near to uniform
+    task = Namespace(source_dictionary=words(), target_dictionary=words())
+    file = folder.parent / f"{folder.name}.spm"
+    file.write_bytes(subword_model())
+    save(model_of(model, task, SENTENCEPIECE), file, folder, int8)
+    return model
+
+
+WRONG = [0, -1, 1, 2, 3, 7, 1000, 2**31, 2**70, 0.5, float("nan"), "x", "relu", None, True, [], {}, [1], "weight"]
+
+
+def damaged(value: Any, rng: random.Random) -> Any:
+    """The same with one thing changed somewhere in it."""
+    if isinstance(value, dict) and value and rng.random() < 0.95:
+        key = rng.choice(list(value))
+        return {**value, key: damaged(value[key], rng)}
+    if isinstance(value, list) and value and rng.random() < 0.95:
+        at = rng.randrange(len(value))
+        new = [] if rng.random() < 0.1 else [damaged(value[at], rng)]
+        return [*value[:at], *new, *value[at + 1 :]]
+    return rng.choice(WRONG)
+
+
+def fuzzed(folder: Path, seed: int, times: int) -> int:
+    """Translate with configs that were damaged; returns how many were refused, by one line. Others run."""
+    rng = random.Random(seed)
+    config = json.loads((folder / "config.json").read_text())
+    refused = 0
+    for _ in range(times):
+        (folder / "config.json").write_text(json.dumps(damaged(config, rng)))
+        try:
+            Translator(folder, 1).translate(LINES, beam=2, max_length=5)
+        except TooLong:
+            pass
+        except ModelError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    return refused

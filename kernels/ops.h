@@ -3,9 +3,13 @@
 // float32 but for int8 weights, and functions of one number are those of sru.cu on a CPU.
 #pragma once
 #define VALUE 0
+#if defined(__AVX512F__) && !defined(__clang__)
+#pragma GCC target("prefer-vector-width=512")  // the products are in such registers, too
+#endif
 #include "host.h"
 
 #include <algorithm>
+#include <functional>
 #include <new>
 #include <stdexcept>
 #include <vector>
@@ -39,7 +43,12 @@ struct Place {
 struct Source {
     const float *key, *value, *mask;
     int64 key_strides[3], value_strides[3], mask_stride;
+    // Of the translator: key and value are read in vectors, without mask. Sentence n has `padded(length)` places from
+    // begin[n] on; its keys are (heads, size, places), its values (places, heads, size).
+    int64 in_vectors;
 };
+
+static inline int64 padded(int64 length) { return (length + LANES - 1) / LANES * LANES; }
 
 struct Cores {
     int64 workers;
@@ -87,24 +96,37 @@ static void each(const Cores& cores, int64 count, int64 operations, const Work& 
         (void*)&job, unsigned(workers), 0);
 }
 
-static inline void put(const Op& op, float* to, int64 column, float y) {
-    if (op.bias) y += op.bias[column];
-    if (op.flags & RELU) y = y > 0.f ? y : 0.f;
-    to[column] = op.flags & ADD ? to[column] + y : y;
+// to = y, of a block of columns; with BIAS, RELU and ADD known to the compiler, or the loop doesn't vectorise.
+template <bool BIASED, bool RELUS, bool ADDS>
+static void put_block(const float* RESTRICT y, const float* RESTRICT bias, float* RESTRICT to, int64 count) {
+    float sum[BLOCK];
+    for (int64 j = 0; j < BLOCK; ++j) sum[j] = BIASED ? y[j] + bias[j] : y[j];
+    for (int64 j = 0; j < BLOCK; ++j) sum[j] = RELUS && !(sum[j] > 0.f) ? 0.f : sum[j];
+    if (count == BLOCK)
+        for (int64 j = 0; j < BLOCK; ++j) to[j] = ADDS ? to[j] + sum[j] : sum[j];
+    else
+        for (int64 j = 0; j < count; ++j) to[j] = ADDS ? to[j] + sum[j] : sum[j];
 }
 
-// out = x weight^T + bias.
+static auto put_block_of(const Op& op) {
+    static constexpr decltype(&put_block<false, false, false>) all[] = {
+        put_block<false, false, false>, put_block<false, false, true>, put_block<false, true, false>, put_block<false, true, true>,
+        put_block<true, false, false>,  put_block<true, false, true>,  put_block<true, true, false>,  put_block<true, true, true>};
+    return all[4 * bool(op.bias) + 2 * bool(op.flags & RELU) + bool(op.flags & ADD)];
+}
+
+// out = x weight^T + bias; bias and scale are as long as the packed weight.
 static void linear_float(const Step& s, const Op& op) {
     const Place x = s.slot[op.in], out = s.slot[op.out];
+    const auto put = put_block_of(op);
     each(s.cores, (op.n + BLOCK - 1) / BLOCK, s.rows * op.n * op.k, [&](int64 block) {
         const int64 begin = block * BLOCK, count = std::min(BLOCK, op.n - begin);
-        const float* weight = (const float*)op.weight + begin * op.k;
+        const float *weight = (const float*)op.weight + begin * op.k, *bias = op.bias ? op.bias + begin : nullptr;
         Sums<float> sums;
         for (int64 r = 0; r < s.rows; r += ROWS) {
             const int64 rows = std::min(ROWS, s.rows - r);
             tile_of(rows, x.row(r), x.width, weight, op.k, sums, std::make_index_sequence<ROWS>());
-            for (int64 m = 0; m < rows; ++m)
-                for (int64 j = 0; j < count; ++j) put(op, out.row(r + m), begin + j, sums[m][j]);
+            for (int64 m = 0; m < rows; ++m) put(sums[m], bias, out.row(r + m) + begin, count);
         }
     });
 }
@@ -140,19 +162,21 @@ static void linear_int8(const Step& s, const Op& op) {
     const int8_t* all = q.data();  // a worker's own thread_local is another
     const float* of_row = scale.data();
     const int32_t* of_sum = sum.data();
+    const auto put = put_block_of(op);
     each(s.cores, (op.n + BLOCK - 1) / BLOCK, s.rows * op.n * op.k / 4, [&](int64 block) {
         const int64 begin = block * BLOCK, count = std::min(BLOCK, op.n - begin);
         const uint8* weight = (const uint8*)op.weight + begin * k;
+        const float *scales = op.scale + begin, *bias = op.bias ? op.bias + begin : nullptr;
         Sums<int32_t> sums;
         for (int64 r = 0; r < s.rows; r += ROWS) {
             const int64 rows = std::min(ROWS, s.rows - r);
             tile_of(rows, all + r * k, k, weight, k, sums, std::make_index_sequence<ROWS>());
             for (int64 m = 0; m < rows; ++m) {
                 const int32_t offset = 128 * of_sum[r + m];
-                for (int64 j = 0; j < count; ++j) {
-                    const float product = float(sums[m][j] - offset) * (of_row[r + m] * op.scale[begin + j]);
-                    put(op, out.row(r + m), begin + j, product);
-                }
+                const float factor = of_row[r + m];
+                float product[BLOCK];
+                for (int64 j = 0; j < BLOCK; ++j) product[j] = float(sums[m][j] - offset) * (factor * scales[j]);
+                put(product, bias, out.row(r + m) + begin, count);
             }
         }
     });
@@ -269,29 +293,68 @@ static void convolve(const Step& s, const Op& op) {
         }
 }
 
-// to = softmax(scale query key^T + more) value, of one head and query; leaves the weights in share.
-template <class More>
-static void attend_one(const float* query, const float* key, int64 key_stride, const float* value, int64 value_stride,
-                       int64 size, int64 length, float scale, const More& more, float* share, float* to) {
+static void softmax(float* x, int64 count) {
     float highest = -INFINITY, sum = 0;
+#pragma omp simd reduction(max : highest)
+    for (int64 i = 0; i < count; ++i) highest = std::max(highest, x[i]);
+#pragma GCC ivdep
+    for (int64 i = 0; i < count; ++i) x[i] = exponential(x[i] - highest);
+#pragma omp simd reduction(+ : sum)
+    for (int64 i = 0; i < count; ++i) sum += x[i];
+    const float part = 1.f / sum;
+#pragma omp simd
+    for (int64 i = 0; i < count; ++i) x[i] *= part;
+}
+
+// to = softmax(scale query key^T + bias) value, of one head and query; leaves the weights in share.
+static void attend_one(const float* query, const float* key, int64 key_stride, const float* value, int64 value_stride,
+                       int64 size, int64 length, float scale, const float* bias, float* share, float* to) {
     for (int64 i = 0; i < length; ++i) {
         const float* k = key + i * key_stride;
         float score = 0;
 #pragma omp simd reduction(+ : score)
         for (int64 j = 0; j < size; ++j) score += query[j] * k[j];
-        share[i] = score * scale + more(i);
-        highest = std::max(highest, share[i]);
+        share[i] = score * scale + bias[i];
     }
-#pragma GCC ivdep
-    for (int64 i = 0; i < length; ++i) share[i] = exponential(share[i] - highest);
-#pragma omp simd reduction(+ : sum)
-    for (int64 i = 0; i < length; ++i) sum += share[i];
+    softmax(share, length);
     std::fill(to, to + size, 0.f);
     for (int64 i = 0; i < length; ++i) {
-        const float *v = value + i * value_stride, part = share[i] /= sum;
+        const float* v = value + i * value_stride;
 #pragma omp simd
-        for (int64 j = 0; j < size; ++j) to[j] += part * v[j];
+        for (int64 j = 0; j < size; ++j) to[j] += share[i] * v[j];
     }
+}
+
+// N vectors of scores at once: share = scale query key + bias, of a key (size, places).
+template <int64 N>
+static void scores(const float* query, const float* key, int64 places, int64 size, float scale, const float* bias,
+                   float* share) {
+    vec sum[N] = {};
+    for (int64 j = 0; j < size; ++j)
+        for (int64 i = 0; i < N; ++i) sum[i] += query[j] * *(const vec*)(key + j * places + i * LANES);
+    for (int64 i = 0; i < N; ++i) *(vec*)(share + i * LANES) = scale * sum[i] + *(const vec*)(bias + i * LANES);
+}
+
+// N vectors of a head at once: to = share value.
+template <int64 N>
+static void mixed(const float* share, const float* value, int64 stride, int64 length, float* to) {
+    vec sum[N] = {};
+    for (int64 i = 0; i < length; ++i)
+        for (int64 j = 0; j < N; ++j) sum[j] += share[i] * *(const vec*)(value + i * stride + j * LANES);
+    for (int64 j = 0; j < N; ++j) *(vec*)(to + j * LANES) = sum[j];
+}
+
+// As attend_one, from a source in vectors: bias and share have a number for each place, and `to` room for whole vectors.
+static void attend_vectors(const float* query, const float* key, const float* value, int64 stride, int64 size,
+                           int64 length, float scale, const float* bias, float* share, float* to) {
+    const int64 places = padded(length);
+    int64 i = 0, j = 0;
+    for (; i + 4 * LANES <= places; i += 4 * LANES) scores<4>(query, key + i, places, size, scale, bias + i, share + i);
+    for (; i + 2 * LANES <= places; i += 2 * LANES) scores<2>(query, key + i, places, size, scale, bias + i, share + i);
+    if (i < places) scores<1>(query, key + i, places, size, scale, bias + i, share + i);
+    softmax(share, places);
+    for (; j + 3 * LANES < size; j += 4 * LANES) mixed<4>(share, value + j, stride, length, to + j);
+    for (; j < size; j += LANES) mixed<1>(share, value + j, stride, length, to + j);
 }
 
 // Attention over a source, with k heads; op.at is the source, and weight, where there is one, that of coverage.
@@ -301,32 +364,45 @@ static void attend(const Step& s, const Op& op) {
     const int64 size = op.n / op.k;
     each(s.cores, s.rows, 2 * s.rows * op.n * s.src_len, [&](int64 r) {
         const int64 sentence = s.sentence[r], n = s.begin[sentence], length = s.length[sentence];
-        static thread_local std::vector<float> shares, means, curves;
-        shares.resize(length);
-        means.assign(length, 0.f);
-        curves.resize(length);
-        float *below = s.weights + r * s.src_len, *share = shares.data(), *mean = means.data(), *curved = curves.data();
+        const int64 count = source.in_vectors ? padded(length) : length;  // below src_len
+        static thread_local std::vector<float> rows;
+        rows.resize(4 * count + size + 4 * LANES);
+        float *share = rows.data(), *mean = share + count, *curved = mean + count, *bias = curved + count;
+        float *context = bias + count, *below = s.weights + r * s.src_len;
         const float* past = op.weight ? s.past + r * s.src_len : nullptr;
+        const float *query = q.row(r), scale = float(op.number), part = 1.f / float(op.k);
+        std::fill(mean, mean + count, 0.f);
         if (past)
 #pragma GCC ivdep
-            for (int64 i = 0; i < length; ++i) curved[i] = hyperbolic_tangent(past[i]);
-        const float* mask = source.mask ? source.mask + n * source.mask_stride : nullptr;
+            for (int64 i = 0; i < count; ++i) curved[i] = hyperbolic_tangent(past[i]);
         for (int64 h = 0; h < op.k; ++h) {
-            const float* a = past ? (const float*)op.weight + h : nullptr;
-            const auto more = [=](int64 i) {
-                const float seen = mask ? mask[i] : 0.f;
-                if (!past) return seen;
-                return seen + a[0] * past[i] + 4.f * a[op.k] * curved[i] + 4.f * a[2 * op.k] * below[i];
-            };
-            attend_one(q.row(r) + h * size, source.key + n * source.key_strides[0] + h * source.key_strides[1],
-                       source.key_strides[2], source.value + n * source.value_strides[0] + h * source.value_strides[1],
-                       source.value_strides[2], size, length, float(op.number), more, share, out.row(r) + h * size);
+            std::fill(bias, bias + count, 0.f);
+            if (past) {
+                const float *weight = (const float*)op.weight + h, a = weight[0];
+                const float b = 4.f * weight[op.k], c = 4.f * weight[2 * op.k];
+#pragma GCC ivdep
+                for (int64 i = 0; i < count; ++i) bias[i] = a * past[i] + b * curved[i] + c * below[i];
+            }
+            if (source.mask)
+                for (int64 i = 0; i < count; ++i) bias[i] += source.mask[n * source.mask_stride + i];
+            std::fill(bias + length, bias + count, -INFINITY);
+            const int64 first = h * size;
+            if (source.in_vectors) {
+                attend_vectors(query + first, source.key + n * op.n + first * count, source.value + n * op.n + first, op.n,
+                               size, length, scale, bias, share, context);
+                std::copy_n(context, size, out.row(r) + first);
+            } else {
+                attend_one(query + first, source.key + n * source.key_strides[0] + h * source.key_strides[1],
+                           source.key_strides[2], source.value + n * source.value_strides[0] + h * source.value_strides[1],
+                           source.value_strides[2], size, length, scale, bias, share, out.row(r) + first);
+            }
 #pragma omp simd
-            for (int64 i = 0; i < length; ++i) mean[i] += share[i] / float(op.k);
+            for (int64 i = 0; i < count; ++i) mean[i] += share[i] * part;
         }
         if (past)
-            for (int64 i = 0; i < length; ++i) s.new_past[r * s.src_len + i] = past[i] + below[i];
-        if (op.flags & KEEP || (op.flags & TOP && s.need_weights)) std::copy(mean, mean + length, below);
+#pragma GCC ivdep
+            for (int64 i = 0; i < count; ++i) s.new_past[r * s.src_len + i] = past[i] + below[i];
+        if (op.flags & KEEP || (op.flags & TOP && s.need_weights)) std::copy(mean, mean + count, below);
     });
 }
 
@@ -334,15 +410,16 @@ static void attend(const Step& s, const Op& op) {
 static void self_attend(const Step& s, const Op& op) {
     const Place x = s.slot[op.in], out = s.slot[op.out];
     const int64 size = op.n / op.k;
-    std::vector<float> share;
+    std::vector<float> share, bias;
     for (int64 sentence = 0; sentence < s.sentences; ++sentence) {
         const int64 begin = s.begin[sentence], length = s.length[sentence];
         share.resize(length);
+        bias.assign(length, 0.f);
         for (int64 i = 0; i < length; ++i)
             for (int64 h = 0; h < op.k; ++h) {
                 const float* first = x.row(begin) + h * size;
                 attend_one(x.row(begin + i) + h * size, first + op.n, x.width, first + 2 * op.n, x.width, size, length,
-                           float(op.number), [](int64) { return 0.f; }, share.data(), out.row(begin + i) + h * size);
+                           float(op.number), bias.data(), share.data(), out.row(begin + i) + h * size);
             }
     }
 }

@@ -26,14 +26,18 @@ using Sums = Sum[ROWS][BLOCK];
 // M rows of x by a block of columns, kept in registers.
 template <int64 M>
 static void tile(const float* x, int64 stride, const float* w, int64 k, Sums<float>& out) {
-    vec sum[M][2] = {};
+    vec sum[M][2];
+#pragma GCC unroll 8
+    for (int64 m = 0; m < M; ++m) sum[m][0] = sum[m][1] = vec{};
     for (int64 i = 0; i < k; ++i, w += BLOCK) {
         const vec left = *(const vec*)w, right = *(const vec*)(w + LANES);
+#pragma GCC unroll 8
         for (int64 m = 0; m < M; ++m) {
             sum[m][0] += x[m * stride + i] * left;
             sum[m][1] += x[m * stride + i] * right;
         }
     }
+#pragma GCC unroll 8
     for (int64 m = 0; m < M; ++m) {
         *(vec*)out[m] = sum[m][0];
         *(vec*)(out[m] + LANES) = sum[m][1];
@@ -57,15 +61,23 @@ static DEVICE bytes add_dot4(bytes sum, bytes w, bytes x) { return _mm256_dpbusd
 template <int64 M>
 static void tile(const int8_t* x, int64 stride, const uint8* w, int64 k, Sums<int32_t>& out) {
     constexpr int64 HALF = sizeof(bytes), PARTS = 4 * BLOCK / HALF;
-    bytes sum[M][PARTS] = {}, part[PARTS];
+    bytes sum[M][PARTS], part[PARTS];
+#pragma GCC unroll 8
+    for (int64 m = 0; m < M; ++m)
+        for (int64 p = 0; p < PARTS; ++p) sum[m][p] = bytes{};
     for (int64 i = 0; i < k; i += 4, w += 4 * BLOCK) {
+        if (M < 8) __builtin_prefetch(w + 64 * BLOCK);  // few rows wait for the weight
+        if (M < 8 && 4 * BLOCK > 64) __builtin_prefetch(w + 64 * BLOCK + 64);
         for (int64 p = 0; p < PARTS; ++p) std::memcpy(&part[p], w + p * HALF, HALF);
+#pragma GCC unroll 8
         for (int64 m = 0; m < M; ++m) {
             const bytes mine = all_four(x + m * stride + i);
             for (int64 p = 0; p < PARTS; ++p) sum[m][p] = add_dot4(sum[m][p], part[p], mine);
         }
     }
-    for (int64 m = 0; m < M; ++m) std::memcpy(out[m], sum[m], sizeof sum[m]);
+#pragma GCC unroll 8
+    for (int64 m = 0; m < M; ++m)
+        for (int64 p = 0; p < PARTS; ++p) std::memcpy((char*)out[m] + p * HALF, &sum[m][p], HALF);
 }
 #elif defined(__AVX2__) && !defined(PLAIN)
 // vpmaddubsw would saturate; 16-bit products of pairs don't.

@@ -8,7 +8,6 @@ struct Job {  // translator.py's order
     Program encoder, decoder;
     int64 attentions;
     const int64* source_slot;  // of the encoder: what each attention reads, keys beside values
-    const int64* source_heads;
     int64 state_size, sentences;
     const int64* token;  // of all sentences, one after the other
     const int64* begin;  // (sentences + 1)
@@ -20,37 +19,52 @@ struct Job {  // translator.py's order
 
 static constexpr int64 ENCODED = 256;  // positions that are encoded together: what is between stays in the cache
 
-// Slots of so many rows, those in `kept` elsewhere.
+// Slots of so many rows.
 struct Slots {
     std::vector<float> scratch;
     std::vector<Place> place;
 
-    void lay_out(const Program& program, int64 rows, const std::vector<float*>& kept) {
-        int64 size = 0;
-        for (int64 i = 0; i < program.slots; ++i) size += kept[i] ? 0 : rows * program.width[i];
-        if (int64(scratch.size()) < size) scratch.resize(size);
+    void lay_out(const Program& program, int64 rows) {
+        int64 numbers = 0;
         place.resize(program.slots);
-        float* next = scratch.data();
         for (int64 i = 0; i < program.slots; ++i) {
-            place[i] = {kept[i] ? kept[i] : next, program.width[i]};
-            if (!kept[i]) next += rows * program.width[i];
+            place[i] = {nullptr, program.width[i]};
+            numbers += rows * program.width[i];
+        }
+        if (int64(scratch.size()) < numbers) scratch.resize(numbers);
+        float* next = scratch.data();
+        for (Place& one : place) {
+            one.base = next;
+            next += rows * one.width;
         }
     }
 };
 
-// Keys and values of all sentences for each attention.
-static std::vector<std::vector<float>> encode(const Job& job, const std::vector<int64>& length) {
-    std::vector<std::vector<float>> sources(job.attentions);
-    for (int64 a = 0; a < job.attentions; ++a)
-        sources[a].resize(job.begin[job.sentences] * job.encoder.width[job.source_slot[a]]);
+// Keys and values of an attention, as struct Source has them in vectors, with room behind them for a last vector.
+struct Kept {
+    std::vector<float> key, value;
+
+    Kept(int64 places, int64 size) : key(places * size), value(places * size + 4 * LANES) {}
+
+    // A sentence's, whose rows have keys beside values.
+    void take(const Place& from, int64 row, int64 length, int64 at) {
+        const int64 size = from.width / 2, places = padded(length);
+        float *keys = &key[at * size], *values = &value[at * size];
+        for (int64 j = 0; j < size; ++j)
+            for (int64 i = 0; i < length; ++i) keys[j * places + i] = from.row(row + i)[j];
+        for (int64 i = 0; i < length; ++i) std::copy_n(from.row(row + i) + size, size, values + i * size);
+    }
+};
+
+// What each attention reads; `at` is where the places of each sentence begin, and their end.
+static std::vector<Kept> encode(const Job& job, const std::vector<int64>& length, const std::vector<int64>& at) {
+    std::vector<Kept> kept;
+    for (int64 a = 0; a < job.attentions; ++a) kept.emplace_back(at.back(), job.encoder.width[job.source_slot[a]] / 2);
     Slots slots;
     for (int64 first = 0, last; first < job.sentences; first = last) {
         for (last = first + 1; last < job.sentences && job.begin[last + 1] - job.begin[first] <= ENCODED;) ++last;
         const int64 offset = job.begin[first], rows = job.begin[last] - offset;
-        std::vector<float*> kept(job.encoder.slots);
-        for (int64 a = 0; a < job.attentions; ++a)
-            kept[job.source_slot[a]] = sources[a].data() + offset * job.encoder.width[job.source_slot[a]];
-        slots.lay_out(job.encoder, rows, kept);
+        slots.lay_out(job.encoder, rows);
         std::vector<int64> begin(last - first);
         for (int64 n = first; n < last; ++n) begin[n - first] = job.begin[n] - offset;
         Step step{};
@@ -61,8 +75,11 @@ static std::vector<std::vector<float>> encode(const Job& job, const std::vector<
         step.length = &length[first];
         step.sentences = last - first;
         run(job.encoder, step);
+        for (int64 a = 0; a < job.attentions; ++a)
+            for (int64 n = first; n < last; ++n)
+                kept[a].take(slots.place[job.source_slot[a]], begin[n - first], length[n], at[n]);
     }
-    return sources;
+    return kept;
 }
 
 struct Candidate {
@@ -86,11 +103,38 @@ struct Search {
     std::vector<std::vector<Ended>> ended;  // of each sentence
 
     std::vector<Candidate> best;  // of a sentence at a step, sorted
-    std::vector<float> peaks;     // of each CHUNK of a row's logits
+    std::vector<float> peaks, ranked;  // of each CHUNK of a row's logits
     static constexpr int64 CHUNK = 64;
 
     explicit Search(const Job& job)
         : job(job), words(job.decoder.width[job.decoder.slots - 1]), ended(job.sentences), peaks((words + CHUNK - 1) / CHUNK) {}
+
+    template <int64 COUNT>
+    static float peak(const float* x) {
+        vec most = *(const vec*)x;
+        for (int64 j = LANES; j < COUNT; j += LANES) {
+            const vec next = *(const vec*)(x + j);
+            most = next > most ? next : most;
+        }
+        return *std::max_element((const float*)&most, (const float*)&most + LANES);
+    }
+
+    float sum_of_exponentials(const float* x, float highest) const {
+        vec sum{};
+        for (int64 begin = 0; begin < words; begin += CHUNK) {
+            float e[CHUNK] = {};
+            const int64 count = std::min(CHUNK, words - begin);
+            if (count == CHUNK)
+#pragma GCC ivdep
+                for (int64 j = 0; j < CHUNK; ++j) e[j] = exponential(x[begin + j] - highest);
+            else
+                for (int64 j = 0; j < count; ++j) e[j] = exponential(x[begin + j] - highest);
+            for (int64 j = 0; j < CHUNK; j += LANES) sum += *(const vec*)(e + j);
+        }
+        float all = 0;
+        for (int64 j = 0; j < LANES; ++j) all += sum[j];
+        return all;
+    }
 
     void offer(const Candidate& c, size_t room) {
         if (best.size() == room) {
@@ -102,10 +146,10 @@ struct Search {
         best.insert(at, c);
     }
 
-    // The end of an n-gram that the hypothesis has already.
-    void forbid_repetitions(float* logits, const int32_t* tokens, int64 length) {
+    // Forbids what would end an n-gram that the hypothesis has already; returns how many words.
+    size_t forbid_repetitions(float* logits, const int32_t* tokens, int64 length) {
         const int64 n = job.no_repeat;
-        if (n < 1 || length + 1 < n) return;
+        if (n < 1 || length + 1 < n) return 0;
         std::vector<int64> found;
         for (int64 i = 0; i + n <= length; ++i)
             if (std::equal(tokens + i, tokens + i + n - 1, tokens + length - (n - 1))) found.push_back(tokens[i + n - 1]);
@@ -114,27 +158,23 @@ struct Search {
             before.push_back(logits[word]);
             logits[word] = -INFINITY;
         }
-        if (std::any_of(logits, logits + words, [](float x) { return x != -INFINITY; })) return;
+        if (std::any_of(logits, logits + words, [](float x) { return x != -INFINITY; })) return found.size();
         for (size_t i = found.size(); i-- > 0;) logits[found[i]] = before[i];  // where nothing would be left, all stays
+        return 0;
     }
 
     // Offers the words that may follow a hypothesis, with log softmax(logits) where there is more than one to compare with.
     void extend(int64 row, float* x, int64 step, size_t room) {
-        float highest = -INFINITY, sum = 0;
+        float highest = -INFINITY;
         for (int64 c = 0; c < int64(peaks.size()); ++c) {
-            float peak = -INFINITY;
-            const int64 end = std::min(words, (c + 1) * CHUNK);
-#pragma omp simd reduction(max : peak)
-            for (int64 j = c * CHUNK; j < end; ++j) peak = std::max(peak, x[j]);
-            peaks[c] = peak;
-            highest = std::max(highest, peak);
+            const int64 begin = c * CHUNK, count = std::min(CHUNK, words - begin);
+            peaks[c] = count == CHUNK ? peak<CHUNK>(x + begin) : *std::max_element(x + begin, x + words);
+            highest = std::max(highest, peaks[c]);
         }
         float shift = 0, before = 0;
         if (job.scored) {
-#pragma omp simd reduction(+ : sum)
-            for (int64 j = 0; j < words; ++j) sum += exponential(x[j] - highest);
             shift = highest;
-            before = std::log(sum);
+            before = std::log(sum_of_exponentials(x, highest));
         }
         const auto total = [=](float logit) { return ((logit - shift) - before) + score[row]; };
         x[job.pad] = -INFINITY;
@@ -144,10 +184,18 @@ struct Search {
             return;
         }
         if (step == 0) x[job.eos] = -INFINITY;
-        forbid_repetitions(x, &history[row * (job.max_length + 1)], step);
+        // what is forbidden may have been a peak
+        const size_t spare = 2 + size_t(forbid_repetitions(x, &history[row * (job.max_length + 1)], step));
+        float least = -INFINITY;  // so many of the row's chunks have a word that is no worse
+        if (peaks.size() > spare + room) {
+            ranked = peaks;
+            std::nth_element(ranked.begin(), ranked.begin() + (spare + room - 1), ranked.end(), std::greater<float>());
+            least = ranked[spare + room - 1];
+        }
         for (int64 c = 0; c < int64(peaks.size()); ++c) {
-            if (best.size() == room && !(total(peaks[c]) > best.back().score)) continue;
+            if (peaks[c] < least || (best.size() == room && !(total(peaks[c]) > best.back().score))) continue;
             for (int64 j = c * CHUNK, end = std::min(words, j + CHUNK); j < end; ++j) {
+                if (!(x[j] >= least)) continue;
                 const float with = total(x[j]);
                 if (with > -INFINITY) offer({with, row, j}, room);  // nor NaN
             }
@@ -156,20 +204,17 @@ struct Search {
 
     void run() {
         const int64 S = job.state_size, stride = job.max_length + 1;
-        std::vector<int64> length(job.sentences);
+        std::vector<int64> length, at{0};
         int64 longest = 0;
         for (int64 n = 0; n < job.sentences; ++n) {
-            length[n] = job.begin[n + 1] - job.begin[n];
-            longest = std::max(longest, length[n]);
+            length.push_back(job.begin[n + 1] - job.begin[n]);
+            at.push_back(at[n] + padded(length[n]));
+            longest = std::max(longest, padded(length[n]));
         }
-        const auto kept = encode(job, length);
-        std::vector<Source> source(job.attentions);
-        for (int64 a = 0; a < job.attentions; ++a) {
-            const int64 width = job.encoder.width[job.source_slot[a]], half = width / 2, head = half / job.source_heads[a];
-            source[a] = {kept[a].data(), kept[a].data() + half, nullptr, {width, head, width}, {width, head, width}, 0};
-        }
+        const std::vector<Kept> kept = encode(job, length, at);
+        std::vector<Source> source;
+        for (const Kept& one : kept) source.push_back({one.key.data(), one.value.data(), nullptr, {}, {}, 0, 1});
         Slots slots;
-        const std::vector<float*> nothing(job.decoder.slots);
         std::vector<float> new_state, new_past, weights;
         for (int64 n = 0; n < job.sentences; ++n) sentence.push_back(n);
         token.assign(job.sentences, job.eos);
@@ -182,8 +227,8 @@ struct Search {
             new_state.resize(rows * S);
             new_past.assign(rows * longest, 0.f);
             weights.resize(rows * longest);
-            slots.lay_out(job.decoder, rows, nothing);
-            ::run(job.decoder, {{}, rows, slots.place.data(), token.data(), sentence.data(), job.begin, length.data(),
+            slots.lay_out(job.decoder, rows);
+            ::run(job.decoder, {{}, rows, slots.place.data(), token.data(), sentence.data(), at.data(), length.data(),
                                 source.data(), longest, S, 0, state.data(), new_state.data(), past.data(), new_past.data(),
                                 weights.data(), job.sentences});
             const std::vector<Candidate> next = choose(slots.place.back(), step);

@@ -220,7 +220,9 @@ class Program:
             if isinstance(weight, Quantised):
                 weight, scale = weight
             if code == LINEAR:
+                more = -weight.size(0) % block  # rows of zeros, so that all blocks are whole
                 weight = _blocks(weight, block)
+                scale, bias = (None if x is None else F.pad(x, (0, more)) for x in (scale, bias))
             ops += struct.pack(OP, code, *numbers, pointer(weight), pointer(scale), pointer(bias), number)
         return Packed(ops, struct.pack(f"{len(self.widths)}q", *self.widths), len(self._ops), len(self.widths), kept)
 

@@ -59,7 +59,7 @@ class Translator:
         self.threads = cores if threads is None else positive("threads", threads)
         self._encoder, self._decoder = self.model.encoder.packed(block), self.model.decoder.packed(block)
         self._numbers = {word: i for i, word in enumerate(self.model.source)}
-        self._sources = np.array(self.model.encoder.sources, np.int64).reshape(-1, 2).T.copy()  # slots, heads
+        self._sources = np.array([slot for slot, _ in self.model.encoder.sources], np.int64)
 
     def translate(self, lines: Sequence[str], beam: int = 5, **options: int) -> list[str]:
         """The best translation of each line.
@@ -153,9 +153,8 @@ class Translator:
         job = (
             *self._encoder.fields(),
             *self._decoder.fields(),
-            self._sources.shape[1],
-            self._sources[0].ctypes.data,
-            self._sources[1].ctypes.data,
+            len(self._sources),
+            self._sources.ctypes.data,
             self.model.decoder.state_size,
             len(batch),
             tokens.ctypes.data,
@@ -163,7 +162,7 @@ class Translator:
             *(beam, longest, no_repeat, scored, PAD, EOS),
             *(x.ctypes.data for x in (out, lengths, scores)),
         )
-        if not self._translate(struct.pack("24q", *job)):
+        if not self._translate(struct.pack("23q", *job)):
             raise MemoryError(f"a batch of {len(batch)} sentences with a beam of {beam} doesn't fit: lower batch_size")
         return [
             [(out[n, i, : lengths[n, i] - 1].tolist(), float(scores[n, i])) for i in range(beam) if lengths[n, i]]

@@ -62,11 +62,12 @@ class Step:
         new_state, new_past, weights = torch.empty_like(state), torch.empty_like(past), torch.empty(rows, src_len)
         packed = b"".join(
             struct.pack(
-                "10q",
+                "11q",
                 *(x.data_ptr() for x in source),
                 *source.key.stride()[:3],
                 *source.value.stride()[:3],
                 source.mask.stride(0),
+                False,  # read in vectors
             )
             for source in sources
         )

@@ -131,6 +131,18 @@ def decoding_in_short() -> str:
     return table(["models", "speed of SRU / speed of `lstm`", "settings in which SRU is faster"], rows)
 
 
+def translating() -> str:
+    """Whole systems, text in and text out, by recipes/decoding.py."""
+    report = result("decoding/lohelp.json")
+    rows = []
+    for name, found in report["systems"].items():
+        speeds = [f"{cell['words_per_second']:,}" for cell in found["cells"]]
+        rows.append([name, *speeds, f"{found['cells'][-1]['bleu']:.1f}", f"{found['megabytes']:.0f}"])
+    first = next(iter(report["systems"].values()))["cells"]
+    heads = [f"beam {cell['beam']}, batch {cell['batch']}" for cell in first]
+    return place(report, report["data_set"]) + table(["words a second", *heads, "BLEU", "MB"], rows)
+
+
 # ---------------------------------------------------------------- comparisons
 
 
@@ -214,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shares": shares,
     "decoding": decoding,
     "decoding-in-short": decoding_in_short,
+    "translating": translating,
     **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
     "losses": losses,
     "precision": precision,

@@ -13,10 +13,13 @@ from fairseq_sru.models.attention import Source
 from fairseq_sru.models.step import Step
 
 # What the compiler is told not to use, so that each form of the product is built, as far as this processor has it.
-FORMS = [(), ("-DPLAIN",), ("-mno-avx512vnni", "-mno-avxvnni"), ("-mno-avx512f",), ("-mno-avx2",)]
+FORMS = [(), ("-mno-avx512vnni", "-mno-avxvnni"), ("-DPLAIN",), ("-mno-avx512f",), ("-mno-avx2",)]
 
 
-@pytest.fixture(params=FORMS, ids=lambda form: " ".join(form) or "native")
+@pytest.fixture(
+    params=[*FORMS[:2], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[2:])],
+    ids=lambda form: " ".join(form) or "native",
+)
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(program, "OPTIONS", (*program.OPTIONS, *request.param))
     program.library.cache_clear()
@@ -63,6 +66,7 @@ def test_int8_products_are_their_definition(form: str) -> None:
     shapes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 8, 33])
 def test_every_form_gives_the_same_bits(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sums are whole numbers, so the forms agree but for the contraction of the last two operations."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import sentencepiece
 import torch
+from conftest import ROOT, run_cli
 from fairseq.data import Dictionary
 
 from fairseq_sru import Translator
@@ -19,6 +20,8 @@ from fairseq_sru.decoding.files import ModelError, save
 from fairseq_sru.decoding.text import TextOptions
 from fairseq_sru.decoding.translator import TooLong
 from fairseq_sru.export import model_of
+from support.commands import SMALL
+from support.processes import python
 from support.small_models import VARIANTS, made
 
 LINES = [
@@ -96,3 +99,25 @@ def fuzzed(folder: Path, seed: int, times: int) -> int:
             assert "\n" not in str(error)
             refused += 1
     return refused
+
+
+def trained(folder: Path, tokenizer: str) -> tuple[Path, list[str]]:
+    """Text that recipes/prepare.py has prepared, a model that saw it for a moment, and how to export it."""
+    rng = random.Random(2)
+    words = sorted(
+        {word for line in LINES for word in line.split()} | {"It's", "(e.g.", "100%", "read-only,", "„Datei“"}
+    )
+    for split, count in (("train", 400), ("valid", 20), ("test", 30)):
+        lines = [" ".join(rng.choices(words, k=rng.randint(2, 9))) for _ in range(count)]
+        (folder / f"{split}.en").write_text("".join(f"{line}\n" for line in lines))
+        (folder / f"{split}.de").write_text("".join(f"{' '.join(line.split()[::-1])}\n" for line in lines))
+    prefixes = [x for split in ("train", "valid", "test") for x in (f"--{split}-prefix", folder / split)]
+    python(
+        ROOT / "recipes" / "prepare.py", *prefixes, "-s", "en", "-t", "de", "--vocab-size", "80",
+        "--tokenizer", tokenizer, "--out", folder / "data",
+    )  # fmt: skip
+    training = [*SMALL, "--optimizer", "adam", "--lr", 5e-3, "--max-tokens", 400, "--max-epoch", 3]
+    run_cli("train", folder / "data" / "bin", "--user-dir", "fairseq_sru", *training, "--save-dir", folder / "save")
+    flag = {"sentencepiece": "--sentencepiece-model", "moses-bpe": "--subword-nmt-codes"}[tokenizer]
+    file = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}[tokenizer]
+    return folder, ["--path", str(folder / "save" / "checkpoint_last.pt"), flag, str(folder / "data" / file)]

@@ -1,0 +1,126 @@
+"""One system translates a file, text in and text out; ../decoding.py tells how. Run by itself: its memory is its own.
+
+python -m benchmarks.decoding SYSTEM TASK.json
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+Translate = Callable[[list[str], int, int], list[str]]  # lines, beam, sentences at a time
+
+PLAIN, GENERATE = "fairseq's search, plain torch", "fairseq's search, compiled step"
+FLOAT32, INT8 = "Translator, float32", "Translator, int8"
+LSTM = "fairseq lstm"
+CT2_FLOAT32, CT2_INT8 = "CTranslate2 Transformer, float32", "CTranslate2 Transformer, int8"
+MODELS = {  # whose model each of them takes
+    **dict.fromkeys((PLAIN, GENERATE, FLOAT32, INT8), "sru"),
+    LSTM: "lstm",
+    **dict.fromkeys((CT2_FLOAT32, CT2_INT8), "transformer"),
+}
+CELLS = [(1, 1), (1, 64), (5, 1), (5, 64)]  # beam, sentences at a time
+
+
+def by_fairseq(checkpoint: str, data: Path, plain: bool) -> Translate:
+    """As fairseq-interactive does it, without its prints."""
+    import sentencepiece
+    from fairseq import checkpoint_utils
+
+    from fairseq_sru.models import base_decoder
+
+    if plain:
+        mock.patch.object(base_decoder, "available", lambda: False).start()
+    models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], {"data": str(data / "bin")})
+    for model in models:
+        model.prepare_for_inference_(cfg)
+        model.eval()
+    subwords = sentencepiece.SentencePieceProcessor(model_file=str(data / "spm.model"))
+
+    def translate(lines: list[str], beam: int, size: int) -> list[str]:
+        cfg.generation.beam = beam
+        generator = task.build_generator(models, cfg.generation)
+        encoded = subwords.encode(lines, out_type=str)
+        tokens = [
+            task.source_dictionary.encode_line(" ".join(line), add_if_not_exist=False, append_eos=True).long()
+            for line in encoded
+        ]
+        dataset = task.build_dataset_for_inference(tokens, [len(line) for line in tokens])
+        batches = task.get_batch_iterator(dataset, max_sentences=size, max_positions=(1024, 1024))
+        found = [""] * len(lines)
+        for batch in batches.next_epoch_itr(shuffle=False):
+            for i, hypotheses in zip(batch["id"].tolist(), task.inference_step(generator, models, batch), strict=True):
+                found[i] = task.target_dictionary.string(hypotheses[0]["tokens"].int().cpu(), "sentencepiece")
+        return found
+
+    return translate
+
+
+def by_translator(folder: str, threads: int) -> Translate:
+    from fairseq_sru import Translator
+
+    translator = Translator(folder, threads)
+    return lambda lines, beam, size: (
+        translator.translate(lines, beam, batch_size=size)
+        if size > 1
+        else [translator.translate([line], beam)[0] for line in lines]
+    )
+
+
+def by_ctranslate2(folder: str, data: Path, threads: int, kind: str) -> Translate:
+    import ctranslate2
+    import sentencepiece
+
+    translator = ctranslate2.Translator(folder, compute_type=kind, intra_threads=1, inter_threads=threads)
+    subwords = sentencepiece.SentencePieceProcessor(model_file=str(data / "spm.model"))
+
+    def translate(lines: list[str], beam: int, size: int) -> list[str]:
+        encoded = subwords.encode(lines, out_type=str)
+        at_a_time = [encoded] if size > 1 else [[line] for line in encoded]
+        options = {"beam_size": beam, "max_batch_size": size, "max_decoding_length": 200}
+        found = [one for some in at_a_time for one in translator.translate_batch(some, **options)]
+        return ["".join(one.hypotheses[0]).replace("▁", " ").strip() for one in found]
+
+    return translate
+
+
+def made(system: str, task: dict[str, Any]) -> Translate:
+    data, threads = Path(task["data"]), task["threads"]
+    model = task["models"][system]
+    if system in (PLAIN, GENERATE, LSTM):
+        return by_fairseq(model, data, system == PLAIN)
+    if system in (FLOAT32, INT8):
+        return by_translator(model, threads)
+    return by_ctranslate2(model, data, threads, "float32" if system == CT2_FLOAT32 else "int8")
+
+
+def main() -> None:
+    system, task = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    import torch
+
+    import fairseq_sru.models  # noqa: F401  registers the architectures
+
+    torch.set_num_threads(task["threads"])
+    with torch.no_grad():
+        translate = made(system, task)
+        lines: list[str] = task["lines"]
+        some = lines[:: max(1, len(lines) // task["sentences"])][: task["sentences"]]
+        cells = []
+        for beam, size in CELLS:
+            given = some if size == 1 else lines
+            translate(given[:8], beam, size)  # warms up
+            start = time.perf_counter()
+            found = translate(given, beam, size)
+            cells.append({"seconds": time.perf_counter() - start, "sentences": len(given), "text": found})
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"cells": cells, "megabytes": round(peak / 1024)}))
+
+
+if __name__ == "__main__":
+    main()

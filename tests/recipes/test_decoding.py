@@ -1,0 +1,27 @@
+"""The report on translation: its systems and its file. No time decides."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import decoding
+import pytest
+from benchmarks.decoding import CELLS, FLOAT32, GENERATE, INT8, PLAIN
+from support.exported import trained
+
+
+@pytest.mark.slow
+def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = trained(tmp_path, "sentencepiece")
+    words = ["--data", folder / "data", "--sru", folder / "save" / "checkpoint_last.pt"]
+    decoding.main([*map(str, words), "--output", str(tmp_path / "report.json"), "--turns", "1", "--sentences", "5"])
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert list(report["systems"]) == [PLAIN, GENERATE, FLOAT32, INT8]
+    scores = {name: [cell["bleu"] for cell in one["cells"]] for name, one in report["systems"].items()}
+    assert scores[PLAIN] == scores[GENERATE] == scores[FLOAT32]  # the same translations
+    assert [(cell["beam"], cell["batch"]) for cell in report["systems"][INT8]["cells"]] == CELLS
+    assert INT8 in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        decoding.main([*map(str, words), "--lstm", "none.pt", "--output", str(tmp_path / "report.json")])
+    assert "argument --lstm: there is no file none.pt" in capsys.readouterr().err

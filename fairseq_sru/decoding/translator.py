@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -112,17 +112,21 @@ class Translator:
         batches = [order[i : i + size] for i in range(0, len(order), size)][::-1]  # the longest first
         run = functools.partial(self._run, beam=beam, longest=longest, no_repeat=no_repeat_ngram_size, scored=scored)
         found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
-        with ThreadPoolExecutor(self.threads) as pool:
-            running = [pool.submit(run, [numbers[i] for i in batch]) for batch in batches]
-            try:
-                results = [each.result() for each in running]
-            except BaseException:  # Ctrl-C, too: what has not begun doesn't
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        work = [[numbers[i] for i in batch] for batch in batches]
+        results = list(map(run, work)) if min(len(work), self.threads) < 2 else self._together(run, work)
         for batch, result in zip(batches, results, strict=True):
             for i, hypotheses in zip(batch, result, strict=True):
                 found[i] = [self._hypothesis(*h) for h in hypotheses[:nbest]]
         return found
+
+    def _together(self, run: Callable[[list[list[int]]], Any], work: list[list[list[int]]]) -> list[Any]:
+        with ThreadPoolExecutor(self.threads) as pool:
+            running = [pool.submit(run, batch) for batch in work]
+            try:
+                return [each.result() for each in running]
+            except BaseException:  # Ctrl-C, too: what has not begun doesn't
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Each line's numbers, with the end of sentence.

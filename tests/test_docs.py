@@ -352,7 +352,7 @@ def commands(text: str) -> Iterator[Command]:
                 words = shlex.split(line, comments=True)
                 for piped, some in itertools.groupby(words, lambda word: word == "|"):
                     if not piped:
-                        found = list(some)
+                        found = list(itertools.takewhile(lambda word: word not in ("<", ">"), some))
                         yield Command(found, whole and not any(w in {"NAME", "[options"} for w in found))
 
 
@@ -411,7 +411,7 @@ def test_commands_and_flags_exist(toy_data: Path, tmp_path: Path, capsys: pytest
     known = set(re.findall(r"--[a-z]+", (ROOT / "tests" / "run.sh").read_text()))
     known |= set(hydra_parser()._option_string_actions) | set(torchrun_parser()._option_string_actions)
     modules = [path.stem for path in (ROOT / "recipes").glob("*.py") if "\ndef main" in path.read_text()]
-    for module in [*modules, "fairseq_sru.doctor", "fairseq_sru.install_fairseq"]:
+    for module in [*modules, *(f"fairseq_sru.{name}" for name in ("doctor", "install_fairseq", "export", "translate"))]:
         known |= set(parser_of(module)._option_string_actions)
     for name in ("preprocess", "score"):
         known |= set(fairseq_parser(name)._option_string_actions)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,9 @@ def gradients_of_a_rank(rank: int, folder: str) -> None:
     from fairseq.distributed import LegacyDistributedDataParallel
 
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(minutes=2)
+    )
     found = {}
     for name, options in MODELS.items():
         for kind in ("legacy_ddp", "pytorch_ddp"):
@@ -131,6 +134,7 @@ def gradients_of_a_rank(rank: int, folder: str) -> None:
             found[name, kind] = {name: p.grad for name, p in model.named_parameters()}
     if rank == 0:
         torch.save(found, f"{folder}/gradients.pt")
+    torch.distributed.barrier()  # a process that leaves before the other has what it waits for lets it wait forever
     torch.distributed.destroy_process_group()
 
 

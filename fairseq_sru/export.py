@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .decoding.files import SPECIAL, Model, ModelError, save
-from .decoding.text import TextOptions, subwords
+from .decoding.text import TextOptions
 
 LONGEST_SOURCE = 4096  # tokens, where training set no limit or a higher one
 
@@ -115,7 +115,6 @@ def main(argv: list[str] | None = None) -> None:
         text = TextOptions(chosen, *languages, args.lowercase, not args.no_normalise)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         save(model_of(trained, task, text), subword_model, args.out, args.int8)
-        subwords(text, args.out)
     except (ModelError, OSError, ValueError) as error:
         parser.error(str(error))
     size = sum(path.stat().st_size for path in args.out.iterdir())

@@ -53,20 +53,23 @@ def translated(translator: Translator, source: IO[bytes], args: argparse.Namespa
     """
     options = {"beam": args.beam, "batch_size": args.batch_size, "no_repeat_ngram_size": args.no_repeat_ngram_size}
     options |= {} if args.max_length is None else {"max_length": args.max_length}
+
+    def written(lines: list[str]) -> str:
+        if not args.scores and args.nbest == 1:
+            return "".join(f"{line}\n" for line in translator.translate(lines, **options))
+        found = translator.hypotheses(lines, nbest=args.nbest, **options)
+        return "".join(f"{h.score:.4f}\t{h.text}\n" if args.scores else f"{h.text}\n" for some in found for h in some)
+
     size, first = 1 if source.isatty() else CHUNK, 1
     while chunk := list(islice(source, size)):
         lines, fault = decoded(chunk, first)
         try:
-            translator.encode(lines)
+            text = written(lines)
         except TooLong as error:
             fault = InputError(f"line {first + error.index} is too long: {error}")
             lines = lines[: error.index]
-        if args.scores or args.nbest > 1:
-            found = translator.hypotheses(lines, nbest=args.nbest, **options)
-            told = (lambda h: f"{h.score:.4f}\t{h.text}\n") if args.scores else (lambda h: f"{h.text}\n")
-            yield len(lines), "".join(told(h) for hypotheses in found for h in hypotheses)
-        else:
-            yield len(lines), "".join(f"{line}\n" for line in translator.translate(lines, **options))
+            text = written(lines)
+        yield len(lines), text
         if fault is not None:
             raise fault
         first += len(chunk)

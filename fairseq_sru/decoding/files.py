@@ -58,6 +58,7 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
 
     Raises:
         ModelError: the folder is there and not empty.
+        ValueError: the subword model is none.
         OSError: it can't be written.
     """
     from safetensors.torch import save_file
@@ -100,6 +101,7 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         (new / FILES[model.text.kind]).write_bytes(subword_model.read_bytes())
         config["sha256"] = {path.name: _sum(path) for path in new.iterdir()}
         (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
+        subwords(model.text, new)
         new.replace(folder)  # replaces an empty one
 
 

@@ -105,7 +105,8 @@ class Program:
         if not fits:
             raise ValueError(f"operation {len(self.calls)}, {name}: slots and weights don't fit")
         self.calls.append((name, {k: v for k, v in call.items() if k != "self"}))
-        self._ops.append(op)
+        if op:  # else nothing runs
+            self._ops.append(op)
 
     def _room(self, slot: int, numbers: int) -> bool:
         return 0 <= slot < len(self.widths) and 0 < numbers <= self.widths[slot]
@@ -195,9 +196,8 @@ class Program:
     def source(self, slot: int, heads: int) -> None:
         """An encoder's slot is what the decoder's next attention reads: keys, beside them values."""
         call = locals().copy()
-        if not (self._room(slot, 2) and heads > 0 and self.widths[slot] % (2 * heads) == 0):
-            raise ValueError(f"operation {len(self.calls)}, source: slots and weights don't fit")
-        self.calls.append(("source", {k: v for k, v in call.items() if k != "self"}))
+        fits = self._room(slot, 2) and heads > 0 and self.widths[slot] % (2 * heads) == 0
+        self._write("source", fits, call)
         self.sources.append((slot, heads))
 
     def packed(self, block: int) -> Packed:

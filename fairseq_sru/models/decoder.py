@@ -15,7 +15,7 @@ from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, ou
 from .dropout import Dropout
 from .embeddings import project_in
 from .recurrent import RecurrentLayer
-from .step import plain, write_attention, write_norm
+from .step import plain, write_attention, write_embedding, write_norm
 from .units import UNITS
 
 
@@ -173,15 +173,9 @@ class SRUDecoder(BaseDecoder):
             return None
         assert self.project_out is not None
         made = Program()
-        size, embedding = self.norm.normalized_shape[0], self.embed_tokens.weight
+        size = self.norm.normalized_shape[0]
         wide, inner = made.slot(max(cell.planes for cell in cells) * size), made.slot(size)
-        if isinstance(self.project_in, Linear):
-            embedded, x = made.slot(embedding.size(1)), made.slot(size)
-            made.embed(embedded, embedding)
-            made.linear(embedded, x, self.project_in.weight, self.project_in.bias)
-        else:
-            x = made.slot(size)
-            made.embed(x, embedding)
+        x = write_embedding(made, self.embed_tokens.weight, self.project_in)
         for i, (layer, cell) in enumerate(zip(layers, cells, strict=True)):
             write_norm(made, x, inner, layer.rnn.norm)
             made.linear(inner, wide, cell.weight)

@@ -8,13 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..decoding.program import Program
-from ..layers.linear import Linear
 from .base_encoder import BaseEncoder
 from .dropout import Dropout
 from .embeddings import project_in
 from .options import attention
 from .recurrent import RecurrentLayer
-from .step import plain, write_norm
+from .step import plain, write_embedding, write_norm
 from .units import UNITS
 
 
@@ -76,15 +75,10 @@ class SRUEncoder(BaseEncoder):
         if not all(plain(cell, bidirectional=True) for cell in cells) or not isinstance(self.norm, nn.LayerNorm):
             return None
         made = Program()
-        size, embedding = self.output_units, self.embed_tokens.weight
+        size = self.output_units
         wide = made.slot(max(cell.planes for cell in cells) * size)
-        inner, convolved, x = made.slot(size), made.slot(size), made.slot(size)
-        if isinstance(self.project_in, Linear):
-            embedded = made.slot(embedding.size(1))
-            made.embed(embedded, embedding)
-            made.linear(embedded, x, self.project_in.weight, self.project_in.bias)
-        else:
-            made.embed(x, embedding)
+        inner, convolved = made.slot(size), made.slot(size)
+        x = write_embedding(made, self.embed_tokens.weight, self.project_in)
         for layer, cell in zip(layers, cells, strict=True):
             write_norm(made, x, inner, layer.norm)
             seen = inner

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..decoding.program import Packed, Program, address, library
 from ..layers import SRUCell
+from ..layers.linear import Linear
 from ..recurrence.dispatch import choose
 from ..recurrence.native import openmp, threads_here
 from .attention import Attention, Coverage, Source
@@ -83,6 +84,17 @@ def write_norm(made: Program, x: int, out: int, module: nn.Module) -> None:
     """Write ``out = layer_norm(x)``."""
     assert isinstance(module, nn.LayerNorm)
     made.norm(x, out, module.weight, module.bias, module.eps)
+
+
+def write_embedding(made: Program, embedding: Tensor, project_in: nn.Module) -> int:
+    """Write the embedding of tokens and the map to the layers, where there is one; returns the slot that has them."""
+    embedded = made.slot(embedding.size(1))
+    made.embed(embedded, embedding)
+    if not isinstance(project_in, Linear):
+        return embedded
+    x = made.slot(project_in.out_features)
+    made.linear(embedded, x, project_in.weight, project_in.bias)
+    return x
 
 
 def write_attention(made: Program, x: int, inner: int, wide: int, layer: Any, keep: bool) -> None:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+from fairseq_sru.decoding.text import TextOptions, subwords
+
 Translate = Callable[[list[str], int, int], list[str]]  # lines, beam, sentences at a time
 
 PLAIN, GENERATE = "fairseq's search, plain torch", "fairseq's search, compiled step"
@@ -30,7 +32,6 @@ CELLS = [(1, 1), (1, 64), (5, 1), (5, 64)]  # beam, sentences at a time
 
 def by_fairseq(checkpoint: str, data: Path, plain: bool) -> Translate:
     """As fairseq-interactive does it, without its prints."""
-    import sentencepiece
     from fairseq import checkpoint_utils
 
     from fairseq_sru.models import base_decoder
@@ -41,12 +42,12 @@ def by_fairseq(checkpoint: str, data: Path, plain: bool) -> Translate:
     for model in models:
         model.prepare_for_inference_(cfg)
         model.eval()
-    subwords = sentencepiece.SentencePieceProcessor(model_file=str(data / "spm.model"))
+    text = subwords(TextOptions("sentencepiece", "", ""), data)
 
     def translate(lines: list[str], beam: int, size: int) -> list[str]:
         cfg.generation.beam = beam
         generator = task.build_generator(models, cfg.generation)
-        encoded = subwords.encode(lines, out_type=str)
+        encoded = text.encode(lines)
         tokens = [
             task.source_dictionary.encode_line(" ".join(line), add_if_not_exist=False, append_eos=True).long()
             for line in encoded
@@ -75,17 +76,16 @@ def by_translator(folder: str, threads: int) -> Translate:
 
 def by_ctranslate2(folder: str, data: Path, threads: int, kind: str) -> Translate:
     import ctranslate2
-    import sentencepiece
 
     translator = ctranslate2.Translator(folder, compute_type=kind, intra_threads=1, inter_threads=threads)
-    subwords = sentencepiece.SentencePieceProcessor(model_file=str(data / "spm.model"))
+    text = subwords(TextOptions("sentencepiece", "", ""), data)
 
     def translate(lines: list[str], beam: int, size: int) -> list[str]:
-        encoded = subwords.encode(lines, out_type=str)
+        encoded = text.encode(lines)
         at_a_time = [encoded] if size > 1 else [[line] for line in encoded]
         options = {"beam_size": beam, "max_batch_size": size, "max_decoding_length": 200}
         found = [one for some in at_a_time for one in translator.translate_batch(some, **options)]
-        return ["".join(one.hypotheses[0]).replace("▁", " ").strip() for one in found]
+        return [text.decode(one.hypotheses[0]) for one in found]
 
     return translate
 

@@ -182,8 +182,8 @@ def measure(archives: Path, out: Path, options: list[str]) -> dict[str, Any]:
         name, begin, end, cpu = steps.get()
         peak = max((sum(sizes) for at, sizes, _ in samples if begin <= at <= end), default=0)
         row = found.setdefault(name, dict.fromkeys(("minutes", "cpu_minutes", "peak_gb"), 0.0))
-        row["minutes"] = round(row["minutes"] + (end - begin) / 60, 2)
-        row["cpu_minutes"] = round(row["cpu_minutes"] + cpu / 60, 2)
+        row["minutes"] = round(row["minutes"] + (end - begin) / 60, 4)
+        row["cpu_minutes"] = round(row["cpu_minutes"] + cpu / 60, 4)
         row["peak_gb"] = max(row["peak_gb"], round(peak / 1e9, 3))
     loads = [load for *_, load in samples]
     manifest = json.loads((out / "manifest.json").read_text())

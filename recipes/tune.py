@@ -4,17 +4,20 @@
 
 The recipe's ``tune`` declares what may vary. The first trial has the recipe's own settings. Each trains for the
 recipe's budget times ``tune.budget``: minutes are turned into updates at the speed that its own settings have. Stopped
-and run again, it goes on with the next trial. The plot goes beside the output.
+and run again, it goes on with the next trial; so it does on another machine with the file that it has written: there
+the trials have as many updates as they would have had here. The plot goes beside the output at the end.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import logging
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from functools import partial
@@ -39,7 +42,29 @@ SEED = 1
 
 
 class Search(Comparison):
-    """A comparison whose systems are trials, named SYSTEM-NUMBER."""
+    """A comparison whose systems are trials, named SYSTEM-NUMBER.
+
+    Args:
+        given: the recipe of the trials.
+        own: updates that the first trial of a system had, of the systems of which it is done: on another machine they
+            make up the same budget.
+    """
+
+    def __init__(self, given: Settings, own: dict[str, int]) -> None:
+        super().__init__(given)
+        self.own = own
+
+    def timed(self, name: str) -> None:
+        """Measure the speed of a trial; what fails is told by :meth:`trial`."""
+        if self.settings.budget.minutes is not None:
+            with contextlib.suppress(StageError):
+                self.slice(name, 1)
+
+    def updates(self, system: str) -> int:
+        own, unit = system.rpartition("-")[0], "updates_per_second"
+        if self.settings.budget.minutes is None or own not in self.own:
+            return super().updates(system)
+        return max(1, round(self.own[own] * self.training_speed(system, unit) / self.training_speed(f"{own}-0", unit)))
 
     def trial(self, name: str) -> dict[str, Any]:
         """Train one; its loss is None where it failed.
@@ -90,38 +115,87 @@ def of_trials(given: Settings) -> Settings:
     )
 
 
-def search(recipe: Settings, jobs: int) -> dict[str, list[dict[str, Any]]]:
-    """The trials of each system with their losses.
+def plan(report: dict[str, Any]) -> dict[str, Any]:
+    """What a search is to do, of its report."""
+    flags = {system: [trial["flags"] for trial in kept["trials"]] for system, kept in report["systems"].items()}
+    return {key: report[key] for key in ("recipe", "overrides", "budget", "share", "space")} | {"flags": flags}
+
+
+def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> dict[str, Any]:
+    """The report of a search that is gone on with, or else one with trials that have no loss yet.
+
+    Raises:
+        ValueError: ``output`` is of another search.
+    """
+    made = of_trials(recipe).systems
+    new = {
+        "recipe": name,
+        "overrides": overrides,
+        "budget": {key: value for key, value in vars(recipe.budget).items() if value is not None},
+        "share": recipe.tune.budget,
+        "space": {system: recipe.tune.space_of(system) for system in recipe.systems},
+        "systems": {
+            system: {"trials": [{"flags": made[f"{system}-{i}"]} for i in range(recipe.tune.trials)]}
+            for system in recipe.systems
+        },
+    }
+    if not output.exists():
+        return new
+    try:
+        found: dict[str, Any] = json.loads(output.read_text(encoding="utf-8"))
+        has = plan(found)
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{output} is no output of tune.py: {error!r}") from error
+    for key, value in plan(json.loads(json.dumps(new))).items():
+        if has[key] != value:
+            raise ValueError(f"{output} is of a search with other {key}; give the name of a new file")
+    return found
+
+
+def search(recipe: Settings, jobs: int, report: dict[str, Any], keep: Callable[[], None]) -> None:
+    """Do the trials of a report that have no loss, and call ``keep`` after each.
 
     Raises:
         StageError: the data can't be prepared, or a system doesn't train with its own settings.
     """
-    names = {system: [f"{system}-{i}" for i in range(recipe.tune.trials)] for system in recipe.systems}
+    systems = report["systems"]
+    here = {**machine(Commands(recipe).cpu), "jobs": jobs, **{name: version(name) for name in ("torch", "fairseq")}}
+    done = {(system, i) for system, kept in systems.items() for i, t in enumerate(kept["trials"]) if "updates" in t}
     made = of_trials(recipe)
-    work = Search(made)
+    work = Search(made, {system: systems[system]["trials"][0]["updates"] for system, i in done if i == 0})
     work.prepare()
-    with ThreadPoolExecutor(jobs) as pool:
-        # the first trial of each system first: what is wrong with it shows early
-        turns = [name for turn in zip(*names.values(), strict=True) for name in turn]
-        running = {pool.submit(work.trial, name): name for name in turns}
-        found: dict[str, dict[str, Any]] = {}
+    # the first trial of each system first: what is wrong with it shows early
+    turns = [(system, i) for i in range(recipe.tune.trials) for system in systems]
+    bar = tqdm(desc="trials", total=len(turns), initial=len(done), disable=None)
+    left = [f"{system}-{i}" for system, i in turns if (system, i) not in done]
+    with bar, ThreadPoolExecutor(jobs) as pool:
         try:
-            for done in tqdm(as_completed(running), desc="trials", total=len(running), disable=None):
-                found[running[done]] = done.result()
+            # speeds first, beside one another alone: what runs beside a trial changes how long it takes, and no more
+            timed = pool.map(work.timed, dict.fromkeys([*(f"{system}-0" for system in work.own), *left]))
+            list(tqdm(timed, desc="training speed", total=len(left), leave=False, disable=None))
+            running = {pool.submit(work.trial, name): name for name in left}
+            for future in as_completed(running):
+                system, _, i = running[future].rpartition("-")
+                trial = {"flags": made.systems[f"{system}-{i}"], **future.result()}
+                systems[system]["trials"][int(i)] = {**trial, "machine": here}
+                keep()
+                bar.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return {
-        system: [{"flags": made.systems[name], **found[name]} for name in numbered]
-        for system, numbered in names.items()
-    }
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json", help="written at the end")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE.json",
+        help="written after each trial; what is there is gone on with",
+    )
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time (1)")
     args = parser.parse_intermixed_args(argv)
     if args.jobs < 1:
@@ -133,27 +207,26 @@ def main(argv: list[str] | None = None) -> None:
     output = args.output.absolute()
     logging.disable(logging.INFO)
     os.chdir(ROOT)
+    try:
+        report = begun(given, args.recipe.stem, args.overrides, output)
+    except (ValueError, OSError) as error:
+        parser.error(f"argument --output: {error}")
+
+    def keep() -> None:
+        report["date"] = datetime.now(UTC).isoformat(timespec="seconds")
+        write_text(output, json.dumps(report, indent=1) + "\n")
+
     with working_in(Path(given.out), parser):
-        found = search(given, args.jobs)
-    report: dict[str, Any] = {
-        "recipe": args.recipe.stem,
-        "overrides": args.overrides,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {**machine(Commands(given).cpu), "jobs": args.jobs},
-        "versions": {name: version(name) for name in ("torch", "fairseq")},
-        "budget": {key: value for key, value in vars(given.budget).items() if value is not None},
-        "trials": given.tune.trials,
-        "space": {system: given.tune.space_of(system) for system in given.systems},
-        "systems": {},
-    }
-    for system, tried in found.items():
+        search(given, args.jobs, report, keep)
+    for system, kept in report["systems"].items():
+        tried = kept["trials"]
         best = min(tried, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
         edges = at_edge([t["flags"] for t in tried], best["flags"], given.tune.space_of(system))
-        report["systems"][system] = {"best": best, "at_edge": edges, "trials": tried}
+        kept |= {"best": tried.index(best), "at_edge": edges}
         print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {tried[0]['loss']:.3f}: {best['flags']}")
         for flag in edges:
             print(f"{system}: --{flag} {best['flags'][flag]} is the lowest or highest that was tried: widen its range")
-    write_text(output, json.dumps(report, indent=1) + "\n")
+    keep()
     figure = plots.trials(report)
     write(output.with_suffix(".svg"), partial(figure.savefig, metadata={"Date": None}))
 

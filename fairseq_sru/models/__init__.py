@@ -9,11 +9,15 @@ except Exception as error:  # a broken fairseq raises anything
         f"fairseq_sru.models needs fairseq, which {reason}. Install it with: python -m fairseq_sru.install_fairseq"
     ) from (None if missing else error)
 
+from fairseq import utils
+
 from .checkpoints import allow_fairseq_checkpoints
 from .lm import SRULanguageModel
+from .loss import cross_entropy
 from .sru import SRUModel
 from .transformer_sru import TransformerSRUModel
 
 __all__ = ["SRULanguageModel", "SRUModel", "TransformerSRUModel"]
 
 allow_fairseq_checkpoints()
+utils.fused_loss = cross_entropy

@@ -71,7 +71,7 @@ class SRUDecoderLayer(nn.Module):
                 assert below is not None
                 bias, after["coverage"] = self.coverage(below, state.get("coverage"), padding_mask)
             context, weights = self.attention(h, source, need_weights, bias)
-            x = x + self.dropout(context)
+            x = self.dropout.plus(x, context)
         return x, after, weights
 
 

@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from fairseq.modules import FairseqDropout
 from torch import Tensor
 
+from ..recurrence.native import call, compiled
+
 LEVELS = 2**16
+BLOCK = 512  # of kernels/dropout.cpp
+NAMES = ("run_dropped", "run_dropped_sum", "run_dropped_gradient")
+
+
+class _Dropped(torch.autograd.Function):
+    """``sum + dropout(x)`` for a sum of float32, or ``dropout(x)`` in ``dtype``; the same mask for the same seed."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, sum: Tensor | None, dtype: torch.dtype, seed: int, level: int
+    ) -> Tensor:
+        ctx.drawn = x.dtype, seed, level
+        x = x.contiguous()
+        y = torch.empty(x.shape, dtype=dtype)
+        functions = compiled("dropout.cpp", min(x.dtype, dtype, key=lambda d: d.itemsize), NAMES)
+        assert functions is not None
+        entry = functions[0 if x.dtype == dtype and sum is None else 2 if sum is None else 1]
+        tensors = (x, y) if sum is None else (x, sum.contiguous(), y)
+        blocks = -(-x.numel() // BLOCK)
+        call(entry, blocks, x.numel(), *tensors, x.numel(), seed, level, LEVELS / level)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dtype, seed, level = ctx.drawn
+        grad_sum = grad if ctx.needs_input_grad[1] else None
+        return _Dropped.apply(grad, None, dtype, seed, level), grad_sum, None, None, None
 
 
 class Dropout(FairseqDropout):
     """fairseq's dropout, which ``--retain-dropout`` can keep in decoding.
 
-    On a CPU torch draws one number after the other, which is an eighth of an update of the models here. This takes 16
-    bits a number from 64 that are drawn at once, so the probability is rounded to 1 / 65536; what is kept is scaled by
-    the rounded one, so that the mean is right.
+    On a CPU torch draws one number after the other, which is an eighth of an update of the models here. This draws many
+    at once, 16 bits each, so the probability is rounded to 1 / 65536; what is kept is scaled by the rounded one, so
+    that the mean is right.
 
     Args:
         p: probability that an element becomes 0.
@@ -23,10 +54,27 @@ class Dropout(FairseqDropout):
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         """``x`` of any shape, dropped out in training; a new tensor unless ``inplace`` on a GPU."""
+        level = self._level(x)
+        if level is None:
+            return super().forward(x, inplace)  # type: ignore[no-any-return]
+        return _Dropped.apply(x, None, x.dtype, _seed(), level)  # type: ignore[no-any-return]
+
+    def plus(self, residual: Tensor, x: Tensor) -> Tensor:
+        """``residual + dropout(x)``, in one pass where that is possible."""
+        level = self._level(x)
+        if level is None or residual.dtype != torch.float32 or residual.shape != x.shape:
+            return residual + self(x)
+        return _Dropped.apply(x, residual, torch.float32, _seed(), level)  # type: ignore[no-any-return]
+
+    def _level(self, x: Tensor) -> int | None:
+        """Below which a draw keeps its element; None where torch has to do it."""
         active = self.p > 0 and (self.training or self.apply_during_inference)
         level = round((1 - self.p) * LEVELS)
-        if not active or not 0 < level < LEVELS or not x.is_cpu or torch.compiler.is_compiling():
-            return super().forward(x, inplace)  # type: ignore[no-any-return]
-        draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = draws.view(torch.int16)[: x.numel()].view(x.shape) < level - LEVELS // 2
-        return x * kept.to(x.dtype).mul_(LEVELS / level)
+        usual = x.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+        if not (active and usual and 0 < level < LEVELS and x.dtype in (torch.float32, torch.bfloat16)):
+            return None
+        return level if compiled("dropout.cpp", x.dtype, NAMES) else None
+
+
+def _seed() -> int:
+    return int(torch.empty((), dtype=torch.int64).random_(-(2**63), None))

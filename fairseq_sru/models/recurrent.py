@@ -69,5 +69,4 @@ class RecurrentLayer(nn.Module):
         if self.convolution is not None:
             h = self.convolution(h, padding.padding_mask if isinstance(padding, Packing) else padding)
         h, state = getattr(self, self.unit)(h, state, padding)
-        h = self.dropout(h)
-        return x + h if self.residual else h, state
+        return self.dropout.plus(x, h) if self.residual else self.dropout(h), state

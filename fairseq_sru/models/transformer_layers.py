@@ -130,8 +130,8 @@ class TransformerSRUEncoderLayer(nn.Module):
     def forward(self, x: Tensor, visible: Tensor, padding_mask: Tensor) -> Tensor:
         """``(length, batch, size)`` to the same; visible as of :class:`SelfAttention`, padding_mask as of
         :class:`FeedForward`."""
-        x = x + self.dropout(self.self_attention(self.self_attention_norm(x), visible)[0])
-        return x + self.dropout(self.feed_forward(self.feed_forward_norm(x), None, padding_mask)[0])
+        x = self.dropout.plus(x, self.self_attention(self.self_attention_norm(x), visible)[0])
+        return self.dropout.plus(x, self.feed_forward(self.feed_forward_norm(x), None, padding_mask)[0])
 
 
 class TransformerSRUDecoderLayer(nn.Module):
@@ -215,13 +215,13 @@ class TransformerSRUDecoderLayer(nn.Module):
             assert self.self_attention is not None and visible is not None
             earlier = (state["key"], state["value"]) if state else None
             h, new["key"], new["value"] = self.self_attention(h, visible, earlier)
-        x = x + self.dropout(h)
+        x = self.dropout.plus(x, h)
         bias = None
         if self.coverage is not None:
             bias, new["coverage"] = self.coverage(below, state.get("coverage"), padding_mask.t())
         context, weights = self.attention(self.attention_norm(x), source, need_weights, bias)
-        x = x + self.dropout(context)
+        x = self.dropout.plus(x, context)
         h, inner = self.feed_forward(self.feed_forward_norm(x), state.get("inner_c"), padding_mask)
         if inner is not None:
             new["inner_c"] = inner
-        return x + self.dropout(h), new, weights
+        return self.dropout.plus(x, h), new, weights

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .build import Unavailable, host_library
-from .kernels import DEFAULT_VARIANT, Argument, Kernels, Shape, Variant
+from .kernels import DEFAULT_VARIANT, VALUES, Argument, Kernels, Shape, Variant
 
 MAX_LANES = 256  # channels that a thread of the text works on at most
 ENOUGH = 16384  # elements below which a second core costs more than it brings
@@ -58,6 +58,27 @@ def run(
         values.append(0 if a is None else a.data_ptr() if isinstance(a, Tensor) else a)
     numbers = f"{len(values) - 1}qd" if isinstance(values[-1], float) else f"{len(values)}q"
     built[kernel](struct.pack(numbers + "5q", *values, *shape))
+
+
+@functools.cache
+def compiled(file: str, dtype: torch.dtype, names: tuple[str, ...]) -> list[Any] | None:
+    """Entries of another file of the kernels' folder, for values of a dtype.
+
+    Returns:
+        None where they can't be built, of which the recurrence's own warning tells.
+    """
+    try:
+        return functions(host_library((f"-DVALUE={VALUES[dtype]}", "-fopenmp-simd"), file), *names)
+    except Unavailable:
+        return None
+
+
+def call(entry: Any, threads: int, elements: int, *arguments: Argument) -> None:
+    """Run an entry of :func:`compiled` for so many of its threads, on as many cores as the elements are worth."""
+    workers = min(threads_here(), 1 + elements // ENOUGH)
+    numbers = [0 if a is None else a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    kinds = "".join("d" if isinstance(a, float) else "q" for a in numbers)
+    entry(struct.pack("6q" + kinds, threads, 1, workers, *openmp(), *numbers))
 
 
 KERNELS = ("sru_forward", "sru_backward")

@@ -85,7 +85,7 @@ def trials(report: dict[str, Any]) -> Figure:
     for axis, (name, found) in zip(axes[0], systems.items(), strict=True):
         good = [trial for trial in found["trials"] if trial["loss"] is not None]
         axis.scatter([float(trial["flags"]["lr"]) for trial in good], [trial["loss"] for trial in good], s=14)
-        own, best = found["trials"][0], found["best"]
+        own, best = found["trials"][0], found["trials"][found["best"]]
         for trial, mark, label in ((own, "s", "the recipe's before"), (best, "*", "best")):
             axis.scatter(float(trial["flags"]["lr"]), trial["loss"], marker=mark, s=60, color="C1", label=label)
         axis.set_xscale("log")

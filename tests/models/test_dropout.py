@@ -24,11 +24,13 @@ def test_share_and_scale(p):
 
 
 def test_neighbours_are_independent():
-    """Four numbers come from one draw."""
+    """A block of numbers comes from few draws."""
     dropped = (trained(0.5)(torch.ones(400_000)) == 0).double().view(-1, 4) - 0.5
     correlations = torch.corrcoef(dropped.t())
     assert (correlations - torch.eye(4)).abs().max() < 5 / 100_000**0.5
-    assert torch.corrcoef(torch.stack([dropped[:-1, 3], dropped[1:, 0]]))[0, 1].abs() < 5 / 100_000**0.5
+    for far in (1, 2, 64, 128, 512):  # in a word, in a lane's words, in a block, in the next
+        pairs = torch.stack([dropped.flatten()[:-far], dropped.flatten()[far:]])
+        assert torch.corrcoef(pairs)[0, 1].abs() < 5 / 400_000**0.5
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (3,), (7, 5, 3), (0, 4)])
@@ -46,6 +48,50 @@ def test_gradient_goes_where_the_value_went():
     y = trained(0.3)(x)
     y.sum().backward()
     torch.testing.assert_close(x.grad, y.detach() / x.detach())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("count", [1, 511, 512, 5000])
+def test_with_a_residual_sum(count, dtype):
+    layer, residual = trained(0.3), torch.randn(count, requires_grad=True)
+    x = (1 + torch.rand(count)).to(dtype).requires_grad_()
+    torch.manual_seed(1)
+    alone = layer(x)
+    torch.manual_seed(1)
+    y = layer.plus(residual, x)
+    assert y.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(y, residual + alone, rtol=0, atol=max(1e-6, 4 * torch.finfo(dtype).eps))
+    weights = torch.randn_like(y)
+    grad_residual, grad_x = torch.autograd.grad((y * weights).sum(), (residual, x))
+    torch.testing.assert_close(grad_residual.to(y.dtype), weights, rtol=1e-6, atol=1e-6)
+    scaled = weights * (alone / x)
+    torch.testing.assert_close(grad_x.double(), scaled.double(), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_differentiates_twice():
+    layer, x = trained(0.5), torch.randn(100, requires_grad=True)
+    torch.manual_seed(1)
+    (grad,) = torch.autograd.grad((layer(x) ** 3).sum(), x, create_graph=True)
+    (twice,) = torch.autograd.grad(grad.sum(), x)
+    kept = twice != 0
+    torch.testing.assert_close(twice[kept], 6 * x[kept] * 2**3)
+    assert 20 < kept.sum() < 80
+
+
+def test_all_cores_draw_what_one_does(monkeypatch):
+    x = torch.ones(300_000)
+    found = []
+    for threads in (1, 2):
+        monkeypatch.setattr("fairseq_sru.recurrence.native.threads_here", lambda threads=threads: threads)
+        torch.manual_seed(3)
+        found.append(trained(0.2)(x))
+    assert torch.equal(*found)
+
+
+def test_without_a_compiler_torch_draws(monkeypatch):
+    monkeypatch.setattr("fairseq_sru.models.dropout.compiled", lambda *_: None)
+    y = trained(0.5).plus(torch.ones(1000), torch.ones(1000))
+    assert set(y.tolist()) == {1.0, 3.0}
 
 
 def test_strided_input():

@@ -155,7 +155,9 @@ def precision() -> str:
         speeds = report["tokens_per_second"]
         for system, found in speeds.items():
             gain = found["bfloat16"] / found["float32"]
-            ahead = max(speeds["sru"].values()) / max(found.values())
+            _, dash, size = system.partition("-")
+            ours = speeds.get(f"sru{dash}{size}", speeds["sru"])  # sru-iwslt for lstm-iwslt
+            ahead = max(ours.values()) / max(found.values())
             tokens = (f"{found[kind]:,.0f}" for kind in ("float32", "bfloat16"))
             rows.append([where, system, *tokens, f"{gain:.2f}", f"{ahead:.2f}"])
     head = ["recipe, processor, date", "system", "float32, tokens/s", "bfloat16", "gain", "SRU / system, best of each"]

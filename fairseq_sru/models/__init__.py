@@ -14,10 +14,11 @@ from fairseq import utils
 from .checkpoints import allow_fairseq_checkpoints
 from .lm import SRULanguageModel
 from .loss import cross_entropy
+from .rdrop import RDropCriterion
 from .sru import SRUModel
 from .transformer_sru import TransformerSRUModel
 
-__all__ = ["SRULanguageModel", "SRUModel", "TransformerSRUModel"]
+__all__ = ["RDropCriterion", "SRULanguageModel", "SRUModel", "TransformerSRUModel"]
 
 allow_fairseq_checkpoints()
 utils.fused_loss = cross_entropy

@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from support.processes import python
 
 from fairseq_sru import SRU
 from fairseq_sru.layers import bfloat16
@@ -101,3 +102,10 @@ def test_a_processor_without_is_told_of_once(factor, monkeypatch):
 def test_the_gain_is_measured_once():
     assert 0.01 < module.bfloat16_gain() < 100
     assert module.bfloat16_gain() == module.bfloat16_gain()
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "256"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}, "7")])
+def test_onednn_keeps_the_code_of_few_shapes_unless_told(given, expected):
+    show = "import os, fairseq_sru; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
+    done = python("-c", show, without=("ONEDNN_PRIMITIVE_CACHE_CAPACITY",), **given)
+    assert done.stdout.strip() == expected

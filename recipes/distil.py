@@ -1,0 +1,100 @@
+"""Distil: a data set whose training targets are translations by a model, or by an ensemble.
+
+    python recipes/distil.py runs/lohelp/data --path A.pt:B.pt:C.pt --out runs/distilled
+    fairseq-train runs/distilled/bin --user-dir fairseq_sru --arch sru_tiny --share-all-embeddings ...
+
+Sequence-level distillation (Kim and Rush 2016, section 3.2): a student learns its teacher's own best translations,
+which are more alike than people's, so that a smaller model or beam does. Subwords, dictionaries, validation and test
+set stay those of the data. Writes ``bin/``, the translations ``train.LANGUAGE`` in subwords, and what fairseq-generate
+printed. Stopped and run again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from common.files import write_text
+from comparison.commands import words
+from comparison.fairseq_output import hypotheses
+from comparison.stages import Stages, working_in
+from corpora.binarise import Numbering, number
+from fairseq.data import Dictionary, data_utils
+from tqdm import tqdm
+
+SHARD = 5_000  # sentences between which it can be stopped
+
+
+def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags: Any) -> None:
+    """Translate the training text, a shard after the other, to what fairseq-generate prints.
+
+    Raises:
+        StageError: fairseq-generate fails.
+    """
+    flags |= {"gen-subset": "train", "num-shards": len(logs), "no-progress-bar": True}
+    flags |= {"cpu": not torch.cuda.is_available()}
+    inputs = [*map(Path, flags["path"].split(":")), data / "manifest.json"]
+    with tqdm(desc="translate", total=total, unit="sentence", unit_scale=True, disable=None) as bar:
+        for shard, log in enumerate(logs):
+            command = ["fairseq-generate", f"{data}/bin", "--user-dir", "fairseq_sru"]
+            command += words({**flags, "shard-id": shard})
+            on_line = lambda line: bar.update(line.startswith("H-"))  # noqa: E731
+            stages.command(f"translate {shard}", command, inputs=inputs, outputs=[], log=log, on_line=on_line)
+
+
+def binarise(data: Path, own: str, targets: Path, to: Path) -> None:
+    """The data set's ``bin/`` with other training targets, in place of ``own``."""
+    to.mkdir(exist_ok=True)
+    for path in (data / "bin").iterdir():
+        if path.stem != own:
+            shutil.copyfile(path, to / path.name)
+    language = own.rpartition(".")[2]
+    dictionary = Dictionary.load(str(to / f"dict.{language}.txt"))
+    dtype = "<u2" if len(dictionary) < 65_500 else "<u4"  # as fairseq chooses
+    print(f"[{language}] {targets}: {number(targets, Numbering(dictionary.indices, dtype), 1, to / own)}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, metavar="DATA", help="a folder of prepare.py's")
+    parser.add_argument("--path", required=True, metavar="FILE[:FILE...]", help="the teacher: checkpoints, an ensemble")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--beam", type=int, default=5, metavar="N", help="of the teacher's search (5)")
+    parser.add_argument("--max-tokens", type=int, default=4000, metavar="N", help="of a batch (4000)")
+    args = parser.parse_args(argv)
+    for flag in ("beam", "max_tokens"):
+        if getattr(args, flag) < 1:
+            parser.error(f"argument --{flag.replace('_', '-')}: must be at least 1; got {getattr(args, flag)}")
+    for path in map(Path, args.path.split(":")):
+        if not path.is_file():
+            parser.error(f"argument --path: there is no file {path}")
+    try:
+        manifest = json.loads((args.data / "manifest.json").read_text(encoding="utf-8"))
+        source, target = manifest["source"], manifest["target"]
+    except (OSError, ValueError, LookupError):
+        parser.error(f"argument DATA: {args.data} is not a folder that prepare.py has finished")
+    out: Path = args.out
+    pair, targets = f"train.{source}-{target}", out / f"train.{target}"
+    total = len(data_utils.load_indexed_dataset(str(args.data / "bin" / f"{pair}.{source}")))
+    logs = [out / "translations" / f"{shard}.txt" for shard in range(-(-total // SHARD))]
+    flags = {"path": args.path, "beam": args.beam, "max-tokens": args.max_tokens}
+
+    def make() -> None:
+        found = hypotheses("".join(log.read_text(encoding="utf-8") for log in logs))
+        write_text(targets, "".join(f"{line}\n" for line in found))
+        binarise(args.data, f"{pair}.{target}", targets, out / "bin")
+
+    with working_in(out, parser):
+        stages = Stages(out / "stamps", tqdm.write)
+        translate(stages, args.data, logs, total, **flags)
+        outputs = [targets, *(out / "bin" / path.name for path in sorted((args.data / "bin").iterdir()))]
+        stages.function("binarise", pair, make, inputs=logs, outputs=outputs)
+    print(f"{out}: {total:,} translations; train with {out}/bin")
+
+
+if __name__ == "__main__":
+    main()

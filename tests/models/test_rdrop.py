@@ -1,0 +1,93 @@
+"""R-Drop against its equation."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+import pytest
+import torch
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from support.small_models import made, numbered, prefixes, sources
+from torch import nn
+from torch.nn import functional as F
+
+from fairseq_sru.models import RDropCriterion
+
+DICTIONARY = numbered(20)
+TASK = Namespace(target_dictionary=DICTIONARY)
+PLAIN = LabelSmoothedCrossEntropyCriterion(TASK, sentence_avg=False, label_smoothing=0.1, report_accuracy=True)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(1)
+    return made("sru", DICTIONARY, dropout=0.3, rnn_dropout=0.2)
+
+
+@pytest.fixture
+def sample():
+    target = prefixes(DICTIONARY, 3, 6)
+    target[1, 4:] = DICTIONARY.pad()
+    net_input = {"src_tokens": sources(DICTIONARY, [3, 5, 4]), "src_lengths": None, "prev_output_tokens": target}
+    return {"net_input": net_input, "target": target.roll(-1, 1), "ntokens": 16}
+
+
+def rdrop(alpha: float) -> RDropCriterion:
+    return RDropCriterion(TASK, sentence_avg=False, label_smoothing=0.1, rdrop_alpha=alpha, report_accuracy=True)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 5.0])
+def test_is_equation_4(alpha, model, sample):
+    model.train()
+    torch.manual_seed(2)
+    loss, size, told = rdrop(alpha)(model, sample)
+    torch.manual_seed(2)
+    twice = {name: None if x is None else torch.cat([x, x]) for name, x in sample["net_input"].items()}
+    log_p = model.get_normalized_probs(model(**twice), log_probs=True)
+    target = sample["target"]
+    real = target != DICTIONARY.pad()
+    first, second = (x[real] for x in log_p.chunk(2))
+    expected, likelihood = 0, 0
+    for x in (first, second):
+        even = 0.1 / (len(DICTIONARY) - 1)
+        smooth = (0.9 - even) * F.nll_loss(x, target[real], reduction="sum") - even * x.sum()
+        expected, likelihood = expected + smooth / 2, likelihood + F.nll_loss(x, target[real], reduction="sum") / 2
+    for a, b in ((first, second), (second, first)):
+        expected = expected + alpha / 4 * F.kl_div(a, b, reduction="sum", log_target=True)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(told["nll_loss"], likelihood)
+    assert size == told["sample_size"] == 16 and told["total"] == real.sum()
+
+
+def test_passes_differ_by_dropout_alone(model, sample):
+    """Without dropout it is the usual loss, gradients included."""
+    model.train()
+    for module in model.modules():
+        for name in ("p", "rnn_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    got, expected = rdrop(5.0)(model, sample), PLAIN(model, sample)
+    torch.testing.assert_close(got[0], expected[0])
+    assert {k: float(v) for k, v in got[2].items()} == pytest.approx({k: float(v) for k, v in expected[2].items()})
+    parameters = list(model.parameters())
+    for a, b in zip(*(torch.autograd.grad(found[0], parameters) for found in (got, expected)), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_validation_has_one_pass(model, sample, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        model.encoder, "forward", lambda *args, f=model.encoder.forward, **kw: seen.append(1) or f(*args, **kw)
+    )
+    got, expected = rdrop(5.0)(model.eval(), sample), PLAIN(model, sample)
+    assert got[0] == expected[0] and got[2] == expected[2] and len(seen) == 2
+
+
+def test_a_negative_weight_is_refused():
+    with pytest.raises(ValueError, match=r"^--rdrop-alpha: must be at least 0; got -1$"):
+        rdrop(-1)
+
+
+def test_sentences_are_counted_once(model, sample):
+    criterion = RDropCriterion(TASK, sentence_avg=True, label_smoothing=0.1)
+    assert criterion(model.train(), sample)[1] == 3 and isinstance(criterion, nn.Module)

@@ -1,0 +1,63 @@
+"""distil.py: the student's data, and a run that is stopped and gone on with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import distil
+import pytest
+from comparison.fairseq_output import hypotheses
+from conftest import ROOT
+from fairseq.data import Dictionary, data_utils
+from support.exported import trained
+
+
+def words_of(folder: Path, split: str, language: str) -> list[str]:
+    dictionary = Dictionary.load(str(folder / f"dict.{language}.txt"))
+    data = data_utils.load_indexed_dataset(str(folder / f"{split}.en-de.{language}"), dictionary)
+    return [dictionary.string(sentence) for sentence in data]
+
+
+@pytest.mark.slow
+def test_targets_are_the_teachers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    folder, _ = trained(tmp_path, "sentencepiece")
+    data, teacher, out = folder / "data", folder / "save" / "checkpoint_last.pt", tmp_path / "student"
+    total = len(words_of(data / "bin", "train", "en"))
+    monkeypatch.setattr(distil, "SHARD", -(-total // 3))
+    words = [str(data), "--path", f"{teacher}:{teacher}", "--out", str(out), "--beam", "2"]
+    distil.main(words)
+    assert capfd.readouterr().out.count("+ fairseq-generate") == 3
+    command = [sys.executable, "-m", "fairseq_cli.generate", str(data / "bin"), "--user-dir", str(ROOT / "fairseq_sru")]
+    command += ["--path", str(teacher), "--gen-subset", "train", "--beam", "2", "--cpu"]
+    expected = hypotheses(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    assert words_of(out / "bin", "train", "de") == expected != words_of(data / "bin", "train", "de")
+    for split, language in [("train", "en"), ("valid", "de"), ("test", "de")]:
+        assert words_of(out / "bin", split, language) == words_of(data / "bin", split, language)
+
+    stamp = out / "stamps" / "translate-1.json"  # as if it had been stopped in the second
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "done": False}))
+    distil.main(words)
+    assert capfd.readouterr().out.count("+ fairseq-generate") == 1
+    assert words_of(out / "bin", "train", "de") == expected
+    distil.main(words)
+    assert "+ fairseq-generate" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--beam", "0"], "argument --beam: must be at least 1; got 0"),
+        (["--path", "none.pt"], "argument --path: there is no file none.pt"),
+        ([], "argument DATA: nowhere is not a folder that prepare.py has finished"),
+    ],
+)
+def test_bad_input_is_named(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        distil.main(["nowhere", "--path", __file__, "--out", str(tmp_path / "out"), *words])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

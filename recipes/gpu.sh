@@ -8,15 +8,26 @@
 set -euo pipefail
 here=$PWD
 cd "$(dirname "$0")/.."
+site=$PWD/runs/gpu/site
+packages() { # what is missing goes into a folder of its own: the environment stays as it is
+    PYTHONPATH=$PWD:$PWD/recipes "$python" -m gpu.packages "$@" "$site"
+}
+has() { # MODULE
+    "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null
+}
 if [ -d wheels ]; then
-    python=$(command -v python || command -v python3)
-    PYTHONPATH=$PWD:$PWD/recipes "$python" -m gpu.packages install wheels runs/gpu/site
-    export PYTHONPATH=$PWD/runs/gpu/site:$PWD/runs/gpu/fairseq PATH=$PWD/runs/gpu/fairseq/bin:$PATH
+    python=python
+    has torch || python=python3
+    packages install wheels
 else
     . recipes/setup.sh
     python=python
     cuda=$(python -c 'import torch; print((torch.version.cuda or "").partition(".")[0])')
-    [ -z "$cuda" ] || _sru_run python -m pip install -q ".[cuda$cuda]" # nothing to do where it is there
+    if [ -n "$cuda" ]; then
+        has cupy || _sru_run python -m pip install -e ".[cuda$cuda]"
+        packages rivals || echo "gpu.sh: going on without others' kernels" >&2
+    fi
 fi
+export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH} PATH=$PWD/runs/gpu/fairseq/bin:$PATH
 case ${1:-} in '' | /* | -*) ;; *) set -- "$here/$1" "${@:2}" ;; esac
-PYTHONPATH=$PWD:$PWD/recipes${PYTHONPATH:+:$PYTHONPATH} exec "$python" -m gpu "$@"
+exec "$python" -m gpu "$@"

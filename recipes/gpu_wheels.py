@@ -14,13 +14,12 @@ import json
 from pathlib import Path
 
 from common.files import write_text
-from gpu.packages import VERSIONS, key, package, pip
+from gpu.packages import RIVALS, VERSIONS, key, package, pip
 
 from fairseq_sru.install_fairseq import download
 
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 TESTS = ("hypothesis", "pytest", "pytest-xdist")
-RIVALS = ("accelerated-scan==0.3.1", "fla-core==0.6.0")  # the kernels of flash-linear-attention
 OF_FAIRSEQ = ("bitarray", "cffi", "regex")
 SOURCES = ("antlr4-python3-runtime==4.9.3", "pynvrtc==9.2", "sru==2.6.0")  # of Python alone, without wheels
 
@@ -32,7 +31,7 @@ def fetch(folder: Path, python: str, without: set[str]) -> None:
     for_it += [word for name in PLATFORMS for word in ("--platform", name)]
     pip("wheel", "--no-deps", "--wheel-dir", folder, *SOURCES)
     tested = [pin for pin in VERSIONS["TEST"] if pin.split("==")[0] in TESTS]
-    wanted = [*VERSIONS["RECIPES"], *VERSIONS["CUDA13"], *VERSIONS["FAIRSEQ_BUILD"], *tested, *OF_FAIRSEQ, "einops"]
+    wanted = [*VERSIONS["RECIPES"], *VERSIONS["CUDA13"], *VERSIONS["FAIRSEQ_BUILD"], *tested, *OF_FAIRSEQ]
     wanted = [pin for pin in [*wanted, VERSIONS["PATCH_NG"]] if key(pin.split("==")[0]) not in without]
     pip("download", *for_it, "--find-links", folder, "--dest", folder, *wanted)
     pip("download", "--no-deps", *for_it, "--dest", folder, *RIVALS)

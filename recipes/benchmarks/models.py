@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import bisect
 import copy
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from common.machine import parameters
 from torch import Tensor
@@ -52,10 +52,10 @@ def size(model: Any) -> int:
 
 def narrowed(target: int, multiple: int, make: Callable[[int], Any]) -> Any:
     """The model of the width, a multiple of so many, whose number of parameters is nearest to the target."""
-    widths = range(8 * multiple, 2048, multiple)
-    at = bisect.bisect_left(widths, target, key=lambda width: size(make(width)))
-    near = [make(width) for width in widths[max(0, at - 1) : at + 1]]
-    return min(near, key=lambda model: abs(size(model) - target))
+    tried = [8 * multiple * factor for factor in (1, 2, 3)]
+    # matrices are as large as a width squared, all else as a width
+    law = np.polynomial.Polynomial.fit(tried, [size(make(width)) for width in tried], deg=2)
+    return make(min(range(8 * multiple, 2048, multiple), key=lambda width: abs(law(width) - target)))
 
 
 def systems(vocabulary: int, preset: str = "sru_iwslt_de_en") -> tuple[Any, dict[str, Any]]:

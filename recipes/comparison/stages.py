@@ -100,6 +100,8 @@ def digest(path: Path) -> str | None:
 
 def program(command: Sequence[str]) -> list[str]:
     """The command with its program from the environment of this Python."""
+    if command[0] == "python":  # which may go by another name here
+        return [sys.executable, *command[1:]]
     beside = Path(sys.executable).with_name(command[0])
     return [str(beside) if beside.is_file() else command[0], *command[1:]]
 

@@ -1,10 +1,11 @@
 """What a machine without network needs beside torch, brought along as wheels by ../gpu_wheels.py.
 
     PYTHONPATH=recipes python -m gpu.packages install|fairseq WHEELS SITE
+    PYTHONPATH=recipes python -m gpu.packages rivals SITE
     PYTHONPATH=recipes python -m gpu.packages build
 
-for gpu.sh: put what is missing into a folder SITE, build fairseq into one, or build others' CUDA source. The
-environment stays as it is.
+for gpu.sh: put what is missing into a folder SITE, build fairseq into one, download others' kernels into one, or build
+their CUDA source. The environment stays as it is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))  # an import of the package would load torch
 SITE, FAIRSEQ = ROOT / "runs" / "gpu" / "site", ROOT / "runs" / "gpu" / "fairseq"
 
+RIVALS = ("accelerated-scan==0.3.1", "fla-core==0.6.0", "einops")  # the second: kernels of flash-linear-attention
 EXTENSIONS = ("sru", "accelerated_scan.warp")  # build CUDA source when they are first imported
 
 
@@ -54,6 +56,13 @@ def install(folder: Path, site: Path) -> None:
     print(f"{len(lacking)} packages from {folder} are in {site}: {', '.join(map(package, lacking)) or 'none lacked'}")
 
 
+def rivals(site: Path) -> None:
+    """Download others' kernels into a folder, where they are missing; what they need beside is torch and Triton."""
+    there = installed()
+    if lacking := [pin for pin in RIVALS if key(pin.split("==")[0]) not in there]:
+        pip("install", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
+
+
 def fairseq(folder: Path, site: Path) -> None:
     """Build fairseq from its sdist in a folder, where there is no fairseq, and put it into another."""
     if "fairseq" in installed():
@@ -80,12 +89,20 @@ def build() -> None:
             print(f"{name}: {type(error).__name__}: {error}")
 
 
+COMMANDS: dict[str, Callable[..., None]] = {c.__name__: c for c in (install, rivals, fairseq, build)}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="gpu.packages", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("command", choices=["install", "fairseq", "build"])
+    parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="of wheels, and where to install them")
     args = parser.parse_args(argv)
-    commands: dict[str, Callable[..., None]] = {"install": install, "fairseq": fairseq, "build": build}
+    commands: dict[str, Callable[..., None]] = {
+        "install": install,
+        "rivals": rivals,
+        "fairseq": fairseq,
+        "build": build,
+    }
     commands[args.command](*args.folders)
 
 

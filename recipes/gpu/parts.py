@@ -48,13 +48,13 @@ def parts(out: Path, dry: bool) -> list[Part]:
     """dry: at small sizes and without haste, for a CPU; tests that need a GPU are collected and skipped."""
     python, processes = ("python", "-m"), str(max(1, min(6, (os.cpu_count() or 1) // 2)))
     quick = ("--quick", "--turns", "1") if dry else ("--turns", "7")
-    few = ("--quick", "--turns", "1", "--vocabulary", "500") if dry else ("--turns", "3")
+    few = ("--quick", "--turns", "1", "--vocabulary", "500", "--pairs", "1") if dry else ("--turns", "3")
     cpu_test = " or padding_mask_starts" if dry else ""
     small = [f"systems.{name}.{flag}" for name in ("sru", "lstm") for flag in ("encoder-layers=1", "decoder-layers=1")]
     times = ("budget.minutes=0.02", "slices.updates=2", "generate.beam=1", "generate.max-len-b=3", *small)
     times = times if dry else ("budget.minutes=0.25", "slices.updates=50")
-    pairs = ("--pairs", "1") if dry else ("--pairs", "160")  # 4,000 target tokens
-    updates = ("python", "recipes/steps.py", "--preset", "sru_wmt", *pairs, "--updates", *few)
+    large = ("--preset", "sru_wmt", "--pairs", "160", "--updates")  # of 4,000 target tokens
+    updates = ("python", "recipes/steps.py", *large, *few)
     extensions = (*python, "gpu.packages", "build")
     chosen, slow = "TestOnTheGpu and not test_every_variant and not sanitizer", "TestOnTheGpu and test_every_variant"
     spread = ("-n", "0" if dry else processes)

@@ -233,7 +233,19 @@ def test_any_cupy_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages.installed() == {"cupy-cuda12x", "cupy-cuda13x", "some-thing"}
 
 
+def test_others_kernels_are_downloaded_where_they_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words))
+    monkeypatch.setattr(packages, "installed", lambda: {"einops", "torch"})
+    packages.main(["rivals", str(tmp_path)])
+    assert asked[0][-3:] == (tmp_path, *packages.RIVALS[:2])
+    monkeypatch.setattr(packages, "installed", lambda: {"einops", "fla-core", "accelerated-scan"})
+    packages.main(["rivals", str(tmp_path)])
+    assert len(asked) == 1
+
+
 STUB = """#!/bin/bash
+[ "$1" = -c ] && exit 0 # has torch
 echo "$@ | $PYTHONPATH | $PATH"
 """
 
@@ -250,7 +262,10 @@ def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(tmp_p
     done = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     installing, running = (line.split(" | ") for line in done.stdout.splitlines())
-    assert installing[:2] == ["-m gpu.packages install wheels runs/gpu/site", f"{project}:{project}/recipes"]
+    assert installing[:2] == [
+        f"-m gpu.packages install wheels {project}/runs/gpu/site",
+        f"{project}:{project}/recipes",
+    ]
     assert running[0] == f"-m gpu {elsewhere}/mine --minutes 3"
     site = project / "runs" / "gpu"
     assert running[1].split(":") == list(map(str, (project, project / "recipes", site / "site", site / "fairseq")))

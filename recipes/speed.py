@@ -6,14 +6,15 @@ Contestants, one layer each, as many features out as in, no dropout, one directi
 over time, kernel width 3); nn.LSTM; nn.GRU; SRU (ours: v1 cell, tanh); the published package ``sru``, same cell (on a
 CPU also as torch.jit.script, which runs its C++ loop, forward alone); GEMM, our layer's matrix product and no more. On
 a CPU in float32, at one shape also without oneDNN; on a GPU, where torch sees one, in float32 (without TF32, for all)
-and bfloat16, called one by one and as a CUDA graph.
+and bfloat16, called one by one and as a CUDA graph, and the recurrence alone beside accelerated-scan,
+flash-linear-attention's HGRN and torch.compile, where these are installed.
 
 ``forward`` is eval mode without gradients; ``forward+backward`` is train mode with the gradients of the weights and the
 input, from a given gradient of the output. The contestants of a case are measured in turns, in rotating order, so that
 what else the machine does falls on all alike. A run is one call, or as many as take 5 ms. Figures are medians of the
 runs; JSON has their quartiles. A second table has the recurrence alone next to copying the bytes that it must move.
 
-Files in DIR (runs/speed): speed.json, speed.svg, speed.png.
+Files in DIR (runs/speed): speed.json, written after each case, speed.svg, speed.png.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from __future__ import annotations
 import argparse
 import json
 import warnings
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import torch
 from benchmarks import layer
+from benchmarks import scans as others
 from benchmarks.layer import BOTH, FORWARD, PLAIN, SCANS, SHAPES, STEPS, VARIANTS, Case
-from benchmarks.timing import DEVICE, ON_GPU, TITLE, at_least_one, folder, machine, measure
-from common.files import write
+from benchmarks.timing import DEVICE, DRY, ON_GPU, TITLE, at_least_one, folder, machine, measure
+from common.files import write_text
 
 from fairseq_sru.recurrence.dispatch import choose
 
@@ -57,31 +58,34 @@ def main(arguments: list[str] | None = None) -> None:
 
     plans = [(what, *s) for s in shapes for what in (FORWARD, BOTH)] + [(FORWARD, *s) for s in steps]
     cases = [Case(*plan, *variant) for variant in VARIANTS for plan in plans]
-    if not ON_GPU and torch.backends.mkldnn.is_available():
+    if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
         cases += [Case(what, *one, mode=PLAIN) for what in (FORWARD, BOTH)]
-    scanned = [Case(FORWARD, *s, *variant) for s in scans for variant in dict(VARIANTS).items()]  # the last mode
-    found = layer.all_cases(cases, package, args.turns)
-    report = {
+    scanned = list(dict(VARIANTS).items())  # the last mode
+    report: dict[str, Any] = {
         "machine": here,
         "turns": args.turns,
         "copy_gb_per_s": bandwidth,
-        "contestants": layer.all_notes(package, Case(FORWARD, *one)),
-        "cases": [
-            {**case._asdict(), "ms": {name: s._asdict() for name, s in took.items()}, "ratios": layer.ratios(took)}
-            for case, took in found.items()
-        ],
-        "recurrence": layer.all_scans(backend, scanned, args.turns) if backend else [],
+        "contestants": {},
+        "recurrence": [],
+        "other_kernels": [],
+        "cases": [],
     }
-    print()
-    figure = layer.plot(found, f"One layer, {title}")
-    files: dict[str, Callable[[Path], object]] = {
-        "json": lambda path: path.write_text(json.dumps(report, indent=1) + "\n"),
-        **{suffix: partial(figure.savefig, dpi=120) for suffix in ("svg", "png")},
-    }
-    for suffix, how in files.items():
-        path = args.out / f"speed.{suffix}"
-        write(path, how)
+
+    def keep(part: str, entry: dict[str, Any]) -> None:
+        """What is stopped leaves what is measured."""
+        report[part].append(entry)
+        write_text(args.out / "speed.json", json.dumps(report, indent=1) + "\n")
+
+    if backend:
+        all_scans = [Case(FORWARD, *s, *variant) for s in scans for variant in scanned]
+        layer.all_scans(backend, all_scans, args.turns, partial(keep, "recurrence"))
+    if ON_GPU or DRY:
+        others.all_others(others.cases_of(scans, scanned), args.turns, partial(keep, "other_kernels"))
+    report["contestants"] = layer.all_notes(package, Case(FORWARD, *one))
+    layer.all_cases(cases, package, args.turns, partial(keep, "cases"))
+    print(f"\nwrote {args.out / 'speed.json'}")
+    for path in layer.draw(report, args.out):
         print(f"wrote {path}")
 
 

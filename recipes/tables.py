@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, Case
-from benchmarks.timing import short
+from benchmarks.timing import place, short
 from comparison import settings
 from comparison.report import table
 from comparison.verdict import decoding_ratios, mean, spread, tested
+from gpu import tables as gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "recipes" / "results"
@@ -38,15 +39,6 @@ def result(name: str) -> dict[str, Any]:
 
 def comparison(name: str) -> dict[str, Any]:
     return result(f"{name}/report.json")
-
-
-def place(report: dict[str, Any], what: str) -> str:
-    """Where and when speed.py or steps.py measured."""
-    here = report["machine"]
-    return (
-        f"{what}. {here['device']}, threads: {here['threads']}, torch {here['torch']}, {here['date'][:10]}; "
-        f"medians of {report['turns']} runs.\n\n"
-    )
 
 
 # ---------------------------------------------------------------- one layer
@@ -221,6 +213,16 @@ def preparing() -> str:
     return where + table(head, rows)
 
 
+def gpu_wheels() -> str:
+    """What is brought along to a machine without network."""
+    report = result("gpu/wheels.json")
+    sizes = {name: size / 2**20 for name, size in report["bytes"].items()}
+    large = {name: size for name, size in sizes.items() if size >= 1}
+    rows = [[name, f"{size:.1f}"] for name, size in sorted(large.items(), key=lambda item: -item[1])]
+    rows.append([f"{len(sizes) - len(large)} more", f"{sum(sizes.values()) - sum(large.values()):.1f}"])
+    return table(["file", "MiB"], [*rows, ["all", f"{sum(sizes.values()):.1f}"]])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "layer-in-short": layer_in_short,
     "layer": layer,
@@ -235,6 +237,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision-quality": precision_quality,
     "recipes": recipes,
     "preparing": preparing,
+    **{f"gpu-{name}": partial(gpu.published, name, RESULTS / "gpu") for name in gpu.TABLES},
+    "gpu-wheels": gpu_wheels,
 }
 
 

@@ -62,6 +62,49 @@ def is_python(text: str) -> bool:
     return False
 
 
+# --- performance.md ---------------------------------------------------------------------------------------------------
+
+
+class Recording:
+    """A stand-in for torch.cuda's streams and graphs: it records nothing, and replays by calling again."""
+
+    update: Any = None
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def wait_stream(self, _: Any) -> None:
+        pass
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: Any) -> None:
+        pass
+
+    def replay(self) -> None:
+        Recording.update()
+
+
+def test_an_update_as_a_cuda_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the page has it where there is a GPU; elsewhere on the CPU, which needs no capturable optimizer."""
+    (block,) = fenced((DOCS / "performance.md").read_text(), "python")
+    before, after = block.split("graph = torch.cuda.CUDAGraph()\n")
+    names: dict[str, Any] = {}
+    if not torch.cuda.is_available():
+        for name in ("Stream", "stream", "current_stream", "CUDAGraph", "graph"):
+            monkeypatch.setattr(torch.cuda, name, Recording)
+        before = before.replace(".cuda()", "").replace('device="cuda"', 'device="cpu"').replace(", capturable=True", "")
+        before = before.replace("512", "16")
+        after = after.replace("512", "16")
+    exec(before, names)
+    Recording.update = names["update"]
+    weights = [p.detach().clone() for p in names["rnn"].parameters()]
+    exec(f"graph = torch.cuda.CUDAGraph()\n{after}", names)
+    assert torch.isfinite(names["loss"])
+    assert not any(torch.equal(a, b) for a, b in zip(weights, names["rnn"].parameters(), strict=True))
+
+
 # --- maths.md ---------------------------------------------------------------------------------------------------------
 
 

@@ -153,7 +153,7 @@ class SRU(nn.Module):
         for layer, c in zip(self.layers, before, strict=True):
             x, c = layer(x, c, padding_mask)
             after.append(c)
-        return x, torch.stack(after)
+        return x, torch.stack(after) if len(after) > 1 else after[0].unsqueeze(0)
 
     def _packed(self, packed: PackedSequence, c0: Tensor | None) -> tuple[PackedSequence, Tensor]:
         """In the order of the packed sequences, as nn.LSTM: sorted by length; c0 and c_states in the caller's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -42,8 +43,11 @@ class Backend(Protocol):
 class Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: Backend, options: Options, padding_mask: Tensor | None, *tensors: Any) -> Any:  # type: ignore[override]
-        h, c_n, saved = backend.forward(Tensors(*tensors), padding_mask, options, True)
-        ctx.save_for_backward(padding_mask, saved, *tensors)
+        state = state_dtype(tensors[0])
+        # parameters and states of 16 bits are cast once, for both passes
+        wide = [None if t is None or t.dtype is state else t.to(state) for t in tensors[2:]]
+        h, c_n, saved = backend.forward(widened(tensors, wide), padding_mask, options, True)
+        ctx.save_for_backward(padding_mask, saved, *tensors, *(wide if any(t is not None for t in wide) else ()))
         ctx.backend, ctx.options = backend, options
         ctx.set_materialize_grads(False)
         return h, c_n
@@ -51,12 +55,22 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_h: Tensor | None, grad_c_n: Tensor | None) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         padding_mask, saved, *tensors = ctx.saved_tensors
+        tensors, wide = tensors[:6], tensors[6:]
         needed = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # create_graph=True
             grads = differentiable(Tensors(*tensors), padding_mask, ctx.options, grad_h, grad_c_n, needed)
         else:
-            grads = ctx.backend.backward(Tensors(*tensors), padding_mask, ctx.options, saved, grad_h, grad_c_n, needed)
+            used = widened(tensors, wide)
+            grads = ctx.backend.backward(used, padding_mask, ctx.options, saved, grad_h, grad_c_n, needed)
+            if wide:
+                grads = tuple(g if g is None else g.to(t.dtype) for g, t in zip(grads, tensors, strict=True))
         return (None, None, None, *grads)
+
+
+def widened(tensors: Sequence[Any], wide: Sequence[Tensor | None]) -> Tensors:
+    """The tensors, with those of the state's dtype in place of bias, c0, weight_c and dropout_mask where there are."""
+    pairs = zip(tensors[2:], wide or [None] * 4, strict=True)
+    return Tensors(*tensors[:2], *(t if w is None else w for t, w in pairs))
 
 
 def differentiable(

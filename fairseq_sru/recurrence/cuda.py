@@ -7,6 +7,7 @@ Nothing is bound at import: the stream is asked for at every launch, and each de
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +15,21 @@ from torch import Tensor
 
 from . import nvrtc
 from .build import Unavailable
-from .kernels import DEFAULT_VARIANT, Argument, Kernels, Shape, Variant
+from .kernels import DEFAULT_VARIANT, KEPT, Argument, Kernels, Shape, Variant
 
 
 class Stream(NamedTuple):
     """What CuPy wants of a stream."""
 
     ptr: int
+
+
+class Entry(NamedTuple):
+    """A kernel on a device, and how many blocks of how many threads run it."""
+
+    function: Callable[..., None]
+    grid: tuple[int]
+    block: tuple[int]
 
 
 class Geometry(NamedTuple):
@@ -106,14 +115,28 @@ class Cuda(Kernels):
                 bits |= 0 if a.dtype is torch.bool else a.data_ptr()
             else:
                 values.append(0 if a is None else a)
-        how = geometry(variant, shape, multiprocessors(device.index), bits & -bits)
-        key = (device.index, variant, how.vec, how.ahead)
+        index = device.index
+        function, grid, block = self.entry(kernel, variant, shape, index, bits & -bits)
+        stream = Stream(raw_stream(index))
+        if index == torch.cuda.current_device():  # a guard takes longer than to ask
+            function(grid, block, (*values, *shape), stream=stream)
+        else:
+            with torch.cuda.device(device):
+                function(grid, block, (*values, *shape), stream=stream)
+
+    @functools.cached_property
+    def entry(self) -> Callable[..., Entry]:
+        """:meth:`_entry` with a memory: of each shape, everything but addresses and the stream is looked up once."""
+        return functools.lru_cache(maxsize=KEPT)(self._entry)
+
+    def _entry(self, kernel: str, variant: Variant, shape: Shape, index: int, aligned: int) -> Entry:
+        how = geometry(variant, shape, multiprocessors(index), aligned)
+        key = (index, variant, how.vec, how.ahead)
+        device = torch.device("cuda", index)
         with torch.cuda.device(device):
             if key not in self.modules:
                 self.modules[key] = self._load(variant, how.vec, how.ahead, device)
-            function = self.modules[key].get_function(kernel)
-            stream = Stream(torch.cuda.current_stream(device).cuda_stream)
-            function((how.grid,), (how.block,), (*values, *shape), stream=stream)
+            return Entry(self.modules[key].get_function(kernel), (how.grid,), (how.block,))
 
     def _load(self, variant: Variant, vec: int, ahead: int, device: torch.device) -> Any:
         """A CuPy module with the kernels, on the current device."""
@@ -127,6 +150,16 @@ class Cuda(Kernels):
         except Exception:  # CuPy's, for the driver: a damaged file in the cache
             module.load(self.compiler.cubin(options, target, fresh=True))
         return module
+
+
+def raw_stream(device: int) -> int:
+    """The address of torch's current stream on a device; without an object for it where torch can."""
+    if _current_raw_stream is not None:
+        return _current_raw_stream(device)  # type: ignore[no-any-return]
+    return int(torch.cuda.current_stream(device).cuda_stream)
+
+
+_current_raw_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 @functools.cache

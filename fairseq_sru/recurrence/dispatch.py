@@ -95,7 +95,7 @@ def sru_recurrence(
     tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
     check_tensors(tensors, padding_mask, activation, bidirectional)
     options = Options(activation, bidirectional, float(skip_scale))
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    keep = torch.is_grad_enabled() and (u.requires_grad or any(t is not None and t.requires_grad for t in tensors))
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         if torch.onnx.is_in_onnx_export():
             raise RuntimeError(

@@ -6,16 +6,19 @@ A backend is a subclass of :class:`Kernels` that launches.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
 
-from .reference import ACTIVATIONS, Options, Tensors, state_dtype
+from .reference import ACTIVATIONS, Options, Tensors
 
 VALUES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
 Argument = Tensor | int | float | None
+KEPT = 4096  # calls of different shapes whose preparation is kept
 
 
 class Variant(NamedTuple):
@@ -54,10 +57,23 @@ class Shape(NamedTuple):
         return self.chunk_length < self.length
 
 
+class Plan(NamedTuple):
+    """What follows from dtypes and shapes of a call alone."""
+
+    variant: Variant
+    shape: Shape
+    state: torch.dtype
+
+
 class Kernels:
     """forward and backward of :func:`fairseq_sru.sru_recurrence` by the CUDA source."""
 
     name: str
+
+    @functools.cached_property
+    def plan(self) -> Callable[..., Plan]:
+        """:meth:`_plan` with a memory: lengths and batches come again and again."""
+        return functools.lru_cache(maxsize=KEPT)(self._plan)
 
     def saved_shape(self, u: Tensor) -> tuple[int, ...]:
         """The cell state before the first and after each step."""
@@ -75,35 +91,23 @@ class Kernels:
         self, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """h, c_n and, with keep, the cell states of all steps ``(length + 1, batch, D)`` for :meth:`backward`."""
-        u, x, bias, c0, v, mask, pad, variant, shape = self._prepare(tensors, padding_mask, options)
-        length, batch, _, width = u.shape
-        h = torch.empty((length, batch, width), dtype=u.dtype, device=u.device)
-        c_n = torch.empty((batch, width), dtype=state_dtype(u), device=u.device)
-        c = torch.empty(self.saved_shape(u), dtype=c_n.dtype, device=u.device) if keep else None
-        if not h.numel():  # no steps, or no sequences: nothing to launch
+        u, x, bias, c0, v, mask = tensors
+        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, x is not None, v is not None)
+        u, x = u.contiguous(), _like(x, u.dtype)
+        bias, c0, v, mask = _like(bias, state), _like(c0, state), _like(v, state), _like(mask, state)
+        pad = None if padding_mask is None else padding_mask.contiguous()
+        length, batch, width = shape.length, shape.batch, shape.width
+        h = u.new_empty((length, batch, width)) if x is None else torch.empty_like(x)
+        c_n = u.new_empty((batch, width), dtype=state)
+        c = u.new_empty((length + 1, batch, width), dtype=state) if keep else None
+        if not length or not batch or not width:  # nothing to launch
             c_n.zero_() if c0 is None else c_n.copy_(c0)
             return h, c_n, c
         summary = self._summary(c_n, shape)
         if summary is not None:
             self.launch("sru_forward_summary", variant, shape, u.device, u, bias, pad, summary)
-        self.launch(
-            "sru_forward",
-            variant,
-            shape,
-            u.device,
-            u,
-            x,
-            bias,
-            v,
-            c0,
-            mask,
-            pad,
-            summary,
-            h,
-            c,
-            c_n,
-            options.skip_scale,
-        )
+        inputs = (u, x, bias, v, c0, mask, pad, summary)
+        self.launch("sru_forward", variant, shape, u.device, *inputs, h, c, c_n, options.skip_scale)
         return h, c_n, c
 
     def backward(
@@ -117,22 +121,26 @@ class Kernels:
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
         """The gradients of tensors, None where not needed."""
-        u, x, bias, c0, v, mask, pad, variant, shape = self._prepare(tensors, padding_mask, options)
-        length, batch, planes, width = u.shape
-        gates = 1 if planes == 2 else 2
-        need = dict(zip(Tensors._fields, needed, strict=True))
-        grad_h = torch.zeros_like(u[:, :, 0]) if grad_h is None else grad_h.to(u.dtype)
-        grad_c_n = None if grad_c_n is None else grad_c_n.to(c.dtype).contiguous()
-        new = c.new_empty if u.numel() else c.new_zeros
+        u, x, bias, c0, v, mask = tensors
+        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, x is not None, v is not None)
+        u, x = u.contiguous(), _like(x, u.dtype)
+        bias, v, mask = _like(bias, state), _like(v, state), _like(mask, state)
+        pad = None if padding_mask is None else padding_mask.contiguous()
+        length, batch, width, gates = shape.length, shape.batch, shape.width, 1 if variant.planes == 2 else 2
+        need_u, _, need_bias, need_c0, need_v, need_mask = needed
+        grad_h = u.new_zeros((length, batch, width)) if grad_h is None else _like(grad_h, u.dtype)
+        grad_c_n = _like(grad_c_n, state)
         grad_u = torch.empty_like(u)
         grad_x = None if x is None else torch.empty_like(x)
         chunks = shape.chunks if length else 1
-        grad_bias = new(chunks, batch, gates, width) if need["bias"] else None
-        grad_v = new(chunks, batch, gates, width) if need["weight_c"] else None
-        grad_c0 = new(batch, width) if need["c0"] else None
-        grad_mask = new(chunks, batch, width) if need["dropout_mask"] else None
+        new = c.new_empty if u.numel() else c.new_zeros
+        # of bias and v in one piece, which is summed at once
+        sums = new((need_bias + need_v, chunks, batch, gates, width)) if need_bias or need_v else None
+        grad_bias = sums[0] if sums is not None and need_bias else None
+        grad_v = sums[-1] if sums is not None and need_v else None
+        grad_c0 = new((batch, width)) if need_c0 else None
+        grad_mask = new((chunks, batch, width)) if need_mask else None
         if u.numel():
-            grad_h = grad_h.contiguous()
             summary = self._summary(c[0], shape)
             if summary is not None:
                 self.launch("sru_backward_summary", variant, shape, u.device, u, bias, c, mask, pad, grad_h, summary)
@@ -147,37 +155,43 @@ class Kernels:
             )
         elif grad_c0 is not None and grad_c_n is not None:
             grad_c0.copy_(grad_c_n)
-        sums = (
-            None if grad_bias is None else grad_bias.sum((0, 1)),
+        if sums is not None:
+            sums = sums.sum((1, 2))
+        grads = (
+            grad_u if need_u else None,
+            grad_x,
+            sums[0] if sums is not None and need_bias else None,
             grad_c0,
-            None if grad_v is None else grad_v.sum((0, 1)),
-            None if grad_mask is None else grad_mask.sum(0),
+            sums[-1] if sums is not None and need_v else None,
+            None if grad_mask is None else grad_mask.sum(0) if chunks > 1 else grad_mask[0],
         )
         return tuple(
-            None if not wanted or grad is None or t is None else grad.to(t.dtype)
-            for wanted, grad, t in zip(needed, (grad_u, grad_x, *sums), tensors, strict=False)
+            None if not wanted or grad is None or t is None else _like(grad, t.dtype)
+            for wanted, grad, t in zip(needed, grads, tensors, strict=True)
         )
 
-    def _prepare(self, tensors: Tensors, padding_mask: Tensor | None, options: Options) -> tuple[Any, ...]:
-        u, x, bias, c0, v, mask = tensors
-        state = state_dtype(u)
-        length, batch, planes, width = u.shape
-        variant = Variant(
-            VALUES[u.dtype], list(ACTIVATIONS).index(options.activation), planes, int(x is not None), int(v is not None)
-        )
-        chunk_length = self.chunk_length(variant, length, batch * width, u.device)
-        shape = Shape(length, batch, width, 2 if options.bidirectional else 1, chunk_length)
-        return (
-            u.contiguous(),
-            None if x is None else x.to(u.dtype).contiguous(),
-            None if bias is None else bias.to(state).contiguous(),
-            None if c0 is None else c0.to(state).contiguous(),
-            None if v is None else v.to(state).contiguous(),
-            None if mask is None else mask.to(state).contiguous(),
-            None if padding_mask is None else padding_mask.contiguous(),
-            variant,
-            shape,
-        )
+    def _plan(
+        self, u: torch.Size, dtype: torch.dtype, device: torch.device, options: Options, skip: bool, peephole: bool
+    ) -> Plan:
+        length, batch, planes, width = u
+        activation = list(ACTIVATIONS).index(options.activation)
+        variant = Variant(VALUES[dtype], activation, planes, int(skip), int(peephole))
+        steps = self.chunk_length(variant, length, batch * width, device)
+        shape = Shape(length, batch, width, 2 if options.bidirectional else 1, steps)
+        return Plan(variant, shape, torch.float64 if dtype == torch.float64 else torch.float32)
 
     def _summary(self, like: Tensor, shape: Shape) -> Tensor | None:
         return like.new_empty(shape.chunks, 2, shape.batch, shape.width) if shape.summarised else None
+
+
+@overload
+def _like(t: None, dtype: torch.dtype) -> None: ...
+@overload
+def _like(t: Tensor, dtype: torch.dtype) -> Tensor: ...
+@overload
+def _like(t: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
+def _like(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """The tensor in a dtype and contiguous; itself where it is."""
+    if t is None:
+        return None
+    return (t if t.dtype is dtype else t.to(dtype)).contiguous()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .build import Unavailable, host_library
-from .kernels import DEFAULT_VARIANT, VALUES, Argument, Kernels, Shape, Variant
+from .kernels import DEFAULT_VARIANT, KEPT, VALUES, Argument, Kernels, Shape, Variant
 
 MAX_LANES = 256  # channels that a thread of the text works on at most
 ENOUGH = 16384  # elements below which a second core costs more than it brings
@@ -33,14 +33,20 @@ class Native(Kernels):
         library(DEFAULT_VARIANT)  # shows now whether it works, when there still is a choice
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
-        half = shape.width // shape.directions
-        rows = shape.batch * shape.directions * shape.chunks
-        workers = min(threads_here(), 1 + shape.length * shape.batch * shape.width // ENOUGH)
-        group = MAX_LANES
-        if workers > 1:  # some parts for each worker, of whole cache lines
-            group = max(16, min(MAX_LANES, -(-half * rows // (4 * workers)) // 16 * 16))
-        threads = rows * -(-half // group)
+        threads, group, workers = cut(shape, threads_here())
         run(library(variant), kernel, threads, group, workers, shape, arguments)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def cut(shape: Shape, most: int) -> tuple[int, int, int]:
+    """Into how many threads of the text, of how many channels, and how many of the machine's, of most, work on them."""
+    half = shape.width // shape.directions
+    rows = shape.batch * shape.directions * shape.chunks
+    workers = min(most, 1 + shape.length * shape.batch * shape.width // ENOUGH)
+    group = MAX_LANES
+    if workers > 1:  # some parts for each worker, of whole cache lines
+        group = max(16, min(MAX_LANES, -(-half * rows // (4 * workers)) // 16 * 16))
+    return rows * -(-half // group), group, workers
 
 
 def run(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from common.files import write
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,13 +25,13 @@ from fairseq_sru.layers.linear import linear
 from fairseq_sru.recurrence.autograd import Backend
 from fairseq_sru.recurrence.reference import Options, Tensors
 
-from .timing import DEVICE, ON_GPU, Function, Spread, graphed, measure, short, table
+from .timing import DEVICE, DRY, ON_GPU, TITLE, Function, Spread, graphed, measure, short, table
 
 Package = Callable[..., nn.Module] | None  # the class SRU of the published package
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 EAGER, GRAPH, PLAIN = "eager", "CUDA graph", "without oneDNN"
-VARIANTS = [(dtype, mode) for dtype in DTYPES for mode in (EAGER, GRAPH)] if ON_GPU else [("float32", EAGER)]
+VARIANTS = [(dtype, mode) for dtype in DTYPES for mode in (EAGER, GRAPH)] if ON_GPU or DRY else [("float32", EAGER)]
 
 CONV, LSTM, GRU, OURS, PACKAGE, SCRIPTED, GEMM = "conv k=3", "LSTM", "GRU", "SRU", "sru package", "sru scripted", "GEMM"
 NAMES = {
@@ -47,10 +48,12 @@ RATIOS = {SRU_GEMM: (OURS, GEMM), LSTM_SRU: (LSTM, OURS), PACKAGE_SRU: (PACKAGE,
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
 Shape = tuple[int, int, int]  # length, batch, size
+WIDE, LONG = (64, 256, 1024), (8192, 1, 512)  # fill a GPU by columns, and by steps
 SHAPES: list[Shape] = [(length, 32, size) for length in (32, 128) for size in (256, 512, 1024)] + [(1000, 1, 512)]
+SHAPES += [WIDE, LONG] if ON_GPU else []
 STEPS: list[Shape] = [(1, batch, 512) for batch in (1, 5, 64, 320)]  # of decoding
 PLOTTED: list[Shape] = [(32, 32, 256), (32, 32, 512), (128, 32, 512)]
-SCANS: list[Shape] = [(64, 256, 1024) if ON_GPU else (64, 32, 512), (8192, 1, 512)]
+SCANS: list[Shape] = [WIDE, LONG, (32, 32, 512), (128, 32, 512)] if ON_GPU else [(64, 32, 512), LONG]
 
 
 class Case(NamedTuple):
@@ -238,27 +241,46 @@ def plot(found: dict[Case, dict[str, Spread]], title: str) -> Figure:
             bars = ax.bar(places, medians, 0.85 / len(names), label=name, color=f"C{list(NAMES).index(name)}")
             ax.bar_label(bars, ["" if math.isnan(m) else short(m) for m in medians], fontsize=7.5, padding=2)
         ax.set_xticks(range(len(groups)), [f"l={length}, d={size}" for length, _, size in groups])
-        ax.set_title(f"{what}, {dtype}, {mode}" if ON_GPU else what)
+        ax.set_title(f"{what}, {dtype}, {mode}" if len(VARIANTS) > 1 else what)
         ax.set_ylabel("ms for 32 sequences")
         ax.spines[["top", "right"]].set_visible(False)
         ax.legend(frameon=False, loc="upper left")
     return figure
 
 
+def measured(report: dict[str, Any]) -> dict[Case, dict[str, Spread]]:
+    """The cases of a report."""
+    return {
+        Case(*(entry[field] for field in Case._fields)): {name: Spread(**ms) for name, ms in entry["ms"].items()}
+        for entry in report["cases"]
+    }
+
+
+def draw(report: dict[str, Any], folder: Path) -> list[Path]:
+    """Write the plot of a report's cases; the files."""
+    figure = plot(measured(report), f"One layer, {TITLE.format(**report['machine'])}")
+    files = [folder / f"speed.{suffix}" for suffix in ("svg", "png")]
+    for path in files:
+        write(path, partial(figure.savefig, dpi=120))
+    return files
+
+
 # ---------------------------------------------------------------- the report's parts: each prints and returns
 
 
-def all_cases(cases: list[Case], package: Package, turns: int) -> dict[Case, dict[str, Spread]]:
-    found: dict[Case, dict[str, Spread]] = {}
+Keep = Callable[[dict[str, Any]], object]  # takes each entry of the report as soon as it is known
 
+
+def all_cases(cases: list[Case], package: Package, turns: int, keep: Keep) -> None:
     def rows() -> Iterator[list[str]]:
         for case in tqdm(cases, disable=None, leave=False):
-            took = found[case] = measure(callers(case, package), turns)
+            took = measure(callers(case, package), turns)
+            ms = {name: spread._asdict() for name, spread in took.items()}
+            keep({**case._asdict(), "ms": ms, "ratios": ratios(took)})
             medians = [took[name].median if name in took else None for name in NAMES]
             yield [str(case), *map(short, medians), *(short(ratios(took).get(r)) for r in RATIOS)]
 
     table("Milliseconds:", ["case", *NAMES, *RATIOS], rows())
-    return found
 
 
 def all_notes(package: Package, case: Case) -> dict[str, str]:
@@ -268,9 +290,8 @@ def all_notes(package: Package, case: Case) -> dict[str, str]:
     return notes
 
 
-def all_scans(backend: Backend, cases: list[Case], turns: int) -> list[dict[str, Any]]:
+def all_scans(backend: Backend, cases: list[Case], turns: int, keep: Keep) -> None:
     """share: of the speed of copying as many bytes."""
-    found: list[dict[str, Any]] = []
 
     def rows() -> Iterator[list[str]]:
         for case in cases:
@@ -278,10 +299,9 @@ def all_scans(backend: Backend, cases: list[Case], turns: int) -> list[dict[str,
             for name, count in traffic(DTYPES[case.dtype].itemsize).items():
                 this, ms, copy = case._replace(what=name), took[name], took[f"copy {name}"]
                 moved, share = count * case.length * case.batch * case.size, copy.median / ms.median
-                found.append({**this._asdict(), "ms": ms._asdict(), "copy_ms": copy._asdict()})
-                found[-1] |= {"bytes": moved, "share": share}
+                spreads = {"ms": ms._asdict(), "copy_ms": copy._asdict()}
+                keep({**this._asdict(), **spreads, "bytes": moved, "share": share})
                 yield [str(this), *map(short, (ms.median, copy.median, share, moved / ms.median / 1e6))]
 
     headers = ["pass", "recurrence ms", "copy ms", "share", "GB/s"]
     table(f"The recurrence alone, {backend.name}, beside copying the bytes that it must move:", headers, rows())
-    return found

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from common.machine import parameters
 from torch import Tensor
@@ -18,12 +19,13 @@ import fairseq_sru.models  # noqa: F401  registers the architectures
 from fairseq_sru import sru_recurrence
 from fairseq_sru.models.step import Step
 
-from .timing import DEVICE, Function
+from .timing import DEVICE, ON_GPU, Function, graphed
 
 SRU, UNIT, LSTM, TRANSFORMER = "sru", "lstm unit", "fairseq lstm", "fairseq transformer"
 PAIRS, SOURCE, STEPS = 40, 25, 40
 CASES = [(1, 1), (1, 5), (64, 1), (64, 5)]  # sentences, beam
-WIDTHS = {"embed_dim": 1, "ffn_embed_dim": 2}  # of transformer_iwslt_de_en: 512, 1024
+# SRU's preset: fairseq's Transformer that is made as large, and the width of its feed-forward block
+PRESETS = {"sru_iwslt_de_en": ("transformer_iwslt_de_en", 2), "sru_wmt": ("transformer_wmt_en_de", 4)}
 
 
 def dictionary(size: int) -> Any:
@@ -50,21 +52,19 @@ def size(model: Any) -> int:
 
 def narrowed(target: int, multiple: int, make: Callable[[int], Any]) -> Any:
     """The model of the width, a multiple of so many, whose number of parameters is nearest to the target."""
-    models = (make(width) for width in range(8 * multiple, 1024, multiple))
-    best = next(models)
-    for model in models:
-        if abs(size(model) - target) >= abs(size(best) - target):
-            return best
-        best = model
-    return best
+    tried = [8 * multiple * factor for factor in (1, 2, 3)]
+    # matrices are as large as a width squared, all else as a width
+    law = np.polynomial.Polynomial.fit(tried, [size(make(width)) for width in tried], deg=2)
+    return make(min(range(8 * multiple, 2048, multiple), key=lambda width: abs(law(width) - target)))
 
 
-def systems(vocabulary: int) -> tuple[Any, dict[str, Any]]:
-    """A dictionary, and the models by their names."""
+def systems(vocabulary: int, preset: str = "sru_iwslt_de_en") -> tuple[Any, dict[str, Any]]:
+    """A dictionary, and the models by their names; preset: SRU's."""
     words = dictionary(vocabulary)
     task = Namespace(source_dictionary=words, target_dictionary=words)
-    sru = built("sru_iwslt_de_en", task)
+    sru = built(preset, task)
     target = size(sru)
+    arch, wider = PRESETS[preset]
 
     def lstm(width: int) -> Any:
         sizes = {f"{side}_embed_dim": width for side in ("encoder", "decoder", "decoder_out")}
@@ -73,12 +73,12 @@ def systems(vocabulary: int) -> tuple[Any, dict[str, Any]]:
         return built("lstm", task, **sizes, **both)
 
     def transformer(width: int) -> Any:
-        sizes = {f"{s}_{name}": n * width for s in ("encoder", "decoder") for name, n in WIDTHS.items()}
-        return built("transformer_iwslt_de_en", task, **sizes)
+        sizes = {f"{side}_embed_dim": width for side in ("encoder", "decoder")}
+        return built(arch, task, **sizes, **{f"{side}_ffn_embed_dim": wider * width for side in ("encoder", "decoder")})
 
     return words, {
         SRU: sru,
-        UNIT: built("lstm_iwslt_de_en", task),
+        UNIT: built(preset.replace("sru", "lstm"), task),
         LSTM: narrowed(target, 8, lstm),
         TRANSFORMER: narrowed(target, 8, transformer),
     }
@@ -88,16 +88,18 @@ def tokens(words: Any, rows: int, length: int) -> Tensor:
     return torch.randint(words.nspecial, len(words), (rows, length), device=DEVICE)
 
 
-def trainer(model: Any, words: Any) -> Function:
-    """A function that makes an update."""
-    source, before, after = (tokens(words, PAIRS, SOURCE) for _ in range(3))
-    lengths = torch.full((PAIRS,), SOURCE, device=DEVICE)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+def trainer(model: Any, words: Any, pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> Function:
+    """A function that makes an update; under autocast where dtype is not that of the model."""
+    source, before, after = (tokens(words, pairs, SOURCE) for _ in range(3))
+    lengths = torch.full((pairs,), SOURCE, device=DEVICE)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, capturable=ON_GPU)
     model.train()
 
     def update() -> None:
-        logits, _ = model(source, lengths, before)
-        loss = F.cross_entropy(logits.flatten(0, 1), after.flatten(), reduction="sum", label_smoothing=0.1)
+        with torch.autocast(DEVICE.type, dtype, enabled=dtype != torch.float32):
+            logits, _ = model(source, lengths, before)
+        logits = logits.flatten(0, 1).float()
+        loss = F.cross_entropy(logits, after.flatten(), reduction="sum", label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -132,6 +134,44 @@ def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
             model.decoder(before[:, : step + 1], encoder_out=encoded, incremental_state=state)
             if beam > 1:
                 model.decoder.reorder_incremental_state_scripting(state, order)
+
+    return decode
+
+
+def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
+    """As :func:`stepper` by a CUDA graph of a step, for our decoders: token and state lie where the graph has them."""
+    source = tokens(words, sentences, SOURCE)
+    rows = torch.arange(sentences, device=DEVICE).repeat_interleave(beam)
+    order = torch.arange(sentences * beam, device=DEVICE)
+    before, token = (tokens(words, sentences * beam, steps) for steps in (STEPS, 1))
+    decoder = model.decoder
+    incremental_state: dict[str, dict[str, Tensor | None]] = {}
+    with torch.no_grad():
+        encoded = model.encoder(source, torch.full((sentences,), SOURCE, device=DEVICE))
+        encoded = model.encoder.reorder_encoder_out(encoded, rows)
+        decoder(token, encoder_out=encoded, incremental_state=incremental_state)  # shows which tensors the state has
+    state = decoder.get_incremental_state(incremental_state, "cached_state")
+
+    @torch.no_grad()
+    def step() -> None:
+        decoder.set_incremental_state(incremental_state, "cached_state", state)
+        decoder(token, encoder_out=encoded, incremental_state=incremental_state)
+        if beam > 1:
+            decoder.reorder_incremental_state_scripting(incremental_state, order)
+        for name, new in decoder.get_incremental_state(incremental_state, "cached_state").items():
+            if new is not None:
+                state[name].copy_(new)
+
+    replay = graphed(step)
+
+    def decode() -> None:
+        for kept in state.values():
+            if kept is not None:
+                kept.zero_()  # the state before the first step
+        decoder.project(*(encoded[name][0] for name in ("encoder_out", "encoder_padding_mask")))
+        for at in range(STEPS):
+            token.copy_(before[:, at : at + 1])
+            replay()
 
     return decode
 
@@ -194,4 +234,5 @@ def shares(function: Function) -> dict[str, float]:
         name = event.key.removeprefix("aten::")
         kinds = (k for k, parts in KINDS.items() if any(name == p or (len(p) > 4 and p in name) for p in parts))
         found[next(kinds, OTHER)] += took
-    return {kind: took / sum(found.values()) for kind, took in found.items()}
+    all_of_it = sum(found.values()) or 1.0
+    return {kind: took / all_of_it for kind, took in found.items()}

@@ -20,6 +20,7 @@ Function = Callable[[], object]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
+DRY = os.environ.get("FAIRSEQ_SRU_GPU_DRY") == "1"  # what is measured on a GPU runs on a CPU, to see that it runs
 RUN = 0.005  # seconds that a run takes at least
 TITLE = "{device}, threads: {threads}, torch {torch}"  # of what machine() gives
 
@@ -60,7 +61,9 @@ def measure(functions: dict[str, Function], turns: int) -> dict[str, Spread]:
 
 
 def graphed(function: Function) -> Function:
-    """A replay of the function's CUDA graph."""
+    """A replay of the function's CUDA graph; in a dry run the function."""
+    if not ON_GPU:
+        return function
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -88,6 +91,15 @@ def table(title: str, headers: list[str], rows: Iterable[list[str]]) -> None:
     tqdm.write(f"\n{title}\n\n{line(headers)}\n|{'|'.join('-' * (width + 2) for width in widths)}|")
     for cells in rows:
         tqdm.write(line(cells))
+
+
+def place(report: dict[str, Any], what: str) -> str:
+    """Where and when a report was measured, for the line above its table."""
+    here = report["machine"]
+    return (
+        f"{what}. {here['device']}, threads: {here['threads']}, torch {here['torch']}, {here['date'][:10]}; "
+        f"medians of {report['turns']} runs.\n\n"
+    )
 
 
 def machine(**more: str) -> dict[str, Any]:

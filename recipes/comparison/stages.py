@@ -6,9 +6,11 @@ and how its outputs looked when it was done.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import json
+import os
 import re
 import shlex
 import signal
@@ -20,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 from common.files import write_text
@@ -27,6 +30,7 @@ from common.hold import FolderError, held
 
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
 OURS = re.compile(r"checkpoint.*\.pt(\.tmp)?|crash\.pt|average\.pt|dummy|train\.log|\.\d+-.+")  # beside checkpoints
+PATIENCE = 10.0  # seconds from being told to end to being killed
 NEWS = 20  # last lines of a failed command that are shown
 
 
@@ -96,6 +100,8 @@ def digest(path: Path) -> str | None:
 
 def program(command: Sequence[str]) -> list[str]:
     """The command with its program from the environment of this Python."""
+    if command[0] == "python":  # which may go by another name here
+        return [sys.executable, *command[1:]]
     beside = Path(sys.executable).with_name(command[0])
     return [str(beside) if beside.is_file() else command[0], *command[1:]]
 
@@ -119,12 +125,35 @@ def peak_memory(pid: int | str) -> int:
     return max([int(own[1]) * 1024 if own else 0, *map(peak_memory, children)])
 
 
-def execute(command: Sequence[str], output: Path, append: bool, on_line: Callable[[str], object]) -> dict[str, Any]:
+class Late(StageError):
+    """A command took longer than it may."""
+
+
+def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
+    """End a process and, where it has a group of its own, all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, how)
+        else:
+            process.send_signal(how)
+
+
+def execute(
+    command: Sequence[str],
+    output: Path,
+    append: bool,
+    on_line: Callable[[str], object],
+    limit: float | None = None,
+) -> dict[str, Any]:
     """Run a command whose output goes to a file, and see its lines; its wall time, and its peak memory when it last
     printed a line (None where /proc doesn't tell).
 
+    Args:
+        limit: seconds after which it is stopped, with all that it started; PATIENCE later it is killed.
+
     Raises:
         subprocess.CalledProcessError: it failed; its last lines are the exception's output.
+        Late: it was stopped.
     """
     output.parent.mkdir(parents=True, exist_ok=True)
     last: deque[str] = deque(maxlen=NEWS)
@@ -137,9 +166,14 @@ def execute(command: Sequence[str], output: Path, append: bool, on_line: Callabl
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
+            start_new_session=limit is not None,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         assert process.stdout
+        timers = [] if limit is None else [Timer(limit, stop, [process])]
+        timers += [] if limit is None else [Timer(limit + PATIENCE, stop, [process, signal.SIGKILL])]
+        for timer in timers:
+            timer.start()
         try:
             for line in process.stdout:
                 file.write(line)
@@ -148,9 +182,13 @@ def execute(command: Sequence[str], output: Path, append: bool, on_line: Callabl
                 on_line(line)
             process.wait()
         finally:
+            for timer in timers:
+                timer.cancel()
             if process.returncode is None:  # Ctrl-C
-                process.terminate()
+                stop(process)
                 process.wait()
+    if limit is not None and time.monotonic() - begun >= limit:
+        raise Late(f"stopped after {limit:.0f} seconds")
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command), "".join(last))
     return {"seconds": time.monotonic() - begun, "peak_memory": peak or None}
@@ -211,15 +249,19 @@ class Stages:
         log: Path,
         append: bool = False,
         on_line: Callable[[str], object] = lambda line: None,
+        limit: float | None = None,
     ) -> dict[str, Any]:
-        """Run a command that knows by itself whether there is something to do; what it cost.
+        """Run a command that knows by itself whether there is something to do; what it cost. limit: of
+        :func:`execute`.
 
         Raises:
-            StageError: it failed.
+            StageError: it failed; Late: it took too long.
         """
         self.show(f"\n{name}\n+ {shlex.join(command)}")
         try:
-            return execute(command, log, append, on_line)
+            return execute(command, log, append, on_line, limit)
+        except Late as error:
+            raise Late(f"{name}: {error}") from None
         except subprocess.CalledProcessError as error:
             raise StageError(f"{name}: exit status {error.returncode}\n{error.output}".rstrip()) from None
         except OSError as error:
@@ -236,8 +278,9 @@ class Stages:
         on_line: Callable[[str], object] = lambda line: None,
         resume: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
         facts: Callable[[], dict[str, Any]] = dict,
+        limit: float | None = None,
     ) -> dict[str, Any]:
-        """Run a command once; its stamp.
+        """Run a command once; its stamp. limit: of :func:`execute`.
 
         Args:
             inputs: files that the result depends on.
@@ -258,7 +301,7 @@ class Stages:
             stamp = {**stamp, "command": list(command), **more}
             self._write(name, stamp)
             part = log if resume else log.with_name(log.name + ".part")
-            cost = self.always(name, command, part, append=resume is not None, on_line=on_line)
+            cost = self.always(name, command, part, append=resume is not None, on_line=on_line, limit=limit)
             part.replace(log)
         try:
             return self._end(name, stamp, outputs, {**cost, **facts()})

@@ -12,11 +12,12 @@ import pytest
 import steps
 import torch
 from benchmarks import models
+from torch.utils._python_dispatch import TorchDispatchMode
 
 SIZES = {f"{side}_embed_dim": 32 for side in ("encoder", "decoder")}
 
 
-def small(vocabulary: int) -> tuple[Any, dict[str, Any]]:
+def small(vocabulary: int, preset: str = "sru_iwslt_de_en") -> tuple[Any, dict[str, Any]]:
     """As models.systems, but small."""
     words = models.dictionary(vocabulary)
     task = Namespace(source_dictionary=words, target_dictionary=words)
@@ -32,7 +33,7 @@ def small(vocabulary: int) -> tuple[Any, dict[str, Any]]:
 
 @pytest.mark.slow
 def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(steps, "systems", small)
+    monkeypatch.setattr(models, "systems", small)
     monkeypatch.setattr(steps, "CASES", [(2, 2)])
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     steps.main(["--out", str(tmp_path), "--threads", "1", "--turns", "1", "--vocabulary", "60", "--quick"])
@@ -85,6 +86,74 @@ def test_a_step_reads_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
         models.stepper(model.eval(), words, 2, 2)()
         assert [length for length, _ in states] == list(range(1, models.STEPS + 1))
         assert [entries > 0 for _, entries in states] == [False] + [True] * (models.STEPS - 1)
+
+
+def plain_torch(model: Any) -> Any:
+    """The model, whose steps are not compiled."""
+    model.decoder.register_forward_hook(lambda *_: None)
+    return model
+
+
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_recorded_step_gives_what_the_steps_give(plain: bool) -> None:
+    """All steps by one function that reads and writes the same tensors; where there is no GPU it isn't recorded."""
+    words, systems = small(60)
+    model = models.for_decoding(systems[models.SRU])
+    model = plain_torch(model) if plain else model
+    forward, found = model.decoder.forward, []
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        given = forward(*args, **kwargs)
+        found[-1].append(given[0][:, -1:].clone())
+        return given
+
+    for make in (models.stepper, models.graphed_stepper):
+        torch.manual_seed(0)
+        function = make(model, words, 2, 3)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(model.decoder, "forward", seen)
+            for _ in range(2):  # the second begins anew
+                found.append([])
+                function()
+    assert all(len(logits) == models.STEPS for logits in found)
+    for logits in found[1:]:
+        torch.testing.assert_close(torch.cat(logits), torch.cat(found[0]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[0][0], found[0][-1], atol=0.1)
+
+
+class Waits(TorchDispatchMode):
+    """Notes operators whose result the host has to know before it goes on, which no CUDA graph can record."""
+
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.seen += [name] * (name in self.names)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_and_a_step_of_sru_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain_descent(parameters: Any, lr: float, capturable: bool) -> Any:
+        """On a CPU, Adam's count of updates is read by the host; on a GPU capturable leaves it there."""
+        return torch.optim.SGD(parameters, lr)
+
+    monkeypatch.setattr(torch.optim, "Adam", plain_descent)
+    words, systems = small(60)
+    functions = {
+        "update": models.trainer(systems[models.SRU], words),
+        "step": models.graphed_stepper(plain_torch(models.for_decoding(systems[models.SRU])), words, 2, 2),
+        "update with packed sequences": models.trainer(systems[models.UNIT], words),
+    }
+    waited = {}
+    for name, function in functions.items():
+        with Waits() as noted:
+            function()
+        waited[name] = bool(noted.seen)
+    assert waited == {"update": False, "step": False, "update with packed sequences": True}
 
 
 class Sized(torch.nn.Module):

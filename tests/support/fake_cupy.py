@@ -184,7 +184,7 @@ class Gpu:
         """The GPU backend on this machine, for as long as patch lasts."""
         patch.setattr(torch.cuda, "current_device", lambda: self.current)
         patch.setattr(torch.cuda, "device", self.device)
-        patch.setattr(torch.cuda, "current_stream", lambda d: SimpleNamespace(cuda_stream=self.streams[d.index]))
+        patch.setattr(cuda, "raw_stream", lambda index: self.streams[index])
         patch.setattr(torch.cuda, "get_device_capability", lambda d: (9, d.index))
         patch.setattr(
             torch.cuda,

@@ -1,0 +1,88 @@
+"""Train a recipe's systems for equal minutes and no more: tokens a second, and BLEU of the test set.
+
+    python recipes/equal_time.py recipes/configs/lohelp.yaml --output FILE.json [key=value ...]
+
+What compare.py does without its curves and timed decoding, with one checkpoint a run, each system's first seed. Works
+in runs/equal-time-NAME, and goes on where it stopped. FILE is written after each system; what failed is named there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common.files import write_text
+from comparison import scores
+from comparison.collecting import machine
+from comparison.fairseq_output import trained
+from comparison.runs import Comparison
+from comparison.settings import load
+from comparison.stages import lines, working_in
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXED = ("checkpoints=1", "average=1", "train.validate-interval=1000000")  # validated at the end alone
+
+
+def found(comparison: Comparison) -> dict[str, Any]:
+    """What is known of each system, tokens being target tokens."""
+    systems: dict[str, dict[str, Any]] = {name: {} for name in comparison.settings.systems}
+    for run in comparison.good():
+        known = systems[run.system]
+        if comparison.stages.stamp(f"slice {run.system} {comparison.settings.slices.rounds}").get("done"):
+            known["tokens_per_second"] = round(comparison.training_speed(run.system, "tokens_per_second"), 1)
+        if comparison.stages.stamp(run.stage("generate")).get("done"):
+            now = trained(comparison.last(run))
+            known |= {"parameters": now.parameters, "updates": now.updates, "seconds": now.seconds, "loss": now.loss}
+            known["bleu"] = scores.bleu(comparison.text["test"][comparison.target], lines(comparison.output(run)))
+    for run, failure in comparison.failures.items():
+        systems[run.system]["failure"] = failure
+    return systems
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON")
+    args = parser.parse_intermixed_args(argv)
+    try:
+        given = load(args.recipe, [f"out=runs/equal-time-{args.recipe.stem}", *FIXED, *args.overrides])
+    except (ValueError, OSError) as error:
+        parser.error(f"{args.recipe}: {error}")
+    if given.budget.minutes is None:
+        parser.error(f"{args.recipe}: budget.minutes must be given; it is {given.budget.minutes}")
+    given.systems = {name: {**options, "seeds": given.seeds_of(name)[:1]} for name, options in given.systems.items()}
+    output = args.output.absolute()
+    logging.disable(logging.INFO)
+    os.chdir(ROOT)
+    with working_in(Path(given.out), parser):
+        comparison = Comparison(given)
+        comparison.prepare()
+        report = {
+            "machine": machine(comparison.commands.cpu),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "recipe": args.recipe.stem,
+            "minutes": given.budget.minutes,
+            "max_tokens": given.train.get("max-tokens"),
+        }
+
+        def note() -> None:
+            write_text(output, json.dumps({**report, "systems": found(comparison)}, indent=1) + "\n")
+
+        comparison.time_training()
+        note()
+        for run in comparison.runs:
+            comparison.attempt([run], partial(comparison.train, run))
+            comparison.attempt([run], partial(comparison.translate, run))
+            note()
+    return 1 if comparison.failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

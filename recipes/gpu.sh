@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# Everything that is to be known of an NVIDIA GPU, in ten minutes at most:
+#     bash recipes/gpu.sh [OUT] [--minutes N]
+# tests, speed of layers, recurrences and models beside others', and a comparison by training, the most important first, each part
+# within its time. Results go to OUT (recipes/results/gpu/CARD) after each part. Run again, it does what is not done.
+# FAIRSEQ_SRU_GPU_DRY=1: all of it at small sizes on a machine without a GPU.
+# On a machine without network, what it needs beside torch comes from the folder wheels: recipes/gpu_wheels.py makes it.
+set -euo pipefail
+here=$PWD
+cd "$(dirname "$0")/.."
+site=$PWD/runs/gpu/site
+packages() { # what is missing goes into a folder of its own: the environment stays as it is
+    PYTHONPATH=$PWD:$PWD/recipes "$python" -m gpu.packages "$@" "$site"
+}
+has() { # MODULE
+    "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null
+}
+if [ -d wheels ]; then
+    python=python
+    has torch || python=python3
+    packages install wheels
+else
+    . recipes/setup.sh
+    python=python
+    cuda=$(python -c 'import torch; print((torch.version.cuda or "").partition(".")[0])')
+    if [ -n "$cuda" ]; then
+        has cupy || _sru_run python -m pip install -e ".[cuda$cuda]"
+        packages rivals || echo "gpu.sh: going on without others' kernels" >&2
+    fi
+fi
+export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH} PATH=$PWD/runs/gpu/fairseq/bin:$PATH
+case ${1:-} in '' | /* | -*) ;; *) set -- "$here/$1" "${@:2}" ;; esac
+exec "$python" -m gpu "$@"

@@ -1,0 +1,126 @@
+"""Run the parts of ../gpu.sh, each within its time, and write what they found after each.
+
+    PYTHONPATH=recipes python -m gpu [OUT] [--minutes N]
+
+OUT is recipes/results/gpu/CARD unless given. There report.json says how each part ended, report.md has the tables, and
+the other files are the parts' own. OUT/work has logs and all that is not a result. Run again, what is done and made of
+the same source is kept, and the rest done again. The exit status is 1 where a part is not done.
+
+With FAIRSEQ_SRU_GPU_DRY=1 all parts run at small sizes without a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from benchmarks import layer
+from benchmarks.timing import DRY, at_least_one, machine
+from common.files import write_text
+from comparison.stages import Late, StageError, Stages, working_in
+
+from . import tables
+from .packages import ROOT
+from .parts import Part, parts
+
+MINUTES = 10
+SETTING_UP = 30.0  # seconds that gpu.sh may have taken before
+WORTH = 5.0  # seconds; with less left nothing is begun
+SOURCES = ("kernels/*", "fairseq_sru/**/*.py", "tests/recurrence/*.py", "recipes/benchmarks/*.py", "recipes/speed.py")
+MODELS = ("recipes/steps.py", "recipes/equal_time.py", "recipes/comparison/*.py")
+
+
+class Day:
+    """The parts, run in their order."""
+
+    def __init__(self, out: Path, minutes: int) -> None:
+        self.out, self.work = out, out / "work"
+        self.until = time.monotonic() + 60 * minutes - SETTING_UP
+        self.stages = Stages(self.work / "stamps")
+        self.inputs = sorted(path for pattern in SOURCES + MODELS for path in ROOT.glob(pattern) if path.is_file())
+        self.states: dict[str, dict[str, Any]] = {}
+
+    def run(self, part: Part) -> dict[str, Any]:
+        """Do a part; how it ended."""
+        log = self.work / "logs" / f"{part.name}.log"
+        begun = time.monotonic()
+        left = self.until - begun
+        if left < WORTH:
+            return {"state": "not begun", "why": "no time was left"}
+        limit = min(part.limit, left)
+        state = {"state": "done", "seconds": 0.0, "why": ""}
+        try:
+            stamp = self.stages.command(part.name, part.command, inputs=self.inputs, outputs=[], log=log, limit=limit)
+            return {**state, "seconds": round(stamp["seconds"], 1)}
+        except StageError as error:
+            state |= {"state": "stopped" if isinstance(error, Late) else "failed", "why": str(error)}
+            return {**state, "seconds": round(time.monotonic() - begun, 1)}
+        finally:
+            logs = [path for path in (log.with_name(f"{log.name}.part"), log) if path.is_file()]
+            if part.shown and logs:
+                shutil.copyfile(logs[0], self.out / part.shown)
+
+    def all(self, todo: list[Part]) -> bool:
+        """Whether all are done."""
+        beside: dict[str, Thread] = {}
+        for part in todo:
+            if part.beside:  # a daemon ends with this process, and what it runs ends with it
+                beside[part.name] = Thread(target=self.do, args=[part], daemon=True)
+                beside[part.name].start()
+                continue
+            for needed in part.needs:
+                beside[needed].join()
+            self.do(part)
+            self.note(todo)
+        for thread in beside.values():
+            thread.join()
+        self.note(todo)
+        return all(state["state"] == "done" for state in self.states.values())
+
+    def do(self, part: Part) -> None:
+        self.states[part.name] = self.run(part)
+
+    def note(self, todo: list[Part]) -> None:
+        """Write down what is known so far."""
+        states = {part.name: self.states[part.name] for part in todo if part.name in self.states}
+        report = {"machine": machine(), "dry": DRY, "parts": states}
+        write_text(self.out / "report.json", json.dumps(report, indent=1) + "\n")
+        speed = self.out / "speed" / "speed.json"
+        if speed.is_file():  # speed.py draws at its end, which it may not have reached
+            layer.draw(json.loads(speed.read_text(encoding="utf-8")), speed.parent)
+        write_text(self.out / "report.md", tables.page(self.out))
+
+
+def card() -> str:
+    """The GPU's name as that of a folder."""
+    return "dry" if DRY else re.sub(r"\W+", "-", torch.cuda.get_device_name()).strip("-").lower()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="gpu.sh", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder (recipes/results/gpu/CARD)")
+    parser.add_argument("--minutes", type=at_least_one, default=MINUTES, help="in all (%(default)s)")
+    args = parser.parse_args(argv)
+    if not (DRY or torch.cuda.is_available()):
+        parser.error(
+            "torch sees no CUDA GPU: python -m fairseq_sru.doctor says more; FAIRSEQ_SRU_GPU_DRY=1 does without"
+        )
+    out = (args.out or ROOT / "recipes" / "results" / "gpu" / card()).absolute()
+    with working_in(out / "work", parser):
+        day = Day(out, args.minutes)
+        done = day.all(parts(out, DRY))
+    print(f"\n{tables.ended(out)}\n{out / 'report.md'}")
+    print("all is done" if done else "run the same command to do the rest")
+    return 0 if done else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

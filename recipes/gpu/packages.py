@@ -1,0 +1,110 @@
+"""What a machine without network needs beside torch, brought along as wheels by ../gpu_wheels.py.
+
+    PYTHONPATH=recipes python -m gpu.packages install|fairseq WHEELS SITE
+    PYTHONPATH=recipes python -m gpu.packages rivals SITE
+    PYTHONPATH=recipes python -m gpu.packages build
+
+for gpu.sh: put what is missing into a folder SITE, build fairseq into one, download others' kernels into one, or build
+their CUDA source. The environment stays as it is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))  # an import of the package would load torch
+SITE, FAIRSEQ = ROOT / "runs" / "gpu" / "site", ROOT / "runs" / "gpu" / "fairseq"
+
+RIVALS = ("accelerated-scan==0.3.1", "fla-core==0.6.0", "einops")  # the second: kernels of flash-linear-attention
+EXTENSIONS = ("sru", "accelerated_scan.warp")  # build CUDA source when they are first imported
+
+
+def pip(*words: str | Path, **env: str) -> None:
+    command = [sys.executable, "-m", "pip", "-q", *map(str, words)]
+    subprocess.run(command, check=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **env})
+
+
+def key(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def package(wheel: Path) -> str:
+    return key(re.split(r"-\d", wheel.name)[0])
+
+
+def installed() -> set[str]:
+    names = {key(found.metadata["Name"]) for found in importlib.metadata.distributions() if found.metadata["Name"]}
+    return names | {re.sub(r"cuda\d+x", "cuda13x", name) for name in names}  # another CuPy than ours does as well
+
+
+def install(folder: Path, site: Path) -> None:
+    """Put what this environment lacks, of any version, into a folder."""
+    there = installed()
+    lacking = [wheel for wheel in sorted(folder.glob("*.whl")) if package(wheel) not in there]
+    if lacking:
+        pip("install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
+    print(f"{len(lacking)} packages from {folder} are in {site}: {', '.join(map(package, lacking)) or 'none lacked'}")
+
+
+def rivals(site: Path) -> None:
+    """Download others' kernels into a folder, where they are missing; what they need beside is torch and Triton."""
+    there = installed()
+    if lacking := [pin for pin in RIVALS if key(pin.split("==")[0]) not in there]:
+        pip("install", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
+
+
+def fairseq(folder: Path, site: Path) -> None:
+    """Build fairseq from its sdist in a folder, where there is no fairseq, and put it into another."""
+    if "fairseq" in installed():
+        print(f"fairseq {importlib.metadata.version('fairseq')} is there")
+        return
+    (sdist,) = folder.glob("fairseq-*.tar.gz")
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder.absolute())}
+    made = site.with_name("wheel")
+    program = ROOT / "fairseq_sru" / "install_fairseq.py"
+    command = [sys.executable, str(program), "--sdist", str(sdist), "--wheel-dir", str(made)]
+    subprocess.run(command, check=True, env={**os.environ, **offline})
+    pip("install", "--no-index", "--no-deps", "--upgrade", "--target", site, *made.glob("fairseq-*.whl"))
+
+
+def build() -> None:
+    """Import what builds itself then, so that nobody has to wait for it in the middle of a measurement."""
+    beside = Path(sys.executable).parent
+    os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja
+    for name in EXTENSIONS:
+        try:
+            importlib.import_module(name)
+            print(f"{name}: ready")
+        except Exception as error:  # others' builds end in anything
+            print(f"{name}: {type(error).__name__}: {error}")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {c.__name__: c for c in (install, rivals, fairseq, build)}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="gpu.packages", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("command", choices=COMMANDS)
+    parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="of wheels, and where to install them")
+    args = parser.parse_args(argv)
+    commands: dict[str, Callable[..., None]] = {
+        "install": install,
+        "rivals": rivals,
+        "fairseq": fairseq,
+        "build": build,
+    }
+    commands[args.command](*args.folders)
+
+
+if __name__ == "__main__":
+    main()

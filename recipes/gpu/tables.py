@@ -1,0 +1,151 @@
+"""Tables of what ../gpu.sh found, for its report and for docs/performance.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from benchmarks.layer import CONV, GEMM, GRU, LSTM, OURS, PACKAGE, Case, measured
+from benchmarks.models import SRU
+from benchmarks.scans import NAMES
+from benchmarks.timing import place, short
+from comparison.report import number, table
+
+NONE = "None yet: no GPU has been measured.\n"
+TESTED = ("tests", "sanitizer", "variants")
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """A JSON file; None where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def ended(folder: Path) -> str:
+    """How each part ended."""
+    report = read(folder / "report.json")
+    assert report is not None
+    rows = [
+        [name, p["state"], number(p.get("seconds")), p["why"].partition("\n")[0]] for name, p in report["parts"].items()
+    ]
+    return table(["part", "", "seconds", "why"], rows)
+
+
+def tests(folder: Path) -> str:
+    """Outcomes of the tests on the GPU."""
+    rows = []
+    for name in TESTED:
+        path = folder / f"{name}.xml"
+        if not path.is_file():
+            continue
+        cases = list(ElementTree.parse(path).iter("testcase"))
+        failed = [
+            case.get("name", "") for case in cases if case.find("failure") is not None or case.find("error") is not None
+        ]
+        skipped = sum(case.find("skipped") is not None for case in cases)
+        passed = len(cases) - len(failed) - skipped
+        rows.append([name, str(passed), str(len(failed)), str(skipped), ", ".join(failed)])
+    return table(["tests", "passed", "failed", "skipped", "which failed"], rows) if rows else ""
+
+
+def layers(folder: Path) -> str:
+    """One layer beside what else one would take."""
+    report = read(folder / "speed" / "speed.json")
+    if report is None or not report["cases"]:
+        return ""
+    columns, rows = (CONV, LSTM, GRU, PACKAGE, OURS, GEMM), []
+    for case, took in measured(report).items():
+        ms = {name: spread.median for name, spread in took.items()}
+        ratios = [f"{ms[LSTM] / ms[OURS]:.2f}" if LSTM in ms else "–", f"{ms[OURS] / ms[GEMM]:.2f}"]
+        rows.append([str(case), *(short(ms.get(name)) for name in columns), *ratios])
+    head = ["ms", *columns, f"{LSTM} / {OURS}", f"{OURS} / {GEMM}"]
+    return place(report, "Milliseconds of a call") + table(head, rows)
+
+
+def recurrence(folder: Path) -> str:
+    """The recurrence's memory traffic, as a share of what copying reaches."""
+    report = read(folder / "speed" / "speed.json")
+    if report is None or not report["recurrence"]:
+        return ""
+    rows = []
+    for found in report["recurrence"]:
+        ms = found["ms"]["median"]
+        speed = found["bytes"] / ms / 1e6
+        case = Case(*(found[field] for field in Case._fields))
+        rows.append(
+            [str(case), short(ms), f"{speed:,.0f}", f"{speed / report['copy_gb_per_s']:.0%}", f"{found['share']:.0%}"]
+        )
+    head = ["recurrence alone", "ms", "GB/s", "of the speed of a large copy", "of copying as many bytes"]
+    where = place(report, f"A large copy reads and writes {report['copy_gb_per_s']:,.0f} GB/s")
+    return where + table(head, rows)
+
+
+def others(folder: Path) -> str:
+    """Others' kernels for linear recurrences."""
+    report = read(folder / "speed" / "speed.json")
+    if report is None or not report["other_kernels"]:
+        return ""
+    rows = []
+    for found in report["other_kernels"]:
+        ms = [found["ms"].get(name, {}).get("median") for name in NAMES]
+        rows.append([str(Case(*(found[field] for field in Case._fields))), *map(short, ms)])
+    return place(report, "Milliseconds") + table(["recurrences alone", *NAMES], rows)
+
+
+def models(folder: Path) -> str:
+    """Whole models: updates and decoding."""
+    parts = []
+    for name in ("updates", "steps"):
+        report = read(folder / name / "steps.json")
+        if report is None:
+            continue
+        systems = list(report["parameters"])
+        rows = [["parameters", *(f"{count / 1e6:.1f} M" for count in report["parameters"].values())]]
+        for case, found in report["cases"].items():
+            medians = [found["ms"].get(system, {}).get("median") for system in systems]
+            rows.append([f"{case}, ms", *map(short, medians)])
+            if case.startswith("train"):
+                speeds = (number(ms and 1000 * report["tokens"] / ms, ",.0f") for ms in medians)
+                rows.append([f"{case}, tokens/s", *speeds])
+            rows.append([f"{case}: system / {SRU}", *(number(ms and ms / medians[0], ".2f") for ms in medians)])
+        what = f"As large as {report['preset']}, updates of {report['tokens']:,} target tokens"
+        parts.append(place(report, what) + table(["", *systems], rows))
+    return "\n".join(parts)
+
+
+def training(folder: Path) -> str:
+    """Training for equal minutes."""
+    rows, where = [], ""
+    for path in sorted(folder.glob("training*.json")):
+        report = read(path)
+        assert report is not None
+        device = report["machine"]["gpu"] or report["machine"]["cpu"]
+        where = f"{report['recipe']}, {report['minutes']:g} minutes each. {device}, {report['date'][:10]}.\n\n"
+        for name, system in report["systems"].items():
+            values = [number(system.get(key), form) for key, form in FIGURES.items()]
+            rows.append([f"{report['max_tokens']:,} tokens a batch", name, *values])
+    return where + table(["", "system", "target tokens/s", "updates", "validation loss", "BLEU"], rows) if rows else ""
+
+
+FIGURES = {"tokens_per_second": ",.0f", "updates": ",", "loss": ".2f", "bleu": ".1f"}
+TABLES: dict[str, Callable[[Path], str]] = {
+    "tests": tests,
+    "recurrence": recurrence,
+    "others": others,
+    "layer": layers,
+    "models": models,
+    "training": training,
+}
+
+
+def page(folder: Path) -> str:
+    """The report."""
+    return "\n".join(["# GPU\n", ended(folder), *(made for make in TABLES.values() if (made := make(folder)))])
+
+
+def published(name: str, results: Path) -> str:
+    """A table of all cards that were measured."""
+    found = [TABLES[name](path.parent) for path in sorted(results.glob("*/report.json"))]
+    return "\n".join(text for text in found if text) or NONE

@@ -1,0 +1,59 @@
+"""Bring along what gpu.sh needs on a machine without network.
+
+    python recipes/gpu_wheels.py [DIR] [--python 3.N] [--without NAME ...]
+
+downloads wheels for Linux on x86-64 into DIR (wheels), and lists them with their sizes, also in DIR/wheels.json. Copy
+the folder into the project on the other machine as ``wheels``, where recipes/gpu.sh finds it. torch, a C++ compiler and
+Python.h must be there; fairseq is built there, with the numpy, cython and setuptools in the folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from common.files import write_text
+from gpu.packages import RIVALS, VERSIONS, key, package, pip
+
+from fairseq_sru.install_fairseq import download
+
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+TESTS = ("hypothesis", "pytest", "pytest-xdist")
+OF_FAIRSEQ = ("bitarray", "cffi", "regex")
+SOURCES = ("antlr4-python3-runtime==4.9.3", "pynvrtc==9.2", "sru==2.6.0")  # of Python alone, without wheels
+
+
+def fetch(folder: Path, python: str, without: set[str]) -> None:
+    """Download wheels into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for_it = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
+    for_it += [word for name in PLATFORMS for word in ("--platform", name)]
+    pip("wheel", "--no-deps", "--wheel-dir", folder, *SOURCES)
+    tested = [pin for pin in VERSIONS["TEST"] if pin.split("==")[0] in TESTS]
+    wanted = [*VERSIONS["RECIPES"], *VERSIONS["CUDA13"], *VERSIONS["FAIRSEQ_BUILD"], *tested, *OF_FAIRSEQ]
+    wanted = [pin for pin in [*wanted, VERSIONS["PATCH_NG"]] if key(pin.split("==")[0]) not in without]
+    pip("download", *for_it, "--find-links", folder, "--dest", folder, *wanted)
+    pip("download", "--no-deps", *for_it, "--dest", folder, *RIVALS)
+    download(folder)
+    for wheel in folder.glob("*.whl"):
+        if package(wheel) in without:
+            wheel.unlink()
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.suffix in (".whl", ".gz")}
+    write_text(folder / "wheels.json", json.dumps({"python": python, "bytes": sizes}, indent=1) + "\n")
+    for name, size in sizes.items():
+        print(f"{size / 2**20:8.2f} MiB  {name}")
+    print(f"{sum(sizes.values()) / 2**20:8.2f} MiB  in all, in {folder}")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("wheels"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument("--python", default="3.12", metavar="3.N", help="of the other machine (%(default)s)")
+    parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="packages that it has")
+    args = parser.parse_args(argv)
+    fetch(args.folder, args.python, {key(name) for name in args.without})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,272 @@
+"""gpu.sh: its parts at small sizes without a GPU, how it goes on, what it does with what fails or takes too long, and
+packages brought along. No time decides but that a part which sleeps for an hour is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmarks import scans
+from comparison.stages import Late, execute
+from conftest import ROOT
+from gpu import __main__ as day
+from gpu import packages, parts, tables
+from gpu.parts import Part
+
+# What the others' packages offer, by plain torch.
+STAND_INS = {
+    "accelerated_scan/__init__.py": "",
+    "accelerated_scan/warp.py": """
+import torch
+def scan(gates, tokens):
+    assert gates.shape == tokens.shape and gates.is_contiguous() and tokens.is_contiguous()
+    state, states = 0, []
+    for gate, token in zip(gates.unbind(-1), tokens.unbind(-1)):
+        state = gate * state + token
+        states.append(state)
+    return torch.stack(states, -1)
+""",
+    "fla/__init__.py": "",
+    "fla/ops/__init__.py": "",
+    "fla/ops/hgrn.py": """
+from accelerated_scan.warp import scan
+def fused_recurrent_hgrn(x, g):
+    return scan(g.exp().transpose(1, 2).contiguous(), x.transpose(1, 2).contiguous()).transpose(1, 2), None
+chunk_hgrn = fused_recurrent_hgrn
+""",
+}
+
+
+def dry(out: Path, beside: Path) -> subprocess.CompletedProcess[str]:
+    """All of it, with stand-ins of others' packages; the text is prepared once for both batch sizes."""
+    place = os.pathsep.join(map(str, (ROOT, ROOT / "recipes", beside)))
+    env = {**os.environ, "FAIRSEQ_SRU_GPU_DRY": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": place}
+    command = [sys.executable, "-m", "gpu", str(out), "--minutes", "60"]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
+    for name, text in STAND_INS.items():
+        path = tmp_path / "beside" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    out = tmp_path / "results" / "card"
+    done = dry(out, tmp_path / "beside")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    report = json.loads((out / "report.json").read_text())
+    assert {name: part["state"] for name, part in report["parts"].items()} == {
+        part.name: "done" for part in parts.parts(out, dry=True)
+    }
+    assert "All is well." in (out / "doctor.txt").read_text()
+
+    speed = json.loads((out / "speed" / "speed.json").read_text())
+    assert {(case["dtype"], case["mode"]) for case in speed["cases"]} == {
+        (dtype, mode) for dtype in ("float32", "bfloat16") for mode in ("eager", "CUDA graph")
+    }
+    assert all(set(case["ms"]) == set(scans.NAMES) for case in speed["other_kernels"])
+    assert "<svg" in (out / "speed" / "speed.svg").read_text()
+    for name, preset, cases in (("updates", "sru_wmt", 2), ("steps", "sru_iwslt_de_en", 4)):
+        steps = json.loads((out / name / "steps.json").read_text())
+        assert (steps["preset"], len(steps["cases"])) == (preset, cases)
+    for name, tokens in (("training", 1000), ("training2000", 2000)):
+        trained = json.loads((out / f"{name}.json").read_text())
+        assert trained["max_tokens"] == tokens
+        assert list(trained["systems"]) == ["sru", "lstm", "fairseq-lstm", "transformer"]
+        for system in trained["systems"].values():
+            assert system["tokens_per_second"] > 0 and system["updates"] > 0 and "failure" not in system
+
+    page = (out / "report.md").read_text()
+    for make in tables.TABLES.values():
+        table = make(out)
+        assert table.count("\n|") > 2 and table in page
+    assert {*re.findall(r"^\| (\w+) \| (\d+) \| 0 \| \d+ \|", page, re.MULTILINE)} == {
+        ("tests", "1"),
+        ("sanitizer", "0"),
+        ("variants", "0"),
+    }
+    assert tables.published("layer", out.parent) == tables.layers(out)
+
+    before = {path: path.stat().st_mtime_ns for path in (out / "work" / "stamps").iterdir()}
+    again = dry(out, tmp_path / "beside")
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing is done twice"
+
+
+# ---------------------------------------------------------------- the order of things
+
+SAY = ("python", "-c")
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """``run(part, ...)`` does these parts; how each ended."""
+    monkeypatch.setattr(tables, "page", tables.ended)
+
+    def go(*todo: Part, minutes: int = 10) -> dict[str, str]:
+        ran = day.Day(tmp_path, minutes)
+        ran.inputs = []
+        ran.all(list(todo))
+        return {
+            name: part["state"] for name, part in json.loads((tmp_path / "report.json").read_text())["parts"].items()
+        }
+
+    return go
+
+
+def test_a_part_that_fails_or_hangs_leaves_the_others(run: Any, tmp_path: Path) -> None:
+    grandchild = tmp_path / "pid"
+    hang = f"""
+import subprocess, time
+child = subprocess.Popen(["sleep", "3600"])
+open({str(grandchild)!r}, "w").write(str(child.pid))
+print("begun", flush=True)
+time.sleep(3600)
+"""
+    todo = [
+        Part("first", (*SAY, "print('shown')"), 60, shown="first.txt"),
+        Part("fails", (*SAY, "raise SystemExit('no such card')"), 60),
+        Part("hangs", (*SAY, hang), 3, shown="hangs.txt"),
+        Part("last", (*SAY, ""), 60),
+    ]
+    assert run(*todo) == {"first": "done", "fails": "failed", "hangs": "stopped", "last": "done"}
+    assert (tmp_path / "first.txt").read_text() == "shown\n"
+    assert (tmp_path / "hangs.txt").read_text() == "begun\n"
+    state = Path(f"/proc/{grandchild.read_text()}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z", "what it had started ended with it"
+    page = (tmp_path / "report.md").read_text()
+    assert "| fails | failed |" in page and "| fails: exit status 1 |" in page
+    assert "| hangs: stopped after 3 seconds |" in page
+
+
+def test_what_is_done_is_not_done_again(run: Any, tmp_path: Path) -> None:
+    count = "import sys; open(sys.argv[1], 'a').write('x'); sys.exit(int(open(sys.argv[2]).read()))"
+    todo = [Part(name, (*SAY, count, str(tmp_path / name), str(tmp_path / f"{name}-status")), 60) for name in "ab"]
+    (tmp_path / "a-status").write_text("0")
+    (tmp_path / "b-status").write_text("1")
+    assert run(*todo) == {"a": "done", "b": "failed"}
+    (tmp_path / "b-status").write_text("0")
+    assert run(*todo) == {"a": "done", "b": "done"}
+    assert ((tmp_path / "a").read_text(), (tmp_path / "b").read_text()) == ("x", "xx")
+
+
+def test_parts_wait_for_what_they_need_and_end_in_time(
+    run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = tmp_path / "made"
+    slow = f"import time; time.sleep(1); open({str(made)!r}, 'w').close()"
+    todo = [
+        Part("beside", (*SAY, slow), 60, beside=True),
+        Part("at once", (*SAY, f"import os; assert not os.path.exists({str(made)!r})"), 60),
+        Part("needs", (*SAY, f"import os; assert os.path.exists({str(made)!r})"), 60, ("beside",)),
+    ]
+    assert run(*todo) == {"beside": "done", "at once": "done", "needs": "done"}
+    monkeypatch.setattr(day, "SETTING_UP", 58.0)
+    assert run(Part("late", (*SAY, ""), 60), minutes=1) == {"late": "not begun"}
+
+
+def test_a_command_in_time_is_not_stopped(tmp_path: Path) -> None:
+    assert execute((*SAY, "print(1)"), tmp_path / "log", False, lambda line: None, limit=60)["seconds"] > 0
+    with pytest.raises(Late, match="stopped after 1 seconds"):
+        execute((*SAY, "import time; time.sleep(3600)"), tmp_path / "log", False, lambda line: None, limit=1)
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if day.torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as ended:
+        day.main([str(tmp_path / "out")])
+    assert ended.value.code == 2
+    assert "torch sees no CUDA GPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_parts_name_what_is_there() -> None:
+    for is_dry in (False, True):
+        todo = parts.parts(Path("out"), is_dry)
+        names = [part.name for part in todo]
+        assert len(set(names)) == len(names)
+        for part in todo:
+            assert all(todo[names.index(needed)].beside for needed in part.needs)
+            for word in part.command:
+                if re.match(r"(recipes|tests)/", word):
+                    assert (ROOT / word).is_file(), word
+    # all that have to be, within ten minutes
+    required = [p for p in parts.parts(Path("out"), False) if not p.beside and not p.name.startswith(("train", "var"))]
+    assert sum(part.limit for part in required) < 600 - day.SETTING_UP
+
+
+# ---------------------------------------------------------------- packages brought along
+
+
+def wheel(folder: Path, name: str, version: str) -> Path:
+    """A wheel with one module."""
+    path = folder / f"{name}-{version}-py3-none-any.whl"
+    about = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(f"{name}.py", f"version = {version!r}\n")
+        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    return path
+
+
+def test_only_what_lacks_is_installed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for name, version in (("nobody_has_this", "1.0"), ("torch", "0.1"), ("PyYAML", "0.1")):
+        wheel(tmp_path, name, version)
+    packages.main(["install", str(tmp_path), str(tmp_path / "site")])
+    assert "1 packages" in capfd.readouterr().out
+    assert (tmp_path / "site" / "nobody_has_this.py").read_text() == "version = '1.0'\n"
+    assert not list((tmp_path / "site").glob("*orch*")) and not list((tmp_path / "site").glob("*aml*"))
+
+
+def test_any_cupy_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [type("Found", (), {"metadata": {"Name": name}}) for name in ("cupy-cuda12x", "Some.Thing", None)]
+    monkeypatch.setattr(packages.importlib.metadata, "distributions", lambda: found)
+    assert packages.installed() == {"cupy-cuda12x", "cupy-cuda13x", "some-thing"}
+
+
+def test_others_kernels_are_downloaded_where_they_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words))
+    monkeypatch.setattr(packages, "installed", lambda: {"einops", "torch"})
+    packages.main(["rivals", str(tmp_path)])
+    assert asked[0][-3:] == (tmp_path, *packages.RIVALS[:2])
+    monkeypatch.setattr(packages, "installed", lambda: {"einops", "fla-core", "accelerated-scan"})
+    packages.main(["rivals", str(tmp_path)])
+    assert len(asked) == 1
+
+
+STUB = """#!/bin/bash
+[ "$1" = -c ] && exit 0 # has torch
+echo "$@ | $PYTHONPATH | $PATH"
+"""
+
+
+def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(tmp_path: Path) -> None:
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    for folder in (project / "recipes", project / "wheels", elsewhere, tmp_path / "bin"):
+        folder.mkdir(parents=True)
+    (project / "recipes" / "gpu.sh").write_text((ROOT / "recipes" / "gpu.sh").read_text())
+    (tmp_path / "bin" / "python").write_text(STUB)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    command = ["bash", "../project/recipes/gpu.sh", "mine", "--minutes", "3"]
+    done = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    installing, running = (line.split(" | ") for line in done.stdout.splitlines())
+    assert installing[:2] == [
+        f"-m gpu.packages install wheels {project}/runs/gpu/site",
+        f"{project}:{project}/recipes",
+    ]
+    assert running[0] == f"-m gpu {elsewhere}/mine --minutes 3"
+    site = project / "runs" / "gpu"
+    assert running[1].split(":") == list(map(str, (project, project / "recipes", site / "site", site / "fairseq")))
+    assert running[2].split(":")[0] == f"{site}/fairseq/bin"

@@ -10,10 +10,12 @@ except Exception as error:  # a broken fairseq raises anything
     ) from (None if missing else error)
 
 from .checkpoints import allow_fairseq_checkpoints
+from .classifier import CNNClassifier, SRUClassifier
 from .lm import SRULanguageModel
+from .speech import SpeechModel
 from .sru import SRUModel
 from .transformer_sru import TransformerSRUModel
 
-__all__ = ["SRULanguageModel", "SRUModel", "TransformerSRUModel"]
+__all__ = ["CNNClassifier", "SRUClassifier", "SRULanguageModel", "SRUModel", "SpeechModel", "TransformerSRUModel"]
 
 allow_fairseq_checkpoints()

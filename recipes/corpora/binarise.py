@@ -53,6 +53,12 @@ def dictionary(files: list[Path], processes: int) -> dict[str, int]:
     return words
 
 
+def save(counts: dict[str, int], path: Path) -> None:
+    """Write a dictionary, the special words first, as fairseq reads it."""
+    lines = (f"{word} {n}\n" for word, n in islice(counts.items(), len(SPECIAL), None))
+    path.write_text("".join(lines), "utf-8", newline="\n")
+
+
 @dataclass(frozen=True)
 class Numbering:
     """The work of one process on lines of text: their words' numbers, each line's with the end of sentence."""
@@ -113,8 +119,7 @@ def binarise(languages: Pair, prefixes: list[Path], large: bool, to: Path) -> No
     dtype = "<u2" if len(counts) < 65_500 else "<u4"  # as fairseq chooses
     numbering = Numbering({word: place for place, word in enumerate(counts)}, dtype)
     for side, language in enumerate(languages):
-        lines = (f"{word} {n}\n" for word, n in islice(counts.items(), len(SPECIAL), None))
-        (to / f"dict.{language}.txt").write_text("".join(lines), "utf-8", newline="\n")
+        save(counts, to / f"dict.{language}.txt")
         for split, files in zip(SPLITS, text, strict=True):
             made = to / f"{split}.{languages[0]}-{languages[1]}.{language}"
             facts = number(files[side], numbering, processes if split == "train" else 1, made)

@@ -1,0 +1,73 @@
+"""The report of a comparison on another task than translation: report.json and report.md."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import time
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from common.files import write_text
+
+from fairseq_sru.versions import __version__
+
+from .collecting import machine
+from .report import number, table, title
+from .verdict import mean, spread
+
+if TYPE_CHECKING:
+    from .uses import Use
+
+
+def rows(report: dict[str, Any]) -> str:
+    """The table, a row for a system that has a run."""
+    found, speeds = [], []
+    for name, system in report["systems"].items():
+        if not system["scores"]:
+            continue
+        score, p_value = mean(spread(system["scores"]), 2), number(system["p_value"], ".4f")
+        row = [title(report, name), f"{system['parameters']:,}", score, str(len(system["scores"])), p_value]
+        found.append([*row, *(f"{speed:,.4g}" for speed in system["speeds"].values())])
+        speeds = list(system["speeds"])
+    return table(["system", report["counted"], report["score"], "runs", "p", *speeds], found)
+
+
+def render(report: dict[str, Any]) -> str:
+    facts = {**report["machine"], **report["versions"], "date": report["date"]}
+    failed = [f"Failed: {name}\n\n    {text}\n" for name, s in report["systems"].items() for text in s["failures"]]
+    parts = [
+        f"# {report['name']}\n\nData: {report['data']}. Seeds: {', '.join(map(str, report['seeds']))}.\n",
+        rows(report),
+        "± is the standard deviation over runs. p is that of the difference from the baseline: paired randomisation "
+        "over the items of the test set, each with its mean over seeds.\n",
+        *failed,
+        "## Machine\n\n" + table(["", ""], ([key, str(value)] for key, value in facts.items())),
+        "## Commands\n\n" + "".join(f"    {command}\n" for command in report["commands"]),
+    ]
+    return "\n".join(parts)
+
+
+def write(use: Use, systems: dict[str, Any]) -> None:
+    """Write the report of a comparison whose systems came to this, and print its table."""
+    given, commands = use.settings, use.commands
+    trained = [commands.train(name, given.seeds_of(name)[0], 1, 1, use.out / "checkpoints" / name) for name in systems]
+    report = {
+        "name": use.out.name,
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "data": use.data["data_set"],
+        "seeds": given.all_seeds(),
+        "budget": {key: value for key, value in vars(given.budget).items() if value is not None},
+        "baseline": given.baseline,
+        "score": use.score,
+        "counted": use.counted,
+        "machine": machine(commands.cpu),
+        "versions": {"fairseq_sru": __version__, **{name: version(name) for name in ("torch", "fairseq")}},
+        "commands": [shlex.join(commands.prepare()), *map(shlex.join, trained)],
+        "systems": systems,
+    }
+    report["versions"]["python"] = platform.python_version()
+    write_text(use.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_text(use.out / "report.md", render(report))
+    print(f"\n{rows(report)}\n{use.out / 'report.md'}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,8 @@ from common.files import write_text
 from fairseq_sru.versions import __version__
 
 from .collecting import machine
-from .report import number, table, title
+from .report import failures, number, table, title
+from .report import machine as machine_table
 from .verdict import mean, spread
 
 if TYPE_CHECKING:
@@ -35,39 +35,35 @@ def rows(report: dict[str, Any]) -> str:
 
 
 def render(report: dict[str, Any]) -> str:
-    facts = {**report["machine"], **report["versions"], "date": report["date"]}
-    failed = [f"Failed: {name}\n\n    {text}\n" for name, s in report["systems"].items() for text in s["failures"]]
     parts = [
         f"# {report['name']}\n\nData: {report['data']}. Seeds: {', '.join(map(str, report['seeds']))}.\n",
         rows(report),
         "± is the standard deviation over runs. p is that of the difference from the baseline: paired randomisation "
         "over the items of the test set, each with its mean over seeds.\n",
-        *failed,
-        "## Machine\n\n" + table(["", ""], ([key, str(value)] for key, value in facts.items())),
+        machine_table(report),
         "## Commands\n\n" + "".join(f"    {command}\n" for command in report["commands"]),
+        failures(report),
     ]
-    return "\n".join(parts)
+    return "\n".join(filter(None, parts))
 
 
-def write(use: Use, systems: dict[str, Any]) -> None:
-    """Write the report of a comparison whose systems came to this, and print its table."""
-    given, commands = use.settings, use.commands
-    trained = [commands.train(name, given.seeds_of(name)[0], 1, 1, use.out / "checkpoints" / name) for name in systems]
+def write(use: Use, systems: dict[str, Any], commands: list[str]) -> None:
+    """Write the report of a comparison whose systems came to this, by these commands, and print its table."""
+    versions = {"python": platform.python_version(), "fairseq_sru": __version__}
     report = {
         "name": use.out.name,
         "date": time.strftime("%Y-%m-%d %H:%M"),
         "data": use.data["data_set"],
-        "seeds": given.all_seeds(),
-        "budget": {key: value for key, value in vars(given.budget).items() if value is not None},
-        "baseline": given.baseline,
+        "seeds": use.settings.all_seeds(),
+        "budget": {key: value for key, value in vars(use.settings.budget).items() if value is not None},
+        "baseline": use.settings.baseline,
         "score": use.score,
         "counted": use.counted,
-        "machine": machine(commands.cpu),
-        "versions": {"fairseq_sru": __version__, **{name: version(name) for name in ("torch", "fairseq")}},
-        "commands": [shlex.join(commands.prepare()), *map(shlex.join, trained)],
+        "machine": machine(use.commands.cpu),
+        "versions": versions | {name: version(name) for name in ("torch", "fairseq")},
+        "commands": commands,
         "systems": systems,
     }
-    report["versions"]["python"] = platform.python_version()
     write_text(use.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     write_text(use.out / "report.md", render(report))
     print(f"\n{rows(report)}\n{use.out / 'report.md'}")

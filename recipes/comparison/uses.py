@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 import statistics
 from dataclasses import replace
 from functools import partial
@@ -93,6 +94,10 @@ class Use(Training):
         """What was noted of each test of a run."""
         return [self.stages.stamp(run.stage("test"))]
 
+    def stamps(self, run: Run) -> list[dict[str, Any]]:
+        """What was noted of a run: whose commands the report has."""
+        return [self.stages.stamp(run.stage("train")), *self.measured(run)]
+
     def speeds(self, system: str) -> dict[str, float]:
         """Speeds of a system by their names."""
         raise NotImplementedError
@@ -103,6 +108,7 @@ class Use(Training):
         items = {name: self.items(runs) for name, runs in by_system.items()}
         baseline = items.get(self.settings.baseline)
         found: dict[str, Any] = {}
+        commands = [shlex.join(self.commands.prepare())]
         for name, runs in by_system.items():
             noted, mine = [part for run in runs for part in self.measured(run)], items[name]
             found[name] = {
@@ -112,7 +118,8 @@ class Use(Training):
                 "p_value": None if mine is None or baseline is None or mine is baseline else paired_p(mine, baseline),
                 "speeds": self.speeds(name) if runs else {},
             }
-        write(self, found)
+            commands += [shlex.join(part["command"]) for part in self.stamps(runs[0])] if runs else []
+        write(self, found, commands)
 
     def items(self, runs: list[Run]) -> np.ndarray[Any, Any] | None:
         """What each test item adds to the score, the mean over seeds; None where there are no runs or no items."""
@@ -174,6 +181,9 @@ class Sentences(Use):
 
     def measured(self, run: Run) -> list[dict[str, Any]]:
         return [self.stages.stamp(self.stage(run, fold)) for fold in self.folds]
+
+    def stamps(self, run: Run) -> list[dict[str, Any]]:
+        return self.measured(run)[:1]
 
     def speeds(self, system: str) -> dict[str, float]:
         options = {**self.settings.train, **self.settings.systems[system]}

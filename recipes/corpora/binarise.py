@@ -84,6 +84,12 @@ class Numbering:
         return work
 
 
+def numbering_of(counts: dict[str, int]) -> Numbering:
+    """The numbering by a dictionary, the special words first."""
+    dtype = "<u2" if len(counts) < 65_500 else "<u4"  # as fairseq chooses
+    return Numbering({word: place for place, word in enumerate(counts)}, dtype)
+
+
 def number(path: Path, numbering: Numbering, processes: int, to: Path) -> str:
     """Write a file in numbers as fairseq's ``mmap`` has it, ``to``.bin and ``to``.idx; returns counts in words."""
     width = np.dtype(numbering.dtype).itemsize
@@ -116,8 +122,7 @@ def binarise(languages: Pair, prefixes: list[Path], large: bool, to: Path) -> No
     text = [[prefix.with_name(f"{prefix.name}.{language}") for language in languages] for prefix in prefixes]
     processes = cores() if large else 1
     counts = dictionary(text[0], processes)
-    dtype = "<u2" if len(counts) < 65_500 else "<u4"  # as fairseq chooses
-    numbering = Numbering({word: place for place, word in enumerate(counts)}, dtype)
+    numbering = numbering_of(counts)
     for side, language in enumerate(languages):
         save(counts, to / f"dict.{language}.txt")
         for split, files in zip(SPLITS, text, strict=True):

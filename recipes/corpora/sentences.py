@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from common.errors import RecipeError
 
 from .archives import Archive, fetch, find
-from .binarise import SPECIAL, Numbering, number, save
+from .binarise import SPECIAL, number, numbering_of, save
 from .building import described, seal
 from .registry import SPLITS
 
@@ -117,30 +117,29 @@ def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
     Raises:
         RecipeError: it is of no such form.
     """
-    found: dict[str, np.ndarray[Any, Any]] = {}
+    wrong = RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec")
     with path.open("rb") as file:
         header = file.readline().split()
-        if len(header) != 2:
-            file.seek(0)
-            size = len(header) - 1
-        else:
-            size = int(header[1])
+        size = int(header[1]) if len(header) == 2 and header[1].isdigit() else len(header) - 1
+
+        def binary() -> Iterator[tuple[str, Any]]:
+            for _ in range(int(header[0])):
+                word = b"".join(iter(lambda: file.read(1), b" ")).strip()
+                yield word.decode("utf-8", "replace"), np.frombuffer(file.read(4 * size), "<f4")
+
+        def text() -> Iterator[tuple[str, Any]]:
+            file.seek(0 if len(header) != 2 else file.tell())
+            for line in file:
+                word, *numbers = line.decode("utf-8", "replace").rstrip().rsplit(" ", size)
+                yield word, numbers
+
         try:
-            if len(header) == 2 and path.suffix == ".bin":
-                for _ in range(int(header[0])):
-                    word = b"".join(iter(lambda: file.read(1), b" ")).strip().decode("utf-8", "replace")
-                    vector = np.frombuffer(file.read(4 * size), "<f4")
-                    if word in words:
-                        found[word] = vector
-            else:
-                for line in file:
-                    word, *numbers = line.decode("utf-8", "replace").rstrip().rsplit(" ", size)
-                    if word in words:
-                        found[word] = np.array(numbers, "f4")
+            every = binary() if path.suffix == ".bin" else text()
+            found = {word: np.array(numbers, "f4") for word, numbers in every if word in words}
         except ValueError:
-            raise RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec") from None
+            raise wrong from None
     if size < 2 or any(len(vector) != size for vector in found.values()):
-        raise RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec")
+        raise wrong
     return found
 
 
@@ -163,10 +162,6 @@ def folds(parts: dict[str, list[Example]]) -> Iterator[dict[str, list[Example]]]
             yield {"train": kept, "valid": rest[::VALID_EVERY], "test": test}
 
 
-def dictionary(counts: Counter[str], words: Iterable[str]) -> dict[str, int]:
-    return dict.fromkeys(SPECIAL, 0) | {word: counts[word] for word in words}
-
-
 def binarise(parts: dict[str, list[Example]], have: set[str], to: Path) -> None:
     """Write a folder that fairseq reads, and the test sentences as ``test.txt``.
 
@@ -180,21 +175,15 @@ def binarise(parts: dict[str, list[Example]], have: set[str], to: Path) -> None:
     seen = dict.fromkeys(word for split in SPLITS for example in parts[split] for word in example.words)
     known = sorted((word for word in seen if counts[word] > 1 or word in have), key=lambda word: (-counts[word], word))
     labels = Counter(example.label for example in parts["train"])
-    for name, words in (
-        ("input0", dictionary(counts, known)),
-        ("label", dictionary(labels, sorted(labels))),
-    ):
+    for name, words, of in (("input0", known, counts), ("label", sorted(labels), labels)):
         (to / name).mkdir(parents=True)
-        save(words, to / name / "dict.txt")
-        numbering = Numbering(
-            {word: place for place, word in enumerate(words)}, "<u2" if len(words) < 65_500 else "<u4"
-        )
+        numbered = dict.fromkeys(SPECIAL, 0) | {word: of[word] for word in words}
+        save(numbered, to / name / "dict.txt")
         for split in SPLITS:
             text = to / "text"
             lines = (" ".join(e.words) if name == "input0" else e.label for e in parts[split])
             text.write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
-            facts = number(text, numbering, 1, to / name / split)
-            print(f"{to.name} {name} {split}: {facts}", flush=True)
+            print(f"{to.name} {name} {split}: {number(text, numbering_of(numbered), 1, to / name / split)}", flush=True)
             text.unlink()
     test = (f"{' '.join([example.label, *example.words])}\n" for example in parts["test"])
     (to / "test.txt").write_text("".join(test), "utf-8", newline="\n")

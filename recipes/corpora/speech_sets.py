@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import tarfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
@@ -14,7 +13,8 @@ import numpy as np
 import yaml
 from common.errors import RecipeError
 
-from .archives import Archive, cut_off, digest, fetch, find
+from .archives import Archive, fetch, unpack_all
+from .building import described
 from .speech import Speech, SpeechSet, Splits, Utterance, Wave, read
 
 # SpecAugment's policies as fairseq's scripts name them: masks of so many channels and frames
@@ -28,7 +28,6 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 FSDD = Archive("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
 STRINGS = {"train": 2500, "valid": 200, "test": 500}
 TEST_SPEAKERS = "theo"
-HELD_OUT = 10  # the tenth of a speaker's recordings of a digit is for validation
 SPEEDS = (0.9, 1.0, 1.1)  # for training, as of Ko et al. 2015
 
 
@@ -55,55 +54,48 @@ def string(
 
 
 def recordings(task: Speech, work: Path, archives: Path) -> tuple[list[Path], list[dict[str, Any]]]:
-    """The files DIGIT_SPEAKER_NUMBER.wav of --local-dir, or of an archive."""
-    form = "[0-9]_*_*.wav"
+    """The files DIGIT_SPEAKER_NUMBER.wav below --local-dir, or of an archive there or elsewhere."""
+    form, local = "[0-9]_*_*.wav", task.local_dir
     sources: list[dict[str, Any]] = []
-    paths = sorted(task.local_dir.rglob(form)) if task.local_dir else []
+    paths = list(local.rglob(form)) if local else []
     if not paths:
-        places = [task.local_dir] if task.local_dir else []
-        other = next((path for place in places for path in sorted(place.glob("*digit*.tar*"))), None)
-        if other is not None and not find(FSDD, places):
-            archive, sources = other, [{"name": other.name, "sha256": digest(other)}]
+        other = next(iter(sorted(local.glob("*digit*.tar*"))), None) if local else None
+        if other is not None:
+            archive, sources = other, [described(other, other.name)]
         else:
-            found, sources = fetch([FSDD], task.local_dir, archives)
+            found, sources = fetch([FSDD], local, archives)
             archive = found[FSDD.name]
-        try:
-            with tarfile.open(archive) as tar:
-                members = [member for member in tar if Path(member.name).match(form)]
-                tar.extractall(work / "unpacked", members, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise cut_off(archive, error) from None
-        paths = sorted((work / "unpacked").rglob(form))
+        paths = list(unpack_all(archive, work / "unpacked").rglob(form))
     if not paths:
-        raise RecipeError(f"{task.local_dir or archives} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav")
-    return paths, sources
+        raise RecipeError(f"{local or archives} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav")
+    return sorted(paths, key=lambda path: (path.name.split("_")[:2], int(path.stem.split("_")[2]))), sources
 
 
 def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
     paths, sources = recordings(task, work, archives)
-    by_speaker: dict[str, list[Path]] = {}
+    by_speaker: dict[str, dict[str, list[Path]]] = {}
     for path in paths:
-        by_speaker.setdefault(path.stem.split("_")[1], []).append(path)
+        digit, speaker, _ = path.stem.split("_")
+        by_speaker.setdefault(speaker, {}).setdefault(digit, []).append(path)
     tested = task.chosen["test_speakers"].split(",")
     if unknown := sorted(set(tested) - by_speaker.keys()):
-        raise RecipeError(f"argument --test-speakers: {unknown[0]} must be one of {', '.join(by_speaker)}")
-    if not by_speaker.keys() - set(tested):
+        raise RecipeError(f"argument --test-speakers: {unknown[0]} must be one of {', '.join(sorted(by_speaker))}")
+    trained = sorted(by_speaker.keys() - set(tested))
+    if not trained:
         raise RecipeError("argument --test-speakers: no speaker is left for training")
-    digits: dict[str, dict[str, dict[str, list[Path]]]] = {split: {} for split in STRINGS}
-    for speaker, own in by_speaker.items():
-        for digit, same in groupby(own, lambda path: path.stem[0]):
-            numbered = sorted(same, key=lambda path: int(path.stem.split("_")[2]))
-            held = max(1, len(numbered) // HELD_OUT)
-            kept = {"train": numbered[held:] or numbered, "valid": numbered[:held]}
-            parts = {"test": numbered} if speaker in tested else kept
-            for split, chosen in parts.items():
-                digits[split].setdefault(speaker, {})[digit] = chosen
+
+    def of(split: str, takes: list[Path]) -> list[Path]:
+        """Those of a speaker's recordings of a digit that are for the split: the first tenth is for validation."""
+        held = max(1, len(takes) // 10)
+        return {"train": takes[held:] or takes, "valid": takes[:held], "test": takes}[split]
 
     def strings(split: str) -> Iterator[Utterance]:
         rng = random.Random(f"{split} {task.chosen['test_speakers']}")
+        speakers = sorted(tested) if split == "test" else trained
         for n in range(STRINGS[split]):
-            speaker = sorted(digits[split])[n % len(digits[split])]
-            text, wave = string(digits[split][speaker], rng, task.known.rate, split == "train")
+            speaker = speakers[n % len(speakers)]
+            takes = {digit: of(split, paths) for digit, paths in by_speaker[speaker].items()}
+            text, wave = string(takes, rng, task.known.rate, split == "train")
             yield Utterance(f"{split}-{n}", wave, text, speaker)
 
     return {split: strings(split) for split in STRINGS}, sources
@@ -112,14 +104,11 @@ def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, lis
 # --- MuST-C and LibriSpeech, as they are unpacked ---------------------------------------------------------------------
 
 
-def local(task: Speech, *folders: str) -> Path:
-    """The first of some folders below --local-dir that is there."""
-    if task.local_dir is None:
-        raise RecipeError(f"argument --local-dir: name the folder in which {task.name} was unpacked")
-    found = next((task.local_dir / folder for folder in folders if (task.local_dir / folder).is_dir()), None)
-    if found is None:
-        raise RecipeError(f"argument --local-dir: {task.local_dir} has no folder {folders[0]}")
-    return found
+def local(task: Speech, folder: str) -> Path:
+    """A folder below --local-dir."""
+    if task.local_dir is None or not (task.local_dir / folder).is_dir():
+        raise RecipeError(f"argument --local-dir: must be a folder that has {folder}; got {task.local_dir}")
+    return task.local_dir / folder
 
 
 def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
@@ -144,7 +133,7 @@ def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[
 
 
 def librispeech(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
-    root = local(task, "LibriSpeech", ".")
+    root = local(task, "LibriSpeech")
 
     def utterances(split: str) -> Iterator[Utterance]:
         for chapter in sorted((root / split).glob("*/*/*.trans.txt")):

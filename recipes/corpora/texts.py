@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tarfile
-import zipfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +10,8 @@ import sentencepiece
 from common.errors import RecipeError
 
 from . import debian
-from .archives import Archive, cut_off, fetch
-from .binarise import Numbering, dictionary, number, save
+from .archives import Archive, fetch, unpack_all
+from .binarise import dictionary, number, numbering_of, save
 from .building import described, seal
 from .registry import SPLITS
 from .speech import subwords
@@ -25,31 +22,26 @@ class TextSet(NamedTuple):
 
     Attributes:
         about: words, licence.
-        files: the file of each split.
+        file: of each split, where {} stands for the split.
         archive: that has the files; None where Debian's packages do.
         vocab_size: subwords; None where the text is words already.
     """
 
     about: str
-    files: tuple[str, ...]
+    file: str
     archive: Archive | None
     vocab_size: int | None = None
 
+    def files(self) -> dict[str, str]:
+        return {split: self.file.format(split) for split in SPLITS}
 
+
+PTB = Archive("http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz")
+WIKITEXT = Archive("https://wikitext.smerity.com/wikitext-2-v1.zip")
 TEXTS = {
-    "ptb": TextSet(
-        "Penn Treebank, 930,000 words; licence of the LDC",
-        tuple(f"ptb.{split}.txt" for split in SPLITS),
-        Archive("http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz"),
-    ),
-    "wikitext-2": TextSet(
-        "2 million words of Wikipedia; CC BY-SA 3.0",
-        tuple(f"wiki.{split}.tokens" for split in SPLITS),
-        Archive("https://wikitext.smerity.com/wikitext-2-v1.zip"),
-    ),
-    "debian-de": TextSet(
-        "the German side of debian-en-de, in 8,000 subwords", tuple(f"{split}.de" for split in SPLITS), None, 8000
-    ),
+    "ptb": TextSet("Penn Treebank, 930,000 words; licence of the LDC", "ptb.{}.txt", PTB),
+    "wikitext-2": TextSet("2 million words of Wikipedia; CC BY-SA 3.0", "wiki.{}.tokens", WIKITEXT),
+    "debian-de": TextSet("the German side of debian-en-de, in 8,000 subwords", "{}.de", None, 8000),
 }
 
 
@@ -59,71 +51,52 @@ class Text(NamedTuple):
     name: str
     local_dir: Path | None
 
-    def at_hand(self) -> dict[str, Path]:
-        """The files below --local-dir by their names, if all are there."""
-        names = TEXTS[self.name].files
-        found = (
-            {path.name: path for path in sorted(self.local_dir.rglob("*")) if path.is_file()} if self.local_dir else {}
-        )
-        return {name: found[name] for name in names} if found.keys() >= set(names) else {}
-
     @property
     def archives(self) -> list[Archive]:
         archive = TEXTS[self.name].archive
-        return [archive] if archive and not self.at_hand() else []
+        return [archive] if archive and not self.files() else []
 
-    def files(self) -> dict[str, Path]:
-        return self.at_hand()
+    def files(self, folder: Path | None = None) -> dict[str, Path]:
+        """The text below a folder, or --local-dir, by split; empty where a file isn't there."""
+        folder, names = folder or self.local_dir, TEXTS[self.name].files()
+        found = {split: next(iter(sorted(folder.rglob(name))), None) for split, name in names.items()} if folder else {}
+        return {split: path for split, path in found.items() if path} if all(found.values()) else {}
 
     def options(self) -> dict[str, Any]:
         return {"data_set": self.name, "versions": {"fairseq": version("fairseq")}}
 
     def gather(self, archives: Path, work: Path) -> tuple[dict[str, Path], list[dict[str, Any]]]:
-        """The text files by their names, and facts of the sources."""
-        if found := self.at_hand():
+        """The text by split, and facts of the sources."""
+        if found := self.files():
             return found, [described(path, name) for name, path in found.items()]
-        names = TEXTS[self.name].files
         if not self.archives:
             manifest = debian.build(archives / "debian-en-de", self.local_dir)
-            return {name: archives / "debian-en-de" / name for name in names}, [manifest]
+            return self.files(archives / "debian-en-de"), [manifest]
         paths, sources = fetch(self.archives, self.local_dir, archives)
         (archive,) = paths.values()
-        try:
-            with zipfile.ZipFile(archive) if archive.suffix == ".zip" else tarfile.open(archive) as pack:
-                inside = pack.namelist() if isinstance(pack, zipfile.ZipFile) else pack.getnames()
-                members = {Path(member).name: member for member in inside}
-                if missing := [name for name in names if name not in members]:
-                    raise RecipeError(f"{archive} has no {missing[0]}: it is another archive than this recipe knows")
-                for name in names:
-                    member = members[name]
-                    file = pack.open(member) if isinstance(pack, zipfile.ZipFile) else pack.extractfile(member)
-                    assert file
-                    with file, (work / name).open("wb") as made:
-                        shutil.copyfileobj(file, made)
-        except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
-            raise cut_off(archive, error) from None
-        return {name: work / name for name in names}, sources
+        if not (found := self.files(unpack_all(archive, work / "unpacked"))):
+            names = ", ".join(TEXTS[self.name].files().values())
+            raise RecipeError(f"{archive} does not have all of {names}: it is another archive than this recipe knows")
+        return found, sources
 
     def make(self, work: Path, archives: Path) -> Path:
-        known, made, folder = TEXTS[self.name], work / "made", work / "made" / "bin"
+        made, folder, vocab_size = work / "made", work / "made" / "bin", TEXTS[self.name].vocab_size
         folder.mkdir(parents=True)
-        paths, sources = self.gather(archives, work)
-        texts = [paths[name] for name in known.files]
-        for path in texts:
+        texts, sources = self.gather(archives, work)
+        for path in texts.values():
             if not path.read_text(encoding="utf-8").strip():
                 raise RecipeError(f"{path} is empty")
-        if known.vocab_size:
-            with texts[0].open(encoding="utf-8") as lines:
-                subwords((line.rstrip("\n") for line in lines), known.vocab_size, made)
+        if vocab_size:
+            lines = {s: path.read_text(encoding="utf-8").removesuffix("\n").split("\n") for s, path in texts.items()}
+            subwords(lines["train"], vocab_size, made)
             model = sentencepiece.SentencePieceProcessor(model_file=str(made / "spm.model"))
-            for at, path in enumerate(texts):
-                texts[at] = work / f"{SPLITS[at]}.sp"
-                encoded = model.encode(path.read_text(encoding="utf-8").removesuffix("\n").split("\n"), out_type=str)
-                texts[at].write_text("".join(f"{' '.join(line)}\n" for line in encoded), "utf-8", newline="\n")
-        counts = dictionary(texts[:1], 1)
+            for split, plain in lines.items():
+                texts[split] = work / f"{split}.sp"
+                encoded = "".join(f"{' '.join(line)}\n" for line in model.encode(plain, out_type=str))
+                texts[split].write_text(encoded, "utf-8", newline="\n")
+        counts = dictionary([texts["train"]], 1)
         save(counts, folder / "dict.txt")
-        numbering = Numbering({word: n for n, word in enumerate(counts)}, "<u2" if len(counts) < 65_500 else "<u4")
-        for split, path in zip(SPLITS, texts, strict=True):
-            print(f"{split}: {number(path, numbering, 1, folder / split)}", flush=True)
+        for split, path in texts.items():
+            print(f"{split}: {number(path, numbering_of(counts), 1, folder / split)}", flush=True)
         seal(made, self.options() | {"sources": sources})
         return made

@@ -116,8 +116,8 @@ def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
     for name, local, more, message in (
         ("spoken-digits", folder, ["--test-speakers", "dora"], "--test-speakers: dora must be one of ada, bob, cleo"),
         ("spoken-digits", folder, ["--test-speakers", ",".join(SPEAKERS)], "no speaker is left for training"),
-        ("must-c", tmp_path / "empty", [], f"{tmp_path / 'empty'} has no folder en-de/data"),
-        ("librispeech", tmp_path / "empty", [], "has none of train-clean-100, train-clean-360, train-other-500"),
+        ("must-c", tmp_path / "empty", [], f"must be a folder that has en-de/data; got {tmp_path / 'empty'}"),
+        ("librispeech", tmp_path / "empty", [], f"must be a folder that has LibriSpeech; got {tmp_path / 'empty'}"),
         ("librispeech", tmp_path / "empty", ["--test-speakers", "bob"], "--test-speakers: is not for librispeech"),
     ):
         with pytest.raises(SystemExit):

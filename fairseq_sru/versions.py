@@ -22,13 +22,16 @@ FAIRSEQ_RUN = ("hydra-core==1.3.2", "omegaconf==2.3.0")
 
 RECIPES = (
     *FAIRSEQ_RUN,
+    "editdistance==0.8.1",
     "filelock==4.3.1",
+    "kaldi-native-fbank==1.23.0",
     "matplotlib==3.11.2",
     "PyYAML==6.0.3",
     "sacrebleu==2.6.0",
     "sacremoses==0.2.0",
     "safetensors==0.8.0",
     "sentencepiece==0.2.1",
+    "soundfile==0.14.0",
     "subword-nmt==0.3.8",
     "tqdm==4.67.3",
 )

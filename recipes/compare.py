@@ -1,4 +1,4 @@
-"""Compare translation systems: train, translate, score, time and report, as a YAML file says.
+"""Compare systems: train, translate (or classify), score, time and report, as a YAML file says.
 
     python recipes/compare.py recipes/configs/lohelp.yaml [key=value ...]
     python recipes/compare.py recipes/configs/lohelp.yaml out=runs/mine seeds=[1,2,3] systems.sru.dropout=0.2
@@ -18,12 +18,16 @@ import tempfile
 from pathlib import Path
 
 from comparison.collecting import report_on
-from comparison.commands import Commands
 from comparison.runs import Comparison
 from comparison.settings import Settings, load
 from comparison.stages import working_in
+from comparison.uses import USES, Language, Sentences, Use
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def comparison_of(given: Settings) -> Comparison | Use:
+    return Comparison(given) if given.kind == "translation" else USES[given.kind](given)
 
 
 def dry_run(given: Settings) -> None:
@@ -35,14 +39,17 @@ def dry_run(given: Settings) -> None:
     """
     from fairseq import options
 
-    commands, out = Commands(given), Path(given.out)
+    comparison, out = comparison_of(given), Path(given.out)
+    commands = comparison.commands
     print(shlex.join(commands.prepare()))
     with tempfile.TemporaryDirectory() as no_data:
-        for language in ("source", "target"):
-            Path(no_data, f"dict.{language}.txt").touch()
+        for name in ("dict.source.txt", "dict.target.txt", "dict.txt", "input0/dict.txt", "label/dict.txt"):
+            Path(no_data, name).parent.mkdir(exist_ok=True)
+            Path(no_data, name).touch()
+        Path(no_data, "config.yaml").write_text("{}")
 
         def check(command: list[str], parser: argparse.ArgumentParser) -> None:
-            flags = command[command.index(f"{commands.data}/bin") + 1 :]
+            flags = command[command.index("--user-dir") :]
             options.parse_args_and_arch(parser, input_args=[no_data, *flags])
 
         for system in given.systems:
@@ -53,11 +60,18 @@ def dry_run(given: Settings) -> None:
             train = commands.train(system, seed, updates, every, folder)
             print(shlex.join(train))
             check(train, options.get_training_parser())
-        generate = commands.generate(commands.data / "bin", "test", folder / "checkpoint_last.pt")
-        print(shlex.join(generate))
-        at = generate.index("--path")
-        del generate[at : at + 2]  # the model that isn't there yet
-        check(generate, options.get_generation_parser())
+        if isinstance(comparison, Sentences):  # tests by no command of fairseq's
+            return
+        last = folder / "checkpoint_last.pt"
+        if isinstance(comparison, Use):
+            test = comparison.test_command(last)
+        else:
+            test = commands.generate(commands.data / "bin", "test", last)
+        print(shlex.join(test))
+        at = test.index("--path")
+        del test[at : at + 2]  # the model that isn't there yet
+        tests_text = isinstance(comparison, Language)
+        check(test, options.get_eval_lm_parser() if tests_text else options.get_generation_parser())
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -70,6 +84,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"no such file: {args.recipe}")
     try:
         given = load(args.recipe, args.overrides)
+        given = given if given.kind == "translation" else USES[given.kind].completed(given)
     except ValueError as error:
         parser.error(f"{args.recipe}: {error}")
     logging.disable(logging.INFO)  # of fairseq and sacreBLEU, in this process
@@ -78,14 +93,14 @@ def main(argv: list[str] | None = None) -> int:
         dry_run(given)
         return 0
     out = Path(given.out)
-    comparison = Comparison(given)
+    comparison = comparison_of(given)
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
     # made by the first command of a dry run
     ours = inside == {"data"} and (out / "data" / "manifest.json").is_file()
     # stamps: of a version that left no other trace
     with working_in(out, parser, mixed=ours or (out / "stamps" / "subset.json").is_file()):
         comparison.run()
-        report_on(comparison)
+        report_on(comparison) if isinstance(comparison, Comparison) else comparison.report()
     return 1 if comparison.failures else 0
 
 

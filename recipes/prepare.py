@@ -2,6 +2,7 @@
 
     python recipes/prepare.py lohelp-en-de --out runs/quickstart/data
     python recipes/prepare.py wmt14-en-de --out runs/wmt14/data --local-dir ARCHIVES
+    python recipes/prepare.py trec --out runs/trec/data --local-dir ARCHIVES
     python recipes/prepare.py --train-prefix my/train --valid-prefix my/valid --test-prefix my/test \\
         --source-lang en --target-lang de --out runs/mine/data
 
@@ -9,7 +10,8 @@ Writes to --out: ``spm.model`` (a joint sentencepiece BPE vocabulary) or, with -
 text in subwords, ``{train,valid,test}.{sp,bpe}.LANGUAGE``; the plain text to score with, ``{valid,test}.LANGUAGE``,
 line for line what is binarised; ``{valid,test}.domains`` where the data set has labels; fairseq's ``bin/``;
 ``archives/``, what was downloaded; and at last ``manifest.json``, what it was made of, what was dropped, and the
-checksum of each file. Where --out holds the same data set, made with the same options, and all its files are as they
+checksum of each file. Labelled sentences become ``folds/N``, each with what fairseq's sentence_prediction reads, and
+``test.txt``. Where --out holds the same data set, made with the same options, and all its files are as they
 were made, nothing is done; an interrupted run is begun anew, but for its downloads. Else --out must be new or empty.
 One run at a time holds it, and removes or replaces only what this script made.
 """
@@ -21,32 +23,42 @@ import re
 import sys
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 from common.errors import RecipeError
 from common.hold import FolderError, held
 from corpora.building import Task
-from corpora.publishing import already_made, prepare
+from corpora.publishing import Preparation, already_made, prepare
 from corpora.registry import CORPORA, DATA, DATA_SETS, SPLITS, Corpus, Texts
+from corpora.sentences import SETS, Sentences
+from corpora.speech import Speech
+from corpora.speech_sets import SPEECH, TEST_SPEAKERS
 from corpora.subwords import MODELS
+from corpora.texts import TEXTS, Text
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    width = max(map(len, CORPORA))
-    known = "\n".join(f"  {name:<{width}}  {corpus.about}" for name, corpus in CORPORA.items())
+    every: dict[str, Any] = {**CORPORA, **SETS, **TEXTS, **SPEECH}
+    width = max(map(len, every))
+    known = "\n".join(f"  {name:<{width}}  {data_set.about}" for name, data_set in every.items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog=f"data sets (pairs for training, room on disk with archives, licence):\n{known}",
+        epilog=f"data sets (what is in them, room on disk with archives, licence):\n{known}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", nargs="?", choices=CORPORA, metavar="NAME", help="a data set of those below")
+    parser.add_argument("name", nargs="?", choices=every, metavar="NAME", help="a data set of those below")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--tokenizer", choices=MODELS, default="sentencepiece", help="default: %(default)s")
+    parser.add_argument("--tokenizer", choices=MODELS, help="of parallel text (default: sentencepiece)")
     parser.add_argument(
         "--vocab-size",
         type=int,
         metavar="N",
         help="subwords in the joint vocabulary; with moses-bpe, merge operations (default: the data set's; 8000)",
     )
+    parser.add_argument(
+        "--embeddings", type=Path, metavar="FILE", help="for labelled sentences: vectors of GloVe or word2vec"
+    )
+    parser.add_argument("--test-speakers", metavar="NAMES", help=f"of spoken-digits (default: {TEST_SPEAKERS})")
     parser.add_argument("--local-dir", type=Path, metavar="DIR", help="a folder of archives that were already fetched")
     own = parser.add_argument_group("your own text, instead of NAME")
     for split in SPLITS:
@@ -57,8 +69,35 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     return parser, parser.parse_args(argv)
 
 
-def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Task:
-    """The task that the arguments describe; ends the program where they don't."""
+def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Preparation:
+    """What the arguments describe; ends the program where they don't."""
+    if args.local_dir and not args.local_dir.is_dir():
+        parser.error(f"argument --local-dir: {args.local_dir} is not a folder")
+    return parallel_of(parser, args) if args.name in (None, *CORPORA) else other_of(parser, args)
+
+
+def other_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Preparation:
+    """The data set of another kind that the arguments name."""
+    name, local_dir = args.name, args.local_dir
+    takes = {"embeddings": name in SETS, "test_speakers": name == "spoken-digits", "target_lang": name == "must-c"}
+    takes |= {"vocab_size": name in ("must-c", "librispeech"), "name": True, "out": True, "local_dir": True}
+    for option, value in vars(args).items():
+        if value and not takes.get(option):
+            parser.error(f"argument --{option.replace('_', '-')}: is not for {name}")
+    if args.embeddings and not args.embeddings.is_file():
+        parser.error(f"argument --embeddings: no such file: {args.embeddings}")
+    if name in SETS:
+        return Sentences(name, local_dir, args.embeddings)
+    if name in TEXTS:
+        return Text(name, local_dir)
+    chosen = {"test_speakers": args.test_speakers or TEST_SPEAKERS} if takes["test_speakers"] else {}
+    chosen |= {"language": args.target_lang or "de"} if takes["target_lang"] else {}
+    chosen |= {"vocab_size": args.vocab_size or SPEECH[name].vocab_size} if takes["vocab_size"] else {}
+    return Speech(name, SPEECH[name], local_dir, chosen)
+
+
+def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Task:
+    """The parallel text that the arguments describe."""
     flags = ["--train-prefix", "--valid-prefix", "--test-prefix", "--source-lang", "--target-lang"]
     values = [args.train_prefix, args.valid_prefix, args.test_prefix, args.source_lang, args.target_lang]
     given = [flag for flag, value in zip(flags, values, strict=True) if value]
@@ -89,12 +128,13 @@ def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Task:
                 parser.error(f"argument --{split}-prefix: there is no file {path}")
     if args.local_dir and texts:
         parser.error(f"argument --local-dir: {'your own text' if name == 'own' else name} needs no archives")
-    if args.local_dir and not args.local_dir.is_dir():
-        parser.error(f"argument --local-dir: {args.local_dir} is not a folder")
+    for option in ("embeddings", "test_speakers"):
+        if getattr(args, option):
+            parser.error(f"argument --{option.replace('_', '-')}: is not for parallel text")
     vocab_size = corpus.vocab_size if args.vocab_size is None else args.vocab_size
     if vocab_size < 1:
         parser.error(f"argument --vocab-size: {vocab_size} is not a positive number")
-    return Task(name, corpus, texts, domains, args.tokenizer, vocab_size, args.local_dir)
+    return Task(name, corpus, texts, domains, args.tokenizer or "sentencepiece", vocab_size, args.local_dir)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -461,7 +461,13 @@ def test_commands_and_flags_exist(toy_data: Path, tmp_path: Path, capsys: pytest
 
     shutil.copy(toy_data / "dict.de.txt", tmp_path / "dict.txt")
     torch.save({}, tmp_path / "checkpoint.pt")  # fairseq looks whether there is one
-    folders = {"DATA": str(toy_data), "TEXT": str(tmp_path), "runs/mine/bin": str(toy_data)}
+    for name in ("input0", "label"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tmp_path / "dict.txt", tmp_path / name)
+    (tmp_path / "label" / "dict.txt").write_text("0 1\n1 1\n")
+    (tmp_path / "config.yaml").write_text("{}")  # of speech: its dictionary is dict.txt, too
+    folders = {name: str(tmp_path) for name in ("TEXT", "SENTENCES", "SPEECH")}
+    folders |= {"DATA": str(toy_data), "runs/mine/bin": str(toy_data)}
     checkpoint = re.compile(r"([\w/]+\.pt:?)+")
 
     read = set()

@@ -12,13 +12,23 @@ except Exception as error:  # a broken fairseq raises anything
 from fairseq import utils
 
 from .checkpoints import allow_fairseq_checkpoints
+from .classifier import CNNClassifier, SRUClassifier
 from .lm import SRULanguageModel
 from .loss import cross_entropy
 from .rdrop import RDropCriterion
+from .speech import SpeechModel
 from .sru import SRUModel
 from .transformer_sru import TransformerSRUModel
 
-__all__ = ["RDropCriterion", "SRULanguageModel", "SRUModel", "TransformerSRUModel"]
+__all__ = [
+    "CNNClassifier",
+    "RDropCriterion",
+    "SRUClassifier",
+    "SRULanguageModel",
+    "SRUModel",
+    "SpeechModel",
+    "TransformerSRUModel",
+]
 
 allow_fairseq_checkpoints()
 utils.fused_loss = cross_entropy

@@ -8,51 +8,61 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fairseq import utils
-from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_REGISTRY, FairseqLanguageModel, register_model_architecture
+from fairseq.data.audio.data_cfg import S2TDataConfig
+from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
 from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.masked_lm import MaskedLMTask
 from fairseq.tasks.multilingual_language_modeling import MultilingualLanguageModelingTask
+from fairseq.tasks.sentence_prediction import SentencePredictionTask
+from fairseq.tasks.speech_to_text import SpeechToTextTask
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from omegaconf import OmegaConf
 
 from .config import presets
 
-OF_ONE_TEXT = (LanguageModelingTask, MaskedLMTask, MultilingualLanguageModelingTask)
-OF_PAIRS = (TranslationMultiSimpleEpochTask, TranslationTask)
+# what goes with each task, and the tasks that make such batches
+READERS = {
+    "translation": ("a translation model", (TranslationTask, TranslationMultiSimpleEpochTask)),
+    "language_modeling": ("a language model", (LanguageModelingTask, MaskedLMTask, MultilingualLanguageModelingTask)),
+    "sentence_prediction": ("a classifier", (SentencePredictionTask,)),
+    "speech_to_text": ("a speech model", (SpeechToTextTask,)),
+}
 
 
-def register_architectures(model: str, check: Callable[[Any], None]) -> None:
+def register_architectures(model: str, check: Callable[[Any], None], task: str = "translation") -> None:
     """Register the presets of a model, and the model's own name, as architectures.
 
     Args:
         model: the name that the model is registered with.
         check: raises a ValueError for options that don't go together; on the command line, its message is the one line
             that the user gets.
+        task: of READERS, which the model goes with.
     """
+    known = presets(model)
     # fairseq registers an architecture named as the model by itself, but without the checks: ours takes its place
-    ARCH_CONFIG_REGISTRY[model] = _architecture(model, {}, check)
-    for name, options in presets(model).items():
-        register_model_architecture(model, name)(_architecture(model, options, check))
+    ARCH_CONFIG_REGISTRY[model] = _architecture(model, known.pop(model, {}), check, task)
+    for name, options in known.items():
+        register_model_architecture(model, name)(_architecture(name, options, check, task))
 
 
-def _architecture(model: str, options: dict[str, Any], check: Callable[[Any], None]) -> Callable[[Any], None]:
+def _architecture(name: str, options: dict[str, Any], check: Callable[[Any], None], task: str) -> Callable[[Any], None]:
     def apply(args: Any) -> None:
         """fairseq calls this when the command line is parsed (a Namespace) and when the model is built (a
         DictConfig)."""
         if OmegaConf.is_config(args):  # complete, or a checkpoint's: what that lacks is newer than it, not the preset's
             return
-        for name, value in options.items():
-            if not hasattr(args, name):
-                setattr(args, name, value)
-        _check_task(args, model)
+        for option, value in options.items():
+            if not hasattr(args, option):
+                setattr(args, option, value)
+        _check_task(args, getattr(args, "arch", name), task)
         try:
             check(args)
         except ValueError as error:
             _exit(str(error))
-        _check_data(args)
-        _check_text(args)
+        for check_data in (_check_data, _check_text, _check_sentences, _check_speech):
+            check_data(args)
 
     return apply
 
@@ -63,16 +73,13 @@ def _exit(message: str) -> NoReturn:
     raise SystemExit(2)
 
 
-def _check_task(args: Any, model: str) -> None:
+def _check_task(args: Any, arch: str, task: str) -> None:
     """Does the task make the batches that the model reads? Of tasks that fairseq doesn't bring, who knows."""
     name = getattr(args, "task", None)
-    task = TASK_REGISTRY.get(name, object)
-    arch = f"--arch {getattr(args, 'arch', model)}"
-    if issubclass(MODEL_REGISTRY[model], FairseqLanguageModel):
-        if issubclass(task, OF_PAIRS):
-            _exit(f"{arch} is a language model: it goes with --task language_modeling; got --task {name}")
-    elif issubclass(task, OF_ONE_TEXT):
-        _exit(f"{arch} is a translation model: it goes with --task translation; got --task {name}")
+    found = TASK_REGISTRY.get(name, object)
+    others = [known for reader, (_, tasks) in READERS.items() if reader != task for known in tasks]
+    if issubclass(found, tuple(others)) and not issubclass(found, READERS[task][1]):
+        _exit(f"--arch {arch} is {READERS[task][0]}: it goes with --task {task}; got --task {name}")
 
 
 def _data_folder(args: Any, task: str) -> Path | None:
@@ -110,3 +117,30 @@ def _check_text(args: Any) -> None:
     folder = _data_folder(args, "language_modeling")
     if folder is not None and not (folder / "dict.txt").is_file():
         _exit(f"argument data: {folder} holds no dict.txt; fairseq-preprocess --only-source makes it")
+
+
+def _check_sentences(args: Any) -> None:
+    """Are the dictionaries of a classifier there, and has it a class for each label?"""
+    folder = _data_folder(args, "sentence_prediction")
+    if folder is None:
+        return
+    for name in ("input0", "label"):
+        if not (folder / name / "dict.txt").is_file():
+            _exit(f"argument data: {folder} holds no {name}/dict.txt; recipes/prepare.py makes both for its data sets")
+    words = [line.split(" ")[0] for line in (folder / "label" / "dict.txt").read_text(encoding="utf-8").splitlines()]
+    labels = [word for word in words if not word.startswith("madeupword")]
+    if labels and not getattr(args, "regression_target", False) and args.num_classes < len(labels):
+        _exit(f"--num-classes must be {len(labels)}, the labels of {folder}/label/dict.txt; got {args.num_classes}")
+
+
+def _check_speech(args: Any) -> None:
+    """Are the configuration of speech and its dictionary there?"""
+    folder = _data_folder(args, "speech_to_text")
+    if folder is None:
+        return
+    config = folder / args.config_yaml
+    if not config.is_file():
+        _exit(f"argument data: {folder} holds no {args.config_yaml}; recipes/prepare.py makes it for its data sets")
+    dictionary = folder / S2TDataConfig(config).vocab_filename
+    if not dictionary.is_file():
+        _exit(f"--config-yaml: {config} names the dictionary {dictionary}, which is not there")

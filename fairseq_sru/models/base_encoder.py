@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Callable
 from itertools import groupby
 from typing import Any
 
@@ -20,17 +19,21 @@ class BaseEncoder(FairseqEncoder):
     Args:
         cfg: the model's options: max_source_positions.
         dictionary: the source dictionary.
-        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``.
+        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``; None where the source is no tokens.
     """
 
     output_units: int  # features of the outputs
-    project: Callable[[Tensor, Tensor], dict[str, list[Tensor]]]  # the decoder's; see translation.py
 
-    def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+    def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding | None) -> None:
         super().__init__(dictionary)
-        self.padding_idx = dictionary.pad()
         self.max_source_positions = cfg.max_source_positions
-        self.embed_tokens = embed_tokens
+        if embed_tokens is not None:
+            self.padding_idx = dictionary.pad()
+            self.embed_tokens = embed_tokens
+
+    def project(self, source: Tensor, padding_mask: Tensor) -> dict[str, list[Tensor]]:
+        """What a decoder reads of the outputs; where there is one, its own takes this one's place (translation.py)."""
+        return {}
 
     def result(self, outputs: Tensor, padding_mask: Tensor, **more: list[Tensor]) -> dict[str, Any]:
         """The encoder's result.

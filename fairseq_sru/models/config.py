@@ -15,13 +15,19 @@ UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequen
 
 
 @dataclass
-class CommonConfig(FairseqDataclass):
+class DropoutConfig(FairseqDataclass):
     """Options of all models.
 
     fairseq reads the types at run time, so no postponed annotations here, and ``Optional[...]`` for what may be None.
     """
 
     dropout: float = field(default=0.1, metadata={"help": "dropout probability"})
+
+
+@dataclass
+class CommonConfig(DropoutConfig):
+    """Options of all models that predict tokens."""
+
     adaptive_softmax_cutoff: str = field(
         default="10000,50000,200000",
         metadata={
@@ -50,12 +56,18 @@ class TranslationConfig(CommonConfig):
 
 
 @dataclass
-class SRUConfig(TranslationConfig):
-    """Options of ``--arch sru``, spelled as those of ``--arch lstm`` wherever it has them."""
+class EmbeddingConfig(DropoutConfig):
+    """Options of the embedding of what an encoder reads, spelled as those of ``--arch lstm``."""
 
     encoder_embed_dim: int = field(default=512, metadata={"help": "encoder embedding dimension"})
     encoder_embed_path: Optional[str] = field(default=None, metadata={"help": "path to pre-trained encoder embedding"})
     encoder_freeze_embed: bool = field(default=False, metadata={"help": "freeze encoder embeddings"})
+
+
+@dataclass
+class EncoderConfig(EmbeddingConfig):
+    """Options of the recurrent encoder, and of its layers wherever they stand; spelled as those of ``--arch lstm``."""
+
     encoder_hidden_size: Optional[int] = field(
         default=None, metadata={"help": "encoder hidden size of each direction (default: --encoder-embed-dim)"}
     )
@@ -64,6 +76,32 @@ class SRUConfig(TranslationConfig):
     encoder_kernel_size: int = field(
         default=1, metadata={"help": "positions that a depthwise convolution in each encoder layer sees; 1: none"}
     )
+    encoder_dropout_in: Optional[float] = field(
+        default=None, metadata={"help": "dropout probability for encoder input embedding (default: --dropout)"}
+    )
+    encoder_dropout_out: Optional[float] = field(
+        default=None, metadata={"help": "dropout probability for encoder layer outputs (default: --dropout)"}
+    )
+    rnn_dropout: float = field(
+        default=0.0, metadata={"help": "variational dropout on the input of each recurrent layer, one draw a sentence"}
+    )
+    recurrent_unit: str = field(default="sru", metadata={"help": "recurrent unit of all layers: sru or lstm"})
+    sru_activation: str = field(
+        default="tanh", metadata={"help": "g in SRU's output r g(c): tanh, identity or relu; LSTM keeps its tanh"}
+    )
+    no_residual: bool = field(
+        default=False,
+        metadata={
+            "help": "stack the recurrent layers plainly, without layer norms and residual connections; "
+            "SRU layers then have their highway term"
+        },
+    )
+
+
+@dataclass
+class SRUConfig(EncoderConfig, TranslationConfig):
+    """Options of ``--arch sru``, spelled as those of ``--arch lstm`` wherever it has them."""
+
     decoder_embed_dim: int = field(default=512, metadata={"help": "decoder embedding dimension"})
     decoder_embed_path: Optional[str] = field(default=None, metadata={"help": "path to pre-trained decoder embedding"})
     decoder_freeze_embed: bool = field(default=False, metadata={"help": "freeze decoder embeddings"})
@@ -89,32 +127,12 @@ class SRUConfig(TranslationConfig):
         },
     )
     decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
-    encoder_dropout_in: Optional[float] = field(
-        default=None, metadata={"help": "dropout probability for encoder input embedding (default: --dropout)"}
-    )
-    encoder_dropout_out: Optional[float] = field(
-        default=None, metadata={"help": "dropout probability for encoder layer outputs (default: --dropout)"}
-    )
     decoder_dropout_in: Optional[float] = field(
         default=None, metadata={"help": "dropout probability for decoder input embedding (default: --dropout)"}
     )
     decoder_dropout_out: Optional[float] = field(
         default=None,
         metadata={"help": "dropout probability for decoder layer outputs and output features (default: --dropout)"},
-    )
-    rnn_dropout: float = field(
-        default=0.0, metadata={"help": "variational dropout on the input of each recurrent layer, one draw a sentence"}
-    )
-    recurrent_unit: str = field(default="sru", metadata={"help": "recurrent unit of all layers: sru or lstm"})
-    sru_activation: str = field(
-        default="tanh", metadata={"help": "g in SRU's output r g(c): tanh, identity or relu; LSTM keeps its tanh"}
-    )
-    no_residual: bool = field(
-        default=False,
-        metadata={
-            "help": "stack the recurrent layers plainly, without layer norms and residual connections; "
-            "SRU layers then have their highway term"
-        },
     )
 
 
@@ -179,12 +197,51 @@ class SRULanguageModelConfig(CommonConfig):
     rnn_dropout: float = field(
         default=0.0, metadata={"help": "variational dropout on the input of each SRU layer, one draw a block"}
     )
+    recurrent_unit: str = field(default="sru", metadata={"help": "recurrent unit of all layers: sru or lstm"})
     sru_activation: str = field(default="tanh", metadata={"help": "g in SRU's output r g(c): tanh, identity or relu"})
     share_decoder_input_output_embed: bool = field(
         default=False, metadata={"help": "share input and output embeddings"}
     )
     # set elsewhere on the command line
     max_target_positions: Optional[int] = II("task.max_target_positions")
+
+
+@dataclass
+class SpeechConfig(SRUConfig):
+    """Options of ``--arch s2t_sru``: those of ``--arch sru``, and of the convolutions those of ``--arch
+    s2t_transformer``. There, --encoder-embed-dim is what they make of a frame."""
+
+    conv_kernel_sizes: str = field(default="5,5", metadata={"help": "kernel sizes of Conv1d subsampling layers"})
+    conv_channels: int = field(
+        default=1024, metadata={"help": "# of channels in Conv1d subsampling layers, before their gates"}
+    )
+    # the task sets these from the data's configuration
+    input_feat_per_channel: int = field(default=80, metadata={"help": "set by the data"})
+    input_channels: int = field(default=1, metadata={"help": "set by the data"})
+    speaker_to_id: Optional[str] = field(default=None, metadata={"help": "not supported"})
+
+
+@dataclass
+class ClassifierConfig(EncoderConfig):
+    """Options of ``--arch sru_classifier``."""
+
+    pooling: str = field(
+        default="max", metadata={"help": "what makes one vector of the encoder outputs: max, mean or last"}
+    )
+    # set elsewhere on the command line
+    max_source_positions: int = II("task.max_positions")
+
+
+@dataclass
+class CNNClassifierConfig(EmbeddingConfig):
+    """Options of ``--arch cnn_classifier``."""
+
+    filter_widths: str = field(
+        default="3,4,5", metadata={"help": "comma separated list of how many words the filters see"}
+    )
+    filters: int = field(default=100, metadata={"help": "number of filters of each width"})
+    # set elsewhere on the command line
+    max_source_positions: int = II("task.max_positions")
 
 
 def presets(model: str = "sru") -> dict[str, dict[str, Any]]:

@@ -27,24 +27,23 @@ def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, 
     Raises:
         ValueError: a file can't be used; the message names the flag.
     """
-    made: list[nn.Embedding] = []
-    for side, dictionary in (("encoder", source), ("decoder", target)):
-        if side == "decoder" and cfg.share_all_embeddings:
-            made.append(made[0])
-            continue
-        module = embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
-        if path := getattr(cfg, f"{side}_embed_path", None):
-            try:
-                vectors = utils.parse_embedding(path)
-                utils.print_embed_overlap(vectors, dictionary)
-                utils.load_embedding(vectors, dictionary, module)
-            except (ValueError, RuntimeError) as error:  # a word without numbers, or with too few
-                raise ValueError(f"{flag(f'{side}_embed_path')}: {path}: {error}") from None
-        made.append(module)
-    for side, module in zip(("encoder", "decoder"), made, strict=True):
-        if getattr(cfg, f"{side}_freeze_embed", False):
-            module.weight.requires_grad = False
-    return made[0], made[1]
+    encoder = embedding_of(cfg, "encoder", source)
+    return encoder, embedding_of(cfg, "decoder", target, encoder if cfg.share_all_embeddings else None)
+
+
+def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embedding | None = None) -> nn.Embedding:
+    """The embedding of the encoder or the decoder, as of :func:`embeddings`; ``shared`` is taken for it."""
+    module = shared or embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
+    if not shared and (path := getattr(cfg, f"{side}_embed_path", None)):
+        try:
+            vectors = utils.parse_embedding(path)
+            utils.print_embed_overlap(vectors, dictionary)
+            utils.load_embedding(vectors, dictionary, module)
+        except (ValueError, RuntimeError) as error:  # a word without numbers, or with too few
+            raise ValueError(f"{flag(f'{side}_embed_path')}: {path}: {error}") from None
+    if getattr(cfg, f"{side}_freeze_embed", False):
+        module.weight.requires_grad = False
+    return module
 
 
 class _Projection(Linear):

@@ -1,4 +1,4 @@
-"""The SRU encoder."""
+"""The SRU encoder: what runs over inputs of any kind, and the encoder of tokens."""
 
 from __future__ import annotations
 
@@ -8,33 +8,36 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..decoding.program import Program
+from ..recurrence import ACTIVATIONS
+from . import options
 from .base_encoder import BaseEncoder
 from .dropout import Dropout
 from .embeddings import project_in
-from .options import attention
 from .recurrent import RecurrentLayer
 from .step import plain, write_embedding, write_norm
 from .units import UNITS
 
 
-class SRUEncoder(BaseEncoder):
-    """Embedding, a stack of :class:`RecurrentLayer` s, layer norm.
-
-    Padding is found by its token, so the source may be padded on either side.
+class RecurrentEncoder(BaseEncoder):
+    """Dropout, a linear map where sizes differ, a stack of :class:`RecurrentLayer` s, layer norm.
 
     Args:
-        cfg: options of :class:`SRUConfig`, completed.
-        dictionary: the source dictionary.
-        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``.
+        cfg: options of :class:`EncoderConfig`, completed.
+        dictionary: of :class:`BaseEncoder`.
+        embed_tokens: of :class:`BaseEncoder`.
+        input_size: features of what the stack reads.
+        read: False where nothing reads the outputs but the last state, and the norm would get no gradient.
     """
 
-    def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
+    def __init__(
+        self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding | None, input_size: int, read: bool = True
+    ) -> None:
         super().__init__(cfg, dictionary, embed_tokens)
         self.unit = cfg.recurrent_unit
         self.output_units = cfg.encoder_hidden_size * (2 if cfg.encoder_bidirectional else 1)
         self.state_units = self.output_units * UNITS[self.unit].states
         self.dropout_in = Dropout(cfg.encoder_dropout_in, module_name=type(self).__name__)
-        self.project_in = project_in(embed_tokens.embedding_dim, self.output_units)
+        self.project_in = project_in(input_size, self.output_units)
         self.layers = nn.ModuleList(
             RecurrentLayer(
                 self.output_units,
@@ -48,8 +51,37 @@ class SRUEncoder(BaseEncoder):
             )
             for _ in range(cfg.encoder_layers)
         )
-        read = attention(cfg) != 0  # else nothing reads the outputs, and the norm would get no gradient
         self.norm = nn.LayerNorm(self.output_units) if read and not cfg.no_residual else nn.Identity()
+
+    def encode(self, x: Tensor, padding_mask: Tensor) -> dict[str, Any]:
+        """Run the stack.
+
+        Args:
+            x: ``(length, batch, input_size)``.
+            padding_mask: ``(batch, length)`` bool, True at padding, which may be on either side.
+
+        Returns:
+            As of :meth:`BaseEncoder.result`, and encoder_state ``[(batch, state_units)]``, the top layer's last state.
+        """
+        padding = UNITS[self.unit].padding(padding_mask.t(), False)
+        x = self.project_in(self.dropout_in(x))
+        for layer in self.layers:
+            x, state = layer(x, None, padding)
+        return self.result(self.norm(x), padding_mask, encoder_state=[state])
+
+
+class SRUEncoder(RecurrentEncoder):
+    """Embedding, and the stack of :class:`RecurrentEncoder`. Padding is found by its token.
+
+    Args:
+        cfg: options of :class:`EncoderConfig`, completed.
+        dictionary: the source dictionary.
+        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``.
+        read: of :class:`RecurrentEncoder`.
+    """
+
+    def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding, read: bool = True) -> None:
+        super().__init__(cfg, dictionary, embed_tokens, embed_tokens.embedding_dim, read)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any) -> dict[str, Any]:
         """Encode.
@@ -59,14 +91,9 @@ class SRUEncoder(BaseEncoder):
             src_lengths: not needed; fairseq passes it.
 
         Returns:
-            As of :meth:`BaseEncoder.result`, and encoder_state ``[(batch, state_units)]``, the top layer's last state.
+            As of :meth:`RecurrentEncoder.encode`.
         """
-        padding_mask = src_tokens.eq(self.padding_idx)
-        padding = UNITS[self.unit].padding(padding_mask.t(), False)
-        x = self.project_in(self.dropout_in(self.embed_tokens(src_tokens.t())))
-        for layer in self.layers:
-            x, state = layer(x, None, padding)
-        return self.result(self.norm(x), padding_mask, encoder_state=[state])
+        return self.encode(self.embed_tokens(src_tokens.t()), src_tokens.eq(self.padding_idx))
 
     def program(self) -> Program | None:
         """As of :meth:`BaseEncoder.program`."""
@@ -90,3 +117,16 @@ class SRUEncoder(BaseEncoder):
         write_norm(made, x, inner, self.norm)
         made.result = inner
         return made
+
+
+def check_encoder(cfg: Namespace) -> None:
+    """Check the options of :class:`EncoderConfig`, completed.
+
+    Raises:
+        ValueError: naming the flag, its value and what is allowed.
+    """
+    options.at_least_one(cfg, [f"encoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "kernel_size")])
+    options.probabilities(cfg, ["dropout", "rnn_dropout", "encoder_dropout_in", "encoder_dropout_out"])
+    options.one_of(cfg, "recurrent_unit", UNITS)
+    options.one_of(cfg, "sru_activation", ACTIVATIONS)
+    options.embedding_file(cfg, "encoder")

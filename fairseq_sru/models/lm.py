@@ -20,12 +20,13 @@ from .config import SRULanguageModelConfig
 from .dropout import Dropout
 from .embeddings import embedding, project_in
 from .recurrent import RecurrentLayer
+from .units import UNITS
 
 
 class SRULanguageDecoder(BaseDecoder):
     """Embedding, :class:`RecurrentLayer` s, layer norm, a linear map to the output embedding, logits.
 
-    The incremental state is c of each layer, ``(batch, hidden_size)``.
+    The incremental state is that of each layer's unit: SRU's c is ``(batch, hidden_size)``.
 
     Args:
         cfg: options of :class:`SRULanguageModelConfig`, completed.
@@ -36,11 +37,12 @@ class SRULanguageDecoder(BaseDecoder):
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         size, out_embed_dim, dropout = cfg.decoder_hidden_size, cfg.decoder_out_embed_dim, cfg.decoder_dropout_out
         super().__init__(cfg, dictionary, embed_tokens)
+        self.unit = cfg.recurrent_unit
         self.adaptive_softmax, self.output_projection = output_layer(cfg, dictionary, out_embed_dim, dropout)
         self.dropout_in = Dropout(cfg.decoder_dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, size)
         self.layers = nn.ModuleList(
-            RecurrentLayer(size, dropout, cfg.rnn_dropout, activation=cfg.sru_activation)
+            RecurrentLayer(size, dropout, cfg.rnn_dropout, unit=self.unit, activation=cfg.sru_activation)
             for _ in range(cfg.decoder_layers)
         )
         self.norm = nn.LayerNorm(size)
@@ -69,11 +71,11 @@ class SRULanguageDecoder(BaseDecoder):
         return x, extra(None)
 
     def _run(self, tokens: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
-        padding_mask = tokens.eq(self.padding_idx).t()
+        padding = UNITS[self.unit].padding(tokens.eq(self.padding_idx).t(), self.training)
         x = self.project_in(self.dropout_in(self.embed_tokens(tokens.t())))
         after: list[State] = []
         for layer, state in zip(self.layers, states, strict=True):
-            x, c = layer(x, state.get("c"), padding_mask)
+            x, c = layer(x, state.get("c"), padding)
             after.append({"c": c})
         return self.dropout_out(self.project_out(self.norm(x))).transpose(0, 1), after
 
@@ -114,6 +116,7 @@ def check(cfg: Any) -> None:
     cfg = options.completed(cfg, SRULanguageModelConfig)
     options.at_least_one(cfg, ["decoder_embed_dim", "decoder_hidden_size", "decoder_layers", "decoder_out_embed_dim"])
     options.probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
+    options.one_of(cfg, "recurrent_unit", UNITS)
     options.one_of(cfg, "sru_activation", ACTIVATIONS)
     options.cutoffs(cfg)
     options.must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
@@ -171,4 +174,4 @@ class SRULanguageModel(FairseqLanguageModel):
         self.decoder.follow_blocks(window)
 
 
-register_architectures("sru_lm", check)
+register_architectures("sru_lm", check, task="language_modeling")

@@ -6,15 +6,13 @@ from typing import Any
 
 from fairseq.models import register_model
 
-from ..recurrence import ACTIVATIONS
 from . import options
 from .architectures import register_architectures
 from .config import SRUConfig
 from .decoder import SRUDecoder
 from .embeddings import embeddings
-from .encoder import SRUEncoder
+from .encoder import SRUEncoder, check_encoder
 from .translation import TranslationModel
-from .units import UNITS
 
 
 def check(cfg: Any) -> None:
@@ -24,19 +22,14 @@ def check(cfg: Any) -> None:
         ValueError: naming the flag, its value and what is allowed.
     """
     cfg = options.completed(cfg, SRUConfig)
-    sides = ("encoder", "decoder")
-    options.at_least_one(cfg, [f"{s}_{size}" for s in sides for size in ("embed_dim", "hidden_size", "layers")])
-    options.at_least_one(cfg, ["encoder_kernel_size", "decoder_out_embed_dim"])
-    dropouts = [f"{s}_dropout_{end}" for s in sides for end in ("in", "out")]
-    options.probabilities(cfg, ["dropout", "rnn_dropout", *dropouts])
-    options.one_of(cfg, "recurrent_unit", UNITS)
-    options.one_of(cfg, "sru_activation", ACTIVATIONS)
+    check_encoder(cfg)
+    options.at_least_one(cfg, [f"decoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "out_embed_dim")])
+    options.probabilities(cfg, ["decoder_dropout_in", "decoder_dropout_out"])
     if options.attention(cfg) not in (0, "global"):
         options.must_divide(cfg, "decoder_attention_heads", "decoder_hidden_size")
     options.coverage(cfg, len(options.attended(cfg)))
     options.cutoffs(cfg)
-    for side in sides:
-        options.embedding_file(cfg, side)
+    options.embedding_file(cfg, "decoder")
     options.must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")
     if cfg.share_all_embeddings and cfg.decoder_embed_path and cfg.decoder_embed_path != cfg.encoder_embed_path:
         raise ValueError(
@@ -68,7 +61,7 @@ class SRUModel(TranslationModel):
         source, target = task.source_dictionary, task.target_dictionary
         options.joint_dictionary(cfg, source, target)
         encoder_embed, decoder_embed = embeddings(cfg, source, target)
-        encoder = SRUEncoder(cfg, source, encoder_embed)
+        encoder = SRUEncoder(cfg, source, encoder_embed, read=options.attention(cfg) != 0)
         return cls(encoder, SRUDecoder(cfg, target, decoder_embed, encoder.output_units, encoder.state_units))
 
 

@@ -17,4 +17,4 @@ class TranslationModel(FairseqEncoderDecoderModel):
 
     def __init__(self, encoder: BaseEncoder, decoder: BaseDecoder) -> None:
         super().__init__(encoder, decoder)
-        encoder.project = decoder.project
+        encoder.project = decoder.project  # type: ignore[method-assign]

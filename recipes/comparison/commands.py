@@ -30,6 +30,7 @@ class Commands:
     """The commands of a comparison, as they can be copied into a shell."""
 
     settings: Settings
+    folder: str = "bin"  # that fairseq reads, in that of the data set
 
     @property
     def data(self) -> Path:
@@ -68,7 +69,7 @@ class Commands:
         else:
             start = ["fairseq-train"]
             flags["distributed-world-size"] = None if self.cpu else 1  # else it takes every GPU that it sees
-        return [*start, f"{self.data}/bin", "--user-dir", "fairseq_sru", *words(flags)]
+        return [*start, str(self.data / self.folder), "--user-dir", "fairseq_sru", *words(flags)]
 
     def generate(self, data: Path, split: str, checkpoint: Path, **more: Any) -> list[str]:
         flags = {**self.settings.generate, **more, "no-progress-bar": True, "cpu": self.cpu}

@@ -16,6 +16,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 OURS = {"user-dir", "cpu", "seed", "max-update", "total-num-update", "save-dir", "save-interval-updates", "no-save"}
 OURS |= {"no-epoch-checkpoints", "log-format", "path", "gen-subset", "quiet", "results-path", "nbest"}
 
+KINDS = ("translation", "sentences", "language", "speech")  # of what is compared
+
 
 @dataclass
 class Budget:
@@ -71,6 +73,7 @@ class Settings:
     """A comparison. Flags of fairseq are spelled as on its command line; true stands for a flag without a value, null
     and false for none."""
 
+    kind: str = "translation"  # of KINDS
     out: str = MISSING  # folder for everything; paths are relative to the project's folder
     data: str | None = None  # data set of recipes/prepare.py; null for text of your own, which `prepare` names
     prepare: dict[str, Any] = field(default_factory=dict)  # flags of recipes/prepare.py
@@ -182,6 +185,8 @@ def _check(s: Settings) -> None:
     if s.budget.updates and s.budget.updates < s.checkpoints:
         wrong("budget.updates", f"must be at least checkpoints, {s.checkpoints}; got {s.budget.updates}")
     _check_space(s)
+    if s.kind not in KINDS:
+        wrong("kind", f"must be one of {', '.join(KINDS)}; got {s.kind!r}")
     if s.cpu not in (True, False, "auto"):
         wrong("cpu", f"must be true, false or auto; got {s.cpu!r}")
 

@@ -12,6 +12,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -250,6 +251,22 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
         names = ", ".join(sorted(missing))
         raise RecipeError(f"{archive} has no {names}: it is another archive than this recipe knows")
     return list(wanted.values())
+
+
+def unpack_all(archive: Path, folder: Path) -> Path:
+    """Write all of a .zip or .tar into ``folder``.
+
+    Raises:
+        RecipeError: the archive can't be read.
+    """
+    try:
+        if archive.suffix == ".zip":
+            shutil.unpack_archive(archive, folder)
+        else:
+            shutil.unpack_archive(archive, folder, filter="data")
+    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+        raise cut_off(archive, error) from None
+    return folder
 
 
 def gunzip(archive: Path, folder: Path) -> Path:

@@ -53,6 +53,12 @@ def dictionary(files: list[Path], processes: int) -> dict[str, int]:
     return words
 
 
+def save(counts: dict[str, int], path: Path) -> None:
+    """Write a dictionary, the special words first, as fairseq reads it."""
+    lines = (f"{word} {n}\n" for word, n in islice(counts.items(), len(SPECIAL), None))
+    path.write_text("".join(lines), "utf-8", newline="\n")
+
+
 @dataclass(frozen=True)
 class Numbering:
     """The work of one process on lines of text: their words' numbers, each line's with the end of sentence."""
@@ -76,6 +82,12 @@ class Numbering:
             return np.array(numbers, self.dtype).tobytes(), np.array(sizes, "<i4").tobytes(), unknown
 
         return work
+
+
+def numbering_of(counts: dict[str, int]) -> Numbering:
+    """The numbering by a dictionary, the special words first."""
+    dtype = "<u2" if len(counts) < 65_500 else "<u4"  # as fairseq chooses
+    return Numbering({word: place for place, word in enumerate(counts)}, dtype)
 
 
 def number(path: Path, numbering: Numbering, processes: int, to: Path) -> str:
@@ -110,11 +122,9 @@ def binarise(languages: Pair, prefixes: list[Path], large: bool, to: Path) -> No
     text = [[prefix.with_name(f"{prefix.name}.{language}") for language in languages] for prefix in prefixes]
     processes = cores() if large else 1
     counts = dictionary(text[0], processes)
-    dtype = "<u2" if len(counts) < 65_500 else "<u4"  # as fairseq chooses
-    numbering = Numbering({word: place for place, word in enumerate(counts)}, dtype)
+    numbering = numbering_of(counts)
     for side, language in enumerate(languages):
-        lines = (f"{word} {n}\n" for word, n in islice(counts.items(), len(SPECIAL), None))
-        (to / f"dict.{language}.txt").write_text("".join(lines), "utf-8", newline="\n")
+        save(counts, to / f"dict.{language}.txt")
         for split, files in zip(SPLITS, text, strict=True):
             made = to / f"{split}.{languages[0]}-{languages[1]}.{language}"
             facts = number(files[side], numbering, processes if split == "train" else 1, made)

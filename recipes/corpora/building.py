@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ MANIFEST = "manifest.json"
 
 
 class Task(NamedTuple):
-    """What is to be prepared."""
+    """Parallel text that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
 
     name: str
     corpus: Corpus
@@ -66,6 +66,9 @@ class Task(NamedTuple):
             "domains": self.corpus.labelled,
             "versions": {package: version(package) for package in sorted(tools)},
         }
+
+    def make(self, work: Path, archives: Path) -> Path:
+        return make(self, work, archives)
 
 
 def described(path: Path, name: str) -> dict[str, Any]:
@@ -223,21 +226,26 @@ def make(task: Task, work: Path, archives: Path) -> Path:
             labels(domains[split], tallies[split].last, made / f"{split}.domains")
     lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
     binarise(languages, [made / f"{split}.{ending}" for split in SPLITS], pairs > FEW, made / "bin")
-    manifest = task.options() | {
+    facts = task.options() | {
         "sources": sources,
         "counts": {split: tally.pairs for split, tally in tallies.items()},
         "dropped": {split: tally.dropped for split, tally in tallies.items()},
         "edited": {split: tally.edited for split, tally in tallies.items()},
         "odd": {split: tally.odd for split, tally in tallies.items()},
-        "files": {
-            name: ({"lines": lines[name]} if name in lines else {}) | {"sha256": digest(made / name)}
-            for name in sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
-            if not name.endswith(".log")  # has the time in it
-        },
     }
-    write_text(made / MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+    seal(made, facts, lines)
     shutil.rmtree(text)
     return made
+
+
+def seal(made: Path, facts: dict[str, Any], lines: Mapping[str, int] = {}) -> None:
+    """Write the manifest of all that was made: facts, and of each file the checksum and, where known, the lines."""
+    files = {
+        name: ({"lines": lines[name]} if name in lines else {}) | {"sha256": digest(made / name)}
+        for name in sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
+        if not name.endswith(".log")  # has the time in it
+    }
+    write_text(made / MANIFEST, json.dumps({**facts, "files": files}, indent=1, ensure_ascii=False) + "\n")
 
 
 def count_lines(path: Path) -> int:

@@ -6,18 +6,44 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from common.hold import NAME, FolderError, Hold
 
-from .archives import digest, find
-from .building import MANIFEST, Task, make
+from .archives import Archive, digest, find
+from .building import MANIFEST
 from .subwords import MODELS
 
 MARK = ".made_by_prepare"  # in a folder of downloads; one without it is somebody else's
 
 
-def differences(manifest: dict[str, Any], task: Task) -> list[str]:
+class Preparation(Protocol):
+    """A data set that is to be prepared."""
+
+    @property
+    def local_dir(self) -> Path | None:
+        """A folder of archives that were already fetched."""
+
+    @property
+    def archives(self) -> list[Archive]:
+        """What it is made of, but for files of the user's."""
+
+    def files(self) -> dict[str, Path]:
+        """Files of the user's that it is made of, by their names in the manifest."""
+
+    def options(self) -> dict[str, Any]:
+        """What the result depends on beside its sources, as the manifest has it."""
+
+    def make(self, work: Path, archives: Path) -> Path:
+        """Make it in a folder ``work`` with downloads in ``archives``; the folder in it that is to be published, whose
+        manifest is written by :func:`~corpora.building.seal`.
+
+        Raises:
+            RecipeError: the data can't be had or used.
+        """
+
+
+def differences(manifest: dict[str, Any], task: Preparation) -> list[str]:
     """What is otherwise in a manifest than in a task; archives are compared where they are at hand."""
     found = [
         f"{key}: {manifest.get(key)}, not {value}"
@@ -35,7 +61,7 @@ def some(what: list[str]) -> str:
     return "; ".join(what if len(what) < 5 else [*what[:3], f"{len(what) - 3} more"])
 
 
-def already_made(task: Task, out: Path) -> bool:
+def already_made(task: Preparation, out: Path) -> bool:
     """Whether ``out`` holds what is to be made; says so.
 
     Raises:
@@ -45,15 +71,15 @@ def already_made(task: Task, out: Path) -> bool:
         return False
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        files, tokenizer = manifest["files"], manifest["tokenizer"]
+        files = manifest["files"]
+        unlisted = [MODELS[manifest["tokenizer"]], "bin"] if "tokenizer" in task.options() else []
     except (ValueError, KeyError, TypeError):
         raise FolderError(f"{out / MANIFEST} is not of this script: name a new or empty folder") from None
     if other := differences(manifest, task):
         raise FolderError(
             f"{out} was made of other data or with other options ({some(other)}); remove it or name another"
         )
-    model = MODELS[tokenizer]
-    wrong = [f"{name} is missing" for name in (model, "bin") if name not in files and not (out / name).exists()]
+    wrong = [f"{name} is missing" for name in unlisted if name not in files and not (out / name).exists()]
     for name, facts in files.items():
         if not (out / name).is_file():
             wrong.append(f"{name} is missing")
@@ -61,7 +87,8 @@ def already_made(task: Task, out: Path) -> bool:
             wrong.append(f"{name} has changed")
     if wrong:
         raise FolderError(f"{out} is not as it was made ({some(wrong)}): put that right, or remove it or name another")
-    earlier = "" if model in files else f", by an earlier version: {model} and bin are there, but have no checksums"
+    known = not unlisted or unlisted[0] in files
+    earlier = "" if known else f", by an earlier version: {unlisted[0]} and bin are there, but have no checksums"
     print(f"{out}: already made{earlier}")
     return True
 
@@ -86,7 +113,7 @@ def drop_if_empty(archives: Path, work: Path) -> None:
         shutil.rmtree(work / "archives")
 
 
-def prepare(task: Task, out: Path, hold: Hold) -> None:
+def prepare(task: Preparation, out: Path, hold: Hold) -> None:
     """Make what is not made yet.
 
     Raises:
@@ -112,7 +139,7 @@ def prepare(task: Task, out: Path, hold: Hold) -> None:
             (hold.work / "archives" / MARK).touch()
             (hold.work / "archives").rename(archives)
         try:
-            made = make(task, hold.work, archives)
+            made = task.make(hold.work, archives)
         finally:
             drop_if_empty(archives, hold.work)
         publish(made, out)

@@ -128,7 +128,7 @@ SIZES = ("tiny", "iwslt_de_en", "wmt", "wmt_big", "wmt_2017")
     [
         ("sru", SRUConfig, [f"{unit}_{made_for}" for unit in UNITS for made_for in SIZES]),
         ("transformer_sru", TransformerSRUConfig, [f"{ALL[1]}_{n}" for n in ("wmt", "iwslt_de_en", "tiny", "ffn_wmt")]),
-        ("sru_lm", SRULanguageModelConfig, ["sru_lm_wikitext103"]),
+        ("sru_lm", SRULanguageModelConfig, ["sru_lm_wikitext103", "sru_lm_small", "lstm_lm_small"]),
     ],
     ids=ALL,
 )

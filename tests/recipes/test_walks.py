@@ -31,7 +31,9 @@ from corpora import registry
 from support.archives import iwslt_archive, lohelp, multi30k_archives, text_of, tgz, wmt14_archives
 
 SCHEMA = json.loads((ROOT / "recipes" / "comparison" / "report.schema.json").read_text())
-RECIPES = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
+RECIPES = [
+    path for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml")) if settings.load(path).kind == "translation"
+]
 
 TESTED = 10  # sentences: what a model says after two updates is as long as fairseq allows
 

@@ -80,9 +80,10 @@ LM_VARIANTS: dict[str, Options] = {
     "defaults": {},
     "tied": {"share_decoder_input_output_embed": True, "decoder_hidden_size": 12, "decoder_layers": 3},
     "identity": {"sru_activation": "identity"},
+    "lstm": {"recurrent_unit": "lstm"},
     "adaptive softmax": ADAPTIVE,
     **{
-        name: {**options, "decoder_embed_dim": 8, "decoder_hidden_size": 12, "decoder_out_embed_dim": 16}
+        name: {**options, "decoder_embed_dim": 16, "decoder_hidden_size": 12, "decoder_out_embed_dim": 16}
         for name, options in presets("sru_lm").items()
     },
 }

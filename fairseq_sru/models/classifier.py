@@ -1,0 +1,166 @@
+"""The models ``sru_classifier`` and ``cnn_classifier`` and their architectures: sentences to classes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fairseq.models import BaseFairseqModel, register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers.linear import Linear
+from . import options
+from .architectures import register_architectures
+from .config import ClassifierConfig, CNNClassifierConfig
+from .dropout import Dropout
+from .embeddings import embedding_of
+from .encoder import SRUEncoder, check_encoder
+
+# Each makes (batch, size) of outputs (length, batch, size), padding (length, batch, 1) and all of the encoder's result.
+POOLINGS: dict[str, Callable[[Tensor, Tensor, dict[str, Any]], Tensor]] = {
+    "max": lambda outputs, padding, _: outputs.masked_fill(padding, -torch.inf).amax(0),
+    "mean": lambda outputs, padding, _: outputs.masked_fill(padding, 0.0).sum(0) / (~padding).sum(0),
+    "last": lambda outputs, padding, encoded: encoded["encoder_state"][0].to(outputs.dtype),
+}
+
+
+class Classifier(BaseFairseqModel):
+    """Sentences to vectors by ``encode``, which the subclass has; dropout; a linear layer for each head.
+
+    Args:
+        cfg: the model's options, completed.
+        size: features of a sentence.
+    """
+
+    def __init__(self, cfg: Namespace, size: int) -> None:
+        super().__init__()
+        self.args = cfg  # fairseq's criterion looks there
+        self.size = size
+        self.max_source_positions = cfg.max_source_positions
+        self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
+        self.classification_heads = nn.ModuleDict()
+
+    def register_classification_head(self, name: str, num_classes: int, **_: Any) -> None:
+        """Add a head, as fairseq's task asks for."""
+        head = Linear(self.size, num_classes)
+        nn.init.xavier_uniform_(head.weight)
+        nn.init.zeros_(head.bias)
+        self.classification_heads[name] = head
+
+    def encode(self, src_tokens: Tensor) -> Tensor:
+        """Tokens ``(batch, length)``, padded on either side, to ``(batch, size)``."""
+        raise NotImplementedError
+
+    def forward(
+        self, src_tokens: Tensor, src_lengths: Tensor | None = None, classification_head_name: str = "", **_: Any
+    ) -> tuple[Tensor, None]:
+        """Classify.
+
+        Args:
+            src_tokens: ``(batch, length)``, padded on either side.
+            src_lengths: not needed; fairseq passes it.
+            classification_head_name: of a head that was registered.
+
+        Returns:
+            Logits ``(batch, num_classes)``, and None.
+        """
+        return self.classification_heads[classification_head_name](self.dropout(self.encode(src_tokens))), None
+
+    def max_positions(self) -> int:
+        """Longest sentence."""
+        return self.max_source_positions  # type: ignore[no-any-return]
+
+
+def check(cfg: Any) -> None:
+    """Check the options against one another.
+
+    Raises:
+        ValueError: naming the flag, its value and what is allowed.
+    """
+    cfg = options.completed(cfg, ClassifierConfig)
+    check_encoder(cfg)
+    options.one_of(cfg, "pooling", POOLINGS)
+
+
+@register_model("sru_classifier", dataclass=ClassifierConfig)
+class SRUClassifier(Classifier):
+    """The encoder of ``--arch sru``, with SRU or LSTM units, and pooling over time."""
+
+    def __init__(self, cfg: Namespace, encoder: SRUEncoder) -> None:
+        super().__init__(cfg, encoder.state_units if cfg.pooling == "last" else encoder.output_units)
+        self.encoder = encoder
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> SRUClassifier:
+        """Build the model for a task's dictionary.
+
+        Raises:
+            ValueError: the options do not go together; the message names the flag.
+        """
+        check(cfg)
+        cfg = options.completed(cfg, ClassifierConfig)
+        dictionary = task.source_dictionary
+        read = cfg.pooling != "last"
+        return cls(cfg, SRUEncoder(cfg, dictionary, embedding_of(cfg, "encoder", dictionary), read))
+
+    def encode(self, src_tokens: Tensor) -> Tensor:
+        """As of :meth:`Classifier.encode`."""
+        encoded = self.encoder(src_tokens)
+        padding = encoded["encoder_padding_mask"][0].t().unsqueeze(-1)
+        return POOLINGS[self.args.pooling](encoded["encoder_out"][0], padding, encoded)
+
+
+def _widths(cfg: Namespace) -> list[int]:
+    words = str(cfg.filter_widths).split(",")
+    if not all(word.strip().isdecimal() and int(word) for word in words):
+        raise ValueError(f"--filter-widths must be numbers of words, as 3,4,5; got {cfg.filter_widths!r}")
+    return [int(word) for word in words]
+
+
+def check_cnn(cfg: Any) -> None:
+    """As :func:`check`."""
+    cfg = options.completed(cfg, CNNClassifierConfig)
+    options.at_least_one(cfg, ["encoder_embed_dim", "filters"])
+    options.probabilities(cfg, ["dropout"])
+    options.embedding_file(cfg, "encoder")
+    _widths(cfg)
+
+
+@register_model("cnn_classifier", dataclass=CNNClassifierConfig)
+class CNNClassifier(Classifier):
+    """Filters over words, ReLU, the largest of each over time (Kim 2014, section 2), to compare with."""
+
+    def __init__(self, cfg: Namespace, embed_tokens: nn.Embedding) -> None:
+        widths = _widths(cfg)
+        super().__init__(cfg, len(widths) * cfg.filters)
+        self.widths = widths
+        self.embed_tokens = embed_tokens
+        assert embed_tokens.padding_idx is not None
+        self.padding_idx = embed_tokens.padding_idx
+        self.convolutions = nn.ModuleList(nn.Conv1d(cfg.encoder_embed_dim, cfg.filters, width) for width in widths)
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> CNNClassifier:
+        """As of :meth:`SRUClassifier.build_model`."""
+        check_cnn(cfg)
+        cfg = options.completed(cfg, CNNClassifierConfig)
+        return cls(cfg, embedding_of(cfg, "encoder", task.source_dictionary))
+
+    def encode(self, src_tokens: Tensor) -> Tensor:
+        """As of :meth:`Classifier.encode`. A filter sees each place that has a word; what lies outside counts as 0."""
+        padding = src_tokens.eq(self.padding_idx)
+        x = self.embed_tokens(src_tokens).masked_fill(padding.unsqueeze(-1), 0.0).transpose(1, 2)
+        words = (~padding).to(x.dtype).unsqueeze(1)
+        found = []
+        for width, convolution in zip(self.widths, self.convolutions, strict=True):
+            outside = (width - 1, width - 1)
+            seen = F.max_pool1d(F.pad(words, outside), width, stride=1)  # 0 where a filter sees no word
+            found.append(convolution(F.pad(x, outside)).relu().mul(seen).amax(-1))  # ReLU's least is 0, too
+        return torch.cat(found, dim=1)
+
+
+register_architectures("sru_classifier", check, task="sentence_prediction")
+register_architectures("cnn_classifier", check_cnn, task="sentence_prediction")

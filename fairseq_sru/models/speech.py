@@ -1,0 +1,132 @@
+"""The model ``s2t_sru`` and its architectures: frames of speech to text."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from fairseq.models import register_model
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import options, sru
+from .architectures import register_architectures
+from .config import SpeechConfig
+from .decoder import SRUDecoder
+from .embeddings import embedding_of
+from .encoder import RecurrentEncoder
+from .translation import TranslationModel
+
+
+class Subsampler(nn.Module):
+    """Convolutions over time with stride 2, each with a gated linear unit, as those of fairseq's ``s2t_transformer``
+    (Synnaeve et al. 2019). Frames of padding count as 0 for each of them, so they change no other frame.
+
+    Args:
+        sizes: features of a frame, and of the result of each convolution.
+        kernel_sizes: frames that each convolution sees.
+    """
+
+    def __init__(self, sizes: list[int], kernel_sizes: list[int]) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(before, 2 * after, kernel_size, stride=2, padding=kernel_size // 2)
+            for (before, after), kernel_size in zip(pairwise(sizes), kernel_sizes, strict=True)
+        )
+
+    def forward(self, x: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Half as many frames for each convolution.
+
+        Args:
+            x: ``(batch, length, size)``.
+            padding_mask: ``(batch, length)`` bool, True at padding, which is at the end.
+
+        Returns:
+            ``(batch, less, size)`` and its padding mask.
+        """
+        x = x.transpose(1, 2)
+        for convolution in self.convolutions:
+            x = F.glu(convolution(x.masked_fill(padding_mask.unsqueeze(1), 0.0)), dim=1)
+            padding_mask = padding_mask[:, ::2]  # that of the frame in the middle
+        return x.transpose(1, 2), padding_mask
+
+
+class SpeechEncoder(RecurrentEncoder):
+    """:class:`Subsampler`, and the stack of :class:`RecurrentEncoder`.
+
+    Args:
+        cfg: options of :class:`SpeechConfig`, completed.
+    """
+
+    def __init__(self, cfg: Namespace, read: bool) -> None:
+        super().__init__(cfg, None, None, cfg.encoder_embed_dim, read)
+        kernel_sizes = kernels(cfg)
+        between = [cfg.conv_channels // 2] * (len(kernel_sizes) - 1)
+        frame = cfg.input_feat_per_channel * cfg.input_channels
+        self.subsample = Subsampler([frame, *between, cfg.encoder_embed_dim], kernel_sizes)
+
+    def forward(self, src_tokens: Tensor, src_lengths: Tensor, **_: Any) -> dict[str, Any]:
+        """Encode.
+
+        Args:
+            src_tokens: frames ``(batch, length, input_feat_per_channel * input_channels)``, padded at the end.
+            src_lengths: ``(batch)``, frames of each.
+
+        Returns:
+            As of :meth:`RecurrentEncoder.encode`.
+        """
+        padding_mask = torch.arange(src_tokens.size(1), device=src_lengths.device) >= src_lengths[:, None]
+        x, padding_mask = self.subsample(src_tokens, padding_mask)
+        return self.encode(x.transpose(0, 1), padding_mask)
+
+
+def kernels(cfg: Namespace) -> list[int]:
+    """Frames that each convolution sees.
+
+    Raises:
+        ValueError: naming the flag, its value and what is allowed.
+    """
+    words = str(cfg.conv_kernel_sizes).split(",")
+    if not all(word.strip().isdecimal() and int(word) % 2 for word in words):
+        raise ValueError(f"--conv-kernel-sizes must be odd numbers of frames, as 5,5; got {cfg.conv_kernel_sizes!r}")
+    return [int(word) for word in words]
+
+
+def check(cfg: Any) -> None:
+    """Check the options against one another.
+
+    Raises:
+        ValueError: naming the flag, its value and what is allowed.
+    """
+    sru.check(cfg)
+    cfg = options.completed(cfg, SpeechConfig)
+    kernels(cfg)
+    options.at_least_one(cfg, ["input_feat_per_channel", "input_channels"])
+    if cfg.conv_channels < 2 or cfg.conv_channels % 2:
+        raise ValueError(f"--conv-channels must be even; got {cfg.conv_channels}")
+    for name in ("share_all_embeddings", "encoder_embed_path", "encoder_freeze_embed"):
+        if getattr(cfg, name):
+            raise ValueError(f"{options.flag(name)}: speech has no embedding; got {getattr(cfg, name)}")
+
+
+@register_model("s2t_sru", dataclass=SpeechConfig)
+class SpeechModel(TranslationModel):
+    """Speech to text: the encoder of ``--arch sru`` over convolutions, and its decoder, with SRU or LSTM units."""
+
+    @classmethod
+    def build_model(cls, cfg: Any, task: Any) -> SpeechModel:
+        """Build the model for a task's dictionary.
+
+        Raises:
+            ValueError: the options do not go together; the message names the flag.
+        """
+        check(cfg)
+        cfg = options.completed(cfg, SpeechConfig)
+        encoder = SpeechEncoder(cfg, read=options.attention(cfg) != 0)
+        target, embed = task.target_dictionary, embedding_of(cfg, "decoder", task.target_dictionary)
+        return cls(encoder, SRUDecoder(cfg, target, embed, encoder.output_units, encoder.state_units))
+
+
+register_architectures("s2t_sru", check, task="speech_to_text")

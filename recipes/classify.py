@@ -1,0 +1,41 @@
+"""Tell the label of each line of a text, and its probability, by a classifier that fairseq-train made.
+
+    python recipes/classify.py runs/trec/data/folds/0 --path runs/mine/checkpoint_best.pt --input questions.txt
+
+Prints a line for each line: label, tab, probability. DATA is the folder that the model was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from common.errors import RecipeError
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("data", type=Path, metavar="DATA", help="the folder that the model was trained on")
+    parser.add_argument("--path", type=Path, required=True, metavar="FILE", help="the model's checkpoint")
+    parser.add_argument("--input", type=Path, metavar="FILE", help="a sentence a line (default: standard input)")
+    args = parser.parse_args(argv)
+    logging.disable(logging.INFO)  # of fairseq
+    try:
+        from comparison.classes import Classes
+
+        data = args.input.read_bytes() if args.input else sys.stdin.buffer.read()
+        lines = data.decode().removesuffix("\n").split("\n") if data else []
+        if empty := [at for at, line in enumerate(lines, 1) if not line.strip()]:
+            raise RecipeError(f"line {empty[0]} of the text is empty")
+        for label, probability in Classes(args.path, args.data)(lines):
+            print(f"{label}\t{probability:.4f}")
+    except UnicodeDecodeError as error:
+        parser.error(f"argument --input: is not UTF-8 text ({error})")
+    except (RecipeError, OSError) as error:
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""Classes of sentences, by a classifier that fairseq-train made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from common.errors import RecipeError
+from corpora.sentences import tokens
+from fairseq import checkpoint_utils, utils
+from fairseq.data import data_utils
+
+import fairseq_sru.models  # noqa: F401
+
+BATCH = 64  # sentences
+
+
+class Classes:
+    """Tells the classes of sentences.
+
+    Args:
+        checkpoint: of a model of the task sentence_prediction.
+        data: the folder that it was trained on, for its dictionaries.
+
+    Raises:
+        RecipeError: they can't be used.
+    """
+
+    def __init__(self, checkpoint: Path, data: Path) -> None:
+        for path in (checkpoint, data / "input0" / "dict.txt", data / "label" / "dict.txt"):
+            if not path.is_file():
+                raise RecipeError(f"there is no file {path}")
+        given = {"data": str(data), "encoder_embed_path": None}  # the vectors are in the checkpoint
+        try:
+            (self.model,), cfg, self.task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], given)
+            self.head = cfg.criterion.classification_head_name
+        except Exception as error:  # of torch, pickle, omegaconf: whatever lies in the file
+            raise RecipeError(f"{checkpoint} is no classifier of {data}: {str(error).splitlines()[0]}") from None
+        self.model.eval()
+        words = self.task.label_dictionary
+        self.labels = words.symbols[words.nspecial : words.nspecial + self.task.cfg.num_classes]
+
+    def __call__(self, sentences: Sequence[str]) -> Iterator[tuple[str, float]]:
+        """The label of each sentence and its probability."""
+        words = self.task.source_dictionary
+        longest = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
+        for start in range(0, len(sentences), BATCH):
+            batch = [
+                words.encode_line(" ".join(tokens(sentence)), add_if_not_exist=False).long()[:longest]
+                for sentence in sentences[start : start + BATCH]
+            ]
+            source = data_utils.collate_tokens(batch, words.pad())
+            with torch.no_grad():
+                logits, _ = self.model(source, classification_head_name=self.head)
+            probabilities, best = torch.softmax(logits.float(), dim=-1).max(dim=-1)
+            yield from zip((self.labels[i] for i in best.tolist()), probabilities.tolist(), strict=True)

@@ -1,0 +1,198 @@
+"""Training of systems: their speed, and a run of each with each seed."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import statistics
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fairseq_sru.models.config import PRESETS
+
+from . import settings, stages
+from .commands import Commands
+from .fairseq_output import Trained, trained
+from .run import Run
+from .settings import Settings
+from .stages import StageError, Stages
+
+
+def carry(now: Trained, carried: list[list[float]]) -> Trained:
+    """Seconds and tokens from the run's begin. ``carried`` has updates, seconds and tokens at each place where fairseq
+    counted from 0 again."""
+    _, seconds, tokens = max((c for c in carried if c[0] < now.updates), default=(0, 0.0, 0))
+    return now._replace(seconds=now.seconds + seconds, tokens=int(now.tokens + tokens))
+
+
+class Training:
+    """The stages that train. What fails is noted in ``failures`` and left out from there on.
+
+    Args:
+        given: the settings.
+        data: the folder that fairseq reads, in that of the data set.
+    """
+
+    def __init__(self, given: Settings, data: str = "bin") -> None:
+        self.settings = given
+        self.commands = Commands(given, data)
+        self.out = Path(given.out)
+        self.stages = Stages(self.out / "stamps", tqdm.write)
+        self.failures: dict[Run, str] = {}
+        seeds = given.all_seeds()
+        self.runs = [Run(n, seed) for seed in seeds for n in given.systems if seed in given.seeds_of(n)]
+
+    def attempt(self, runs: list[Run], work: Callable[[], object]) -> None:
+        """Do what concerns these runs, if none of them failed before."""
+        if any(run in self.failures for run in runs):
+            return
+        try:
+            work()
+        except StageError as error:
+            tqdm.write(f"FAILED: {error}")
+            self.failures.update(dict.fromkeys(runs, str(error)))
+
+    def good(self) -> list[Run]:
+        return [run for run in self.runs if run not in self.failures]
+
+    def first(self) -> dict[str, Run]:
+        """Each system's first run that did not fail."""
+        found = {run.system: run for run in reversed(self.good())}
+        return {system: found[system] for system in self.settings.systems if system in found}
+
+    def log(self, name: str) -> Path:
+        return self.out / "logs" / f"{name.replace(' ', '-')}.log"
+
+    def turns(self, what: str, *parts: Any) -> Iterator[tuple[Any, ...]]:
+        return iter(tqdm(list(itertools.product(*parts)), desc=what, leave=False, disable=None))
+
+    def prepare(self) -> None:
+        """The data."""
+        self.stages.always("prepare", self.commands.prepare(), self.log("prepare"))
+        self.manifest = self.commands.data / "manifest.json"
+        self.data = json.loads(self.manifest.read_text(encoding="utf-8"))
+
+    def time_training(self) -> None:
+        rounds = range(1, self.settings.slices.rounds + 1)
+        for number, system in self.turns("training speed", rounds, self.settings.systems):
+            self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
+
+    def slice(self, system: str, number: int) -> None:
+        name = f"slice {system} {number}"
+        folder = self.out / "slices" / f"{system}-{number}"
+        updates = self.settings.slices.updates
+
+        def measured() -> dict[str, float]:
+            seen = {now.updates: now for now in map(trained, folder.glob("checkpoint*.pt"))}
+            last = seen.pop(max(seen))
+            # fairseq leaves the first out where it falls on an epoch's end
+            first = seen[max(seen)] if seen else last._replace(updates=0, seconds=0.0, tokens=0)
+            seconds = last.seconds - first.seconds
+            stages.remove(folder)
+            return {
+                "updates_per_second": (last.updates - first.updates) / seconds,
+                "tokens_per_second": (last.tokens - first.tokens) / seconds,
+            }
+
+        more = {"disable-validation": True}
+        command = self.commands.train(system, number, 2 * updates, updates, folder, **more)
+        inputs = [self.manifest, *self.preset(system)]
+        self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=measured)
+
+    def preset(self, system: str) -> list[Path]:
+        """The file of this project's preset that the system is of, if it is of one."""
+        arch = {**self.settings.train, **self.settings.systems[system]}["arch"]
+        return list(PRESETS.glob(f"*/{arch}.yaml"))
+
+    def training_speed(self, system: str, unit: str) -> float:
+        """Median of the slices; ``unit`` is updates_per_second or tokens_per_second."""
+        rounds = range(1, self.settings.slices.rounds + 1)
+        return statistics.median(self.stages.stamp(f"slice {system} {number}")[unit] for number in rounds)
+
+    def updates(self, system: str) -> int:
+        budget, checkpoints = self.settings.budget, self.settings.checkpoints
+        if budget.minutes is None:
+            assert budget.updates
+            return budget.updates
+        return settings.updates_in(budget.minutes, self.training_speed(system, "updates_per_second"), checkpoints)
+
+    def folder(self, run: Run) -> Path:
+        return self.out / "checkpoints" / run.file
+
+    def train(self, run: Run) -> None:
+        name, log, last = run.stage("train"), self.folder(run) / "train.log", self.last(run)
+        updates = self.updates(run.system)
+        command = self.commands.train(*run, updates, updates // self.settings.checkpoints, self.folder(run))
+        bar = tqdm(total=updates, desc=name, unit="update", leave=False, disable=None)
+
+        def resume(stamp: dict[str, Any]) -> dict[str, Any] | None:
+            if not last.is_file():
+                return {}
+            now = trained(last)
+            bar.initial = bar.n = now.updates
+            if now.updates >= updates:
+                return None
+            carried = [c for c in stamp.get("carried", []) if c[0] < now.updates]
+            if now.at_epoch_end:
+                now = carry(now, carried)
+                carried.append([now.updates, now.seconds, now.tokens])
+            return {"carried": carried}
+
+        def show(line: str) -> None:
+            if found := re.search(r'"num_updates": "(\d+)"', line):
+                bar.update(int(found[1]) - bar.n)
+
+        def facts() -> dict[str, Any]:
+            now = carry(trained(last), self.stages.stamp(name).get("carried", []))
+            printed = log.read_text(encoding="utf-8")
+            free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "([\d.]+)"', printed)]
+            total = re.search(r"total memory = ([\d.]+) GB", printed)
+            return {
+                "updates": now.updates,
+                "train_seconds": now.seconds,
+                "clock_seconds": now.clock,
+                "parameters": now.parameters,
+                "peak_gpu_memory": int((float(total[1]) - min(free)) * 2**30) if free and total else None,
+            }
+
+        with bar:
+            self.stages.command(
+                name,
+                command,
+                inputs=[self.manifest, *self.preset(run.system)],
+                outputs=[self.folder(run), last],
+                log=log,
+                on_line=show,
+                resume=resume,
+                facts=facts,
+            )
+
+    def last(self, run: Run) -> Path:
+        return self.folder(run) / "checkpoint_last.pt"
+
+    def checkpoints(self, run: Run) -> list[tuple[int, Path]]:
+        """A run's checkpoints with their numbers of updates, in order."""
+        numbered = {
+            int(found[1]): path
+            for path in self.folder(run).glob("checkpoint_*.pt")
+            if (found := re.fullmatch(r"checkpoint_\d+_(\d+)\.pt", path.name))
+        }
+        # fairseq numbers none that falls on an epoch's end
+        numbered.setdefault(self.stages.stamp(run.stage("train"))["updates"], self.last(run))
+        return sorted(numbered.items())
+
+    def average(self, run: Run) -> None:
+        if self.settings.average > 1:
+            name = run.stage("average")
+            inputs = [path for _, path in self.checkpoints(run)][-self.settings.average :]
+            command = self.commands.average(inputs, self.final(run))
+            self.stages.command(name, command, inputs=inputs, outputs=[self.final(run)], log=self.log(name))
+
+    def final(self, run: Run) -> Path:
+        """The model that is tested."""
+        return self.last(run) if self.settings.average == 1 else self.folder(run) / "average.pt"

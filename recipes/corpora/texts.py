@@ -1,0 +1,102 @@
+"""Text of one language, as a folder that fairseq's language_modeling reads."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import sentencepiece
+from common.errors import RecipeError
+
+from . import debian
+from .archives import Archive, fetch, unpack_all
+from .binarise import dictionary, number, numbering_of, save
+from .building import described, seal
+from .registry import SPLITS
+from .speech import subwords
+
+
+class TextSet(NamedTuple):
+    """A data set.
+
+    Attributes:
+        about: words, licence.
+        file: of each split, where {} stands for the split.
+        archive: that has the files; None where Debian's packages do.
+        vocab_size: subwords; None where the text is words already.
+    """
+
+    about: str
+    file: str
+    archive: Archive | None
+    vocab_size: int | None = None
+
+    def files(self) -> dict[str, str]:
+        return {split: self.file.format(split) for split in SPLITS}
+
+
+PTB = Archive("http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz")
+WIKITEXT = Archive("https://wikitext.smerity.com/wikitext-2-v1.zip")
+TEXTS = {
+    "ptb": TextSet("Penn Treebank, 930,000 words; licence of the LDC", "ptb.{}.txt", PTB),
+    "wikitext-2": TextSet("2 million words of Wikipedia; CC BY-SA 3.0", "wiki.{}.tokens", WIKITEXT),
+    "debian-de": TextSet("the German side of debian-en-de, in 8,000 subwords", "{}.de", None, 8000),
+}
+
+
+class Text(NamedTuple):
+    """Text that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
+
+    name: str
+    local_dir: Path | None
+
+    @property
+    def archives(self) -> list[Archive]:
+        archive = TEXTS[self.name].archive
+        return [archive] if archive and not self.files() else []
+
+    def files(self, folder: Path | None = None) -> dict[str, Path]:
+        """The text below a folder, or --local-dir, by split; empty where a file isn't there."""
+        folder, names = folder or self.local_dir, TEXTS[self.name].files()
+        found = {split: next(iter(sorted(folder.rglob(name))), None) for split, name in names.items()} if folder else {}
+        return {split: path for split, path in found.items() if path} if all(found.values()) else {}
+
+    def options(self) -> dict[str, Any]:
+        return {"data_set": self.name, "versions": {"fairseq": version("fairseq")}}
+
+    def gather(self, archives: Path, work: Path) -> tuple[dict[str, Path], list[dict[str, Any]]]:
+        """The text by split, and facts of the sources."""
+        if found := self.files():
+            return found, [described(path, name) for name, path in found.items()]
+        if not self.archives:
+            manifest = debian.build(archives / "debian-en-de", self.local_dir)
+            return self.files(archives / "debian-en-de"), [manifest]
+        paths, sources = fetch(self.archives, self.local_dir, archives)
+        (archive,) = paths.values()
+        if not (found := self.files(unpack_all(archive, work / "unpacked"))):
+            names = ", ".join(TEXTS[self.name].files().values())
+            raise RecipeError(f"{archive} does not have all of {names}: it is another archive than this recipe knows")
+        return found, sources
+
+    def make(self, work: Path, archives: Path) -> Path:
+        made, folder, vocab_size = work / "made", work / "made" / "bin", TEXTS[self.name].vocab_size
+        folder.mkdir(parents=True)
+        texts, sources = self.gather(archives, work)
+        for path in texts.values():
+            if not path.read_text(encoding="utf-8").strip():
+                raise RecipeError(f"{path} is empty")
+        if vocab_size:
+            lines = {s: path.read_text(encoding="utf-8").removesuffix("\n").split("\n") for s, path in texts.items()}
+            subwords(lines["train"], vocab_size, made)
+            model = sentencepiece.SentencePieceProcessor(model_file=str(made / "spm.model"))
+            for split, plain in lines.items():
+                texts[split] = work / f"{split}.sp"
+                encoded = "".join(f"{' '.join(line)}\n" for line in model.encode(plain, out_type=str))
+                texts[split].write_text(encoded, "utf-8", newline="\n")
+        counts = dictionary([texts["train"]], 1)
+        save(counts, folder / "dict.txt")
+        for split, path in texts.items():
+            print(f"{split}: {number(path, numbering_of(counts), 1, folder / split)}", flush=True)
+        seal(made, self.options() | {"sources": sources})
+        return made

@@ -1,0 +1,198 @@
+"""Classifiers of sentences: what they compute, padding, options, and fairseq's own commands with them."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, run_cli
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from support.sentences import SMALL, prepared
+from support.small_models import size, sources
+
+HEAD = "sentence_classification_head"
+KINDS = {
+    **{
+        f"{unit}, {pooling}": {"recurrent_unit": unit, "pooling": pooling, "encoder_kernel_size": 3}
+        for unit in ("sru", "lstm")
+        for pooling in ("max", "mean", "last")
+    },
+    "plain": {"no_residual": True, "pooling": "last"},
+    "cnn": {"filter_widths": "2,3,5", "filters": 4},
+}
+PRESETS = ("sru_classifier", "lstm_classifier", "cnn_classifier")
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def built(arch, dictionary, **options):
+    args = Namespace(**options)
+    ARCH_CONFIG_REGISTRY[arch](args)
+    model = ARCH_MODEL_REGISTRY[arch].build_model(args, Namespace(source_dictionary=dictionary))
+    model.register_classification_head(HEAD, num_classes=3)
+    return model
+
+
+def small(kind, dictionary, **more):
+    sizes = {"encoder_embed_dim": 6, "dropout": 0.0}
+    if kind != "cnn":
+        sizes |= {"encoder_hidden_size": 5, "encoder_layers": 2, "encoder_bidirectional": True}
+    arch = "cnn_classifier" if kind == "cnn" else "sru_classifier"
+    return built(arch, dictionary, **{**sizes, **KINDS[kind], **more}).double()
+
+
+@each_kind
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_sentence_has_its_class_whatever_stands_beside_it(kind, side, dictionary):
+    model = small(kind, dictionary).eval()
+    lengths = [7, 1, 3, 12]
+    batch = sources(dictionary, lengths, side)
+    together, _ = model(batch, classification_head_name=HEAD)
+    assert together.shape == (4, 3)
+    for row, n, logits in zip(batch, lengths, together, strict=True):
+        alone = row[-n:] if side == "left" else row[:n]
+        torch.testing.assert_close(model(alone[None], classification_head_name=HEAD)[0][0], logits)
+
+
+@each_kind
+def test_gradients_are_those_of_finite_differences(kind, dictionary):
+    model = small(kind, dictionary).eval()
+    batch = sources(dictionary, [4, 6], "right")
+    weights = [w for name, w in model.named_parameters() if "embed_tokens" not in name]
+
+    def logits(*_):
+        return model(batch, classification_head_name=HEAD)[0]
+
+    assert torch.autograd.gradcheck(logits, weights, fast_mode=True)
+
+
+@pytest.mark.parametrize("pooling", ["max", "mean"])
+def test_pooling_is_over_the_real_positions(pooling, dictionary):
+    model = small(f"sru, {pooling}", dictionary).eval()
+    batch = sources(dictionary, [5, 9], "left")
+    outputs = model.encoder(batch)["encoder_out"][0]
+    for row, n in enumerate([5, 9]):
+        real = outputs[-n:, row]
+        expected = real.max(dim=0).values if pooling == "max" else real.mean(dim=0)
+        torch.testing.assert_close(model.encode(batch)[row], expected)
+
+
+def test_the_filters_are_those_of_the_paper(dictionary):
+    """Each filter at each window that has a word, by hand: w . x + b, ReLU, the largest."""
+    model = small("cnn", dictionary).eval()
+    (tokens,) = sources(dictionary, [4])
+    x = model.embed_tokens(tokens)
+    expected = []
+    for convolution in model.convolutions:
+        for weight, bias in zip(convolution.weight, convolution.bias, strict=True):
+            width = weight.size(1)
+            found = []
+            for start in range(1 - width, len(x)):
+                seen = [x[t] if 0 <= t < len(x) else torch.zeros_like(x[0]) for t in range(start, start + width)]
+                found.append((torch.stack(seen, dim=1) * weight).sum() + bias)
+            expected.append(max(*found, torch.zeros_like(bias)))
+    torch.testing.assert_close(model.encode(tokens[None])[0], torch.stack(expected))
+
+
+def test_presets_have_as_many_parameters_beside_the_embedding(dictionary):
+    models = [built(name, dictionary) for name in PRESETS]
+    sizes = [size(m) - sum(w.numel() for n, w in m.named_parameters() if "embed_tokens" in n) for m in models]
+    assert sizes == [pytest.approx(sizes[0], rel=0.015)] * 3
+
+
+@pytest.mark.parametrize(
+    "arch, options, message",
+    [
+        ("sru_classifier", {"pooling": "min"}, "--pooling must be one of max, mean, last; got 'min'"),
+        ("sru_classifier", {"encoder_layers": 0}, "--encoder-layers must be at least 1; got 0"),
+        ("sru_classifier", {"recurrent_unit": "gru"}, "--recurrent-unit must be one of sru, lstm; got 'gru'"),
+        ("cnn_classifier", {"filter_widths": "3,0"}, "--filter-widths must be numbers of words, as 3,4,5; got '3,0'"),
+        ("cnn_classifier", {"filters": 0}, "--filters must be at least 1; got 0"),
+        ("cnn_classifier", {"encoder_embed_path": "/none"}, "--encoder-embed-path: no such file: /none"),
+    ],
+)
+def test_bad_options_are_named(arch, options, message, dictionary):
+    args = Namespace(**options)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ARCH_MODEL_REGISTRY[arch].build_model(args, Namespace(source_dictionary=dictionary))
+
+
+def test_vectors_are_taken_and_left_as_they_are(dictionary, tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_text("1 6\nw5 " + " ".join(["0.5"] * 6) + "\n")
+    for kind in ("sru, max", "cnn"):
+        model = small(kind, dictionary, encoder_embed_path=str(path), encoder_freeze_embed=True)
+        embedding = model.embed_tokens if kind == "cnn" else model.encoder.embed_tokens
+        assert embedding.weight[dictionary.index("w5")].tolist() == [0.5] * 6
+        assert not embedding.weight.requires_grad
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepared(tmp_path_factory.mktemp("sentences"))
+
+
+@pytest.mark.parametrize(
+    "arch, flags, message",
+    [
+        ("sru_classifier", ["--task", "translation"], "is a classifier: it goes with --task sentence_prediction"),
+        ("sru_tiny", ["--num-classes", 2], "is a translation model: it goes with --task translation"),
+        ("cnn_classifier", ["--num-classes", 1], "--num-classes must be 2, the labels of"),
+    ],
+)
+def test_what_does_not_go_together_is_told_in_a_line(arch, flags, message, data, tmp_path):
+    task = [] if "--task" in flags else ["--task", "sentence_prediction"]
+    words = ["train", data, "--user-dir", "fairseq_sru", "--arch", arch, *task, *flags, "--optimizer", "adam", "--cpu"]
+    done = run_cli(*words, "--save-dir", tmp_path, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["sru_classifier", "cnn_classifier"])
+def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys):
+    """Sentences that have the word "good" behind "not", or not: for which order matters."""
+    import classify
+
+    narrow = ["--encoder-hidden-size", 12, "--encoder-layers", 2] if arch == "sru_classifier" else []
+    flags = [*SMALL, "--arch", arch, *narrow, "--encoder-embed-dim", 16, "--save-dir", tmp_path]
+    run_cli("train", data, *flags)
+    checkpoint = tmp_path / "checkpoint_best.pt"
+    words = ["--user-dir", "fairseq_sru", "--cpu", "--path", checkpoint, "--batch-size", 7, "--valid-subset", "test"]
+    done = run_cli(
+        "validate", data, *words, "--task", "sentence_prediction", "--num-classes", 2, "--log-format", "json"
+    )
+    (stated,) = re.findall(r'"test_accuracy": "([\d.]+)"', done.stdout + done.stderr)
+    lines = [line.split(" ", 1) for line in (data / "test.txt").read_text().splitlines()]
+    text = tmp_path / "text"
+    text.write_text("".join(f"{sentence.upper()}\n" for _, sentence in lines))
+    classify.main([str(data), "--path", str(checkpoint), "--input", str(text)])
+    found = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    right = sum(label == truth for (label, _), (truth, _) in zip(found, lines, strict=True))
+    assert 100 * right / len(lines) == pytest.approx(float(stated), abs=0.06)
+    assert right > 0.9 * len(lines)
+    assert all(0.5 <= float(probability) <= 1 for _, probability in found)
+
+
+def test_classify_names_what_is_wrong(data, tmp_path, capsys):
+    import classify
+
+    text, checkpoint = tmp_path / "text", tmp_path / "broken.pt"
+    checkpoint.write_bytes(b"none")
+    for content, path, message in (
+        (b"a b\n\nc\n", checkpoint, "line 2 of the text is empty"),
+        (b"\xff\n", checkpoint, "argument --input: is not UTF-8 text"),
+        (b"a b\n", checkpoint, f"{checkpoint} is no classifier of {data}"),
+        (b"a b\n", tmp_path / "none.pt", f"there is no file {tmp_path / 'none.pt'}"),
+    ):
+        text.write_bytes(content)
+        with pytest.raises(SystemExit):
+            classify.main([str(data), "--path", str(path), "--input", str(text)])
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_presets_are_files_for_hydra():
+    folder = ROOT / "fairseq_sru" / "config" / "model"
+    assert {path.stem for path in folder.glob("*_classifier/*.yaml")} == set(PRESETS)

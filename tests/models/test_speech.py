@@ -1,0 +1,157 @@
+"""Speech to text: padding, options, and fairseq's commands with features made here."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_cli
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.speech_to_text.s2t_transformer import Conv1dSubsampler
+from support.small_models import prefixes, size
+
+from fairseq_sru.models.speech import Subsampler
+
+SMALL = {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "conv_channels": 12, "decoder_attention_heads": 2}
+SMALL |= {"input_feat_per_channel": 5, "encoder_bidirectional": True, "dropout": 0.0}
+KINDS = {
+    "sru": {"encoder_kernel_size": 3},
+    "lstm": {"recurrent_unit": "lstm"},
+    "no attention": {"decoder_attention": "False"},
+    "three convolutions": {"conv_kernel_sizes": "3,5,1"},
+}
+
+
+def built(arch, dictionary, **options):
+    args = Namespace(**options)
+    ARCH_CONFIG_REGISTRY[arch](args)
+    task = Namespace(source_dictionary=None, target_dictionary=dictionary)
+    return ARCH_MODEL_REGISTRY[arch].build_model(args, task)
+
+
+def frames(lengths: list[int], fill: float) -> torch.Tensor:
+    """Random frames; padding holds ``fill``."""
+    rng = torch.Generator().manual_seed(3)
+    x = torch.full((len(lengths), max(lengths), 5), fill, dtype=torch.float64)
+    for row, n in zip(x, lengths, strict=True):
+        row[:n] = torch.randn(n, 5, generator=rng, dtype=torch.float64)
+    return x
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("fill", [0.0, 100.0, float("nan")])
+def test_padding_never_changes_a_real_frame(kind, fill, dictionary):
+    """Outputs, logits, and the gradients of the weights are those of each utterance alone."""
+    model = built("s2t_sru", dictionary, **SMALL, **KINDS[kind]).double()
+    lengths, target = [23, 1, 40, 6], prefixes(dictionary, 4, 7)
+    x = frames(lengths, fill)
+    together, _ = model(x, torch.tensor(lengths), target)
+    together.square().sum().backward()
+    grads = {name: w.grad.clone() for name, w in model.named_parameters() if w.grad is not None}
+    encoded = model.encoder(x, torch.tensor(lengths))
+    model.zero_grad()
+    for row, n in enumerate(lengths):
+        alone = model.encoder(x[row : row + 1, :n], torch.tensor([n]))["encoder_out"][0]
+        torch.testing.assert_close(encoded["encoder_out"][0][: len(alone), row], alone[:, 0])
+        assert (~encoded["encoder_padding_mask"][0][row]).sum() == len(alone)
+        logits, _ = model(x[row : row + 1, :n], torch.tensor([n]), target[row : row + 1])
+        torch.testing.assert_close(logits[0], together[row])
+        logits.square().sum().backward()
+    for name, w in model.named_parameters():
+        if w.grad is not None:
+            torch.testing.assert_close(grads[name], w.grad)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 8, 33])
+def test_without_padding_the_convolutions_are_those_of_fairseq(length):
+    ours, theirs = Subsampler([5, 6, 8], [5, 3]), Conv1dSubsampler(5, 12, 8, [5, 3])
+    weights = [(a.load_state_dict(b.state_dict())) for a, b in zip(ours.convolutions, theirs.conv_layers, strict=True)]
+    assert len(weights) == 2
+    x = torch.randn(2, length, 5)
+    found, mask = ours(x, torch.zeros(2, length).bool())
+    expected, lengths = theirs(x, torch.tensor([length, length]))
+    torch.testing.assert_close(found.transpose(0, 1), expected)
+    assert (~mask).sum(1).tolist() == lengths.tolist()
+
+
+def test_lstm_has_the_parameters_of_sru(dictionary):
+    sizes = [size(built(name, dictionary)) for name in ("s2t_sru", "s2t_lstm")]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"conv_kernel_sizes": "4,5"}, "--conv-kernel-sizes must be odd numbers of frames, as 5,5; got '4,5'"),
+        ({"conv_kernel_sizes": ""}, "--conv-kernel-sizes must be odd numbers of frames, as 5,5; got ''"),
+        ({"conv_channels": 7}, "--conv-channels must be even; got 7"),
+        ({"share_all_embeddings": True}, "--share-all-embeddings: speech has no embedding; got True"),
+        ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
+    ],
+)
+def test_bad_options_are_named(options, message, dictionary):
+    task = Namespace(source_dictionary=None, target_dictionary=dictionary)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        ARCH_MODEL_REGISTRY["s2t_sru"].build_model(Namespace(**{**SMALL, **options}), task)
+
+
+WORDS = ("ah", "oh", "ee")
+
+
+def write_speech(folder: Path, split: str, count: int) -> None:
+    """Utterances of features in which each word is some frames that are high in channels of its own."""
+    rng = np.random.default_rng(len(split))
+    rows = ["id\taudio\tn_frames\ttgt_text\tspeaker"]
+    for n in range(count):
+        said = rng.integers(0, len(WORDS), rng.integers(1, 4))
+        x = rng.normal(0, 0.3, (12 * len(said) + 4, 6)).astype("f4")
+        for at, word in enumerate(said):
+            x[12 * at + 2 : 12 * at + 10, 2 * word : 2 * word + 2] += 2
+        np.save(folder / f"{split}{n}.npy", x)
+        text = " ".join(WORDS[word] for word in said)
+        rows.append(f"{split}{n}\t{folder / f'{split}{n}.npy'}\t{len(x)}\t{text}\tsomeone")
+    (folder / f"{split}.tsv").write_text("\n".join(rows) + "\n")
+
+
+@pytest.fixture(scope="module")
+def speech(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("speech")
+    for split, count in (("train", 300), ("valid", 20), ("test", 30)):
+        write_speech(folder, split, count)
+    (folder / "dict.txt").write_text("".join(f"{word} 1\n" for word in WORDS))
+    lines = ["input_feat_per_channel: 6", "vocab_filename: dict.txt", "transforms: {'*': [utterance_cmvn]}"]
+    (folder / "config.yaml").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+TASK = ["--user-dir", "fairseq_sru", "--task", "speech_to_text", "--cpu", "--max-tokens", 1000]
+OPTIMIZER = ["--optimizer", "adam", "--lr", 5e-3, "--clip-norm", 1.0, "--criterion", "label_smoothed_cross_entropy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["s2t_sru", "s2t_lstm"])
+def test_it_learns_to_write_down_what_it_hears(arch, speech, tmp_path):
+    narrow = ["--encoder-embed-dim", 16, "--encoder-hidden-size", 8, "--encoder-layers", 2, "--conv-channels", 32]
+    narrow += ["--decoder-embed-dim", 16, "--decoder-hidden-size", 16, "--dropout", 0.0]
+    flags = ["--arch", arch, *narrow, *OPTIMIZER, "--max-epoch", 30, "--no-epoch-checkpoints", "--save-dir", tmp_path]
+    run_cli("train", speech, *TASK, *flags)
+    done = run_cli("generate", speech, *TASK, "--gen-subset", "test", "--path", tmp_path / "checkpoint_best.pt")
+    said = {int(n): text for n, text in re.findall(r"^D-(\d+)\t[^\t]*\t(.*)$", done.stdout, re.M)}
+    truth = [line.split("\t")[3] for line in (speech / "test.tsv").read_text().splitlines()[1:]]
+    assert sum(said[n] == text for n, text in enumerate(truth)) >= 0.9 * len(truth)
+
+
+def test_what_does_not_go_together_is_told_in_a_line(speech, tmp_path):
+    for data, arch, task, message in (
+        (speech, "sru_tiny", "speech_to_text", "is a translation model: it goes with --task translation"),
+        (speech, "s2t_sru", "translation", "is a speech model: it goes with --task speech_to_text"),
+        (tmp_path, "s2t_sru", "speech_to_text", f"{tmp_path} holds no config.yaml"),
+    ):
+        words = ["train", data, "--user-dir", "fairseq_sru", "--arch", arch, "--task", task, "--optimizer", "adam"]
+        done = run_cli(*words, "--cpu", "--save-dir", tmp_path / "none", check=False)
+        assert done.returncode == 2
+        assert message in done.stderr.splitlines()[-1]

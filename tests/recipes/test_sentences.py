@@ -1,0 +1,218 @@
+"""Labelled sentences: their files, folds, vectors, and a comparison on them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import compare
+import numpy as np
+import prepare
+import pytest
+from comparison.uses import paired_p
+from corpora.sentences import SETS, tokens
+from fairseq.data import Dictionary, data_utils
+from support.sentences import labelled, stanford, write
+
+
+def run(name: str, folder: Path, *more: str) -> Path:
+    out = folder / "out"
+    prepare.main([name, "--out", str(out), "--local-dir", str(folder / "archives"), *more])
+    return out
+
+
+def refused(capsys: pytest.CaptureFixture[str], name: str, folder: Path, *more: str) -> str:
+    with pytest.raises(SystemExit) as ended:
+        run(name, folder, *more)
+    assert ended.value.code == 2
+    assert not (folder / "out").exists()
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("It's good, isn't it?", "it 's good , is n't it ?"),
+        ("they 've n't seen 1.5 of the-best ( `` films '' ) !", None),
+        ("do n't I 'd we 'll", "do n't i 'd we 'll"),
+        ("cliché\x96d'être", None),
+    ],
+)
+def test_what_is_tokenised_stays_as_it_is(text, expected):
+    found = " ".join(tokens(text))
+    assert tokens(found) == tokens(text)
+    assert expected is None or found == expected
+
+
+def read(folder: Path, split: str) -> list[str]:
+    """What fairseq reads, as ``label text``."""
+    columns = []
+    for name in ("label", "input0"):
+        words = Dictionary.load(str(folder / name / "dict.txt"))
+        data = data_utils.load_indexed_dataset(str(folder / name / split), words)
+        columns.append([words.string(data[i]) for i in range(len(data))])
+    return [f"{label} {text}" for label, text in zip(*columns, strict=True)]
+
+
+def test_folds_cover_all_sentences_and_share_none(tmp_path):
+    lines = [f"{n % 2} number n{n} of all of them all" for n in range(203)]
+    write(tmp_path / "archives" / "subj.all", lines)
+    out = run("subj", tmp_path)
+    tests = [(out / "folds" / str(k) / "test.txt").read_text().splitlines() for k in range(10)]
+    assert sorted(itertools.chain(*tests)) == sorted(lines)
+    assert {len(test) for test in tests} == {20, 21}
+    manifest = json.loads((out / "manifest.json").read_text())
+    for k in range(10):
+        parts = [read(out / "folds" / str(k), split) for split in ("train", "valid", "test")]
+        assert [len(part) for part in parts] == [manifest["counts"][s][k] for s in ("train", "valid", "test")]
+        assert sum(map(len, parts)) == 203
+        assert len(parts[1]) == pytest.approx(20, abs=1)
+        labels = [sum(line.startswith("1") for line in part) / len(part) for part in parts]
+        assert labels == [pytest.approx(0.5, abs=0.35)] * 3
+        # a word that stands once in the training text is unknown, and so is one of the test set alone
+        assert all(line[1:] == " number <unk> of all of them all" for part in parts for line in part)
+
+
+@pytest.mark.parametrize(
+    "name, files",
+    [
+        ("subj", {"subj.objective": 0, "subj.subjective": 1}),
+        ("mr", {"rt-polarity.neg": 0, "rt-polarity.pos": 1}),
+        ("cr", {"custrev.neg": 0, "custrev.pos": 1}),
+    ],
+)
+def test_a_file_may_hold_one_class(name, files, tmp_path):
+    for file, label in files.items():
+        lines = [line[2:] for line in labelled(60, 4) if int(line[0]) == label]
+        write(tmp_path / "archives" / file, lines)
+    out = run(name, tmp_path)
+    found = [line for k in range(10) for line in (out / "folds" / str(k) / "test.txt").read_text().splitlines()]
+    assert sorted(found) == sorted(labelled(60, 4))
+
+
+def test_a_set_with_a_test_set_is_one_folder(tmp_path):
+    stanford(tmp_path / "archives")
+    out = run("sst2", tmp_path)
+    assert [path.name for path in (out / "folds").iterdir()] == ["0"]
+    assert read(out / "folds" / "0", "test") == labelled(80, 3)
+    assert read(out / "folds" / "0", "valid") == labelled(60, 2)
+    assert sorted(read(out / "folds" / "0", "train")) == sorted(labelled(400, 1))
+
+
+def test_text_of_before_unicode_is_read_and_an_old_line_break_ends_no_line(tmp_path):
+    lines = [f"{n % 2} un cliché \x85 {n % 5}" for n in range(100)]
+    write(tmp_path / "archives" / "subj.all", lines, "latin-1")
+    out = run("subj", tmp_path)
+    assert set(read(out / "folds" / "3", "train")) == {f"{n % 2} un cliché {n % 5}" for n in range(100)}
+
+
+def test_a_label_without_words_counts_and_is_told(tmp_path, capsys):
+    write(tmp_path / "archives" / "subj.all", [*labelled(99, 1), "1 "])
+    run("subj", tmp_path)
+    assert "subj.all: 1 lines have a label and no words; they count as in the papers" in capsys.readouterr().out
+
+
+def test_bad_input_is_named_in_a_line(tmp_path, capsys):
+    archives = tmp_path / "archives"
+    archives.mkdir()
+    write(archives / "subj.all", [*labelled(20, 1), "", *labelled(20, 2)])
+    assert f"{archives / 'subj.all'}, line 21: is empty; must be a label and a sentence" in refused(
+        capsys, "subj", tmp_path
+    )
+    write(archives / "subj.all", ["good film", "bad film", "odd film"])
+    message = "subj.all: must have 2 labels, each line one and a sentence; got 3 (bad, good, odd)"
+    assert message in refused(capsys, "subj", tmp_path)
+    stanford(archives)
+    write(archives / "stsa.binary.test", ["7 a film"])
+    assert "sst2: the label 7 of test is not in the training sentences" in refused(capsys, "sst2", tmp_path)
+    write(archives / "custrev.all", labelled(20, 1))
+    assert f"{archives / 'custrev.all'} has sha256" in refused(capsys, "cr", tmp_path)
+    assert "argument --vocab-size: is not for subj" in refused(capsys, "subj", tmp_path, "--vocab-size", "300")
+    assert "argument --embeddings: no such file: none" in refused(capsys, "subj", tmp_path, "--embeddings", "none")
+    (tmp_path / "vectors").write_text("good 0.1 0.2\nfilm 0.3\n")
+    write(archives / "subj.all", ["0 good film", "1 bad film"] * 20)
+    vectors = ("--embeddings", str(tmp_path / "vectors"))
+    assert "is no file of GloVe or word2vec" in refused(capsys, "subj", tmp_path, *vectors)
+
+
+def test_files_that_are_nowhere_are_listed(tmp_path, capsys, monkeypatch):
+    from corpora import archives
+
+    def unreachable(archive, folder):
+        raise archives.Unreachable(f"{archive.url} cannot be downloaded")
+
+    monkeypatch.setattr(archives, "download", unreachable)
+    (tmp_path / "archives").mkdir()
+    with pytest.raises(SystemExit):
+        run("sst2", tmp_path)
+    told = capsys.readouterr().err
+    assert all(f"data/stsa.binary.{name}" in told for name in ("phrases.train", "dev", "test"))
+    assert "--local-dir" in told
+
+
+@pytest.mark.parametrize("form", ["glove", "text", "binary"])
+def test_vectors_of_each_form_are_read_and_rare_words_with_one_are_known(form, tmp_path):
+    write(tmp_path / "archives" / "subj.all", [f"{n % 2} word w{n} here" for n in range(100)])
+    vectors = {f"w{n}": np.array([n, 0.5, -n], "f4") for n in range(0, 200, 3)}
+    path = tmp_path / ("vectors.bin" if form == "binary" else "vectors.txt")
+    header = b"" if form == "glove" else b"%d 3\n" % len(vectors)
+    rows = {
+        word: vector.tobytes() if form == "binary" else " ".join(map(str, vector)).encode()
+        for word, vector in vectors.items()
+    }
+    path.write_bytes(header + b"".join(word.encode() + b" " + row + b"\n" for word, row in rows.items()))
+    out = run("subj", tmp_path, "--embeddings", str(path))
+    head, *lines = (out / "embeddings.txt").read_text().splitlines()
+    assert head == "34 3"
+    found = {word: [float(x) for x in numbers] for word, *numbers in map(str.split, lines)}
+    assert found == {f"w{n}": [n, 0.5, -n] for n in range(0, 100, 3)}
+    words = Dictionary.load(str(out / "folds" / "0" / "input0" / "dict.txt"))
+    assert {word for word in words.symbols if word.startswith("w")} == {"word", *found}
+
+
+def test_what_is_made_is_known_again(tmp_path, capsys):
+    stanford(tmp_path / "archives")
+    run("sst2", tmp_path)
+    run("sst2", tmp_path)
+    assert "already made" in capsys.readouterr().out
+    (tmp_path / "out" / "folds" / "0" / "test.txt").unlink()
+    with pytest.raises(SystemExit):
+        run("sst2", tmp_path)
+    assert "folds/0/test.txt is missing" in capsys.readouterr().err
+
+
+def test_all_sets_have_classes_and_forms():
+    assert set(SETS) == {"cr", "mr", "mpqa", "subj", "trec", "sst2"}
+
+
+def test_significance_is_that_of_all_signs():
+    """Against the exact test, which goes through all of them."""
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.random(10) + 0.15, rng.random(10)
+    differences = ours - theirs
+    sums = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=10)]
+    exact = np.mean([s >= abs(differences.sum()) - 1e-9 for s in sums])
+    assert paired_p(ours, theirs) == pytest.approx(exact, abs=0.015)  # 3 standard deviations of 10,000 draws
+    assert paired_p(ours, ours) == 1.0
+
+
+@pytest.mark.slow
+def test_a_comparison_runs_and_goes_on(tmp_path, capsys):
+    stanford(tmp_path / "archives", 200)
+    words = ["recipes/configs/sentences.yaml", f"out={tmp_path / 'out'}", "data=sst2", "seeds=[1,2]"]
+    words += [f"prepare.local-dir={tmp_path / 'archives'}", "budget.updates=40", "checkpoints=2"]
+    words += ["slices={updates: 4, rounds: 1}", "train.encoder-embed-dim=16", "train.batch-size=20"]
+    assert compare.main(words) == 0
+    assert "| lstm (baseline) |" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {name: len(system["scores"]) for name, system in report["systems"].items()} == dict(sru=2, lstm=2, cnn=2)
+    assert not list((tmp_path / "out" / "checkpoints").glob("*/*.pt"))
+    truth = [line[0] for line in labelled(80, 3)]
+    for seed, score in enumerate(report["systems"]["sru"]["scores"], 1):
+        labels = (tmp_path / "out" / "labels" / f"sru-{seed}-0.txt").read_text().split()
+        assert score == pytest.approx(100 * np.mean([a == b for a, b in zip(labels, truth, strict=True)]))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "labels").iterdir()}
+    assert compare.main(words) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "labels").iterdir()} == before
+    assert "classify" not in capsys.readouterr().out

@@ -1,0 +1,189 @@
+"""Speech: features, recordings that can't be used, spoken digits, MuST-C and LibriSpeech in miniature."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import prepare
+import pytest
+import yaml
+
+pytest.importorskip("kaldi_native_fbank")
+soundfile = pytest.importorskip("soundfile")
+
+from corpora import speech_sets  # noqa: E402
+from corpora.speech import features  # noqa: E402
+from fairseq.data.audio.audio_utils import get_features_or_waveform  # noqa: E402
+from support.speech import SPEAKERS, digits, tone  # noqa: E402
+
+
+def by_hand(wave: np.ndarray, rate: int, bins: int) -> np.ndarray:
+    """Kaldi's features from their definition, in float64."""
+    wave = np.asarray(wave, float) * 2**15
+    length, step = round(0.025 * rate), round(0.01 * rate)
+    size = 1 << (length - 1).bit_length()
+    window = (0.5 - 0.5 * np.cos(2 * math.pi * np.arange(length) / (length - 1))) ** 0.85
+    mel = lambda hertz: 1127 * np.log(1 + np.asarray(hertz, float) / 700)  # noqa: E731
+    edges = np.linspace(mel(20), mel(rate / 2), bins + 2)
+    places = mel(np.arange(size // 2) * rate / size)
+    up = (places - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
+    down = (edges[2:, None] - places) / (edges[2:] - edges[1:-1])[:, None]
+    weights = np.maximum(0, np.minimum(up, down))
+    rows = []
+    for start in range(0, len(wave) - length + 1, step):
+        frame = wave[start : start + length]
+        frame = frame - frame.mean()
+        frame = (frame - 0.97 * np.concatenate([frame[:1], frame[:-1]])) * window
+        power = np.abs(np.fft.rfft(frame, size)[:-1]) ** 2
+        rows.append(np.log(np.maximum(weights @ power, np.finfo("f4").eps)))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("rate, bins", [(16_000, 80), (8000, 40)])
+def test_features_are_those_of_kaldi(rate, bins):
+    wave = np.random.default_rng(0).normal(0, 0.1, rate // 2).astype("f4") + tone(440, 0.5, rate)
+    found = features(wave, rate, bins)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, by_hand(wave, rate, bins), rtol=0, atol=5e-3)
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speech_sets, "STRINGS", {"train": 40, "valid": 12, "test": 24})
+
+
+def run(name: str, local: Path, out: Path, *more: str) -> list[dict[str, str]]:
+    prepare.main([name, "--local-dir", str(local), "--out", str(out), *more])
+    return rows(out, "test")
+
+
+def rows(out: Path, split: str) -> list[dict[str, str]]:
+    head, *lines = (out / f"{split}.tsv").read_text().splitlines()
+    return [dict(zip(head.split("\t"), line.split("\t"), strict=True)) for line in lines]
+
+
+def test_strings_of_digits_are_read_by_fairseq_and_speakers_are_apart(tmp_path):
+    out = tmp_path / "out"
+    run("spoken-digits", digits(tmp_path / "in"), out, "--test-speakers", "bob")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["audio_root"] == str(out)
+    assert config["transforms"]["_train"][-1] == "specaugment"
+    assert (out / "dict.txt").read_text().split()[::2] == sorted(speech_sets.DIGITS)
+    speakers = {split: {row["speaker"] for row in rows(out, split)} for split in ("train", "valid", "test")}
+    assert speakers == {"train": {"ada", "cleo"}, "valid": {"ada", "cleo"}, "test": {"bob"}}
+    for split in speakers:
+        for row in rows(out, split):
+            found = get_features_or_waveform(f"{out}/{row['audio']}")
+            assert found.shape == (int(row["n_frames"]), 40)
+            words = row["tgt_text"].split()
+            assert 1 <= len(words) <= 7
+            assert set(words) <= set(speech_sets.DIGITS)
+            # 0.2 s a digit and pauses of 50 to 400 ms, at most a ninth slower
+            assert 0.2 * len(words) / 1.1 < 0.01 * len(found) + 0.03 < (0.2 * len(words) + 0.4 * (len(words) + 1)) / 0.9
+
+
+def test_the_same_is_made_again_and_from_an_archive(tmp_path):
+    folder = digits(tmp_path / "in")
+    (tmp_path / "packed").mkdir()
+    with tarfile.open(tmp_path / "packed" / "spoken-digits.tar.xz", "w:xz") as tar:
+        tar.add(folder, "spoken-digits")
+    first = run("spoken-digits", folder, tmp_path / "a", "--test-speakers", "ada")
+    second = run("spoken-digits", tmp_path / "packed", tmp_path / "b", "--test-speakers", "ada")
+    assert first == second
+    assert (tmp_path / "a" / "fbank.zip").stat().st_size == (tmp_path / "b" / "fbank.zip").stat().st_size
+
+
+def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
+    folder = digits(tmp_path / "in", takes=1)
+    path = folder / "recordings" / "3_bob_0.wav"
+    for wave, rate, message in (
+        (np.zeros(1600, "f4"), 8000, f"{path}: is silent"),
+        (np.ones((1600, 2), "f4") / 2, 8000, f"{path}: must have one channel at 8,000 Hz; got 2 at 8,000"),
+        (tone(300, 0.2, 44_100), 44_100, f"{path}: must have one channel at 8,000 Hz; got 1 at 44,100"),
+        (None, 0, f"{path} can't be read"),
+    ):
+        path.write_bytes(b"RIFF") if wave is None else soundfile.write(path, wave, rate)
+        with pytest.raises(SystemExit):
+            run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
+        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert not (tmp_path / "out").exists()
+    (tmp_path / "empty").mkdir()
+    for name, local, more, message in (
+        ("spoken-digits", folder, ["--test-speakers", "dora"], "--test-speakers: dora must be one of ada, bob, cleo"),
+        ("spoken-digits", folder, ["--test-speakers", ",".join(SPEAKERS)], "no speaker is left for training"),
+        ("must-c", tmp_path / "empty", [], f"must be a folder that has en-de/data; got {tmp_path / 'empty'}"),
+        ("librispeech", tmp_path / "empty", [], f"must be a folder that has LibriSpeech; got {tmp_path / 'empty'}"),
+        ("librispeech", tmp_path / "empty", ["--test-speakers", "bob"], "--test-speakers: is not for librispeech"),
+    ):
+        with pytest.raises(SystemExit):
+            run(name, local, tmp_path / "out", *more)
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_must_c_in_miniature(tmp_path):
+    data = tmp_path / "MUSTC" / "en-de" / "data"
+    for split, talks in (("train", 3), ("dev", 1), ("tst-COMMON", 1)):
+        (data / split / "wav").mkdir(parents=True)
+        (data / split / "txt").mkdir()
+        segments, lines = [], []
+        for talk in range(talks):
+            wave = np.concatenate([tone(200 + 100 * k, 1.0, 16_000) for k in range(4)])
+            soundfile.write(data / split / "wav" / f"ted_{split}_{talk}.wav", wave, 16_000)
+            for k in range(4):
+                place = f"duration: 1.0, offset: {k}.0, speaker_id: spk.{talk}"
+                segments.append(f"- {{{place}, wav: ted_{split}_{talk}.wav}}")
+                lines.append(f'Satz "{k}" von Vortrag {talk}, oder auch nicht')
+        (data / split / "txt" / f"{split}.yaml").write_text("\n".join(segments) + "\n")
+        (data / split / "txt" / f"{split}.de").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    prepare.main(["must-c", "--local-dir", str(tmp_path / "MUSTC"), "--out", str(out), "--vocab-size", "28"])
+    made = rows(out, "train")
+    assert [row["id"] for row in made] == [f"ted_train_{talk}_{k}" for talk in range(3) for k in range(4)]
+    assert made[5]["tgt_text"] == 'Satz "1" von Vortrag 1, oder auch nicht'
+    assert made[5]["speaker"] == "spk.1"
+    # the second of its four seconds: each has a tone of its own
+    expected = features(tone(300, 1.0, 16_000), 16_000, 80)
+    found = get_features_or_waveform(f"{out}/{made[5]['audio']}")
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.2)
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["bpe_tokenizer"] == {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}
+    assert len((out / "spm.txt").read_text().splitlines()) == 24
+    assert json.loads((out / "manifest.json").read_text())["counts"]["train"] == {"kept": 12, "left out": 0}
+
+
+def test_librispeech_in_miniature(tmp_path):
+    for split, chapters in (("train-clean-100", 3), ("dev-clean", 1)):
+        for chapter in range(chapters):
+            folder = tmp_path / "LibriSpeech" / split / "19" / str(chapter)
+            folder.mkdir(parents=True)
+            lines = []
+            for n in range(4):
+                soundfile.write(folder / f"19-{chapter}-{n:04d}.flac", tone(300, 0.5 if n else 0.05, 16_000), 16_000)
+                lines.append(f"19-{chapter}-{n:04d} THE WORDS OF CHAPTER {chapter}")
+            (folder / f"19-{chapter}.trans.txt").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    prepare.main(["librispeech", "--local-dir", str(tmp_path), "--out", str(out), "--vocab-size", "20"])
+    made = rows(out, "train-clean-100")
+    assert [row["id"] for row in made] == [
+        f"19-{c}-{n:04d}" for c in range(3) for n in (1, 2, 3)
+    ]  # too short: the first
+    assert {row["tgt_text"] for row in made} == {f"the words of chapter {c}" for c in range(3)}
+    assert json.loads((out / "manifest.json").read_text())["counts"]["dev-clean"] == {"kept": 3, "left out": 1}
+    expected = features(tone(300, 0.5, 16_000), 16_000, 80)
+    np.testing.assert_allclose(get_features_or_waveform(f"{out}/{made[0]['audio']}"), expected, rtol=0, atol=0.2)
+
+
+def test_a_zip_is_read_by_anyone(tmp_path):
+    import zipfile
+
+    run("spoken-digits", digits(tmp_path / "in", takes=1), tmp_path / "out", "--test-speakers", "bob")
+    with zipfile.ZipFile(tmp_path / "out" / "fbank.zip") as pack:
+        assert pack.testzip() is None
+        for row in rows(tmp_path / "out", "test"):
+            assert len(np.load(io.BytesIO(pack.read(f"{row['id']}.npy")))) == int(row["n_frames"])

@@ -161,9 +161,7 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys)
     run_cli("train", data, *flags)
     checkpoint = tmp_path / "checkpoint_best.pt"
     words = ["--user-dir", "fairseq_sru", "--cpu", "--path", checkpoint, "--batch-size", 7, "--valid-subset", "test"]
-    done = run_cli(
-        "validate", data, *words, "--task", "sentence_prediction", "--num-classes", 2, "--log-format", "json"
-    )
+    done = run_cli("validate", data, *words, *SMALL[2:6], "--num-classes", 2, "--log-format", "json")
     (stated,) = re.findall(r'"test_accuracy": "([\d.]+)"', done.stdout + done.stderr)
     lines = [line.split(" ", 1) for line in (data / "test.txt").read_text().splitlines()]
     text = tmp_path / "text"

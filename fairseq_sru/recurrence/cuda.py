@@ -61,15 +61,13 @@ def geometry(variant: Variant, shape: Shape, multiprocessors: int, aligned: int 
         aligned: bytes to which all tensors are aligned.
 
     Raises:
-        ValueError: a step of u has 2 GiB or more, or there are as many threads.
+        ValueError: there are more steps or channels than the kernels count.
     """
     item = ITEM_SIZES[variant.value]
     half = shape.width // shape.directions
     columns = shape.batch * shape.width * shape.chunks
-    if max(shape.batch * shape.width * variant.planes * max(item, 4), columns, shape.length) >= LIMIT:
-        raise ValueError(
-            f"u must have less than {LIMIT} bytes a step, channels of all sequences and steps on a GPU; got {shape}"
-        )
+    if max(columns, shape.length) >= LIMIT:
+        raise ValueError(f"u must have less than {LIMIT} steps, and channels of all sequences, on a GPU; got {shape}")
     vec = 16 // item if aligned >= 16 else aligned // max(item, 4)  # the state's values have 4 bytes at least
     if variant.peephole:  # more registers a channel
         vec = min(vec, 4)
@@ -155,7 +153,7 @@ class Cuda(Kernels):
         with torch.cuda.device(device):
             if key not in self.modules:
                 self.modules[key] = self._load(variant, how.vec, how.ahead, device.index)
-                self._foresee(variant, shape.width // shape.directions, device.index)
+            self._foresee(variant, shape.width // shape.directions, device.index)
             function = self.modules[key].get_function(kernel)
             stream = Stream(torch.cuda.current_stream(device).cuda_stream)
             function((how.grid,), (how.block,), (*values, *shape), stream=stream)

@@ -104,7 +104,7 @@ DEVICE void write(void* to, const V& v) {
     } else if (sizeof(V) == 4) {
         asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(w[0]));
     } else {
-        *(V*)to = v;
+        asm volatile("st.global.u16 [%0], %1;" ::"l"(to), "h"(*(const unsigned short*)&v));
     }
 }
 

@@ -1,20 +1,6 @@
-// How a thread holds its lanes' values, and how it goes through the rows of a tensor. A GPU's thread loads VEC values into
-// registers, by accesses of up to 16 bytes. A CPU's thread (WIDE) has up to VEC lanes and reads and writes where they are,
-// in loops that the compiler vectorises.
+// How a thread holds its lanes' values. A GPU's thread loads VEC values into registers, by accesses of up to 16 bytes. A
+// CPU's thread (WIDE) has up to VEC lanes and reads and writes where they are, in loops that the compiler vectorises.
 #pragma once
-
-// A thread's lanes in a tensor, row by row.
-template <class T>
-struct Rows {
-    T* row;
-    int64 stride;  // bytes to the next one
-
-    DEVICE T* next() {
-        T* now = row;
-        row = moved(row, stride);
-        return now;
-    }
-};
 
 #ifdef WIDE
 
@@ -28,12 +14,6 @@ struct Pack {
     T raw(int j) const { return from[j]; }
     state_t operator[](int j) const { return state_t(from[j]); }
 };
-
-template <class T>
-const T* zero(const T*) {  // a row of one number
-    static const T number = T();
-    return &number;
-}
 
 template <class T>
 struct Store {

@@ -31,6 +31,7 @@
 #include "host.h"
 #endif
 #include "lanes.h"
+#include "steps.h"
 
 #define GATES (PLANES == 2 ? 1 : 2)
 #define OWN_SKIP (PLANES == 4)
@@ -96,29 +97,6 @@ DEVICE Gradient step_backward(const Parameters& p, bool padded, state_t candidat
 }
 
 // ---------------------------------------------------------------- where a thread works
-
-// A tensor that steps read. Of numbers below 4 bytes the word is copied that holds them.
-template <class T>
-struct Source {
-    Rows<const T> rows;
-    unsigned keep;        // 0: what is read there counts as 0
-    unsigned bits, more;  // where in its word the next number to be taken begins, and how much further the one after it
-
-    DEVICE Source() {}
-    DEVICE Source(const Rows<const T>& rows, bool counts = true)
-        : rows(rows),
-          keep(counts ? ~0u : 0),
-          bits(8 * unsigned((unsigned long long)rows.row)),
-          more(8 * unsigned(rows.stride)) {}
-
-    // Puts a number below 4 bytes at the begin of its word.
-    template <class P>
-    DEVICE void settle(P& pack) {
-        if (sizeof(pack.v) >= 4) return;
-        pack.word = rotated(pack.word, bits) & keep;
-        bits += more;
-    }
-};
 
 enum Order { FORWARD, BACKWARD };  // in which a thread takes its steps
 
@@ -220,61 +198,6 @@ struct alignas(16) Inputs {
     }
 };
 
-// Runs count steps, step(inputs); each(inputs, act) does act(source, pack) for all that a step reads.
-#ifdef WIDE
-
-template <class Each, class Step>
-DEVICE void pipeline(count_t count, Each each, Step step) {
-    for (count_t i = 0; i < count; ++i) {
-        Inputs in;
-        each(in, [](auto& source, auto& pack) { pack.load(source.keep ? source.rows.next() : zero(pack.from), 0); });
-        step(in);
-    }
-}
-
-#else
-
-// Here a batch of AHEAD steps is worked on while the next is on its way; then the one after that is asked for.
-template <class Each, class Step>
-DEVICE void pipeline(count_t count, Each each, Step step) {
-    Ring<Inputs, AHEAD> ring;
-    Inputs places;         // only to tell where in it a pack is
-    count_t left = count;  // to be asked for
-    const auto place = [&](auto& pack) { return int((const uint8*)&pack - (const uint8*)&places); };
-    const auto ask = [&]() {
-        UNROLL
-        for (int i = 0; i < AHEAD; ++i)
-            each(places, [&](auto& source, auto& pack) {
-                ring.template copy<sizeof(pack.v)>(i, place(pack), source.rows.next(), i < left);
-            });
-        left -= AHEAD;
-        ring.end_batch();
-    };
-    const auto work = [&](int i) {
-        Inputs in = ring.take(i);
-        each(in, [](auto& source, auto& pack) { source.settle(pack); });
-        step(in);
-    };
-    UNROLL
-    for (int half = 0; half < 2; ++half) {
-        ask();
-        ring.turn();
-    }
-    for (; count >= AHEAD; count -= AHEAD) {
-        ring.wait_for_all_but_newest();
-        UNROLL
-        for (int i = 0; i < AHEAD; ++i) work(i);
-        ask();
-        ring.turn();
-    }
-    ring.wait_for_all_but_newest();
-    UNROLL
-    for (int i = 0; i < AHEAD - 1; ++i)
-        if (i < count) work(i);
-}
-
-#endif
-
 // A summary says what a chunk does to whatever passes it: factor * incoming + constant. (chunks, 2, batch, width)
 DEVICE int64 summary_at(const Columns& me, int64 chunk, int which) {
     return ((chunk * 2 + which) * me.batch + me.b) * me.width + me.channel;
@@ -308,7 +231,7 @@ KERNEL sru_forward(const value_t* RESTRICT u, const value_t* RESTRICT x, const s
     Source<uint8> padding = me.padding(pad, u);
     Rows<value_t> outputs = me.rows(h);
     Rows<state_t> states = me.states(c_all, me.begin + 1, FORWARD);
-    pipeline(
+    pipeline<Inputs>(
         me.steps(),
         [&](Inputs& in, auto act) {
             UNROLL
@@ -360,7 +283,7 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
     Rows<value_t> grads_candidate = me.rows(grad_u, PLANES, 0), grads_forget = me.rows(grad_u, PLANES, 1);
     Rows<value_t> grads_reset = me.rows(grad_u, PLANES, PLANES > 2 ? 2 : 0);
     Rows<value_t> grads_skip = OWN_SKIP ? me.rows(grad_u, PLANES, PLANES - 1) : me.rows(grad_x);
-    pipeline(
+    pipeline<Inputs>(
         me.steps(),
         [&](Inputs& in, auto act) {
             UNROLL
@@ -417,7 +340,7 @@ KERNEL sru_forward_summary(const value_t* RESTRICT u, const state_t* RESTRICT bi
     FOR_EACH_LANE(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
     Source<value_t> candidates = me.source(u, PLANES, 0), forgets = me.source(u, PLANES, 1);
     Source<uint8> padding = me.padding(pad, u);
-    pipeline(
+    pipeline<Inputs>(
         me.steps(),
         [&](Inputs& in, auto act) {
             act(candidates, in.u[0]);
@@ -450,7 +373,7 @@ KERNEL sru_backward_summary(const value_t* RESTRICT u, const state_t* RESTRICT b
     Source<value_t> grads_h = me.source(grad_h);
     Source<state_t> states = me.saved(c_all, me.end);
     Source<uint8> padding = me.padding(pad, u);
-    pipeline(
+    pipeline<Inputs>(
         me.steps(),
         [&](Inputs& in, auto act) {
             act(forgets, in.u[1]);

@@ -103,7 +103,7 @@ def estimate(length: int, chunks: int, columns: int, multiprocessors: int) -> fl
 def chunk_length(variant: Variant, length: int, columns: int, multiprocessors: int) -> int:
     """How many steps a thread works on: with few columns and many steps several chunks run at once, for the price of
     reading part of the input twice, where the estimate says that it pays."""
-    if variant.peephole:
+    if variant.peephole or length < 2:
         return length
     # LAUNCH + 2 STEP length / n + PASS n is least where its slope in n is 0; more than fill the GPU bring nothing
     most = -(-multiprocessors * ENOUGH // columns)
@@ -138,7 +138,7 @@ class Cuda(Kernels):
         return chunk_length(variant, length, columns, multiprocessors(device.index)) if columns else length
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
-        values: list[int | float] = []
+        values: list[Any] = []
         bits = 16
         for a in arguments:
             if isinstance(a, Tensor):

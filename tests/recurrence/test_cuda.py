@@ -406,7 +406,7 @@ def test_what_is_cut_into_chunks() -> None:
     assert chunk_length(DEFAULT_VARIANT, 10_000, 512, 132) == 304
     assert chunk_length(DEFAULT_VARIANT, 128, 512, 132) == 8
     assert chunk_length(DEFAULT_VARIANT, 64, 512, 132) == 64
-    assert chunk_length(DEFAULT_VARIANT, 128, 8 * 512, 132) == 32
+    assert chunk_length(DEFAULT_VARIANT, 128, 8 * 512, 132) == 26
     assert chunk_length(DEFAULT_VARIANT, 10_000, 64 * 512, 132) == 10_000
     assert chunk_length(DEFAULT_VARIANT._replace(peephole=1), 10_000, 512, 132) == 10_000
     many, few = Shape(10, 512, 1024, 1, 10), Shape(1, 1, 512, 1, 1)
@@ -447,7 +447,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (Variant(1, 2, 2, 0, 0), 8, 2),
         (Variant(2, 0, 4, 0, 1), 4, 2),
         (Variant(2, 1, 3, 1, 0), 1, 8),
-        (Variant(3, 1, 3, 1, 1), 2, 4),
+        (Variant(3, 1, 3, 1, 1), 2, 2),
     ],
     ids=str,
 )

@@ -335,7 +335,7 @@ FUNCTIONS = """
     extern "C" void name(const from* x, to* y, int64 n) { for (int64 i = 0; i < n; ++i) y[i] = what; }
 MAP(map_exp, float, float, exponential(x[i]))
 MAP(map_tanh, float, float, hyperbolic_tangent(x[i]))
-MAP(map_sigmoid, float, float, sigmoid(x[i]))
+MAP(map_sigmoid, float, float, sigmoid(x[i], 0.f))
 MAP(widen, value_t, float, float(x[i]))
 MAP(narrow, float, value_t, value_t(x[i]))
 """

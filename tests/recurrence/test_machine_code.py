@@ -93,20 +93,19 @@ def test_what_a_gpu_would_run_in_chunks_is_the_definition(case: Case) -> None:
 # ---------------------------------------------------------------- the functions of one number in device.h
 
 MAPS = """
-#include "sru.cu"
 KERNEL map_sigmoid(const float* x, float* y) { y[THREAD] = sigmoid(x[THREAD], 0.f); }
 KERNEL map_tanh(const float* x, float* y) { y[THREAD] = hyperbolic_tangent(x[THREAD]); }
 """
 # Off by what the PTX manual allows: ex2.approx 2 units in the last place, rcp.approx 1.
 OFF = [{"ex2": ex2, "rcp": rcp} for ex2 in (-2, 2) for rcp in (-1, 1)]
 # In the last place; where the sigmoid is small, e^x costs it a unit more for each unit of x.
-BOUNDS = {"map_sigmoid": 5.0, "map_tanh": 8.0}
+BOUNDS = {"map_sigmoid": 7.0, "map_tanh": 11.0}
 
 
 def test_the_gates_of_a_gpu_are_exact_to_a_few_units() -> None:
     options = DEFAULT_VARIANT.defines(vec=1, ahead=1)
-    headers = {name: text for name, text in kernel_text().items() if name.endswith((".h", ".cu"))}
-    ptx = gpu_compiler()._compile(MAPS, headers, options, "compute_90").code.decode()
+    headers = {name: text for name, text in kernel_text().items() if name.endswith(".h")}
+    ptx = gpu_compiler()._compile(kernel_text()["sru.cu"] + MAPS, headers, options, "compute_90").code.decode()
     sizes = np.geomspace(1e-6, 20, 4096)
     x = np.concatenate([-sizes, sizes]).astype(np.float32)
     wide = x.astype(np.float64)

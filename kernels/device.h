@@ -1,6 +1,7 @@
 // What sru.cu needs of CUDA. No CUDA header is read, so none has to be found: half goes through PTX's own conversions.
 #pragma once
 
+#define BLOCK 64  // threads at most
 #define KERNEL extern "C" __global__ void
 #define DEVICE __device__ __forceinline__
 #define RESTRICT __restrict__
@@ -13,16 +14,48 @@
 
 typedef long long int64;
 typedef unsigned char uint8;
+typedef int count_t;  // counts threads, steps, channels: dividing 64 bits takes a hundred instructions
+
+// Written out, a loop's addresses are not made anew for each step from the step's number.
+template <class T>
+DEVICE T* moved(T* from, int64 bytes) {
+    T* to;
+    asm("add.s64 %0, %1, %2;" : "=l"(to) : "l"(from), "l"(bytes));
+    return to;
+}
+
+DEVICE unsigned rotated(unsigned word, unsigned bits) { return __funnelshift_r(word, word, bits); }  // to the right
 
 #if VALUE == 3
 typedef double state_t;
 typedef double value_t;
-DEVICE double exponential(double x) { return exp(x); }
+DEVICE double exponential(double x, double y) { return exp(x + y); }
+DEVICE double reciprocal(double x) { return 1 / x; }
 DEVICE double hyperbolic_tangent(double x) { return tanh(x); }
 #else
 typedef float state_t;
-DEVICE float exponential(float x) { return expf(x); }
-DEVICE float hyperbolic_tangent(float x) { return tanhf(x); }
+
+DEVICE float power_of_two(float x) {  // 2 ulp
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// e^(x + y); y's product is made once where y stays the same.
+DEVICE float exponential(float x, float y) { return power_of_two(fmaf(x, 1.44269504f, y * 1.44269504f)); }
+
+DEVICE float reciprocal(float x) {  // 1 ulp; 0 instead of what is below the normal numbers
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// 1 - 2 / (e^2x + 1), and near 0, where that cancels, x + x^3 P(x^2), P fitted for the least relative error.
+DEVICE float hyperbolic_tangent(float x) {
+    const float y = x * x, near = x + x * y * (-.33331883f + y * (.13277629f - y * .0477942191f));
+    const float far = fmaf(-2, reciprocal(power_of_two(x * 2.88539008f) + 1), 1);
+    return fabsf(x) < .4f ? near : far;
+}
 #endif
 
 #if VALUE == 0
@@ -56,8 +89,8 @@ struct value_t {  // bfloat16
 };
 #endif
 
-// A Vector by stores as wide as it is, up to 16 bytes: NVRTC cuts an assignment into one store for each lane. Global
-// memory's addresses are also generic ones. The kernels read nothing that they have written, so nothing need wait.
+// A Vector by accesses as wide as it is, up to 16 bytes: NVRTC cuts an assignment into one for each lane. Global memory's
+// addresses are also generic ones. The kernels read nothing that they have written, so nothing need wait.
 template <class V>
 DEVICE void write(void* to, const V& v) {
     const unsigned* w = (const unsigned*)&v;
@@ -71,6 +104,78 @@ DEVICE void write(void* to, const V& v) {
     } else if (sizeof(V) == 4) {
         asm volatile("st.global.u32 [%0], %1;" ::"l"(to), "r"(w[0]));
     } else {
-        *(V*)to = v;
+        asm volatile("st.global.u16 [%0], %1;" ::"l"(to), "h"(*(const unsigned short*)&v));
     }
 }
+
+// ---------------------------------------------------------------- loads on their way
+
+// A thread's own places for a T in shared memory, two halves of SLOTS, in pieces of 16 bytes. What is copied there is on
+// its way while the thread goes on, and takes no registers. Loads into registers would do if the assembler let them: it
+// moves them to where they are used, or has one wait for another.
+template <class T, int SLOTS>
+struct Ring {
+    enum { pieces = sizeof(T) / 16, half = SLOTS * pieces * BLOCK * 16 };
+    unsigned start, other;  // this half's address in shared memory, and the other's
+
+    DEVICE Ring() {
+        __shared__ uint4 all[2 * SLOTS * pieces][BLOCK];
+        start = __cvta_generic_to_shared(&all[0][threadIdx.x]);
+        other = start + half;
+    }
+
+    DEVICE void turn() {
+        const unsigned now = start;
+        start = other;
+        other = now;
+    }
+
+    static DEVICE int at(int slot, int place) { return (slot * pieces + place / 16) * BLOCK * 16 + place % 16; }
+
+    DEVICE T take(int slot) const {
+        T t;
+        UNROLL
+        for (int i = 0; i < pieces; ++i) {
+            unsigned* w = (unsigned*)&t + 4 * i;
+            asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                         : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
+                         : "r"(start + at(slot, 16 * i)));
+        }
+        return t;
+    }
+
+    // Starts to copy BYTES to a place in a T, if wanted; of less than 4 bytes the word that they are in.
+    template <int BYTES>
+    DEVICE void copy(int slot, int place, const void* from, bool wanted) const {
+        const int size = BYTES < 4 ? 4 : BYTES < 16 ? BYTES : 16;
+        if (BYTES < 4) from = (const void*)((unsigned long long)from & ~3ull);
+        UNROLL
+        for (int i = 0; i < BYTES; i += size)
+            copy_words<size>(start + at(slot, place + i), (const uint8*)from + i, wanted);
+    }
+
+#if __CUDA_ARCH__ >= 800
+    template <int SIZE>
+    static DEVICE void copy_words(unsigned to, const void* from, bool wanted) {
+        if (!wanted) return;
+        if (SIZE == 16)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+        else
+            asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(to), "l"(from), "n"(SIZE) : "memory");
+    }
+
+    static DEVICE void end_batch() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+    static DEVICE void wait_for_all_but_newest() { asm volatile("cp.async.wait_group 1;" ::: "memory"); }
+#else
+    template <int SIZE>
+    static DEVICE void copy_words(unsigned to, const void* from, bool wanted) {
+        const unsigned* const words = (const unsigned*)from;
+        UNROLL
+        for (int i = 0; i < SIZE / 4; ++i)
+            if (wanted) asm volatile("st.shared.u32 [%0], %1;" ::"r"(to + 4 * i), "r"(words[i]) : "memory");
+    }
+
+    static DEVICE void end_batch() {}
+    static DEVICE void wait_for_all_but_newest() {}
+#endif
+};

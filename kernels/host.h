@@ -9,6 +9,16 @@
 
 typedef int64_t int64;
 typedef uint8_t uint8;
+typedef int64_t count_t;
+
+template <class T>
+inline T* moved(T* from, int64 bytes) {
+    return (T*)((char*)from + bytes);
+}
+
+inline uint32_t rotated(uint32_t word, uint32_t bits) {  // to the right
+    return word >> bits % 32 | word << -bits % 32;
+}
 
 struct Work {  // which thread runs
     int64 thread, group;
@@ -50,7 +60,8 @@ DEVICE void write(void* to, const V& v) {
 #if VALUE == 3
 typedef double state_t;
 typedef double value_t;
-inline double exponential(double x) { return std::exp(x); }
+inline double exponential(double x, double y) { return std::exp(x + y); }
+inline double reciprocal(double x) { return 1 / x; }
 inline double hyperbolic_tangent(double x) { return std::tanh(x); }
 #else
 typedef float state_t;
@@ -77,6 +88,9 @@ inline float exponential(float x) {
     const Exponential e(x);
     return (e.p * e.a + e.a) * e.b;
 }
+
+inline float exponential(float x, float y) { return exponential(x + y); }
+inline float reciprocal(float x) { return 1 / x; }
 
 inline float hyperbolic_tangent(float x) {  // (e^2x - 1) / (e^2x + 1), without the cancellation near 0
     const Exponential e(x < -20.f ? -40.f : x > 20.f ? 40.f : x + x);
@@ -118,6 +132,25 @@ struct value_t {  // bfloat16
 };
 #endif
 
+// What a GPU's thread has in shared memory; copies are done at once.
+template <class T, int SLOTS>
+struct Ring {
+    T slots[2 * SLOTS];
+    int start = 0;
+
+    void turn() { start = SLOTS - start; }
+    T take(int slot) const { return slots[start + slot]; }
+
+    template <int BYTES>
+    void copy(int slot, int place, const void* from, bool wanted) {
+        const size_t word = BYTES < 4 ? (uintptr_t)from % 4 : 0;  // where in its word a GPU has it
+        if (wanted) std::memcpy((char*)&slots[start + slot] + place + word, from, BYTES);
+    }
+
+    static void end_batch() {}
+    static void wait_for_all_but_newest() {}
+};
+
 // ---------------------------------------------------------------- launching
 
 // A launch as Python packs it: 8 bytes each, then the kernel's arguments likewise. The library that runs parallel regions
@@ -130,9 +163,18 @@ struct Launch {
     int64 arguments[];
 };
 
+template <class A>
+inline A argument(int64 word) {
+    return bit_cast<A>(word);
+}
+template <>
+inline float argument<float>(int64 word) {
+    return float(bit_cast<double>(word));
+}
+
 template <class... A, size_t... I>
 inline void call(void (*kernel)(A...), const int64* arguments, std::index_sequence<I...>) {
-    kernel(bit_cast<A>(arguments[I])...);
+    kernel(argument<A>(arguments[I])...);
 }
 
 // Runs the i-th of n parts of the launch.

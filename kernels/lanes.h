@@ -1,16 +1,17 @@
-// How a thread holds its lanes' values. A GPU's thread loads VEC values into registers, by accesses of up to 16 bytes.
-// A CPU's thread (WIDE) has up to VEC lanes and reads and writes where they are, in loops that the compiler vectorises.
+// How a thread holds its lanes' values. A GPU's thread loads VEC values into registers, by accesses of up to 16 bytes. A
+// CPU's thread (WIDE) has up to VEC lanes and reads and writes where they are, in loops that the compiler vectorises.
 #pragma once
 
 #ifdef WIDE
 
-template <class T>
+template <class T, int LANES = 0>
 struct Pack {
     const T* from;
 
     Pack() {}
     Pack(const T* p, int lanes) { load(p, lanes); }
     void load(const T* p, int) { from = p; }
+    T raw(int j) const { return from[j]; }
     state_t operator[](int j) const { return state_t(from[j]); }
 };
 
@@ -25,18 +26,22 @@ struct Store {
 
 #else
 
-template <class T>
-struct alignas(sizeof(T) * VEC < 16 ? sizeof(T) * VEC : 16) Vector {
-    T lane[VEC];
+template <class T, int LANES = VEC>
+struct alignas(sizeof(T) * LANES < 16 ? sizeof(T) * LANES : 16) Vector {
+    T lane[LANES];
 };
 
-template <class T>
+template <class T, int LANES = VEC>
 struct Pack {
-    Vector<T> v;
+    union {
+        Vector<T, LANES> v;
+        unsigned word;
+    };
 
     DEVICE Pack() {}
     DEVICE Pack(const T* p, int lanes) { load(p, lanes); }
-    DEVICE void load(const T* p, int) { v = *(const Vector<T>*)p; }
+    DEVICE void load(const T* p, int) { v = *(const Vector<T, LANES>*)p; }
+    DEVICE T raw(int j) const { return v.lane[j]; }
     DEVICE state_t operator[](int j) const { return state_t(v.lane[j]); }
 };
 

@@ -2,8 +2,9 @@
 // the CPU (host.h).
 //
 // A thread owns VEC neighbouring channels of one sequence and one direction (its lanes), and one chunk of the time steps.
-// It loads what a step reads AHEAD steps before it is needed, for none of that depends on the cell state. All of a pass is
-// one launch with one chunk, or, for v1 cells, two with several: first the chunks' summaries, then the chunks themselves.
+// What steps read, none of which depends on the cell state, a GPU's thread asks for AHEAD steps at once, one to two such
+// batches before it works on them. All of a pass is one launch with one chunk, or, for v1 cells, two with several: first
+// the chunks' summaries, then the chunks themselves.
 //
 // Set by the compiler's options:
 //     VALUE       0 float, 1 half, 2 bfloat16, 3 double: u, x, h and their gradients; the state is float (double for 3)
@@ -30,6 +31,7 @@
 #include "host.h"
 #endif
 #include "lanes.h"
+#include "steps.h"
 
 #define GATES (PLANES == 2 ? 1 : 2)
 #define OWN_SKIP (PLANES == 4)
@@ -40,15 +42,16 @@ struct Parameters {  // of one channel
     state_t bias_f, bias_r, v_f, v_r, mask;
 };
 
-DEVICE state_t sigmoid(state_t x) { return state_t(1) / (state_t(1) + exponential(-x)); }
+// Of x + y.
+DEVICE state_t sigmoid(state_t x, state_t y) { return reciprocal(state_t(1) + exponential(-x, -y)); }
 
 DEVICE state_t forget_gate(const Parameters& p, state_t u_f, state_t c_before) {
-    return sigmoid(u_f + p.bias_f + (PEEPHOLE ? p.v_f * c_before : state_t(0)));
+    return sigmoid(u_f, PEEPHOLE ? p.bias_f + p.v_f * c_before : p.bias_f);
 }
 
 DEVICE state_t reset_gate(const Parameters& p, state_t u_r, state_t c_before) {
     if (PLANES == 2) return state_t(1);
-    return sigmoid(u_r + p.bias_r + (PEEPHOLE ? p.v_r * c_before : state_t(0)));
+    return sigmoid(u_r, PEEPHOLE ? p.bias_r + p.v_r * c_before : p.bias_r);
 }
 
 DEVICE state_t activation(state_t c) {
@@ -64,28 +67,30 @@ DEVICE state_t slope(state_t c, state_t g) {
 }
 
 DEVICE state_t next_state(state_t f, state_t candidate, state_t c_before) {
-    return f * c_before + (state_t(1) - f) * candidate;
+    return f * c_before + (candidate - f * candidate);
 }
 
 DEVICE state_t output(const Parameters& p, state_t r, state_t c, state_t skip) {
-    return r * (activation(c) * p.mask) + (state_t(1) - r) * skip;
+    return r * (activation(c) * p.mask) + (skip - r * skip);
 }
 
 struct Gradient {  // of one step: with respect to the products, the skip term, the mask
     state_t candidate, forget, reset, skip, mask;
 };
 
+// padded: c is c_before, and nothing else counts.
 // carry: of the loss with respect to this step's c through all later steps; on return, to the c before it.
-DEVICE Gradient step_backward(const Parameters& p, state_t candidate, state_t u_f, state_t u_r, state_t skip,
-                              state_t c_before, state_t c, state_t grad_h, state_t& carry) {
-    const state_t f = forget_gate(p, u_f, c_before), r = reset_gate(p, u_r, c_before), g = activation(c);
-    const state_t grad_c = carry + grad_h * r * p.mask * slope(c, g);
+DEVICE Gradient step_backward(const Parameters& p, bool padded, state_t candidate, state_t u_f, state_t u_r,
+                              state_t skip, state_t c_before, state_t c, state_t grad_h, state_t& carry) {
+    const state_t f = padded ? state_t(1) : forget_gate(p, u_f, c_before);
+    const state_t r = reset_gate(p, u_r, c_before), g = activation(c), grad_g = padded ? state_t(0) : grad_h * r;
+    const state_t grad_c = carry + grad_g * p.mask * slope(c, g);
     Gradient d;
-    d.candidate = grad_c * (state_t(1) - f);
-    d.forget = d.candidate * (c_before - candidate) * f;
-    d.reset = PLANES == 2 ? state_t(0) : grad_h * (g * p.mask - skip) * r * (state_t(1) - r);
-    d.skip = grad_h * (state_t(1) - r);
-    d.mask = grad_h * r * g;
+    d.candidate = grad_c - grad_c * f;
+    d.forget = padded ? state_t(0) : d.candidate * (c_before - candidate) * f;
+    d.skip = padded ? state_t(0) : grad_h - grad_g;
+    d.reset = padded || PLANES == 2 ? state_t(0) : (g * p.mask - skip) * r * d.skip;
+    d.mask = grad_g * g;
     carry = grad_c * f;
     if (PEEPHOLE) carry += d.forget * p.v_f + d.reset * p.v_r;
     return d;
@@ -93,28 +98,67 @@ DEVICE Gradient step_backward(const Parameters& p, state_t candidate, state_t u_
 
 // ---------------------------------------------------------------- where a thread works
 
+enum Order { FORWARD, BACKWARD };  // in which a thread takes its steps
+
 struct Columns {
-    int64 batch, width, b, channel, chunk, begin, end, length;
-    bool reverse, any;
+    count_t length, batch, width, b, channel, chunk, begin, end, first;  // first: where in time it starts
+    bool any, back;                                                      // back: it goes back in time
     int lanes;
 
-    DEVICE Columns(int64 thread, int64 length, int64 batch, int64 width, int64 directions, int64 chunk_length)
-        : batch(batch), width(width), length(length) {
-        const int64 half = width / directions, groups = (half + GROUP - 1) / GROUP;
-        const int64 group = thread % groups, rest = thread / groups;
-        const int64 direction = rest % directions;
-        b = rest / directions % batch;
-        chunk = rest / directions / batch;
-        begin = chunk * chunk_length;
-        any = begin < length;
-        end = begin + chunk_length < length ? begin + chunk_length : length;
-        reverse = direction == 1;
+    DEVICE Columns(Order order, int64 length, int64 batch, int64 width, int64 directions, int64 chunk_length)
+        : length(length), batch(batch), width(width) {
+        const count_t half = this->width / count_t(directions), groups = (half + GROUP - 1) / GROUP;
+        const count_t thread = THREAD, group = thread % groups, rest = thread / groups;
+        const count_t direction = rest % count_t(directions), sequence = rest / count_t(directions);
+        b = sequence % this->batch;
+        chunk = sequence / this->batch;
         channel = direction * half + group * GROUP;
         lanes = int(half - group * GROUP < GROUP ? half - group * GROUP : GROUP);
+        any = chunk * chunk_length < length;
+        begin = chunk * chunk_length;
+        end = begin + chunk_length < length ? begin + chunk_length : length;
+        const count_t step = order == FORWARD ? begin : end - 1;
+        const bool reverse = direction == 1;
+        first = reverse ? length - 1 - step : step;
+        back = reverse == (order == FORWARD);
     }
 
-    DEVICE int64 row(int64 step) const { return (reverse ? length - 1 - step : step) * batch + b; }
+    DEVICE count_t steps() const { return end - begin; }
     DEVICE int64 at(int64 row, int64 planes, int64 plane) const { return (row * planes + plane) * width + channel; }
+
+    // A plane of (length, batch, planes, width), from the first step on.
+    template <class T>
+    DEVICE Rows<T> rows(T* tensor, count_t planes = 1, count_t plane = 0) const {
+        return walk(tensor, first, back, planes, plane);
+    }
+
+    // (length + 1, batch, width) by step of each direction, from a step on.
+    template <class T>
+    DEVICE Rows<T> states(T* tensor, count_t step, Order order) const {
+        return walk(tensor, step, order == BACKWARD, 1, 0);
+    }
+
+    template <class T>
+    DEVICE Source<T> source(const T* tensor, count_t planes = 1, count_t plane = 0) const {
+        return rows(tensor, planes, plane);
+    }
+
+    DEVICE Source<state_t> saved(const state_t* c_all, count_t step) const {
+        return states(c_all, step, BACKWARD);
+    }
+
+    // otherwise: what may be read where pad is null.
+    DEVICE Source<uint8> padding(const uint8* pad, const void* otherwise) const {
+        if (!pad) return {{(const uint8*)otherwise, 0}, false};
+        return Rows<const uint8>{pad + int64(first) * batch + b, back ? -int64(batch) : int64(batch)};
+    }
+
+private:
+    template <class T>
+    DEVICE Rows<T> walk(T* tensor, count_t row, bool down, count_t planes, count_t plane) const {
+        const int64 stride = int64(batch) * planes * width * int64(sizeof(T));
+        return {tensor + at(int64(row) * batch + b, planes, plane), down ? -stride : stride};
+    }
 };
 
 // Parameters of all lanes.
@@ -141,10 +185,10 @@ struct LaneParameters {
 };
 
 // What a step reads.
-struct Inputs {
+struct alignas(16) Inputs {
     Pack<value_t> u[PLANES], x, grad_h;
     Pack<state_t> c_before;
-    bool pad;
+    Pack<uint8, 1> pad;
 
     DEVICE state_t candidate(int j) const { return u[0][j]; }
     DEVICE state_t forget(int j) const { return u[1][j]; }
@@ -154,30 +198,12 @@ struct Inputs {
     }
 };
 
-// Runs step(inputs, i) for i = 0 .. count - 1; fetch(inputs, i) has been called AHEAD steps before.
-template <class Fetch, class Step>
-DEVICE void pipeline(int64 count, Fetch fetch, Step step) {
-    Inputs ring[AHEAD];
-    UNROLL
-    for (int i = 0; i < AHEAD; ++i)
-        if (i < count) fetch(ring[i], i);
-    for (int64 first = 0; first < count; first += AHEAD) {
-        UNROLL
-        for (int i = 0; i < AHEAD; ++i) {
-            if (first + i >= count) break;
-            const Inputs now = ring[i];
-            if (first + i + AHEAD < count) fetch(ring[i], first + i + AHEAD);
-            step(now, first + i);
-        }
-    }
-}
-
 // A summary says what a chunk does to whatever passes it: factor * incoming + constant. (chunks, 2, batch, width)
 DEVICE int64 summary_at(const Columns& me, int64 chunk, int which) {
     return ((chunk * 2 + which) * me.batch + me.b) * me.width + me.channel;
 }
 
-DEVICE void pass_chunk(const Columns& me, const state_t* summary, int64 chunk, state_t* through) {
+DEVICE void pass_chunk(const Columns& me, const state_t* summary, count_t chunk, state_t* through) {
     const Pack<state_t> factor(summary + summary_at(me, chunk, 0), me.lanes);
     const Pack<state_t> constant(summary + summary_at(me, chunk, 1), me.lanes);
     FOR_EACH_LANE(j, me.lanes) through[j] = factor[j] * through[j] + constant[j];
@@ -188,41 +214,45 @@ DEVICE void pass_chunk(const Columns& me, const state_t* summary, int64 chunk, s
 KERNEL sru_forward(const value_t* RESTRICT u, const value_t* RESTRICT x, const state_t* RESTRICT bias,
                    const state_t* RESTRICT v, const state_t* RESTRICT c0, const state_t* RESTRICT mask,
                    const uint8* RESTRICT pad, const state_t* RESTRICT summary, value_t* RESTRICT h,
-                   state_t* RESTRICT c_all, state_t* RESTRICT c_n, double skip_scale, int64 length, int64 batch,
+                   state_t* RESTRICT c_all, state_t* RESTRICT c_n, state_t scale, int64 length, int64 batch,
                    int64 width, int64 directions, int64 chunk_length) {
-    const Columns me(THREAD, length, batch, width, directions, chunk_length);
+    const Columns me(FORWARD, length, batch, width, directions, chunk_length);
     if (!me.any) return;
     const LaneParameters parameters(me, bias, v, mask);
-    const state_t scale = state_t(skip_scale);
     state_t c[VEC];
     fill(c, c0, me.at(me.b, 1, 0), me.lanes, 0);
     if (c_all && me.chunk == 0) spill(c_all + me.at(me.b, 1, 0), c, me.lanes);
     UNROLL_BY(8)
-    for (int64 q = 0; q < me.chunk; ++q) pass_chunk(me, summary, q, c);
+    for (count_t q = 0; q < me.chunk; ++q) pass_chunk(me, summary, q, c);
 
-    pipeline(
-        me.end - me.begin,
-        [&](Inputs& in, int64 i) {
-            const int64 row = me.row(me.begin + i);
-            in.pad = pad && pad[row];
+    Source<value_t> products[PLANES], skips = me.source(x);
+    UNROLL
+    for (int k = 0; k < PLANES; ++k) products[k] = me.source(u, PLANES, k);
+    Source<uint8> padding = me.padding(pad, u);
+    Rows<value_t> outputs = me.rows(h);
+    Rows<state_t> states = me.states(c_all, me.begin + 1, FORWARD);
+    pipeline<Inputs>(
+        me.steps(),
+        [&](Inputs& in, auto act) {
             UNROLL
-            for (int k = 0; k < PLANES; ++k) in.u[k].load(u + me.at(row, PLANES, k), me.lanes);
-            if (SKIP) in.x.load(x + me.at(row, 1, 0), me.lanes);
+            for (int k = 0; k < PLANES; ++k) act(products[k], in.u[k]);
+            if (SKIP) act(skips, in.x);
+            act(padding, in.pad);
         },
-        [&](const Inputs& in, int64 i) {
-            Store<value_t> out(h + me.at(me.row(me.begin + i), 1, 0));
-            if (in.pad) {
-                FOR_EACH_LANE(j, me.lanes) out.set(j, state_t(0));
-            } else {
-                FOR_EACH_LANE(j, me.lanes) {
-                    const Parameters p = parameters[j];
-                    const state_t before = c[j];
-                    c[j] = next_state(forget_gate(p, in.forget(j), before), in.candidate(j), before);
-                    out.set(j, output(p, reset_gate(p, in.reset(j), before), c[j], in.skip(j, scale)));
-                }
+        [&](const Inputs& in) {
+            const bool padded = in.pad.raw(0);
+            Store<value_t> out(outputs.next());
+            FOR_EACH_LANE(j, me.lanes) {
+                const Parameters p = parameters[j];
+                const state_t before = c[j];
+                const state_t after = next_state(forget_gate(p, in.forget(j), before), in.candidate(j), before);
+                const state_t y = output(p, reset_gate(p, in.reset(j), before), after, in.skip(j, scale));
+                c[j] = padded ? before : after;
+                out.set(j, padded ? state_t(0) : y);
             }
             out.flush();
-            if (c_all) spill(c_all + me.at((me.begin + i + 1) * me.batch + me.b, 1, 0), c, me.lanes);
+            state_t* const state = states.next();
+            if (c_all) spill(state, c, me.lanes);
         });
     if (me.end == length) spill(c_n + me.at(me.b, 1, 0), c, me.lanes);
 }
@@ -232,59 +262,55 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
                     const uint8* RESTRICT pad, const state_t* RESTRICT summary, const value_t* RESTRICT grad_h,
                     const state_t* RESTRICT grad_c_n, value_t* RESTRICT grad_u, value_t* RESTRICT grad_x,
                     state_t* RESTRICT grad_bias, state_t* RESTRICT grad_v, state_t* RESTRICT grad_c0,
-                    state_t* RESTRICT grad_mask, double skip_scale, int64 length, int64 batch, int64 width,
+                    state_t* RESTRICT grad_mask, state_t scale, int64 length, int64 batch, int64 width,
                     int64 directions, int64 chunk_length) {
-    const Columns me(THREAD, length, batch, width, directions, chunk_length);
+    const Columns me(BACKWARD, length, batch, width, directions, chunk_length);
     if (!me.any) return;
     const LaneParameters parameters(me, bias, v, mask);
-    const state_t scale = state_t(skip_scale);
     state_t carry[VEC], sum_f[VEC], sum_r[VEC], sum_vf[VEC], sum_vr[VEC], sum_mask[VEC];
     fill(carry, grad_c_n, me.at(me.b, 1, 0), me.lanes, 0);
     FOR_EACH_LANE(j, me.lanes) sum_f[j] = sum_r[j] = sum_vf[j] = sum_vr[j] = sum_mask[j] = state_t(0);
     UNROLL_BY(8)
-    for (int64 q = (length - 1) / chunk_length; q > me.chunk; --q) pass_chunk(me, summary, q, carry);
+    for (count_t q = (me.length - 1) / count_t(chunk_length); q > me.chunk; --q) pass_chunk(me, summary, q, carry);
     Pack<state_t> c;
-    c.load(c_all + me.at(me.end * me.batch + me.b, 1, 0), me.lanes);
+    c.load(c_all + me.at(int64(me.end) * batch + me.b, 1, 0), me.lanes);
 
-    pipeline(
-        me.end - me.begin,
-        [&](Inputs& in, int64 i) {
-            const int64 step = me.end - 1 - i, row = me.row(step);
-            in.pad = pad && pad[row];
+    Source<value_t> products[PLANES], skips = me.source(x), grads_h = me.source(grad_h);
+    UNROLL
+    for (int k = 0; k < PLANES; ++k) products[k] = me.source(u, PLANES, k);
+    Source<state_t> states = me.saved(c_all, me.end - 1);
+    Source<uint8> padding = me.padding(pad, u);
+    Rows<value_t> grads_candidate = me.rows(grad_u, PLANES, 0), grads_forget = me.rows(grad_u, PLANES, 1);
+    Rows<value_t> grads_reset = me.rows(grad_u, PLANES, PLANES > 2 ? 2 : 0);
+    Rows<value_t> grads_skip = OWN_SKIP ? me.rows(grad_u, PLANES, PLANES - 1) : me.rows(grad_x);
+    pipeline<Inputs>(
+        me.steps(),
+        [&](Inputs& in, auto act) {
             UNROLL
-            for (int k = 0; k < PLANES; ++k) in.u[k].load(u + me.at(row, PLANES, k), me.lanes);
-            if (SKIP) in.x.load(x + me.at(row, 1, 0), me.lanes);
-            in.grad_h.load(grad_h + me.at(row, 1, 0), me.lanes);
-            in.c_before.load(c_all + me.at(step * me.batch + me.b, 1, 0), me.lanes);
+            for (int k = 0; k < PLANES; ++k) act(products[k], in.u[k]);
+            if (SKIP) act(skips, in.x);
+            act(grads_h, in.grad_h);
+            act(states, in.c_before);
+            act(padding, in.pad);
         },
-        [&](const Inputs& in, int64 i) {
-            const int64 row = me.row(me.end - 1 - i);
-            Store<value_t> out0(grad_u + me.at(row, PLANES, 0)), out1(grad_u + me.at(row, PLANES, 1));
-            Store<value_t> out2(grad_u + me.at(row, PLANES, PLANES > 2 ? 2 : 0));
-            Store<value_t> out_skip(OWN_SKIP ? grad_u + me.at(row, PLANES, PLANES - 1) : grad_x + me.at(row, 1, 0));
-            if (in.pad) {
-                FOR_EACH_LANE(j, me.lanes) {
-                    out0.set(j, state_t(0));
-                    out1.set(j, state_t(0));
-                    if (PLANES > 2) out2.set(j, state_t(0));
-                    if (OWN_SKIP || SKIP) out_skip.set(j, state_t(0));
-                }
-            } else {
-                FOR_EACH_LANE(j, me.lanes) {
-                    const state_t before = in.c_before[j];
-                    const Gradient d =
-                        step_backward(parameters[j], in.candidate(j), in.forget(j), in.reset(j), in.skip(j, scale),
-                                      before, c[j], in.grad_h[j], carry[j]);
-                    out0.set(j, d.candidate);
-                    out1.set(j, d.forget);
-                    if (PLANES > 2) out2.set(j, d.reset);
-                    if (OWN_SKIP || SKIP) out_skip.set(j, OWN_SKIP ? d.skip : d.skip * scale);
-                    sum_f[j] += d.forget;
-                    sum_mask[j] += d.mask;
-                    if (GATES == 2) sum_r[j] += d.reset;
-                    if (PEEPHOLE) sum_vf[j] += d.forget * before;
-                    if (PEEPHOLE && GATES == 2) sum_vr[j] += d.reset * before;
-                }
+        [&](const Inputs& in) {
+            const bool padded = in.pad.raw(0);
+            Store<value_t> out0(grads_candidate.next()), out1(grads_forget.next()), out2(grads_reset.next());
+            Store<value_t> out_skip(grads_skip.next());
+            FOR_EACH_LANE(j, me.lanes) {
+                const state_t before = in.c_before[j];
+                const Gradient d =
+                    step_backward(parameters[j], padded, in.candidate(j), in.forget(j), in.reset(j),
+                                  in.skip(j, scale), before, c[j], in.grad_h[j], carry[j]);
+                out0.set(j, d.candidate);
+                out1.set(j, d.forget);
+                if (PLANES > 2) out2.set(j, d.reset);
+                if (OWN_SKIP || SKIP) out_skip.set(j, OWN_SKIP ? d.skip : d.skip * scale);
+                sum_f[j] += d.forget;
+                sum_mask[j] += d.mask;
+                if (GATES == 2) sum_r[j] += d.reset;
+                if (PEEPHOLE) sum_vf[j] += d.forget * before;
+                if (PEEPHOLE && GATES == 2) sum_vr[j] += d.reset * before;
             }
             out0.flush();
             out1.flush();
@@ -293,7 +319,7 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
             c = in.c_before;
         });
 
-    const int64 part = me.chunk * me.batch + me.b;
+    const int64 part = int64(me.chunk) * batch + me.b;
     if (grad_bias) spill(grad_bias + me.at(part, GATES, 0), sum_f, me.lanes);
     if (grad_bias && GATES == 2) spill(grad_bias + me.at(part, GATES, GATES - 1), sum_r, me.lanes);
     if (PEEPHOLE && grad_v) spill(grad_v + me.at(part, GATES, 0), sum_vf, me.lanes);
@@ -307,25 +333,27 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
 KERNEL sru_forward_summary(const value_t* RESTRICT u, const state_t* RESTRICT bias, const uint8* RESTRICT pad,
                            state_t* RESTRICT summary, int64 length, int64 batch, int64 width, int64 directions,
                            int64 chunk_length) {
-    const Columns me(THREAD, length, batch, width, directions, chunk_length);
+    const Columns me(FORWARD, length, batch, width, directions, chunk_length);
     if (!me.any || me.end == length) return;  // nothing follows the last chunk
     const LaneParameters parameters(me, bias, nullptr, nullptr);
     state_t factor[VEC], constant[VEC];
     FOR_EACH_LANE(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
-    pipeline(
-        me.end - me.begin,
-        [&](Inputs& in, int64 i) {
-            const int64 row = me.row(me.begin + i);
-            in.pad = pad && pad[row];
-            UNROLL
-            for (int k = 0; k < 2; ++k) in.u[k].load(u + me.at(row, PLANES, k), me.lanes);
+    Source<value_t> candidates = me.source(u, PLANES, 0), forgets = me.source(u, PLANES, 1);
+    Source<uint8> padding = me.padding(pad, u);
+    pipeline<Inputs>(
+        me.steps(),
+        [&](Inputs& in, auto act) {
+            act(candidates, in.u[0]);
+            act(forgets, in.u[1]);
+            act(padding, in.pad);
         },
-        [&](const Inputs& in, int64) {
-            if (in.pad) return;
+        [&](const Inputs& in) {
+            const bool padded = in.pad.raw(0);
             FOR_EACH_LANE(j, me.lanes) {
                 const state_t f = forget_gate(parameters[j], in.forget(j), state_t(0));
-                constant[j] = next_state(f, in.candidate(j), constant[j]);
-                factor[j] *= f;
+                const state_t after = next_state(f, in.candidate(j), constant[j]);
+                constant[j] = padded ? constant[j] : after;
+                factor[j] *= padded ? state_t(1) : f;
             }
         });
     spill(summary + summary_at(me, me.chunk, 0), factor, me.lanes);
@@ -336,29 +364,33 @@ KERNEL sru_backward_summary(const value_t* RESTRICT u, const state_t* RESTRICT b
                             const state_t* RESTRICT mask, const uint8* RESTRICT pad,
                             const value_t* RESTRICT grad_h, state_t* RESTRICT summary, int64 length, int64 batch,
                             int64 width, int64 directions, int64 chunk_length) {
-    const Columns me(THREAD, length, batch, width, directions, chunk_length);
+    const Columns me(BACKWARD, length, batch, width, directions, chunk_length);
     if (!me.any || me.begin == 0) return;  // nothing precedes the first chunk
     const LaneParameters parameters(me, bias, nullptr, mask);
     state_t factor[VEC], constant[VEC];
     FOR_EACH_LANE(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
-    pipeline(
-        me.end - me.begin,
-        [&](Inputs& in, int64 i) {
-            const int64 step = me.end - 1 - i, row = me.row(step);
-            in.pad = pad && pad[row];
-            in.u[1].load(u + me.at(row, PLANES, 1), me.lanes);
-            if (PLANES > 2) in.u[PLANES > 2 ? 2 : 0].load(u + me.at(row, PLANES, PLANES > 2 ? 2 : 0), me.lanes);
-            in.grad_h.load(grad_h + me.at(row, 1, 0), me.lanes);
-            if (ACTIVATION) in.c_before.load(c_all + me.at((step + 1) * me.batch + me.b, 1, 0), me.lanes);  // c itself
+    Source<value_t> forgets = me.source(u, PLANES, 1), resets = me.source(u, PLANES, PLANES > 2 ? 2 : 0);
+    Source<value_t> grads_h = me.source(grad_h);
+    Source<state_t> states = me.saved(c_all, me.end);
+    Source<uint8> padding = me.padding(pad, u);
+    pipeline<Inputs>(
+        me.steps(),
+        [&](Inputs& in, auto act) {
+            act(forgets, in.u[1]);
+            if (PLANES > 2) act(resets, in.u[PLANES > 2 ? 2 : 0]);
+            act(grads_h, in.grad_h);
+            if (ACTIVATION) act(states, in.c_before);  // c itself
+            act(padding, in.pad);
         },
-        [&](const Inputs& in, int64) {
-            if (in.pad) return;
+        [&](const Inputs& in) {
+            const bool padded = in.pad.raw(0);
             FOR_EACH_LANE(j, me.lanes) {
                 const Parameters p = parameters[j];
                 const state_t f = forget_gate(p, in.forget(j), state_t(0)), r = reset_gate(p, in.reset(j), state_t(0));
                 const state_t c = ACTIVATION ? in.c_before[j] : state_t(0);
-                constant[j] = f * (constant[j] + in.grad_h[j] * r * p.mask * slope(c, activation(c)));
-                factor[j] *= f;
+                const state_t before = f * (constant[j] + in.grad_h[j] * r * p.mask * slope(c, activation(c)));
+                constant[j] = padded ? constant[j] : before;
+                factor[j] *= padded ? state_t(1) : f;
             }
         });
     spill(summary + summary_at(me, me.chunk, 0), factor, me.lanes);

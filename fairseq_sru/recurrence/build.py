@@ -23,11 +23,12 @@ import subprocess
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CACHE_VARIABLE = "FAIRSEQ_SRU_CACHE"
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an entry, which loaders of libraries don't look at
+PATIENCE = 60.0  # seconds to wait for another process that compiles the same
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 # No fast-math: NaN and infinity mean something. The two that are switched off never change a result.
@@ -138,7 +139,7 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: b
     Raises:
         Unavailable: there is no room anywhere.
     """
-    path = cache_folder() / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + suffix)
+    path = _entry(parts, suffix)
     if not fresh and _is_sound(path):
         return path
     try:
@@ -149,6 +150,37 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: b
         return _put(_temporary_folder(trouble) / path.name, make)
     except OSError as error:
         raise Unavailable(f"{trouble}; nor can {tempfile.gettempdir()} ({error.strerror})") from error
+
+
+@contextlib.contextmanager
+def alone(parts: list[str]) -> Iterator[None]:
+    """Of many processes and threads that want an entry let one make it, while the others wait and then find it.
+
+    The lock is the operating system's and goes with its holder. Whoever has waited PATIENCE seconds, or is in a folder
+    without locks, goes on without.
+
+    Args:
+        parts: as for :func:`cached`.
+    """
+    import fcntl  # Windows has none
+
+    path = _entry(parts, ".lock")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(path.open("w"))
+            stack.callback(path.unlink, missing_ok=True)  # who waits for it still has it; who comes now finds the entry
+            until = time.monotonic() + PATIENCE
+            while time.monotonic() < until:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.05)
+        yield
+
+
+def _entry(parts: list[str], suffix: str) -> Path:
+    return cache_folder() / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + suffix)
 
 
 def _is_sound(path: Path) -> bool:

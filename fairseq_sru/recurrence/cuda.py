@@ -6,16 +6,20 @@ Nothing is bound at import: the stream is asked for at every launch, and each de
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import nvrtc
 from .build import Unavailable
-from .kernels import DEFAULT_VARIANT, KEPT, Argument, Kernels, Shape, Variant
+from .kernels import KEPT, Argument, Kernels, Shape, Variant
 
 
 class Stream(NamedTuple):
@@ -42,44 +46,80 @@ class Geometry(NamedTuple):
 
 
 ITEM_SIZES = {0: 4, 1: 2, 2: 2, 3: 8}
+LIMIT = 2**31  # of what the kernels count by 32 bits
+ENOUGH = 128  # threads that keep a multiprocessor's requests to memory going
+BACKGROUND = "fairseq_sru compiles"  # the name of a thread that does
+BLOCK = 64  # threads at most, as kernels/device.h has it
+
+# Of the estimate in chunk_length, in microseconds; from the machine code and an H100's data sheet, not measured.
+STEP = 0.1  # of ENOUGH threads a multiprocessor or less: what is on its way from memory, and what waits for the state
+PASS = 0.08  # a chunk's summary on the way through those before
+LAUNCH = 5.0  # one kernel more
 
 
 def geometry(variant: Variant, shape: Shape, multiprocessors: int, aligned: int = 16) -> Geometry:
     """How to cut a launch into threads.
 
-    Threads take as many channels as a 16-byte access holds while enough threads remain to keep every multiprocessor's
-    memory requests going (128 each), with few columns one channel each and loads further ahead.
+    Threads take as many channels as a 16-byte access holds while ENOUGH threads remain for every multiprocessor, with
+    few columns one channel each, or what fills the 4 bytes that are copied at least.
 
     Args:
         variant: gives the size of a value.
         shape: of the problem.
         multiprocessors: of the GPU.
         aligned: bytes to which all tensors are aligned.
+
+    Raises:
+        ValueError: there are more steps or channels than the kernels count.
     """
     item = ITEM_SIZES[variant.value]
     half = shape.width // shape.directions
     columns = shape.batch * shape.width * shape.chunks
+    if max(columns, shape.length) >= LIMIT:
+        raise ValueError(f"u must have less than {LIMIT} steps, and channels of all sequences, on a GPU; got {shape}")
     vec = 16 // item if aligned >= 16 else aligned // max(item, 4)  # the state's values have 4 bytes at least
     if variant.peephole:  # more registers a channel
         vec = min(vec, 4)
-    while vec > 1 and (half % vec or columns < vec * multiprocessors * 128):
+    while vec > 1 and (half % vec or (columns < vec * multiprocessors * ENOUGH and vec * item > 4)):
         vec //= 2
     vec = max(vec, 1)
     threads = columns // vec
-    block = max(32, min(128, -(-threads // multiprocessors // 32) * 32))
-    # as far ahead as registers allow: tests/test_kernels.py looks for spills
-    tight = vec * item > 8 and (variant.peephole or item == 8)
-    ahead = 2 if tight else {1: 8, 2: 8, 4: 4, 8: 2}[vec]
-    return Geometry(vec, ahead, -(-threads // block), block)
+    block = max(32, min(BLOCK, -(-threads // multiprocessors // 32) * 32))
+    return Geometry(vec, steps_ahead(variant, vec), -(-threads // block), block)
 
 
+def steps_ahead(variant: Variant, vec: int) -> int:
+    """How many steps a thread asks for at once: 32 bytes of a tensor, so that ENOUGH threads with four tensors have 16
+    to 32 KiB on their way, which is what keeps a multiprocessor's share of an H100's memory busy."""
+    return min(8, 32 // (vec * ITEM_SIZES[variant.value]))
+
+
+def geometries(variant: Variant, half: int) -> list[tuple[int, int]]:
+    """VEC and AHEAD of all modules that a width of half channels a direction may want, whatever batch and GPU are."""
+    item = ITEM_SIZES[variant.value]
+    fits = [vec for vec in (1, 2, 4, 8) if half % vec == 0 and vec <= min(16 // item, 4 if variant.peephole else 8)]
+    return [(vec, steps_ahead(variant, vec)) for vec in fits if vec * item >= 4 or vec == fits[-1]]
+
+
+def estimate(length: int, chunks: int, columns: int, multiprocessors: int) -> float:
+    """Microseconds that a pass over so many chunks takes on the GPU."""
+    crowd = max(1.0, chunks * columns / (multiprocessors * ENOUGH))
+    once = STEP * crowd * -(-length // chunks)
+    return once if chunks == 1 else LAUNCH + 2 * once + PASS * chunks
+
+
+@functools.lru_cache(maxsize=4096)  # lengths and batches come again and again
 def chunk_length(variant: Variant, length: int, columns: int, multiprocessors: int) -> int:
     """How many steps a thread works on: with few columns and many steps several chunks run at once, for the price of
-    reading part of the input twice."""
-    if variant.peephole or columns >= multiprocessors * 128:
+    reading part of the input twice, where the estimate says that it pays."""
+    if variant.peephole or length < 2:
         return length
-    chunks = min(multiprocessors * 256 // columns, length // 64)
-    return length if chunks < 4 else -(-length // chunks)
+    # LAUNCH + 2 STEP length / n + PASS n is least where its slope in n is 0; more than fill the GPU bring nothing
+    most = -(-multiprocessors * ENOUGH // columns)
+    chunks = min(most, length, max(1, round(math.sqrt(2 * STEP * length / PASS))))
+    steps = -(-length // chunks)
+    chunked, whole = (estimate(length, n, columns, multiprocessors) for n in (-(-length // steps), 1))
+    return steps if chunked < whole else length
 
 
 class Cuda(Kernels):
@@ -93,9 +133,9 @@ class Cuda(Kernels):
         self.compiler = nvrtc.compiler()
         self.module_type = module_type()
         self.modules: dict[tuple[int, Variant, int, int], Any] = {}
-        device = torch.device("cuda", torch.cuda.current_device())
+        self.foreseen: set[tuple[int, Variant, int]] = set()
         try:  # shows now whether it works, when there still is a choice
-            self._load(DEFAULT_VARIANT, 1, 8, device)
+            self.module_type().load(self.compiler.empty(self._target(torch.cuda.current_device())))
         except Unavailable:
             raise
         except Exception as error:  # CuPy's, for the driver
@@ -107,12 +147,14 @@ class Cuda(Kernels):
         return chunk_length(variant, length, columns, multiprocessors(device.index)) if columns else length
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
-        values: list[int | float] = []
+        values: list[Any] = []
         bits = 16
         for a in arguments:
             if isinstance(a, Tensor):
                 values.append(a.data_ptr())
                 bits |= 0 if a.dtype is torch.bool else a.data_ptr()
+            elif isinstance(a, float):  # CuPy packs a float of Python's as double
+                values.append(a if variant.value == 3 else np.float32(a))
             else:
                 values.append(0 if a is None else a)
         index = device.index
@@ -135,13 +177,33 @@ class Cuda(Kernels):
         device = torch.device("cuda", index)
         with torch.cuda.device(device):
             if key not in self.modules:
-                self.modules[key] = self._load(variant, how.vec, how.ahead, device)
+                self.modules[key] = self._load(variant, how.vec, how.ahead, index)
+            self._foresee(variant, shape.width // shape.directions, index)
             return Entry(self.modules[key].get_function(kernel), (how.grid,), (how.block,))
 
-    def _load(self, variant: Variant, vec: int, ahead: int, device: torch.device) -> Any:
-        """A CuPy module with the kernels, on the current device."""
+    def _foresee(self, variant: Variant, half: int, device: int) -> None:
+        """Compile into the cache, in the background, what other batches of the same model will want."""
+        if (device, variant, half) in self.foreseen:
+            return
+        self.foreseen.add((device, variant, half))
+        target = self._target(device)
+        wanted = [variant.defines(vec=vec, ahead=ahead) for vec, ahead in geometries(variant, half)]
+
+        def compile_all() -> None:
+            with contextlib.suppress(Unavailable, OSError):  # whoever needs it gets the error
+                for options in wanted:
+                    if threading.main_thread().is_alive():  # else the process ends, and waits for this thread
+                        self.compiler.cubin(options, target)
+
+        threading.Thread(target=compile_all, name=BACKGROUND).start()
+
+    def _target(self, device: int) -> str:
         major, minor = torch.cuda.get_device_capability(device)
-        target = self.compiler.target(10 * major + minor)
+        return self.compiler.target(10 * major + minor)
+
+    def _load(self, variant: Variant, vec: int, ahead: int, device: int) -> Any:
+        """A CuPy module with the kernels, on the current device."""
+        target = self._target(device)
         module = self.module_type()
         options = variant.defines(vec=vec, ahead=ahead)
         code = self.compiler.cubin(options, target)

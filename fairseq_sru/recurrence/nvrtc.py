@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .build import CHECKSUM, Unavailable, cached, kernel_text
+from .build import CHECKSUM, Unavailable, alone, cached, kernel_text
 
 __all__ = ["Compiled", "Compiler", "compiler"]
 
@@ -84,11 +84,18 @@ class Compiler:
             Unavailable: it doesn't compile; the message holds the log.
         """
         text = kernel_text()
-        headers = [name for name in text if name.endswith(".h")]
+        headers = {name: content for name, content in text.items() if name.endswith(".h")}
+        return self._compile(text["sru.cu"], headers, options, target)
+
+    def empty(self, target: str) -> bytes:
+        """A kernel that does nothing: whether the driver takes what this NVRTC compiles shows in it."""
+        return self._compile('extern "C" __global__ void empty() {}', {}, (), target).code
+
+    def _compile(self, text: str, headers: dict[str, str], options: tuple[str, ...], target: str) -> Compiled:
         program = self._program(
-            text["sru.cu"], "sru.cu", headers=[text[h] for h in headers], include_names=headers, lib_name=self.path
+            text, "sru.cu", headers=[*headers.values()], include_names=[*headers], lib_name=self.path
         )
-        words = [*options, f"--gpu-architecture={target}", "--std=c++17"]
+        words = [*options, f"--gpu-architecture={target}", "--std=c++17", "--device-as-default-execution-space"]
         try:
             ptx = program.compile(words)
         except Exception as error:  # pynvrtc's own, which holds the log
@@ -103,7 +110,8 @@ class Compiler:
         def make(path: Path) -> None:
             path.write_bytes(self.compile(options, target).code)
 
-        path = cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make, fresh)
+        with alone(parts):
+            path = cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make, fresh)
         return path.read_bytes()[:-CHECKSUM]
 
     def _cubin(self, program: Any) -> bytes:

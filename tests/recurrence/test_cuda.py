@@ -8,6 +8,7 @@ import importlib.util
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,8 +26,8 @@ from torch import Tensor
 
 from fairseq_sru import SRU, backends
 from fairseq_sru.recurrence import build, cuda, dispatch, nvrtc
-from fairseq_sru.recurrence.build import Unavailable
-from fairseq_sru.recurrence.cuda import chunk_length, geometry
+from fairseq_sru.recurrence.build import Unavailable, kernel_text
+from fairseq_sru.recurrence.cuda import BACKGROUND, chunk_length, geometries, geometry
 from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT, Shape, Variant
 from fairseq_sru.recurrence.reference import Options, Tensors
 
@@ -89,7 +90,7 @@ def test_every_width_of_access_equals_the_definition(dtype: torch.dtype, vec: in
     check(make(CASE._replace(dtype=dtype, v=v, bidirectional=True), length=11, batch=5, half=27 * vec))
     expected = min(vec, WIDEST[dtype], 4 if v else 8)
     assert [launch.options["VEC"] for launch in gpu.launches] == [expected] * 2
-    assert {launch.block for launch in gpu.launches} == {128}
+    assert {launch.block for launch in gpu.launches} == {64}
 
 
 def test_parameters_may_be_wider_than_the_values(gpu: Gpu) -> None:
@@ -110,8 +111,7 @@ def test_few_columns_and_many_steps_are_cut_into_chunks(kind: str, activation: s
     check(make(case, length, 2, 3), 4)
     assert kernels(gpu) == SCAN
     for launch in gpu.launches:
-        assert launch.shape.chunks == length // 64
-        assert launch.shape.chunk_length < length
+        assert launch.shape.chunks == 11, "128 threads for the one multiprocessor, of 12 columns"
 
 
 def test_cells_whose_gates_see_the_state_are_never_cut(gpu: Gpu) -> None:
@@ -122,10 +122,10 @@ def test_cells_whose_gates_see_the_state_are_never_cut(gpu: Gpu) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_chunks_of_several_lanes(dtype: torch.dtype, gpu: Gpu) -> None:
-    """Each chunk has few columns, and all together fill the machine."""
-    check(make(CASE._replace(dtype=dtype), 600, 1, 64), 4)
+    """Each chunk has few columns, and all together fill the machine: with 16 bits two lanes a thread, or 4 bytes."""
+    check(make(CASE._replace(dtype=dtype), 600, 1, 32), 4)
     assert kernels(gpu) == SCAN
-    assert {launch.options["VEC"] for launch in gpu.launches} == {2}
+    assert {launch.options["VEC"] for launch in gpu.launches} == {2 if dtype.itemsize == 2 else 1}
     assert {launch.shape.chunks for launch in gpu.launches} == {4}
 
 
@@ -220,8 +220,8 @@ def test_every_argument_is_where_the_kernel_has_it(length: int, gpu: Gpu, on: Ca
             assert got[name] == known[name].data_ptr(), f"{name} of {launch.kernel}"
         assert got.get("v", 0) == got.get("grad_v", 0) == 0
         assert (got.get("summary", 0) != 0) == (length == 300)
-        assert launch.shape == Shape(length, 3, 10, 2, 5 if length == 5 else 75)
-        assert launch.values.get("skip_scale", 1.5) == 1.5
+        assert launch.shape == Shape(length, 3, 10, 2, 5 if length == 5 else 60)
+        assert launch.values.get("scale", 1.5) == 1.5
     got = addresses(gpu.launches[-1])
     assert got["grad_bias"] and got["grad_mask"]
     assert got["grad_bias"] != got["grad_mask"]
@@ -268,6 +268,36 @@ def test_each_device_loads_a_variant_once_for_itself(on: Callable[[Gpu], Cuda]) 
     assert {(launch.device, launch.options["VEC"]) for launch in gpu.launches} == {(0, 4), (1, 1)}
     assert len(gpu.launches) == 10
     assert [(device, code.split(b"\n")[0]) for device, code in gpu.loads] == [(0, b"sm_90"), (1, b"sm_91")]
+
+
+def test_what_other_batches_will_want_is_compiled_in_the_background(
+    on: Callable[[Gpu], Cuda], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu([100])
+    compiled: list[tuple[str, str]] = []
+    cubin = gpu.cubin
+
+    def noted(options: tuple[str, ...], target: str, fresh: bool = False) -> bytes:
+        compiled.append((threading.current_thread().name, next(o for o in options if o.startswith("-DVEC="))))
+        return cubin(options, target, fresh)
+
+    monkeypatch.setattr(gpu, "cubin", noted)
+    on(gpu)
+    assert not compiled, "nothing that no model has asked for"
+    for batch in (2, 2, 3):
+        check(make(CASE, batch=batch, half=12))
+    for thread in threading.enumerate():
+        if thread.name == BACKGROUND:
+            thread.join()
+    here = threading.current_thread().name
+    assert sorted(compiled) == sorted([(here, "-DVEC=1"), *((BACKGROUND, f"-DVEC={vec}") for vec in (1, 2, 4))])
+    assert len(gpu.loads) == 1, "what is not wanted yet is in the cache alone"
+
+
+@pytest.mark.parametrize("batch, width, length", [(2**21, 1024, 1), (2**31, 1, 1), (1, 8, 2**31)])
+def test_what_32_bits_do_not_count_is_refused(batch: int, width: int, length: int) -> None:
+    with pytest.raises(ValueError, match=r"^u must have less than 2147483648 steps, "):
+        geometry(DEFAULT_VARIANT, Shape(length, batch, width, 1, length), 132)
 
 
 def test_what_differs_in_options_has_a_module_of_its_own(gpu: Gpu) -> None:
@@ -343,10 +373,11 @@ def test_geometry_holds_what_the_kernels_need(
     if how.vec > 1:  # one number is always where its type wants it
         assert min(16, how.vec * item) <= aligned
         assert min(16, how.vec * max(item, 4)) <= aligned, "the state's accesses are wider than the values'"
-        assert batch * width * shape.chunks >= how.vec * multiprocessors * 128
-    assert how.ahead >= 1
-    assert how.block % 32 == 0
-    assert 32 <= how.block <= 1024
+        assert batch * width * shape.chunks >= how.vec * multiprocessors * 128 or how.vec * item <= 4
+    assert (how.vec, how.ahead) in geometries(variant, half) or aligned < 16
+    assert how.ahead >= 2
+    assert how.block in (32, 64)
+    assert f"#define BLOCK {cuda.BLOCK} " in kernel_text()["device.h"]
     threads = half // how.vec * directions * batch * shape.chunks
     assert threads <= how.grid * how.block < threads + how.block
 
@@ -364,20 +395,25 @@ def test_no_chunk_is_empty_or_short(variant: Variant, length: int, columns: int,
     assert (shape.chunks - 1) * steps < length <= shape.chunks * steps
     if steps < length:
         assert not variant.peephole
-        assert steps >= 64
-        assert columns < multiprocessors * 128, "enough threads without"
-        assert shape.chunks * columns <= multiprocessors * 256
+        assert (shape.chunks - 1) * columns < multiprocessors * cuda.ENOUGH, "more at once than the GPU takes"
+    if not variant.peephole:
+        times = [cuda.estimate(length, chunks, columns, multiprocessors) for chunks in range(1, min(length, 400) + 1)]
+        assert times[shape.chunks - 1] <= 1.05 * min(times)
 
 
 def test_what_is_cut_into_chunks() -> None:
     """So that neither property above holds because nothing is ever cut, or wide."""
-    assert chunk_length(DEFAULT_VARIANT, 10_000, 512, 132) == 152
-    assert chunk_length(DEFAULT_VARIANT, 255, 512, 132) == 255
+    assert chunk_length(DEFAULT_VARIANT, 10_000, 512, 132) == 304
+    assert chunk_length(DEFAULT_VARIANT, 128, 512, 132) == 8
+    assert chunk_length(DEFAULT_VARIANT, 64, 512, 132) == 64
+    assert chunk_length(DEFAULT_VARIANT, 128, 8 * 512, 132) == 26
+    assert chunk_length(DEFAULT_VARIANT, 10_000, 64 * 512, 132) == 10_000
     assert chunk_length(DEFAULT_VARIANT._replace(peephole=1), 10_000, 512, 132) == 10_000
     many, few = Shape(10, 512, 1024, 1, 10), Shape(1, 1, 512, 1, 1)
     assert [geometry(DEFAULT_VARIANT._replace(value=v), many, 108).vec for v in range(4)] == [4, 8, 8, 2]
-    assert geometry(DEFAULT_VARIANT, few, 108)._replace(ahead=0) == (1, 0, 16, 32)
-    assert geometry(DEFAULT_VARIANT, many, 108)._replace(ahead=0) == (4, 0, 1024, 128)
+    assert [geometry(DEFAULT_VARIANT._replace(value=v), few, 108).vec for v in range(4)] == [1, 2, 2, 1]
+    assert geometry(DEFAULT_VARIANT, few, 108) == (1, 8, 16, 32)
+    assert geometry(DEFAULT_VARIANT, many, 108) == (4, 2, 2048, 64)
 
 
 # ---------------------------------------------------------------- NVRTC
@@ -411,7 +447,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (Variant(1, 2, 2, 0, 0), 8, 2),
         (Variant(2, 0, 4, 0, 1), 4, 2),
         (Variant(2, 1, 3, 1, 0), 1, 8),
-        (Variant(3, 1, 3, 1, 1), 2, 4),
+        (Variant(3, 1, 3, 1, 1), 2, 2),
     ],
     ids=str,
 )
@@ -434,8 +470,8 @@ def test_a_gpu_newer_than_nvrtc_gets_ptx(compiler: nvrtc.Compiler) -> None:
         found = re.search(rf"\.visible \.entry {kernel}\(([^)]*)\)", text)
         assert found is not None, kernel
         kinds = re.findall(r"\.param \.(\w+)", found[1])
-        # what CuPy packs: a double is the skip term's scale, all else is a word of 8 bytes
-        assert kinds == ["f64" if p.kind == "double" else "u64" for p in parameters]
+        # what CuPy packs: the skip term's scale is a float, all else is a word of 8 bytes
+        assert kinds == ["u64" if p.pointer or p.kind == "int64" else "f32" for p in parameters]
 
 
 def test_between_two_architectures_the_older_one_counts(
@@ -589,7 +625,7 @@ def test_a_damaged_file_in_the_cache_is_made_again(gpu: Gpu) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gpu, "cubin", cubin)
-        gpu.backend(patch, Picky)
+        gpu.backend(patch, Picky)._load(DEFAULT_VARIANT, 1, 8, 0)
     assert asked == [False, True]
 
 

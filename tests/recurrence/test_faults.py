@@ -16,10 +16,12 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT
 from support.processes import LONG, forget, forgetting, python
 
 from fairseq_sru import SRU, sru_recurrence
@@ -375,6 +377,56 @@ assert "torch" not in sys.modules
 path = build.host_library(("-DWIDE", *sys.argv[2:]))
 print(hashlib.sha256(path.read_bytes()).hexdigest())
 """
+
+
+def test_one_of_many_makes_what_all_want(cache: Path) -> None:
+    """Threads lock one another out as processes do: each opens the file for itself."""
+    calls: list[str] = []
+
+    def want(_: int) -> Path:
+        def make(path: Path) -> None:
+            calls.append("a")
+            time.sleep(0.2)
+            path.write_bytes(b"made")
+
+        with build.alone(["a"]):
+            return build.cached(["a"], ".bin", make)
+
+    with ThreadPoolExecutor(8) as pool:
+        (path,) = set(pool.map(want, range(8)))
+    assert calls == ["a"]
+    assert list(cache.iterdir()) == [path], "nothing else is left"
+
+
+HOLD = """
+from fairseq_sru.recurrence import build
+with build.alone(["a"]):
+    print("held", flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_who_dies_or_hangs_stops_nobody(killed: bool, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "PATIENCE", LONG if killed else 0.2)
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "FAIRSEQ_SRU_CACHE": str(cache)},
+    ) as holder:
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == "held\n"
+            if killed:
+                holder.kill()
+            with build.alone(["a"]):
+                pass
+            assert killed or holder.poll() is None
+        finally:
+            holder.kill()
 
 
 def building(cache: Path, compiler: str) -> subprocess.Popen[str]:

@@ -33,7 +33,7 @@ SIGMOID = "DEVICE state_t sigmoid("
 COUNTED = {
     f"{SIGMOID} ": f"NOT CAUGHT by 1 tests: {QUICK}",
     f"{SIGMOID}(": "DOES NOT COMPILE: ",
-    f"{SIGMOID}state_t) {{ return 1; }}\nDEVICE state_t other(": "test_gates_far_from_zero_are_0_and_1",
+    f"{SIGMOID}state_t, state_t) {{ return 1; }}\nDEVICE state_t other(": "test_gates_far_from_zero_are_0_and_1",
 }
 
 

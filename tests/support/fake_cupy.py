@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,7 +30,7 @@ NAN = 0xFF  # this byte repeated is a NaN in every floating-point format
 
 
 class Parameter(NamedTuple):
-    """Of a kernel. kind: what it points to (value_t, state_t, uint8), or else double or int64."""
+    """Of a kernel. kind: what it is or points to: value_t, state_t, uint8, int64."""
 
     name: str
     kind: str
@@ -128,11 +129,21 @@ def execute(code: bytes, launch: Launch) -> None:
             assert int(value) % boundary == 0, f"{p.name} is read {boundary} bytes at once, and isn't aligned to that"
             guarded[p.name] = Guarded(int(value), numbers[p.name] * sizes[p.kind], p.written)
             value = guarded[p.name].address
-        slots.append(value)
+        slots.append(value if isinstance(value, int) else float(value))
     formats = "".join("d" if isinstance(slot, float) else "q" for slot in slots)
     getattr(built(words), f"run_{launch.kernel}")(struct.pack(formats, *slots))
     for name, one in guarded.items():
         one.finish(name)
+
+
+def options_of(code: bytes) -> dict[str, int]:
+    words = (word.removeprefix("-D").split("=") for word in code.decode().split("\n")[1:])
+    return {name: int(value) for name, value in words}
+
+
+def scalar(options: dict[str, int]) -> type:
+    """What a number of type state_t must be for CuPy."""
+    return float if options["VALUE"] == 3 else np.float32
 
 
 class Gpu:
@@ -153,6 +164,9 @@ class Gpu:
     def cubin(self, options: tuple[str, ...], target: str, fresh: bool = False) -> bytes:
         return "\n".join((target, *options)).encode()
 
+    def empty(self, target: str) -> bytes:
+        return target.encode()
+
     @contextmanager
     def device(self, which: torch.device) -> Iterator[None]:
         assert which.type == "cuda" and which.index is not None
@@ -166,14 +180,14 @@ class Gpu:
         """Note the launch, and do it."""
         assert len(grid) == len(block) == 1
         names = signatures()[kernel]
+        options = options_of(code)
         assert len(values) == len(names), f"{kernel} takes {len(names)} arguments"
         for p, value in zip(names, values, strict=True):
-            wanted = float if p.kind == "double" and not p.pointer else int
+            wanted = scalar(options) if p.kind == "state_t" and not p.pointer else int
             assert type(value) is wanted, f"{p.name} must be of type {wanted}: CuPy packs it by its type"
-        options = dict(word.removeprefix("-D").split("=") for word in code.decode().split("\n")[1:])
         launch = Launch(
             kernel,
-            {name: int(value) for name, value in options.items()},
+            options,
             *(grid[0], block[0], stream, self.current),
             {p.name: value for p, value in zip(names, values, strict=True)},
         )
@@ -185,7 +199,7 @@ class Gpu:
         patch.setattr(torch.cuda, "current_device", lambda: self.current)
         patch.setattr(torch.cuda, "device", self.device)
         patch.setattr(cuda, "raw_stream", lambda index: self.streams[index])
-        patch.setattr(torch.cuda, "get_device_capability", lambda d: (9, d.index))
+        patch.setattr(torch.cuda, "get_device_capability", lambda index: (9, index))
         patch.setattr(
             torch.cuda,
             "get_device_properties",
@@ -276,8 +290,13 @@ def false_driver(gpu: Gpu) -> Any:
     def cu_launch_kernel(function: int, *rest: Any) -> int:
         grid, _, _, block, _, _, _, stream, slots, _ = rest
         code, name = functions[function - 1]
-        kinds = ["d" if p.kind == "double" and not p.pointer else "q" for p in signatures()[name]]
-        values = [struct.unpack(kind, ctypes.string_at(slots[i], 8))[0] for i, kind in enumerate(kinds)]
+        real = scalar(options_of(code))
+        values = []
+        for i, p in enumerate(signatures()[name]):
+            number = p.kind == "state_t" and not p.pointer
+            format_ = "q" if not number else "d" if real is float else "f"
+            (value,) = struct.unpack(format_, ctypes.string_at(slots[i], struct.calcsize(format_)))
+            values.append(real(value) if number else value)
         gpu.run(code, name, (grid,), (block,), values, stream)
         return 0
 

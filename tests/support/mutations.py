@@ -53,7 +53,7 @@ SANITIZED = "out_of_bounds and not any_option"
 
 MUTATIONS = [
     # one step's maths, forward
-    Mutation("sign in the sigmoid", "sru.cu", "exponential(-x)", "exponential(x)", V1),
+    Mutation("sign in the sigmoid", "sru.cu", "exponential(-x, -y)", "exponential(x, y)", V1),
     Mutation(
         "forget gate and reset gate swapped",
         "sru.cu",
@@ -65,14 +65,14 @@ MUTATIONS = [
         "reset gate sees the state after the step",
         "sru.cu",
         "reset_gate(p, in.reset(j), before)",
-        "reset_gate(p, in.reset(j), c[j])",
+        "reset_gate(p, in.reset(j), after)",
         V2,
     ),
     Mutation(
         "dropout mask on the skip term too",
         "sru.cu",
-        "r * (activation(c) * p.mask) + (state_t(1) - r) * skip",
-        "(r * activation(c) + (state_t(1) - r) * skip) * p.mask",
+        "r * (activation(c) * p.mask) + (skip - r * skip)",
+        "(r * activation(c) + (skip - r * skip)) * p.mask",
         V2,
     ),
     Mutation(
@@ -108,8 +108,8 @@ MUTATIONS = [
     Mutation(
         "gradients of the gates swapped",
         "sru.cu",
-        "out1.set(j, d.forget);\n                    if (PLANES > 2) out2.set(j, d.reset);",
-        "out1.set(j, d.reset);\n                    if (PLANES > 2) out2.set(j, d.forget);",
+        "out1.set(j, d.forget);\n                if (PLANES > 2) out2.set(j, d.reset);",
+        "out1.set(j, d.reset);\n                if (PLANES > 2) out2.set(j, d.forget);",
         V1,
     ),
     # directions, padding
@@ -123,51 +123,53 @@ MUTATIONS = [
     Mutation(
         "padding of the backward direction read in forward order",
         "sru.cu",
-        """const int64 row = me.row(me.begin + i);
-            in.pad = pad && pad[row];
-            UNROLL
-            for (int k = 0; k < PLANES""",
-        """const int64 row = me.row(me.begin + i);
-            in.pad = pad && pad[(me.begin + i) * batch + me.b];
-            UNROLL
-            for (int k = 0; k < PLANES""",
+        "{pad + int64(first) * batch + b, back ? -int64(batch) : int64(batch)}",
+        "{pad + int64(begin) * batch + b, int64(batch)}",
         V2,
     ),
     Mutation(
         "h is the state at padding",
         "sru.cu",
-        "FOR_EACH_LANE(j, me.lanes) out.set(j, state_t(0));",
-        "FOR_EACH_LANE(j, me.lanes) out.set(j, c[j]);",
+        "out.set(j, padded ? state_t(0) : y);",
+        "out.set(j, padded ? c[j] : y);",
         V1,
     ),
     # steps
     Mutation(
         "states kept one step too early",
         "sru.cu",
-        "me.at((me.begin + i + 1) * me.batch + me.b, 1, 0), c,",
-        "me.at((me.begin + i) * me.batch + me.b, 1, 0), c,",
+        "me.states(c_all, me.begin + 1, FORWARD);",
+        "me.states(c_all, me.begin, FORWARD);",
         V1,
     ),
     Mutation(
-        "prefetch one step too far",
-        "sru.cu",
-        "fetch(ring[i], first + i + AHEAD);",
-        "fetch(ring[i], first + i + AHEAD + 1);",
-        SANITIZED,
+        "steps are asked for into the half that comes next",
+        "steps.h",
+        "work(i);\n        ask();\n        ring.turn();",
+        "work(i);\n        ring.turn();\n        ask();",
+        V1,
     ),
     Mutation(
         "prefetch beyond the last step",
-        "sru.cu",
-        "if (first + i + AHEAD < count)",
-        "if (first + i + AHEAD <= count)",
+        "steps.h",
+        "i < left);",
+        "true);",
         SANITIZED,
     ),
     Mutation(
-        "first prefetch doesn't look at the length",
-        "sru.cu",
-        "if (i < count) fetch(ring[i], i);",
-        "fetch(ring[i], i);",
+        "steps beyond the last are done",
+        "steps.h",
+        "if (i < count) work(i);",
+        "work(i);",
         SANITIZED,
+    ),
+    Mutation("steps that fill no batch are forgotten", "steps.h", "if (i < count) work(i);", "", SANITIZED),
+    Mutation(
+        "a number of 16 bits from the wrong half of its word",
+        "steps.h",
+        "bits += more;",
+        "",
+        "gpu_form_equals and bfloat16",
     ),
     # chunks
     Mutation(
@@ -181,18 +183,15 @@ MUTATIONS = [
     Mutation(
         "padding counts in a chunk's summary",
         "sru.cu",
-        """if (in.pad) return;
-            FOR_EACH_LANE(j, me.lanes) {
-                const state_t f =""",
-        """FOR_EACH_LANE(j, me.lanes) {
-                const state_t f =""",
+        "constant[j] = padded ? constant[j] : after;",
+        "constant[j] = after;",
         CHUNKS,
     ),
     Mutation(
         "gradient of a chunk's last step doesn't see the next chunk's forget gate",
         "sru.cu",
-        "constant[j] = f * (constant[j] + in.grad_h[j]",
-        "constant[j] = f * constant[j] + (in.grad_h[j]",
+        "before = f * (constant[j] + in.grad_h[j]",
+        "before = f * constant[j] + (in.grad_h[j]",
         CHUNKS,
     ),
     Mutation(
@@ -210,7 +209,9 @@ MUTATIONS = [
         SANITIZED,
     ),
     # threads and lanes
-    Mutation("threads beyond the last chunk work", "sru.cu", "any = begin < length;", "any = true;", SANITIZED),
+    Mutation(
+        "threads beyond the last chunk work", "sru.cu", "any = chunk * chunk_length < length;", "any = true;", SANITIZED
+    ),
     Mutation(
         "a last group of channels as wide as the others",
         "sru.cu",
@@ -252,7 +253,7 @@ MUTATIONS = [
         "backward pass reads every state twice",
         "sru.cu",
         "c = in.c_before;",
-        "c.load(c_all + me.at((me.end - 1 - i) * me.batch + me.b, 1, 0), me.lanes);",
+        "c.load(states.rows.next(), me.lanes);",
         "moves_no_byte_more and k3-input-float32-tanh",
     ),
 ]

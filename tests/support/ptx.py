@@ -1,4 +1,4 @@
-"""Reads PTX: the loops of a kernel, and what a step of them loads and stores."""
+"""Reads PTX: the loops of a kernel, and what a step of them copies, loads and stores."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ VALUE_SIZES = {0: 4, 1: 2, 2: 2, 3: 8}
 
 
 class Access(NamedTuple):
-    """An instruction that reads (load) or writes global memory."""
+    """An instruction that reads (load) or writes global memory; copy: into shared memory."""
 
     load: bool
     bytes: int
+    copy: bool = False
 
 
 class Block(NamedTuple):
@@ -58,7 +59,10 @@ def flow(ptx: str, kernel: str) -> dict[str, Block]:
         elif words[0] == "ret":
             assert not condition, line
             ended = True
-        elif words[0] in ("ld", "st") and words[1] != "param":
+        elif words[:2] == ["cp", "async"]:
+            if words[-1] == "global":
+                blocks[label].accesses.append(Access(True, int(operands.split(",")[2]), True))
+        elif words[0] in ("ld", "st") and words[1] not in ("param", "shared"):
             assert words[1] == "global", line  # nothing on a stack
             lanes = {"v2": 2, "v4": 4}.get(words[-2], 1)
             blocks[label].accesses.append(Access(words[0] == "ld", lanes * int(words[-1][1:]) // 8))
@@ -100,7 +104,7 @@ class Traffic(NamedTuple):
     stored: int
     loads: int
     stores: int
-    pads: int
+    copies: int
 
 
 def traffic(ptx: str, kernel: str) -> Traffic:
@@ -116,17 +120,16 @@ def traffic(ptx: str, kernel: str) -> Traffic:
         return rest(first)
 
     def of(first: str, members: set[str]) -> Traffic:
-        is_pad = lambda a: a.load and a.bytes == 1  # noqa: E731
         weights = [
-            lambda a: a.bytes * (a.load and not is_pad(a)),
+            lambda a: a.bytes * a.load,
             lambda a: a.bytes * (not a.load),
-            lambda a: int(a.load and not is_pad(a)),
+            lambda a: int(a.load),
             lambda a: int(not a.load),
-            lambda a: int(is_pad(a)),
+            lambda a: int(a.copy),
         ]
         return Traffic(*(most(first, members, weigh) for weigh in weights))
 
-    return max((of(*loop) for loop in loops(blocks).items()), key=lambda t: t.pads)
+    return max((of(*loop) for loop in loops(blocks).items()), key=lambda t: t.copies)
 
 
 def least(variant: Variant, kernel: str) -> tuple[list[int], list[int]]:

@@ -1,7 +1,5 @@
 """R-Drop (Liang et al. 2021, arXiv 2106.14448): two passes with other dropouts are to predict alike."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +16,7 @@ from torch import Tensor
 
 @dataclass
 class RDropConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    """Options of ``label_smoothed_cross_entropy_with_rdrop``."""
+    """Options of ``label_smoothed_cross_entropy_with_rdrop``; fairseq reads their types at run time."""
 
     rdrop_alpha: float = field(
         default=5.0, metadata={"help": "weight of the divergence between two passes; 0: one pass, no divergence"}

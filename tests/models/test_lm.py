@@ -340,3 +340,8 @@ def test_shallow_fusion_with_a_translation_model(toy_data, tmp_path):
     shutil.copy(dictionary, data / "dict.txt")  # where fairseq looks for the language model's
     fused = ["--lm-path", tmp_path / "lm" / "checkpoint_last.pt", "--lm-weight", 0.5]
     assert len(hypotheses(generate(data, tmp_path / "mt" / "checkpoint_last.pt", "--beam", 2, *fused))) == 53
+
+
+def test_the_small_lstm_preset_has_the_parameters_of_its_sru_counterpart():
+    sizes = [size(preset(name, 8000)) for name in ("sru_lm_small", "lstm_lm_small")]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)

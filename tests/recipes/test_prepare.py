@@ -671,7 +671,7 @@ def test_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
         assert (out / "test.en").read_text() == "mine"
         assert f"{out / 'test.en'} is not of this script" in fails(own.words(out))
     (out / "test.en").rename(tmp_path / "mine")
-    monkeypatch.setattr(publishing, "make", None)  # it only has to be moved
+    monkeypatch.setattr(building, "make", None)  # it only has to be moved
     prepare.main(own.words(out))
     assert "already made" in capfd.readouterr().out
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == [hold.NAME]

@@ -445,6 +445,7 @@ def expanded(flag: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_commands_and_flags_exist(toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Every command of the pages is read by its own program's parser, and each flag in the text by some of them."""
+    from fairseq.models import MODEL_DATACLASS_REGISTRY
     from hydra._internal.utils import get_args_parser as hydra_parser
     from torch.distributed.run import get_args_parser as torchrun_parser
 
@@ -456,6 +457,8 @@ def test_commands_and_flags_exist(toy_data: Path, tmp_path: Path, capsys: pytest
     modules = [path.stem for path in (ROOT / "recipes").glob("*.py") if "\ndef main" in path.read_text()]
     for module in [*modules, *(f"fairseq_sru.{name}" for name in ("doctor", "install_fairseq", "export", "translate"))]:
         known |= set(parser_of(module)._option_string_actions)
+    for name in ("sru", "transformer_sru", "sru_lm", "sru_classifier", "cnn_classifier", "s2t_sru"):
+        known |= {f"--{field.replace('_', '-')}" for field in MODEL_DATACLASS_REGISTRY[name].__dataclass_fields__}
     for name in ("preprocess", "score"):
         known |= set(fairseq_parser(name)._option_string_actions)
 

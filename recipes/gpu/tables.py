@@ -109,7 +109,8 @@ def models(folder: Path) -> str:
             if case.startswith("train"):
                 speeds = (number(ms and 1000 * report["tokens"] / ms, ",.0f") for ms in medians)
                 rows.append([f"{case}, tokens/s", *speeds])
-            rows.append([f"{case}: system / {SRU}", *(number(ms and ms / medians[0], ".2f") for ms in medians)])
+            if len(found["ms"]) > 1:
+                rows.append([f"{case}: system / {SRU}", *(number(ms and ms / medians[0], ".2f") for ms in medians)])
         what = f"As large as {report['preset']}, updates of {report['tokens']:,} target tokens"
         parts.append(place(report, what) + table(["", *systems], rows))
     return "\n".join(parts)
@@ -129,7 +130,7 @@ def training(folder: Path) -> str:
     return where + table(["", "system", "target tokens/s", "updates", "validation loss", "BLEU"], rows) if rows else ""
 
 
-FIGURES = {"tokens_per_second": ",.0f", "updates": ",", "loss": ".2f", "bleu": ".1f"}
+FIGURES = {"tokens_per_second": ",.0f", "updates": ",.0f", "loss": ".2f", "bleu": ".1f"}
 TABLES: dict[str, Callable[[Path], str]] = {
     "tests": tests,
     "recurrence": recurrence,

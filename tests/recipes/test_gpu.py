@@ -73,7 +73,7 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     }
     assert all(set(case["ms"]) == set(scans.NAMES) for case in speed["other_kernels"])
     assert "<svg" in (out / "speed" / "speed.svg").read_text()
-    for name, preset, cases in (("updates", "sru_wmt", 2), ("steps", "sru_iwslt_de_en", 4)):
+    for name, preset, cases in (("updates", "sru_wmt", 3), ("steps", "sru_iwslt_de_en", 6)):
         steps = json.loads((out / name / "steps.json").read_text())
         assert (steps["preset"], len(steps["cases"])) == (preset, cases)
     for name, tokens in (("training", 1000), ("training2000", 2000)):

@@ -67,11 +67,11 @@ DEVICE state_t slope(state_t c, state_t g) {
 }
 
 DEVICE state_t next_state(state_t f, state_t candidate, state_t c_before) {
-    return f * c_before + (candidate - f * candidate);
+    return f * c_before + (state_t(1) - f) * candidate;
 }
 
 DEVICE state_t output(const Parameters& p, state_t r, state_t c, state_t skip) {
-    return r * (activation(c) * p.mask) + (skip - r * skip);
+    return r * (activation(c) * p.mask) + (state_t(1) - r) * skip;
 }
 
 struct Gradient {  // of one step: with respect to the products, the skip term, the mask

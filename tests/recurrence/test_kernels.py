@@ -19,32 +19,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import variants
+from support.gpu_forms import V1, by, geometries, gpu_compiler, kernels_of, ptx_of, variant_of
 from support.ptx import least, traffic
 from support.variants import COVERING, Case, Recurrent, Results, assert_defined, changed, make, results
 from torch import Tensor
 
 from fairseq_sru import sru_recurrence
-from fairseq_sru.recurrence import ACTIVATIONS, build, nvrtc
-from fairseq_sru.recurrence.autograd import Backend, Recurrence
-from fairseq_sru.recurrence.cuda import geometry
+from fairseq_sru.recurrence import build
 from fairseq_sru.recurrence.kernels import VALUES, Argument, Kernels, Shape, Variant
 from fairseq_sru.recurrence.native import Native, load, run
-from fairseq_sru.recurrence.reference import Options
 
-V1 = list(dict.fromkeys(case._replace(v=False) for case in COVERING))  # those whose steps can be cut into chunks
 each_case = pytest.mark.parametrize("case", COVERING, ids=str)
-
-
-def variant_of(case: Case) -> Variant:
-    codes = VALUES[case.dtype], list(ACTIVATIONS).index(case.activation)
-    return Variant(*codes, case.planes, int(case.kind == "k3-input"), int(case.v))
-
-
-@functools.cache
-def geometries(variant: Variant) -> list[tuple[int, int]]:
-    """VEC and AHEAD as a GPU of any size may choose them."""
-    shapes = [Shape(64, batch, width, 1, 64) for batch in (1, 10000) for width in (1, 2, 4, 8, 16)]
-    return sorted({geometry(variant, shape, processors)[:2] for shape in shapes for processors in (1, 20, 200)})
 
 
 class Host(Kernels):
@@ -82,17 +67,6 @@ def form(variant: Variant, vec: int, ahead: int, wide: bool) -> tuple[str, ...]:
 @functools.cache
 def host_kernels(options: tuple[str, ...], peephole: int) -> Any:
     return load(build.host_library(options), peephole)
-
-
-def by(backend: Backend) -> Recurrent:
-    """sru_recurrence with a backend of one's own."""
-
-    def recurrent(**given: Any) -> Any:
-        options = Options(given["activation"], given["bidirectional"], given["skip_scale"])
-        tensors = (given[name] for name in variants.TENSORS)
-        return Recurrence.apply(backend, options, given["padding_mask"], *tensors)
-
-    return recurrent
 
 
 def native(**arguments: Any) -> tuple[Tensor, Tensor]:
@@ -465,19 +439,6 @@ def test_16_bit_conversions_are_torchs(dtype):
 # ---------------------------------------------------------------- what NVRTC makes of it
 
 
-@functools.cache
-def gpu_compiler() -> nvrtc.Compiler:
-    pathfinder = pytest.importorskip("cuda.pathfinder", reason="NVRTC is found by cuda-pathfinder")
-    try:
-        return nvrtc.Compiler(pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path)
-    except (build.Unavailable, pathfinder.DynamicLibNotFoundError) as error:
-        pytest.skip(f"no NVRTC: {error}")
-
-
-def kernels_of(variant: Variant) -> list[str]:
-    return ["sru_forward", "sru_backward"] + ["sru_forward_summary", "sru_backward_summary"] * (not variant.peephole)
-
-
 class Use(NamedTuple):
     """Of a GPU by a thread: registers, and bytes of memory for what doesn't fit them."""
 
@@ -534,11 +495,6 @@ def register_table(target: str = "sm_90") -> str:
                 f"{'-'.join(words):28} {vec:3} {ahead:5}  {numbers[0]:>7}  {numbers[1]:>8}  {' '.join(numbers[2:]):>9}"
             )
     return "\n".join(lines)
-
-
-@functools.cache
-def ptx_of(variant: Variant, vec: int, ahead: int) -> str:
-    return gpu_compiler().compile(variant.defines(vec=vec, ahead=ahead), "compute_90").code.decode()
 
 
 @each_case

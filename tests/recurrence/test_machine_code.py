@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 from support.fake_cupy import signatures
+from support.gpu_forms import V1, by, geometries, gpu_compiler, kernels_of, ptx_of, variant_of
 from support.ptx_machine import Machine, Memory
 from support.sass import FORMS, KERNELS, TARGETS, instructions, step_loop
 from support.variants import COVERING, Case, assert_defined, make, results
-from test_kernels import V1, by, geometries, gpu_compiler, kernels_of, ptx_of, variant_of
 from torch import Tensor
 
 from fairseq_sru.recurrence.build import kernel_text
@@ -47,15 +47,16 @@ class Interpreted(Kernels):
                 address = memory.put(content, written=parameter.written)
                 words.append(struct.pack("<Q", address))
                 if parameter.written:
-                    written.append((argument, address, len(content)))
+                    written.append((parameter.name, argument, address, len(content)))
             elif isinstance(argument, float):
                 words.append(struct.pack("<d" if variant.value == 3 else "<f", argument))
             else:
                 words.append(struct.pack("<q", argument or 0))
         threads = shape.batch * shape.width // self.vec * shape.chunks
         Machine(ptx_of(variant, self.vec, self.ahead), kernel, memory, words, -(-threads // 32), 32).run()
-        for tensor, address, size in written:
-            memory.check_written(address, size)
+        for name, tensor, address, size in written:
+            if name != "summary":  # of which the last chunk leaves its part out
+                memory.check_written(address, size)
             tensor.copy_(torch.frombuffer(bytearray(memory.get(address, size)), dtype=tensor.dtype).view(tensor.shape))
 
 
@@ -128,7 +129,7 @@ def mapped(ptx: str, kernel: str, x: Any, off: dict[str, int]) -> Any:
 # ---------------------------------------------------------------- SASS
 
 # Instructions an element of the loop over the steps, at most: forward, backward.
-MOST = {(0, 1): (60, 88), (0, 4): (40, 58), (2, 1): (94, 134), (2, 8): (44, 64)}
+MOST = {(0, 1): (60, 88), (0, 4): (41, 58), (2, 1): (86, 118), (2, 8): (44, 64)}
 
 
 def assert_loads_stay_on_their_way(value: int, vec: int, target: str) -> None:

@@ -71,8 +71,8 @@ MUTATIONS = [
     Mutation(
         "dropout mask on the skip term too",
         "sru.cu",
-        "r * (activation(c) * p.mask) + (skip - r * skip)",
-        "(r * activation(c) + (skip - r * skip)) * p.mask",
+        "r * (activation(c) * p.mask) + (state_t(1) - r) * skip",
+        "(r * activation(c) + (state_t(1) - r) * skip) * p.mask",
         V2,
     ),
     Mutation(
@@ -163,7 +163,7 @@ MUTATIONS = [
         "work(i);",
         SANITIZED,
     ),
-    Mutation("steps that fill no batch are forgotten", "steps.h", "if (i < count) work(i);", "", SANITIZED),
+    Mutation("steps that fill no batch are forgotten", "steps.h", "if (i < count) work(i);", ";", SANITIZED),
     Mutation(
         "a number of 16 bits from the wrong half of its word",
         "steps.h",

@@ -593,31 +593,47 @@ class TestOnAFalseGpu:
 
     def test_a_compile_error(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         """The real NVRTC, and a text that isn't C++."""
-        monkeypatch.setattr(cuda, "module_type", lambda: object)
         text = {**build.kernel_text(), "sru.cu": "int;;; not C++"}
         monkeypatch.setattr(nvrtc, "kernel_text", lambda: text)
-        said = self.fallback()
-        assert "can't compile -DVALUE=0" in said and "sru.cu(1): error: " in said
+        monkeypatch.setattr(cuda, "module_type", lambda: Module)
+        backend = choose("auto", "cuda")
+        assert isinstance(backend, cuda.Cuda)
+        with pytest.raises(Unavailable, match=r"(?s)can't compile -DVALUE=0.*sru\.cu\(1\): error: "):
+            backend._load(DEFAULT_VARIANT, 1, 8, 0)
         assert list(cache.iterdir()) == [], "nothing half made"
+
+    def test_a_driver_that_is_too_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Old:
+            def load(self, code: bytes) -> None:
+                raise RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
+
+        monkeypatch.setattr(cuda, "module_type", lambda: Old)
+        said = self.fallback()
+        assert "the driver doesn't take what NVRTC" in said and "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" in said
 
     def test_a_full_cache(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
         """The kernels run all the same."""
-        real, loaded = Path.write_bytes, []
+        real = Path.write_bytes
 
         def write(self: Path, content: bytes) -> int:
             if cache in self.parents:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return real(self, content)
 
-        class Module:
-            def load(self, code: bytes) -> None:
-                loaded.append(code)
-
         monkeypatch.setattr(Path, "write_bytes", write)
         monkeypatch.setattr(cuda, "module_type", lambda: Module)
+        backend = choose("auto", "cuda")
+        assert isinstance(backend, cuda.Cuda)
         with pytest.warns(UserWarning, match="No space left on device"):
-            assert isinstance(choose("auto", "cuda"), cuda.Cuda)
-        assert len(loaded) == 1 and loaded[0].startswith(b"\x7fELF")
+            module = backend._load(DEFAULT_VARIANT, 1, 8, 0)
+        assert module.code.startswith(b"\x7fELF")
+
+
+class Module:
+    """CuPy's, as far as loading goes."""
+
+    def load(self, code: bytes) -> None:
+        self.code = code
 
 
 # ---------------------------------------------------------------- from one backend and device to another

@@ -134,10 +134,8 @@ class Kernels:
         grad_x = None if x is None else torch.empty_like(x)
         chunks = shape.chunks if length else 1
         new = c.new_empty if u.numel() else c.new_zeros
-        # of bias and v in one piece, which is summed at once
-        sums = new((need_bias + need_v, chunks, batch, gates, width)) if need_bias or need_v else None
-        grad_bias = sums[0] if sums is not None and need_bias else None
-        grad_v = sums[-1] if sums is not None and need_v else None
+        grad_bias = new((chunks, batch, gates, width)) if need_bias else None
+        grad_v = new((chunks, batch, gates, width)) if need_v else None
         grad_c0 = new((batch, width)) if need_c0 else None
         grad_mask = new((chunks, batch, width)) if need_mask else None
         if u.numel():
@@ -155,14 +153,12 @@ class Kernels:
             )
         elif grad_c0 is not None and grad_c_n is not None:
             grad_c0.copy_(grad_c_n)
-        if sums is not None:
-            sums = sums.sum((1, 2))
         grads = (
             grad_u if need_u else None,
             grad_x,
-            sums[0] if sums is not None and need_bias else None,
+            None if grad_bias is None else grad_bias.sum((0, 1)),
             grad_c0,
-            sums[-1] if sums is not None and need_v else None,
+            None if grad_v is None else grad_v.sum((0, 1)),
             None if grad_mask is None else grad_mask.sum(0) if chunks > 1 else grad_mask[0],
         )
         return tuple(

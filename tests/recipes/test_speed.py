@@ -21,6 +21,7 @@ import torch
 from benchmarks import layer, timing
 from benchmarks.layer import BACKWARD, BOTH, CONV, FORWARD, GEMM, NAMES, PACKAGE, SCRIPTED, Case
 from benchmarks.timing import Spread
+from common.files import write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.image import imread
 from torch import nn
@@ -332,7 +333,7 @@ def test_a_file_that_could_not_be_written_stays_as_it_was(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        speed.write(path, half)
+        write(path, half)
     assert path.read_text() == "before"
 
 

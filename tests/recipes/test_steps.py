@@ -142,6 +142,7 @@ def test_an_update_and_a_step_of_sru_wait_for_nothing(monkeypatch: pytest.Monkey
         return torch.optim.SGD(parameters, lr)
 
     monkeypatch.setattr(torch.optim, "Adam", plain_descent)
+    monkeypatch.setattr("fairseq_sru.models.dropout.compiled", lambda *_: None)  # torch's dropout, as on a GPU
     words, systems = small(60)
     functions = {
         "update": models.trainer(systems[models.SRU], words),

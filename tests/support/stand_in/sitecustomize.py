@@ -25,8 +25,8 @@ def change(fetch: ModuleType) -> None:
     construct, ask = fetch.Archive.__init__, urllib.request.urlopen
 
     def init(self: Any, url: str, bytes: Any = None, sha256: Any = None, md5: Any = None, cached: Any = None) -> None:
-        facts = known["archives"][url]
         sums = {"bytes": bytes, "sha256": sha256, "md5": md5}
+        facts = known["archives"].get(url, sums)
         construct(self, url, **{key: facts[key] for key, value in sums.items() if value is not None}, cached=cached)
 
     def urlopen(request: urllib.request.Request, *words: Any, **options: Any) -> Any:

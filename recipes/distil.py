@@ -22,7 +22,7 @@ from common.files import write_text
 from comparison.commands import words
 from comparison.fairseq_output import hypotheses
 from comparison.stages import Stages, working_in
-from corpora.binarise import Numbering, number
+from corpora.binarise import number, numbering_of
 from fairseq.data import Dictionary, data_utils
 from tqdm import tqdm
 
@@ -53,9 +53,8 @@ def binarise(data: Path, own: str, targets: Path, to: Path) -> None:
         if path.stem != own:
             shutil.copyfile(path, to / path.name)
     language = own.rpartition(".")[2]
-    dictionary = Dictionary.load(str(to / f"dict.{language}.txt"))
-    dtype = "<u2" if len(dictionary) < 65_500 else "<u4"  # as fairseq chooses
-    print(f"[{language}] {targets}: {number(targets, Numbering(dictionary.indices, dtype), 1, to / own)}")
+    numbering = numbering_of(Dictionary.load(str(to / f"dict.{language}.txt")).indices)
+    print(f"[{language}] {targets}: {number(targets, numbering, 1, to / own)}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -8,10 +8,7 @@ in runs/equal-time-NAME, and goes on where it stopped. FILE is written after eac
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
-import os
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,12 +17,11 @@ from typing import Any
 from common.files import write_text
 from comparison import scores
 from comparison.collecting import machine
+from comparison.command_line import read_recipe, recipe_parser
 from comparison.fairseq_output import trained
 from comparison.runs import Comparison
-from comparison.settings import load
 from comparison.stages import lines, working_in
 
-ROOT = Path(__file__).resolve().parent.parent
 FIXED = ("checkpoints=1", "average=1", "train.validate-interval=1000000")  # validated at the end alone
 
 
@@ -46,21 +42,12 @@ def found(comparison: Comparison) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON")
+    parser = recipe_parser(__doc__, "written after each system")
     args = parser.parse_intermixed_args(argv)
-    try:
-        given = load(args.recipe, [f"out=runs/equal-time-{args.recipe.stem}", *FIXED, *args.overrides])
-    except (ValueError, OSError) as error:
-        parser.error(f"{args.recipe}: {error}")
+    given = read_recipe(parser, args, "equal-time", *FIXED)
     if given.budget.minutes is None:
         parser.error(f"{args.recipe}: budget.minutes must be given; it is {given.budget.minutes}")
     given.systems = {name: {**options, "seeds": given.seeds_of(name)[:1]} for name, options in given.systems.items()}
-    output = args.output.absolute()
-    logging.disable(logging.INFO)
-    os.chdir(ROOT)
     with working_in(Path(given.out), parser):
         comparison = Comparison(given)
         comparison.prepare()
@@ -73,7 +60,7 @@ def main(argv: list[str] | None = None) -> int:
         }
 
         def note() -> None:
-            write_text(output, json.dumps({**report, "systems": found(comparison)}, indent=1) + "\n")
+            write_text(args.output, json.dumps({**report, "systems": found(comparison)}, indent=1) + "\n")
 
         comparison.time_training()
         note()

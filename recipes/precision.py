@@ -8,10 +8,7 @@ Prepares the recipe's data in runs/precision-NAME where it isn't there, and goes
 
 from __future__ import annotations
 
-import argparse
 import json
-import logging
-import os
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -19,13 +16,12 @@ from pathlib import Path
 import torch
 from common.files import write_text
 from common.machine import processor
+from comparison.command_line import read_recipe, recipe_parser
 from comparison.runs import Comparison
-from comparison.settings import load
 from comparison.stages import StageError, working_in
 
 from fairseq_sru.layers.linear import bfloat16_gain
 
-ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {"float32": False, "bfloat16": True}
 
 
@@ -47,23 +43,14 @@ def measured(comparison: Comparison) -> dict[str, dict[str, float]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="JSON; written at the end")
+    parser = recipe_parser(__doc__, "written at the end")
     args = parser.parse_intermixed_args(argv)
-    try:
-        given = load(args.recipe, [f"out=runs/precision-{args.recipe.stem}", *args.overrides])
-    except (ValueError, OSError) as error:
-        parser.error(f"{args.recipe}: {error}")
+    given = read_recipe(parser, args, "precision")
     given.systems = {
         f"{name}-{precision}": {**options, "amp": amp}
         for name, options in given.systems.items()
         for precision, amp in PRECISIONS.items()
     }
-    output = args.output.absolute()
-    logging.disable(logging.INFO)
-    os.chdir(ROOT)
     with working_in(Path(given.out), parser):
         found = measured(Comparison(given))
     report = {
@@ -76,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         "gain_of_a_product": round(bfloat16_gain(), 2),
         "tokens_per_second": found,
     }
-    write_text(output, json.dumps(report, indent=1) + "\n")
+    write_text(args.output, json.dumps(report, indent=1) + "\n")
     for name, speeds in found.items():
         print(f"{name}: {speeds['float32']:,.0f} in float32, {speeds['bfloat16']:,.0f} target tokens/s in bfloat16")
 

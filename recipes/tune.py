@@ -10,13 +10,10 @@ the trials have as many updates as they would have had here. The plot goes besid
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
-import logging
 import math
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
@@ -28,16 +25,16 @@ from typing import Any
 from common.files import write, write_text
 from comparison import plots, stages
 from comparison.collecting import machine
+from comparison.command_line import read_recipe, recipe_parser
 from comparison.commands import Commands
 from comparison.fairseq_output import trained
 from comparison.run import Run
 from comparison.runs import Comparison
-from comparison.settings import Budget, Settings, load
+from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
 from comparison.trials import at_edge, trials
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
 SEED = 1
 
 
@@ -186,27 +183,12 @@ def search(recipe: Settings, jobs: int, report: dict[str, Any], keep: Callable[[
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE.json",
-        help="written after each trial; what is there is gone on with",
-    )
+    parser = recipe_parser(__doc__, "written after each trial; what is there is gone on with")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time (1)")
     args = parser.parse_intermixed_args(argv)
     if args.jobs < 1:
         parser.error(f"argument --jobs: must be at least 1; got {args.jobs}")
-    try:
-        given = load(args.recipe, [f"out=runs/tune-{args.recipe.stem}", *args.overrides])
-    except (ValueError, OSError) as error:
-        parser.error(f"{args.recipe}: {error}")
-    output = args.output.absolute()
-    logging.disable(logging.INFO)
-    os.chdir(ROOT)
+    given, output = read_recipe(parser, args, "tune"), args.output
     try:
         report = begun(given, args.recipe.stem, args.overrides, output)
     except (ValueError, OSError) as error:

@@ -114,10 +114,7 @@ class SRUClassifier(Classifier):
 
 
 def _widths(cfg: Namespace) -> list[int]:
-    words = str(cfg.filter_widths).split(",")
-    if not all(word.strip().isdecimal() and int(word) for word in words):
-        raise ValueError(f"--filter-widths must be numbers of words, as 3,4,5; got {cfg.filter_widths!r}")
-    return [int(word) for word in words]
+    return options.numbers(cfg, "filter_widths", "numbers of words, as 3,4,5", lambda width: width > 0)
 
 
 def check_cnn(cfg: Any) -> None:

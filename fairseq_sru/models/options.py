@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,18 @@ def at_least_one(cfg: Namespace, names: Iterable[str]) -> None:
     for name in names:
         if getattr(cfg, name) < 1:
             raise ValueError(f"{flag(name)} must be at least 1; got {getattr(cfg, name)}")
+
+
+def numbers(cfg: Namespace, name: str, what: str, allowed: Callable[[int], object]) -> list[int]:
+    """The numbers of an option that has commas between them, as ``3,4,5``.
+
+    Raises:
+        ValueError: one is none, or not allowed; the message names the flag and ``what`` they must be.
+    """
+    words = str(getattr(cfg, name)).split(",")
+    if not all(word.strip().isdecimal() and allowed(int(word)) for word in words):
+        raise ValueError(f"{flag(name)} must be {what}; got {getattr(cfg, name)!r}")
+    return [int(word) for word in words]
 
 
 def one_of(cfg: Namespace, name: str, allowed: Iterable[str]) -> None:

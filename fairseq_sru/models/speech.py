@@ -88,10 +88,7 @@ def kernels(cfg: Namespace) -> list[int]:
     Raises:
         ValueError: naming the flag, its value and what is allowed.
     """
-    words = str(cfg.conv_kernel_sizes).split(",")
-    if not all(word.strip().isdecimal() and int(word) % 2 for word in words):
-        raise ValueError(f"--conv-kernel-sizes must be odd numbers of frames, as 5,5; got {cfg.conv_kernel_sizes!r}")
-    return [int(word) for word in words]
+    return options.numbers(cfg, "conv_kernel_sizes", "odd numbers of frames, as 5,5", lambda size: size % 2)
 
 
 def check(cfg: Any) -> None:

@@ -97,13 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="of wheels, and where to install them")
     args = parser.parse_args(argv)
-    commands: dict[str, Callable[..., None]] = {
-        "install": install,
-        "rivals": rivals,
-        "fairseq": fairseq,
-        "build": build,
-    }
-    commands[args.command](*args.folders)
+    COMMANDS[args.command](*args.folders)
 
 
 if __name__ == "__main__":

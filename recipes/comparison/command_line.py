@@ -1,0 +1,47 @@
+"""What the scripts that measure a recipe's systems, beside compare.py, have in common on their command lines."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from .settings import Settings, load
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+def recipe_parser(about: str | None, output: str) -> argparse.ArgumentParser:
+    """A parser with a recipe, ``key=value`` and ``--output``.
+
+    Args:
+        about: the script's docstring.
+        output: help of ``--output``.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json", help=output)
+    return parser
+
+
+def read_recipe(parser: argparse.ArgumentParser, args: argparse.Namespace, out: str, *fixed: str) -> Settings:
+    """Read the recipe, and go on in the project's folder, where its paths begin; ``args.output`` is absolute then.
+
+    Args:
+        parser: of :func:`recipe_parser`; what is wrong with the recipe ends the program with its message.
+        args: parsed.
+        out: the work is in ``runs/OUT-NAME``, where the command line doesn't say otherwise.
+        fixed: further ``key=value``, which those of the command line go before.
+    """
+    overrides: Sequence[str] = [f"out=runs/{out}-{args.recipe.stem}", *fixed, *args.overrides]
+    try:
+        given = load(args.recipe, overrides)
+    except (ValueError, OSError) as error:
+        parser.error(f"{args.recipe}: {error}")
+    args.output = args.output.absolute()
+    logging.disable(logging.INFO)  # of fairseq and sacreBLEU, in this process
+    os.chdir(ROOT)
+    return given

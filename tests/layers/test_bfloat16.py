@@ -109,3 +109,11 @@ def test_onednn_keeps_the_code_of_few_shapes_unless_told(given, expected):
     show = "import os, fairseq_sru; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
     done = python("-c", show, without=("ONEDNN_PRIMITIVE_CACHE_CAPACITY",), **given)
     assert done.stdout.strip() == expected
+
+
+def test_measuring_the_gain_draws_nothing_of_torchs():
+    """Else a run that goes on, which measures in another update, would drop out something else."""
+    module.bfloat16_gain.cache_clear()
+    before = torch.get_rng_state()
+    assert module.bfloat16_gain() > 0
+    assert torch.equal(torch.get_rng_state(), before)

@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     with tempfile.TemporaryDirectory() as made:
         models = convert(args, Path(made))
-        task = {"data": str(args.data.absolute()), "threads": args.threads, "sentences": args.sentences}
+        task = {"data": str(args.data.absolute()), "threads": args.threads, "sentences": args.sentences, "cells": CELLS}
         found = measured({**task, "lines": source, "models": models}, Path(made), args.turns)
     systems = {name: summed(runs, references) for name, runs in found.items()}
     versions = {"fairseq": version("fairseq")}

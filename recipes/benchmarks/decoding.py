@@ -1,6 +1,9 @@
 """One system translates a file, text in and text out; ../decoding.py tells how. Run by itself: its memory is its own.
 
-python -m benchmarks.decoding SYSTEM TASK.json
+python recipes/benchmarks/decoding.py SYSTEM TASK.json
+
+The task names the lines, the cells (beam, sentences at a time), how many sentences go one by one, threads, the folder
+of the prepared data and each system's model.
 """
 
 from __future__ import annotations
@@ -112,7 +115,7 @@ def main() -> None:
         lines: list[str] = task["lines"]
         some = lines[:: max(1, len(lines) // task["sentences"])][: task["sentences"]]
         cells = []
-        for beam, size in CELLS:
+        for beam, size in task["cells"]:
             given = some if size == 1 else lines
             translate(given[:8], beam, size)  # warms up
             start = time.perf_counter()

@@ -73,6 +73,8 @@ def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict
             {"beam": beam, "batch": batch, "sentences_per_second": c.decoding_speed(system, beam, batch)}
             for beam, batch in itertools.product(c.settings.speed.beams, c.settings.speed.batches)
         ]
+        if system in c.translators.systems():
+            found["translator"] = c.translators.found(system)
     return found
 
 

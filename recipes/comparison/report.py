@@ -81,6 +81,30 @@ def decoding_table(report: Report) -> str:
     return table(["sentences/s", *settings], rows)
 
 
+def translator_table(report: Report) -> str:
+    """Empty where no system can be run by the translator."""
+    systems = {n: system["translator"] for n, system in tested(report).items() if "translator" in system}
+    missing = "".join(
+        f"The translator does not run {n}: {t['missing']}\n\n" for n, t in systems.items() if "missing" in t
+    )
+    runs_it = {n: t for n, t in systems.items() if "missing" not in t}
+    if not runs_it:
+        return missing
+    some = next(iter(runs_it.values()))["float32"]
+    head = ["translator", *(f"BLEU, beam {score['beam']}" for score in some["BLEU"]), *map(setting, some["decoding"])]
+    rows = (
+        [f"{title(report, name)}, {weights}", *map(mean, found["BLEU"])]
+        + [f"{d['sentences_per_second']:,.1f}" for d in found["decoding"]]
+        for name, translator in runs_it.items()
+        for weights, found in translator.items()
+    )
+    return f"""{table(head, rows)}
+The same sentences by python -m fairseq_sru.translate, sentences/s, with float32 and with int8 weights; its BLEU is of \
+the whole test set, at length penalty 1.
+
+{missing}"""
+
+
 # ---------------------------------------------------------------- report.md, a function a section
 
 
@@ -90,7 +114,8 @@ def summary(report: Report) -> str:
     amp = [name for name, system in tested(report).items() if system.get("precision") == "bfloat16"]
     precision = f" Trained with products in bfloat16 (--amp): {', '.join(amp)}." if amp else ""
     seeds = ", ".join(map(str, sorted({run["seed"] for _, run in runs(report)})))
-    return f"""# {report["name"]}
+    return (
+        f"""# {report["name"]}
 
 {report["verdict"]}
 
@@ -108,7 +133,10 @@ measured in short slices of all systems in turns. Memory is the peak in training
 
 {decoding_table(report)}
 Decoding {data["speed_sentences"]} sentences of the test set, without loading: medians, systems in turns.
-"""
+
+{translator_table(report)}""".rstrip()
+        + "\n"
+    )
 
 
 def plots(report: Report) -> str:

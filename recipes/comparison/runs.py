@@ -15,15 +15,21 @@ from tqdm import tqdm
 from . import scores
 from .fairseq_output import hypotheses, trained
 from .run import Run
+from .settings import Settings
 from .stages import evenly, lines
 from .subset import write_subset
 from .training import Training, carry
+from .translators import Translators
 
 SPLITS = ("valid", "test")
 
 
 class Comparison(Training):
     """The stages of a comparison in their order."""
+
+    def __init__(self, given: Settings) -> None:
+        super().__init__(given)
+        self.translators = Translators(self)
 
     def run(self) -> None:
         """All stages.
@@ -39,6 +45,7 @@ class Comparison(Training):
         for run in self.runs:
             self.attempt([run], partial(self.translate, run))
             self.attempt([run], partial(self.curve, run))
+        self.translators.score()
         self.time_decoding()
         self.score()
 
@@ -123,10 +130,11 @@ class Comparison(Training):
     def time_decoding(self) -> None:
         speed = self.settings.speed
         tested = self.first()
-        rounds = range(1, speed.rounds + 1)
-        for number, beam, batch, system in self.turns("decoding speed", rounds, speed.beams, speed.batches, tested):
-            run = tested[system]
-            self.attempt([run], partial(self.time, run, number, beam, batch))
+        for number in range(1, speed.rounds + 1):
+            for beam, batch, system in self.turns(f"decoding speed {number}", speed.beams, speed.batches, tested):
+                run = tested[system]
+                self.attempt([run], partial(self.time, run, number, beam, batch))
+            self.translators.time(number)
 
     def time(self, run: Run, number: int, beam: int, batch: int) -> None:
         name = f"speed {run.system} beam {beam} batch {batch} {number}"

@@ -474,6 +474,10 @@ def test_the_report_is_whole(systems, tmp_path):
     found = canned(**systems)
     for name, system in found["systems"].items():
         system["precision"] = "float32" if name == "lstm" else "bfloat16"
+    if "sru" in found["systems"]:
+        sru, bleu = found["systems"]["sru"], [{"beam": beam, **verdict.spread([20.0, 20.0 + beam])} for beam in (1, 5)]
+        sru["translator"] = {weights: {"BLEU": bleu, "decoding": sru["decoding"]} for weights in ("float32", "int8")}
+        found["systems"]["lstm"]["translator"] = {"missing": "it can't"}
     jsonschema.validate(found, SCHEMA)
     report.write(found, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report.FILES)
@@ -490,6 +494,8 @@ def test_the_report_is_whole(systems, tmp_path):
         assert f"| sru | 20.8 ± 0.4 | {p} | 50.8 ± 0.4 | {p} | 59.2 ± 0.4 | {p} |\n" in text
         assert "| sru | 2.79 M | 3.3 | 1.7 | 3,000 | 1.00 |\n" in text
         assert "| sru | 30.0 | 1,920.0 | 6.0 | 384.0 |\n" in text
+        assert "| sru, int8 | 20.5 ± 0.7 | 22.5 ± 3.5 | 30.0 | 1,920.0 | 6.0 | 384.0 |\n" in text
+        assert "The translator does not run lstm: it can't\n" in text
         assert "| web | 19.2 ± 0.3 | 19.8 ± 0.4 |" in text
         assert "| source | a \\| b |" in text
         svg = (tmp_path / "curves.svg").read_text()
@@ -555,6 +561,8 @@ STAGES = (
     "average one 1",
     "curve one 1 60",
     "generate two 1",
+    "export one 1 int8",
+    "translator two 1 float32",
     "speed",
     "score",
 )
@@ -664,6 +672,12 @@ def test_the_report_has_the_scores_of_the_command(undisturbed):
         assert run["train_seconds"] < run["clock_seconds"]
         assert 2e8 < run["peak_memory"] < 4e9
         assert set(run["domains"]) == {"long", "short"}
+    for name, system in found["systems"].items():
+        for weights, (least, most) in {"float32": (-0.5, 0.5), "int8": (-3, 3)}.items():
+            (bleu,), (speed,) = (system["translator"][weights][key] for key in ("BLEU", "decoding"))
+            assert least < bleu["mean"] - runs[name]["scores"]["BLEU"]["score"] < most
+            assert bleu["beam"] == speed["beam"] == 2
+            assert speed["sentences_per_second"] > 0
     import torch
 
     for name, run in runs.items():

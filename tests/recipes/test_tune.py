@@ -122,13 +122,13 @@ def sized(flags: dict[str, Any], words: int) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lohelp", "debian"])
+@pytest.mark.parametrize("name", ["lohelp", "debian", "multi30k", "iwslt14", "wmt14"])
 def test_all_shapes_have_as_many_parameters(name: str) -> None:
     given = load(ROOT / "recipes" / "configs" / f"{name}.yaml")
     words = given.prepare["vocab-size"]
     target = sized(given.systems["sru"], words)
     for system, own in given.systems.items():
-        for shape in ({}, *given.tune.systems[system]["shape"]):
+        for shape in ({}, *given.tune.space_of(system).get("shape", [])):
             assert sized({**own, **shape}, words) == pytest.approx(target, rel=0.01), (system, shape)
 
 

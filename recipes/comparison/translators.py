@@ -1,0 +1,164 @@
+"""The translator (fairseq_sru.Translator) with the models of a comparison: scored, and timed on a CPU."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from benchmarks.decoding import FLOAT32, INT8
+from common.files import write_text
+from corpora.registry import CORPORA
+from corpora.subwords import MODELS
+from tqdm import tqdm
+
+from . import scores
+from .run import Run
+from .stages import StageError
+from .verdict import spread
+
+if TYPE_CHECKING:
+    from .runs import Comparison
+
+WEIGHTS = {"float32": FLOAT32, "int8": INT8}  # as a benchmark calls them
+FILES = ("config.json", "vocabulary.json", "weights.safetensors")  # of an exported model, and the subword model
+OURS = ("sru", "transformer_sru")  # what architectures begin with that it may be able to run
+MANY = 64  # sentences at a time where nothing is timed
+
+
+class Translators:
+    """The stages of a comparison that have to do with the translator.
+
+    Attributes:
+        missing: why it did not run a system.
+    """
+
+    def __init__(self, c: Comparison) -> None:
+        self.c = c
+        self.missing: dict[str, str] = {}
+
+    def systems(self) -> dict[str, Run]:
+        """The first run of each system that it may be able to run."""
+        c = self.c
+        arch = {system: {**c.settings.train, **c.settings.systems[system]}["arch"] for system in c.first()}
+        return {system: run for system, run in c.first().items() if c.commands.cpu and arch[system].startswith(OURS)}
+
+    def score(self) -> None:
+        """Translate the test set with each run's model."""
+        cells = [(beam, MANY) for beam in self.c.settings.speed.beams]
+        everything = range(len(self.c.text["test"][self.c.source]))
+        for run, weights in itertools.product(self.c.good(), WEIGHTS):
+            if run.system in self.systems():
+                self._attempt(run.system, partial(self._export, run, weights))
+                name = self._stage("translator", run, weights)
+                self._attempt(run.system, partial(self._translate, name, run, weights, cells, everything))
+
+    def time(self, number: int) -> None:
+        """A round of decoding, on the sentences that fairseq-generate's speed is measured on."""
+        speed = self.c.settings.speed
+        cells = list(itertools.product(speed.beams, speed.batches))
+        for run, weights in itertools.product(self.systems().values(), WEIGHTS):
+            name = f"{self._speed(run.system, weights)} {number}"
+            self._attempt(run.system, partial(self._translate, name, run, weights, cells, self.c.chosen["test"]))
+
+    def _attempt(self, system: str, work: Callable[[], object]) -> None:
+        if system in self.missing:
+            return
+        try:
+            work()
+        except StageError as error:
+            self.missing[system] = str(error).splitlines()[-1]
+            tqdm.write(f"left out, the translator of {system}: {error}")
+
+    @staticmethod
+    def _stage(what: str, run: Run, weights: str) -> str:
+        return f"{run.stage(what)} {weights}"
+
+    @staticmethod
+    def _speed(system: str, weights: str) -> str:
+        return f"speed {system} translator {weights}"
+
+    def _folder(self, run: Run, weights: str) -> Path:
+        return self.c.out / "models" / f"{run.file}-{weights}"
+
+    def _export(self, run: Run, weights: str) -> None:
+        c, folder, name = self.c, self._folder(run, weights), self._stage("export", run, weights)
+        kind, of_data = c.data["tokenizer"], CORPORA.get(c.data["data_set"])
+        subwords = c.commands.data / MODELS[kind]
+        flag = "--sentencepiece-model" if kind == "sentencepiece" else "--subword-nmt-codes"
+        command = ["python", "-m", "fairseq_sru.export", "--path", str(c.final(run)), flag, str(subwords)]
+        command += ["--data", str(c.commands.data / "bin"), "--out", str(folder)]
+        command += ["--lowercase"] if of_data and of_data.lower else []
+        command += ["--no-normalise"] if of_data and not of_data.normalise and kind != "sentencepiece" else []
+        command += ["--int8"] if weights == "int8" else []
+        inputs, outputs = [c.final(run), c.manifest], [folder / file for file in (*FILES, MODELS[kind])]
+        c.stages.command(name, command, inputs=inputs, outputs=outputs, log=c.log(name))
+
+    def _translate(
+        self, name: str, run: Run, weights: str, cells: list[tuple[int, int]], chosen: Sequence[int]
+    ) -> None:
+        """A stage that notes speed and BLEU of these sentences of the test set in each cell."""
+        c, folder, test = self.c, self._folder(run, weights), self.c.text["test"]
+        task = {
+            "data": str(c.commands.data),
+            "threads": torch.get_num_threads(),
+            "models": {WEIGHTS[weights]: str(folder)},
+            "lines": [test[c.source][i] for i in chosen],
+            "sentences": len(chosen),
+            "cells": cells,
+        }
+        file = folder.parent / f"{name.replace(' ', '-')}.json"
+        write_text(file, json.dumps(task, indent=1, ensure_ascii=False) + "\n")
+
+        def measured() -> dict[str, Any]:
+            found = json.loads(c.log(name).read_text(encoding="utf-8").splitlines()[-1])["cells"]
+            references = [test[c.target][i] for i in chosen]
+            return {
+                "cells": [
+                    {
+                        "beam": beam,
+                        "batch": batch,
+                        "sentences_per_second": cell["sentences"] / cell["seconds"],
+                        "BLEU": scores.bleu(references, cell["text"]),
+                    }
+                    for (beam, batch), cell in zip(cells, found, strict=True)
+                ]
+            }
+
+        command = ["python", "recipes/benchmarks/decoding.py", WEIGHTS[weights], str(file)]
+        inputs = [file, *sorted(folder.iterdir())]
+        c.stages.command(name, command, inputs=inputs, outputs=[], log=c.log(name), facts=measured)
+
+    def found(self, system: str) -> dict[str, Any]:
+        """What a report says of a system that it may be able to run."""
+        if system in self.missing:
+            return {"missing": self.missing[system]}
+        made: dict[str, Any] = {}
+        c = self.c
+        for weights in WEIGHTS:
+            tested = [
+                c.stages.stamp(self._stage("translator", run, weights))["cells"]
+                for run in c.good()
+                if run.system == system
+            ]
+            name, numbers = self._speed(system, weights), range(1, c.settings.speed.rounds + 1)
+            rounds = [c.stages.stamp(f"{name} {number}")["cells"] for number in numbers]
+            made[weights] = {
+                "BLEU": [
+                    {"beam": cells[0]["beam"], **spread(cell["BLEU"] for cell in cells)}
+                    for cells in zip(*tested, strict=True)
+                ],
+                "decoding": [
+                    {
+                        **{key: cells[0][key] for key in ("beam", "batch")},
+                        "sentences_per_second": statistics.median(cell["sentences_per_second"] for cell in cells),
+                    }
+                    for cells in zip(*rounds, strict=True)
+                ],
+            }
+        return made

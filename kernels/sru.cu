@@ -282,7 +282,7 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
     Source<uint8> padding = me.padding(pad, u);
     Rows<value_t> grads_candidate = me.rows(grad_u, PLANES, 0), grads_forget = me.rows(grad_u, PLANES, 1);
     Rows<value_t> grads_reset = me.rows(grad_u, PLANES, PLANES > 2 ? 2 : 0);
-    Rows<value_t> grads_skip = OWN_SKIP ? me.rows(grad_u, PLANES, PLANES - 1) : me.rows(grad_x);
+    Rows<value_t> grads_skip = SKIP ? me.rows(grad_x) : me.rows(grad_u, PLANES, PLANES - 1);
     pipeline<Inputs>(
         me.steps(),
         [&](Inputs& in, auto act) {

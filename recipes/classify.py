@@ -22,17 +22,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--input", type=Path, metavar="FILE", help="a sentence a line (default: standard input)")
     args = parser.parse_args(argv)
     logging.disable(logging.INFO)  # of fairseq
+    name = args.input or "standard input"
     try:
         from comparison.classes import Classes
 
         data = args.input.read_bytes() if args.input else sys.stdin.buffer.read()
-        lines = data.decode().removesuffix("\n").split("\n") if data else []
+        lines = data.decode("utf-8-sig").removesuffix("\n").split("\n") if data else []
         if empty := [at for at, line in enumerate(lines, 1) if not line.strip()]:
-            raise RecipeError(f"line {empty[0]} of the text is empty")
+            raise RecipeError(f"{name}, line {empty[0]}: is empty; must be a sentence")
         for label, probability in Classes(args.path, args.data)(lines):
             print(f"{label}\t{probability:.4f}")
     except UnicodeDecodeError as error:
-        parser.error(f"argument --input: is not UTF-8 text ({error})")
+        parser.error(f"{name} is not UTF-8 text ({error})")
     except (RecipeError, OSError) as error:
         parser.error(str(error))
 

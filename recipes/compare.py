@@ -22,6 +22,7 @@ from comparison.runs import Comparison
 from comparison.settings import Settings, load
 from comparison.stages import working_in
 from comparison.uses import USES, Language, Sentences, Use
+from corpora.sentences import VECTORS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -50,6 +51,9 @@ def dry_run(given: Settings) -> None:
 
         def check(command: list[str], parser: argparse.ArgumentParser) -> None:
             flags = command[command.index("--user-dir") :]
+            if (vectors := str(commands.data / VECTORS)) in flags:  # that aren't there yet
+                at = flags.index(vectors)
+                del flags[at - 1 : at + 1]
             options.parse_args_and_arch(parser, input_args=[no_data, *flags])
 
         for system in given.systems:

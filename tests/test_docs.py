@@ -425,12 +425,13 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
         assert not unknown, words
     elif is_fairseq and name not in ("preprocess", "score"):
         from fairseq import options
+        from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
         if "--user-dir" in rest:  # whose package has been imported
             at = rest.index("--user-dir")
             assert rest[at + 1].endswith("fairseq_sru"), words
             del rest[at : at + 2]
-        options.parse_args_and_arch(parser, input_args=rest)
+        convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=rest))
     else:
         parser.parse_args(rest)
     return parser

@@ -120,10 +120,12 @@ def _check_text(args: Any) -> None:
 
 
 def _check_sentences(args: Any) -> None:
-    """Are the dictionaries of a classifier there, and has it a class for each label?"""
+    """Are the dictionaries of a classifier there, a class for each label, and a criterion that names its head?"""
     folder = _data_folder(args, "sentence_prediction")
     if folder is None:
         return
+    if not hasattr(args, "classification_head_name"):
+        _exit(f"--task sentence_prediction goes with --criterion sentence_prediction; got --criterion {args.criterion}")
     for name in ("input0", "label"):
         if not (folder / name / "dict.txt").is_file():
             _exit(f"argument data: {folder} holds no {name}/dict.txt; recipes/prepare.py makes both for its data sets")
@@ -134,13 +136,16 @@ def _check_sentences(args: Any) -> None:
 
 
 def _check_speech(args: Any) -> None:
-    """Are the configuration of speech and its dictionary there?"""
+    """Are the configuration of speech, its dictionary and the folder of its features there?"""
     folder = _data_folder(args, "speech_to_text")
     if folder is None:
         return
     config = folder / args.config_yaml
     if not config.is_file():
         _exit(f"argument data: {folder} holds no {args.config_yaml}; recipes/prepare.py makes it for its data sets")
-    dictionary = folder / S2TDataConfig(config).vocab_filename
+    read = S2TDataConfig(config)
+    dictionary = folder / read.vocab_filename
     if not dictionary.is_file():
         _exit(f"--config-yaml: {config} names the dictionary {dictionary}, which is not there")
+    if read.audio_root and not Path(read.audio_root).is_dir():
+        _exit(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")

@@ -1,10 +1,24 @@
-"""Files that are written whole."""
+"""Files that are written whole, and text of the user's."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
+
+from .errors import RecipeError
+
+
+def read_text(path: Path) -> str:
+    """All of a text of the user's.
+
+    Raises:
+        RecipeError: it isn't UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is not UTF-8 ({error})") from None
 
 
 def write(path: Path, how: Callable[[Path], object]) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from common.errors import RecipeError
+from corpora.building import MANIFEST
 from corpora.sentences import tokens
 from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
@@ -36,8 +37,11 @@ class Classes:
             (self.model,), cfg, self.task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], given)
             self.head = cfg.criterion.classification_head_name
         except Exception as error:  # of torch, pickle, omegaconf: whatever lies in the file
-            raise RecipeError(f"{checkpoint} is no classifier of {data}: {str(error).splitlines()[0]}") from None
+            said = " ".join(str(error).split())[:300]
+            raise RecipeError(f"{checkpoint} is no classifier of {data}: {said}") from None
         self.model.eval()
+        prepared = (data.parent.parent / MANIFEST).is_file()
+        self.tokens = tokens if prepared else str.split  # as fairseq-preprocess has text of the user's
         words = self.task.label_dictionary
         self.labels = words.symbols[words.nspecial : words.nspecial + self.task.cfg.num_classes]
 
@@ -47,7 +51,7 @@ class Classes:
         longest = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
         for start in range(0, len(sentences), BATCH):
             batch = [
-                words.encode_line(" ".join(tokens(sentence)), add_if_not_exist=False).long()[:longest]
+                words.encode_line(" ".join(self.tokens(sentence)), add_if_not_exist=False).long()[:longest]
                 for sentence in sentences[start : start + BATCH]
             ]
             source = data_utils.collate_tokens(batch, words.pad())

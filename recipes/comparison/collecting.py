@@ -20,6 +20,7 @@ from . import report
 from .run import Run
 from .runs import Comparison
 from .stages import evenly, lines
+from .training import Training
 from .verdict import spread, verdict
 
 SAMPLES = 10  # translations that a report shows
@@ -38,6 +39,25 @@ def machine(cpu: bool) -> dict[str, Any]:
         "gpu": None if cpu else torch.cuda.get_device_name(),
         "system": platform.platform(),
     }
+
+
+def of_all(c: Training, *packages: str) -> dict[str, Any]:
+    """What the report of every comparison has; ``packages`` are those whose versions it tells, too."""
+    return {
+        "name": c.out.name,
+        "budget": {key: value for key, value in vars(c.settings.budget).items() if value is not None},
+        "baseline": c.settings.baseline,
+        "machine": machine(c.commands.cpu),
+        "versions": {
+            "python": platform.python_version(),
+            "fairseq_sru": __version__,
+            **{name: version(name) for name in ("torch", "fairseq", *packages)},
+        },
+    }
+
+
+def precision(c: Training, system: str) -> str:
+    return "bfloat16" if c.commands.options(system).get("amp") else "float32"
 
 
 def curve(c: Comparison, run: Run) -> list[dict[str, Any]]:
@@ -64,8 +84,7 @@ def collected_run(c: Comparison, run: Run, scored: dict[str, Any]) -> dict[str, 
 def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict[str, Any]:
     failures = list(dict.fromkeys(text for run, text in c.failures.items() if run.system == system))
     runs = [collected_run(c, run, scored) for run in c.good() if run.system == system]
-    precision = "bfloat16" if c.commands.options(system).get("amp") else "float32"
-    found: dict[str, Any] = {"failures": failures, "precision": precision, "runs": runs}
+    found: dict[str, Any] = {"failures": failures, "precision": precision(c, system), "runs": runs}
     if runs:
         found["scores"] = {m: spread(r["scores"][m]["score"] for r in runs) for m in runs[0]["scores"]}
         found["training_tokens_per_second"] = c.training_speed(system, "tokens_per_second")
@@ -81,7 +100,7 @@ def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict
 def collected(c: Comparison) -> dict[str, Any]:
     s, scored = c.settings, json.loads((c.out / "scores.json").read_text(encoding="utf-8"))
     made = {
-        "name": c.out.name,
+        **of_all(c, "sacrebleu"),
         "date": max((c.stages.stamp(run.stage("generate"))["finished"] for run in c.good()), default=None),
         "data": {
             **{key: c.data[key] for key in ("data_set", "source", "target", "tokenizer")},
@@ -89,16 +108,8 @@ def collected(c: Comparison) -> dict[str, Any]:
             "curve_sentences": len(c.chosen["valid"]),
             "speed_sentences": len(c.chosen["test"]),
         },
-        "budget": {key: value for key, value in vars(s.budget).items() if value is not None},
-        "baseline": s.baseline,
         "curve_beam": s.curve.beam,
         "loss": s.train.get("best-checkpoint-metric", "loss"),
-        "machine": machine(c.commands.cpu),
-        "versions": {
-            "python": platform.python_version(),
-            "fairseq_sru": __version__,
-            **{name: version(name) for name in ("torch", "fairseq", "sacrebleu")},
-        },
         "prepare": shlex.join(c.commands.prepare()),
         **{key: scored[key] for key in ("signatures", "copied_source", "references_repetition")},
         "systems": {system: collected_system(c, system, scored["runs"]) for system in s.systems},

@@ -108,19 +108,24 @@ the whole test set, at length penalty 1.
 # ---------------------------------------------------------------- report.md, a function a section
 
 
-def summary(report: Report) -> str:
-    data, budget = report["data"], report["budget"]
+def conditions(report: Report, systems: dict[str, Any], seeds: Iterable[int]) -> str:
+    """Budget, seeds, and which of these systems trained in bfloat16."""
+    budget = report["budget"]
     limit = f"{budget['updates']} updates" if "updates" in budget else f"{budget['minutes']:g} minutes of training"
-    amp = [name for name, system in tested(report).items() if system.get("precision") == "bfloat16"]
+    amp = [name for name, system in systems.items() if system.get("precision") == "bfloat16"]
     precision = f" Trained with products in bfloat16 (--amp): {', '.join(amp)}." if amp else ""
-    seeds = ", ".join(map(str, sorted({run["seed"] for _, run in runs(report)})))
+    return f"Budget: {limit} for each system. Seeds: {', '.join(map(str, seeds))}.{precision}"
+
+
+def summary(report: Report) -> str:
+    data = report["data"]
     return (
         f"""# {report["name"]}
 
 {report["verdict"]}
 
-Data: {data["data_set"]}, {data["source"]}-{data["target"]}, test set of {data["test_sentences"]} sentences. Budget: \
-{limit} for each system. Seeds: {seeds}.{precision}
+Data: {data["data_set"]}, {data["source"]}-{data["target"]}, test set of {data["test_sentences"]} sentences. \
+{conditions(report, tested(report), sorted({run["seed"] for _, run in runs(report)}))}
 
 {quality_table(report)}
 ± is the standard deviation over seeds. p is that of the difference from the baseline, for each seed: paired \

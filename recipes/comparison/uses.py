@@ -6,6 +6,7 @@ import math
 import re
 import shlex
 import statistics
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 import numpy as np
 from common.files import write_text
 from corpora.sentences import SETS, VECTORS
+from corpora.texts import TEXTS
 
 from . import stages
+from .collecting import precision
 from .commands import Commands
 from .fairseq_output import hypotheses
 from .run import Run
@@ -42,20 +45,24 @@ class Use(Training):
     """What the tasks have in common: all runs are trained and tested, each test has one score.
 
     Attributes:
+        data_sets: that it knows.
         score: name of the score, as the report has it.
         counted: name of what ``parameters`` are.
     """
 
+    data_sets: Collection[str]
     score: str
     counted = "parameters"
 
-    @staticmethod
-    def completed(given: Settings) -> Settings:
+    @classmethod
+    def completed(cls, given: Settings) -> Settings:
         """The settings with what follows from the data.
 
         Raises:
             ValueError: the message names the key, what is wrong with it and what is allowed.
         """
+        if given.data not in cls.data_sets:
+            wrong("data", f"must be one of {', '.join(cls.data_sets)}; got {given.data}")
         return given
 
     def run(self) -> None:
@@ -63,8 +70,12 @@ class Use(Training):
         self.prepare()
         self.time_training()
         for run in self.runs:
-            self.attempt([run], partial(self.train, run))
-            self.attempt([run], partial(self.test, run))
+            for part in self.parts(run):
+                self.attempt([run], part)
+
+    def parts(self, run: Run) -> list[Callable[[], object]]:
+        """The stages of a run."""
+        return [partial(self.train, run), partial(self.test, run)]
 
     def test(self, run: Run) -> None:
         """Test the checkpoint that is best on the validation set; a stage that notes what :meth:`tested` finds in what
@@ -113,6 +124,7 @@ class Use(Training):
             noted, mine = [part for run in runs for part in self.measured(run)], items[name]
             found[name] = {
                 "failures": sorted({text for run, text in self.failures.items() if run.system == name}),
+                "precision": precision(self, name),
                 "parameters": noted[0]["parameters"] if noted else None,
                 "scores": [part["score"] for part in noted],
                 "p_value": None if mine is None or baseline is None or mine is baseline else paired_p(mine, baseline),
@@ -130,14 +142,17 @@ class Use(Training):
 class Sentences(Use):
     """Classification, over folds of the data or with its test set."""
 
+    data_sets = SETS
     score = "accuracy, %"
     counted = "parameters beside the embedding"
 
-    @staticmethod
-    def completed(given: Settings) -> Settings:
-        if given.data not in SETS:
-            wrong("data", f"must be one of {', '.join(SETS)}; got {given.data}")
-        flags: dict[str, Any] = {"num-classes": SETS[given.data].classes}
+    @classmethod
+    def completed(cls, given: Settings) -> Settings:
+        given = super().completed(given)
+        for name, options in given.systems.items():
+            if not (size := {**given.train, **options}.get("batch-size")):
+                wrong("train.batch-size", f"must be a number of sentences; {name} has {size}")
+        flags: dict[str, Any] = {"num-classes": SETS[str(given.data)].classes}
         if given.prepare.get("embeddings"):
             flags["encoder-embed-path"] = f"{Commands(given).data}/{VECTORS}"
         return replace(given, train={**flags, **given.train})
@@ -145,13 +160,12 @@ class Sentences(Use):
     def __init__(self, given: Settings) -> None:
         super().__init__(given, "folds/0")
 
-    def run(self) -> None:
-        self.prepare()
-        self.folds = range(len(self.data["counts"]["test"]))
-        self.time_training()
-        for run in self.runs:
-            for fold in self.folds:
-                self.attempt([run], partial(self.classify, run, fold))
+    @property
+    def folds(self) -> range:
+        return range(len(self.data["counts"]["test"]))
+
+    def parts(self, run: Run) -> list[Callable[[], object]]:
+        return [partial(self.classify, run, fold) for fold in self.folds]
 
     def stage(self, run: Run, fold: int) -> str:
         return f"{run.stage('classify')} fold {fold}"
@@ -168,7 +182,7 @@ class Sentences(Use):
 
         def tested() -> dict[str, Any]:
             classes = Classes(folder / "checkpoint_best.pt", data)
-            truth, text = zip(*(line.split(" ", 1) for line in lines(data / "test.txt")), strict=True)
+            truth, _, text = zip(*(line.partition(" ") for line in lines(data / "test.txt")), strict=True)
             labels = [label for label, _ in classes(text)]
             right = [int(a == b) for a, b in zip(truth, labels, strict=True)]
             write_text(output, "".join(f"{label}\n" for label in labels))
@@ -194,6 +208,7 @@ class Sentences(Use):
 class Language(Use):
     """Language modelling: perplexity of a token, the state carried over from block to block."""
 
+    data_sets = TEXTS
     score = "perplexity"
 
     def test_command(self, checkpoint: Path) -> list[str]:
@@ -215,6 +230,7 @@ class Language(Use):
 class Speech(Use):
     """Speech to text: word error rate."""
 
+    data_sets = ("spoken-digits",)
     score = "word error rate, %"
 
     def __init__(self, given: Settings) -> None:

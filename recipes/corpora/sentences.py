@@ -97,7 +97,7 @@ def examples(path: Path) -> list[Example]:
     """
     data = path.read_bytes()
     try:
-        text = data.decode()
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         text = data.decode("latin-1")  # of 2005 and before
     found, own = [], OF_ONE.get(path.suffix)
@@ -115,17 +115,19 @@ def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
     """The vectors of some words, from a file of GloVe's form, or of word2vec's: text or binary.
 
     Raises:
-        RecipeError: it is of no such form.
+        RecipeError: it is of no such form, is cut off, or has none of the words.
     """
-    wrong = RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec")
+    wrong = RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec, or is cut off")
     with path.open("rb") as file:
         header = file.readline().split()
         size = int(header[1]) if len(header) == 2 and header[1].isdigit() else len(header) - 1
 
         def binary() -> Iterator[tuple[str, Any]]:
             for _ in range(int(header[0])):
-                word = b"".join(iter(lambda: file.read(1), b" ")).strip()
-                yield word.decode("utf-8", "replace"), np.frombuffer(file.read(4 * size), "<f4")
+                word = b""
+                while (byte := file.read(1)) not in (b" ", b""):
+                    word += byte
+                yield word.strip().decode("utf-8", "replace"), np.frombuffer(file.read(4 * size), "<f4").reshape(size)
 
         def text() -> Iterator[tuple[str, Any]]:
             file.seek(0 if len(header) != 2 else file.tell())
@@ -140,26 +142,28 @@ def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
             raise wrong from None
     if size < 2 or any(len(vector) != size for vector in found.values()):
         raise wrong
+    if not found:
+        raise RecipeError(
+            f"argument --embeddings: {path} has a vector for none of the {len(words):,} words of the text"
+        )
     return found
+
+
+def every(step: int, start: int, part: list[Example]) -> tuple[list[Example], list[Example]]:
+    """Every so many-th sentence, and the rest."""
+    rest = part.copy()
+    del rest[start::step]
+    return part[start::step], rest
 
 
 def folds(parts: dict[str, list[Example]]) -> Iterator[dict[str, list[Example]]]:
     """Training, validation and test sentences: once, or as many times as there are folds."""
-    parts = {split: list(part) for split, part in parts.items()}
-    random.Random(SEED).shuffle(parts["train"])
-    if "test" in parts:
-        whole = [(parts["train"], parts["test"])]
-    else:
-        every = list(enumerate(parts["train"]))
-        whole = [
-            ([e for n, e in every if n % FOLDS != k], [e for n, e in every if n % FOLDS == k]) for k in range(FOLDS)
-        ]
-    for rest, test in whole:
-        if "valid" in parts:
-            yield {"train": rest, "valid": parts["valid"], "test": test}
-        else:
-            kept = [example for n, example in enumerate(rest) if n % VALID_EVERY]
-            yield {"train": kept, "valid": rest[::VALID_EVERY], "test": test}
+    shuffled = parts["train"].copy()
+    random.Random(SEED).shuffle(shuffled)
+    cut = [(parts["test"], shuffled)] if "test" in parts else [every(FOLDS, k, shuffled) for k in range(FOLDS)]
+    for test, rest in cut:
+        valid, train = (parts["valid"], rest) if "valid" in parts else every(VALID_EVERY, 0, rest)
+        yield {"train": train, "valid": valid, "test": test}
 
 
 def binarise(parts: dict[str, list[Example]], have: set[str], to: Path) -> None:

@@ -118,7 +118,7 @@ def subwords(texts: Iterable[str], size: int, to: Path) -> str:
                 **special,
             )
     except RuntimeError as error:
-        raise RecipeError(f"argument --vocab-size: {size}: {error}") from None
+        raise RecipeError(f"a vocabulary of {size} subwords: {error}") from None
     model = sentencepiece.SentencePieceProcessor(model_file=str(to / "spm.model"))
     words = (model.id_to_piece(i) for i in range(len(special), model.get_piece_size()))
     (to / "spm.txt").write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
@@ -138,7 +138,7 @@ class Speech(NamedTuple):
         return []
 
     def files(self) -> dict[str, Path]:
-        return {}
+        return self.known.given(self.local_dir) if self.local_dir else {}
 
     def options(self) -> dict[str, Any]:
         try:
@@ -190,6 +190,7 @@ class SpeechSet(NamedTuple):
         splits: given the preparation, a folder to work in and one for downloads: utterances of each split, and facts of
             the sources.
         vocab_size: subwords unless the user says otherwise; None: words.
+        given: what of --local-dir is to be compared before the set counts as already made, by name.
     """
 
     about: str
@@ -198,3 +199,4 @@ class SpeechSet(NamedTuple):
     specaugment: dict[str, Any]
     splits: Callable[[Speech, Path, Path], tuple[Splits, list[dict[str, Any]]]]
     vocab_size: int | None = None
+    given: Callable[[Path], dict[str, Path]] = lambda local: {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import yaml
 from common.errors import RecipeError
+from common.files import read_text
 
 from .archives import Archive, fetch, unpack_all
 from .building import described
@@ -26,6 +28,7 @@ SPOKEN_DIGITS = {"freq_mask_N": 2, "freq_mask_F": 8, "time_mask_N": 2, "time_mas
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 FSDD = Archive("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
+FORM = "[!.]*_*_*.wav"  # of a recording's name; files that begin with a dot are a file system's own
 STRINGS = {"train": 2500, "valid": 200, "test": 500}
 TEST_SPEAKERS = "theo"
 SPEEDS = (0.9, 1.0, 1.1)  # for training, as of Ko et al. 2015
@@ -53,30 +56,42 @@ def string(
     return " ".join(DIGITS[int(digit)] for digit in digits), wave
 
 
-def recordings(task: Speech, work: Path, archives: Path) -> tuple[list[Path], list[dict[str, Any]]]:
-    """The files DIGIT_SPEAKER_NUMBER.wav below --local-dir, or of an archive there or elsewhere."""
-    form, local = "[0-9]_*_*.wav", task.local_dir
-    sources: list[dict[str, Any]] = []
-    paths = list(local.rglob(form)) if local else []
+def given(local: Path) -> dict[str, Path]:
+    """The recordings below a folder, or else the archive in it, by name."""
+    paths = sorted(local.rglob(FORM)) or sorted(local.glob("*digit*.tar*"))[:1]
+    return {str(path.relative_to(local)): path for path in paths}
+
+
+def recordings(
+    task: Speech, work: Path, archives: Path
+) -> tuple[dict[str, dict[str, list[Path]]], list[dict[str, Any]]]:
+    """The files DIGIT_SPEAKER_NUMBER.wav below --local-dir, or of an archive there or elsewhere, by speaker and digit.
+
+    Raises:
+        RecipeError: there are none, or one is named otherwise.
+    """
+    if files := task.files():
+        sources = [described(path, name) for name, path in files.items()]
+    else:
+        files, sources = fetch([FSDD], task.local_dir, archives)
+    paths = list(files.values())
+    if ".tar" in paths[0].name:
+        paths = list(unpack_all(paths[0], work / "unpacked").rglob(FORM))
     if not paths:
-        other = next(iter(sorted(local.glob("*digit*.tar*"))), None) if local else None
-        if other is not None:
-            archive, sources = other, [described(other, other.name)]
-        else:
-            found, sources = fetch([FSDD], local, archives)
-            archive = found[FSDD.name]
-        paths = list(unpack_all(archive, work / "unpacked").rglob(form))
-    if not paths:
-        raise RecipeError(f"{local or archives} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav")
-    return sorted(paths, key=lambda path: (path.name.split("_")[:2], int(path.stem.split("_")[2]))), sources
+        raise RecipeError(f"{task.local_dir or archives} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav")
+    named = []
+    for path in paths:
+        if not (parts := re.fullmatch(r"([0-9])_(.+)_([0-9]+)", path.stem)):
+            raise RecipeError(f"{path}: must be named DIGIT_SPEAKER_NUMBER.wav, as 7_theo_12.wav")
+        named.append((parts[2], parts[1], int(parts[3]), path))
+    by_speaker: dict[str, dict[str, list[Path]]] = {}
+    for speaker, digit, _, path in sorted(named):
+        by_speaker.setdefault(speaker, {}).setdefault(digit, []).append(path)
+    return by_speaker, sources
 
 
 def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
-    paths, sources = recordings(task, work, archives)
-    by_speaker: dict[str, dict[str, list[Path]]] = {}
-    for path in paths:
-        digit, speaker, _ = path.stem.split("_")
-        by_speaker.setdefault(speaker, {}).setdefault(digit, []).append(path)
+    by_speaker, sources = recordings(task, work, archives)
     tested = task.chosen["test_speakers"].split(",")
     if unknown := sorted(set(tested) - by_speaker.keys()):
         raise RecipeError(f"argument --test-speakers: {unknown[0]} must be one of {', '.join(sorted(by_speaker))}")
@@ -104,62 +119,58 @@ def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, lis
 # --- MuST-C and LibriSpeech, as they are unpacked ---------------------------------------------------------------------
 
 
-def local(task: Speech, folder: str) -> Path:
-    """A folder below --local-dir."""
-    if task.local_dir is None or not (task.local_dir / folder).is_dir():
-        raise RecipeError(f"argument --local-dir: must be a folder that has {folder}; got {task.local_dir}")
-    return task.local_dir / folder
+def at_hand(task: Speech, place: str, splits: list[str], utterances: Callable[[Path], Iterator[Utterance]]) -> Splits:
+    """What ``utterances`` makes of the folders of splits that are in ``place`` below --local-dir.
+
+    Raises:
+        RecipeError: there is no such place, or none for training.
+    """
+    if task.local_dir is None or not (task.local_dir / place).is_dir():
+        raise RecipeError(f"argument --local-dir: must be a folder that has {place}; got {task.local_dir}")
+    folders = {split: task.local_dir / place / split for split in splits}
+    found = {split: utterances(folder) for split, folder in folders.items() if folder.is_dir()}
+    train = [split for split in splits if split.startswith("train")]
+    if not found.keys() & train:
+        raise RecipeError(f"argument --local-dir: {task.local_dir / place} must have {' or '.join(train)}")
+    return found
 
 
 def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
-    language = task.chosen["language"]
-    root = local(task, f"en-{language}/data")
+    language, rate = task.chosen["language"], task.known.rate
 
-    def utterances(split: str) -> Iterator[Utterance]:
-        text = root / split / "txt"
-        segments = yaml.load((text / f"{split}.yaml").read_text("utf-8"), Loader=yaml.CBaseLoader)
-        lines = (text / f"{split}.{language}").read_text("utf-8").removesuffix("\n").split("\n")
+    def utterances(folder: Path) -> Iterator[Utterance]:
+        text = folder / "txt" / folder.name
+        segments = yaml.load(read_text(text.with_suffix(".yaml")), Loader=yaml.CBaseLoader)
+        lines = read_text(text.with_suffix(f".{language}")).removesuffix("\n").split("\n")
         if len(lines) != len(segments):
-            raise RecipeError(f"{text}: {split}.{language} has {len(lines):,} lines for {len(segments):,} segments")
+            raise RecipeError(f"{text}.{language} has {len(lines):,} lines for {len(segments):,} segments")
         both = zip(segments, lines, strict=True)
         for name, of_talk in groupby(both, lambda pair: pair[0]["wav"]):
-            path = root / split / "wav" / name
+            path = folder / "wav" / name
             for n, (segment, line) in enumerate(sorted(of_talk, key=lambda pair: float(pair[0]["offset"]))):
-                start, length = (int(float(segment[key]) * task.known.rate) for key in ("offset", "duration"))
-                wave = partial(read, path, task.known.rate, start, length)
+                start, length = (int(float(segment[key]) * rate) for key in ("offset", "duration"))
+                wave = partial(read, path, rate, start, length)
                 yield Utterance(f"{path.stem}_{n}", wave, line.strip(), segment["speaker_id"])
 
-    return {s: utterances(s) for s in ("train", "dev", "tst-COMMON", "tst-HE") if (root / s).is_dir()}, []
+    return at_hand(task, f"en-{language}/data", ["train", "dev", "tst-COMMON", "tst-HE"], utterances), []
 
 
 def librispeech(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
-    root = local(task, "LibriSpeech")
-
-    def utterances(split: str) -> Iterator[Utterance]:
-        for chapter in sorted((root / split).glob("*/*/*.trans.txt")):
-            for line in chapter.read_text("utf-8").splitlines():
+    def utterances(folder: Path) -> Iterator[Utterance]:
+        for chapter in sorted(folder.glob("*/*/*.trans.txt")):
+            for line in read_text(chapter).splitlines():
                 name, _, text = line.partition(" ")
                 wave = partial(read, chapter.with_name(f"{name}.flac"), task.known.rate)
                 yield Utterance(name, wave, text.lower(), name.split("-")[0])
 
-    kinds = (
-        "train-clean-100",
-        "train-clean-360",
-        "train-other-500",
-        "dev-clean",
-        "dev-other",
-        "test-clean",
-        "test-other",
-    )
-    found = {split: utterances(split) for split in kinds if (root / split).is_dir()}
-    if not any(split.startswith("train") for split in found):
-        raise RecipeError(f"argument --local-dir: {root} has none of {', '.join(kinds[:3])}")
-    return found, []
+    train = ["train-clean-100", "train-clean-360", "train-other-500"]
+    splits = [*train, "dev-clean", "dev-other", "test-clean", "test-other"]
+    return at_hand(task, "LibriSpeech", splits, utterances), []
 
 
 SPEECH = {
     "spoken-digits": SpeechSet(
-        "strings of digits by five speakers or more; CC BY-SA 4.0", 8000, 40, SPOKEN_DIGITS, spoken_digits
+        "strings of digits by five speakers or more; CC BY-SA 4.0", 8000, 40, SPOKEN_DIGITS, spoken_digits, given=given
     ),
     "must-c": SpeechSet(
         "talks and their translations, of --local-dir; CC BY-NC-ND 4.0", 16_000, 80, MUSTC, must_c, 8000

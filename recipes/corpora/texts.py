@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import sentencepiece
 from common.errors import RecipeError
+from common.files import read_text
 
 from . import debian
 from .archives import Archive, fetch, unpack_all
@@ -56,11 +57,21 @@ class Text(NamedTuple):
         archive = TEXTS[self.name].archive
         return [archive] if archive and not self.files() else []
 
-    def files(self, folder: Path | None = None) -> dict[str, Path]:
-        """The text below a folder, or --local-dir, by split; empty where a file isn't there."""
-        folder, names = folder or self.local_dir, TEXTS[self.name].files()
-        found = {split: next(iter(sorted(folder.rglob(name))), None) for split, name in names.items()} if folder else {}
-        return {split: path for split, path in found.items() if path} if all(found.values()) else {}
+    def below(self, folder: Path) -> dict[str, Path]:
+        """The text below a folder by split, as far as it is there."""
+        names = TEXTS[self.name].files().items()
+        return {split: path for split, name in names for path in sorted(folder.rglob(name))[:1]}
+
+    def files(self) -> dict[str, Path]:
+        """The text below --local-dir by split; empty where none is there.
+
+        Raises:
+            RecipeError: a file is missing.
+        """
+        found = self.below(self.local_dir) if self.local_dir else {}
+        if missing := [name for split, name in TEXTS[self.name].files().items() if found and split not in found]:
+            raise RecipeError(f"argument --local-dir: {self.local_dir} has no {' and no '.join(missing)}")
+        return found
 
     def options(self) -> dict[str, Any]:
         return {"data_set": self.name, "versions": {"fairseq": version("fairseq")}}
@@ -71,23 +82,24 @@ class Text(NamedTuple):
             return found, [described(path, name) for name, path in found.items()]
         if not self.archives:
             manifest = debian.build(archives / "debian-en-de", self.local_dir)
-            return self.files(archives / "debian-en-de"), [manifest]
+            return self.below(archives / "debian-en-de"), [manifest]
         paths, sources = fetch(self.archives, self.local_dir, archives)
         (archive,) = paths.values()
-        if not (found := self.files(unpack_all(archive, work / "unpacked"))):
-            names = ", ".join(TEXTS[self.name].files().values())
-            raise RecipeError(f"{archive} does not have all of {names}: it is another archive than this recipe knows")
+        names, found = TEXTS[self.name].files(), self.below(unpack_all(archive, work / "unpacked"))
+        if len(found) < len(names):
+            all_of = ", ".join(names.values())
+            raise RecipeError(f"{archive} does not have all of {all_of}: it is another archive than this recipe knows")
         return found, sources
 
     def make(self, work: Path, archives: Path) -> Path:
         made, folder, vocab_size = work / "made", work / "made" / "bin", TEXTS[self.name].vocab_size
         folder.mkdir(parents=True)
         texts, sources = self.gather(archives, work)
-        for path in texts.values():
-            if not path.read_text(encoding="utf-8").strip():
+        lines = {split: read_text(path).removesuffix("\n").split("\n") for split, path in texts.items()}
+        for split, path in texts.items():
+            if not any(line.strip() for line in lines[split]):
                 raise RecipeError(f"{path} is empty")
         if vocab_size:
-            lines = {s: path.read_text(encoding="utf-8").removesuffix("\n").split("\n") for s, path in texts.items()}
             subwords(lines["train"], vocab_size, made)
             model = sentencepiece.SentencePieceProcessor(model_file=str(made / "spm.model"))
             for split, plain in lines.items():

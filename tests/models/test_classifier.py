@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("sru_classifier", ["--task", "translation"], "is a classifier: it goes with --task sentence_prediction"),
         ("sru_tiny", ["--num-classes", 2], "is a translation model: it goes with --task translation"),
-        ("cnn_classifier", ["--num-classes", 1], "--num-classes must be 2, the labels of"),
+        ("cnn_classifier", [*SMALL[4:6], "--num-classes", 1], "--num-classes must be 2, the labels of"),
     ],
 )
 def test_what_does_not_go_together_is_told_in_a_line(arch, flags, message, data, tmp_path):
@@ -148,6 +149,14 @@ def test_what_does_not_go_together_is_told_in_a_line(arch, flags, message, data,
     done = run_cli(*words, "--save-dir", tmp_path, check=False)
     assert done.returncode == 2
     assert message in done.stderr.splitlines()[-1]
+
+
+def test_a_criterion_that_names_no_head_is_told_in_a_line(data, capsys):
+    given = Namespace(task="sentence_prediction", data=str(data), num_classes=2, criterion="cross_entropy")
+    with pytest.raises(SystemExit):
+        ARCH_CONFIG_REGISTRY["cnn_classifier"](given)
+    message = "--task sentence_prediction goes with --criterion sentence_prediction; got --criterion cross_entropy"
+    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 @pytest.mark.slow
@@ -165,13 +174,18 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys)
     (stated,) = re.findall(r'"test_accuracy": "([\d.]+)"', done.stdout + done.stderr)
     lines = [line.split(" ", 1) for line in (data / "test.txt").read_text().splitlines()]
     text = tmp_path / "text"
-    text.write_text("".join(f"{sentence.upper()}\n" for _, sentence in lines))
+    text.write_text("".join(f"{sentence.upper()}\r\n" for _, sentence in lines), "utf-8-sig")  # as Windows has it
     classify.main([str(data), "--path", str(checkpoint), "--input", str(text)])
     found = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     right = sum(label == truth for (label, _), (truth, _) in zip(found, lines, strict=True))
     assert 100 * right / len(lines) == pytest.approx(float(stated), abs=0.06)
     assert right > 0.9 * len(lines)
     assert all(0.5 <= float(probability) <= 1 for _, probability in found)
+    own = shutil.copytree(data, tmp_path / "own")  # as of fairseq-preprocess, which splits text at spaces alone
+    for sentences, same in ((lines, True), ([(label, sentence.upper()) for label, sentence in lines], False)):
+        text.write_text("".join(f"{sentence}\n" for _, sentence in sentences))
+        classify.main([str(own), "--path", str(checkpoint), "--input", str(text)])
+        assert ([line.split("\t") for line in capsys.readouterr().out.splitlines()] == found) == same
 
 
 def test_classify_names_what_is_wrong(data, tmp_path, capsys):
@@ -180,8 +194,8 @@ def test_classify_names_what_is_wrong(data, tmp_path, capsys):
     text, checkpoint = tmp_path / "text", tmp_path / "broken.pt"
     checkpoint.write_bytes(b"none")
     for content, path, message in (
-        (b"a b\n\nc\n", checkpoint, "line 2 of the text is empty"),
-        (b"\xff\n", checkpoint, "argument --input: is not UTF-8 text"),
+        (b"a b\n\nc\n", checkpoint, f"{text}, line 2: is empty; must be a sentence"),
+        (b"\xff\n", checkpoint, f"{text} is not UTF-8 text"),
         (b"a b\n", checkpoint, f"{checkpoint} is no classifier of {data}"),
         (b"a b\n", tmp_path / "none.pt", f"there is no file {tmp_path / 'none.pt'}"),
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -156,3 +157,12 @@ def test_what_does_not_go_together_is_told_in_a_line(speech, tmp_path):
         done = run_cli(*words, "--cpu", "--save-dir", tmp_path / "none", check=False)
         assert done.returncode == 2
         assert message in done.stderr.splitlines()[-1]
+
+
+def test_features_that_were_moved_are_told_in_a_line(speech, tmp_path, capsys):
+    shutil.copy(speech / "dict.txt", tmp_path)
+    (tmp_path / "config.yaml").write_text("audio_root: /none\n")
+    given = Namespace(task="speech_to_text", data=str(tmp_path), config_yaml="config.yaml", **SMALL)
+    with pytest.raises(SystemExit):
+        ARCH_CONFIG_REGISTRY["s2t_sru"](given)
+    assert "config.yaml names the audio_root /none, which is not there" in capsys.readouterr().err.splitlines()[-1]

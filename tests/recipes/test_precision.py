@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import precision
 import pytest
 from conftest import ROOT
 
@@ -42,3 +43,9 @@ def test_the_file(tmp_path: Path) -> None:
         for system in found["tokens_per_second"]
         for precision in ("float32", "bfloat16")
     }
+
+
+def test_recipes_of_other_kinds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        precision.main([str(ROOT / "recipes" / "configs" / "language.yaml"), "--output", str(tmp_path / "found.json")])
+    assert "language.yaml: kind: must be translation; got language" in capsys.readouterr().err.splitlines()[-1]

@@ -107,6 +107,12 @@ def test_text_of_before_unicode_is_read_and_an_old_line_break_ends_no_line(tmp_p
     assert set(read(out / "folds" / "3", "train")) == {f"{n % 2} un cliché {n % 5}" for n in range(100)}
 
 
+def test_what_windows_adds_to_a_text_is_no_part_of_it(tmp_path):
+    write(tmp_path / "archives" / "subj.all", [f"{n % 2} a film {n % 5}\r" for n in range(100)], "utf-8-sig")
+    out = run("subj", tmp_path)
+    assert set(read(out / "folds" / "3", "train")) == {f"{n % 2} a film {n % 5}" for n in range(100)}
+
+
 def test_a_label_without_words_counts_and_is_told(tmp_path, capsys):
     write(tmp_path / "archives" / "subj.all", [*labelled(99, 1), "1 "])
     run("subj", tmp_path)
@@ -133,7 +139,15 @@ def test_bad_input_is_named_in_a_line(tmp_path, capsys):
     (tmp_path / "vectors").write_text("good 0.1 0.2\nfilm 0.3\n")
     write(archives / "subj.all", ["0 good film", "1 bad film"] * 20)
     vectors = ("--embeddings", str(tmp_path / "vectors"))
-    assert "is no file of GloVe or word2vec" in refused(capsys, "subj", tmp_path, *vectors)
+    assert "is no file of GloVe or word2vec, or is cut off" in refused(capsys, "subj", tmp_path, *vectors)
+    (tmp_path / "vectors").write_text("buon 0.1 0.2\n")
+    message = f"argument --embeddings: {tmp_path / 'vectors'} has a vector for none of the 3 words of the text"
+    assert message in refused(capsys, "subj", tmp_path, *vectors)
+    cut = tmp_path / "vectors.bin"
+    for rest in (b"", b"film ", b"film \0\0\0\0"):
+        cut.write_bytes(b"3 2\ngood " + np.zeros(2, "f4").tobytes() + rest)
+        message = f"{cut} is no file of GloVe or word2vec, or is cut off"
+        assert message in refused(capsys, "subj", tmp_path, "--embeddings", str(cut))
 
 
 def test_files_that_are_nowhere_are_listed(tmp_path, capsys, monkeypatch):
@@ -200,6 +214,7 @@ def test_significance_is_that_of_all_signs():
 @pytest.mark.slow
 def test_a_comparison_runs_and_goes_on(tmp_path, capsys):
     stanford(tmp_path / "archives", 200)
+    write(tmp_path / "archives" / "stsa.binary.test", [*labelled(80, 3), "1"])  # the last has no words
     words = ["recipes/configs/sentences.yaml", f"out={tmp_path / 'out'}", "data=sst2", "seeds=[1,2]"]
     words += [f"prepare.local-dir={tmp_path / 'archives'}", "budget.updates=40", "checkpoints=2"]
     words += ["slices={updates: 4, rounds: 1}", "train.encoder-embed-dim=16", "train.batch-size=20"]
@@ -208,7 +223,7 @@ def test_a_comparison_runs_and_goes_on(tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {name: len(system["scores"]) for name, system in report["systems"].items()} == dict(sru=2, lstm=2, cnn=2)
     assert not list((tmp_path / "out" / "checkpoints").glob("*/*.pt"))
-    truth = [line[0] for line in labelled(80, 3)]
+    truth = [*(line[0] for line in labelled(80, 3)), "1"]
     for seed, score in enumerate(report["systems"]["sru"]["scores"], 1):
         labels = (tmp_path / "out" / "labels" / f"sru-{seed}-0.txt").read_text().split()
         assert score == pytest.approx(100 * np.mean([a == b for a, b in zip(labels, truth, strict=True)]))

@@ -112,17 +112,40 @@ def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
             run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
         assert message in capsys.readouterr().err.splitlines()[-1]
         assert not (tmp_path / "out").exists()
+    wrong = path.rename(path.with_name("three_bob_0.wav"))
+    with pytest.raises(SystemExit):
+        run("spoken-digits", folder, tmp_path / "out")
+    assert f"{wrong}: must be named DIGIT_SPEAKER_NUMBER.wav" in capsys.readouterr().err.splitlines()[-1]
+    wrong.unlink()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "some" / "LibriSpeech" / "dev-clean").mkdir(parents=True)
+    (tmp_path / "some" / "en-de" / "data" / "dev").mkdir(parents=True)
+    none = "LibriSpeech must have train-clean-100 or train-clean-360 or train-other-500"
     for name, local, more, message in (
         ("spoken-digits", folder, ["--test-speakers", "dora"], "--test-speakers: dora must be one of ada, bob, cleo"),
         ("spoken-digits", folder, ["--test-speakers", ",".join(SPEAKERS)], "no speaker is left for training"),
         ("must-c", tmp_path / "empty", [], f"must be a folder that has en-de/data; got {tmp_path / 'empty'}"),
         ("librispeech", tmp_path / "empty", [], f"must be a folder that has LibriSpeech; got {tmp_path / 'empty'}"),
+        ("must-c", tmp_path / "some", [], f"{tmp_path}/some/en-de/data must have train"),
+        ("librispeech", tmp_path / "some", [], f"{tmp_path}/some/{none}"),
         ("librispeech", tmp_path / "empty", ["--test-speakers", "bob"], "--test-speakers: is not for librispeech"),
     ):
         with pytest.raises(SystemExit):
             run(name, local, tmp_path / "out", *more)
         assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_speaker_may_come_later_but_not_unseen(tmp_path, capsys):
+    """Under a name with an underscore, too; what was made of fewer recordings doesn't count as already made."""
+    folder = digits(tmp_path / "in", ("ada", "bob"), takes=1)
+    run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
+    for path in (folder / "recordings").glob("*_ada_0.wav"):
+        path.with_name(path.name.replace("ada", "ada_lovelace")).write_bytes(path.read_bytes())
+    with pytest.raises(SystemExit):
+        run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
+    assert "0_ada_lovelace_0.wav has changed" in capsys.readouterr().err.splitlines()[-1]
+    found = run("spoken-digits", folder, tmp_path / "more", "--test-speakers", "ada_lovelace")
+    assert {row["speaker"] for row in found} == {"ada_lovelace"}
 
 
 def test_must_c_in_miniature(tmp_path):

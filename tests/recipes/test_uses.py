@@ -80,12 +80,17 @@ def test_german_is_split_into_subwords(tmp_path, monkeypatch):
 
 def test_text_that_cannot_be_used_is_named_in_a_line(tmp_path, capsys):
     write(tmp_path / "text", PTB)
+    write(tmp_path / "part", {"train": PTB["train"]})
+    write(tmp_path / "old", PTB)
+    (tmp_path / "old" / "ptb.test.txt").write_bytes(b"caf\xe9\n")
     (tmp_path / "text" / "ptb.valid.txt").write_text("")
     (tmp_path / "archives").mkdir()
     with tarfile.open(tmp_path / "archives" / "simple-examples.tgz", "w:gz") as tar:
         tar.add(tmp_path / "text" / "ptb.train.txt", "ptb.train.txt")
     for local, more, message in (
         (tmp_path / "text", [], f"{tmp_path / 'text' / 'ptb.valid.txt'} is empty"),
+        (tmp_path / "old", [], f"{tmp_path / 'old' / 'ptb.test.txt'} is not UTF-8"),
+        (tmp_path / "part", [], f"argument --local-dir: {tmp_path / 'part'} has no ptb.valid.txt and no ptb.test.txt"),
         (
             tmp_path / "archives",
             [],
@@ -96,6 +101,10 @@ def test_text_that_cannot_be_used_is_named_in_a_line(tmp_path, capsys):
         with pytest.raises(SystemExit):
             prepare.main(["ptb", "--local-dir", str(local), "--out", str(tmp_path / "out"), *more])
         assert message in capsys.readouterr().err.splitlines()[-1]
+    write(tmp_path / "german", {split: f"{split}.de" for split in PTB})
+    with pytest.raises(SystemExit):
+        prepare.main(["debian-de", "--local-dir", str(tmp_path / "german"), "--out", str(tmp_path / "out")])
+    assert "error: a vocabulary of 8000 subwords: " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_kind_has_its_data(tmp_path):
@@ -104,8 +113,29 @@ def test_a_kind_has_its_data(tmp_path):
     assert uses.Sentences.completed(given).train["encoder-embed-path"] == "x/data/embeddings.txt"
     with pytest.raises(ValueError, match=r"^data: must be one of cr, mr, .*; got lohelp-en-de$"):
         uses.Sentences.completed(settings.load(CONFIGS / "sentences.yaml", ["data=lohelp-en-de"]))
+    with pytest.raises(ValueError, match=r"^train.batch-size: must be a number of sentences; cnn has None$"):
+        uses.Sentences.completed(settings.load(CONFIGS / "sentences.yaml", ["systems.cnn.batch-size=null"]))
+    for use, data, known in (
+        (uses.Language, "trec", "ptb, wikitext-2, debian-de"),
+        (uses.Speech, "must-c", "spoken-digits"),
+    ):
+        with pytest.raises(ValueError, match=rf"^data: must be one of {known}; got {data}$"):
+            use.completed(settings.load(CONFIGS / "language.yaml", [f"data={data}"]))
     with pytest.raises(ValueError, match=r"^kind: must be one of translation, sentences, language, speech; got 'x'$"):
         settings.load(CONFIGS / "sentences.yaml", ["kind=x"])
+
+
+def test_vectors_that_are_not_made_yet_stop_no_dry_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    words = [
+        "prepare.embeddings=vectors.txt",
+        f"out={tmp_path}",
+        "systems.sru=null",
+        "systems.lstm=null",
+        "baseline=cnn",
+    ]
+    compare.dry_run(uses.Sentences.completed(settings.load(CONFIGS / "sentences.yaml", words)))
+    assert f"--encoder-embed-path {tmp_path}/data/embeddings.txt" in capsys.readouterr().out
 
 
 FEW = ["checkpoints=2", "slices={updates: 3, rounds: 1}", "seeds=[1]"]
@@ -127,6 +157,10 @@ def test_language_models_are_compared_and_the_perplexity_is_fairseqs(tmp_path):
         assert report["systems"][name]["scores"] == [pytest.approx(float(stated), abs=0.01)]
         assert set(report["systems"][name]["speeds"]) == {"training, tokens/s", "evaluation, tokens/s"}
         assert report["systems"][name]["failures"] == []
+    text = (out / "report.md").read_text()
+    assert "Budget: 30 updates for each system. Seeds: 1." in text
+    assert "| system | parameters | perplexity | runs | training, tokens/s |" in text
+    assert " p is" not in text
 
 
 @pytest.mark.slow

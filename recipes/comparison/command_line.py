@@ -41,6 +41,8 @@ def read_recipe(parser: argparse.ArgumentParser, args: argparse.Namespace, out: 
         given = load(args.recipe, overrides)
     except (ValueError, OSError) as error:
         parser.error(f"{args.recipe}: {error}")
+    if given.kind != "translation":
+        parser.error(f"{args.recipe}: kind: must be translation; got {given.kind}")
     args.output = args.output.absolute()
     logging.disable(logging.INFO)  # of fairseq and sacreBLEU, in this process
     os.chdir(ROOT)

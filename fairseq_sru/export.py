@@ -58,7 +58,7 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     """The model of a checkpoint, in evaluation, and its task.
 
     Raises:
-        ModelError: it isn't a checkpoint of this package, or its dictionaries are missing.
+        ModelError: it isn't a checkpoint of this package, or its dictionaries are missing, or they are others.
     """
     try:
         from fairseq import checkpoint_utils
@@ -79,7 +79,11 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
         raise ModelError(f"{path}: not a translation model's checkpoint that can be read: {said}") from None
     if not all((folder / f"dict.{language}.txt").is_file() for language in languages):
         raise ModelError(f"{folder} has no dict.*.txt for the model's languages: --data names the folder that has")
-    ensemble, _, made = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
+    try:
+        ensemble, _, made = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
+    except RuntimeError as error:  # torch's, of weights in other shapes
+        said = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path} is of other dictionaries than those of {folder}: {said}") from None
     return ensemble[0].float().eval(), made
 
 
@@ -115,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
         text = TextOptions(chosen, *languages, args.lowercase, not args.no_normalise)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         save(model_of(trained, task, text), subword_model, args.out, args.int8)
-    except (ModelError, OSError, ValueError) as error:
+    except (ModelError, OSError, ValueError, ImportError) as error:
         parser.error(str(error))
     size = sum(path.stat().st_size for path in args.out.iterdir())
     print(f"{args.out}: {size / 1e6:.1f} MB, {'int8' if args.int8 else 'float32'}")

@@ -106,6 +106,11 @@ def main(argv: list[str] | None = None) -> None:
     if args.output.exists():
         parser.error(f"argument --output: {args.output} is there already: remove it, or name another file")
     for path in paths:
+        if path.is_dir():
+            parser.error(
+                f"argument --inputs: {path} is a folder: --num-epoch-checkpoints or --num-update-checkpoints says how "
+                "many of its checkpoints"
+            )
         if not path.is_file():
             parser.error(f"argument --inputs: no such file: {path}")
     allow_fairseq_checkpoints()
@@ -113,7 +118,10 @@ def main(argv: list[str] | None = None) -> None:
         state = average(paths)
     except ValueError as error:
         parser.error(str(error))
-    write(args.output, partial(torch.save, state))
+    try:
+        write(args.output, partial(torch.save, state))
+    except (OSError, RuntimeError) as error:  # torch's own is a RuntimeError
+        parser.error(f"argument --output: {args.output} can't be written: {str(error).splitlines()[0]}")
     print(f"{args.output}: average of {', '.join(map(str, paths))}")
 
 

@@ -41,7 +41,9 @@ def convert(args: argparse.Namespace, folder: Path) -> dict[str, str]:
     for name, more in ((FLOAT32, []), (INT8, ["--int8"])):
         words = ["--path", args.sru, "--sentencepiece-model", args.data / "spm.model", "--data", args.data / "bin"]
         command = [sys.executable, "-m", "fairseq_sru.export", *words, "--out", folder / name, *more]
-        subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(f"{name} can't take part: {done.stderr.strip().splitlines()[-1]}")
         models[name] = str(folder / name)
     if args.transformer and importlib.util.find_spec("ctranslate2"):
         import ctranslate2
@@ -108,8 +110,9 @@ def main(argv: list[str] | None = None) -> None:
     for kind in ("sru", "lstm", "transformer"):
         if (path := vars(args)[kind]) and not path.is_file():
             parser.error(f"argument --{kind}: there is no file {path}")
-    if not (args.data / "spm.model").is_file():
-        parser.error(f"argument --data: there is no {args.data / 'spm.model'}")
+    for file in ("spm.model", "manifest.json"):
+        if not (args.data / file).is_file():
+            parser.error(f"argument --data: there is no {args.data / file}")
     manifest = json.loads((args.data / "manifest.json").read_text())
     source, references = (
         (args.data / f"test.{manifest[side]}").read_text("utf-8").splitlines() for side in ("source", "target")

@@ -43,7 +43,7 @@ def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags:
             command = ["fairseq-generate", f"{data}/bin", "--user-dir", "fairseq_sru"]
             command += words({**flags, "shard-id": shard})
             on_line = lambda line: bar.update(line.startswith("H-"))  # noqa: E731
-            stages.command(f"translate {shard}", command, inputs=inputs, outputs=[], log=log, on_line=on_line)
+            stages.command(f"translate {shard}", command, inputs=inputs, outputs=[log], log=log, on_line=on_line)
 
 
 def binarise(data: Path, own: str, targets: Path, to: Path) -> None:
@@ -74,11 +74,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         manifest = json.loads((args.data / "manifest.json").read_text(encoding="utf-8"))
         source, target = manifest["source"], manifest["target"]
-    except (OSError, ValueError, LookupError):
+        pair = f"train.{source}-{target}"
+        total = len(data_utils.load_indexed_dataset(str(args.data / "bin" / f"{pair}.{source}")))
+    except (OSError, ValueError, LookupError, TypeError):  # the last without the data set
         parser.error(f"argument DATA: {args.data} is not a folder that prepare.py has finished")
     out: Path = args.out
-    pair, targets = f"train.{source}-{target}", out / f"train.{target}"
-    total = len(data_utils.load_indexed_dataset(str(args.data / "bin" / f"{pair}.{source}")))
+    targets = out / f"train.{target}"
     logs = [out / "translations" / f"{shard}.txt" for shard in range(-(-total // SHARD))]
     flags = {"path": args.path, "beam": args.beam, "max-tokens": args.max_tokens}
 

@@ -25,6 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the training run's last")
     parser.add_argument("--generated", type=Path, required=True, metavar="FILE", help="what fairseq-generate printed")
     args = parser.parse_args(argv)
+    for flag, path in (("checkpoint", args.checkpoint), ("generated", args.generated)):
+        if not path.is_file():
+            parser.error(f"argument --{flag}: there is no file {path}")
 
     read = lambda language: (DATA / args.data_set / f"{args.split}.{language}").read_text("utf-8").splitlines()  # noqa: E731
     source, reference = map(read, DATA_SETS[args.data_set])

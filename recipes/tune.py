@@ -67,12 +67,15 @@ class Search(Comparison):
         """Train one; its loss is None where it failed.
 
         Raises:
-            StageError: the recipe's own settings failed.
+            StageError: the recipe's own settings failed, or have no loss.
         """
         try:
             if self.settings.budget.minutes is not None:
                 self.slice(name, 1)
-            return self.train_once(Run(name, SEED))
+            told = self.train_once(Run(name, SEED))
+            if told["loss"] is None and name.endswith("-0"):
+                raise StageError(f"{name}: fairseq-train told no finite loss on the validation set")
+            return told
         except StageError as error:
             if name.endswith("-0"):
                 raise
@@ -189,6 +192,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.jobs < 1:
         parser.error(f"argument --jobs: must be at least 1; got {args.jobs}")
     given, output = read_recipe(parser, args, "tune"), args.output
+    if same := [system for system in given.systems if not given.tune.space_of(system)]:
+        parser.error(f"{args.recipe}: tune.space: must have a flag that varies in {', '.join(same)}")
     try:
         report = begun(given, args.recipe.stem, args.overrides, output)
     except (ValueError, OSError) as error:
@@ -203,13 +208,14 @@ def main(argv: list[str] | None = None) -> None:
     for system, kept in report["systems"].items():
         tried = kept["trials"]
         best = min(tried, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
-        edges = at_edge([t["flags"] for t in tried], best["flags"], given.tune.space_of(system))
-        kept |= {"best": tried.index(best), "at_edge": edges}
+        every, at = [{**given.train, **t["flags"]} for t in tried], tried.index(best)
+        edges = at_edge(every, every[at], given.tune.space_of(system))
+        kept |= {"best": at, "at_edge": edges}
         print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {tried[0]['loss']:.3f}: {best['flags']}")
         for flag in edges:
-            print(f"{system}: --{flag} {best['flags'][flag]} is the lowest or highest that was tried: widen its range")
+            print(f"{system}: --{flag} {every[at][flag]} is the lowest or highest that was tried: widen its range")
     keep()
-    figure = plots.trials(report)
+    figure = plots.trials(report, given.train)
     write(output.with_suffix(".svg"), partial(figure.savefig, metadata={"Date": None}))
 
 

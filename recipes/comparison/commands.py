@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.files import write_text
 
 from fairseq_sru.layers.linear import bfloat16_pays
 
@@ -45,11 +48,28 @@ class Commands:
         named = [] if s.data is None else [s.data]
         return ["python", "recipes/prepare.py", *named, *words({**s.prepare, "out": self.data})]
 
+    @property
+    def _kept(self) -> Path:
+        return Path(self.settings.out, "stamps", "bfloat16.json")
+
+    @cached_property
+    def pays(self) -> bool:
+        """Whether a CPU is faster in bfloat16, as it was when the comparison began: measured again while the machine
+        is busy, another answer would have all that is trained be trained anew."""
+        if self._kept.is_file():
+            return bool(json.loads(self._kept.read_text(encoding="utf-8"))["pays"])
+        return bfloat16_pays()
+
+    def keep(self) -> None:
+        """Note it for the runs that go on with this one."""
+        if self.cpu and not self._kept.is_file():
+            write_text(self._kept, json.dumps({"pays": self.pays}) + "\n")
+
     def options(self, system: str) -> dict[str, Any]:
         """A system's flags of fairseq-train: on a CPU in bfloat16 where that pays, unless the settings say how."""
         given = {**self.settings.train, **self.settings.systems[system]}
         said = given.keys() & {"amp", "bf16", "fp16", "memory-efficient-bf16", "memory-efficient-fp16"}
-        return given if said else {"amp": self.cpu and bfloat16_pays(), **given}
+        return given if said else {"amp": self.cpu and self.pays, **given}
 
     def train(self, system: str, seed: int, updates: int, every: int, folder: Path, **more: Any) -> list[str]:
         """Train for ``updates`` updates with a checkpoint after ``every``; a warm-up below 1 is a share of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -75,8 +76,17 @@ def speed(systems: dict[str, Any]) -> Figure:
     return figure
 
 
-def trials(report: dict[str, Any]) -> Figure:
-    """The loss of each trial of tune.py against its learning rate: a plot a system, the best one marked."""
+def trials(report: dict[str, Any], shared: Mapping[str, Any]) -> Figure:
+    """The loss of each trial of tune.py against its learning rate: a plot a system, the best one marked.
+
+    Args:
+        report: of tune.py.
+        shared: flags of fairseq-train for all systems.
+    """
+
+    def rate(trial: dict[str, Any]) -> float:
+        return float({"lr": "nan", **shared, **trial["flags"]}["lr"])  # none given: not in the plot
+
     systems = report["systems"]
     losses = [t["loss"] for found in systems.values() for t in found["trials"] if t["loss"] is not None]
     figure, axes = plt.subplots(
@@ -84,10 +94,10 @@ def trials(report: dict[str, Any]) -> Figure:
     )
     for axis, (name, found) in zip(axes[0], systems.items(), strict=True):
         good = [trial for trial in found["trials"] if trial["loss"] is not None]
-        axis.scatter([float(trial["flags"]["lr"]) for trial in good], [trial["loss"] for trial in good], s=14)
+        axis.scatter([rate(trial) for trial in good], [trial["loss"] for trial in good], s=14)
         own, best = found["trials"][0], found["trials"][found["best"]]
         for trial, mark, label in ((own, "s", "the recipe's before"), (best, "*", "best")):
-            axis.scatter(float(trial["flags"]["lr"]), trial["loss"], marker=mark, s=60, color="C1", label=label)
+            axis.scatter(rate(trial), trial["loss"], marker=mark, s=60, color="C1", label=label)
         axis.set_xscale("log")
         axis.set_title(f"{name}: {best['loss']:.3f}", fontsize=10)
         axis.set_xlabel("learning rate")

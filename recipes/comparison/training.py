@@ -74,6 +74,7 @@ class Training:
     def prepare(self) -> None:
         """The data."""
         self.stages.always("prepare", self.commands.prepare(), self.log("prepare"))
+        self.commands.keep()
         self.manifest = self.commands.data / "manifest.json"
         self.data = json.loads(self.manifest.read_text(encoding="utf-8"))
 

@@ -39,10 +39,16 @@ def trials(given: Settings, system: str) -> list[dict[str, Any]]:
 
 
 def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping[str, Any]) -> list[str]:
-    """The flags between a low and a high of which the best trial has the lowest or the highest that was tried."""
+    """The flags between a low and a high of which the best trial has the lowest or the highest that was tried.
+
+    Args:
+        found: the flags of each trial; where fairseq's default holds, one is missing.
+        best: the flags of the best.
+        space: of :func:`drawn`.
+    """
     edges = []
     for flag, values in space.items():
-        if isinstance(values, Mapping):
-            tried = [float(trial[flag]) for trial in found]
+        if isinstance(values, Mapping) and flag in best:
+            tried = [float(trial[flag]) for trial in found if flag in trial]
             edges += [flag] * (float(best[flag]) in (min(tried), max(tried)))
     return edges

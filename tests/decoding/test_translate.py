@@ -175,6 +175,10 @@ def test_what_cannot_be_exported_is_said(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine").touch()
     (tmp_path / "no checkpoint").write_bytes(b"PK\x03\x04 no")
+    (tmp_path / "other").mkdir()
+    for language in ("en", "de"):
+        (tmp_path / "other" / f"dict.{language}.txt").write_text("word 1\n")
+        (tmp_path / "other" / f"test.en-de.{language}.idx").touch()  # tells the languages
     path, *rest = words[1:]
     for given, said in (
         ([*words, "--out", tmp_path / "full"], "full is there already"),
@@ -184,6 +188,7 @@ def test_what_cannot_be_exported_is_said(
             "not a translation model's checkpoint",
         ),
         ([*words, "--data", tmp_path, "--out", tmp_path / "m"], "--data names the folder that has"),
+        ([*words, "--data", tmp_path / "other", "--out", tmp_path / "m"], "is of other dictionaries than those of"),
     ):
         with pytest.raises(SystemExit) as ended:
             export.main([str(word) for word in given])

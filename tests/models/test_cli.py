@@ -176,6 +176,8 @@ def test_average(trained, toy_data, tmp_path):
         ),
         (["--inputs", "{folder}", "--num-epoch-checkpoints", "-1"], "must be at least 1; got -1"),
         (["--inputs", "{folder}/none.pt"], "no such file"),
+        (["--inputs", "{folder}"], "is a folder: --num-epoch-checkpoints or --num-update-checkpoints says how many"),
+        (["--inputs", "{folder}/checkpoint1.pt", "--output", "/proc/mean.pt"], "/proc/mean.pt can't be written: "),
         (["--inputs", str(ROOT / "LICENSE")], "is not a fairseq checkpoint"),
         (["--inputs", "{folder}/checkpoint1.pt", "--checkpoint-upper-bound", "2"], "goes with --num-epoch-checkpoints"),
         (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),

@@ -98,6 +98,20 @@ def test_a_system_may_have_seeds_of_its_own(recipe):
     assert "seeds" not in " ".join(commands.Commands(given).train("a", 3, 70, 7, Path("x")))
 
 
+def test_a_comparison_that_goes_on_trains_in_the_precision_that_it_began_with(recipe, tmp_path, monkeypatch):
+    given = settings.load(recipe, [f"out={tmp_path}", "cpu=true"])
+    for measured in (True, False):  # the second while something else runs
+        monkeypatch.setattr(commands, "bfloat16_pays", lambda measured=measured: measured)
+        comparison = runs.Comparison(given)
+        monkeypatch.setattr(comparison.stages, "always", lambda *words: None)
+        with pytest.raises(FileNotFoundError, match="manifest"):  # nothing was prepared
+            comparison.prepare()
+        assert comparison.commands.options("a")["amp"] is True
+        assert commands.Commands(given, "folds/1").options("a")["amp"] is True
+    assert commands.Commands(settings.load(recipe, ["out=none", "cpu=true"])).options("a")["amp"] is False
+    assert commands.Commands(settings.load(recipe, [f"out={tmp_path}", "cpu=false"])).options("a")["amp"] is False
+
+
 def test_a_system_depends_on_its_preset(recipe):
     given = settings.load(recipe, ["systems.a.arch=sru_tiny", "systems.b.arch=transformer"])
     files = {system: runs.Comparison(given).preset(system) for system in "ab"}

@@ -25,3 +25,24 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         decoding.main([*map(str, words), "--lstm", "none.pt", "--output", str(tmp_path / "report.json")])
     assert "argument --lstm: there is no file none.pt" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_exported_ends_it_with_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("spm.model", "last.pt"):
+        (tmp_path / name).write_text("no model")
+    manifest = {"source": "en", "target": "de", "data_set": "own"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for language in ("en", "de"):
+        (tmp_path / f"test.{language}").write_text("a\n")
+    words = ["--data", tmp_path, "--sru", tmp_path / "last.pt", "--output", tmp_path / "report.json"]
+    with pytest.raises(SystemExit) as ended:
+        decoding.main(list(map(str, words)))
+    said = str(ended.value.code)
+    assert said.startswith(f"{FLOAT32} can't take part: ") and "last.pt: not a translation model's checkpoint" in said
+    assert "\n" not in said and not (tmp_path / "report.json").exists()
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(SystemExit):
+        decoding.main(list(map(str, words)))
+    assert f"argument --data: there is no {tmp_path / 'manifest.json'}" in capsys.readouterr().err

@@ -47,6 +47,11 @@ def test_targets_are_the_teachers(
     distil.main(words)
     assert "+ fairseq-generate" not in capfd.readouterr().out
 
+    (out / "translations" / "2.txt").unlink()  # made again, and not missed when bin/ has been removed
+    distil.main(words)
+    assert capfd.readouterr().out.count("+ fairseq-generate") == 1
+    assert words_of(out / "bin", "train", "de") == expected
+
 
 @pytest.mark.parametrize(
     ("words", "message"),
@@ -61,3 +66,10 @@ def test_bad_input_is_named(words: list[str], message: str, tmp_path: Path, caps
         distil.main(["nowhere", "--path", __file__, "--out", str(tmp_path / "out"), *words])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_data_folder_without_its_training_text_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "manifest.json").write_text('{"source": "en", "target": "de"}')
+    with pytest.raises(SystemExit):
+        distil.main([str(tmp_path), "--path", __file__, "--out", str(tmp_path / "out")])
+    assert f"argument DATA: {tmp_path} is not a folder that prepare.py has finished" in capsys.readouterr().err

@@ -208,6 +208,14 @@ def test_report_names_what_is_not_whole(run, tmp_path, capsys):
     assert "has 999 translations, test 1000 sentences" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["checkpoint", "generated"])
+def test_a_file_that_is_missing_is_named(flag, capsys):
+    files = {"checkpoint": __file__, "generated": __file__, flag: "none"}
+    with pytest.raises(SystemExit):
+        score.main(["--data-set", "lohelp-en-de", *(word for f, path in files.items() for word in (f"--{f}", path))])
+    assert f"argument --{flag}: there is no file none" in capsys.readouterr().err
+
+
 def test_the_parameters_are_those_of_the_model(run):
     import torch
 

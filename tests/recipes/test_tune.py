@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tune
 from common.machine import parameters
+from comparison import plots
 from comparison.settings import load
+from comparison.stages import StageError
 from comparison.trials import at_edge, drawn, trials
 from conftest import ROOT
 from fairseq.data import Dictionary
@@ -32,7 +35,7 @@ RECIPE: dict[str, Any] = {
     "prepare": {"vocab-size": 1000},
     "systems": {
         "sru": {"arch": "sru_tiny", "encoder-layers": 1, "decoder-layers": 2, "lr": 0.002},
-        "lstm": {"arch": "lstm", "lr": 0.001},
+        "lstm": {"arch": "lstm"},
     },
     "baseline": "lstm",
     "budget": {"updates": 20},
@@ -40,6 +43,7 @@ RECIPE: dict[str, Any] = {
     "train": {
         "optimizer": "adam",
         "criterion": "label_smoothed_cross_entropy",  # which tells the nll_loss
+        "lr": 0.001,
         "max-tokens": 200,
         "num-workers": 0,
         "best-checkpoint-metric": "nll_loss",
@@ -90,6 +94,43 @@ def test_an_edge_is_told() -> None:
     found = [{"lr": lr, "dropout": 0.1} for lr in (0.1, 0.2, 0.4)]
     assert at_edge(found, found[1], SPACE) == []
     assert at_edge(found, found[0], SPACE) == at_edge(found, found[2], SPACE) == ["lr"]
+    assert at_edge([{}, *found], found[1], SPACE) == at_edge([{}, *found], {}, SPACE) == []  # fairseq's default
+
+
+@pytest.mark.parametrize("shared", [{}, {"lr": 0.001}])
+def test_the_plot_knows_learning_rates_that_all_share(shared: dict[str, Any]) -> None:
+    tried = [{"flags": {}, "loss": 3.0}, {"flags": {"lr": 0.002}, "loss": 2.0}]
+    points = plots.trials({"systems": {"sru": {"trials": tried, "best": 1}}}, shared).axes[0].collections[0]
+    assert [x for x, _ in points.get_offsets().tolist()] == [shared.get("lr"), 0.002]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("tune={trials: 2}", "tune.space: must have a flag that varies in sru, lstm"),
+        ("kind=sentences", "kind: must be translation; got sentences"),
+    ],
+)
+def test_what_cannot_be_searched_is_named(
+    override: str, message: str, recipe: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(ROOT)
+    text = {**RECIPE, "tune": {}} if override.startswith("tune") else RECIPE
+    recipe.write_text(json.dumps(text))
+    with pytest.raises(SystemExit) as ended:
+        tune.main(
+            [str(recipe), f"out={recipe.parent / 'out'}", override, "--output", str(recipe.parent / "found.json")]
+        )
+    assert ended.value.code == 2 and capsys.readouterr().err.endswith(f"{recipe}: {message}\n")
+    assert not (recipe.parent / "out").exists()
+
+
+def test_a_system_whose_own_settings_have_no_loss_ends_the_search(recipe: Path, monkeypatch: Any) -> None:
+    work = Search(of_trials(load(recipe, [f"out={recipe.parent / 'out'}"])), {})
+    monkeypatch.setattr(work, "train_once", lambda run: {"loss": None})
+    assert work.trial("sru-1") == {"loss": None}
+    with pytest.raises(StageError, match="sru-0: fairseq-train told no finite loss on the validation set"):
+        work.trial("sru-0")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +175,7 @@ def test_all_shapes_have_as_many_parameters(name: str) -> None:
 
 @pytest.mark.slow
 def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> None:
-    def tune(*words: str, code: int = 0) -> str:
+    def searched(*words: str, code: int = 0) -> str:
         command = [sys.executable, "recipes/tune.py", str(recipe), f"out={tmp_path / 'out'}", "--jobs", "2", *words]
         command += ["--output", str(tmp_path / "found.json")]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -142,7 +183,7 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
         assert done.returncode == code, done.stderr[-3000:]
         return done.stdout if code == 0 else done.stderr
 
-    first = tune()
+    first = searched()
     found = json.loads((tmp_path / "found.json").read_text())
     assert first.count("\ntrial ") == 4 and not list((tmp_path / "out" / "checkpoints").glob("*"))
     for system, tried in found["systems"].items():
@@ -159,12 +200,12 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
     stopped["systems"]["lstm"]["trials"][1]["loss"] = 1.0  # what is there is believed
     (tmp_path / "found.json").write_text(json.dumps(stopped))
     shutil.rmtree(tmp_path / "out")
-    again = tune()
+    again = searched()
     assert again.count("\ntrial ") == 1 and "lstm: loss 1.000" in again
     later = json.loads((tmp_path / "found.json").read_text())
     assert later["systems"]["sru"]["trials"][1]["loss"] == found["systems"]["sru"]["trials"][1]["loss"]
 
-    other = tune("tune.budget=0.1", code=2)
+    other = searched("tune.budget=0.1", code=2)
     assert f"argument --output: {tmp_path / 'found.json'} is of a search with other overrides" in other
 
 

@@ -1,5 +1,5 @@
-"""fairseq's beam search as compiled code, where a model and what is asked for allow it. Else fairseq's own goes on, whose
-decoder step is compiled (step.py). The hypotheses are the same but for rounding."""
+"""fairseq's beam search as compiled code, where a model and what is asked for allow it. Elsewhere its own goes on,
+whose decoder step is compiled (step.py). The hypotheses are the same but for rounding."""
 
 from __future__ import annotations
 

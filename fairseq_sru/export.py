@@ -37,21 +37,19 @@ def model_of(trained: Any, task: Any, text: TextOptions) -> Model:
     Raises:
         ModelError: the translator can't run such a model.
     """
+    from .models.search import programs
+
     if not all(hasattr(getattr(trained, side, None), "program") for side in ("encoder", "decoder")):
         raise ModelError(REFUSED)
     encoder, decoder = trained.encoder, trained.decoder
-    reading, writing = encoder.program(), decoder.program()
-    if reading is None or writing is None:
+    written = programs(trained)
+    if written is None:
         raise ModelError(REFUSED)
-    for attention in decoder.attentions():
-        kept = reading.slot(attention.key_value.out_features)
-        reading.linear(reading.result, kept, attention.key_value.weight)
-        reading.source(kept, attention.heads)
     source, target = task.source_dictionary.symbols, task.target_dictionary.symbols
     if source[:4] != SPECIAL or target[:4] != SPECIAL:
         raise ModelError(f"a dictionary must begin with {' '.join(SPECIAL)}; got {' '.join(source[:4])}")
     most = min(encoder.max_source_positions, LONGEST_SOURCE)
-    return Model(reading, writing, list(source), list(target), text, most, min(decoder.max_target_positions, 2**20))
+    return Model(*written, list(source), list(target), text, most, min(decoder.max_target_positions, 2**20))
 
 
 def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:

@@ -1,10 +1,10 @@
 // Beam search over a whole batch of sentences: encoder, decoder and the choice of hypotheses, for
-// fairseq_sru/decoding/translator.py. What it finds is what fairseq 0.12.2's SequenceGenerator finds with its defaults: two
+// fairseq_sru/decoding/search.py. What it finds is what fairseq 0.12.2's SequenceGenerator finds with its defaults: two
 // candidates a hypothesis; an end of sentence counts among the best `beam` alone; a sentence is done when `beam` of its
-// hypotheses have ended, and then leaves the batch; scores are divided by the length.
+// hypotheses have ended, and then leaves the batch; scores are divided by the length to the power of the penalty.
 #include "ops.h"
 
-struct Job {  // translator.py's order
+struct Job {  // search.py's order
     Program encoder, decoder;
     int64 attentions;
     const int64* source_slot;  // of the encoder: what each attention reads, keys beside values
@@ -12,9 +12,11 @@ struct Job {  // translator.py's order
     const int64* token;  // of all sentences, one after the other
     const int64* begin;  // (sentences + 1)
     int64 beam, max_length, no_repeat, scored, pad, eos;
-    int32_t* out;     // (sentences, beam, max_length + 1): best first, each with its end
-    int64* lengths;   // (sentences, beam): 0 where there are fewer
-    float* scores;    // likewise
+    double penalty;
+    int32_t* out;    // (sentences, beam, max_length + 1): best first, each with its end
+    float* totals;   // likewise: the log probability of all up to each token
+    int64* lengths;  // (sentences, beam): 0 where there are fewer
+    float* scores;   // likewise
 };
 
 static constexpr int64 ENCODED = 256;  // positions that are encoded together: what is between stays in the cache
@@ -90,6 +92,7 @@ struct Candidate {
 struct Ended {
     float score;
     std::vector<int32_t> tokens;
+    std::vector<float> totals;
 };
 
 struct Search {
@@ -100,6 +103,7 @@ struct Search {
     std::vector<float> score, state;
     std::vector<float> past;         // coverage
     std::vector<int32_t> history;    // (rows, max_length + 1)
+    std::vector<float> totals;       // likewise: the score after each token
     std::vector<std::vector<Ended>> ended;  // of each sentence
 
     std::vector<Candidate> best;  // of a sentence at a step, sorted
@@ -222,6 +226,7 @@ struct Search {
         state.assign(job.sentences * S, 0.f);
         past.assign(job.sentences * longest, 0.f);
         history.assign(job.sentences * stride, 0);
+        totals.assign(job.sentences * stride, 0.f);
         for (int64 step = 0; !token.empty(); ++step) {
             const int64 rows = int64(token.size());
             new_state.resize(rows * S);
@@ -234,6 +239,7 @@ struct Search {
             const std::vector<Candidate> next = choose(slots.place.back(), step);
             const std::vector<int64> old_sentence = std::move(sentence);
             const std::vector<int32_t> old_history = std::move(history);
+            const std::vector<float> old_totals = std::move(totals);
             const int64 live = int64(next.size());
             token.resize(live);
             sentence.resize(live);
@@ -241,6 +247,7 @@ struct Search {
             state.resize(live * S);
             past.resize(live * longest);
             history.resize(live * stride);
+            totals.resize(live * stride);
             for (int64 r = 0; r < live; ++r) {
                 const int64 from = next[r].row;
                 token[r] = next[r].token;
@@ -250,6 +257,8 @@ struct Search {
                 std::copy_n(&new_past[from * longest], longest, &past[r * longest]);
                 std::copy_n(&old_history[from * stride], step, &history[r * stride]);
                 history[r * stride + step] = int32_t(token[r]);
+                std::copy_n(&old_totals[from * stride], step, &totals[r * stride]);
+                totals[r * stride + step] = score[r];
             }
         }
         finish();
@@ -270,10 +279,13 @@ struct Search {
                 if (c.token != job.eos) {
                     if (int64(next.size() - begin) < job.beam) next.push_back(c);
                 } else if (rank < job.beam && int64(ended[n].size()) < job.beam) {
-                    Ended one{c.score / float(step + 1), {}};
-                    const int32_t* tokens = &history[c.row * stride];
+                    Ended one{c.score / float(std::pow(step + 1, job.penalty)), {}, {}};
+                    const auto tokens = history.begin() + c.row * stride;
+                    const auto before = totals.begin() + c.row * stride;
                     one.tokens.assign(tokens, tokens + step);
                     one.tokens.push_back(int32_t(job.eos));
+                    one.totals.assign(before, before + step);
+                    one.totals.push_back(c.score);
                     ended[n].push_back(std::move(one));
                 }
             }
@@ -291,7 +303,9 @@ struct Search {
                 const bool there = i < int64(ended[n].size());
                 job.lengths[at] = there ? int64(ended[n][i].tokens.size()) : 0;
                 job.scores[at] = there ? ended[n][i].score : -INFINITY;
-                if (there) std::copy(ended[n][i].tokens.begin(), ended[n][i].tokens.end(), job.out + at * (job.max_length + 1));
+                if (!there) continue;
+                std::copy(ended[n][i].tokens.begin(), ended[n][i].tokens.end(), job.out + at * (job.max_length + 1));
+                std::copy(ended[n][i].totals.begin(), ended[n][i].totals.end(), job.totals + at * (job.max_length + 1));
             }
         }
     }

@@ -19,7 +19,6 @@ from .program import Program, Quantised, quantised
 from .text import FILES, Subwords, TextOptions, subwords
 
 FORMAT = 1
-PAD, EOS, UNK = 1, 2, 3  # fairseq's first words are <s>, <pad>, </s>, <unk>
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 TENSORS = ("weight", "bias", "positions", "coverage")
 LARGEST = 2**20  # numbers a row of a slot

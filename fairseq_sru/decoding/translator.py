@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import struct
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from ..layers.arguments import positive
-from .files import EOS, PAD, UNK, load
+from .files import load
 from .program import library
+from .search import EOS, UNK, Found, Search
 
 LONGEST = 200  # tokens of a translation unless told otherwise, as of fairseq-generate
 
@@ -53,13 +49,12 @@ class Translator:
     """
 
     def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
-        self._translate, block = library("translate")
+        library("translate")  # what is missing is told before the model is read
         self.model, self.subwords = load(Path(folder))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.threads = cores if threads is None else positive("threads", threads)
-        self._encoder, self._decoder = self.model.encoder.packed(block), self.model.decoder.packed(block)
+        self._beam_search = Search(self.model.encoder, self.model.decoder)
         self._numbers = {word: i for i, word in enumerate(self.model.source)}
-        self._sources = np.array([slot for slot, _ in self.model.encoder.sources], np.int64)
 
     def translate(self, lines: Sequence[str], beam: int = 5, **options: int) -> list[str]:
         """The best translation of each line.
@@ -110,23 +105,13 @@ class Translator:
         order = sorted((i for i, line in enumerate(numbers) if len(line) > 1), key=lambda i: len(numbers[i]))
         size = min(positive("batch_size", batch_size), max(1, -(-len(order) // self.threads)))
         batches = [order[i : i + size] for i in range(0, len(order), size)][::-1]  # the longest first
-        run = functools.partial(self._run, beam=beam, longest=longest, no_repeat=no_repeat_ngram_size, scored=scored)
         found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
         work = [[numbers[i] for i in batch] for batch in batches]
-        results = list(map(run, work)) if min(len(work), self.threads) < 2 else self._together(run, work)
+        results = self._beam_search.run(work, self.threads, beam, longest, no_repeat_ngram_size, scored)
         for batch, result in zip(batches, results, strict=True):
             for i, hypotheses in zip(batch, result, strict=True):
-                found[i] = [self._hypothesis(*h) for h in hypotheses[:nbest]]
+                found[i] = [self._hypothesis(h) for h in hypotheses[:nbest]]
         return found
-
-    def _together(self, run: Callable[[list[list[int]]], Any], work: list[list[list[int]]]) -> list[Any]:
-        with ThreadPoolExecutor(self.threads) as pool:
-            running = [pool.submit(run, batch) for batch in work]
-            try:
-                return [each.result() for each in running]
-            except BaseException:  # Ctrl-C, too: what has not begun doesn't
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Each line's numbers, with the end of sentence.
@@ -141,34 +126,6 @@ class Translator:
             made.append([*(self._numbers.get(token, UNK) for token in tokens), EOS])
         return made
 
-    def _hypothesis(self, numbers: list[int], score: float) -> Hypothesis:
-        tokens = [self.model.target[n] for n in numbers]
-        return Hypothesis(self.subwords.decode(tokens), score, tokens)
-
-    def _run(
-        self, batch: list[list[int]], beam: int, longest: int, no_repeat: int, scored: bool
-    ) -> list[list[tuple[list[int], float]]]:
-        """Numbers and score of the hypotheses of each sentence, without its end."""
-        tokens = np.concatenate([np.array(line, np.int64) for line in batch])
-        begin = np.zeros(len(batch) + 1, np.int64)
-        np.cumsum([len(line) for line in batch], out=begin[1:])
-        out = np.empty((len(batch), beam, longest + 1), np.int32)
-        lengths, scores = np.empty(out.shape[:2], np.int64), np.empty(out.shape[:2], np.float32)
-        job = (
-            *self._encoder.fields(),
-            *self._decoder.fields(),
-            len(self._sources),
-            self._sources.ctypes.data,
-            self.model.decoder.state_size,
-            len(batch),
-            tokens.ctypes.data,
-            begin.ctypes.data,
-            *(beam, longest, no_repeat, scored, PAD, EOS),
-            *(x.ctypes.data for x in (out, lengths, scores)),
-        )
-        if not self._translate(struct.pack("23q", *job)):
-            raise MemoryError(f"a batch of {len(batch)} sentences with a beam of {beam} doesn't fit: lower batch_size")
-        return [
-            [(out[n, i, : lengths[n, i] - 1].tolist(), float(scores[n, i])) for i in range(beam) if lengths[n, i]]
-            for n in range(len(batch))
-        ]
+    def _hypothesis(self, found: Found) -> Hypothesis:
+        tokens = [self.model.target[n] for n in found.tokens[:-1]]
+        return Hypothesis(self.subwords.decode(tokens), found.score, tokens)

@@ -17,9 +17,8 @@ from ..decoding.program import Program, available
 from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
-from .dropout import Dropout
 from .options import cutoffs
-from .step import Step, fingerprint, native
+from .step import Step, compilable, fingerprint
 from .units import LSTM
 
 State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
@@ -167,13 +166,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         known = _steps.get(self)
         if known is not None and not (first and known[1] != fingerprint(self)):
             return known[0]
-        usual = (
-            all(x.is_cpu and x.dtype == torch.float32 for x in self.parameters())
-            and all(native(m) for m in self.modules() if isinstance(m, SRUCell))
-            and not any(m.apply_during_inference for m in self.modules() if isinstance(m, Dropout))
-            and not any(m._forward_hooks or m._forward_pre_hooks for m in self.modules())
-        )
-        program = self.program() if usual and available() else None
+        program = self.program() if compilable(self) and available() else None
         made = None if program is None else Step(program)
         _steps[self] = (made, fingerprint(self))
         return made

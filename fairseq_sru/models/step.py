@@ -129,6 +129,16 @@ def native(cell: SRUCell) -> bool:
     return backend is not None and backend.name == "native"
 
 
+def compilable(module: nn.Module) -> bool:
+    """Whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
+    return (
+        all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
+        and all(native(m) for m in module.modules() if isinstance(m, SRUCell))
+        and not any(getattr(m, "apply_during_inference", False) for m in module.modules())  # --retain-dropout
+        and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    )
+
+
 def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """What changes when a weight does, but by an optimizer that writes to ``weight.data``."""
     return tuple((x.data_ptr(), x._version) for x in module.parameters())

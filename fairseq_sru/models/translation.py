@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from fairseq.models import FairseqEncoderDecoderModel
+from typing import Any
 
+from fairseq.models import FairseqEncoderDecoderModel
+from fairseq.sequence_generator import SequenceGenerator
+
+from . import search
 from .base_decoder import BaseDecoder
 from .base_encoder import BaseEncoder
 
@@ -18,3 +22,12 @@ class TranslationModel(FairseqEncoderDecoderModel):
     def __init__(self, encoder: BaseEncoder, decoder: BaseDecoder) -> None:
         super().__init__(encoder, decoder)
         encoder.project = decoder.project  # type: ignore[method-assign]
+
+    def train(self, mode: bool = True) -> TranslationModel:
+        """As of nn.Module."""
+        search.forget(self)  # optimizers change weights in ways that leave no trace
+        return super().train(mode)
+
+    def beam_search(self, generator: SequenceGenerator, sample: dict[str, Any]) -> search.Hypotheses | None:
+        """As of :func:`search.beam_search`; fairseq-0.12.2.patch asks for it."""
+        return search.beam_search(self, generator, sample)

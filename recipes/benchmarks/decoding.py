@@ -21,26 +21,27 @@ from fairseq_sru.decoding.text import TextOptions, subwords
 
 Translate = Callable[[list[str], int, int], list[str]]  # lines, beam, sentences at a time
 
-PLAIN, GENERATE = "fairseq's search, plain torch", "fairseq's search, compiled step"
+PLAIN, STEP = "fairseq's search, plain torch", "fairseq's search, compiled step"
+GENERATE = "fairseq-generate, compiled search"  # what it does by itself
 FLOAT32, INT8 = "Translator, float32", "Translator, int8"
 LSTM = "fairseq lstm"
 CT2_FLOAT32, CT2_INT8 = "CTranslate2 Transformer, float32", "CTranslate2 Transformer, int8"
 MODELS = {  # whose model each of them takes
-    **dict.fromkeys((PLAIN, GENERATE, FLOAT32, INT8), "sru"),
+    **dict.fromkeys((PLAIN, STEP, GENERATE, FLOAT32, INT8), "sru"),
     LSTM: "lstm",
     **dict.fromkeys((CT2_FLOAT32, CT2_INT8), "transformer"),
 }
 CELLS = [(1, 1), (1, 64), (5, 1), (5, 64)]  # beam, sentences at a time
 
 
-def by_fairseq(checkpoint: str, data: Path, plain: bool) -> Translate:
+def by_fairseq(checkpoint: str, data: Path, system: str) -> Translate:
     """As fairseq-interactive does it, without its prints."""
     from fairseq import checkpoint_utils
 
-    from fairseq_sru.models import base_decoder
+    from fairseq_sru.models import base_decoder, search
 
-    if plain:
-        mock.patch.object(base_decoder, "available", lambda: False).start()
+    for module in {PLAIN: (base_decoder, search), STEP: (search,)}.get(system, ()):
+        mock.patch.object(module, "available", lambda: False).start()
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], {"data": str(data / "bin")})
     for model in models:
         model.prepare_for_inference_(cfg)
@@ -96,8 +97,8 @@ def by_ctranslate2(folder: str, data: Path, threads: int, kind: str) -> Translat
 def made(system: str, task: dict[str, Any]) -> Translate:
     data, threads = Path(task["data"]), task["threads"]
     model = task["models"][system]
-    if system in (PLAIN, GENERATE, LSTM):
-        return by_fairseq(model, data, system == PLAIN)
+    if system in (PLAIN, STEP, GENERATE, LSTM):
+        return by_fairseq(model, data, system)
     if system in (FLOAT32, INT8):
         return by_translator(model, threads)
     return by_ctranslate2(model, data, threads, "float32" if system == CT2_FLOAT32 else "int8")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import decoding
 import pytest
-from benchmarks.decoding import CELLS, FLOAT32, GENERATE, INT8, PLAIN
+from benchmarks.decoding import CELLS, FLOAT32, GENERATE, INT8, PLAIN, STEP
 from support.exported import trained
 
 
@@ -17,9 +17,9 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--data", folder / "data", "--sru", folder / "save" / "checkpoint_last.pt"]
     decoding.main([*map(str, words), "--output", str(tmp_path / "report.json"), "--turns", "1", "--sentences", "5"])
     report = json.loads((tmp_path / "report.json").read_text())
-    assert list(report["systems"]) == [PLAIN, GENERATE, FLOAT32, INT8]
+    assert list(report["systems"]) == [PLAIN, STEP, GENERATE, FLOAT32, INT8]
     scores = {name: [cell["bleu"] for cell in one["cells"]] for name, one in report["systems"].items()}
-    assert scores[PLAIN] == scores[GENERATE] == scores[FLOAT32]  # the same translations
+    assert scores[PLAIN] == scores[STEP] == scores[GENERATE] == scores[FLOAT32]  # the same translations
     assert [(cell["beam"], cell["batch"]) for cell in report["systems"][INT8]["cells"]] == CELLS
     assert INT8 in capsys.readouterr().out
     with pytest.raises(SystemExit):

@@ -1,0 +1,125 @@
+"""Beam search of whole batches, by compiled code (kernels/translator.cpp)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .program import Program, library
+
+PAD, EOS, UNK = 1, 2, 3  # fairseq's first words are <s>, <pad>, </s>, <unk>
+
+
+class Found(NamedTuple):
+    """A hypothesis.
+
+    ``tokens``: with the end of sentence. ``score``: their log probability, divided by the length to the power of the
+    penalty. ``totals``: the log probability of all up to each token.
+    """
+
+    tokens: list[int]
+    score: float
+    totals: np.ndarray[Any, np.dtype[np.float32]]
+
+
+class Search:
+    """Searches with a model.
+
+    Args:
+        encoder: it ends with a ``source`` for each attention of the decoder.
+        decoder: its last slot are the logits.
+
+    Attributes:
+        words: of the source.
+        positions: tokens of a source sentence at most; None for any number.
+
+    Raises:
+        Unavailable: there is no C++ compiler.
+    """
+
+    def __init__(self, encoder: Program, decoder: Program) -> None:
+        self._search, block = library("translate")
+        self._encoder, self._decoder = encoder.packed(block), decoder.packed(block)
+        self._sources = np.array([slot for slot, _ in encoder.sources], np.int64)
+        self._state_size = decoder.state_size
+        self.words, self.positions = encoder.words, encoder.positions
+
+    def run(
+        self,
+        batches: Sequence[Sequence[Sequence[int]]],
+        threads: int,
+        beam: int,
+        max_length: int,
+        no_repeat: int = 0,
+        scored: bool = True,
+        penalty: float = 1.0,
+    ) -> list[list[list[Found]]]:
+        """The hypotheses of each sentence of each batch, the best first.
+
+        Args:
+            batches: sentences, as the numbers of their tokens with the end of sentence.
+            threads: batches that are searched at a time.
+            beam: hypotheses that are followed.
+            max_length: tokens of a hypothesis, without its end.
+            no_repeat: so many tokens never stand twice.
+            scored: False, with a beam of 1, leaves the scores out.
+            penalty: of the length.
+
+        Raises:
+            MemoryError: a batch doesn't fit.
+        """
+        one = partial(
+            self._run, beam=beam, max_length=max_length, no_repeat=no_repeat, scored=scored, penalty=float(penalty)
+        )
+        if min(len(batches), threads) < 2:
+            return list(map(one, batches))
+        with ThreadPoolExecutor(threads) as pool:
+            running = [pool.submit(one, batch) for batch in batches]
+            try:
+                return [each.result() for each in running]
+            except BaseException:  # Ctrl-C, too: what has not begun doesn't
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+    def _run(
+        self,
+        batch: Sequence[Sequence[int]],
+        beam: int,
+        max_length: int,
+        no_repeat: int,
+        scored: bool,
+        penalty: float,
+    ) -> list[list[Found]]:
+        tokens = np.concatenate([np.array(line, np.int64) for line in batch])
+        begin = np.zeros(len(batch) + 1, np.int64)
+        np.cumsum([len(line) for line in batch], out=begin[1:])
+        out = np.empty((len(batch), beam, max_length + 1), np.int32)
+        totals = np.empty(out.shape, np.float32)
+        lengths, scores = np.empty(out.shape[:2], np.int64), np.empty(out.shape[:2], np.float32)
+        job = (
+            *self._encoder.fields(),
+            *self._decoder.fields(),
+            len(self._sources),
+            self._sources.ctypes.data,
+            self._state_size,
+            len(batch),
+            tokens.ctypes.data,
+            begin.ctypes.data,
+            *(beam, max_length, no_repeat, scored, PAD, EOS, penalty),
+            *(x.ctypes.data for x in (out, totals, lengths, scores)),
+        )
+        if not self._search(struct.pack("20qd4q", *job)):
+            raise MemoryError(f"a batch of {len(batch)} sentences with a beam of {beam} doesn't fit: lower batch_size")
+        return [
+            [
+                Found(out[n, i, :length].tolist(), float(scores[n, i]), totals[n, i, :length])
+                for i, length in enumerate(lengths[n])
+                if length
+            ]
+            for n in range(len(batch))
+        ]

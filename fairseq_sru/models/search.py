@@ -1,0 +1,125 @@
+"""fairseq's beam search as compiled code, where a model and what is asked for allow it. Elsewhere its own goes on,
+whose decoder step is compiled (step.py). The hypotheses are the same but for rounding."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from fairseq.search import BeamSearch
+from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor, nn
+
+from ..decoding.program import Program, available
+from ..decoding.search import EOS, PAD, Search
+from ..recurrence.native import threads_here
+from .step import compilable, fingerprint
+
+Hypotheses = list[list[dict[str, Tensor]]]  # as SequenceGenerator returns them
+
+# Of each model in evaluation, None where it has none, and the weights that it was made of.
+_searches: WeakKeyDictionary[nn.Module, tuple[Search | None, Any]] = WeakKeyDictionary()
+
+
+def programs(model: Any) -> tuple[Program, Program] | None:
+    """Encoder and decoder written down, the encoder with what the decoder's attentions read; None where either has to
+    be torch's."""
+    reading, writing = model.encoder.program(), model.decoder.program()
+    if reading is None or writing is None:
+        return None
+    for attention in model.decoder.attentions():
+        kept = reading.slot(attention.key_value.out_features)
+        reading.linear(reading.result, kept, attention.key_value.weight)
+        reading.source(kept, attention.heads)
+    read = [(reading.widths[slot] // 2, heads) for slot, heads in reading.sources]
+    return (reading, writing) if read == writing.attentions else None
+
+
+def forget(model: nn.Module) -> None:
+    """Forget a model's search: its weights will change."""
+    _searches.pop(model, None)
+
+
+def _search(model: Any) -> Search | None:
+    now = fingerprint(model)
+    if (known := _searches.get(model)) is None or known[1] != now:
+        made = programs(model) if compilable(model) and available() else None
+        known = (None if made is None else Search(*made), now)
+        _searches[model] = known
+    return known[0]
+
+
+def _usual(generator: SequenceGenerator, words: int) -> bool:
+    """Whether the compiled search knows what the generator is asked for."""
+    return (
+        type(generator) is SequenceGenerator
+        and type(generator.search) is BeamSearch
+        and (generator.pad, generator.eos) == (PAD, EOS)
+        and 2 * generator.beam_size < words - 1
+        and generator.min_len == 1
+        and (generator.unk_penalty, generator.temperature) == (0, 1)
+        and not generator.match_source_len
+        and generator.token_indices_to_suppress is None
+        and generator.lm_model is None
+    )
+
+
+def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]) -> Hypotheses | None:
+    """The hypotheses of a batch, as ``SequenceGenerator.generate`` returns them; None where torch has to search: on a
+    GPU, in training, with an option that the compiled search doesn't know, or where attention weights are wanted.
+
+    Args:
+        model: a :class:`TranslationModel`.
+        generator: with the options.
+        sample: fairseq's batch.
+    """
+    given = sample["net_input"]
+    tokens = given.get("src_tokens")
+    if (
+        not given.keys() <= {"src_tokens", "src_lengths", "prev_output_tokens"}
+        or tokens.dim() != 2
+        or not tokens.is_cpu
+        or model.training
+        or model.decoder.need_attn
+        or torch.is_autocast_enabled("cpu")
+        or not _usual(generator, len(generator.tgt_dict))
+    ):
+        return None
+    search = _search(model)
+    if search is None:
+        return None
+    lines = [line[line != PAD].tolist() for line in tokens]
+    most = search.positions or tokens.size(1)
+    if not lines or not all(0 < len(line) <= most for line in lines) or not 0 <= int(tokens.max()) < search.words:
+        return None  # torch says what is wrong, or knows what to do
+    longest = min(int(generator.max_len_a * tokens.size(1) + generator.max_len_b), generator.max_len - 1)
+    if longest < 1:
+        return None
+    threads = min(threads_here(), len(lines))
+    order = sorted(range(len(lines)), key=lambda i: len(lines[i]))
+    shares = [order[i::threads] for i in range(threads)]
+    blocker = generator.repeat_ngram_blocker
+    found = search.run(
+        [[lines[i] for i in share] for share in shares],
+        threads,
+        generator.beam_size,
+        longest,
+        0 if blocker is None else blocker.no_repeat_ngram_size,
+        penalty=generator.len_penalty if generator.normalize_scores else 0.0,
+    )
+    result: Hypotheses = [[] for _ in lines]
+    for share, batch in zip(shares, found, strict=True):
+        for i, hypotheses in zip(share, batch, strict=True):
+            for one in hypotheses:
+                totals = torch.tensor(one.totals)
+                result[i].append(
+                    {
+                        "tokens": torch.tensor(one.tokens),
+                        "score": torch.tensor(one.score),
+                        "attention": torch.empty(0),
+                        "alignment": torch.empty(0),
+                        "positional_scores": torch.diff(totals, prepend=totals.new_zeros(1)),
+                    }
+                )
+    return result

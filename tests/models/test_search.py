@@ -1,0 +1,183 @@
+"""fairseq's beam search as compiled code: what fairseq's own finds, and fairseq's own where it can't run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fairseq import search as strategies
+from fairseq.sequence_generator import SequenceGenerator
+from support.exported import words
+from support.small_models import VARIANTS, made
+
+from fairseq_sru.models import search
+
+KINDS = [
+    "sru, defaults",
+    "sru, bidirectional",
+    "sru, coverage",
+    "sru, tied",
+    "sru, sru_tiny",
+    "transformer_sru, ssru",
+    "transformer_sru, sizes differ",
+]
+LENGTHS = [5, 1, 9, 3, 7]
+
+
+def model_of(name: str) -> Any:
+    torch.manual_seed(0)
+    kind, options = VARIANTS[name]
+    model = made(kind, words(), **options).float().eval()
+    for parameter in model.decoder.parameters():
+        parameter.data.mul_(1.5)  # not near to uniform
+    model.decoder.need_attn = False  # as fairseq-generate has it
+    return model
+
+
+@pytest.fixture
+def model() -> Any:
+    return model_of("sru, coverage")
+
+
+def sample_of(lengths: list[int]) -> dict[str, Any]:
+    """Sentences, padded on the left as fairseq does."""
+    rng = torch.Generator().manual_seed(1)
+    src = torch.full((len(lengths), max(lengths) + 1), words().pad())
+    for line, length in zip(src, lengths, strict=True):
+        line[-1] = words().eos()
+        line[-1 - length : -1] = torch.randint(4, len(words()), (length,), generator=rng)
+    return {"net_input": {"src_tokens": src, "src_lengths": torch.tensor(lengths) + 1}}
+
+
+def generator_of(model: Any, **options: Any) -> SequenceGenerator:
+    return SequenceGenerator([model], words(), **{"max_len_b": 12, "beam_size": 4, **options})
+
+
+def found(model: Any, sample: dict[str, Any], **options: Any) -> list[list[dict[str, torch.Tensor]]]:
+    return generator_of(model, **options).generate([model], sample)
+
+
+def check(model: Any, sample: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+    """The compiled search finds what fairseq's finds with torch's decoder."""
+    got = model.beam_search(generator_of(model, **options), sample)
+    assert got is not None
+    with monkeypatch.context() as patched:
+        patched.setattr(search, "available", lambda: False)
+        search.forget(model)
+        expected = found(model, sample, **options)
+        search.forget(model)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert one.keys() == other.keys()
+            for key in one:
+                assert one[key].dtype == other[key].dtype
+                torch.testing.assert_close(one[key], other[key], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("beam", [1, 5])
+def test_hypotheses_are_those_of_fairseq(name: str, beam: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(model_of(name), sample_of(LENGTHS), monkeypatch, beam_size=beam)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"len_penalty": 0.6},
+        {"len_penalty": 2.0},
+        {"normalize_scores": False},
+        {"no_repeat_ngram_size": 2},
+        {"max_len_a": 0.5, "max_len_b": 2},
+        {"max_len": 4},
+    ],
+    ids=str,
+)
+def test_options_that_it_knows(options: dict[str, Any], model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(model, sample_of(LENGTHS), monkeypatch, **options)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 8])
+def test_threads_share_the_sentences(threads: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "threads_here", lambda: threads)
+    check(model, sample_of(LENGTHS), monkeypatch)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"min_len": 2},
+        {"unk_penalty": 1.0},
+        {"temperature": 2.0},
+        {"match_source_len": True},
+        {"tokens_to_suppress": [words().symbols[5]]},
+        {"search_strategy": strategies.DiverseBeamSearch(words(), 2, 0.5)},
+        {"search_strategy": strategies.Sampling(words())},
+        {"beam_size": len(words()) // 2},
+        {"eos": 4},
+    ],
+    ids=str,
+)
+def test_with_other_options_fairseq_searches(options: dict[str, Any], model: Any) -> None:
+    assert model.beam_search(generator_of(model, **options), sample_of(LENGTHS)) is None
+    assert all(found(model, sample_of(LENGTHS), **options))
+
+
+def test_a_prefix_constraints_and_ensembles_are_fairseqs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "beam_search", lambda *_: pytest.fail("it knows nothing of them"))
+    prefix = torch.tensor([[6], [7], [8], [9], [6]])
+    prefixed = generator_of(model).generate([model], sample_of(LENGTHS), prefix_tokens=prefix)
+    assert [int(h[0]["tokens"][0]) for h in prefixed] == prefix[:, 0].tolist()
+    models = [model, model_of("sru, tied")]
+    assert SequenceGenerator(models, words(), max_len_b=5).generate(models, sample_of(LENGTHS))
+
+
+def test_where_torch_has_to_run_the_model_it_searches(model: Any) -> None:
+    sample, generator = sample_of(LENGTHS), generator_of(model)
+
+    def searches() -> bool:
+        return model.beam_search(generator, sample) is not None
+
+    assert searches()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not searches()
+    model.decoder.need_attn = True
+    assert not searches()
+    model.decoder.need_attn = False
+    assert not model.train().beam_search(generator, sample)
+    assert not model.eval().double().beam_search(generator, sample)
+    assert model.float().beam_search(generator, sample)
+    hook = model.encoder.layers[0].register_forward_hook(lambda *_: None)
+    search.forget(model)
+    assert not searches()
+    hook.remove()
+
+
+@pytest.mark.parametrize("name", ["sru, defaults", "transformer_sru, ssru"])
+def test_with_dropout_that_is_retained_fairseq_searches(name: str) -> None:
+    model = model_of(name)
+    model.make_generation_fast_(retain_dropout=True)
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
+    assert found(model, sample_of(LENGTHS))
+
+
+def test_weights_that_change_are_seen(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample = sample_of(LENGTHS)
+    check(model, sample, monkeypatch)
+    before = found(model, sample)
+    with torch.no_grad():
+        model.encoder.embed_tokens.weight.mul_(-1)
+    changed = found(model, sample)
+    assert changed[0][0]["score"] != before[0][0]["score"]
+    model.train()
+    model.encoder.embed_tokens.weight.data.mul_(-1)
+    model.eval()
+    assert found(model, sample)[0][0]["score"] == before[0][0]["score"]
+
+
+def test_a_token_that_is_not_of_the_dictionary_is_an_error(model: Any) -> None:
+    sample = sample_of(LENGTHS)
+    sample["net_input"]["src_tokens"][0, -2] = len(words())
+    with pytest.raises(IndexError):
+        found(model, sample)

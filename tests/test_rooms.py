@@ -11,7 +11,7 @@ from conftest import ROOT
 
 # Each room imports only from itself and from those before it.
 PACKAGE = ["versions", "recurrence", "layers", "decoding", "models", "doctor", "install_fairseq", "export", "translate"]
-RECIPES = ["common", "corpora", "comparison", "benchmarks", "gpu"]
+RECIPES = ["common", "corpora", "benchmarks", "comparison", "gpu"]
 LONGEST = 350  # lines
 
 

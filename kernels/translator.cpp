@@ -219,7 +219,9 @@ struct Search {
         std::vector<Source> source;
         for (const Kept& one : kept) source.push_back({one.key.data(), one.value.data(), nullptr, {}, {}, 0, 1});
         Slots slots;
-        std::vector<float> new_state, new_past, weights;
+        std::vector<float> new_state, new_past, weights, old_totals;
+        std::vector<int64> old_sentence;
+        std::vector<int32_t> old_history;
         for (int64 n = 0; n < job.sentences; ++n) sentence.push_back(n);
         token.assign(job.sentences, job.eos);
         score.assign(job.sentences, 0.f);
@@ -237,9 +239,9 @@ struct Search {
                                 source.data(), longest, S, 0, state.data(), new_state.data(), past.data(), new_past.data(),
                                 weights.data(), job.sentences});
             const std::vector<Candidate> next = choose(slots.place.back(), step);
-            const std::vector<int64> old_sentence = std::move(sentence);
-            const std::vector<int32_t> old_history = std::move(history);
-            const std::vector<float> old_totals = std::move(totals);
+            old_sentence.swap(sentence);
+            old_history.swap(history);
+            old_totals.swap(totals);
             const int64 live = int64(next.size());
             token.resize(live);
             sentence.resize(live);

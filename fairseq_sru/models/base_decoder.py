@@ -18,7 +18,7 @@ from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
 from .options import cutoffs
-from .step import Step, compilable, fingerprint
+from .step import Step, compilable, remembered
 from .units import LSTM
 
 State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
@@ -163,13 +163,12 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def _step(self, first: bool) -> Step | None:
         """The compiled step, where there is one for this decoder as it is now."""
-        known = _steps.get(self)
-        if known is not None and not (first and known[1] != fingerprint(self)):
-            return known[0]
-        program = self.program() if compilable(self) and available() else None
-        made = None if program is None else Step(program)
-        _steps[self] = (made, fingerprint(self))
-        return made
+
+        def make() -> Step | None:
+            program = self.program() if compilable(self) and available() else None
+            return None if program is None else Step(program)
+
+        return remembered(_steps, self, make, look=first)
 
     def _stepped(
         self, prev_output_tokens: Tensor, encoder_out: dict[str, Any], incremental_state: IncrementalState

@@ -3,6 +3,7 @@ whose decoder step is compiled (step.py). The hypotheses are the same but for ro
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from ..decoding.program import Program, available
 from ..decoding.search import EOS, PAD, Search
 from ..recurrence.native import threads_here
-from .step import compilable, fingerprint
+from .step import compilable, remembered
 
 Hypotheses = list[list[dict[str, Tensor]]]  # as SequenceGenerator returns them
 
@@ -42,12 +43,8 @@ def forget(model: nn.Module) -> None:
 
 
 def _search(model: Any) -> Search | None:
-    now = fingerprint(model)
-    if (known := _searches.get(model)) is None or known[1] != now:
-        made = programs(model) if compilable(model) and available() else None
-        known = (None if made is None else Search(*made), now)
-        _searches[model] = known
-    return known[0]
+    written = programs(model) if compilable(model) and available() else None
+    return None if written is None else Search(*written)
 
 
 def _usual(generator: SequenceGenerator, words: int) -> bool:
@@ -86,7 +83,7 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         or not _usual(generator, len(generator.tgt_dict))
     ):
         return None
-    search = _search(model)
+    search = remembered(_searches, model, partial(_search, model))
     if search is None:
         return None
     lines = [line[line != PAD].tolist() for line in tokens]

@@ -7,7 +7,8 @@ Results are those of the modules but for rounding.
 from __future__ import annotations
 
 import struct
-from typing import Any, NamedTuple
+from collections.abc import Callable, MutableMapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from ..layers.linear import Linear
 from ..recurrence.dispatch import choose
 from ..recurrence.native import openmp, threads_here
 from .attention import Attention, Coverage, Source
+
+Made = TypeVar("Made")
 
 
 class Result(NamedTuple):
@@ -142,3 +145,16 @@ def compilable(module: nn.Module) -> bool:
 def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """What changes when a weight does, but by an optimizer that writes to ``weight.data``."""
     return tuple((x.data_ptr(), x._version) for x in module.parameters())
+
+
+def remembered(
+    known: MutableMapping[nn.Module, tuple[Made | None, Any]],
+    module: nn.Module,
+    make: Callable[[], Made | None],
+    look: bool = True,
+) -> Made | None:
+    """What was made of a module, from ``known``; made anew where weights have changed since, unless not to ``look``."""
+    found = known.get(module)
+    if found is None or (look and found[1] != fingerprint(module)):
+        found = known[module] = (make(), fingerprint(module))
+    return found[0]

@@ -44,16 +44,19 @@ class Translators:
 
     def systems(self) -> dict[str, Run]:
         """The first run of each system that it may be able to run."""
-        c = self.c
-        arch = {system: {**c.settings.train, **c.settings.systems[system]}["arch"] for system in c.first()}
-        return {system: run for system, run in c.first().items() if c.commands.cpu and arch[system].startswith(OURS)}
+        if not self.c.commands.cpu:
+            return {}
+        given = self.c.settings
+        arch = {system: {**given.train, **options}["arch"] for system, options in given.systems.items()}
+        return {system: run for system, run in self.c.first().items() if arch[system].startswith(OURS)}
 
     def score(self) -> None:
         """Translate the test set with each run's model."""
         cells = [(beam, MANY) for beam in self.c.settings.speed.beams]
         everything = range(len(self.c.text["test"][self.c.source]))
+        systems = self.systems()
         for run, weights in itertools.product(self.c.good(), WEIGHTS):
-            if run.system in self.systems():
+            if run.system in systems:
                 self._attempt(run.system, partial(self._export, run, weights))
                 name = self._stage("translator", run, weights)
                 self._attempt(run.system, partial(self._translate, name, run, weights, cells, everything))

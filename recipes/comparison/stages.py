@@ -20,10 +20,11 @@ import time
 from argparse import ArgumentParser
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
-from typing import Any
+from threading import Event, Timer
+from typing import Any, TypeVar
 
 from common.files import write_text
 from common.hold import FolderError, held
@@ -32,6 +33,11 @@ END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's
 OURS = re.compile(r"checkpoint.*\.pt(\.tmp)?|crash\.pt|average\.pt|dummy|train\.log|\.\d+-.+")  # beside checkpoints
 PATIENCE = 10.0  # seconds from being told to end to being killed
 NEWS = 20  # last lines of a failed command that are shown
+
+Found = TypeVar("Found")
+
+_running: set[subprocess.Popen[str]] = set()
+_ending = Event()  # set while what several threads run is stopped
 
 
 class StageError(Exception):
@@ -138,6 +144,30 @@ def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
             process.send_signal(how)
 
 
+def side_by_side(
+    jobs: int, work: Sequence[Callable[[], Found]], then: Callable[[Found], object] = lambda found: None
+) -> None:
+    """Do pieces of work, so many at a time; ``then`` is called in this thread with what each returned. If one fails, or
+    on Ctrl-C, commands that run are stopped and no further ones begin."""
+    if jobs == 1:
+        for piece in work:
+            then(piece())
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(piece) for piece in work]
+        try:
+            for future in as_completed(futures):
+                then(future.result())
+        except BaseException:
+            _ending.set()
+            for process in list(_running):
+                stop(process)
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            _ending.clear()
+
+
 def execute(
     command: Sequence[str],
     output: Path,
@@ -154,7 +184,10 @@ def execute(
     Raises:
         subprocess.CalledProcessError: it failed; its last lines are the exception's output.
         Late: it was stopped.
+        KeyboardInterrupt: :func:`side_by_side` stops what it does.
     """
+    if _ending.is_set():
+        raise KeyboardInterrupt
     output.parent.mkdir(parents=True, exist_ok=True)
     last: deque[str] = deque(maxlen=NEWS)
     begun, peak = time.monotonic(), 0
@@ -170,6 +203,7 @@ def execute(
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         assert process.stdout
+        _running.add(process)
         timers = [] if limit is None else [Timer(limit, stop, [process])]
         timers += [] if limit is None else [Timer(limit + PATIENCE, stop, [process, signal.SIGKILL])]
         for timer in timers:
@@ -182,11 +216,14 @@ def execute(
                 on_line(line)
             process.wait()
         finally:
+            _running.remove(process)
             for timer in timers:
                 timer.cancel()
             if process.returncode is None:  # Ctrl-C
                 stop(process)
                 process.wait()
+    if _ending.is_set():
+        raise KeyboardInterrupt
     if limit is not None and time.monotonic() - begun >= limit:
         raise Late(f"stopped after {limit:.0f} seconds")
     if process.returncode:

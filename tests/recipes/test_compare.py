@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -331,6 +332,49 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
     large, small = peak(300), peak(1)
     assert len(ours) and 300 < large < 360
     assert small < 60
+
+
+def test_work_is_done_side_by_side(tmp_path):
+    def piece(own: int, other: int) -> int:
+        # ends when the other has begun
+        code = f"import os, time; open('{own}', 'w')\nwhile not os.path.exists('{other}'): time.sleep(0.01)"
+        stages.execute(python(f"import os; os.chdir({str(tmp_path)!r}); {code}"), tmp_path / f"log {own}", False, print)
+        return own
+
+    found: list[int] = []
+    stages.side_by_side(2, [partial(piece, 1, 2), partial(piece, 2, 1), partial(piece, 3, 1)], found.append)
+    assert sorted(found) == [1, 2, 3]
+    stages.side_by_side(1, [partial(piece, n, 1) for n in (1, 2)], found.append)
+    assert found[3:] == [1, 2]
+
+
+@pytest.mark.parametrize("failure", [stages.StageError, KeyboardInterrupt])
+def test_what_runs_beside_a_failure_is_stopped(failure, tmp_path):
+    run = stages.Stages(tmp_path / "stamps", lambda text: None)
+    begun = tmp_path / "begun"
+    outcomes: list[str] = []
+
+    def long() -> None:
+        code = f"import time; open({str(begun)!r}, 'w'); time.sleep(600)"
+        try:
+            run.command("long", python(code), inputs=[], outputs=[], log=tmp_path / "long.log")
+        except BaseException as error:
+            outcomes.append(type(error).__name__)
+            raise
+        raise AssertionError
+
+    def short() -> None:
+        wait_for(begun.exists)
+
+    def then(_: object) -> None:
+        raise failure("as Ctrl-C while the result is noted")
+
+    before = time.monotonic()
+    with pytest.raises(failure):
+        stages.side_by_side(2, [long, short, lambda: outcomes.append("a further one")], then)
+    assert outcomes[-1] == "KeyboardInterrupt" and time.monotonic() - before < 60
+    assert not run.stamp("long")["done"]
+    run.command("long", python("print(1)"), inputs=[], outputs=[], log=tmp_path / "long.log")  # works on afterwards
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends the children of a killed process on demand")
@@ -730,6 +774,16 @@ def test_killed_at_each_stage_it_comes_to_the_same(undisturbed):
     log = (out / "checkpoints" / "one-1" / "train.log").read_text()
     assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch \d+ @ (?!120)\d+ updates\)", log)
     assert facts(out) == facts(undisturbed / "whole")
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_come_to_the_same(undisturbed):
+    done = run_small(undisturbed, "beside", "--jobs", "2")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.index("\ntrain two 1") < done.stdout.index("\ngenerate one 1")
+    found = [json.loads((undisturbed / name / "report.json").read_text()) for name in ("whole", "beside")]
+    assert [report["machine"]["jobs"] for report in found] == [1, 2]
+    assert facts(undisturbed / "beside") == facts(undisturbed / "whole")
 
 
 @pytest.mark.slow

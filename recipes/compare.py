@@ -17,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from common.errors import end_with_reader
 from comparison.collecting import report_on
 from comparison.command_line import ROOT, recipe_parser
 from comparison.runs import Comparison
@@ -107,4 +108,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     sys.exit(main())

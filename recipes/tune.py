@@ -21,6 +21,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common.errors import end_with_reader
 from common.files import write, write_text
 from comparison import plots, stages
 from comparison.collecting import machine, precision
@@ -218,4 +219,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     main()

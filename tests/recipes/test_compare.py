@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -183,6 +184,24 @@ def test_unknown_flags_of_fairseq_are_named_before_anything_is_run(group, capsys
 
 
 # Equal time
+
+
+def test_the_translator_searches_as_fairseq_generate(recipe):
+    overrides = ["cpu=true", "generate.lenpen=0.6", "generate.max-len-b=50"]
+    made = runs.Comparison(settings.load(recipe, overrides)).translators
+    assert made.options == {"lenpen": 0.6, "max_length": 50}
+    comparison = runs.Comparison(settings.load(recipe, ["cpu=true", "generate.sampling=true"]))
+    comparison.source, comparison.text = "en", {"test": {"en": []}}
+    comparison.translators.score()
+    assert comparison.translators.found("a") == {
+        "missing": "it doesn't know --sampling, which fairseq-generate has here"
+    }
+
+
+def test_it_ends_with_the_reader_of_its_output():
+    command = f"'{sys.executable}' recipes/compare.py recipes/configs/lohelp.yaml --dry-run | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGPIPE and not done.stderr
 
 
 def test_equal_time_gives_updates_by_speed():

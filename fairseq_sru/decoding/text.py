@@ -35,6 +35,10 @@ class Subwords(Protocol):
         """The line of a translation."""
         ...
 
+    def strange(self, words: Sequence[str]) -> Sequence[str]:
+        """Of a dictionary, what can't be a subword of these, as far as can be told."""
+        ...
+
 
 def subwords(options: TextOptions, folder: Path) -> Subwords:
     """Of a folder that holds the subword model.
@@ -69,6 +73,11 @@ class SentencePiece:
     def decode(self, tokens: Sequence[str]) -> str:
         """As of :class:`Subwords`."""
         return "".join(tokens).replace("\u2581", " ").strip()
+
+    def strange(self, words: Sequence[str]) -> Sequence[str]:
+        """As of :class:`Subwords`."""
+        pieces = {self.model.id_to_piece(i) for i in range(self.model.get_piece_size())}
+        return [word for word in words if word not in pieces]
 
 
 class MosesBPE:
@@ -105,3 +114,7 @@ class MosesBPE:
         """As of :class:`Subwords`."""
         words = (" ".join(tokens) + " ").replace("@@ ", "").split()
         return self.detokenizer.detokenize(words)  # type: ignore[no-any-return]
+
+    def strange(self, words: Sequence[str]) -> Sequence[str]:
+        """As of :class:`Subwords`."""
+        return []

@@ -30,8 +30,10 @@ FILES = ("config.json", "vocabulary.json", "weights.safetensors")  # of an expor
 OURS = ("sru", "transformer_sru")  # what architectures begin with that it may be able to run
 OPTIONS = {"lenpen": "lenpen", "max-len-b": "max_length", "no-repeat-ngram-size": "no_repeat_ngram_size"}
 # of fairseq-generate, that it doesn't know
-OTHERS = ("constraints", "diverse-beam-groups", "lm-path", "match-source-len", "max-len-a", "min-len", "prefix-size")
-OTHERS += ("replace-unk", "sampling", "temperature", "unkpen", "unnormalized")
+OTHERS = [
+    *("constraints", "diverse-beam-groups", "lm-path", "match-source-len", "max-len-a", "min-len", "prefix-size"),
+    *("replace-unk", "sampling", "temperature", "unkpen", "unnormalized"),
+]
 MANY = 64  # sentences at a time where nothing is timed
 
 

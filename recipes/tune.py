@@ -28,10 +28,11 @@ from comparison.collecting import machine, precision
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.commands import Commands
 from comparison.fairseq_output import trained
+from comparison.processes import side_by_side
 from comparison.run import Run
 from comparison.runs import Comparison
 from comparison.settings import Budget, Settings
-from comparison.stages import StageError, side_by_side, working_in
+from comparison.stages import StageError, working_in
 from comparison.trials import at_edge, trials
 from tqdm import tqdm
 

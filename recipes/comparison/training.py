@@ -18,6 +18,7 @@ from fairseq_sru.models.config import PRESETS
 from . import settings, stages
 from .commands import Commands
 from .fairseq_output import Trained, trained
+from .processes import side_by_side
 from .run import Run
 from .settings import Settings
 from .stages import StageError, Stages
@@ -72,7 +73,7 @@ class Training:
             for part in self.parts(run):
                 self.attempt([run], part)
 
-        stages.side_by_side(self.jobs, [partial(whole, run) for run in self.runs])
+        side_by_side(self.jobs, [partial(whole, run) for run in self.runs])
 
     def good(self) -> list[Run]:
         return [run for run in self.runs if run not in self.failures]

@@ -20,7 +20,7 @@ import compare
 import jsonschema
 import pytest
 from common.files import write_text
-from comparison import collecting, commands, fairseq_output, report, runs, settings, stages, verdict
+from comparison import collecting, commands, fairseq_output, processes, report, runs, settings, stages, verdict
 from conftest import ROOT, write_pairs
 from support.paired import check_paired
 
@@ -345,7 +345,7 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
     def peak(megabytes: int) -> float:
         # It must live when its line is read, as a training run does at each of its own.
         code = f"import time; x = b'x' * ({megabytes} << 20); del x; print(flush=True); time.sleep(1)"
-        return stages.execute(python(code), tmp_path / "log", False, lambda line: None)["peak_memory"] / 2**20
+        return processes.execute(python(code), tmp_path / "log", False, lambda line: None)["peak_memory"] / 2**20
 
     ours = bytes(400 << 20)
     large, small = peak(300), peak(1)
@@ -357,13 +357,15 @@ def test_work_is_done_side_by_side(tmp_path):
     def piece(own: int, other: int) -> int:
         # ends when the other has begun
         code = f"import os, time; open('{own}', 'w')\nwhile not os.path.exists('{other}'): time.sleep(0.01)"
-        stages.execute(python(f"import os; os.chdir({str(tmp_path)!r}); {code}"), tmp_path / f"log {own}", False, print)
+        processes.execute(
+            python(f"import os; os.chdir({str(tmp_path)!r}); {code}"), tmp_path / f"log {own}", False, print
+        )
         return own
 
     found: list[int] = []
-    stages.side_by_side(2, [partial(piece, 1, 2), partial(piece, 2, 1), partial(piece, 3, 1)], found.append)
+    processes.side_by_side(2, [partial(piece, 1, 2), partial(piece, 2, 1), partial(piece, 3, 1)], found.append)
     assert sorted(found) == [1, 2, 3]
-    stages.side_by_side(1, [partial(piece, n, 1) for n in (1, 2)], found.append)
+    processes.side_by_side(1, [partial(piece, n, 1) for n in (1, 2)], found.append)
     assert found[3:] == [1, 2]
 
 
@@ -390,7 +392,7 @@ def test_what_runs_beside_a_failure_is_stopped(failure, tmp_path):
 
     before = time.monotonic()
     with pytest.raises(failure):
-        stages.side_by_side(2, [long, short, lambda: outcomes.append("a further one")], then)
+        processes.side_by_side(2, [long, short, lambda: outcomes.append("a further one")], then)
     assert outcomes[-1] == "KeyboardInterrupt" and time.monotonic() - before < 60
     assert not run.stamp("long")["done"]
     run.command("long", python("print(1)"), inputs=[], outputs=[], log=tmp_path / "long.log")  # works on afterwards
@@ -399,8 +401,8 @@ def test_what_runs_beside_a_failure_is_stopped(failure, tmp_path):
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends the children of a killed process on demand")
 def test_no_command_outlives_a_killed_comparison(tmp_path):
     child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = "import pathlib; from comparison import stages; "
-    code += f"stages.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
+    code = "import pathlib; from comparison import processes; "
+    code += f"processes.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
     )
@@ -725,7 +727,7 @@ def test_several_processes_train_one_model(recipe, toy_data, tmp_path):
     ]
     given = settings.load(recipe, [*options, *size, "train.optimizer=adam", "train.lr=0.01"])
     command = commands.Commands(given).train("a", 1, 6, 3, tmp_path / "checkpoints")
-    stages.execute(command, tmp_path / "log", False, lambda line: None)
+    processes.execute(command, tmp_path / "log", False, lambda line: None)
     now = fairseq_output.trained(tmp_path / "checkpoints" / "checkpoint_last.pt")
     assert now.updates == 6
     assert now.tokens > 6 * 200  # each update has batches of both

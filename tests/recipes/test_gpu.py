@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from benchmarks import scans
-from comparison.stages import Late, execute
+from comparison.processes import execute
 from conftest import ROOT
 from gpu import __main__ as day
 from gpu import packages, parts, tables
@@ -174,7 +174,7 @@ def test_parts_wait_for_what_they_need_and_end_in_time(
 
 def test_a_command_in_time_is_not_stopped(tmp_path: Path) -> None:
     assert execute((*SAY, "print(1)"), tmp_path / "log", False, lambda line: None, limit=60)["seconds"] > 0
-    with pytest.raises(Late, match="stopped after 1 seconds"):
+    with pytest.raises(subprocess.TimeoutExpired, match="timed out after 1 seconds"):
         execute((*SAY, "import time; time.sleep(3600)"), tmp_path / "log", False, lambda line: None, limit=1)
 
 

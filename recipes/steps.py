@@ -10,7 +10,7 @@ LSTM as the unit; fairseq's ``lstm`` (2 + 2 layers) and ``transformer`` (the sha
 ``train`` is one update on 40 pairs of 25 tokens: forward, label-smoothed loss, backward, clipping, Adam; on a GPU also
 in bfloat16 by autocast. ``step`` is a step of the decoder without search: the mean of 40 from the sentence's
 beginning, with the state reordered after each where there is a beam, and with whatever the decoder makes of the source
-at its first. ``decode`` is all of fairseq-generate's search over 25 source tokens, each hypothesis forced to 40. The
+at its first. ``decode`` is all of fairseq's own search over 25 source tokens, each hypothesis forced to 40. The
 systems take turns, in rotating order; figures are medians. Shares are of the time in torch's profiler, which makes
 small operators look longer than they are. On a GPU an update of SRU, and a step, are also recorded as a CUDA graph and
 replayed.

@@ -100,7 +100,7 @@ def translator_table(report: Report) -> str:
     )
     return f"""{table(head, rows)}
 The same sentences by python -m fairseq_sru.translate, sentences/s, with float32 and with int8 weights; its BLEU is of \
-the whole test set, at length penalty 1.
+the whole test set.
 
 {missing}"""
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..versions import __version__
 from .program import Program, Quantised, quantised
-from .text import FILES, Subwords, TextOptions, subwords
+from .text import FILES, SentencePiece, Subwords, TextOptions, subwords
 
 FORMAT = 1
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -105,6 +105,8 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
 
 
 def _check_subwords(subword_model: Subwords, model: Model, path: Path) -> None:
+    if not isinstance(subword_model, SentencePiece):
+        return  # others can't tell
     for words in (model.source, model.target):
         own = [word for word in words[len(SPECIAL) :] if not word.startswith("madeupword")]  # fairseq-preprocess's
         strange = subword_model.strange(own)

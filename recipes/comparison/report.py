@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
         report["verdict"] = verdict(report)
         render(report)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        parser.error(f"argument report.json: {path} is not a report of compare.py: {type(error).__name__}: {error}")
+        parser.error(f"argument report.json: {path} is no report on translation: {type(error).__name__}: {error}")
     write(report, path.parent)
 
 

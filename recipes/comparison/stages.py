@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from common.errors import RecipeError
 from common.files import write_text
 from common.hold import FolderError, held
 
@@ -192,7 +193,7 @@ class Stages:
             facts: called when it is done; returns what to add to the stamp.
 
         Raises:
-            StageError: the command failed, or ``facts`` did with a ValueError.
+            StageError: the command failed, or ``facts`` did with a ValueError or RecipeError.
         """
         stamp = self._begin(name, list(command), inputs, outputs, goes_on=resume is not None)
         if stamp["done"]:
@@ -207,7 +208,7 @@ class Stages:
             part.replace(log)
         try:
             return self._end(name, stamp, outputs, {**cost, **facts()})
-        except ValueError as error:
+        except (ValueError, RecipeError) as error:
             raise StageError(f"{name}: {error}") from None
 
     def function(

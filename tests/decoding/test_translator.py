@@ -100,6 +100,14 @@ def test_empty_lines_stay_and_order_is_kept(tmp_path: Path) -> None:
     assert [h.text for h in translator.hypotheses([""], nbest=3)[0]] == [""] * 3
 
 
+def test_white_space_is_made_plain(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model")
+    (expected,) = translator.encode(["close the window now"])
+    for line in ("\ufeffclose the window now", "close\tthe\u00a0window  now \r", " close the\u2028window now"):
+        assert translator.encode([line]) == [expected]
+
+
 def test_words_that_training_did_not_have_are_unknown(tmp_path: Path) -> None:
     exported(tmp_path / "model", "sru, defaults")
     translator = Translator(tmp_path / "model")

@@ -19,6 +19,7 @@ from typing import Any
 import compare
 import jsonschema
 import pytest
+from common.errors import RecipeError
 from common.files import write_text
 from comparison import collecting, commands, fairseq_output, processes, report, runs, settings, stages, verdict
 from conftest import ROOT, write_pairs
@@ -332,9 +333,10 @@ def test_a_failed_command_is_told_with_its_last_lines(tmp_path):
         run.command("none", ["no-such-program"], inputs=[], outputs=[], log=tmp_path / "log")
 
 
-def test_what_facts_refuses_is_a_failure(tmp_path):
+@pytest.mark.parametrize("error", [ValueError, RecipeError])
+def test_what_facts_refuses_is_a_failure(error, tmp_path):
     def facts() -> dict[str, Any]:
-        raise ValueError("3 translations of 4 sentences")
+        raise error("3 translations of 4 sentences")
 
     with pytest.raises(stages.StageError, match=r"^one two: 3 translations of 4"):
         Counter(tmp_path)(facts=facts)
@@ -617,8 +619,8 @@ def test_what_is_published_is_what_the_command_writes(path, tmp_path):
     [
         ("report.json", None, "must be a file of that name; got "),
         ("other.json", "{}", "must be a file of that name; got "),
-        ("report.json", "half", " is not a report of compare.py: JSONDecodeError: "),
-        ("report.json", '{"systems": {}}', " is not a report of compare.py: KeyError: 'baseline'"),
+        ("report.json", "half", " is no report on translation: JSONDecodeError: "),
+        ("report.json", '{"systems": {}}', " is no report on translation: KeyError: 'baseline'"),
     ],
 )
 def test_what_is_no_report_is_named_and_left_alone(name, text, message, tmp_path, capsys):

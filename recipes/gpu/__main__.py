@@ -45,7 +45,7 @@ class Day:
     def __init__(self, out: Path, minutes: int) -> None:
         self.out, self.work = out, out / "work"
         self.until = time.monotonic() + 60 * minutes - SETTING_UP
-        self.stages = Stages(self.work / "stamps")
+        self.stages = Stages(self.work / "stamps" / card())
         self.inputs = sorted(path for pattern in SOURCES + MODELS for path in ROOT.glob(pattern) if path.is_file())
         self.states: dict[str, dict[str, Any]] = {}
 

@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="the text's spm.model")
     kind.add_argument("--subword-nmt-codes", type=Path, metavar="FILE", help="the text's bpe.codes, on Moses' tokens")
-    parser.add_argument("--lowercase", action="store_true", help="the text was in lower case (iwslt14, multi30k)")
+    parser.add_argument("--lowercase", action="store_true", help="the text was in lower case (iwslt14)")
     parser.add_argument(
         "--no-normalise",
         action="store_true",

@@ -10,6 +10,7 @@ first, and with --scores each begins with its score, the mean log probability of
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -52,6 +53,7 @@ def translated(translator: Translator, source: IO[bytes], args: argparse.Namespa
         InputError: a line can't be translated; what was before it has been yielded.
     """
     options = {"beam": args.beam, "batch_size": args.batch_size, "no_repeat_ngram_size": args.no_repeat_ngram_size}
+    options["lenpen"] = args.lenpen
     options |= {} if args.max_length is None else {"max_length": args.max_length}
 
     def written(lines: list[str]) -> str:
@@ -101,6 +103,13 @@ def whole(least: int) -> type[int]:
     return number  # type: ignore[return-value]
 
 
+def finite(text: str) -> float:
+    """argparse's type of a number."""
+    if not math.isfinite(value := float(text)):
+        raise argparse.ArgumentTypeError(f"must be a finite number; got {text}")
+    return value
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_sru.translate", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
@@ -114,6 +123,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-length", type=whole(1), metavar="N", help="tokens of a translation (200)")
     parser.add_argument(
         "--no-repeat-ngram-size", type=whole(0), default=0, metavar="N", help="so many tokens never stand twice"
+    )
+    parser.add_argument(
+        "--lenpen", type=finite, default=1.0, metavar="X", help="below 1 prefers shorter translations, above longer (1)"
     )
     args = parser.parse_args(argv)
     if args.nbest > args.beam:

@@ -110,18 +110,22 @@ DEVICE void write(void* to, const V& v) {
 
 // ---------------------------------------------------------------- loads on their way
 
-// A thread's own places for a T in shared memory, two halves of SLOTS, in pieces of 16 bytes. What is copied there is on
-// its way while the thread goes on, and takes no registers. Loads into registers would do if the assembler let them: it
-// moves them to where they are used, or has one wait for another.
+// A thread's own places for a T, which is a Reads, in shared memory, two halves of SLOTS, in pieces of 16 bytes; its mask,
+// where that would begin another piece, is in a word apart (of many threads, that is; few have room). What is copied there is on its way while the thread goes on, and takes
+// no registers. Loads into registers would do if the assembler let them: it moves them to where they are used, or has one
+// wait for another.
 template <class T, int SLOTS>
 struct Ring {
-    enum { pieces = sizeof(T) / 16, half = SLOTS * pieces * BLOCK * 16 };
+    enum { size = sizeof(T::of) + 4, words = VEC > 1 && size % 16 == 4, pieces = (size + 15) / 16 - words };
     unsigned start, other;  // this half's address in shared memory, and the other's
+    unsigned apart;         // the words', less a quarter of that
 
     DEVICE Ring() {
-        __shared__ uint4 all[2 * SLOTS * pieces][BLOCK];
-        start = __cvta_generic_to_shared(&all[0][threadIdx.x]);
-        other = start + half;
+        __shared__ uint4 all[SLOTS * pieces][2][BLOCK];
+        __shared__ unsigned rest[words ? SLOTS : 1][2][BLOCK];
+        start = __cvta_generic_to_shared(&all[0][0][threadIdx.x]);
+        other = start + BLOCK * 16;
+        apart = __cvta_generic_to_shared(&rest[0][0][threadIdx.x]) - start / 4;
     }
 
     DEVICE void turn() {
@@ -130,17 +134,20 @@ struct Ring {
         other = now;
     }
 
-    static DEVICE int at(int slot, int place) { return (slot * pieces + place / 16) * BLOCK * 16 + place % 16; }
+    DEVICE unsigned at(int slot, int place) const {
+        if (words && place >= 16 * pieces) return start / 4 + apart + slot * 2 * BLOCK * 4;
+        return start + (slot * pieces + place / 16) * 2 * BLOCK * 16 + place % 16;
+    }
 
     DEVICE T take(int slot) const {
         T t;
+        unsigned* const w = (unsigned*)&t;
         UNROLL
-        for (int i = 0; i < pieces; ++i) {
-            unsigned* w = (unsigned*)&t + 4 * i;
+        for (int i = 0; i < pieces; ++i)
             asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-                         : "r"(start + at(slot, 16 * i)));
-        }
+                         : "=r"(w[4 * i]), "=r"(w[4 * i + 1]), "=r"(w[4 * i + 2]), "=r"(w[4 * i + 3])
+                         : "r"(at(slot, 16 * i)));
+        if (words) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w[4 * pieces]) : "r"(at(slot, 16 * pieces)));
         return t;
     }
 
@@ -150,8 +157,7 @@ struct Ring {
         const int size = BYTES < 4 ? 4 : BYTES < 16 ? BYTES : 16;
         if (BYTES < 4) from = (const void*)((unsigned long long)from & ~3ull);
         UNROLL
-        for (int i = 0; i < BYTES; i += size)
-            copy_words<size>(start + at(slot, place + i), (const uint8*)from + i, wanted);
+        for (int i = 0; i < BYTES; i += size) copy_words<size>(at(slot, place + i), (const uint8*)from + i, wanted);
     }
 
 #if __CUDA_ARCH__ >= 800

@@ -184,18 +184,30 @@ struct LaneParameters {
     }
 };
 
-// What a step reads.
-struct alignas(16) Inputs {
-    Pack<value_t> u[PLANES], x, grad_h;
-    Pack<state_t> c_before;
-    Pack<uint8, 1> pad;
+// What a step of each kernel reads, beside the mask.
+struct Products {
+    Pack<value_t> u[PLANES + SKIP];  // where there is an x, it is the last
 
     DEVICE state_t candidate(int j) const { return u[0][j]; }
     DEVICE state_t forget(int j) const { return u[1][j]; }
     DEVICE state_t reset(int j) const { return PLANES > 2 ? u[PLANES > 2 ? 2 : 0][j] : state_t(0); }
     DEVICE state_t skip(int j, state_t scale) const {
-        return OWN_SKIP ? u[PLANES - 1][j] : SKIP ? x[j] * scale : state_t(0);
+        return OWN_SKIP ? u[PLANES - 1][j] : SKIP ? u[PLANES - 1 + SKIP][j] * scale : state_t(0);
     }
+};
+
+struct Backward : Products {
+    Pack<value_t> grad_h;
+    Pack<state_t> c_before;
+};
+
+struct ForwardSummary {
+    Pack<value_t> candidate, forget;
+};
+
+struct BackwardSummary {
+    Pack<value_t> forget, reset, grad_h;
+    Pack<state_t> c;
 };
 
 // A summary says what a chunk does to whatever passes it: factor * incoming + constant. (chunks, 2, batch, width)
@@ -231,22 +243,22 @@ KERNEL sru_forward(const value_t* RESTRICT u, const value_t* RESTRICT x, const s
     Source<uint8> padding = me.padding(pad, u);
     Rows<value_t> outputs = me.rows(h);
     Rows<state_t> states = me.states(c_all, me.begin + 1, FORWARD);
-    pipeline<Inputs>(
+    pipeline<Products>(
         me.steps(),
-        [&](Inputs& in, auto act) {
+        [&](Reads<Products>& in, auto act) {
             UNROLL
-            for (int k = 0; k < PLANES; ++k) act(products[k], in.u[k]);
-            if (SKIP) act(skips, in.x);
+            for (int k = 0; k < PLANES; ++k) act(products[k], in.of.u[k]);
+            if (SKIP) act(skips, in.of.u[PLANES - 1 + SKIP]);
             act(padding, in.pad);
         },
-        [&](const Inputs& in) {
+        [&](const Reads<Products>& in) {
             const bool padded = in.pad.raw(0);
             Store<value_t> out(outputs.next());
             FOR_EACH_LANE(j, me.lanes) {
                 const Parameters p = parameters[j];
                 const state_t before = c[j];
-                const state_t after = next_state(forget_gate(p, in.forget(j), before), in.candidate(j), before);
-                const state_t y = output(p, reset_gate(p, in.reset(j), before), after, in.skip(j, scale));
+                const state_t after = next_state(forget_gate(p, in.of.forget(j), before), in.of.candidate(j), before);
+                const state_t y = output(p, reset_gate(p, in.of.reset(j), before), after, in.of.skip(j, scale));
                 c[j] = padded ? before : after;
                 out.set(j, padded ? state_t(0) : y);
             }
@@ -283,25 +295,25 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
     Rows<value_t> grads_candidate = me.rows(grad_u, PLANES, 0), grads_forget = me.rows(grad_u, PLANES, 1);
     Rows<value_t> grads_reset = me.rows(grad_u, PLANES, PLANES > 2 ? 2 : 0);
     Rows<value_t> grads_skip = SKIP ? me.rows(grad_x) : me.rows(grad_u, PLANES, PLANES - 1);
-    pipeline<Inputs>(
+    pipeline<Backward>(
         me.steps(),
-        [&](Inputs& in, auto act) {
+        [&](Reads<Backward>& in, auto act) {
             UNROLL
-            for (int k = 0; k < PLANES; ++k) act(products[k], in.u[k]);
-            if (SKIP) act(skips, in.x);
-            act(grads_h, in.grad_h);
-            act(states, in.c_before);
+            for (int k = 0; k < PLANES; ++k) act(products[k], in.of.u[k]);
+            if (SKIP) act(skips, in.of.u[PLANES - 1 + SKIP]);
+            act(grads_h, in.of.grad_h);
+            act(states, in.of.c_before);
             act(padding, in.pad);
         },
-        [&](const Inputs& in) {
+        [&](const Reads<Backward>& in) {
             const bool padded = in.pad.raw(0);
             Store<value_t> out0(grads_candidate.next()), out1(grads_forget.next()), out2(grads_reset.next());
             Store<value_t> out_skip(grads_skip.next());
             FOR_EACH_LANE(j, me.lanes) {
-                const state_t before = in.c_before[j];
+                const state_t before = in.of.c_before[j];
                 const Gradient d =
-                    step_backward(parameters[j], padded, in.candidate(j), in.forget(j), in.reset(j),
-                                  in.skip(j, scale), before, c[j], in.grad_h[j], carry[j]);
+                    step_backward(parameters[j], padded, in.of.candidate(j), in.of.forget(j), in.of.reset(j),
+                                  in.of.skip(j, scale), before, c[j], in.of.grad_h[j], carry[j]);
                 out0.set(j, d.candidate);
                 out1.set(j, d.forget);
                 if (PLANES > 2) out2.set(j, d.reset);
@@ -316,7 +328,7 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
             out1.flush();
             if (PLANES > 2) out2.flush();
             if (OWN_SKIP || SKIP) out_skip.flush();
-            c = in.c_before;
+            c = in.of.c_before;
         });
 
     const int64 part = int64(me.chunk) * batch + me.b;
@@ -340,18 +352,18 @@ KERNEL sru_forward_summary(const value_t* RESTRICT u, const state_t* RESTRICT bi
     FOR_EACH_LANE(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
     Source<value_t> candidates = me.source(u, PLANES, 0), forgets = me.source(u, PLANES, 1);
     Source<uint8> padding = me.padding(pad, u);
-    pipeline<Inputs>(
+    pipeline<ForwardSummary>(
         me.steps(),
-        [&](Inputs& in, auto act) {
-            act(candidates, in.u[0]);
-            act(forgets, in.u[1]);
+        [&](Reads<ForwardSummary>& in, auto act) {
+            act(candidates, in.of.candidate);
+            act(forgets, in.of.forget);
             act(padding, in.pad);
         },
-        [&](const Inputs& in) {
+        [&](const Reads<ForwardSummary>& in) {
             const bool padded = in.pad.raw(0);
             FOR_EACH_LANE(j, me.lanes) {
-                const state_t f = forget_gate(parameters[j], in.forget(j), state_t(0));
-                const state_t after = next_state(f, in.candidate(j), constant[j]);
+                const state_t f = forget_gate(parameters[j], in.of.forget[j], state_t(0));
+                const state_t after = next_state(f, in.of.candidate[j], constant[j]);
                 constant[j] = padded ? constant[j] : after;
                 factor[j] *= padded ? state_t(1) : f;
             }
@@ -373,22 +385,23 @@ KERNEL sru_backward_summary(const value_t* RESTRICT u, const state_t* RESTRICT b
     Source<value_t> grads_h = me.source(grad_h);
     Source<state_t> states = me.saved(c_all, me.end);
     Source<uint8> padding = me.padding(pad, u);
-    pipeline<Inputs>(
+    pipeline<BackwardSummary>(
         me.steps(),
-        [&](Inputs& in, auto act) {
-            act(forgets, in.u[1]);
-            if (PLANES > 2) act(resets, in.u[PLANES > 2 ? 2 : 0]);
-            act(grads_h, in.grad_h);
-            if (ACTIVATION) act(states, in.c_before);  // c itself
+        [&](Reads<BackwardSummary>& in, auto act) {
+            act(forgets, in.of.forget);
+            if (PLANES > 2) act(resets, in.of.reset);
+            act(grads_h, in.of.grad_h);
+            if (ACTIVATION) act(states, in.of.c);
             act(padding, in.pad);
         },
-        [&](const Inputs& in) {
+        [&](const Reads<BackwardSummary>& in) {
             const bool padded = in.pad.raw(0);
             FOR_EACH_LANE(j, me.lanes) {
                 const Parameters p = parameters[j];
-                const state_t f = forget_gate(p, in.forget(j), state_t(0)), r = reset_gate(p, in.reset(j), state_t(0));
-                const state_t c = ACTIVATION ? in.c_before[j] : state_t(0);
-                const state_t before = f * (constant[j] + in.grad_h[j] * r * p.mask * slope(c, activation(c)));
+                const state_t f = forget_gate(p, in.of.forget[j], state_t(0));
+                const state_t r = reset_gate(p, PLANES > 2 ? in.of.reset[j] : state_t(0), state_t(0));
+                const state_t c = ACTIVATION ? in.of.c[j] : state_t(0);
+                const state_t before = f * (constant[j] + in.of.grad_h[j] * r * p.mask * slope(c, activation(c)));
                 constant[j] = padded ? constant[j] : before;
                 factor[j] *= padded ? state_t(1) : f;
             }

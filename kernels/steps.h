@@ -37,7 +37,14 @@ struct Source {
     }
 };
 
-// Runs count steps, step(inputs), with Inputs of Packs; each(inputs, act) does act(source, pack) for all that a step reads.
+// What a step reads: an R of Packs, and the padding mask.
+template <class R>
+struct alignas(16) Reads {
+    R of;
+    Pack<uint8, 1> pad;
+};
+
+// Runs count steps, step(reads), with Reads<R>; each(reads, act) does act(source, pack) for all that a step reads.
 #ifdef WIDE
 
 template <class T>
@@ -46,10 +53,10 @@ const T* zero(const T*) {  // a row of one number
     return &number;
 }
 
-template <class Inputs, class Each, class Step>
+template <class R, class Each, class Step>
 DEVICE void pipeline(count_t count, Each each, Step step) {
     for (count_t i = 0; i < count; ++i) {
-        Inputs in;
+        Reads<R> in;
         each(in, [](auto& source, auto& pack) { pack.load(source.keep ? source.rows.next() : zero(pack.from), 0); });
         step(in);
     }
@@ -58,10 +65,10 @@ DEVICE void pipeline(count_t count, Each each, Step step) {
 #else
 
 // Here a batch of AHEAD steps is worked on while the next is on its way; then the one after that is asked for.
-template <class Inputs, class Each, class Step>
+template <class R, class Each, class Step>
 DEVICE void pipeline(count_t count, Each each, Step step) {
-    Ring<Inputs, AHEAD> ring;
-    Inputs places;         // only to tell where in it a pack is
+    Ring<Reads<R>, AHEAD> ring;
+    Reads<R> places;         // only to tell where in it a pack is
     count_t left = count;  // to be asked for
     const auto place = [&](auto& pack) { return int((const uint8*)&pack - (const uint8*)&places); };
     const auto ask = [&]() {
@@ -74,7 +81,7 @@ DEVICE void pipeline(count_t count, Each each, Step step) {
         ring.end_batch();
     };
     const auto work = [&](int i) {
-        Inputs in = ring.take(i);
+        Reads<R> in = ring.take(i);
         each(in, [](auto& source, auto& pack) { source.settle(pack); });
         step(in);
     };

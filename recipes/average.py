@@ -3,7 +3,7 @@
     python recipes/average.py --inputs checkpoints/checkpoint{8,9,10}.pt --output checkpoints/average.pt
     python recipes/average.py --inputs checkpoints --num-epoch-checkpoints 5 --output checkpoints/average.pt
 
-Flags as in fairseq's own script, which its package leaves out. The result has the configuration of the last input and
+As fairseq's own script, which its package leaves out. The result has the configuration of the last input and
 no optimizer state; fairseq-generate, fairseq-validate and ``fairseq-train --finetune-from-model`` read it.
 """
 
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import pickle
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.timing import at_least_one
 from common.files import write
+from fairseq.checkpoint_utils import checkpoint_paths
 from tqdm import tqdm
 
 from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
@@ -58,25 +59,18 @@ def average(paths: list[Path]) -> dict[str, Any]:
     return state
 
 
-def last_checkpoints(folder: Path, count: int, kind: str, upper_bound: int | None) -> list[Path]:
+def last_checkpoints(folder: Path, count: int, kind: str) -> list[Path]:
     """The last ``count`` checkpoints of a folder, oldest first; kind "epoch" (checkpointN.pt) or "update"
     (checkpoint_E_N.pt).
 
     Raises:
         ValueError: there are fewer.
     """
-    pattern = re.compile(r"checkpoint(\d+)\.pt" if kind == "epoch" else r"checkpoint_\d+_(\d+)\.pt")
-    found = [(int(m[1]), path) for path in folder.iterdir() if (m := pattern.fullmatch(path.name))]
-    found = sorted(f for f in found if upper_bound is None or f[0] <= upper_bound)
+    pattern = r"checkpoint(\d+)\.pt" if kind == "epoch" else r"checkpoint_\d+_(\d+)\.pt"
+    found = checkpoint_paths(str(folder), pattern)
     if len(found) < count:
         raise ValueError(f"{folder} holds {len(found)} {kind} checkpoints; --num-{kind}-checkpoints is {count}")
-    return [path for _, path in found[-count:]]
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {text}")
-    return int(text)
+    return [Path(path) for path in found[count - 1 :: -1]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,9 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="checkpoint files, or one folder of them")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the average")
     last = parser.add_mutually_exclusive_group()
-    last.add_argument("--num-epoch-checkpoints", type=_positive, metavar="N", help="the last N checkpointE.pt")
-    last.add_argument("--num-update-checkpoints", type=_positive, metavar="N", help="the last N checkpoint_E_U.pt")
-    parser.add_argument("--checkpoint-upper-bound", type=int, metavar="N", help="none after epoch or update N")
+    last.add_argument("--num-epoch-checkpoints", type=at_least_one, metavar="N", help="the last N checkpointE.pt")
+    last.add_argument("--num-update-checkpoints", type=at_least_one, metavar="N", help="the last N checkpoint_E_U.pt")
     args = parser.parse_args(argv)
 
     count = args.num_epoch_checkpoints or args.num_update_checkpoints
@@ -96,11 +89,9 @@ def main(argv: list[str] | None = None) -> None:
             parser.error("argument --inputs: give one folder with --num-epoch-checkpoints or --num-update-checkpoints")
         kind = "epoch" if args.num_epoch_checkpoints else "update"
         try:
-            paths = last_checkpoints(paths[0], count, kind, args.checkpoint_upper_bound)
+            paths = last_checkpoints(paths[0], count, kind)
         except ValueError as error:
             parser.error(str(error))
-    elif args.checkpoint_upper_bound is not None:
-        parser.error("argument --checkpoint-upper-bound: goes with --num-epoch-checkpoints or --num-update-checkpoints")
     if not args.output.parent.is_dir():
         parser.error(f"argument --output: no such folder: {args.output.parent}")
     if args.output.exists():

@@ -12,7 +12,7 @@ import logging
 import sys
 from pathlib import Path
 
-from common.errors import RecipeError
+from common.errors import RecipeError, end_with_reader
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -39,4 +39,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     main()

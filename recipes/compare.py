@@ -17,14 +17,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+from common.errors import end_with_reader
 from comparison.collecting import report_on
+from comparison.command_line import ROOT, recipe_parser
 from comparison.runs import Comparison
 from comparison.settings import Settings, load
 from comparison.stages import working_in
 from comparison.uses import USES, Language, Sentences, Use
 from corpora.sentences import VECTORS
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def comparison_of(given: Settings) -> Comparison | Use:
@@ -79,9 +79,7 @@ def dry_run(given: Settings) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
+    parser = recipe_parser(__doc__, jobs="runs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and check their flags")
     args = parser.parse_intermixed_args(argv)
     if not args.recipe.is_file():
@@ -98,6 +96,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     out = Path(given.out)
     comparison = comparison_of(given)
+    comparison.jobs = args.jobs
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
     # made by the first command of a dry run
     ours = inside == {"data"} and (out / "data" / "manifest.json").is_file()
@@ -109,4 +108,5 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     sys.exit(main())

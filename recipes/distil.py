@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.timing import at_least_one
 from common.files import write_text
 from comparison.commands import words
 from comparison.fairseq_output import hypotheses
@@ -62,12 +63,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder of prepare.py's")
     parser.add_argument("--path", required=True, metavar="FILE[:FILE...]", help="the teacher: checkpoints, an ensemble")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--beam", type=int, default=5, metavar="N", help="of the teacher's search (5)")
-    parser.add_argument("--max-tokens", type=int, default=4000, metavar="N", help="of a batch (4000)")
+    parser.add_argument("--beam", type=at_least_one, default=5, metavar="N", help="of the teacher's search (5)")
+    parser.add_argument("--max-tokens", type=at_least_one, default=4000, metavar="N", help="of a batch (4000)")
     args = parser.parse_args(argv)
-    for flag in ("beam", "max_tokens"):
-        if getattr(args, flag) < 1:
-            parser.error(f"argument --{flag.replace('_', '-')}: must be at least 1; got {getattr(args, flag)}")
     for path in map(Path, args.path.split(":")):
         if not path.is_file():
             parser.error(f"argument --path: there is no file {path}")

@@ -42,7 +42,7 @@ def found(comparison: Comparison) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = recipe_parser(__doc__, "written after each system")
+    parser = recipe_parser(__doc__, output="written after each system")
     args = parser.parse_intermixed_args(argv)
     given = read_recipe(parser, args, "equal-time", *FIXED)
     if given.budget.minutes is None:

@@ -10,7 +10,7 @@ here=$PWD
 cd "$(dirname "$0")/.."
 site=$PWD/runs/gpu/site
 packages() { # what is missing goes into a folder of its own: the environment stays as it is
-    PYTHONPATH=$PWD:$PWD/recipes "$python" -m gpu.packages "$@" "$site"
+    PYTHONPATH=$PWD:$PWD/recipes:$site "$python" -m gpu.packages "$@" "$site"
 }
 has() { # MODULE
     "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null
@@ -29,5 +29,10 @@ else
     fi
 fi
 export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH} PATH=$PWD/runs/gpu/fairseq/bin:$PATH
+export TORCH_EXTENSIONS_DIR=$PWD/runs/gpu/extensions # where others' kernels are built
+arch=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>/dev/null) || arch=
+case $arch in [0-9]*) export TORCH_CUDA_ARCH_LIST=$arch ;; esac # and for this card alone
+export NVIDIA_TF32_OVERRIDE=0 # float32 is that for all; by default cuDNN's LSTM alone has less
+export FAIRSEQ_SRU_GPU_SECONDS=$SECONDS
 case ${1:-} in '' | /* | -*) ;; *) set -- "$here/$1" "${@:2}" ;; esac
 exec "$python" -m gpu "$@"

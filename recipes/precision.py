@@ -43,7 +43,7 @@ def measured(comparison: Comparison) -> dict[str, dict[str, float]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = recipe_parser(__doc__, "written at the end")
+    parser = recipe_parser(__doc__, output="written at the end")
     args = parser.parse_intermixed_args(argv)
     given = read_recipe(parser, args, "precision")
     given.systems = {

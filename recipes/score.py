@@ -21,7 +21,6 @@ EXAMPLES = 3
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-set", choices=DATA_SETS, required=True)
-    parser.add_argument("--split", choices=("valid", "test"), default="test")
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the training run's last")
     parser.add_argument("--generated", type=Path, required=True, metavar="FILE", help="what fairseq-generate printed")
     args = parser.parse_args(argv)
@@ -29,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         if not path.is_file():
             parser.error(f"argument --{flag}: there is no file {path}")
 
-    read = lambda language: (DATA / args.data_set / f"{args.split}.{language}").read_text("utf-8").splitlines()  # noqa: E731
+    read = lambda language: (DATA / args.data_set / f"test.{language}").read_text("utf-8").splitlines()  # noqa: E731
     source, reference = map(read, DATA_SETS[args.data_set])
     try:
         output = hypotheses(args.generated.read_text("utf-8"))
@@ -37,8 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument --generated: {args.generated} is not whole: {error}")
     if len(output) != len(source):
         parser.error(
-            f"argument --generated: {args.generated} has {len(output)} translations, "
-            f"{args.split} {len(source)} sentences"
+            f"argument --generated: {args.generated} has {len(output)} translations, test {len(source)} sentences"
         )
 
     bleu, chrf = BLEU(), CHRF()
@@ -54,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         ("training speed", f"{run.tokens / run.seconds:,.0f}", "target tokens a second"),
     ]
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
-    print(f"\n{args.data_set}, {args.split} set, {len(source)} sentences\n")
+    print(f"\n{args.data_set}, test set, {len(source)} sentences\n")
     for name, value, note in rows:
         print(f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {note}")
     for i in range(0, len(source), -(-len(source) // EXAMPLES)):

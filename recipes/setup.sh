@@ -53,6 +53,11 @@ _sru_make_venv() { # FOLDER
     fi
 }
 
+# Whether there is an NVIDIA GPU whose driver runs nothing newer than CUDA 12.
+_sru_has_old_driver() {
+    nvidia-smi 2>/dev/null | grep -Eq 'CUDA [A-Z ]*Version: *1[0-2]\.'
+}
+
 _sru_setup() {
     local root prefix
     root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P) || return
@@ -75,6 +80,9 @@ _sru_setup() {
         _sru_fail "no pip in $prefix; install it there" || return
     # fairseq first: where it cannot be built, that shows before torch is downloaded.
     _sru_run python "$root/fairseq_sru/install_fairseq.py" || return
+    if _sru_has_old_driver && ! python -c 'import torch' 2>/dev/null; then
+        _sru_run python -m pip install 'torch>=2.6,<2.11' || return # the last of PyPI's for CUDA 12
+    fi
     _sru_run python -m pip install -r "$root/requirements.txt" || return
     _sru_run python -m pip install --no-deps -e "$root" || return # so that the recipes find the package
     _sru_state "$prefix" "$root" >"$prefix/fairseq_sru.stamp.new" && mv -- "$prefix/fairseq_sru.stamp.new" "$prefix/fairseq_sru.stamp"

@@ -1,20 +1,21 @@
 """The speed report: one SRU layer against what else one would take, as tables, JSON and the plot of the published code.
 
-    python recipes/speed.py [--out DIR] [--threads N] [--turns N] [--quick]
+    python recipes/speed.py [--out DIR] [--threads N] [--turns N] [--quick] [--rivals] [--resume]
 
-Contestants, one layer each, as many features out as in, no dropout, one direction: a word-level convolution (nn.Conv1d
-over time, kernel width 3); nn.LSTM; nn.GRU; SRU (ours: v1 cell, tanh); the published package ``sru``, same cell (on a
-CPU also as torch.jit.script, which runs its C++ loop, forward alone); GEMM, our layer's matrix product and no more. On
-a CPU in float32, at one shape also without oneDNN; on a GPU, where torch sees one, in float32 (without TF32, for all)
-and bfloat16, called one by one and as a CUDA graph, and the recurrence alone beside accelerated-scan,
-flash-linear-attention's HGRN and torch.compile, where these are installed.
+Contestants, one layer each, as many features out as in, no dropout, one direction: a word-level convolution
+(nn.Conv1d over time, kernel width 3); nn.LSTM; nn.GRU; SRU (ours: v1 cell, tanh); the published package ``sru``, same
+cell (also as torch.jit.script, which runs its C++ loop, forward alone); GEMM, our layer's matrix product and no more.
+On a CPU in float32, at one shape also without oneDNN; on a GPU, where torch sees one, in float32 (without TF32, for
+all) and bfloat16, called one by one and as a CUDA graph, and with --rivals what has to be built there: the package,
+and the recurrence alone beside accelerated-scan, flash-linear-attention's HGRN and torch.compile.
 
 ``forward`` is eval mode without gradients; ``forward+backward`` is train mode with the gradients of the weights and the
 input, from a given gradient of the output. The contestants of a case are measured in turns, in rotating order, so that
 what else the machine does falls on all alike. A run is one call, or as many as take 5 ms. Figures are medians of the
 runs; JSON has their quartiles. A second table has the recurrence alone next to copying the bytes that it must move.
 
-Files in DIR (runs/speed): speed.json, written after each case, speed.svg, speed.png.
+Files in DIR (runs/speed): speed.json, written after each case, speed.svg, speed.png. With --resume what speed.json has
+of the same machine is kept.
 """
 
 from __future__ import annotations
@@ -28,11 +29,24 @@ from typing import Any
 import torch
 from benchmarks import layer
 from benchmarks import scans as others
-from benchmarks.layer import BOTH, FORWARD, PLAIN, SCANS, SHAPES, STEPS, VARIANTS, Case
-from benchmarks.timing import DEVICE, DRY, ON_GPU, TITLE, at_least_one, folder, machine, measure
+from benchmarks.layer import BOTH, FORWARD, LONG, PLAIN, SCANS, SHAPES, STEPS, VARIANTS, WIDE, Case
+from benchmarks.timing import (
+    DEVICE,
+    DRY,
+    ON_GPU,
+    TITLE,
+    at_least_one,
+    demand_kernels,
+    folder,
+    machine,
+    measure,
+    warm_up,
+)
 from common.files import write_text
 
 from fairseq_sru.recurrence.dispatch import choose
+
+AIMS = (WIDE, (128, 32, 512), (32, 32, 512))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,18 +55,24 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=at_least_one, help="threads on the CPU (torch's own number)")
     parser.add_argument("--turns", type=at_least_one, default=15, help="runs of each contestant (%(default)s)")
     parser.add_argument("--quick", action="store_true", help="two small shapes, and without the package sru")
+    parser.add_argument("--rivals", action="store_true", help="on a GPU, what has to be built, and nothing else")
+    parser.add_argument("--resume", action="store_true", help="go on with the file that is there")
     args = parser.parse_args(arguments)
+    if args.rivals and not (ON_GPU or DRY):
+        parser.error("argument --rivals: is for a GPU, and torch sees none")
     if args.threads:
         torch.set_num_threads(args.threads)
+    demand_kernels()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # by default cuDNN alone has it
 
-    package = None if args.quick else layer.published_package()
+    package = None if args.quick or (ON_GPU and not args.rivals) else layer.published_package()
     backend = choose("auto", DEVICE.type)
     shapes, steps, scans = (SHAPES[:1], STEPS[1:2], SHAPES[:1]) if args.quick else (SHAPES, STEPS, SCANS)
     one = shapes[0] if args.quick else (32, 32, 512)
     here = machine(backend=backend.name if backend else "reference")
     title = TITLE.format(**here)
     count = 2**30 if ON_GPU else 2**28
+    warm_up()
     bandwidth = count / measure({"copy": layer.copying(count)}, args.turns)["copy"].median / 1e6
     print(f"{title}; medians of {args.turns}; copying reads and writes {bandwidth:,.0f} GB/s")
 
@@ -61,6 +81,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
         cases += [Case(what, *one, mode=PLAIN) for what in (FORWARD, BOTH)]
+    if ON_GPU:  # what is aimed at first; what takes long last
+        cases.sort(key=lambda c: (c[1:4] == LONG, c[1:4] not in AIMS))
     scanned = list(dict(VARIANTS).items())  # the last mode
     report: dict[str, Any] = {
         "machine": here,
@@ -71,21 +93,36 @@ def main(arguments: list[str] | None = None) -> None:
         "other_kernels": [],
         "cases": [],
     }
+    if args.resume and (args.out / "speed.json").is_file():
+        found = json.loads((args.out / "speed.json").read_text(encoding="utf-8"))
+        if {**found["machine"], "date": ""} == {**here, "date": ""} and found["turns"] == args.turns:
+            report = found
+
+    def left(part: str, wanted: list[Case]) -> list[Case]:
+        """Those that are not in the report."""
+        done = {Case(*(entry[field] for field in Case._fields)) for entry in report[part]}
+        return [case for case in wanted if case not in done]
 
     def keep(part: str, entry: dict[str, Any]) -> None:
         """What is stopped leaves what is measured."""
         report[part].append(entry)
         write_text(args.out / "speed.json", json.dumps(report, indent=1) + "\n")
 
-    if backend:
+    if backend and not args.rivals:
         all_scans = [Case(FORWARD, *s, *variant) for s in scans for variant in scanned]
-        layer.all_scans(backend, all_scans, args.turns, partial(keep, "recurrence"))
-    if ON_GPU or DRY:
-        others.all_others(others.cases_of(scans, scanned), args.turns, partial(keep, "other_kernels"))
-    report["contestants"] = layer.all_notes(package, Case(FORWARD, *one))
-    layer.all_cases(cases, package, args.turns, partial(keep, "cases"))
+        layer.all_scans(backend, left("recurrence", all_scans), args.turns, partial(keep, "recurrence"))
+    if not args.rivals:
+        report["contestants"] = layer.all_notes(package, Case(FORWARD, *one))
+    if (ON_GPU or DRY) and not args.rivals:
+        narrow = Case(BOTH, *one, dtype="bfloat16")
+        report["contestants"] |= {f"{name}, bfloat16": note for name, note in layer.all_notes(package, narrow).items()}
+    if package or not args.rivals:
+        layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"), args.rivals)
+    if args.rivals:
+        wanted = left("other_kernels", others.cases_of(scans, scanned))
+        others.all_others(wanted, args.turns, partial(keep, "other_kernels"))
     print(f"\nwrote {args.out / 'speed.json'}")
-    for path in layer.draw(report, args.out):
+    for path in layer.draw(report, args.out) if report["cases"] else ():
         print(f"wrote {path}")
 
 

@@ -1,7 +1,7 @@
 """Steps of training and decoding: how long they take, beside fairseq's own models, and where SRU's time goes.
 
     python recipes/steps.py [--out DIR] [--threads N] [--turns N] [--vocabulary N] [--preset NAME] [--pairs N]
-        [--updates] [--quick]
+        [--updates] [--quick] [--resume]
 
 Models of equal size, untrained, on random tokens: the preset ``sru_iwslt_de_en``, or ``sru_wmt``; its counterpart with
 LSTM as the unit; fairseq's ``lstm`` (2 + 2 layers) and ``transformer`` (the shape of ``transformer_iwslt_de_en`` or
@@ -10,12 +10,12 @@ LSTM as the unit; fairseq's ``lstm`` (2 + 2 layers) and ``transformer`` (the sha
 ``train`` is one update on 40 pairs of 25 tokens: forward, label-smoothed loss, backward, clipping, Adam; on a GPU also
 in bfloat16 by autocast. ``step`` is a step of the decoder without search: the mean of 40 from the sentence's
 beginning, with the state reordered after each where there is a beam, and with whatever the decoder makes of the source
-at its first. ``decode`` is all of fairseq-generate's search over 25 source tokens, each hypothesis forced to 40. The
+at its first. ``decode`` is all of fairseq's own search over 25 source tokens, each hypothesis forced to 40. The
 systems take turns, in rotating order; figures are medians. Shares are of the time in torch's profiler, which makes
 small operators look longer than they are. On a GPU an update of SRU, and a step, are also recorded as a CUDA graph and
 replayed.
 
-File in DIR (runs/steps): steps.json, written after each case.
+File in DIR (runs/steps): steps.json, written after each case. With --resume what it has of the same machine is kept.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from benchmarks.timing import (
     Function,
     Spread,
     at_least_one,
+    demand_kernels,
     folder,
     graphed,
     machine,
@@ -63,9 +64,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--pairs", type=at_least_one, default=made.PAIRS, help="of an update (%(default)s)")
     parser.add_argument("--updates", action="store_true", help="nothing but updates")
     parser.add_argument("--quick", action="store_true", help="one sentence alone")
+    parser.add_argument("--resume", action="store_true", help="go on with the file that is there")
     args = parser.parse_args(arguments)
     if args.threads:
         torch.set_num_threads(args.threads)
+    demand_kernels()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # by default cuDNN alone has it
     torch.manual_seed(1)
     words, models = made.systems(args.vocabulary, args.preset)
     decoding = {} if args.updates else {name: made.for_decoding(model) for name, model in models.items()}
@@ -90,11 +94,17 @@ def main(arguments: list[str] | None = None) -> None:
             cases[f"step, CUDA graph, batch {sentences}, beam {beam}"] = of_step, only(decoding)
     report: dict[str, Any] = {"machine": here, "turns": args.turns, "vocabulary": args.vocabulary}
     report |= {"preset": args.preset, "tokens": args.pairs * made.SOURCE, "parameters": sizes, "cases": {}}
-    found: dict[str, dict[str, dict[str, Any]]] = report["cases"]
     path = args.out / "steps.json"
+    if args.resume and path.is_file():
+        old = json.loads(path.read_text(encoding="utf-8"))
+        same = [{**one, "cases": {}, "machine": {**one["machine"], "date": ""}} for one in (old, report)]
+        report = old if same[0] == same[1] else report
+    found: dict[str, dict[str, dict[str, Any]]] = report["cases"]
 
     def rows() -> Iterator[list[str]]:
         for case, (maker, taking_part) in tqdm(cases.items(), disable=None, leave=False):
+            if case in found:
+                continue
             functions = {name: maker(model) for name, model in taking_part.items()}
             per = STEPS if case.startswith("step") else 1
             took = {name: Spread(*(ms / per for ms in s)) for name, s in measure(functions, args.turns).items()}

@@ -15,19 +15,20 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from common.errors import end_with_reader
 from common.files import write, write_text
 from comparison import plots, stages
-from comparison.collecting import machine
+from comparison.collecting import machine, precision
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.commands import Commands
 from comparison.fairseq_output import trained
+from comparison.processes import side_by_side
 from comparison.run import Run
 from comparison.runs import Comparison
 from comparison.settings import Budget, Settings
@@ -166,31 +167,30 @@ def search(recipe: Settings, jobs: int, report: dict[str, Any], keep: Callable[[
     work.prepare()
     # the first trial of each system first: what is wrong with it shows early
     turns = [(system, i) for i in range(recipe.tune.trials) for system in systems]
-    bar = tqdm(desc="trials", total=len(turns), initial=len(done), disable=None)
     left = [f"{system}-{i}" for system, i in turns if (system, i) not in done]
-    with bar, ThreadPoolExecutor(jobs) as pool:
-        try:
-            # speeds first, beside one another alone: what runs beside a trial changes how long it takes, and no more
-            timed = pool.map(work.timed, dict.fromkeys([*(f"{system}-0" for system in work.own), *left]))
-            list(tqdm(timed, desc="training speed", total=len(left), leave=False, disable=None))
-            running = {pool.submit(work.trial, name): name for name in left}
-            for future in as_completed(running):
-                system, _, i = running[future].rpartition("-")
-                trial = {"flags": made.systems[f"{system}-{i}"], **future.result()}
-                systems[system]["trials"][int(i)] = {**trial, "machine": here}
-                keep()
-                bar.update()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    # speeds first, beside one another alone: what runs beside a trial changes how long it takes, and no more
+    timed = dict.fromkeys([*(f"{system}-0" for system in work.own), *left])
+    with tqdm(desc="training speed", total=len(timed), leave=False, disable=None) as bar:
+        side_by_side(jobs, [partial(work.timed, name) for name in timed], lambda _: bar.update())
+
+    def tried(name: str) -> tuple[str, dict[str, Any]]:
+        return name, work.trial(name)
+
+    def note(found: tuple[str, dict[str, Any]]) -> None:
+        name, told = found
+        system, _, i = name.rpartition("-")
+        trial = {"flags": made.systems[name], "precision": precision(work, name), **told, "machine": here}
+        systems[system]["trials"][int(i)] = trial
+        keep()
+        bar.update()
+
+    with tqdm(desc="trials", total=len(turns), initial=len(done), disable=None) as bar:
+        side_by_side(jobs, [partial(tried, name) for name in left], note)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = recipe_parser(__doc__, "written after each trial; what is there is gone on with")
-    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trials at a time (1)")
+    parser = recipe_parser(__doc__, jobs="trials", output="written after each trial; what is there is gone on with")
     args = parser.parse_intermixed_args(argv)
-    if args.jobs < 1:
-        parser.error(f"argument --jobs: must be at least 1; got {args.jobs}")
     given, output = read_recipe(parser, args, "tune"), args.output
     if same := [system for system in given.systems if not given.tune.space_of(system)]:
         parser.error(f"{args.recipe}: tune.space: must have a flag that varies in {', '.join(same)}")
@@ -220,4 +220,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     main()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..versions import __version__
 from .program import Program, Quantised, quantised
-from .text import FILES, Subwords, TextOptions, subwords
+from .text import FILES, SentencePiece, Subwords, TextOptions, subwords
 
 FORMAT = 1
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -56,7 +56,7 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         int8: matrices in int8.
 
     Raises:
-        ModelError: the folder is there and not empty.
+        ModelError: the folder is there and not empty, or the subword model is of other text.
         ValueError: the subword model is none.
         OSError: it can't be written.
     """
@@ -100,8 +100,19 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         (new / FILES[model.text.kind]).write_bytes(subword_model.read_bytes())
         config["sha256"] = {path.name: _sum(path) for path in new.iterdir()}
         (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
-        subwords(model.text, new)
+        _check_subwords(subwords(model.text, new), model, subword_model)
         new.replace(folder)  # replaces an empty one
+
+
+def _check_subwords(subword_model: Subwords, model: Model, path: Path) -> None:
+    if not isinstance(subword_model, SentencePiece):
+        return  # others can't tell
+    for words in (model.source, model.target):
+        own = [word for word in words[len(SPECIAL) :] if not word.startswith("madeupword")]  # fairseq-preprocess's
+        strange = subword_model.strange(own)
+        if len(strange) > 0.2 * len(own):  # rare characters may be outside of it
+            share = f"{len(strange)} of {len(own)} words of the dictionary are no subwords, such as {strange[0]!r}"
+            raise ModelError(f"{path} is of other text than the model: {share}")
 
 
 def _sum(path: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 FILES = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}
 REMEMBERED = 500_000  # words that subword-nmt keeps
@@ -24,18 +24,6 @@ class TextOptions(NamedTuple):
     normalise: bool = True
 
 
-class Subwords(Protocol):
-    """What turns lines into subwords, and those of a translation into a line."""
-
-    def encode(self, lines: Sequence[str]) -> list[list[str]]:
-        """The subwords of each line."""
-        ...
-
-    def decode(self, tokens: Sequence[str]) -> str:
-        """The line of a translation."""
-        ...
-
-
 def subwords(options: TextOptions, folder: Path) -> Subwords:
     """Of a folder that holds the subword model.
 
@@ -50,7 +38,7 @@ def subwords(options: TextOptions, folder: Path) -> Subwords:
 
 
 class SentencePiece:
-    """Subwords by sentencepiece."""
+    """Subwords by sentencepiece. White space is made plain as recipes/prepare.py makes that of training text."""
 
     def __init__(self, options: TextOptions, model: bytes) -> None:
         import sentencepiece
@@ -62,13 +50,19 @@ class SentencePiece:
             raise ValueError(f"{FILES['sentencepiece']} is not a sentencepiece model") from None
 
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
-        """As of :class:`Subwords`."""
-        lines = [line.lower() for line in lines] if self.lowercase else list(lines)
+        """The subwords of each line."""
+        lines = [" ".join(line.lstrip("\ufeff").split()) for line in lines]
+        lines = [line.lower() for line in lines] if self.lowercase else lines
         return self.model.encode(lines, out_type=str, num_threads=1)  # type: ignore[no-any-return]
 
     def decode(self, tokens: Sequence[str]) -> str:
-        """As of :class:`Subwords`."""
+        """The line of a translation."""
         return "".join(tokens).replace("\u2581", " ").strip()
+
+    def strange(self, words: Sequence[str]) -> Sequence[str]:
+        """Of a dictionary, what is none of these subwords."""
+        pieces = {self.model.id_to_piece(i) for i in range(self.model.get_piece_size())}
+        return [word for word in words if word not in pieces]
 
 
 class MosesBPE:
@@ -90,7 +84,7 @@ class MosesBPE:
             raise ValueError(f"{FILES['moses-bpe']} are not codes of subword-nmt") from None
 
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
-        """As of :class:`Subwords`."""
+        """The subwords of each line."""
         if len(self.bpe.cache) > REMEMBERED:
             self.bpe.cache.clear()
         return [self._tokens(line).split() for line in lines]
@@ -102,6 +96,9 @@ class MosesBPE:
         return self.bpe.process_line(line.lower() if self.options.lowercase else line)  # type: ignore[no-any-return]
 
     def decode(self, tokens: Sequence[str]) -> str:
-        """As of :class:`Subwords`."""
+        """The line of a translation."""
         words = (" ".join(tokens) + " ").replace("@@ ", "").split()
         return self.detokenizer.detokenize(words)  # type: ignore[no-any-return]
+
+
+Subwords = SentencePiece | MosesBPE

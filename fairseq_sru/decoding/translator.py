@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..layers.arguments import positive
 from .files import load
@@ -16,8 +17,8 @@ LONGEST = 200  # tokens of a translation unless told otherwise, as of fairseq-ge
 
 
 class Hypothesis(NamedTuple):
-    """A translation; ``score`` is the mean log probability of its tokens, the end of sentence among them. ``tokens``
-    are its subwords."""
+    """A translation; ``score`` is the mean log probability of its tokens, the end of sentence among them (with
+    another ``lenpen`` than 1 not the mean). ``tokens`` are its subwords."""
 
     text: str
     score: float
@@ -56,7 +57,7 @@ class Translator:
         self._beam_search = Search(self.model.encoder, self.model.decoder)
         self._numbers = {word: i for i, word in enumerate(self.model.source)}
 
-    def translate(self, lines: Sequence[str], beam: int = 5, **options: int) -> list[str]:
+    def translate(self, lines: Sequence[str], beam: int = 5, **options: Any) -> list[str]:
         """The best translation of each line.
 
         Args:
@@ -69,7 +70,7 @@ class Translator:
         """
         return [best[0].text for best in self._search(lines, beam, scored=beam > 1, **options)]
 
-    def hypotheses(self, lines: Sequence[str], beam: int = 5, **options: int) -> list[list[Hypothesis]]:
+    def hypotheses(self, lines: Sequence[str], beam: int = 5, **options: Any) -> list[list[Hypothesis]]:
         """The ``nbest`` hypotheses of each line, the best first.
 
         Args:
@@ -77,7 +78,8 @@ class Translator:
             beam: hypotheses that are followed.
             options: ``nbest`` (1): of the beam's; ``batch_size`` (64): sentences at a time; ``max_length`` (200, or
                 what the model was trained for): tokens of a translation; ``no_repeat_ngram_size`` (0): so many tokens
-                never stand twice in a translation.
+                never stand twice in a translation; ``lenpen`` (1): log probabilities are divided by the length to
+                this power, so a lower one prefers shorter translations.
 
         Raises:
             ValueError: as of :meth:`translate`.
@@ -93,6 +95,7 @@ class Translator:
         batch_size: int = 64,
         max_length: int | None = None,
         no_repeat_ngram_size: int = 0,
+        lenpen: float = 1.0,
     ) -> list[list[Hypothesis]]:
         if isinstance(lines, str):
             raise TypeError("lines must be a list of lines; got one str")
@@ -101,13 +104,15 @@ class Translator:
             raise ValueError(f"nbest must be at most beam, {beam}; got {nbest}")
         if no_repeat_ngram_size < 0:
             raise ValueError(f"no_repeat_ngram_size must be at least 0; got {no_repeat_ngram_size}")
+        if not math.isfinite(lenpen):
+            raise ValueError(f"lenpen must be a finite number; got {lenpen}")
         numbers = self.encode(lines)
         order = sorted((i for i, line in enumerate(numbers) if len(line) > 1), key=lambda i: len(numbers[i]))
         size = min(positive("batch_size", batch_size), max(1, -(-len(order) // self.threads)))
         batches = [order[i : i + size] for i in range(0, len(order), size)][::-1]  # the longest first
         found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
         work = [[numbers[i] for i in batch] for batch in batches]
-        results = self._beam_search.run(work, self.threads, beam, longest, no_repeat_ngram_size, scored)
+        results = self._beam_search.run(work, self.threads, beam, longest, no_repeat_ngram_size, scored, lenpen)
         for batch, result in zip(batches, results, strict=True):
             for i, hypotheses in zip(batch, result, strict=True):
                 found[i] = [self._hypothesis(h) for h in hypotheses[:nbest]]

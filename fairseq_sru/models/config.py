@@ -11,8 +11,6 @@ from omegaconf import II, OmegaConf
 # --config-dir .../fairseq_sru/config model=sru/NAME.
 PRESETS = Path(__file__).parent.parent / "config" / "model"
 
-UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
-
 
 @dataclass
 class DropoutConfig(FairseqDataclass):
@@ -35,20 +33,40 @@ class CommonConfig(DropoutConfig):
             "those beyond the vocabulary are left out"
         },
     )
+    share_decoder_input_output_embed: bool = field(
+        default=False, metadata={"help": "share decoder input and output embeddings"}
+    )
     # set elsewhere on the command line
     criterion: str = II("criterion._name")
+
+
+@dataclass
+class RecurrentConfig(DropoutConfig):
+    """Options of recurrent layers wherever they stand."""
+
+    rnn_dropout: float = field(
+        default=0.0, metadata={"help": "variational dropout on the input of each recurrent layer, one draw a sentence"}
+    )
+    recurrent_unit: str = field(default="sru", metadata={"help": "recurrent unit of all layers: sru or lstm"})
+    sru_activation: str = field(
+        default="tanh", metadata={"help": "g in SRU's output r g(c): tanh, identity or relu; LSTM keeps its tanh"}
+    )
 
 
 @dataclass
 class TranslationConfig(CommonConfig):
     """Options of the models with encoder and decoder."""
 
-    share_decoder_input_output_embed: bool = field(
-        default=False, metadata={"help": "share decoder input and output embeddings"}
-    )
     share_all_embeddings: bool = field(
         default=False,
         metadata={"help": "share encoder, decoder and output embeddings (requires shared dictionary and embed dim)"},
+    )
+    decoder_coverage: str = field(
+        default="False",
+        metadata={
+            "help": "BOOL or auto: tell the top layer's attention what the one below has attended to so far; "
+            "auto: where there is one below"
+        },
     )
     # set elsewhere on the command line
     max_source_positions: int = II("task.max_source_positions")
@@ -65,7 +83,7 @@ class EmbeddingConfig(DropoutConfig):
 
 
 @dataclass
-class EncoderConfig(EmbeddingConfig):
+class EncoderConfig(EmbeddingConfig, RecurrentConfig):
     """Options of the recurrent encoder, and of its layers wherever they stand; spelled as those of ``--arch lstm``."""
 
     encoder_hidden_size: Optional[int] = field(
@@ -82,13 +100,6 @@ class EncoderConfig(EmbeddingConfig):
     encoder_dropout_out: Optional[float] = field(
         default=None, metadata={"help": "dropout probability for encoder layer outputs (default: --dropout)"}
     )
-    rnn_dropout: float = field(
-        default=0.0, metadata={"help": "variational dropout on the input of each recurrent layer, one draw a sentence"}
-    )
-    recurrent_unit: str = field(default="sru", metadata={"help": "recurrent unit of all layers: sru or lstm"})
-    sru_activation: str = field(
-        default="tanh", metadata={"help": "g in SRU's output r g(c): tanh, identity or relu; LSTM keeps its tanh"}
-    )
     no_residual: bool = field(
         default=False,
         metadata={
@@ -99,12 +110,10 @@ class EncoderConfig(EmbeddingConfig):
 
 
 @dataclass
-class SRUConfig(EncoderConfig, TranslationConfig):
-    """Options of ``--arch sru``, spelled as those of ``--arch lstm`` wherever it has them."""
+class DecoderConfig(CommonConfig, RecurrentConfig):
+    """Options of the recurrent decoder."""
 
     decoder_embed_dim: int = field(default=512, metadata={"help": "decoder embedding dimension"})
-    decoder_embed_path: Optional[str] = field(default=None, metadata={"help": "path to pre-trained decoder embedding"})
-    decoder_freeze_embed: bool = field(default=False, metadata={"help": "freeze decoder embeddings"})
     decoder_hidden_size: Optional[int] = field(
         default=None, metadata={"help": "decoder hidden size (default: --decoder-embed-dim)"}
     )
@@ -112,21 +121,6 @@ class SRUConfig(EncoderConfig, TranslationConfig):
     decoder_out_embed_dim: Optional[int] = field(
         default=None, metadata={"help": "decoder output embedding dimension (default: --decoder-embed-dim)"}
     )
-    decoder_attention: str = field(
-        default="True",
-        metadata={
-            "help": "BOOL or N: attention over the encoder outputs in each decoder layer, or in each N-th, "
-            "counted from the top; global: once, after the top layer"
-        },
-    )
-    decoder_coverage: str = field(
-        default="False",
-        metadata={
-            "help": "BOOL or auto: tell the top layer's attention what the one below has attended to so far; "
-            "auto: where there is one below"
-        },
-    )
-    decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
     decoder_dropout_in: Optional[float] = field(
         default=None, metadata={"help": "dropout probability for decoder input embedding (default: --dropout)"}
     )
@@ -134,6 +128,22 @@ class SRUConfig(EncoderConfig, TranslationConfig):
         default=None,
         metadata={"help": "dropout probability for decoder layer outputs and output features (default: --dropout)"},
     )
+
+
+@dataclass
+class SRUConfig(EncoderConfig, DecoderConfig, TranslationConfig):
+    """Options of ``--arch sru``, spelled as those of ``--arch lstm`` wherever it has them."""
+
+    decoder_embed_path: Optional[str] = field(default=None, metadata={"help": "path to pre-trained decoder embedding"})
+    decoder_freeze_embed: bool = field(default=False, metadata={"help": "freeze decoder embeddings"})
+    decoder_attention: str = field(
+        default="True",
+        metadata={
+            "help": "BOOL or N: attention over the encoder outputs in each decoder layer, or in each N-th, "
+            "counted from the top; global: once, after the top layer"
+        },
+    )
+    decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
 
 
 @dataclass
@@ -152,13 +162,6 @@ class TransformerSRUConfig(TranslationConfig):
     decoder_embed_dim: int = field(default=512, metadata={"help": "decoder embedding dimension"})
     decoder_ffn_embed_dim: int = field(default=2048, metadata={"help": "decoder embedding dimension for FFN"})
     decoder_layers: int = field(default=6, metadata={"help": "number of decoder layers"})
-    decoder_coverage: str = field(
-        default="False",
-        metadata={
-            "help": "BOOL or auto: tell the top layer's attention what the one below has attended to so far; "
-            "auto: where there is one below"
-        },
-    )
     decoder_attention_heads: int = field(
         default=8, metadata={"help": "decoder attention heads; divides --decoder-embed-dim"}
     )
@@ -176,32 +179,9 @@ class TransformerSRUConfig(TranslationConfig):
 
 
 @dataclass
-class SRULanguageModelConfig(CommonConfig):
+class SRULanguageModelConfig(DecoderConfig):
     """Options of ``--arch sru_lm``, spelled as those of ``--arch lstm_lm`` wherever it has them."""
 
-    decoder_embed_dim: int = field(default=512, metadata={"help": "embedding dimension"})
-    decoder_hidden_size: Optional[int] = field(
-        default=None, metadata={"help": "channels of each layer (default: --decoder-embed-dim)"}
-    )
-    decoder_layers: int = field(default=2, metadata={"help": "number of layers"})
-    decoder_out_embed_dim: Optional[int] = field(
-        default=None, metadata={"help": "output embedding dimension (default: --decoder-embed-dim)"}
-    )
-    decoder_dropout_in: Optional[float] = field(
-        default=None, metadata={"help": "dropout probability for the input embedding (default: --dropout)"}
-    )
-    decoder_dropout_out: Optional[float] = field(
-        default=None,
-        metadata={"help": "dropout probability for layer outputs and output features (default: --dropout)"},
-    )
-    rnn_dropout: float = field(
-        default=0.0, metadata={"help": "variational dropout on the input of each SRU layer, one draw a block"}
-    )
-    recurrent_unit: str = field(default="sru", metadata={"help": "recurrent unit of all layers: sru or lstm"})
-    sru_activation: str = field(default="tanh", metadata={"help": "g in SRU's output r g(c): tanh, identity or relu"})
-    share_decoder_input_output_embed: bool = field(
-        default=False, metadata={"help": "share input and output embeddings"}
-    )
     # set elsewhere on the command line
     max_target_positions: Optional[int] = II("task.max_target_positions")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -46,10 +47,10 @@ class Geometry(NamedTuple):
 
 
 ITEM_SIZES = {0: 4, 1: 2, 2: 2, 3: 8}
-LIMIT = 2**31  # of what the kernels count by 32 bits
 ENOUGH = 128  # threads that keep a multiprocessor's requests to memory going
 BACKGROUND = "fairseq_sru compiles"  # the name of a thread that does
 BLOCK = 64  # threads at most, as kernels/device.h has it
+LIMIT = 2**31 - BLOCK  # of what the kernels count by 32 bits
 
 # Of the estimate in chunk_length, in microseconds; from the machine code and an H100's data sheet, not measured.
 STEP = 0.1  # of ENOUGH threads a multiprocessor or less: what is on its way from memory, and what waits for the state
@@ -132,7 +133,7 @@ class Cuda(Kernels):
             raise Unavailable("this torch is built for ROCm; the kernels are for CUDA")
         self.compiler = nvrtc.compiler()
         self.module_type = module_type()
-        self.modules: dict[tuple[int, Variant, int, int], Any] = {}
+        self.functions: dict[tuple[int, Variant, int, int], dict[str, Any]] = {}
         self.foreseen: set[tuple[int, Variant, int]] = set()
         try:  # shows now whether it works, when there still is a choice
             self.module_type().load(self.compiler.empty(self._target(torch.cuda.current_device())))
@@ -176,10 +177,10 @@ class Cuda(Kernels):
         key = (index, variant, how.vec, how.ahead)
         device = torch.device("cuda", index)
         with torch.cuda.device(device):
-            if key not in self.modules:
-                self.modules[key] = self._load(variant, how.vec, how.ahead, index)
+            if key not in self.functions:
+                self.functions[key] = self._load(variant, how.vec, how.ahead, index)
             self._foresee(variant, shape.width // shape.directions, index)
-            return Entry(self.modules[key].get_function(kernel), (how.grid,), (how.block,))
+            return Entry(self.functions[key][kernel], (how.grid,), (how.block,))
 
     def _foresee(self, variant: Variant, half: int, device: int) -> None:
         """Compile into the cache, in the background, what other batches of the same model will want."""
@@ -201,17 +202,20 @@ class Cuda(Kernels):
         major, minor = torch.cuda.get_device_capability(device)
         return self.compiler.target(10 * major + minor)
 
-    def _load(self, variant: Variant, vec: int, ahead: int, device: int) -> Any:
-        """A CuPy module with the kernels, on the current device."""
+    def _load(self, variant: Variant, vec: int, ahead: int, device: int) -> dict[str, Any]:
+        """The kernels on the current device. All at once: CuPy's load makes its context this thread's, where there is
+        none, as in that of autograd; its get_function would fail there."""
         target = self._target(device)
         module = self.module_type()
         options = variant.defines(vec=vec, ahead=ahead)
         code = self.compiler.cubin(options, target)
         try:
             module.load(code)
-        except Exception:  # CuPy's, for the driver: a damaged file in the cache
+        except Exception as error:  # CuPy's, for the driver
+            if not re.search("INVALID_IMAGE|NO_BINARY|INVALID_PTX", str(error)):  # a damaged file in the cache
+                raise
             module.load(self.compiler.cubin(options, target, fresh=True))
-        return module
+        return {kernel: module.get_function(kernel) for kernel in variant.kernels}
 
 
 def raw_stream(device: int) -> int:

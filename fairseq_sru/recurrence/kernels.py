@@ -18,6 +18,7 @@ from .reference import ACTIVATIONS, Options, Tensors
 VALUES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
 Argument = Tensor | int | float | None
+KERNELS = ("sru_forward", "sru_backward")
 KEPT = 4096  # calls of different shapes whose preparation is kept
 
 
@@ -29,6 +30,11 @@ class Variant(NamedTuple):
     planes: int
     skip: int
     peephole: int
+
+    @property
+    def kernels(self) -> tuple[str, ...]:
+        """Of v2 cells, whose gates depend on the state, no summary exists."""
+        return KERNELS if self.peephole else (*KERNELS, *(f"{kernel}_summary" for kernel in KERNELS))
 
     def defines(self, **more: int) -> tuple[str, ...]:
         """Options for a compiler."""

@@ -87,10 +87,6 @@ def call(entry: Any, threads: int, elements: int, *arguments: Argument) -> None:
     entry(struct.pack("6q" + kinds, threads, 1, workers, *openmp(), *numbers))
 
 
-KERNELS = ("sru_forward", "sru_backward")
-SUMMARIES = ("sru_forward_summary", "sru_backward_summary")
-
-
 def functions(path: Path, *names: str) -> list[Any]:
     """The functions of a built library, as ctypes has them.
 
@@ -106,9 +102,8 @@ def functions(path: Path, *names: str) -> list[Any]:
         raise Unavailable(f"{error}; CXX can name a compiler that doesn't hide it") from error
 
 
-def load(path: Path, peephole: int) -> dict[str, Callable[[bytes], None]]:
+def load(path: Path, kernels: tuple[str, ...]) -> dict[str, Callable[[bytes], None]]:
     """The entries of a built library by the kernels' names."""
-    kernels = KERNELS + (() if peephole else SUMMARIES)
     entries = functions(path, *(f"run_{kernel}" for kernel in kernels))
     for entry in entries:
         entry.argtypes, entry.restype = [ctypes.c_char_p], None
@@ -119,7 +114,7 @@ def load(path: Path, peephole: int) -> dict[str, Callable[[bytes], None]]:
 def library(variant: Variant) -> dict[str, Callable[[bytes], None]]:
     """The kernels of a variant, built if need be."""
     options = ("-DWIDE", *variant.defines(vec=MAX_LANES, ahead=1))
-    return load(host_library(options), variant.peephole)
+    return load(host_library(options), variant.kernels)
 
 
 _process = os.getpid()

@@ -51,7 +51,7 @@ class Compiler:
             builtins = Path(path).resolve().with_name("libnvrtc-builtins.so.{}.{}".format(*self.version))
             if builtins.exists():  # NVRTC opens it by its bare name when it compiles, and doesn't look beside itself
                 ctypes.CDLL(str(builtins))
-        except (OSError, AttributeError, RuntimeError) as error:
+        except Exception as error:  # of ctypes, and pynvrtc's own
             raise Unavailable(
                 f"{path} can't be loaded as NVRTC ({error}); {NVRTC_VARIABLE} can name another"
             ) from error
@@ -142,6 +142,8 @@ def compiler() -> Compiler:
     if version is None:
         raise Unavailable("this torch is built without CUDA")
     major = version.split(".")[0]
+    if int(major) < 12:
+        raise Unavailable(f"torch is for CUDA {version}; the kernels need a torch for CUDA 12 or later")
     try:
         from cuda import pathfinder
     except ImportError as error:
@@ -153,13 +155,20 @@ def compiler() -> Compiler:
             f"no NVRTC found ({error}); {INSTALL.format(major)}; or {NVRTC_VARIABLE} names its file"
         ) from error
     wheels = [p for base in _nvidia_packages() for p in sorted(base.glob(f"*/lib/libnvrtc.so.{major}*"))]
+    failure: Unavailable | None = None
     for candidate in (
         path,
         *map(str, wheels),
     ):  # what lies beside torch may be of another CUDA than what is found first
-        found = Compiler(candidate)
+        try:
+            found = Compiler(candidate)
+        except Unavailable as error:
+            failure = failure or error
+            continue
         if found.version[0] == int(major):
             return found
+    if failure is not None:
+        raise failure
     package = f"nvidia-cuda-nvrtc{'-cu12' if major == '12' else ''}=={major}.*"
     raise Unavailable(
         f"torch is for CUDA {version}, and {path} is not: pip install '{package}', or name one in {NVRTC_VARIABLE}"

@@ -3,7 +3,7 @@
 python recipes/benchmarks/decoding.py SYSTEM TASK.json
 
 The task names the lines, the cells (beam, sentences at a time), how many sentences go one by one, threads, the folder
-of the prepared data and each system's model.
+of the prepared data and each system's model, and options of the translator's search.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ def by_fairseq(checkpoint: str, data: Path, system: str) -> Translate:
     return translate
 
 
-def by_translator(folder: str, threads: int) -> Translate:
+def by_translator(folder: str, threads: int, options: dict[str, Any]) -> Translate:
     from fairseq_sru import Translator
 
     translator = Translator(folder, threads)
     return lambda lines, beam, size: (
-        translator.translate(lines, beam, batch_size=size)
+        translator.translate(lines, beam, batch_size=size, **options)
         if size > 1
-        else [translator.translate([line], beam)[0] for line in lines]
+        else [translator.translate([line], beam, **options)[0] for line in lines]
     )
 
 
@@ -100,7 +100,7 @@ def made(system: str, task: dict[str, Any]) -> Translate:
     if system in (PLAIN, STEP, GENERATE, LSTM):
         return by_fairseq(model, data, system)
     if system in (FLOAT32, INT8):
-        return by_translator(model, threads)
+        return by_translator(model, threads, task.get("options", {}))
     return by_ctranslate2(model, data, threads, "float32" if system == CT2_FLOAT32 else "int8")
 
 

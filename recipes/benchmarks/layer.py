@@ -25,7 +25,7 @@ from fairseq_sru.layers.linear import linear
 from fairseq_sru.recurrence.autograd import Backend
 from fairseq_sru.recurrence.reference import Options, Tensors
 
-from .timing import DEVICE, DRY, ON_GPU, TITLE, Function, Spread, graphed, measure, short, table
+from .timing import DEVICE, DRY, ON_GPU, REPLAY, TITLE, Function, Spread, graphed, measure, short, table
 
 Package = Callable[..., nn.Module] | None  # the class SRU of the published package
 
@@ -88,6 +88,11 @@ def published_package() -> Package:
     except Exception as error:  # whatever its build ends in
         going_on_without("the package sru", f"{type(error).__name__}: {error}")
         return None
+    try:  # where its CUDA source doesn't compile it can be imported all the same, and fails when it is called
+        sru.SRU(8, 8, num_layers=1, v1=True, use_tanh=True).to(DEVICE)(torch.randn(2, 2, 8, device=DEVICE))
+    except Exception as error:
+        going_on_without("the package sru", f"{type(error).__name__}: {error}")
+        return None
     return sru.SRU  # type: ignore[no-any-return]
 
 
@@ -143,18 +148,22 @@ def caller(name: str, layer: nn.Module, case: Case) -> Function:
 
     function = both if case.what == BOTH else forward
     if case.mode == GRAPH:
-        return graphed(function)
+        return graphed(function, REPLAY)
     return partial(without_onednn, function) if case.mode == PLAIN else function
 
 
-def callers(case: Case, package: Package) -> dict[str, Function]:
-    """Of those contestants that can run here."""
+def callers(case: Case, package: Package, rivals: bool = False) -> dict[str, Function]:
+    """Of those contestants that can run here; rivals: of SRU and the published package alone."""
     found = {}
     for name, layer in contestants(case, package).items():
+        if rivals and name not in (OURS, PACKAGE):
+            continue
+        if case.mode == GRAPH and case[1:4] == LONG and name in (LSTM, GRU):
+            continue  # a graph of each of their steps
         try:
             found[name] = caller(name, layer, case)
-        except RuntimeError as error:
-            if case.mode != GRAPH and name != PACKAGE:
+        except Exception as error:  # of the package, whatever its code ends in
+            if name != PACKAGE and not (case.mode == GRAPH and isinstance(error, RuntimeError)):
                 raise
             going_on_without(f"{name}, {case.what}, {case.dtype}, {case.mode}", f"{type(error).__name__}: {error}")
     return found
@@ -197,7 +206,7 @@ def traffic(value: int) -> dict[str, int]:
 
 def copying(count: int) -> Function:
     """Moves count bytes: reads half of them and writes as many."""
-    source = torch.zeros(count // 8, device=DEVICE)
+    source = torch.randn(count // 8, device=DEVICE)  # zeros are moved faster
     return partial(torch.empty_like(source).copy_, source)
 
 
@@ -217,7 +226,7 @@ def passes(backend: Backend, case: Case) -> dict[str, Function]:
     }
     for name, count in traffic(x.element_size()).items():
         functions[f"copy {name}"] = copying(count * x.numel())
-    return {name: graphed(f) for name, f in functions.items()} if case.mode == GRAPH else functions
+    return {name: graphed(f, REPLAY) for name, f in functions.items()} if case.mode == GRAPH else functions
 
 
 # ---------------------------------------------------------------- tables, plot, files
@@ -271,10 +280,10 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
 Keep = Callable[[dict[str, Any]], object]  # takes each entry of the report as soon as it is known
 
 
-def all_cases(cases: list[Case], package: Package, turns: int, keep: Keep) -> None:
+def all_cases(cases: list[Case], package: Package, turns: int, keep: Keep, rivals: bool = False) -> None:
     def rows() -> Iterator[list[str]]:
         for case in tqdm(cases, disable=None, leave=False):
-            took = measure(callers(case, package), turns)
+            took = measure(callers(case, package, rivals), turns)
             ms = {name: spread._asdict() for name, spread in took.items()}
             keep({**case._asdict(), "ms": ms, "ratios": ratios(took)})
             medians = [took[name].median if name in took else None for name in NAMES]
@@ -284,8 +293,8 @@ def all_cases(cases: list[Case], package: Package, turns: int, keep: Keep) -> No
 
 
 def all_notes(package: Package, case: Case) -> dict[str, str]:
-    print("\nContestants, and which library multiplies their float32 matrices by which operators:\n")
-    notes = {n: f"{NAMES[n]}: {products(caller(n, layer, case))}" for n, layer in contestants(case, package).items()}
+    print(f"\nContestants, and which library multiplies their {case.dtype} matrices by which operators:\n")
+    notes = {name: f"{NAMES[name]}: {products(function)}" for name, function in callers(case, package).items()}
     print(*(f"- {name}: {note}" for name, note in notes.items()), sep="\n")
     return notes
 

@@ -230,6 +230,8 @@ def shares(function: Function) -> dict[str, float]:
                 function()
     found = dict.fromkeys([*KINDS, OTHER], 0.0)
     for event in seen.key_averages():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            continue  # the kernels of an operator, whose time is the operator's
         took = event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total
         name = event.key.removeprefix("aten::")
         kinds = (k for k, parts in KINDS.items() if any(name == p or (len(p) > 4 and p in name) for p in parts))

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,12 +17,16 @@ import torch
 from common.machine import processor
 from tqdm import tqdm
 
+from fairseq_sru import backends
+
 Function = Callable[[], object]
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 DRY = os.environ.get("FAIRSEQ_SRU_GPU_DRY") == "1"  # what is measured on a GPU runs on a CPU, to see that it runs
 RUN = 0.005  # seconds that a run takes at least
+REPLAY = 0.001  # seconds that a replay of small kernels takes at least
+MOST = 200  # calls in a graph
 TITLE = "{device}, threads: {threads}, torch {torch}"  # of what machine() gives
 
 
@@ -45,6 +50,16 @@ def run(function: Function, calls: int) -> float:
     return (time.perf_counter() - start) / calls
 
 
+class Replay:
+    """A CUDA graph; ``calls``: how many calls a replay has."""
+
+    def __init__(self, graph: Any, calls: int) -> None:
+        self.graph, self.calls = graph, calls
+
+    def __call__(self) -> None:
+        self.graph.replay()
+
+
 def measure(functions: dict[str, Function], turns: int) -> dict[str, Spread]:
     """Run each function once, then each again, in rotating order."""
     names = list(functions)
@@ -56,12 +71,17 @@ def measure(functions: dict[str, Function], turns: int) -> dict[str, Spread]:
     for turn in range(turns):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            times[name].append(1000 * run(functions[name], calls[name]))
+            times[name].append(1000 * run(functions[name], calls[name]) / getattr(functions[name], "calls", 1))
     return {name: Spread(*map(float, np.percentile(taken, [50, 25, 75]))) for name, taken in times.items()}
 
 
-def graphed(function: Function) -> Function:
-    """A replay of the function's CUDA graph; in a dry run the function."""
+def graphed(function: Function, seconds: float = 0.0) -> Function:
+    """A replay of a CUDA graph of the function; in a dry run the function.
+
+    Args:
+        function: is called once in the graph, or
+        seconds: as often as take so long: the launch of a graph takes longer than a small kernel.
+    """
     if not ON_GPU:
         return function
     side = torch.cuda.Stream()
@@ -70,10 +90,29 @@ def graphed(function: Function) -> Function:
         for _ in range(3):  # what a capture can't do: compile kernels, take workspaces
             function()
     torch.cuda.current_stream().wait_stream(side)
+    calls = max(1, min(MOST, math.ceil(seconds / run(function, 5)))) if seconds else 1
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+        for _ in range(calls):
+            function()
+    return Replay(graph, calls)
+
+
+def warm_up(seconds: float = 1.0) -> None:
+    """Keep a GPU busy until its clocks are up."""
+    if not ON_GPU:
+        return
+    x, until = torch.randn(4096, 4096, device=DEVICE), time.perf_counter() + seconds
+    while time.perf_counter() < until:
+        x @ x
+        torch.cuda.synchronize()
+
+
+def demand_kernels() -> None:
+    """End the program where torch sees a GPU and the kernels don't run on it: what runs instead is not what is
+    measured."""
+    if ON_GPU and (said := backends()["cuda"]) != "ready":
+        sys.exit(f"the kernels don't run on this GPU: {said}")
 
 
 def short(value: float | None) -> str:
@@ -108,6 +147,7 @@ def machine(**more: str) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if ON_GPU else processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        **({"cudnn": torch.backends.cudnn.version()} if ON_GPU else {}),
         **more,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

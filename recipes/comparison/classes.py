@@ -40,7 +40,7 @@ class Classes:
             said = " ".join(str(error).split())[:300]
             raise RecipeError(f"{checkpoint} is no classifier of {data}: {said}") from None
         self.model.eval()
-        prepared = (data.parent.parent / MANIFEST).is_file()
+        prepared = (data.resolve().parent.parent / MANIFEST).is_file()
         self.tokens = tokens if prepared else str.split  # as fairseq-preprocess has text of the user's
         words = self.task.label_dictionary
         self.labels = words.symbols[words.nspecial : words.nspecial + self.task.cfg.num_classes]

@@ -47,7 +47,7 @@ def of_all(c: Training, *packages: str) -> dict[str, Any]:
         "name": c.out.name,
         "budget": {key: value for key, value in vars(c.settings.budget).items() if value is not None},
         "baseline": c.settings.baseline,
-        "machine": machine(c.commands.cpu),
+        "machine": {**machine(c.commands.cpu), "jobs": c.jobs},
         "versions": {
             "python": platform.python_version(),
             "fairseq_sru": __version__,

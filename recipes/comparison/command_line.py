@@ -8,22 +8,28 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.timing import at_least_one
+
 from .settings import Settings, load
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def recipe_parser(about: str | None, output: str) -> argparse.ArgumentParser:
-    """A parser with a recipe, ``key=value`` and ``--output``.
+def recipe_parser(about: str | None, *, jobs: str | None = None, output: str | None = None) -> argparse.ArgumentParser:
+    """A parser with a recipe and ``key=value``.
 
     Args:
         about: the script's docstring.
-        output: help of ``--output``.
+        jobs: what ``--jobs`` counts; without it, there is none.
+        output: help of ``--output``; likewise.
     """
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json", help=output)
+    if jobs:
+        parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help=f"{jobs} at a time (%(default)s)")
+    if output:
+        parser.add_argument("--output", type=Path, required=True, metavar="FILE.json", help=output)
     return parser
 
 

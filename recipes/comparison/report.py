@@ -100,7 +100,7 @@ def translator_table(report: Report) -> str:
     )
     return f"""{table(head, rows)}
 The same sentences by python -m fairseq_sru.translate, sentences/s, with float32 and with int8 weights; its BLEU is of \
-the whole test set, at length penalty 1.
+the whole test set.
 
 {missing}"""
 
@@ -255,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
         report["verdict"] = verdict(report)
         render(report)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        parser.error(f"argument report.json: {path} is not a report of compare.py: {type(error).__name__}: {error}")
+        parser.error(f"argument report.json: {path} is no report on translation: {type(error).__name__}: {error}")
     write(report, path.parent)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import statistics
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,15 +40,13 @@ class Comparison(Training):
         """
         self.prepare()
         self.time_training()
-        for run in self.runs:
-            self.attempt([run], partial(self.train, run))
-            self.attempt([run], partial(self.average, run))
-        for run in self.runs:
-            self.attempt([run], partial(self.translate, run))
-            self.attempt([run], partial(self.curve, run))
+        self.do_runs()
         self.translators.score()
         self.time_decoding()
         self.score()
+
+    def parts(self, run: Run) -> list[Callable[[], object]]:
+        return [partial(part, run) for part in (self.train, self.average, self.translate, self.curve)]
 
     def prepare(self) -> None:
         """The data, and from it the sentences that checkpoints are scored and decoding is timed on."""

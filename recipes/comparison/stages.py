@@ -6,32 +6,27 @@ and how its outputs looked when it was done.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import hashlib
 import json
-import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Timer
 from typing import Any
 
+from common.errors import RecipeError
 from common.files import write_text
 from common.hold import FolderError, held
 
+from .processes import execute
+
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
 OURS = re.compile(r"checkpoint.*\.pt(\.tmp)?|crash\.pt|average\.pt|dummy|train\.log|\.\d+-.+")  # beside checkpoints
-PATIENCE = 10.0  # seconds from being told to end to being killed
-NEWS = 20  # last lines of a failed command that are shown
 
 
 class StageError(Exception):
@@ -98,100 +93,8 @@ def digest(path: Path) -> str | None:
     return f"{size} {seen.hexdigest()}"
 
 
-def program(command: Sequence[str]) -> list[str]:
-    """The command with its program from the environment of this Python."""
-    if command[0] == "python":  # which may go by another name here
-        return [sys.executable, *command[1:]]
-    beside = Path(sys.executable).with_name(command[0])
-    return [str(beside) if beside.is_file() else command[0], *command[1:]]
-
-
-def _end_with_parent() -> None:
-    # Else the orphan of a killed comparison would go on writing beside its successor.
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def peak_memory(pid: int | str) -> int:
-    """Peak resident memory of a process or of one of those that it started, in bytes; 0 where /proc doesn't tell.
-
-    Not rusage: there a child begins with the peak of the process that started it.
-    """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return 0
-    own = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
-    return max([int(own[1]) * 1024 if own else 0, *map(peak_memory, children)])
-
-
 class Late(StageError):
     """A command took longer than it may."""
-
-
-def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
-    """End a process and, where it has a group of its own, all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        if os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, how)
-        else:
-            process.send_signal(how)
-
-
-def execute(
-    command: Sequence[str],
-    output: Path,
-    append: bool,
-    on_line: Callable[[str], object],
-    limit: float | None = None,
-) -> dict[str, Any]:
-    """Run a command whose output goes to a file, and see its lines; its wall time, and its peak memory when it last
-    printed a line (None where /proc doesn't tell).
-
-    Args:
-        limit: seconds after which it is stopped, with all that it started; PATIENCE later it is killed.
-
-    Raises:
-        subprocess.CalledProcessError: it failed; its last lines are the exception's output.
-        Late: it was stopped.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    last: deque[str] = deque(maxlen=NEWS)
-    begun, peak = time.monotonic(), 0
-    with output.open("a" if append else "w", encoding="utf-8", buffering=1) as file:
-        process = subprocess.Popen(
-            program(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=limit is not None,
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-        )
-        assert process.stdout
-        timers = [] if limit is None else [Timer(limit, stop, [process])]
-        timers += [] if limit is None else [Timer(limit + PATIENCE, stop, [process, signal.SIGKILL])]
-        for timer in timers:
-            timer.start()
-        try:
-            for line in process.stdout:
-                file.write(line)
-                last.append(line)
-                peak = max(peak, peak_memory(process.pid))
-                on_line(line)
-            process.wait()
-        finally:
-            for timer in timers:
-                timer.cancel()
-            if process.returncode is None:  # Ctrl-C
-                stop(process)
-                process.wait()
-    if limit is not None and time.monotonic() - begun >= limit:
-        raise Late(f"stopped after {limit:.0f} seconds")
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, list(command), "".join(last))
-    return {"seconds": time.monotonic() - begun, "peak_memory": peak or None}
 
 
 class Stages:
@@ -260,8 +163,8 @@ class Stages:
         self.show(f"\n{name}\n+ {shlex.join(command)}")
         try:
             return execute(command, log, append, on_line, limit)
-        except Late as error:
-            raise Late(f"{name}: {error}") from None
+        except subprocess.TimeoutExpired as error:
+            raise Late(f"{name}: stopped after {error.timeout:.0f} seconds") from None
         except subprocess.CalledProcessError as error:
             raise StageError(f"{name}: exit status {error.returncode}\n{error.output}".rstrip()) from None
         except OSError as error:
@@ -290,7 +193,7 @@ class Stages:
             facts: called when it is done; returns what to add to the stamp.
 
         Raises:
-            StageError: the command failed, or ``facts`` did with a ValueError.
+            StageError: the command failed, or ``facts`` did with a ValueError or RecipeError.
         """
         stamp = self._begin(name, list(command), inputs, outputs, goes_on=resume is not None)
         if stamp["done"]:
@@ -305,7 +208,7 @@ class Stages:
             part.replace(log)
         try:
             return self._end(name, stamp, outputs, {**cost, **facts()})
-        except ValueError as error:
+        except (ValueError, RecipeError) as error:
             raise StageError(f"{name}: {error}") from None
 
     def function(

@@ -18,6 +18,7 @@ from fairseq_sru.models.config import PRESETS
 from . import settings, stages
 from .commands import Commands
 from .fairseq_output import Trained, trained
+from .processes import side_by_side
 from .run import Run
 from .settings import Settings
 from .stages import StageError, Stages
@@ -36,10 +37,14 @@ class Training:
     Args:
         given: the settings.
         data: the folder that fairseq reads, in that of the data set.
+
+    Attributes:
+        jobs: runs that are trained and tested at a time.
     """
 
     def __init__(self, given: Settings, data: str = "bin") -> None:
         self.settings = given
+        self.jobs = 1
         self.commands = Commands(given, data)
         self.out = Path(given.out)
         self.stages = Stages(self.out / "stamps", tqdm.write)
@@ -56,6 +61,19 @@ class Training:
         except StageError as error:
             tqdm.write(f"FAILED: {error}")
             self.failures.update(dict.fromkeys(runs, str(error)))
+
+    def parts(self, run: Run) -> list[Callable[[], object]]:
+        """The stages of a run."""
+        raise NotImplementedError
+
+    def do_runs(self) -> None:
+        """The stages of all runs."""
+
+        def whole(run: Run) -> None:
+            for part in self.parts(run):
+                self.attempt([run], part)
+
+        side_by_side(self.jobs, [partial(whole, run) for run in self.runs])
 
     def good(self) -> list[Run]:
         return [run for run in self.runs if run not in self.failures]

@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 WEIGHTS = {"float32": FLOAT32, "int8": INT8}  # as a benchmark calls them
 FILES = ("config.json", "vocabulary.json", "weights.safetensors")  # of an exported model, and the subword model
 OURS = ("sru", "transformer_sru")  # what architectures begin with that it may be able to run
+OPTIONS = {"lenpen": "lenpen", "max-len-b": "max_length", "no-repeat-ngram-size": "no_repeat_ngram_size"}
+# of fairseq-generate, that it doesn't know
+OTHERS = [
+    *("constraints", "diverse-beam-groups", "lm-path", "match-source-len", "max-len-a", "min-len", "prefix-size"),
+    *("replace-unk", "sampling", "temperature", "unkpen", "unnormalized"),
+]
 MANY = 64  # sentences at a time where nothing is timed
 
 
@@ -41,6 +47,10 @@ class Translators:
     def __init__(self, c: Comparison) -> None:
         self.c = c
         self.missing: dict[str, str] = {}
+        generate = c.settings.generate
+        self.options = {name: generate[flag] for flag, name in OPTIONS.items() if generate.get(flag) is not None}
+        others = [flag for flag in OTHERS if generate.get(flag)]
+        self._refused = f"it doesn't know --{others[0]}, which fairseq-generate has here" if others else None
 
     def systems(self) -> dict[str, Run]:
         """The first run of each system that it may be able to run."""
@@ -70,6 +80,8 @@ class Translators:
             self._attempt(run.system, partial(self._translate, name, run, weights, cells, self.c.chosen["test"]))
 
     def _attempt(self, system: str, work: Callable[[], object]) -> None:
+        if self._refused:
+            self.missing[system] = self._refused
         if system in self.missing:
             return
         try:
@@ -114,6 +126,7 @@ class Translators:
             "lines": [test[c.source][i] for i in chosen],
             "sentences": len(chosen),
             "cells": cells,
+            "options": self.options,
         }
         file = folder.parent / f"{name.replace(' ', '-')}.json"
         write_text(file, json.dumps(task, indent=1, ensure_ascii=False) + "\n")

@@ -69,12 +69,9 @@ class Use(Training):
         """All stages."""
         self.prepare()
         self.time_training()
-        for run in self.runs:
-            for part in self.parts(run):
-                self.attempt([run], part)
+        self.do_runs()
 
     def parts(self, run: Run) -> list[Callable[[], object]]:
-        """The stages of a run."""
         return [partial(self.train, run), partial(self.test, run)]
 
     def test(self, run: Run) -> None:

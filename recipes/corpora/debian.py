@@ -1,24 +1,16 @@
 """English-German sentence pairs from Debian packages: manuals, help, descriptions, a dictionary, messages.
 
-    cd recipes
-    python -m corpora.debian --out DIR                    # fetches what is missing into DIR.packages; installs nothing
-    cd recipes
-    python -m corpora.debian --out DIR --local-dir DEBS   # .deb files and Translation lists that are already in DEBS
-
-Writes {train,valid,test}.{en,de}, {train,valid,test}.domains with a label for each line, and manifest.json. Whole
-documents are held out, by a hash of their name; what is a near-copy of a held-out pair leaves the training text. The
-same packages give the same bytes. Needs dpkg-deb and, to fetch, apt-get; root is not needed. The licences of the
-sources are mixed and named in the manifest: the result is for those who build it, not for handing on.
+``build`` writes {train,valid,test}.{en,de}, {train,valid,test}.domains with a label for each line, and manifest.json.
+Whole documents are held out, by a hash of their name; what is a near-copy of a held-out pair leaves the training
+text. The same packages give the same bytes. Needs dpkg-deb and, to fetch, apt-get; root is not needed. The licences
+of the sources are mixed and named in the manifest: the result is for those who build it, not for handing on.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import platform
 import re
 import shutil
-import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -238,21 +230,3 @@ def build(out: Path, local_dir: Path | None = None) -> dict[str, Any]:
     columns: dict[str, Callable[[Pair], str]] = {"en": lambda p: p.en, "de": lambda p: p.de, "domains": domain_of}
     texts = {f"{part}.{end}": [of(p) for p in pairs] for part, pairs in parts.items() for end, of in columns.items()}
     return replace(out, texts, manifest)
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced if this script made it")
-    parser.add_argument("--local-dir", type=Path, help="folder with .deb files and lists already fetched")
-    args = parser.parse_args(argv)
-    try:
-        manifest = build(args.out, args.local_dir)
-    except (RecipeError, OSError) as error:
-        print(f"debian: error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps({key: manifest[key] for key in ("counts", "lines", "test_bleu")}, indent=2))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

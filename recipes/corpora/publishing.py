@@ -12,7 +12,6 @@ from common.hold import NAME, FolderError, Hold
 
 from .archives import Archive, digest, find
 from .building import MANIFEST
-from .subwords import MODELS
 
 MARK = ".made_by_prepare"  # in a folder of downloads; one without it is somebody else's
 
@@ -71,15 +70,14 @@ def already_made(task: Preparation, out: Path) -> bool:
         return False
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        files = manifest["files"]
-        unlisted = [MODELS[manifest["tokenizer"]], "bin"] if "tokenizer" in task.options() else []
+        files, _ = manifest["files"], manifest["data_set"]
     except (ValueError, KeyError, TypeError):
         raise FolderError(f"{out / MANIFEST} is not of this script: name a new or empty folder") from None
     if other := differences(manifest, task):
         raise FolderError(
             f"{out} was made of other data or with other options ({some(other)}); remove it or name another"
         )
-    wrong = [f"{name} is missing" for name in unlisted if name not in files and not (out / name).exists()]
+    wrong = []
     for name, facts in files.items():
         if not (out / name).is_file():
             wrong.append(f"{name} is missing")
@@ -87,9 +85,7 @@ def already_made(task: Preparation, out: Path) -> bool:
             wrong.append(f"{name} has changed")
     if wrong:
         raise FolderError(f"{out} is not as it was made ({some(wrong)}): put that right, or remove it or name another")
-    known = not unlisted or unlisted[0] in files
-    earlier = "" if known else f", by an earlier version: {unlisted[0]} and bin are there, but have no checksums"
-    print(f"{out}: already made{earlier}")
+    print(f"{out}: already made")
     return True
 
 

@@ -36,11 +36,11 @@ class Utterance(NamedTuple):
     speaker: str
 
 
-def read(path: Path, rate: int, start: int = 0, samples: int = -1) -> Wave:
+def read(path: Path, rate: int, start: int = 0, samples: int = -1, may_be_silent: bool = False) -> Wave:
     """A recording, or a part of it.
 
     Raises:
-        RecipeError: it isn't there, can't be read, is silent, or not of one channel at that rate.
+        RecipeError: it isn't there, can't be read, is silent and may not be, or not of one channel at that rate.
     """
     import soundfile
 
@@ -52,8 +52,8 @@ def read(path: Path, rate: int, start: int = 0, samples: int = -1) -> Wave:
         raise RecipeError(f"{path} can't be read: {error}") from None
     if found != rate or wave.shape[1] != 1:
         raise RecipeError(f"{path}: must have one channel at {rate:,} Hz; got {wave.shape[1]} at {found:,} Hz")
-    if not wave.any():
-        raise RecipeError(f"{path}: is silent" + (f" from sample {start:,} on" if start else ""))
+    if not wave.any() and not may_be_silent:
+        raise RecipeError(f"{path}: is silent")
     return wave[:, 0]
 
 

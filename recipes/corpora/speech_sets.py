@@ -149,7 +149,7 @@ def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[
             path = folder / "wav" / name
             for n, (segment, line) in enumerate(sorted(of_talk, key=lambda pair: float(pair[0]["offset"]))):
                 start, length = (int(float(segment[key]) * rate) for key in ("offset", "duration"))
-                wave = partial(read, path, rate, start, length)
+                wave = partial(read, path, rate, start, length, may_be_silent=True)
                 yield Utterance(f"{path.stem}_{n}", wave, line.strip(), segment["speaker_id"])
 
     return at_hand(task, f"en-{language}/data", ["train", "dev", "tst-COMMON", "tst-HE"], utterances), []
@@ -160,7 +160,7 @@ def librispeech(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[
         for chapter in sorted(folder.glob("*/*/*.trans.txt")):
             for line in read_text(chapter).splitlines():
                 name, _, text = line.partition(" ")
-                wave = partial(read, chapter.with_name(f"{name}.flac"), task.known.rate)
+                wave = partial(read, chapter.with_name(f"{name}.flac"), task.known.rate, may_be_silent=True)
                 yield Utterance(name, wave, text.lower(), name.split("-")[0])
 
     train = ["train-clean-100", "train-clean-360", "train-other-500"]

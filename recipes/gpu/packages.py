@@ -13,9 +13,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,12 +28,19 @@ VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))  # an impor
 SITE, FAIRSEQ = ROOT / "runs" / "gpu" / "site", ROOT / "runs" / "gpu" / "fairseq"
 
 RIVALS = ("accelerated-scan==0.3.1", "fla-core==0.6.0", "einops")  # the second: kernels of flash-linear-attention
+# of these, others than those that are brought along don't do
+EXACT = {"antlr4-python3-runtime", "cuda-pathfinder", "filelock", "hydra-core", "omegaconf", "pynvrtc"}
 EXTENSIONS = ("sru", "accelerated_scan.warp")  # build CUDA source when they are first imported
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Without an image's constraints, which are not for what is built here."""
+    return {**{k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}, **more}
 
 
 def pip(*words: str | Path, **env: str) -> None:
     command = [sys.executable, "-m", "pip", "-q", *map(str, words)]
-    subprocess.run(command, check=True, env={**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1", **env})
+    subprocess.run(command, check=True, env=environment(PIP_DISABLE_PIP_VERSION_CHECK="1", **env))
 
 
 def key(name: str) -> str:
@@ -47,12 +56,21 @@ def installed() -> set[str]:
     return names | {re.sub(r"cuda\d+x", "cuda13x", name) for name in names}  # another CuPy than ours does as well
 
 
+def lacks(wheel: Path, there: set[str]) -> bool:
+    """Whether the environment has no such package, or another version where only this one does."""
+    name = package(wheel)
+    return name not in there or (name in EXACT and importlib.metadata.version(name) != wheel.name.split("-")[1])
+
+
 def install(folder: Path, site: Path) -> None:
-    """Put what this environment lacks, of any version, into a folder."""
+    """Put what this environment lacks into a folder."""
     there = installed()
-    lacking = [wheel for wheel in sorted(folder.glob("*.whl")) if package(wheel) not in there]
-    if lacking:
-        pip("install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
+    lacking = [wheel for wheel in sorted(folder.glob("*.whl")) if lacks(wheel, there)]
+    for wheel in lacking:
+        try:
+            pip("install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", site, wheel)
+        except subprocess.CalledProcessError:  # for another Python, say
+            print(f"going on without {wheel.name}", file=sys.stderr)
     print(f"{len(lacking)} packages from {folder} are in {site}: {', '.join(map(package, lacking)) or 'none lacked'}")
 
 
@@ -73,12 +91,33 @@ def fairseq(folder: Path, site: Path) -> None:
     made = site.with_name("wheel")
     program = ROOT / "fairseq_sru" / "install_fairseq.py"
     command = [sys.executable, str(program), "--sdist", str(sdist), "--wheel-dir", str(made)]
-    subprocess.run(command, check=True, env={**os.environ, **offline})
+    subprocess.run(command, check=True, env=environment(**offline))
     pip("install", "--no-index", "--no-deps", "--upgrade", "--target", site, *made.glob("fairseq-*.whl"))
+
+
+def mend_sru() -> None:
+    """Put the package ``sru`` into SITE with CUDA source that torch 2.6 and later compile, on torch's stream."""
+    spec = importlib.util.find_spec("sru")
+    if spec is None or not spec.submodule_search_locations:
+        return
+    source, target = Path(spec.submodule_search_locations[0]), SITE / "sru"
+    if source.resolve() != target.resolve():
+        shutil.copytree(source, target, dirs_exist_ok=True)
+    kernel = target / "csrc" / "sru_cuda_kernel.cu"
+    text = kernel.read_text()
+    if "CUDAContext.h" not in text:
+        text = text.replace("U.type()", "U.scalar_type()")
+        text = text.replace("<<<blocks, threads>>>", "<<<blocks, threads, 0, at::cuda::getCurrentCUDAStream()>>>")
+        kernel.write_text(f"#include <ATen/cuda/CUDAContext.h>\n{text}")
+    sys.path.insert(0, str(SITE))
+    importlib.invalidate_caches()
 
 
 def build() -> None:
     """Import what builds itself then, so that nobody has to wait for it in the middle of a measurement."""
+    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", "/nowhere")).glob("**/lock"):
+        lock.unlink(missing_ok=True)  # of a build that was stopped, for whose end torch would wait
+    mend_sru()
     beside = Path(sys.executable).parent
     os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja
     for name in EXTENSIONS:

@@ -20,6 +20,7 @@ class Part(NamedTuple):
         needs: parts without which it can't be done.
         beside: it runs beside the parts that follow, up to the one that needs it.
         shown: what it prints is a result of its own, of this name.
+        made: the file that it goes on with; what was made of other source is removed.
     """
 
     name: str
@@ -28,11 +29,12 @@ class Part(NamedTuple):
     needs: tuple[str, ...] = ()
     beside: bool = False
     shown: str | None = None
+    made: str | None = None
 
 
 def tests(out: Path, name: str, select: str, *options: str) -> tuple[str, ...]:
     """pytest on the tests that need a GPU; their outcomes go to NAME.xml."""
-    return ("python", "-m", "pytest", TESTS, "-q", "-rfE", "-k", select, f"--junitxml={out / name}.xml", *options)
+    return ("python", "-m", "pytest", TESTS, "-rfE", "-k", select, f"--junitxml={out / name}.xml", *options)
 
 
 def training(out: Path, name: str, *overrides: str) -> tuple[str, ...]:
@@ -52,9 +54,13 @@ def parts(out: Path, dry: bool) -> list[Part]:
     cpu_test = " or padding_mask_starts" if dry else ""
     small = [f"systems.{name}.{flag}" for name in ("sru", "lstm") for flag in ("encoder-layers=1", "decoder-layers=1")]
     times = ("budget.minutes=0.02", "slices.updates=2", "generate.beam=1", "generate.max-len-b=3", *small)
-    times = times if dry else ("budget.minutes=0.25", "slices.updates=50")
-    large = ("--preset", "sru_wmt", "--pairs", "160", "--updates")  # of 4,000 target tokens
-    updates = ("python", "recipes/steps.py", *large, *few)
+    short = ("train.warmup-updates=0.1", "generate.beam=1", "generate.max-len-b=60")
+    times = times if dry else ("budget.minutes=0.25", "slices.updates=50", *short)
+    large = ("--preset", "sru_wmt", "--pairs", "160", "--updates", "--resume")  # of 4,000 target tokens
+    updates = ("python", "recipes/steps.py", *large, *few, *(() if dry else ("--vocabulary", "32000", "--turns", "7")))
+    speed = ("python", "recipes/speed.py", *quick, "--resume")
+    rivals = (*speed, "--rivals")
+    steps = ("python", "recipes/steps.py", *few, "--resume")
     extensions = (*python, "gpu.packages", "build")
     chosen, slow = "TestOnTheGpu and not test_every_variant and not sanitizer", "TestOnTheGpu and test_every_variant"
     spread = ("-n", "0" if dry else processes)
@@ -62,13 +68,14 @@ def parts(out: Path, dry: bool) -> list[Part]:
         Part("fairseq", (*python, "gpu.packages", "fairseq", str(ROOT / "wheels"), str(FAIRSEQ)), 240, beside=True),
         Part("extensions", extensions, 240, beside=True),
         Part("doctor", (*python, "fairseq_sru.doctor"), 45, shown="doctor.txt"),
-        Part("tests", tests(out, "tests", f"({chosen}){cpu_test}", *spread), 110),
+        Part("tests", tests(out, "tests", f"({chosen}){cpu_test}", "-v", *spread), 100, shown="tests.txt"),
+        Part("speed", (*speed, "--out", str(out / "speed")), 130, made="speed/speed.json"),
+        Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
+        Part("steps", (*steps, "--out", str(out / "steps")), 70, ("fairseq",), made="steps/steps.json"),
+        Part("training", training(out, "training", *times), 130, ("fairseq",)),
+        Part("rivals", (*rivals, "--out", str(out / "rivals")), 150, ("extensions",), made="rivals/speed.json"),
         Part("sanitizer", tests(out, "sanitizer", "sanitizer", "-rs"), 60),
-        Part("speed", ("python", "recipes/speed.py", *quick, "--out", str(out / "speed")), 170, ("extensions",)),
-        Part("updates", (*updates, "--out", str(out / "updates")), 70, ("fairseq",)),
-        Part("steps", ("python", "recipes/steps.py", *few, "--out", str(out / "steps")), 80, ("fairseq",)),
-        Part("training", training(out, "training", *times), 240, ("fairseq",)),
+        Part("variants", tests(out, "variants", slow, *spread), 120),
         Part("training2000", training(out, "training2000", "train.max-tokens=2000", *times), 240, ("fairseq",)),
-        Part("variants", tests(out, "variants", slow, *spread), 240),
     ]
     return [part._replace(limit=10 * part.limit) for part in found] if dry else found

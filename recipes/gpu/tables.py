@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from benchmarks.layer import CONV, GEMM, GRU, LSTM, OURS, PACKAGE, Case, measured
-from benchmarks.models import SRU
+from benchmarks.layer import BOTH, CONV, GEMM, GRU, LSTM, OURS, PACKAGE, WIDE, Case, measured
 from benchmarks.scans import NAMES
 from benchmarks.timing import place, short
 from comparison.report import number, table
@@ -55,12 +54,18 @@ def layers(folder: Path) -> str:
     report = read(folder / "speed" / "speed.json")
     if report is None or not report["cases"]:
         return ""
-    columns, rows = (CONV, LSTM, GRU, PACKAGE, OURS, GEMM), []
+    rivals = read(folder / "rivals" / "speed.json")
+    beside = measured(rivals) if rivals else {}
+    columns, rows = (CONV, LSTM, GRU, OURS, GEMM), []
+
+    def ratio(ms: dict[str, float], over: str, under: str) -> str:
+        return f"{ms[over] / ms[under]:.2f}" if {over, under} <= ms.keys() else "–"
+
     for case, took in measured(report).items():
-        ms = {name: spread.median for name, spread in took.items()}
-        ratios = [f"{ms[LSTM] / ms[OURS]:.2f}" if LSTM in ms else "–", f"{ms[OURS] / ms[GEMM]:.2f}"]
+        ms, other = ({name: spread.median for name, spread in one.items()} for one in (took, beside.get(case, {})))
+        ratios = [ratio(ms, LSTM, OURS), ratio(ms, OURS, GEMM), ratio(other, PACKAGE, OURS)]
         rows.append([str(case), *(short(ms.get(name)) for name in columns), *ratios])
-    head = ["ms", *columns, f"{LSTM} / {OURS}", f"{OURS} / {GEMM}"]
+    head = ["ms", *columns, f"{LSTM} / {OURS}", f"{OURS} / {GEMM}", f"{PACKAGE} / {OURS}"]
     return place(report, "Milliseconds of a call") + table(head, rows)
 
 
@@ -84,7 +89,7 @@ def recurrence(folder: Path) -> str:
 
 def others(folder: Path) -> str:
     """Others' kernels for linear recurrences."""
-    report = read(folder / "speed" / "speed.json")
+    report = read(folder / "rivals" / "speed.json")
     if report is None or not report["other_kernels"]:
         return ""
     rows = []
@@ -110,7 +115,8 @@ def models(folder: Path) -> str:
                 speeds = (number(ms and 1000 * report["tokens"] / ms, ",.0f") for ms in medians)
                 rows.append([f"{case}, tokens/s", *speeds])
             if len(found["ms"]) > 1:
-                rows.append([f"{case}: system / {SRU}", *(number(ms and ms / medians[0], ".2f") for ms in medians)])
+                ratios = (number(ms and ms / medians[0], ".2f") for ms in medians)
+                rows.append([f"{case}: system / {systems[0]}", *ratios])
         what = f"As large as {report['preset']}, updates of {report['tokens']:,} target tokens"
         parts.append(place(report, what) + table(["", *systems], rows))
     return "\n".join(parts)
@@ -130,9 +136,32 @@ def training(folder: Path) -> str:
     return where + table(["", "system", "target tokens/s", "updates", "validation loss", "BLEU"], rows) if rows else ""
 
 
+def aims(folder: Path) -> str:
+    """What was aimed at, and whether it is reached."""
+    rows: list[list[str]] = []
+
+    def row(what: str, aim: str, got: float, least: float, form: str) -> None:
+        rows.append([what, aim, format(got, form), "yes" if got >= least else "no"])
+
+    speed = read(folder / "speed" / "speed.json") or {"recurrence": [], "cases": []}
+    for found in speed["recurrence"]:
+        case = Case(*(found[field] for field in Case._fields))
+        share = found["bytes"] / found["ms"]["median"] / 1e6 / speed["copy_gb_per_s"]
+        if (least := {WIDE: 0.85, (32, 32, 512): 0.5}.get(case[1:4])) is not None:
+            row(f"recurrence alone, {case}", f"{least:.0%} of the speed of a large copy", share, least, ".0%")
+    for case, took in measured(speed).items():
+        if case[:4] == (BOTH, 128, 32, 512) and {LSTM, OURS} <= took.keys():
+            row(f"{LSTM} / {OURS}, {case}", "10", took[LSTM].median / took[OURS].median, 10, ".1f")
+    for name, found in (read(folder / "updates" / "steps.json") or {"cases": {}})["cases"].items():
+        if (ratio := found["ratios"].get("lstm unit")) is not None:
+            row(f"lstm_wmt / sru_wmt, {name}", "3", ratio, 3, ".2f")
+    return table(["", "aim", "measured", "reached"], rows) if rows else ""
+
+
 FIGURES = {"tokens_per_second": ",.0f", "updates": ",.0f", "loss": ".2f", "bleu": ".1f"}
 TABLES: dict[str, Callable[[Path], str]] = {
     "tests": tests,
+    "aims": aims,
     "recurrence": recurrence,
     "others": others,
     "layer": layers,

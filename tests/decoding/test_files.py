@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 from support.exported import LINES, exported, fuzzed
 
 from fairseq_sru import Translator
-from fairseq_sru.decoding.files import ModelError
+from fairseq_sru.decoding.files import ModelError, load, save
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +40,20 @@ def test_a_tied_embedding_is_written_once(model: Path) -> None:
     tensors = load_file(model / "weights.safetensors").values()
     words = json.loads((model / "vocabulary.json").read_text())["source"]
     assert sum(len(tensor) == len(words) for tensor in tensors) == 1
+
+
+def test_a_subword_model_of_other_text_is_named(model: Path, tmp_path: Path) -> None:
+    other = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["Guten Morgen", "bis Mittag", "Klick hier"] * 9), model_writer=other, vocab_size=40,
+        model_type="bpe", minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "spm.model").write_bytes(other.getvalue())
+    with pytest.raises(
+        ModelError, match=r"^\S+spm.model is of other text than the model: \d+ of 57 words .* are no subw"
+    ):
+        save(load(model)[0], tmp_path / "spm.model", tmp_path / "made")
+    assert not list(tmp_path.glob("made*"))
 
 
 def test_nothing_of_the_users_is_replaced(model: Path, tmp_path: Path) -> None:

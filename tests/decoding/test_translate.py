@@ -69,8 +69,10 @@ def test_lines_in_are_lines_out(model: Path, translate: Any) -> None:
 
 
 def test_scores_and_several_translations(model: Path, translate: Any) -> None:
-    code, out, _ = translate(model, f"{LINES[0]}\n\n".encode(), "--nbest", "3", "--scores", "--beam", "4")
-    found = Translator(model).hypotheses([LINES[0]], beam=4, nbest=3, max_length=9)[0]
+    code, out, _ = translate(
+        model, f"{LINES[0]}\n\n".encode(), "--nbest", "3", "--scores", "--beam", "4", "--lenpen", "0.5"
+    )
+    found = Translator(model).hypotheses([LINES[0]], beam=4, nbest=3, max_length=9, lenpen=0.5)[0]
     assert code == 0 and out.decode().splitlines() == [f"{h.score:.4f}\t{h.text}" for h in found] + ["0.0000\t"] * 3
 
 
@@ -95,6 +97,7 @@ def test_an_error_is_one_line_after_what_was_before_it(line: bytes, said: str, m
     [
         (["--beam", "0"], "argument --beam: must be at least 1; got 0"),
         (["--nbest", "6"], "argument --nbest: must be at most --beam, 5; got 6"),
+        (["--lenpen", "nan"], "argument --lenpen: must be a finite number; got nan"),
         (["--batch-size", "x"], "argument --batch-size: invalid number value: 'x'"),
     ],
 )

@@ -67,6 +67,18 @@ def test_ngrams_are_not_repeated_just_as_by_fairseq(size: int, tmp_path: Path) -
     assert [h[0].tokens for h in found] != [h[0].tokens for h in free]
 
 
+@pytest.mark.parametrize("lenpen", [0, 0.6, 2])
+def test_the_length_penalty_is_fairseqs(lenpen: float, tmp_path: Path) -> None:
+    model = exported(tmp_path / "model", "sru, sru_tiny")
+    translator = Translator(tmp_path / "model")
+    found = translator.hypotheses(LINES, beam=4, max_length=12, lenpen=lenpen)
+    expected = by_fairseq(model, translator.encode(LINES), 4, max_len_b=12, len_penalty=lenpen)
+    for (got,), wanted in zip(found, expected, strict=True):
+        assert got.tokens == [words().symbols[n] for n in wanted[0][0]]
+        assert got.score == pytest.approx(wanted[0][1], abs=1e-4)
+    assert [h[0].score for h in found] != [h[0].score for h in translator.hypotheses(LINES, beam=4, max_length=12)]
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_a_translation_depends_on_its_line_alone(int8: bool, tmp_path: Path) -> None:
     exported(tmp_path / "model", "sru, sru_tiny", int8)
@@ -86,6 +98,14 @@ def test_empty_lines_stay_and_order_is_kept(tmp_path: Path) -> None:
     assert translator.translate(TEXT[::-1], max_length=9) == found[::-1]
     assert translator.translate([]) == []
     assert [h.text for h in translator.hypotheses([""], nbest=3)[0]] == [""] * 3
+
+
+def test_white_space_is_made_plain(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model")
+    (expected,) = translator.encode(["close the window now"])
+    for line in ("\ufeffclose the window now", "close\tthe\u00a0window  now \r", " close the\u2028window now"):
+        assert translator.encode([line]) == [expected]
 
 
 def test_words_that_training_did_not_have_are_unknown(tmp_path: Path) -> None:
@@ -123,5 +143,7 @@ def test_options_out_of_range_are_named(option: str, value: int, tmp_path: Path)
     exported(tmp_path / "model", "sru, defaults")
     with pytest.raises(ValueError, match=rf"^{option} must be (at|an integer) .*got {value}$"):
         Translator(tmp_path / "model").hypotheses(["window"], **{option: value})
+    with pytest.raises(ValueError, match=r"^lenpen must be a finite number; got inf$"):
+        Translator(tmp_path / "model").hypotheses(["window"], lenpen=float("inf"))
     with pytest.raises(TypeError, match="lines must be a list of lines; got one str"):
         Translator(tmp_path / "model").translate("window")

@@ -161,7 +161,7 @@ def test_a_criterion_that_names_no_head_is_told_in_a_line(data, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sru_classifier", "cnn_classifier"])
-def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys):
+def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys, monkeypatch):
     """Sentences that have the word "good" behind "not", or not: for which order matters."""
     import classify
 
@@ -181,6 +181,9 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys)
     assert 100 * right / len(lines) == pytest.approx(float(stated), abs=0.06)
     assert right > 0.9 * len(lines)
     assert all(0.5 <= float(probability) <= 1 for _, probability in found)
+    monkeypatch.chdir(data)
+    classify.main([".", "--path", str(checkpoint), "--input", str(text)])
+    assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == found
     own = shutil.copytree(data, tmp_path / "own")  # as of fairseq-preprocess, which splits text at spaces alone
     for sentences, same in ((lines, True), ([(label, sentence.upper()) for label, sentence in lines], False)):
         text.write_text("".join(f"{sentence}\n" for _, sentence in sentences))

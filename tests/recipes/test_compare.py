@@ -6,10 +6,12 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ from typing import Any
 import compare
 import jsonschema
 import pytest
+from common.errors import RecipeError
 from common.files import write_text
-from comparison import collecting, commands, fairseq_output, report, runs, settings, stages, verdict
+from comparison import collecting, commands, fairseq_output, processes, report, runs, settings, stages, verdict
 from conftest import ROOT, write_pairs
 from support.paired import check_paired
 
@@ -184,6 +187,24 @@ def test_unknown_flags_of_fairseq_are_named_before_anything_is_run(group, capsys
 # Equal time
 
 
+def test_the_translator_searches_as_fairseq_generate(recipe):
+    overrides = ["cpu=true", "generate.lenpen=0.6", "generate.max-len-b=50"]
+    made = runs.Comparison(settings.load(recipe, overrides)).translators
+    assert made.options == {"lenpen": 0.6, "max_length": 50}
+    comparison = runs.Comparison(settings.load(recipe, ["cpu=true", "generate.sampling=true"]))
+    comparison.source, comparison.text = "en", {"test": {"en": []}}
+    comparison.translators.score()
+    assert comparison.translators.found("a") == {
+        "missing": "it doesn't know --sampling, which fairseq-generate has here"
+    }
+
+
+def test_it_ends_with_the_reader_of_its_output():
+    command = f"'{sys.executable}' recipes/compare.py recipes/configs/lohelp.yaml --dry-run | true"
+    done = subprocess.run(["bash", "-o", "pipefail", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 128 + signal.SIGPIPE and not done.stderr
+
+
 def test_equal_time_gives_updates_by_speed():
     assert settings.updates_in(10, 7.0, 10) == 4200
     assert settings.updates_in(10, 3.5, 10) == 2100
@@ -312,9 +333,10 @@ def test_a_failed_command_is_told_with_its_last_lines(tmp_path):
         run.command("none", ["no-such-program"], inputs=[], outputs=[], log=tmp_path / "log")
 
 
-def test_what_facts_refuses_is_a_failure(tmp_path):
+@pytest.mark.parametrize("error", [ValueError, RecipeError])
+def test_what_facts_refuses_is_a_failure(error, tmp_path):
     def facts() -> dict[str, Any]:
-        raise ValueError("3 translations of 4 sentences")
+        raise error("3 translations of 4 sentences")
 
     with pytest.raises(stages.StageError, match=r"^one two: 3 translations of 4"):
         Counter(tmp_path)(facts=facts)
@@ -325,7 +347,7 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
     def peak(megabytes: int) -> float:
         # It must live when its line is read, as a training run does at each of its own.
         code = f"import time; x = b'x' * ({megabytes} << 20); del x; print(flush=True); time.sleep(1)"
-        return stages.execute(python(code), tmp_path / "log", False, lambda line: None)["peak_memory"] / 2**20
+        return processes.execute(python(code), tmp_path / "log", False, lambda line: None)["peak_memory"] / 2**20
 
     ours = bytes(400 << 20)
     large, small = peak(300), peak(1)
@@ -333,11 +355,56 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
     assert small < 60
 
 
+def test_work_is_done_side_by_side(tmp_path):
+    def piece(own: int, other: int) -> int:
+        # ends when the other has begun
+        code = f"import os, time; open('{own}', 'w')\nwhile not os.path.exists('{other}'): time.sleep(0.01)"
+        processes.execute(
+            python(f"import os; os.chdir({str(tmp_path)!r}); {code}"), tmp_path / f"log {own}", False, print
+        )
+        return own
+
+    found: list[int] = []
+    processes.side_by_side(2, [partial(piece, 1, 2), partial(piece, 2, 1), partial(piece, 3, 1)], found.append)
+    assert sorted(found) == [1, 2, 3]
+    processes.side_by_side(1, [partial(piece, n, 1) for n in (1, 2)], found.append)
+    assert found[3:] == [1, 2]
+
+
+@pytest.mark.parametrize("failure", [stages.StageError, KeyboardInterrupt])
+def test_what_runs_beside_a_failure_is_stopped(failure, tmp_path):
+    run = stages.Stages(tmp_path / "stamps", lambda text: None)
+    begun = tmp_path / "begun"
+    outcomes: list[str] = []
+
+    def long() -> None:
+        code = f"import time; open({str(begun)!r}, 'w'); time.sleep(600)"
+        try:
+            run.command("long", python(code), inputs=[], outputs=[], log=tmp_path / "long.log")
+        except BaseException as error:
+            outcomes.append(type(error).__name__)
+            raise
+        raise AssertionError
+
+    def short() -> None:
+        wait_for(begun.exists)
+
+    def then(_: object) -> None:
+        raise failure("as Ctrl-C while the result is noted")
+
+    before = time.monotonic()
+    with pytest.raises(failure):
+        processes.side_by_side(2, [long, short, lambda: outcomes.append("a further one")], then)
+    assert outcomes[-1] == "KeyboardInterrupt" and time.monotonic() - before < 60
+    assert not run.stamp("long")["done"]
+    run.command("long", python("print(1)"), inputs=[], outputs=[], log=tmp_path / "long.log")  # works on afterwards
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends the children of a killed process on demand")
 def test_no_command_outlives_a_killed_comparison(tmp_path):
     child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
-    code = "import pathlib; from comparison import stages; "
-    code += f"stages.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
+    code = "import pathlib; from comparison import processes; "
+    code += f"processes.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
     parent = subprocess.Popen(
         [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
     )
@@ -552,8 +619,8 @@ def test_what_is_published_is_what_the_command_writes(path, tmp_path):
     [
         ("report.json", None, "must be a file of that name; got "),
         ("other.json", "{}", "must be a file of that name; got "),
-        ("report.json", "half", " is not a report of compare.py: JSONDecodeError: "),
-        ("report.json", '{"systems": {}}', " is not a report of compare.py: KeyError: 'baseline'"),
+        ("report.json", "half", " is no report on translation: JSONDecodeError: "),
+        ("report.json", '{"systems": {}}', " is no report on translation: KeyError: 'baseline'"),
     ],
 )
 def test_what_is_no_report_is_named_and_left_alone(name, text, message, tmp_path, capsys):
@@ -662,7 +729,7 @@ def test_several_processes_train_one_model(recipe, toy_data, tmp_path):
     ]
     given = settings.load(recipe, [*options, *size, "train.optimizer=adam", "train.lr=0.01"])
     command = commands.Commands(given).train("a", 1, 6, 3, tmp_path / "checkpoints")
-    stages.execute(command, tmp_path / "log", False, lambda line: None)
+    processes.execute(command, tmp_path / "log", False, lambda line: None)
     now = fairseq_output.trained(tmp_path / "checkpoints" / "checkpoint_last.pt")
     assert now.updates == 6
     assert now.tokens > 6 * 200  # each update has batches of both
@@ -730,6 +797,16 @@ def test_killed_at_each_stage_it_comes_to_the_same(undisturbed):
     log = (out / "checkpoints" / "one-1" / "train.log").read_text()
     assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch \d+ @ (?!120)\d+ updates\)", log)
     assert facts(out) == facts(undisturbed / "whole")
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_come_to_the_same(undisturbed):
+    done = run_small(undisturbed, "beside", "--jobs", "2")
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.index("\ntrain two 1") < done.stdout.index("\ngenerate one 1")
+    found = [json.loads((undisturbed / name / "report.json").read_text()) for name in ("whole", "beside")]
+    assert [report["machine"]["jobs"] for report in found] == [1, 2]
+    assert facts(undisturbed / "beside") == facts(undisturbed / "whole")
 
 
 @pytest.mark.slow

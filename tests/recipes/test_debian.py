@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from common import errors, hold
+from common.errors import RecipeError
 from conftest import ROOT
 from corpora import debian
 from corpora import debian_documents as documents
@@ -359,6 +360,13 @@ def shares(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(debian.DOMAINS, name, debian.DOMAINS[name]._replace(held_out=(0.2, 0.2)))
 
 
+BUILD = [
+    sys.executable,
+    "-c",
+    "import sys, pathlib; from corpora import debian; debian.build(*map(pathlib.Path, sys.argv[1:]))",
+]
+
+
 def copy(repository: Path, folder: Path) -> Path:
     return Path(shutil.copytree(repository, folder))
 
@@ -366,7 +374,7 @@ def copy(repository: Path, folder: Path) -> Path:
 def test_build_writes_the_same_bytes_twice_and_an_honest_manifest(repository: Path, tmp_path: Path, shares: None):
     one, two = tmp_path / "deep" / "one", tmp_path / "two"
     manifest = debian.build(one, repository)
-    assert debian.main(["--out", str(two), "--local-dir", str(repository)]) == 0
+    debian.build(two, repository)
     assert contents(one) == contents(two)
     assert [p.name for p in one.parent.iterdir()] == ["one"], "nothing is left beside the data, nothing was fetched"
     assert json.loads((one / "manifest.json").read_text()) == manifest
@@ -398,10 +406,12 @@ def test_build_writes_the_same_bytes_twice_and_an_honest_manifest(repository: Pa
 def test_nothing_depends_on_the_hash_seed_of_the_process(repository: Path, tmp_path: Path):
     made = []
     for seed in ("1", "2"):
-        command = [sys.executable, "-m", "corpora.debian", "--out", str(tmp_path / seed)]
-        command += ["--local-dir", str(repository)]
         subprocess.run(
-            command, env={**os.environ, "PYTHONHASHSEED": seed}, cwd=ROOT / "recipes", check=True, capture_output=True
+            [*BUILD, str(tmp_path / seed), str(repository)],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            cwd=ROOT / "recipes",
+            check=True,
+            capture_output=True,
         )
         made.append(contents(tmp_path / seed))
     assert made[0] == made[1] and made[0]["train.en"]
@@ -450,15 +460,14 @@ def test_the_part_of_a_document_depends_on_its_name_alone():
 # --- files that are there, and files to fetch -------------------------------------------------------------------------
 
 
-def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> str:
-    assert debian.main(list(args)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("debian: error: ")
-    return error
+def error_of(out: Path, local_dir: Path | None = None) -> str:
+    with pytest.raises((RecipeError, OSError)) as raised:
+        debian.build(out, local_dir)
+    return str(raised.value)
 
 
 def test_a_failure_leaves_what_was_there(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], shares: None
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: None
 ):
     out = tmp_path / "out"
     debian.build(out, repository)
@@ -470,7 +479,7 @@ def test_a_failure_leaves_what_was_there(
 
     with monkeypatch.context() as patch:
         patch.setattr(Path, "write_bytes", full)
-        assert "no space left" in error_of(capsys, "--out", str(out), "--local-dir", str(repository))
+        assert "no space left" in error_of(out, repository)
     assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
     for name in (".out.part", ".out-abcdefgh"):
         (tmp_path / name / "new").mkdir(parents=True)
@@ -481,44 +490,42 @@ def test_a_failure_leaves_what_was_there(
     assert all((path / "new" / "train.en").read_text() == "mine" for path in beside[-2:])
     beside.sort()
     (out / "valid.de").write_text("changed by me")
-    assert "were changed (valid.de)" in error_of(capsys, "--out", str(out), "--local-dir", str(repository))
+    assert "were changed (valid.de)" in error_of(out, repository)
     (out / "valid.de").write_bytes(before["valid.de"])
     (out / "mine.txt").write_text("dear to me")
-    assert "mine.txt" in error_of(capsys, "--out", str(out)), "before anything is fetched"
+    assert "mine.txt" in error_of(out), "before anything is fetched"
     assert contents(out) == {**before, "mine.txt": b"dear to me"} and sorted(tmp_path.iterdir()) == beside
 
 
-def test_local_files_that_do_not_fit_are_named(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+def test_local_files_that_do_not_fit_are_named(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out, folder = tmp_path / "out", copy(repository, tmp_path / "local")
-    args = ("--out", str(out), "--local-dir", str(folder))
-    assert "--local-dir" in error_of(capsys, "--out", str(out), "--local-dir", str(tmp_path / "nowhere"))
+    args = (out, folder)
+    assert "--local-dir" in error_of(out, tmp_path / "nowhere")
     extra = pack(folder, "git", {"x": "y"}, version="2.0-1")
-    assert "git_1.0-1_all.deb and git_2.0-1_all.deb" in error_of(capsys, *args)
+    assert "git_1.0-1_all.deb and git_2.0-1_all.deb" in error_of(*args)
     extra.unlink()
     (twin,) = folder.glob("libreoffice-help-de_*")
     twin.rename(tmp_path / twin.name)
     pack(folder, "libreoffice-help-de", {"x": "y"}, version="2.0-1")
-    error = error_of(capsys, *args)
+    error = error_of(*args)
     assert "libreoffice-help-en-us_1.0-1" in error and "versions 1.0-1 and 2.0-1" in error
     (folder / "libreoffice-help-de_2.0-1_all.deb").unlink()
     (tmp_path / twin.name).rename(twin)
     (german,) = folder.glob("*Translation-de")
     german.write_text("")
-    error = error_of(capsys, *args)
+    error = error_of(*args)
     assert str(german) in error and "no document is in both languages" in error
     assert not out.exists()
 
 
 def test_without_apt_the_message_says_which_files_go_where(
-    repository: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     folder = copy(repository, tmp_path / "local")
     for path in [*folder.glob("git_*"), *folder.glob("*Translation-de")]:
         path.unlink()
     monkeypatch.setenv("PATH", str(tmp_path))
-    error = error_of(capsys, "--out", str(tmp_path / "out"), "--local-dir", str(folder))
+    error = error_of(tmp_path / "out", folder)
     assert "apt-get is missing" in error and "--local-dir" in error and str(tmp_path / "out.packages") in error
     assert "apt-get download git\n" in error and "Translation-de.xz: of a Debian mirror" in error
     assert "Translation-en" not in error and "vlc" not in error
@@ -555,7 +562,7 @@ def fake_apt(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_half_written_list_is_not_taken_for_a_whole_one(
-    fake_apt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    fake_apt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     whole = Path.write_bytes
 
@@ -564,7 +571,7 @@ def test_a_half_written_list_is_not_taken_for_a_whole_one(
         raise OSError("no space left")
 
     monkeypatch.setattr(Path, "write_bytes", full)
-    assert "no space left" in error_of(capsys, "--out", str(tmp_path / "out"))
+    assert "no space left" in error_of(tmp_path / "out")
     assert fake_apt.read_text().startswith("update") and not list((tmp_path / "out.packages").iterdir())
 
 
@@ -574,9 +581,12 @@ def test_a_killed_fetch_goes_on_with_what_is_missing(fake_apt: Path, repository:
 
     def run(kill: str) -> tuple[int, list[str]]:
         log.write_text("")
-        command = [sys.executable, "-m", "corpora.debian", "--out", str(out)]
         done = subprocess.run(
-            command, env={**os.environ, "FAKE_KILL": kill}, cwd=ROOT / "recipes", capture_output=True, text=True
+            [*BUILD, str(out)],
+            env={**os.environ, "FAKE_KILL": kill},
+            cwd=ROOT / "recipes",
+            capture_output=True,
+            text=True,
         )
         assert kill or done.returncode == 0, done.stderr
         return done.returncode, [

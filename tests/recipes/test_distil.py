@@ -56,7 +56,7 @@ def test_targets_are_the_teachers(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--beam", "0"], "argument --beam: must be at least 1; got 0"),
+        (["--beam", "0"], "argument --beam: must be an integer of at least 1; got '0'"),
         (["--path", "none.pt"], "argument --path: there is no file none.pt"),
         ([], "argument DATA: nowhere is not a folder that prepare.py has finished"),
     ],

@@ -614,29 +614,10 @@ def test_what_is_not_as_it_was_made_is_named(
         assert f"({name} is missing)" in message()
         (out / name).write_bytes(whole)
     (out / "bin").rename(tmp_path / "bin")
-    assert "(bin is missing; bin/dict.de.txt is missing; bin/dict.en.txt is missing)" in message()
+    assert "(bin/dict.de.txt is missing; bin/dict.en.txt is missing)" in message()
     (tmp_path / "bin").rename(out / "bin")
     prepare.main(own.words(out))
     assert capfd.readouterr().out.endswith(f"{out}: already made\n")
-
-
-def test_manifests_of_earlier_versions(
-    own: Own, quick: None, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """They list the text alone."""
-    out = tmp_path / "out"
-    prepare.main(own.words(out))
-    manifest = manifest_of(out)
-    manifest["files"] = {name: facts for name, facts in manifest["files"].items() if "lines" in facts}
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    prepare.main(own.words(out))
-    said = f"{out}: already made, by an earlier version: spm.model and bin are there, but have no checksums\n"
-    assert capfd.readouterr().out.endswith(said)
-    (out / "bin").rename(tmp_path / "bin")
-    assert "(bin is missing)" in fails(own.words(out))
-    (tmp_path / "bin").rename(out / "bin")
-    (out / "valid.sp.de").write_text("mine")
-    assert "(valid.sp.de has changed)" in fails(own.words(out))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": {}}', '{"made_by": "fairseq_sru recipes/debian.py"}'])

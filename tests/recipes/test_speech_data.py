@@ -156,6 +156,7 @@ def test_must_c_in_miniature(tmp_path):
         segments, lines = [], []
         for talk in range(talks):
             wave = np.concatenate([tone(200 + 100 * k, 1.0, 16_000) for k in range(4)])
+            wave[48_000:] *= talk != 1  # a silent segment stays
             soundfile.write(data / split / "wav" / f"ted_{split}_{talk}.wav", wave, 16_000)
             for k in range(4):
                 place = f"duration: 1.0, offset: {k}.0, speaker_id: spk.{talk}"

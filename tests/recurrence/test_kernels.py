@@ -56,7 +56,7 @@ class Host(Kernels):
         half = shape.width // shape.directions
         assert self.wide or half % self.vec == 0
         threads = shape.batch * shape.directions * -(-half // self.vec) * shape.chunks
-        entries = host_kernels(form(variant, self.vec, self.ahead, self.wide), variant.peephole)
+        entries = host_kernels(form(variant, self.vec, self.ahead, self.wide), variant.kernels)
         run(entries, kernel, threads + self.spare, self.vec, self.workers, shape, arguments)
 
 
@@ -65,8 +65,8 @@ def form(variant: Variant, vec: int, ahead: int, wide: bool) -> tuple[str, ...]:
 
 
 @functools.cache
-def host_kernels(options: tuple[str, ...], peephole: int) -> Any:
-    return load(build.host_library(options), peephole)
+def host_kernels(options: tuple[str, ...], kernels: tuple[str, ...]) -> Any:
+    return load(build.host_library(options), kernels)
 
 
 def native(**arguments: Any) -> tuple[Tensor, Tensor]:

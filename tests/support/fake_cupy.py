@@ -11,6 +11,7 @@ import ctypes
 import functools
 import re
 import struct
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -238,16 +239,19 @@ class Module:
     def load(self, code: bytes) -> None:
         assert type(code) is bytes
         self.device = self.gpu.current
+        self.threads = {threading.get_ident()}
         self.code = code
         self.gpu.loads.append((self.device, code))
 
     def get_function(self, name: str) -> Callable[..., None]:
         assert name in signatures()
+        assert threading.get_ident() in self.threads, "CUDA_ERROR_INVALID_CONTEXT: CuPy makes none current here"
         return functools.partial(self._call, name)
 
     def _call(self, name: str, grid: Any, block: Any, args: Any, shared_mem: int = 0, stream: Any = None) -> None:
         """cupy.cuda.function.Function.__call__"""
         assert self.gpu.current == self.device, "a module is of one device"
+        self.threads.add(threading.get_ident())
         self.gpu.run(self.code, name, grid, block, args, stream.ptr)
 
 

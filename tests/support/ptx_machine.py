@@ -199,9 +199,12 @@ class Machine:
             "%ctaid.x": number // block,
             "%ntid.x": np.full(self.count, block, np.uint32),
         }
-        (found,) = set(re.findall(r"\.shared \.align \d+ \.b8 (\w+)\[(\d+)\];", ptx))  # what all kernels use
-        self.shared_name, size = found
-        self.shared = np.zeros((grid, int(size)), np.uint8)  # of each block
+        self.places_of: dict[str, int] = {}  # of arrays in shared memory, those of other kernels, too
+        size = 0
+        for name, length in re.findall(r"\.shared \.align \d+ \.b8 (\w+)\[(\d+)\];", ptx):
+            self.places_of[name] = size
+            size += int(length)
+        self.shared = np.zeros((grid, size), np.uint8)  # of each block
         self.arrived = np.zeros(self.shared.shape, bool)
         self.block = block
         self.copies: list[list[list[tuple[int, int, int]]]] = [
@@ -244,8 +247,8 @@ class Machine:
             bits = np.array(int(operand, 0) & (1 << 64) - 1, np.uint64)
             narrow = SIZES[str(8 * np.dtype(wanted).itemsize)]
             return np.full(len(self.active), bits.astype(narrow).view(wanted), wanted)
-        if operand == self.shared_name:
-            return np.zeros(len(self.active), wanted)
+        if operand in self.places_of:
+            return np.full(len(self.active), self.places_of[operand], wanted)
         values = self.registers[operand][self.active]
         if values.dtype == bool or wanted is bool:
             return values

@@ -1,0 +1,149 @@
+"""Commands that a comparison runs: one after the other, or several at a time, all of which end with it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import Event, Timer
+from typing import Any, TypeVar
+
+PATIENCE = 10.0  # seconds from being told to end to being killed
+NEWS = 20  # last lines of a failed command that are shown
+
+Found = TypeVar("Found")
+
+_running: set[subprocess.Popen[str]] = set()
+_ending = Event()  # set while what several threads run is stopped
+
+
+def program(command: Sequence[str]) -> list[str]:
+    """The command with its program from the environment of this Python."""
+    if command[0] == "python":  # which may go by another name here
+        return [sys.executable, *command[1:]]
+    beside = Path(sys.executable).with_name(command[0])
+    return [str(beside) if beside.is_file() else command[0], *command[1:]]
+
+
+def _end_with_parent() -> None:
+    # Else the orphan of a killed comparison would go on writing beside its successor.
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def peak_memory(pid: int | str) -> int:
+    """Peak resident memory of a process or of one of those that it started, in bytes; 0 where /proc doesn't tell.
+
+    Not rusage: there a child begins with the peak of the process that started it.
+    """
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return 0
+    own = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return max([int(own[1]) * 1024 if own else 0, *map(peak_memory, children)])
+
+
+def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
+    """End a process and, where it has a group of its own, all that it started."""
+    with contextlib.suppress(ProcessLookupError):
+        if os.getpgid(process.pid) == process.pid:
+            os.killpg(process.pid, how)
+        else:
+            process.send_signal(how)
+
+
+def side_by_side(
+    jobs: int, work: Sequence[Callable[[], Found]], then: Callable[[Found], object] = lambda found: None
+) -> None:
+    """Do pieces of work, so many at a time; ``then`` is called in this thread with what each returned. If one fails, or
+    on Ctrl-C, commands that run are stopped and no further ones begin."""
+    if jobs == 1:
+        for piece in work:
+            then(piece())
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = [pool.submit(piece) for piece in work]
+        try:
+            for future in as_completed(futures):
+                then(future.result())
+        except BaseException:
+            _ending.set()
+            for process in list(_running):
+                stop(process)
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            _ending.clear()
+
+
+def execute(
+    command: Sequence[str],
+    output: Path,
+    append: bool,
+    on_line: Callable[[str], object],
+    limit: float | None = None,
+) -> dict[str, Any]:
+    """Run a command whose output goes to a file, and see its lines; its wall time, and its peak memory when it last
+    printed a line (None where /proc doesn't tell).
+
+    Args:
+        limit: seconds after which it is stopped, with all that it started; PATIENCE later it is killed.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its last lines are the exception's output.
+        subprocess.TimeoutExpired: it was stopped.
+        KeyboardInterrupt: :func:`side_by_side` stops what it does.
+    """
+    if _ending.is_set():
+        raise KeyboardInterrupt
+    output.parent.mkdir(parents=True, exist_ok=True)
+    last: deque[str] = deque(maxlen=NEWS)
+    begun, peak = time.monotonic(), 0
+    with output.open("a" if append else "w", encoding="utf-8", buffering=1) as file:
+        process = subprocess.Popen(
+            program(command),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="replace",
+            start_new_session=limit is not None,
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+        )
+        assert process.stdout
+        _running.add(process)
+        timers = [] if limit is None else [Timer(limit, stop, [process])]
+        timers += [] if limit is None else [Timer(limit + PATIENCE, stop, [process, signal.SIGKILL])]
+        for timer in timers:
+            timer.start()
+        try:
+            for line in process.stdout:
+                file.write(line)
+                last.append(line)
+                peak = max(peak, peak_memory(process.pid))
+                on_line(line)
+            process.wait()
+        finally:
+            _running.remove(process)
+            for timer in timers:
+                timer.cancel()
+            if process.returncode is None:  # Ctrl-C
+                stop(process)
+                process.wait()
+    if _ending.is_set():
+        raise KeyboardInterrupt
+    if limit is not None and time.monotonic() - begun >= limit:
+        raise subprocess.TimeoutExpired(list(command), limit)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, list(command), "".join(last))
+    return {"seconds": time.monotonic() - begun, "peak_memory": peak or None}

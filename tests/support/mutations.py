@@ -64,8 +64,8 @@ MUTATIONS = [
     Mutation(
         "reset gate sees the state after the step",
         "sru.cu",
-        "reset_gate(p, in.reset(j), before)",
-        "reset_gate(p, in.reset(j), after)",
+        "reset_gate(p, in.of.reset(j), before)",
+        "reset_gate(p, in.of.reset(j), after)",
         V2,
     ),
     Mutation(
@@ -190,8 +190,8 @@ MUTATIONS = [
     Mutation(
         "gradient of a chunk's last step doesn't see the next chunk's forget gate",
         "sru.cu",
-        "before = f * (constant[j] + in.grad_h[j]",
-        "before = f * constant[j] + (in.grad_h[j]",
+        "before = f * (constant[j] + in.of.grad_h[j]",
+        "before = f * constant[j] + (in.of.grad_h[j]",
         CHUNKS,
     ),
     Mutation(

@@ -252,7 +252,7 @@ MUTATIONS = [
     Mutation(
         "backward pass reads every state twice",
         "sru.cu",
-        "c = in.c_before;",
+        "c = in.of.c_before;",
         "c.load(states.rows.next(), me.lanes);",
         "moves_no_byte_more and k3-input-float32-tanh",
     ),

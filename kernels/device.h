@@ -111,9 +111,9 @@ DEVICE void write(void* to, const V& v) {
 // ---------------------------------------------------------------- loads on their way
 
 // A thread's own places for a T, which is a Reads, in shared memory, two halves of SLOTS, in pieces of 16 bytes; its mask,
-// where that would begin another piece, is in a word apart (of many threads, that is; few have room). What is copied there is on its way while the thread goes on, and takes
-// no registers. Loads into registers would do if the assembler let them: it moves them to where they are used, or has one
-// wait for another.
+// where that would begin another piece, is in a word apart (of many threads, that is; few have room). What is copied there
+// is on its way while the thread goes on, and takes no registers. Loads into registers would do if the assembler let them:
+// it moves them to where they are used, or has one wait for another.
 template <class T, int SLOTS>
 struct Ring {
     enum { size = sizeof(T::of) + 4, words = VEC > 1 && size % 16 == 4, pieces = (size + 15) / 16 - words };

@@ -68,7 +68,7 @@ DEVICE void pipeline(count_t count, Each each, Step step) {
 template <class R, class Each, class Step>
 DEVICE void pipeline(count_t count, Each each, Step step) {
     Ring<Reads<R>, AHEAD> ring;
-    Reads<R> places;         // only to tell where in it a pack is
+    Reads<R> places;       // only to tell where in it a pack is
     count_t left = count;  // to be asked for
     const auto place = [&](auto& pack) { return int((const uint8*)&pack - (const uint8*)&places); };
     const auto ask = [&]() {

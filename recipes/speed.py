@@ -40,6 +40,7 @@ from benchmarks.timing import (
     folder,
     machine,
     measure,
+    resumed,
     warm_up,
 )
 from common.files import write_text
@@ -93,10 +94,9 @@ def main(arguments: list[str] | None = None) -> None:
         "other_kernels": [],
         "cases": [],
     }
-    if args.resume and (args.out / "speed.json").is_file():
-        found = json.loads((args.out / "speed.json").read_text(encoding="utf-8"))
-        if {**found["machine"], "date": ""} == {**here, "date": ""} and found["turns"] == args.turns:
-            report = found
+    path = args.out / "speed.json"
+    if args.resume:
+        report = resumed(path, report, *(report.keys() - {"machine", "turns"}))
 
     def left(part: str, wanted: list[Case]) -> list[Case]:
         """Those that are not in the report."""
@@ -106,24 +106,25 @@ def main(arguments: list[str] | None = None) -> None:
     def keep(part: str, entry: dict[str, Any]) -> None:
         """What is stopped leaves what is measured."""
         report[part].append(entry)
-        write_text(args.out / "speed.json", json.dumps(report, indent=1) + "\n")
+        write_text(path, json.dumps(report, indent=1) + "\n")
 
-    if backend and not args.rivals:
-        all_scans = [Case(FORWARD, *s, *variant) for s in scans for variant in scanned]
-        layer.all_scans(backend, left("recurrence", all_scans), args.turns, partial(keep, "recurrence"))
-    if not args.rivals:
-        report["contestants"] = layer.all_notes(package, Case(FORWARD, *one))
-    if (ON_GPU or DRY) and not args.rivals:
-        narrow = Case(BOTH, *one, dtype="bfloat16")
-        report["contestants"] |= {f"{name}, bfloat16": note for name, note in layer.all_notes(package, narrow).items()}
-    if package or not args.rivals:
-        layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"), args.rivals)
     if args.rivals:
+        if package:
+            layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"), rivals=True)
         wanted = left("other_kernels", others.cases_of(scans, scanned))
         others.all_others(wanted, args.turns, partial(keep, "other_kernels"))
-    print(f"\nwrote {args.out / 'speed.json'}")
-    for path in layer.draw(report, args.out) if report["cases"] else ():
-        print(f"wrote {path}")
+    else:
+        if backend:
+            all_scans = [Case(FORWARD, *s, *variant) for s in scans for variant in scanned]
+            layer.all_scans(backend, left("recurrence", all_scans), args.turns, partial(keep, "recurrence"))
+        report["contestants"] = layer.all_notes(package, Case(FORWARD, *one))
+        if ON_GPU or DRY:
+            narrow = layer.all_notes(package, Case(BOTH, *one, dtype="bfloat16"))
+            report["contestants"] |= {f"{name}, bfloat16": note for name, note in narrow.items()}
+        layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"))
+    print(f"\nwrote {path}")
+    for drawn in layer.draw(report, args.out) if report["cases"] else ():
+        print(f"wrote {drawn}")
 
 
 if __name__ == "__main__":

@@ -41,6 +41,7 @@ from benchmarks.timing import (
     graphed,
     machine,
     measure,
+    resumed,
     short,
     table,
 )
@@ -95,10 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
     report: dict[str, Any] = {"machine": here, "turns": args.turns, "vocabulary": args.vocabulary}
     report |= {"preset": args.preset, "tokens": args.pairs * made.SOURCE, "parameters": sizes, "cases": {}}
     path = args.out / "steps.json"
-    if args.resume and path.is_file():
-        old = json.loads(path.read_text(encoding="utf-8"))
-        same = [{**one, "cases": {}, "machine": {**one["machine"], "date": ""}} for one in (old, report)]
-        report = old if same[0] == same[1] else report
+    report = resumed(path, report, "cases") if args.resume else report
     found: dict[str, dict[str, dict[str, Any]]] = report["cases"]
 
     def rows() -> Iterator[list[str]]:

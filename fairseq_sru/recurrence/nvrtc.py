@@ -156,10 +156,7 @@ def compiler() -> Compiler:
         ) from error
     wheels = [p for base in _nvidia_packages() for p in sorted(base.glob(f"*/lib/libnvrtc.so.{major}*"))]
     failure: Unavailable | None = None
-    for candidate in (
-        path,
-        *map(str, wheels),
-    ):  # what lies beside torch may be of another CUDA than what is found first
+    for candidate in (path, *map(str, wheels)):  # beside torch may lie one of another CUDA than what is found first
         try:
             found = Compiler(candidate)
         except Unavailable as error:

@@ -85,12 +85,10 @@ def published_package() -> Package:
     warnings.filterwarnings("ignore", module=r"sru\.|torch\.")  # v1, tanh, torch.jit are called deprecated
     try:
         import sru
-    except Exception as error:  # whatever its build ends in
-        going_on_without("the package sru", f"{type(error).__name__}: {error}")
-        return None
-    try:  # where its CUDA source doesn't compile it can be imported all the same, and fails when it is called
+
+        # where its CUDA source doesn't compile it can be imported all the same, and fails when it is called
         sru.SRU(8, 8, num_layers=1, v1=True, use_tanh=True).to(DEVICE)(torch.randn(2, 2, 8, device=DEVICE))
-    except Exception as error:
+    except Exception as error:  # whatever its build ends in
         going_on_without("the package sru", f"{type(error).__name__}: {error}")
         return None
     return sru.SRU  # type: ignore[no-any-return]

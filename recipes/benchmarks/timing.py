@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import math
 import os
 import sys
@@ -113,6 +114,19 @@ def demand_kernels() -> None:
     measured."""
     if ON_GPU and (said := backends()["cuda"]) != "ready":
         sys.exit(f"the kernels don't run on this GPU: {said}")
+
+
+def resumed(path: Path, report: dict[str, Any], *measured: str) -> dict[str, Any]:
+    """The report in a file, if it is as this new one but for what is ``measured`` and the date; else this one."""
+    if not path.is_file():
+        return report
+
+    def given(one: dict[str, Any]) -> dict[str, Any]:
+        rest = {key: value for key, value in one.items() if key not in measured}
+        return {**rest, "machine": {**one["machine"], "date": ""}}
+
+    old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return old if given(old) == given(report) else report
 
 
 def short(value: float | None) -> str:

@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -66,11 +67,17 @@ def install(folder: Path, site: Path) -> None:
     """Put what this environment lacks into a folder."""
     there = installed()
     lacking = [wheel for wheel in sorted(folder.glob("*.whl")) if lacks(wheel, there)]
-    for wheel in lacking:
-        try:
-            pip("install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", site, wheel)
-        except subprocess.CalledProcessError:  # for another Python, say
-            print(f"going on without {wheel.name}", file=sys.stderr)
+    put = partial(pip, "install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", site)
+    try:
+        if lacking:
+            put(*lacking)
+    except subprocess.CalledProcessError:  # one is for another Python, say
+        for wheel in list(lacking):
+            try:
+                put(wheel)
+            except subprocess.CalledProcessError:
+                lacking.remove(wheel)
+                print(f"going on without {wheel.name}", file=sys.stderr)
     print(f"{len(lacking)} packages from {folder} are in {site}: {', '.join(map(package, lacking)) or 'none lacked'}")
 
 

@@ -370,6 +370,16 @@ def test_the_package_that_fails_is_left_out_and_others_that_fail_are_an_error(mo
 # ---------------------------------------------------------------- how numbers are shown
 
 
+def test_a_report_is_gone_on_with_where_only_what_is_measured_differs(tmp_path):
+    new = {"machine": {"device": "one", "date": "now"}, "turns": 3, "cases": []}
+    old = {**new, "machine": {"device": "one", "date": "before"}, "cases": [1]}
+    path = tmp_path / "speed.json"
+    assert timing.resumed(path, new, "cases") is new
+    for there, expected in ((old, old), ({**old, "turns": 7}, new), ({**old, "machine": {"device": "two"}}, new)):
+        path.write_text(json.dumps(there))
+        assert timing.resumed(path, new, "cases") == expected
+
+
 def test_numbers_are_shown_with_three_digits():
     for i in range(-20, 70):
         assert_shown(timing.short(10 ** (i / 10)), 10 ** (i / 10))

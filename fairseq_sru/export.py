@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     subword_model = args.sentencepiece_model or args.subword_nmt_codes
     for flag, path in (("--path", args.path), ("the subword model", subword_model)):
         if not path.is_file():
-            parser.error(f"argument {flag}: there is no file {path}")
+            parser.error(f"argument {flag}: no such file: {path}")
     if args.no_normalise and not args.subword_nmt_codes:
         parser.error("argument --no-normalise: is for --subword-nmt-codes")
     logging.basicConfig(level=logging.WARNING)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.timing import at_least_one
+from common.arguments import at_least_one
 from common.files import write
 from fairseq.checkpoint_utils import checkpoint_paths
 from tqdm import tqdm

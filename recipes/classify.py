@@ -12,14 +12,15 @@ import logging
 import sys
 from pathlib import Path
 
+from common.arguments import file
 from common.errors import RecipeError, end_with_reader
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("data", type=Path, metavar="DATA", help="the folder that the model was trained on")
-    parser.add_argument("--path", type=Path, required=True, metavar="FILE", help="the model's checkpoint")
-    parser.add_argument("--input", type=Path, metavar="FILE", help="a sentence a line (default: standard input)")
+    parser.add_argument("--path", type=file, required=True, metavar="FILE", help="the model's checkpoint")
+    parser.add_argument("--input", type=file, metavar="FILE", help="a sentence a line (default: standard input)")
     args = parser.parse_args(argv)
     logging.disable(logging.INFO)  # of fairseq
     name = args.input or "standard input"

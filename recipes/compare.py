@@ -82,8 +82,6 @@ def main(argv: list[str] | None = None) -> int:
     parser = recipe_parser(__doc__, jobs="runs")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and check their flags")
     args = parser.parse_intermixed_args(argv)
-    if not args.recipe.is_file():
-        parser.error(f"no such file: {args.recipe}")
     try:
         given = load(args.recipe, args.overrides)
         given = given if given.kind == "translation" else USES[given.kind].completed(given)

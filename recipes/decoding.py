@@ -27,7 +27,8 @@ from typing import Any
 
 from benchmarks import decoding
 from benchmarks.decoding import CELLS, CT2_FLOAT32, CT2_INT8, FLOAT32, INT8, MODELS
-from benchmarks.timing import at_least_one, machine, short, table
+from benchmarks.timing import machine, short, table
+from common.arguments import at_least_one, file
 from common.files import write_text
 from sacrebleu.metrics import BLEU
 from tqdm import tqdm
@@ -101,18 +102,15 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the prepared data, by sentencepiece")
     for kind in ("sru", "lstm", "transformer"):
-        parser.add_argument(f"--{kind}", type=Path, required=kind == "sru", metavar="CHECKPOINT")
+        parser.add_argument(f"--{kind}", type=file, required=kind == "sru", metavar="CHECKPOINT")
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.json", help="written at the end")
     parser.add_argument("--threads", type=at_least_one, default=1, help="of each system (%(default)s)")
     parser.add_argument("--turns", type=at_least_one, default=3, help="runs of each system (%(default)s)")
     parser.add_argument("--sentences", type=at_least_one, default=200, help="that go one by one (%(default)s)")
     args = parser.parse_args(argv)
-    for kind in ("sru", "lstm", "transformer"):
-        if (path := vars(args)[kind]) and not path.is_file():
-            parser.error(f"argument --{kind}: there is no file {path}")
-    for file in ("spm.model", "manifest.json"):
-        if not (args.data / file).is_file():
-            parser.error(f"argument --data: there is no {args.data / file}")
+    for name in ("spm.model", "manifest.json"):
+        if not (args.data / name).is_file():
+            parser.error(f"argument --data: no such file: {args.data / name}")
     manifest = json.loads((args.data / "manifest.json").read_text())
     source, references = (
         (args.data / f"test.{manifest[side]}").read_text("utf-8").splitlines() for side in ("source", "target")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from benchmarks.timing import at_least_one
+from common.arguments import at_least_one
 from common.files import write_text
 from comparison.commands import words
 from comparison.fairseq_output import hypotheses
@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     for path in map(Path, args.path.split(":")):
         if not path.is_file():
-            parser.error(f"argument --path: there is no file {path}")
+            parser.error(f"argument --path: no such file: {path}")
     try:
         manifest = json.loads((args.data / "manifest.json").read_text(encoding="utf-8"))
         source, target = manifest["source"], manifest["target"]

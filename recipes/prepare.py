@@ -25,6 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from common.arguments import file
 from common.errors import RecipeError
 from common.hold import FolderError, held
 from corpora.building import Task
@@ -56,7 +57,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
         help="subwords in the joint vocabulary; with moses-bpe, merge operations (default: the data set's; 8000)",
     )
     parser.add_argument(
-        "--embeddings", type=Path, metavar="FILE", help="for labelled sentences: vectors of GloVe or word2vec"
+        "--embeddings", type=file, metavar="FILE", help="for labelled sentences: vectors of GloVe or word2vec"
     )
     parser.add_argument("--test-speakers", metavar="NAMES", help=f"of spoken-digits (default: {TEST_SPEAKERS})")
     parser.add_argument("--local-dir", type=Path, metavar="DIR", help="a folder of archives that were already fetched")
@@ -84,8 +85,6 @@ def other_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prepa
     for option, value in vars(args).items():
         if value and not takes.get(option):
             parser.error(f"argument --{option.replace('_', '-')}: is not for {name}")
-    if args.embeddings and not args.embeddings.is_file():
-        parser.error(f"argument --embeddings: no such file: {args.embeddings}")
     if name in SETS:
         return Sentences(name, local_dir, args.embeddings)
     if name in TEXTS:
@@ -125,7 +124,7 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
     for split in texts:
         for path in [*texts[split][0], *([domains[split]] if split in domains else [])]:
             if not path.is_file():
-                parser.error(f"argument --{split}-prefix: there is no file {path}")
+                parser.error(f"argument --{split}-prefix: no such file: {path}")
     if args.local_dir and texts:
         parser.error(f"argument --local-dir: {'your own text' if name == 'own' else name} needs no archives")
     for option in ("embeddings", "test_speakers"):

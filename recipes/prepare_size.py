@@ -207,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     for side in SIDES:
         if not Path(f"{args.text}.{side}").is_file():
-            parser.error(f"argument TEXT: there is no file {args.text}.{side}")
+            parser.error(f"argument TEXT: no such file: {args.text}.{side}")
     if not 0 < args.percent <= 100:
         parser.error(f"argument --percent: {args.percent:g} is not above 0 and at most 100")
     archives = args.work / f"archives-{args.percent:g}"

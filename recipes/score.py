@@ -9,8 +9,8 @@ Scores come from sacreBLEU, over the data set's own text, with their signatures.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from common.arguments import file
 from comparison.fairseq_output import hypotheses, trained
 from corpora.registry import DATA, DATA_SETS
 from sacrebleu.metrics import BLEU, CHRF
@@ -21,12 +21,9 @@ EXAMPLES = 3
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data-set", choices=DATA_SETS, required=True)
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="the training run's last")
-    parser.add_argument("--generated", type=Path, required=True, metavar="FILE", help="what fairseq-generate printed")
+    parser.add_argument("--checkpoint", type=file, required=True, metavar="FILE", help="the training run's last")
+    parser.add_argument("--generated", type=file, required=True, metavar="FILE", help="what fairseq-generate printed")
     args = parser.parse_args(argv)
-    for flag, path in (("checkpoint", args.checkpoint), ("generated", args.generated)):
-        if not path.is_file():
-            parser.error(f"argument --{flag}: there is no file {path}")
 
     read = lambda language: (DATA / args.data_set / f"test.{language}").read_text("utf-8").splitlines()  # noqa: E731
     source, reference = map(read, DATA_SETS[args.data_set])

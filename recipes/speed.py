@@ -35,14 +35,13 @@ from benchmarks.timing import (
     DRY,
     ON_GPU,
     TITLE,
-    at_least_one,
     demand_kernels,
-    folder,
     machine,
     measure,
     resumed,
     warm_up,
 )
+from common.arguments import at_least_one, folder
 from common.files import write_text
 
 from fairseq_sru.recurrence.dispatch import choose

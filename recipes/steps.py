@@ -35,9 +35,7 @@ from benchmarks.timing import (
     TITLE,
     Function,
     Spread,
-    at_least_one,
     demand_kernels,
-    folder,
     graphed,
     machine,
     measure,
@@ -45,6 +43,7 @@ from benchmarks.timing import (
     short,
     table,
 )
+from common.arguments import at_least_one, folder
 from common.files import write_text
 from tqdm import tqdm
 

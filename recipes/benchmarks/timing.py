@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import datetime
 import json
 import math
@@ -165,20 +164,3 @@ def machine(**more: str) -> dict[str, Any]:
         **more,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1; got {text!r}")
-    return int(text)
-
-
-def folder(text: str) -> Path:
-    path = Path(text)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"must be a folder; {text!r} can't be made: {error.strerror}") from error
-    if not os.access(path, os.W_OK):
-        raise argparse.ArgumentTypeError(f"must be a folder that can be written; got {text!r}")
-    return path

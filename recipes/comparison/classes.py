@@ -31,7 +31,7 @@ class Classes:
     def __init__(self, checkpoint: Path, data: Path) -> None:
         for path in (checkpoint, data / "input0" / "dict.txt", data / "label" / "dict.txt"):
             if not path.is_file():
-                raise RecipeError(f"there is no file {path}")
+                raise RecipeError(f"no such file: {path}")
         given = {"data": str(data), "encoder_embed_path": None}  # the vectors are in the checkpoint
         try:
             (self.model,), cfg, self.task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], given)

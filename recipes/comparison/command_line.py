@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.timing import at_least_one
+from common.arguments import at_least_one, file
 
 from .settings import Settings, load
 
@@ -24,7 +24,7 @@ def recipe_parser(about: str | None, *, jobs: str | None = None, output: str | N
         output: help of ``--output``; likewise.
     """
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
-    parser.add_argument("recipe", type=Path, metavar="RECIPE.yaml")
+    parser.add_argument("recipe", type=file, metavar="RECIPE.yaml")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
     if jobs:
         parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help=f"{jobs} at a time (%(default)s)")

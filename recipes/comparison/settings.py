@@ -17,6 +17,7 @@ OURS = {"user-dir", "cpu", "seed", "max-update", "total-num-update", "save-dir",
 OURS |= {"no-epoch-checkpoints", "log-format", "path", "gen-subset", "quiet", "results-path", "nbest"}
 
 KINDS = ("translation", "sentences", "language", "speech")  # of what is compared
+OF_TRANSLATION = ("average", "curve", "speed", "split_compounds")  # settings that other kinds have no use for
 
 
 @dataclass
@@ -187,6 +188,10 @@ def _check(s: Settings) -> None:
     _check_space(s)
     if s.kind not in KINDS:
         wrong("kind", f"must be one of {', '.join(KINDS)}; got {s.kind!r}")
+    if s.kind != "translation":
+        for key in OF_TRANSLATION:
+            if getattr(s, key) != getattr(Settings(), key):
+                wrong(key, f"is for the kind translation alone; this is {s.kind}")
     if s.cpu not in (True, False, "auto"):
         wrong("cpu", f"must be true, false or auto; got {s.cpu!r}")
 

@@ -45,7 +45,7 @@ def read(path: Path, rate: int, start: int = 0, samples: int = -1, may_be_silent
     import soundfile
 
     if not path.is_file():
-        raise RecipeError(f"there is no file {path}")
+        raise RecipeError(f"no such file: {path}")
     try:
         wave, found = soundfile.read(path, dtype="float32", always_2d=True, start=start, frames=samples)
     except (soundfile.SoundFileError, RuntimeError) as error:

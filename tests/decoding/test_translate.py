@@ -185,7 +185,7 @@ def test_what_cannot_be_exported_is_said(
     path, *rest = words[1:]
     for given, said in (
         ([*words, "--out", tmp_path / "full"], "full is there already"),
-        (["--path", tmp_path / "none", *rest, "--out", tmp_path / "m"], "argument --path: there is no file"),
+        (["--path", tmp_path / "none", *rest, "--out", tmp_path / "m"], "argument --path: no such file:"),
         (
             ["--path", tmp_path / "no checkpoint", *rest, "--out", tmp_path / "m"],
             "not a translation model's checkpoint",

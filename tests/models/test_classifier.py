@@ -200,7 +200,7 @@ def test_classify_names_what_is_wrong(data, tmp_path, capsys):
         (b"a b\n\nc\n", checkpoint, f"{text}, line 2: is empty; must be a sentence"),
         (b"\xff\n", checkpoint, f"{text} is not UTF-8 text"),
         (b"a b\n", checkpoint, f"{checkpoint} is no classifier of {data}"),
-        (b"a b\n", tmp_path / "none.pt", f"there is no file {tmp_path / 'none.pt'}"),
+        (b"a b\n", tmp_path / "none.pt", f"no such file: {tmp_path / 'none.pt'}"),
     ):
         text.write_bytes(content)
         with pytest.raises(SystemExit):

@@ -24,7 +24,7 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert INT8 in capsys.readouterr().out
     with pytest.raises(SystemExit):
         decoding.main([*map(str, words), "--lstm", "none.pt", "--output", str(tmp_path / "report.json")])
-    assert "argument --lstm: there is no file none.pt" in capsys.readouterr().err
+    assert "argument --lstm: no such file: none.pt" in capsys.readouterr().err
 
 
 def test_a_model_that_cannot_be_exported_ends_it_with_one_line(
@@ -45,4 +45,4 @@ def test_a_model_that_cannot_be_exported_ends_it_with_one_line(
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(SystemExit):
         decoding.main(list(map(str, words)))
-    assert f"argument --data: there is no {tmp_path / 'manifest.json'}" in capsys.readouterr().err
+    assert f"argument --data: no such file: {tmp_path / 'manifest.json'}" in capsys.readouterr().err

@@ -57,7 +57,7 @@ def test_targets_are_the_teachers(
     ("words", "message"),
     [
         (["--beam", "0"], "argument --beam: must be an integer of at least 1; got '0'"),
-        (["--path", "none.pt"], "argument --path: there is no file none.pt"),
+        (["--path", "none.pt"], "argument --path: no such file: none.pt"),
         ([], "argument DATA: nowhere is not a folder that prepare.py has finished"),
     ],
 )

@@ -491,7 +491,7 @@ def spoil(own: Own, how: str) -> None:
         ("UTF-8", r"valid\.de, line 30: not UTF-8"),
         ("UTF-16", r"no pair is left for train .*dropped: .*not UTF-8|has [\d,]+ lines and"),
         ("empty", r"valid\.en and \S+valid\.de are empty"),
-        ("missing", r"argument --test-prefix: there is no file \S+test\.en"),
+        ("missing", r"argument --test-prefix: no such file: \S+test\.en"),
         ("labels", r"test\.domains has 41 labels for 40 sentence pairs"),
     ],
 )

@@ -213,7 +213,7 @@ def test_a_file_that_is_missing_is_named(flag, capsys):
     files = {"checkpoint": __file__, "generated": __file__, flag: "none"}
     with pytest.raises(SystemExit):
         score.main(["--data-set", "lohelp-en-de", *(word for f, path in files.items() for word in (f"--{f}", path))])
-    assert f"argument --{flag}: there is no file none" in capsys.readouterr().err
+    assert f"argument --{flag}: no such file: none" in capsys.readouterr().err
 
 
 def test_the_parameters_are_those_of_the_model(run):

@@ -123,6 +123,10 @@ def test_a_kind_has_its_data(tmp_path):
             use.completed(settings.load(CONFIGS / "language.yaml", [f"data={data}"]))
     with pytest.raises(ValueError, match=r"^kind: must be one of translation, sentences, language, speech; got 'x'$"):
         settings.load(CONFIGS / "sentences.yaml", ["kind=x"])
+    for override in ("average=2", "speed.rounds=1", "curve.beam=5", "split_compounds=true"):
+        key = re.split(r"[.=]", override)[0]
+        with pytest.raises(ValueError, match=rf"^{key}: is for the kind translation alone; this is sentences$"):
+            settings.load(CONFIGS / "sentences.yaml", [override])
 
 
 def test_vectors_that_are_not_made_yet_stop_no_dry_run(tmp_path, capsys, monkeypatch):

@@ -50,9 +50,11 @@ def differences(manifest: dict[str, Any], task: Preparation) -> list[str]:
         if manifest.get(key) != value
     ]
     at_hand = task.files()
+    known = {source.get("name"): source["sha256"] for source in manifest.get("sources", []) if "sha256" in source}
+    gone = known.keys() - at_hand.keys() - {archive.name for archive in task.archives} if at_hand else set()
+    found += [f"{name} is gone" for name in sorted(gone)]
     if task.local_dir:
         at_hand |= {archive.name: path for archive in task.archives if (path := find(archive, [task.local_dir]))}
-    known = {source.get("name"): source["sha256"] for source in manifest.get("sources", []) if "sha256" in source}
     return found + [f"{path} has changed" for name, path in at_hand.items() if digest(path) != known.get(name)]
 
 

@@ -216,7 +216,8 @@ class Sentences(NamedTuple):
         return {"embeddings": self.embeddings} if self.embeddings else {}
 
     def options(self) -> dict[str, Any]:
-        return {"data_set": self.name, "versions": {"fairseq": version("fairseq")}}
+        vectors = self.embeddings is not None
+        return {"data_set": self.name, "vectors": vectors, "versions": {"fairseq": version("fairseq")}}
 
     def make(self, work: Path, archives: Path) -> Path:
         known, made = SETS[self.name], work / "made"

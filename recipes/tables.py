@@ -184,6 +184,21 @@ def losses() -> str:
     return table(["comparison", "system", "validation loss", "outputs with repetitions"], rows)
 
 
+def tuning() -> str:
+    """The best trial of each system of each search, and what it has otherwise than the first one."""
+    rows = []
+    for path in sorted((RESULTS / "tune").glob("*.json")):
+        report = json.loads(path.read_text(encoding="utf-8"))
+        for system, found in report["systems"].items():
+            own, best = found["trials"][0], found["trials"][found["best"]]
+            other = [f"{flag} {value}" for flag, value in best["flags"].items() if own["flags"].get(flag) != value]
+            losses = (f"{trial['loss']:.3f}" for trial in (own, best))
+            rows.append(
+                [report["recipe"], system, str(len(found["trials"])), *losses, f"`{', '.join(other) or 'same'}`"]
+            )
+    return table(["recipe", "system", "trials", "loss before", "best", "its settings"], rows)
+
+
 def recipes() -> str:
     rows = []
     for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
@@ -233,6 +248,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "translating": translating,
     **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
     "losses": losses,
+    "tuning": tuning,
     "precision": precision,
     "precision-quality": precision_quality,
     "recipes": recipes,

@@ -3,9 +3,11 @@
     python recipes/tune.py recipes/configs/lohelp.yaml --jobs 2 --output recipes/results/tune/lohelp.json
 
 The recipe's ``tune`` declares what may vary. The first trial has the recipe's own settings. Each trains for the
-recipe's budget times ``tune.budget``: minutes are turned into updates at the speed that its own settings have. Stopped
-and run again, it goes on with the next trial; so it does on another machine with the file that it has written: there
-the trials have as many updates as they would have had here. The plot goes beside the output at the end.
+recipe's budget times ``tune.budget``: minutes are turned into updates at the speed that its own settings have. Then
+come the finals, for the whole budget, since a short trial can't tell how much dropout a long run wants: the best trial
+of each system with the values of ``tune.finals``, and the recipe's own settings. Stopped and run again, it goes on with
+the next trial; so it does on another machine with the file that it has written: there the trials have as many updates
+as they would have had here. The plot goes beside the output at the end.
 """
 
 from __future__ import annotations
@@ -33,14 +35,14 @@ from comparison.run import Run
 from comparison.runs import Comparison
 from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
-from comparison.trials import at_edge, trials
+from comparison.trials import at_edge, finals, trials
 from tqdm import tqdm
 
 SEED = 1
 
 
 class Search(Comparison):
-    """A comparison whose systems are trials, named SYSTEM-NUMBER.
+    """A comparison whose systems are trials (:func:`of_trials`).
 
     Args:
         given: the recipe of the trials.
@@ -102,14 +104,14 @@ class Search(Comparison):
         return told
 
 
-def of_trials(given: Settings) -> Settings:
-    """The recipe with its trials in the place of its systems, and the trials' budget."""
-    budget, share = given.budget, given.tune.budget
+def of_trials(given: Settings, flags: dict[str, list[dict[str, Any]]], share: float) -> Settings:
+    """The recipe with trials in the place of its systems, named SYSTEM-NUMBER, and a share of its budget."""
+    budget = given.budget
     minutes = None if budget.minutes is None else budget.minutes * share
     updates = None if budget.updates is None else max(1, round(budget.updates * share))
     return dataclasses.replace(
         given,
-        systems={f"{name}-{i}": flags for name in given.systems for i, flags in enumerate(trials(given, name))},
+        systems={f"{name}-{i}": trial for name, every in flags.items() for i, trial in enumerate(every)},
         budget=Budget(updates=updates, minutes=minutes),
         slices=dataclasses.replace(given.slices, rounds=1),
         checkpoints=1,
@@ -128,7 +130,6 @@ def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> di
     Raises:
         ValueError: ``output`` is of another search.
     """
-    made = of_trials(recipe).systems
     new = {
         "recipe": name,
         "overrides": overrides,
@@ -136,8 +137,7 @@ def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> di
         "share": recipe.tune.budget,
         "space": {system: recipe.tune.space_of(system) for system in recipe.systems},
         "systems": {
-            system: {"trials": [{"flags": made[f"{system}-{i}"]} for i in range(recipe.tune.trials)]}
-            for system in recipe.systems
+            system: {"trials": [{"flags": flags} for flags in trials(recipe, system)]} for system in recipe.systems
         },
     }
     if not output.exists():
@@ -153,39 +153,62 @@ def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> di
     return found
 
 
-def search(recipe: Settings, jobs: int, report: dict[str, Any], keep: Callable[[], None]) -> None:
-    """Do the trials of a report that have no loss, and call ``keep`` after each.
+def search(
+    recipe: Settings, jobs: int, found: dict[str, list[dict[str, Any]]], share: float, keep: Callable[[], None]
+) -> None:
+    """Do the trials that have no loss, and call ``keep`` after each.
+
+    Args:
+        recipe: what the trials don't say.
+        jobs: trials at a time.
+        found: the trials of each system, the recipe's own settings first; is written to.
+        share: of the budget.
+        keep: writes the report.
 
     Raises:
         StageError: the data can't be prepared, or a system doesn't train with its own settings.
     """
-    systems = report["systems"]
     here = {**machine(Commands(recipe).cpu), "jobs": jobs, **{name: version(name) for name in ("torch", "fairseq")}}
-    done = {(system, i) for system, kept in systems.items() for i, t in enumerate(kept["trials"]) if "updates" in t}
-    made = of_trials(recipe)
-    work = Search(made, {system: systems[system]["trials"][0]["updates"] for system, i in done if i == 0})
+    made = of_trials(recipe, {name: [trial["flags"] for trial in every] for name, every in found.items()}, share)
+    work = Search(made, {name: every[0]["updates"] for name, every in found.items() if "updates" in every[0]})
     work.prepare()
     # the first trial of each system first: what is wrong with it shows early
-    turns = [(system, i) for i in range(recipe.tune.trials) for system in systems]
-    left = [f"{system}-{i}" for system, i in turns if (system, i) not in done]
+    turns = [(name, i) for i in range(max(map(len, found.values()))) for name, every in found.items() if i < len(every)]
+    left = [f"{name}-{i}" for name, i in turns if "updates" not in found[name][i]]
     # speeds first, beside one another alone: what runs beside a trial changes how long it takes, and no more
-    timed = dict.fromkeys([*(f"{system}-0" for system in work.own), *left])
+    timed = dict.fromkeys([*(f"{name}-0" for name in work.own), *left]) if left else {}
     with tqdm(desc="training speed", total=len(timed), leave=False, disable=None) as bar:
         side_by_side(jobs, [partial(work.timed, name) for name in timed], lambda _: bar.update())
 
     def tried(name: str) -> tuple[str, dict[str, Any]]:
         return name, work.trial(name)
 
-    def note(found: tuple[str, dict[str, Any]]) -> None:
-        name, told = found
+    def note(done: tuple[str, dict[str, Any]]) -> None:
+        name, told = done
         system, _, i = name.rpartition("-")
-        trial = {"flags": made.systems[name], "precision": precision(work, name), **told, "machine": here}
-        systems[system]["trials"][int(i)] = trial
+        found[system][int(i)] |= {"precision": precision(work, name), **told, "machine": here}
         keep()
         bar.update()
 
-    with tqdm(desc="trials", total=len(turns), initial=len(done), disable=None) as bar:
+    with tqdm(desc="trials", total=len(turns), initial=len(turns) - len(left), disable=None) as bar:
         side_by_side(jobs, [partial(tried, name) for name in left], note)
+
+
+def best_of(tried: list[dict[str, Any]]) -> int:
+    return min(range(len(tried)), key=lambda i: math.inf if tried[i]["loss"] is None else tried[i]["loss"])
+
+
+def begin_finals(recipe: Settings, report: dict[str, Any]) -> None:
+    """Write down what trains for the whole budget, where it isn't yet.
+
+    Raises:
+        ValueError: something else is written down.
+    """
+    for kept in report["systems"].values():
+        flags = finals(recipe, [trial["flags"] for trial in kept["trials"]], kept["best"])
+        new = [{"flags": each} for each in json.loads(json.dumps(flags))]
+        if [{"flags": each["flags"]} for each in kept.setdefault("finals", new)] != new:
+            raise ValueError("is of a search with other finals; give the name of a new file")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -203,17 +226,28 @@ def main(argv: list[str] | None = None) -> None:
         report["date"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_text(output, json.dumps(report, indent=1) + "\n")
 
+    systems = report["systems"]
     with working_in(Path(given.out), parser):
-        search(given, args.jobs, report, keep)
-    for system, kept in report["systems"].items():
-        tried = kept["trials"]
-        best = min(tried, key=lambda trial: math.inf if trial["loss"] is None else trial["loss"])
-        every, at = [{**given.train, **t["flags"]} for t in tried], tried.index(best)
-        edges = at_edge(every, every[at], given.tune.space_of(system))
-        kept |= {"best": at, "at_edge": edges}
-        print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {tried[0]['loss']:.3f}: {best['flags']}")
-        for flag in edges:
+        search(given, args.jobs, {name: kept["trials"] for name, kept in systems.items()}, given.tune.budget, keep)
+        for kept in systems.values():
+            kept["best"] = best_of(kept["trials"])
+        try:
+            begin_finals(given, report)
+        except ValueError as error:
+            parser.error(f"argument --output: {output} {error}")
+        if last := {f"{name}-whole": kept["finals"] for name, kept in systems.items() if kept["finals"]}:
+            search(given, args.jobs, last, 1.0, keep)
+    for system, kept in systems.items():
+        tried, at = kept["trials"], kept["best"]
+        every = [{**given.train, **trial["flags"]} for trial in tried]
+        kept["at_edge"] = at_edge(every, every[at], given.tune.space_of(system))
+        for flag in kept["at_edge"]:
             print(f"{system}: --{flag} {every[at][flag]} is the lowest or highest that was tried: widen its range")
+        if kept["finals"]:
+            tried, at = kept["finals"], best_of(kept["finals"])
+            kept["best_final"] = at
+        own, best = tried[0], tried[at]
+        print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {own['loss']:.3f}: {best['flags']}")
     keep()
     figure = plots.trials(report, given.train)
     write(output.with_suffix(".svg"), partial(figure.savefig, metadata={"Date": None}))

@@ -57,13 +57,14 @@ class Speed:
 @dataclass
 class Tune:
     """What recipes/tune.py tries: for each flag a list of choices, of which a mapping stands for several flags, or
-    ``{low, high}``, between which logarithms are uniform."""
+    ``{low, high}``, between which logarithms are uniform; in ``finals`` for each flag a list of values."""
 
     trials: int = 16  # of each system
     budget: float = 0.25  # of each trial, as a share of the comparison's
     seed: int = 1  # of the draw
     space: dict[str, Any] = field(default_factory=dict)  # of all systems
     systems: dict[str, Any] = field(default_factory=dict)  # name: what else varies in it
+    finals: dict[str, list[Any]] = field(default_factory=dict)  # what the best trial is tried with at the whole budget
 
     def space_of(self, system: str) -> dict[str, Any]:
         return {**self.space, **self.systems.get(system, {})}

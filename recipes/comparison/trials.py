@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -36,6 +37,14 @@ def trials(given: Settings, system: str) -> list[dict[str, Any]]:
     own, tune = given.systems[system], given.tune
     others = drawn(tune.space_of(system), tune.trials - 1, f"{tune.seed} {system}")
     return [own, *({**own, **trial} for trial in others)]
+
+
+def finals(given: Settings, tried: list[dict[str, Any]], best: int) -> list[dict[str, Any]]:
+    """The flags of what trains for the whole budget: the recipe's own, and those of the best trial with each value of
+    ``tune.finals``; none where there are no such values."""
+    space = given.tune.finals
+    others = [{**tried[best], **dict(zip(space, values, strict=True))} for values in itertools.product(*space.values())]
+    return [tried[0], *(flags for flags in others if flags != tried[0])] if space else []
 
 
 def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping[str, Any]) -> list[str]:

@@ -13,18 +13,19 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tune
 from common.machine import parameters
 from comparison import plots
-from comparison.settings import load
+from comparison.settings import Settings, load
 from comparison.stages import StageError
-from comparison.trials import at_edge, drawn, trials
+from comparison.trials import at_edge, drawn, finals, trials
 from conftest import ROOT
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from support.small_models import FIXED, numbered
-from tune import Search, begun, of_trials
+from tune import Search, begin_finals, begun, of_trials
 
 SPACE: dict[str, Any] = {
     "lr": {"low": 0.001, "high": 0.016},
@@ -54,6 +55,7 @@ RECIPE: dict[str, Any] = {
         "budget": 0.2,
         "space": {"lr": {"low": 0.001, "high": 0.01}},
         "systems": {"sru": {"rnn-dropout": [0.1]}},
+        "finals": {"dropout": [0.0, 0.3]},
     },
 }
 
@@ -80,6 +82,32 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(json.dumps(RECIPE))
     return path
+
+
+def short(given: Settings) -> Settings:
+    """The recipe with its first trials."""
+    return of_trials(given, {system: trials(given, system) for system in given.systems}, given.tune.budget)
+
+
+def test_the_finals_are_the_best_trial_with_each_value_and_the_recipes_own(recipe: Path) -> None:
+    given, own, other = load(recipe, ["out=x"]), {"lr": 1}, {"lr": 2, "dropout": 0.3}
+    with_each = [{"lr": 2, "dropout": value} for value in (0.0, 0.3)]
+    assert finals(given, [own, other], 1) == [own, *with_each]
+    assert finals(given, [other, own], 0) == [other, with_each[0]]  # once is enough
+    given.tune.finals = {}
+    assert finals(given, [own, other], 1) == []
+    whole = of_trials(given, {"sru-whole": with_each}, 1.0)
+    assert whole.systems == {"sru-whole-0": with_each[0], "sru-whole-1": with_each[1]} and whole.budget == given.budget
+
+
+def test_other_finals_than_those_of_the_file_are_refused(recipe: Path) -> None:
+    report = {"systems": {"sru": {"trials": [{"flags": {"lr": 1}}, {"flags": {"lr": 2}}], "best": 1}}}
+    begin_finals(load(recipe, ["out=x"]), report)
+    report["systems"]["sru"]["finals"][0]["loss"] = 1.0
+    begin_finals(load(recipe, ["out=x"]), report)
+    assert [each["flags"].get("dropout") for each in report["systems"]["sru"]["finals"]] == [None, 0.0, 0.3]
+    with pytest.raises(ValueError, match="is of a search with other finals; give the name of a new file"):
+        begin_finals(load(recipe, ["out=x", "tune.finals.dropout=[0.1]"]), report)
 
 
 def test_the_first_trial_is_the_recipes_own(recipe: Path) -> None:
@@ -116,7 +144,7 @@ def test_what_cannot_be_searched_is_named(recipe: Path, capsys: Any, monkeypatch
 
 
 def test_a_system_whose_own_settings_have_no_loss_ends_the_search(recipe: Path, monkeypatch: Any) -> None:
-    work = Search(of_trials(load(recipe, [f"out={recipe.parent / 'out'}"])), {})
+    work = Search(short(load(recipe, [f"out={recipe.parent / 'out'}"])), {})
     monkeypatch.setattr(work, "train_once", lambda run: {"loss": None})
     assert work.trial("sru-1") == {"loss": None}
     with pytest.raises(StageError, match="sru-0: fairseq-train told no finite loss on the validation set"):
@@ -178,19 +206,21 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
 
     first = searched()
     found = json.loads((tmp_path / "found.json").read_text())
-    assert first.count("\ntrial ") == 4 and not list((tmp_path / "out" / "checkpoints").glob("*"))
+    assert first.count("\ntrial ") == 4 + 6 and not list((tmp_path / "out" / "checkpoints").glob("*"))
     for system, tried in found["systems"].items():
         assert len(tried["trials"]) == 2 and tried["trials"][0]["flags"] == RECIPE["systems"][system]
         assert all(trial["updates"] == 4 and trial["parameters"] > 0 for trial in tried["trials"])
         losses = [trial["loss"] for trial in tried["trials"]]
         assert losses[tried["best"]] == min(losses)
-        assert f"{system}: loss {min(losses):.3f}" in first
+        whole = [trial["loss"] for trial in tried["finals"]]
+        assert all(trial["updates"] == 20 for trial in tried["finals"]) and tried["best_final"] == np.argmin(whole)
+        assert f"{system}: loss {min(whole):.3f}" in first
     assert (tmp_path / "found.svg").read_text().startswith("<?xml")
 
     # as if it had been stopped before this one, and gone on with on another machine
     stopped = json.loads(json.dumps(found))
     stopped["systems"]["sru"]["trials"][1] = {"flags": stopped["systems"]["sru"]["trials"][1]["flags"]}
-    stopped["systems"]["lstm"]["trials"][1]["loss"] = 1.0  # what is there is believed
+    stopped["systems"]["lstm"]["finals"][1]["loss"] = 1.0  # what is there is believed
     (tmp_path / "found.json").write_text(json.dumps(stopped))
     shutil.rmtree(tmp_path / "out")
     again = searched()
@@ -203,7 +233,7 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
 
 
 def test_on_another_machine_a_trial_has_as_many_updates(recipe: Path) -> None:
-    given = of_trials(load(recipe, [f"out={recipe.parent / 'out'}", "budget.updates=null", "budget.minutes=4"]))
+    given = short(load(recipe, [f"out={recipe.parent / 'out'}", "budget.updates=null", "budget.minutes=4"]))
     for own, expected in (({}, 96), ({"sru": 300}, 600)):
         work = Search(given, own)
         # twice as fast as the system's own settings

@@ -185,18 +185,22 @@ def losses() -> str:
 
 
 def tuning() -> str:
-    """The best trial of each system of each search, and what it has otherwise than the first one."""
+    """The best trial of each system of each search and the best of its finals, with what they have otherwise."""
     rows = []
     for path in sorted((RESULTS / "tune").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         for system, found in report["systems"].items():
-            own, best = found["trials"][0], found["trials"][found["best"]]
-            other = [f"{flag} {value}" for flag, value in best["flags"].items() if own["flags"].get(flag) != value]
-            losses = (f"{trial['loss']:.3f}" for trial in (own, best))
-            rows.append(
-                [report["recipe"], system, str(len(found["trials"])), *losses, f"`{', '.join(other) or 'same'}`"]
-            )
-    return table(["recipe", "system", "trials", "loss before", "best", "its settings"], rows)
+            row = [report["recipe"], system, str(len(found["trials"]))]
+            for tried, best in ((found["trials"], found["best"]), (found.get("finals", []), found.get("best_final"))):
+                if best is None:  # not finished
+                    row += ["–"] * 3
+                    continue
+                own, flags = tried[0], tried[best]["flags"]
+                other = [f"{flag} {value}" for flag, value in flags.items() if own["flags"].get(flag) != value]
+                row += [f"{own['loss']:.3f}", f"{tried[best]['loss']:.3f}", f"`{', '.join(other) or 'same'}`"]
+            rows.append(row)
+    head = ["recipe", "system", "trials", "loss before", "best", "its settings"]
+    return table([*head, "whole run: before", "best", "its settings"], rows)
 
 
 def recipes() -> str:

@@ -21,14 +21,18 @@ from typing import Any
 
 from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, Case
 from benchmarks.timing import place, short
-from comparison import settings
-from comparison.report import table
+from comparison import settings, short_report
+from comparison import uses as other_uses
+from comparison.report import number, table
 from comparison.verdict import decoding_ratios, mean, spread, tested
 from gpu import tables as gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "recipes" / "results"
 COMPARISONS = ("lohelp", "debian")
+# published accuracies: Kim (2014), table 2, CNN-rand; Lei et al. (2018), table 1, the best SRU
+KIM = {"mr": 76.1, "sst2": 82.7, "subj": 89.6, "trec": 91.2, "cr": 79.8, "mpqa": 83.4}
+LEI = {"mr": 83.1, "sst2": 89.6, "subj": 93.8, "trec": 94.8, "cr": 86.4}
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -39,6 +43,12 @@ def result(name: str) -> dict[str, Any]:
 
 def comparison(name: str) -> dict[str, Any]:
     return result(f"{name}/report.json")
+
+
+def where_made(name: str, report: dict[str, Any]) -> str:
+    """Where and when a comparison was made."""
+    here = report["machine"]
+    return f"{name}: {here['cpu']}, threads: {here['threads']}, {report['date'][:10]}."
 
 
 # ---------------------------------------------------------------- one layer
@@ -100,13 +110,12 @@ def decoding() -> str:
     rows, where = [], []
     for name in COMPARISONS:
         report = comparison(name)
-        here = report["machine"]
-        where.append(f"{name}: {here['cpu']}, threads: {here['threads']}, {report['date'][:10]}")
+        where.append(where_made(name, report))
         for other in tested(report):
             if other != "sru":
                 ratios = decoding_ratios(report, "sru", other)
                 rows.append([name, other, *(f"{ratio:.2f}" for ratio in ratios.values())])
-    return f"{'. '.join(where)}.\n\n" + table(["comparison", "SRU against", *ratios], rows)
+    return f"{' '.join(where)}\n\n" + table(["comparison", "SRU against", *ratios], rows)
 
 
 def decoding_in_short() -> str:
@@ -203,13 +212,37 @@ def tuning() -> str:
     return table([*head, "whole run: before", "best", "its settings"], rows)
 
 
+def uses(kind: str) -> str:
+    """A row for each system of each comparison on another task; beside the published figures where there are some."""
+    rows: list[list[str]] = []
+    speeds: dict[str, None] = {}
+    places = []
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "uses").glob("*/report.json"))]
+    for report in (report for report in found if report["score"] == other_uses.USES[kind].score):
+        places.append(where_made(report["data"], report))
+        link = f"[{report['data']}](../recipes/results/uses/{report['data']}/report.md)"
+        for system, its in short_report.tested(report).items():
+            speeds |= dict.fromkeys(its["speeds"])
+            row = [link, system, mean(spread(its["scores"]), 1), number(its["p_value"], ".4f")]
+            rows.append([*row, *(f"{speed:,.3g}" for speed in its["speeds"].values())])
+        if kind == "sentences":
+            published = {"CNN of Kim, random vectors": KIM, "SRU of Lei et al., word2vec": LEI}
+            rows += [
+                [link, name, f"{its[report['data']]}", *["–"] * (1 + len(speeds))]
+                for name, its in published.items()
+                if report["data"] in its
+            ]
+    head = ["data", "system", other_uses.USES[kind].score, "p", *speeds]
+    return f"{' '.join(places)}\n\n{table(head, rows)}" if rows else "No report is published yet.\n"
+
+
 def recipes() -> str:
     rows = []
     for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
         given = settings.load(path)
         count = sum(len(given.seeds_of(system)) for system in given.systems)
         minutes, updates = given.budget.minutes, given.budget.updates
-        report = RESULTS / path.stem / "report.md"
+        report = RESULTS / (path.stem if given.kind == "translation" else f"uses/{given.data}") / "report.md"
         link = f"[report](../{report.relative_to(ROOT)})" if report.is_file() else "none yet"
         budget = f"{minutes:g} minutes" if minutes else f"{updates:,} updates"
         device = "CPU" if given.cpu is True else "GPU or CPU" if given.processes == 1 else f"{given.processes} GPUs"
@@ -256,6 +289,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": precision,
     "precision-quality": precision_quality,
     "recipes": recipes,
+    **{f"uses-{kind}": partial(uses, kind) for kind in other_uses.USES},
     "preparing": preparing,
     **{f"gpu-{name}": partial(gpu.published, name, RESULTS / "gpu") for name in gpu.TABLES},
     "gpu-wheels": gpu_wheels,

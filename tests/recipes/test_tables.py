@@ -75,3 +75,42 @@ def test_figures_are_those_of_the_files() -> None:
     assert f"| {min(cells):.2f} to {max(cells):.2f} | {sum(cell > 1 for cell in cells)} of 4 |" in (
         tables.decoding_in_short()
     )
+
+
+def test_other_uses_stand_beside_published_accuracies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    assert tables.uses("sentences") == "No report is published yet.\n"
+    found = {
+        "sru": {"scores": [93.0, 94.0], "p_value": 0.25, "speeds": {"seconds an epoch": 2.5}},
+        "lstm": {"scores": [92.0, 92.5], "p_value": None, "speeds": {"seconds an epoch": 5}},
+        "cnn": {"scores": [], "p_value": None, "speeds": {}},
+    }
+    report = {"score": "accuracy, %", "data": "trec", "systems": found, "date": "2026-01-02 03:04"}
+    report["machine"] = {"cpu": "Abacus", "threads": 1}
+    (tmp_path / "uses" / "trec").mkdir(parents=True)
+    (tmp_path / "uses" / "trec" / "report.json").write_text(json.dumps(report))
+    link = "[trec](../recipes/results/uses/trec/report.md)"
+    assert tables.uses("sentences").splitlines() == [
+        "trec: Abacus, threads: 1, 2026-01-02.",
+        "",
+        "| data | system | accuracy, % | p | seconds an epoch |",
+        "| --- | --- | --- | --- | --- |",
+        f"| {link} | sru | 93.5 ± 0.7 | 0.2500 | 2.5 |",
+        f"| {link} | lstm | 92.2 ± 0.4 | – | 5 |",
+        f"| {link} | CNN of Kim, random vectors | 91.2 | – | – |",
+        f"| {link} | SRU of Lei et al., word2vec | 94.8 | – | – |",
+    ]
+    assert tables.uses("speech") == "No report is published yet.\n"
+
+
+def test_the_best_of_a_search_is_told_with_what_it_has_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = [{"flags": {"lr": 1, "arch": "a"}, "loss": 3.0}, {"flags": {"lr": 2, "arch": "a"}, "loss": 2.0}]
+    kept = {"trials": trials, "best": 1, "finals": trials}
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    (tmp_path / "tune").mkdir()
+    for extra, end in (({}, "– | – | – |"), ({"best_final": 0}, "3.000 | 3.000 | `same` |")):
+        text = json.dumps({"recipe": "small", "systems": {"sru": {**kept, **extra}}})
+        (tmp_path / "tune" / "small.json").write_text(text)
+        assert tables.tuning().splitlines()[-1] == f"| small | sru | 2 | 3.000 | 2.000 | `lr 2` | {end}"

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from benchmarks import layer
-from benchmarks.timing import DRY, at_least_one, machine
+from benchmarks.timing import DRY, machine
+from common.arguments import at_least_one
 from common.files import write_text
 from comparison.stages import Late, StageError, Stages, working_in
 

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from common.arguments import file
 from conftest import ROOT
 from support.ptx import least
 from support.small_models import prefixes, sources
@@ -433,6 +434,9 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
             del rest[at : at + 2]
         convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=rest))
     else:
+        for action in parser._actions:
+            if action.type is file:
+                action.type = None  # what a page names need not be there
         parser.parse_args(rest)
     return parser
 

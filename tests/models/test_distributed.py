@@ -335,7 +335,7 @@ def test_bfloat16_is_a_matter_of_the_products(toy_data, tmp_path):
 
 
 def test_bfloat16_asks_for_no_tpu():
-    args = parse_args_and_arch(get_training_parser(), ["no data", "--bf16"])
+    args = parse_args_and_arch(get_training_parser(), ["no data", "--arch", "lstm", "--bf16"])
     assert args.bf16 and not args.tpu
 
 

@@ -96,7 +96,7 @@ def test_text_that_cannot_be_used_is_named_in_a_line(tmp_path, capsys):
             [],
             "simple-examples.tgz does not have all of ptb.train.txt, ptb.valid.txt, ptb.test.txt",
         ),
-        (tmp_path / "text", ["--embeddings", "none"], "argument --embeddings: is not for ptb"),
+        (tmp_path / "text", ["--embeddings", __file__], "argument --embeddings: is not for ptb"),
     ):
         with pytest.raises(SystemExit):
             prepare.main(["ptb", "--local-dir", str(local), "--out", str(tmp_path / "out"), *more])

@@ -22,17 +22,18 @@ from typing import Any
 from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, Case
 from benchmarks.timing import place, short
 from comparison import settings, short_report
-from comparison import uses as other_uses
 from comparison.report import number, table
+from comparison.uses import USES
 from comparison.verdict import decoding_ratios, mean, spread, tested
 from gpu import tables as gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "recipes" / "results"
 COMPARISONS = ("lohelp", "debian")
-# published accuracies: Kim (2014), table 2, CNN-rand; Lei et al. (2018), table 1, the best SRU
-KIM = {"mr": 76.1, "sst2": 82.7, "subj": 89.6, "trec": 91.2, "cr": 79.8, "mpqa": 83.4}
-LEI = {"mr": 83.1, "sst2": 89.6, "subj": 93.8, "trec": 94.8, "cr": 86.4}
+PUBLISHED = {  # accuracies: Kim (2014), table 2, CNN-rand; Lei et al. (2018), table 1, the best SRU
+    "CNN of Kim, random vectors": {"mr": 76.1, "sst2": 82.7, "subj": 89.6, "trec": 91.2, "cr": 79.8, "mpqa": 83.4},
+    "SRU of Lei et al., word2vec": {"mr": 83.1, "sst2": 89.6, "subj": 93.8, "trec": 94.8, "cr": 86.4},
+}
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -218,21 +219,17 @@ def uses(kind: str) -> str:
     speeds: dict[str, None] = {}
     places = []
     found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "uses").glob("*/report.json"))]
-    for report in (report for report in found if report["score"] == other_uses.USES[kind].score):
+    for report in (report for report in found if report["score"] == USES[kind].score):
         places.append(where_made(report["data"], report))
         link = f"[{report['data']}](../recipes/results/uses/{report['data']}/report.md)"
         for system, its in short_report.tested(report).items():
             speeds |= dict.fromkeys(its["speeds"])
             row = [link, system, mean(spread(its["scores"]), 1), number(its["p_value"], ".4f")]
             rows.append([*row, *(f"{speed:,.3g}" for speed in its["speeds"].values())])
-        if kind == "sentences":
-            published = {"CNN of Kim, random vectors": KIM, "SRU of Lei et al., word2vec": LEI}
-            rows += [
-                [link, name, f"{its[report['data']]}", *["–"] * (1 + len(speeds))]
-                for name, its in published.items()
-                if report["data"] in its
-            ]
-    head = ["data", "system", other_uses.USES[kind].score, "p", *speeds]
+        for name, accuracies in PUBLISHED.items():
+            if report["data"] in accuracies:
+                rows.append([link, name, f"{accuracies[report['data']]}", *["–"] * (1 + len(speeds))])
+    head = ["data", "system", USES[kind].score, "p", *speeds]
     return f"{' '.join(places)}\n\n{table(head, rows)}" if rows else "No report is published yet.\n"
 
 
@@ -289,7 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": precision,
     "precision-quality": precision_quality,
     "recipes": recipes,
-    **{f"uses-{kind}": partial(uses, kind) for kind in other_uses.USES},
+    **{f"uses-{kind}": partial(uses, kind) for kind in USES},
     "preparing": preparing,
     **{f"gpu-{name}": partial(gpu.published, name, RESULTS / "gpu") for name in gpu.TABLES},
     "gpu-wheels": gpu_wheels,

@@ -206,7 +206,7 @@ def begin_finals(recipe: Settings, report: dict[str, Any]) -> None:
     """
     for kept in report["systems"].values():
         flags = finals(recipe, [trial["flags"] for trial in kept["trials"]], kept["best"])
-        new = [{"flags": each} for each in json.loads(json.dumps(flags))]
+        new = [{"flags": each} for each in flags]
         if [{"flags": each["flags"]} for each in kept.setdefault("finals", new)] != new:
             raise ValueError("is of a search with other finals; give the name of a new file")
 

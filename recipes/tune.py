@@ -1,6 +1,6 @@
 """Search for settings: as many trials of each system of a recipe, chosen by the loss on the validation set.
 
-    python recipes/tune.py recipes/configs/lohelp.yaml --jobs 2 --output recipes/results/tune/lohelp.json
+    python recipes/tune.py recipes/configs/lohelp.yaml --jobs 2 --output runs/tune-lohelp.json
 
 The recipe's ``tune`` declares what may vary. The first trial has the recipe's own settings. Each trains for the
 recipe's budget times ``tune.budget``: minutes are turned into updates at the speed that its own settings have. Then

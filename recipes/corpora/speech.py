@@ -75,8 +75,10 @@ def features(wave: Wave, rate: int, bins: int) -> np.ndarray[Any, Any]:
 def manifest(
     utterances: Iterable[Utterance], split: str, pack: zipfile.ZipFile, rate: int, bins: int, to: Path
 ) -> dict[str, Any]:
-    """Write the features and ``split``.tsv; the texts, and how many utterances were kept and left out."""
+    """Write the features and ``split``.tsv; the texts, how many utterances were kept and left out, and of the frames
+    their number, sums and sums of squares, ``(3, bins)``."""
     rows, texts, left_out = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], [], 0
+    moments = np.zeros((3, bins))
     for utterance in tqdm(utterances, desc=split, unit="utterance", disable=None):
         found = features(utterance.wave(), rate, bins)
         too_long = split.startswith("train") and len(found) > LONGEST
@@ -92,12 +94,13 @@ def manifest(
         text = " ".join(utterance.text.split())
         rows.append(f"{utterance.id}\t{audio}\t{len(found)}\t{text}\t{utterance.speaker}\n")
         texts.append(text)
+        moments += np.stack([np.ones_like(found), found, found**2]).sum(1, dtype="f8")
     if not texts:
         raise RecipeError(
             f"no utterance is left for {split}: {left_out} are shorter than {SHORTEST} frames or have no text"
         )
     (to / f"{split}.tsv").write_text("".join(rows), "utf-8", newline="\n")
-    return {"texts": texts, "counts": {"kept": len(texts), "left out": left_out}}
+    return {"texts": texts, "counts": {"kept": len(texts), "left out": left_out}, "moments": moments}
 
 
 def subwords(texts: Iterable[str], size: int, to: Path) -> str:
@@ -155,14 +158,20 @@ class Speech(NamedTuple):
         with zipfile.ZipFile(made / FEATURES, "w", zipfile.ZIP_STORED) as pack:
             for split, utterances in splits.items():
                 found[split] = manifest(utterances, split, pack, known.rate, known.bins, made)
-        texts = [text for split, facts in found.items() if split.startswith("train") for text in facts["texts"]]
+        train = [facts for split, facts in found.items() if split.startswith("train")]
+        texts = [text for facts in train for text in facts["texts"]]
         config: dict[str, Any] = {
             "audio_root": str(work.parent.absolute()),  # where it will be
             "input_channels": 1,
             "input_feat_per_channel": known.bins,
             "specaugment": {"time_wrap_W": 0, **known.specaugment},
-            "transforms": {"*": ["utterance_cmvn"], "_train": ["utterance_cmvn", "specaugment"]},
+            "transforms": {"*": [known.cmvn], "_train": [known.cmvn, "specaugment"]},
         }
+        if known.cmvn == "global_cmvn":
+            count, sums, squares = np.sum([facts["moments"] for facts in train], axis=0)
+            mean, std = sums / count, np.sqrt(squares / count - (sums / count) ** 2)
+            np.savez(made / "gcmvn.npz", mean=mean.astype("f4"), std=std.astype("f4"))
+            config["global_cmvn"] = {"stats_npz_path": str(work.parent.absolute() / "gcmvn.npz")}
         if size := self.chosen.get("vocab_size"):
             config["vocab_filename"] = subwords(texts, size, made)
             config["bpe_tokenizer"] = {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}
@@ -190,6 +199,7 @@ class SpeechSet(NamedTuple):
         splits: given the preparation, a folder to work in and one for downloads: utterances of each split, and facts of
             the sources.
         vocab_size: subwords unless the user says otherwise; None: words.
+        cmvn: fairseq's transform that normalises features, by each utterance or by the training data.
         given: what of --local-dir is to be compared before the set counts as already made, by name.
     """
 
@@ -199,4 +209,5 @@ class SpeechSet(NamedTuple):
     specaugment: dict[str, Any]
     splits: Callable[[Speech, Path, Path], tuple[Splits, list[dict[str, Any]]]]
     vocab_size: int | None = None
+    cmvn: str = "utterance_cmvn"
     given: Callable[[Path], dict[str, Path]] = lambda local: {}

@@ -19,7 +19,11 @@ soundfile = pytest.importorskip("soundfile")
 from corpora import speech_sets  # noqa: E402
 from corpora.speech import features  # noqa: E402
 from fairseq.data.audio.audio_utils import get_features_or_waveform  # noqa: E402
+from fairseq.data.audio.data_cfg import S2TDataConfig  # noqa: E402
+from fairseq.data.audio.feature_transforms import CompositeAudioFeatureTransform  # noqa: E402
 from support.speech import SPEAKERS, digits, tone  # noqa: E402
+
+SPLITS = ("train", "valid", "test")
 
 
 def by_hand(wave: np.ndarray, rate: int, bins: int) -> np.ndarray:
@@ -74,7 +78,7 @@ def test_strings_of_digits_are_read_by_fairseq_and_speakers_are_apart(tmp_path):
     assert config["audio_root"] == str(out)
     assert config["transforms"]["_train"][-1] == "specaugment"
     assert (out / "dict.txt").read_text().split()[::2] == sorted(speech_sets.DIGITS)
-    speakers = {split: {row["speaker"] for row in rows(out, split)} for split in ("train", "valid", "test")}
+    speakers = {split: {row["speaker"] for row in rows(out, split)} for split in SPLITS}
     assert speakers == {"train": {"ada", "cleo"}, "valid": {"ada", "cleo"}, "test": {"bob"}}
     for split in speakers:
         for row in rows(out, split):
@@ -83,8 +87,47 @@ def test_strings_of_digits_are_read_by_fairseq_and_speakers_are_apart(tmp_path):
             words = row["tgt_text"].split()
             assert 1 <= len(words) <= 7
             assert set(words) <= set(speech_sets.DIGITS)
-            # 0.2 s a digit and pauses of 50 to 400 ms, at most a ninth slower
-            assert 0.2 * len(words) / 1.1 < 0.01 * len(found) + 0.03 < (0.2 * len(words) + 0.4 * (len(words) + 1)) / 0.9
+            # 0.2 s a digit, at another speed, and pauses of 50 to 400 ms
+            slow, fast = speech_sets.SPEEDS if split == "train" else (1.0, 1.0)
+            n, seconds = len(words), 0.01 * len(found)
+            assert 0.2 * n / fast + 0.05 * (n + 1) - 0.03 < seconds < 0.2 * n / slow + 0.4 * (n + 1)
+
+
+def test_fairseq_normalises_digits_by_the_training_data(tmp_path):
+    out = tmp_path / "out"
+    run("spoken-digits", digits(tmp_path / "in"), out, "--test-speakers", "bob")
+    read = {split: [get_features_or_waveform(f"{out}/{row['audio']}") for row in rows(out, split)] for split in SPLITS}
+    frames = np.concatenate(read["train"]).astype("f8")
+    config = S2TDataConfig(out / "config.yaml")
+    for split, found in read.items():
+        transform = CompositeAudioFeatureTransform.from_config_dict(config.get_feature_transforms(split, False))
+        expected = [(x - frames.mean(0)) / frames.std(0) for x in found]
+        for x, y in zip(found, expected, strict=True):
+            np.testing.assert_allclose(transform(x), y, rtol=1e-4, atol=1e-4)
+
+
+def test_digits_are_equally_loud_however_they_were_recorded(tmp_path):
+    """A microphone's level changes nothing, not even the noise."""
+    folder = digits(tmp_path / "in")
+    first = run("spoken-digits", folder, tmp_path / "a", "--test-speakers", "bob")
+    for path in folder.rglob("*_bob_*.wav"):
+        wave, rate = soundfile.read(path, dtype="float32")
+        soundfile.write(path, wave / 8, rate, subtype="FLOAT")
+    assert run("spoken-digits", folder, tmp_path / "b", "--test-speakers", "bob") == first
+    for row in first:
+        loud, soft = (get_features_or_waveform(f"{tmp_path / name}/{row['audio']}") for name in "ab")
+        np.testing.assert_allclose(loud, soft, rtol=0, atol=1e-2)
+
+
+def test_digits_for_training_vary_in_speed_and_colour():
+    wave = tone(1000, 0.5, 8000)
+    assert np.abs(speech_sets.varied(wave, 1.0, [0.0] * 6) - wave).max() < 1e-5
+    faster = speech_sets.varied(wave, 1.25, [0.0] * 6)
+    assert len(faster) == len(wave) / 1.25
+    at = lambda x: np.abs(np.fft.rfft(x)).argmax() * 8000 / len(x)  # noqa: E731
+    assert at(wave) == pytest.approx(1000, abs=3) and at(faster) == pytest.approx(1250, abs=3)
+    half = speech_sets.varied(wave, 1.0, [-6.02] * 6)
+    assert np.abs(half).max() == pytest.approx(np.abs(wave).max() / 2, rel=1e-2)
 
 
 def test_the_same_is_made_again_and_from_an_archive(tmp_path):

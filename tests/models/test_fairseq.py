@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import ROOT, run_cli
 from fairseq.data import Dictionary
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
@@ -27,6 +28,8 @@ from fairseq_sru.models.transformer_sru import TransformerSRUModel
 
 SMALL = ["--arch", "sru", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16, "--cpu", "--optimizer", "adam"]
 SMALL += ["--lr", 5e-3, "--max-tokens", 400, "--num-workers", 0]
+
+NARROW = {"embed_dim": 8, "ffn_embed_dim": 12, "attention_heads": 2, "layers": 1}  # of a Transformer
 
 # --no-repeat-ngram-size
 
@@ -300,3 +303,19 @@ def test_adam_in_one_pass_makes_the_same_updates(weight_decay: float) -> None:
     torch.testing.assert_close(made[1][0], made[0][0], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(made[1][1], made[0][1], rtol=1e-5, atol=1e-9)
     assert (made[0][0][1] - start[1]).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("version", ["2.9.0", "2.9.0a0+50eac811a6.nv25.09", "2.9.0rc2"])
+def test_the_transformer_takes_torch_whatever_its_version_looks_like(
+    version: str, dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "__version__", version)
+    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in NARROW.items()}
+    args = Namespace(criterion="cross_entropy", max_source_positions=64, max_target_positions=64, **sizes)
+    ARCH_CONFIG_REGISTRY["transformer"](args)
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    model = ARCH_MODEL_REGISTRY["transformer"].build_model(args, task).eval()
+    tokens = torch.tensor([[5, 6, dictionary.eos()]])
+    with torch.no_grad():
+        logits, _ = model(tokens, torch.tensor([3]), tokens)
+    assert logits.shape == (1, 3, len(dictionary))

@@ -25,6 +25,7 @@ from .building import seal
 Wave = np.ndarray[Any, Any]  # float32 (samples), in [-1, 1]
 
 FEATURES = "fbank.zip"
+STATISTICS = "gcmvn.npz"  # of the frames for training
 SHORTEST = 5  # frames of an utterance, as in fairseq's scripts
 LONGEST = 3000  # of one for training
 
@@ -151,7 +152,7 @@ class Speech(NamedTuple):
         return {"data_set": self.name, **self.chosen, "versions": versions}
 
     def make(self, work: Path, archives: Path) -> Path:
-        known, made = self.known, work / "made"
+        known, made, there = self.known, work / "made", work.parent.absolute()  # where it will be
         made.mkdir()
         splits, sources = known.splits(self, work, archives)
         found = {}
@@ -161,7 +162,7 @@ class Speech(NamedTuple):
         train = [facts for split, facts in found.items() if split.startswith("train")]
         texts = [text for facts in train for text in facts["texts"]]
         config: dict[str, Any] = {
-            "audio_root": str(work.parent.absolute()),  # where it will be
+            "audio_root": str(there),
             "input_channels": 1,
             "input_feat_per_channel": known.bins,
             "specaugment": {"time_wrap_W": 0, **known.specaugment},
@@ -170,8 +171,8 @@ class Speech(NamedTuple):
         if known.cmvn == "global_cmvn":
             count, sums, squares = np.sum([facts["moments"] for facts in train], axis=0)
             mean, std = sums / count, np.sqrt(squares / count - (sums / count) ** 2)
-            np.savez(made / "gcmvn.npz", mean=mean.astype("f4"), std=std.astype("f4"))
-            config["global_cmvn"] = {"stats_npz_path": str(work.parent.absolute() / "gcmvn.npz")}
+            np.savez(made / STATISTICS, mean=mean.astype("f4"), std=std.astype("f4"))
+            config["global_cmvn"] = {"stats_npz_path": str(there / STATISTICS)}
         if size := self.chosen.get("vocab_size"):
             config["vocab_filename"] = subwords(texts, size, made)
             config["bpe_tokenizer"] = {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}

@@ -38,7 +38,7 @@ SPEEDS, BANDS, GAIN = (0.85, 1.18), 6, 6.0
 
 
 def louder_half(wave: Wave) -> float:
-    """Root mean square of the half of a recording that is louder."""
+    """Root mean square of the half of a recording that is louder, by windows of 200 samples."""
     power = np.convolve(wave**2, np.ones(200) / 200, "same")
     return float(np.sqrt(power[power >= np.median(power)].mean()))
 

@@ -19,7 +19,7 @@ from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from support.commands import PLUGIN, SMOOTHED, hydra_words
 from support.lines import DECODED, OUTPUT, START, TRAINED, unexpected
-from support.small_models import SIZES, made, sources
+from support.small_models import FIXED, SIZES, made, sources
 
 from fairseq_sru.models.config import SRUConfig, SRULanguageModelConfig, TransformerSRUConfig
 from fairseq_sru.models.lm import SRULanguageModel
@@ -28,8 +28,6 @@ from fairseq_sru.models.transformer_sru import TransformerSRUModel
 
 SMALL = ["--arch", "sru", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16, "--cpu", "--optimizer", "adam"]
 SMALL += ["--lr", 5e-3, "--max-tokens", 400, "--num-workers", 0]
-
-NARROW = {"embed_dim": 8, "ffn_embed_dim": 12, "attention_heads": 2, "layers": 1}  # of a Transformer
 
 # --no-repeat-ngram-size
 
@@ -310,8 +308,7 @@ def test_the_transformer_takes_torch_whatever_its_version_looks_like(
     version: str, dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch, "__version__", version)
-    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in NARROW.items()}
-    args = Namespace(criterion="cross_entropy", max_source_positions=64, max_target_positions=64, **sizes)
+    args = Namespace(**FIXED, **SIZES["transformer_sru"])
     ARCH_CONFIG_REGISTRY["transformer"](args)
     task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
     model = ARCH_MODEL_REGISTRY["transformer"].build_model(args, task).eval()

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import torch
 from common.errors import RecipeError
-from corpora.building import MANIFEST
-from corpora.sentences import tokens
+from corpora.sentences import TEST, tokens
 from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 
@@ -40,7 +39,7 @@ class Classes:
             said = " ".join(str(error).split())[:300]
             raise RecipeError(f"{checkpoint} is no classifier of {data}: {said}") from None
         self.model.eval()
-        prepared = (data.resolve().parent.parent / MANIFEST).is_file()
+        prepared = (data / TEST).is_file()
         self.tokens = tokens if prepared else str.split  # as fairseq-preprocess has text of the user's
         words = self.task.label_dictionary
         self.labels = words.symbols[words.nspecial : words.nspecial + self.task.cfg.num_classes]

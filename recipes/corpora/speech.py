@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +33,7 @@ LONGEST = 3000  # of one for training
 class Utterance(NamedTuple):
     id: str
     wave: Callable[[], Wave]
-    text: str
+    text: str  # words and single spaces
     speaker: str
 
 
@@ -76,9 +76,9 @@ def features(wave: Wave, rate: int, bins: int) -> np.ndarray[Any, Any]:
 def manifest(
     utterances: Iterable[Utterance], split: str, pack: zipfile.ZipFile, rate: int, bins: int, to: Path
 ) -> dict[str, Any]:
-    """Write the features and ``split``.tsv; the texts, how many utterances were kept and left out, and of the frames
-    their number, sums and sums of squares, ``(3, bins)``."""
-    rows, texts, left_out = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], [], 0
+    """Write the features and ``split``.tsv; how many utterances were kept and left out, and of the frames their number,
+    sums and sums of squares, ``(3, bins)``."""
+    rows, left_out = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], 0
     moments = np.zeros((3, bins))
     for utterance in tqdm(utterances, desc=split, unit="utterance", disable=None):
         found = features(utterance.wave(), rate, bins)
@@ -92,16 +92,14 @@ def manifest(
         pack.writestr(name, data.getvalue())
         at = pack.getinfo(name).header_offset + 30 + len(name.encode())  # behind the file's own header
         audio = f"{FEATURES}:{at}:{len(data.getvalue())}"
-        text = " ".join(utterance.text.split())
-        rows.append(f"{utterance.id}\t{audio}\t{len(found)}\t{text}\t{utterance.speaker}\n")
-        texts.append(text)
+        rows.append(f"{utterance.id}\t{audio}\t{len(found)}\t{utterance.text}\t{utterance.speaker}\n")
         moments += np.stack([np.ones_like(found), found, found**2]).sum(1, dtype="f8")
-    if not texts:
+    if len(rows) == 1:
         raise RecipeError(
             f"no utterance is left for {split}: {left_out} are shorter than {SHORTEST} frames or have no text"
         )
     (to / f"{split}.tsv").write_text("".join(rows), "utf-8", newline="\n")
-    return {"texts": texts, "counts": {"kept": len(texts), "left out": left_out}, "moments": moments}
+    return {"counts": {"kept": len(rows) - 1, "left out": left_out}, "moments": moments}
 
 
 def subwords(texts: Iterable[str], size: int, to: Path) -> str:
@@ -151,17 +149,31 @@ class Speech(NamedTuple):
             raise RecipeError(f"speech needs the package {error.name}: pip install -r requirements.txt") from None
         return {"data_set": self.name, **self.chosen, "versions": versions}
 
+    def vocabulary(self, texts: list[str], made: Path) -> dict[str, Any]:
+        """Learn the subwords or list the words; what config.yaml says of them."""
+        if size := self.chosen.get("vocab_size"):
+            tokenizer = {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}
+            try:
+                return {"vocab_filename": subwords(texts, size, made), "bpe_tokenizer": tokenizer}
+            except RecipeError as error:
+                raise RecipeError(f"argument --vocab-size: {error}") from None
+        words = sorted({word for text in texts for word in text.split()})
+        (made / "dict.txt").write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
+        return {"vocab_filename": "dict.txt"}
+
     def make(self, work: Path, archives: Path) -> Path:
         known, made, there = self.known, work / "made", work.parent.absolute()  # where it will be
         made.mkdir()
         splits, sources = known.splits(self, work, archives)
+        train = [split for split in splits if split.startswith("train")]
+        texts = [utterance.text for split in train for utterance in splits[split]()]
+        vocabulary = self.vocabulary(texts, made)
         found = {}
         with zipfile.ZipFile(made / FEATURES, "w", zipfile.ZIP_STORED) as pack:
             for split, utterances in splits.items():
-                found[split] = manifest(utterances, split, pack, known.rate, known.bins, made)
-        train = [facts for split, facts in found.items() if split.startswith("train")]
-        texts = [text for facts in train for text in facts["texts"]]
+                found[split] = manifest(utterances(), split, pack, known.rate, known.bins, made)
         config: dict[str, Any] = {
+            **vocabulary,
             "audio_root": str(there),
             "input_channels": 1,
             "input_feat_per_channel": known.bins,
@@ -169,24 +181,17 @@ class Speech(NamedTuple):
             "transforms": {"*": [known.cmvn], "_train": [known.cmvn, "specaugment"]},
         }
         if known.cmvn == "global_cmvn":
-            count, sums, squares = np.sum([facts["moments"] for facts in train], axis=0)
+            count, sums, squares = np.sum([found[split]["moments"] for split in train], axis=0)
             mean, std = sums / count, np.sqrt(squares / count - (sums / count) ** 2)
             np.savez(made / STATISTICS, mean=mean.astype("f4"), std=std.astype("f4"))
             config["global_cmvn"] = {"stats_npz_path": str(there / STATISTICS)}
-        if size := self.chosen.get("vocab_size"):
-            config["vocab_filename"] = subwords(texts, size, made)
-            config["bpe_tokenizer"] = {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}
-        else:
-            config["vocab_filename"] = "dict.txt"
-            words = sorted({word for text in texts for word in text.split()})
-            (made / "dict.txt").write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
         (made / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         counts = {split: facts["counts"] for split, facts in found.items()}
         seal(made, self.options() | {"sources": sources, "counts": counts})
         return made
 
 
-Splits = dict[str, Iterator[Utterance]]
+Splits = dict[str, Callable[[], Iterable[Utterance]]]
 
 
 class SpeechSet(NamedTuple):

@@ -28,7 +28,7 @@ SPOKEN_DIGITS = {"freq_mask_N": 2, "freq_mask_F": 8, "time_mask_N": 2, "time_mas
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 FSDD = Archive("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
-FORM = "[!.]*_*_*.wav"  # of a recording's name; files that begin with a dot are a file system's own
+WAVES = "[!.]*.[wW][aA][vV]"  # files that begin with a dot are a file system's own
 STRINGS = {"train": 5000, "valid": 200, "test": 500}
 TEST_SPEAKERS = "theo"
 LOUDNESS = 0.1  # root mean square of a recording's louder half
@@ -76,15 +76,16 @@ def string(
 
 
 def given(local: Path) -> dict[str, Path]:
-    """The recordings below a folder, or else the archive in it, by name."""
-    paths = sorted(local.rglob(FORM)) or sorted(local.glob("*digit*.tar*"))[:1]
-    return {str(path.relative_to(local)): path for path in paths}
+    """The recordings below a folder and the archives in it, by name."""
+    paths = [*local.rglob(WAVES), *local.glob("*digit*.tar*"), *local.glob("*digit*.zip")]
+    return {str(path.relative_to(local)): path for path in sorted(paths)}
 
 
 def recordings(
     task: Speech, work: Path, archives: Path
 ) -> tuple[dict[str, dict[str, list[Path]]], list[dict[str, Any]]]:
-    """The files DIGIT_SPEAKER_NUMBER.wav below --local-dir, or of an archive there or elsewhere, by speaker and digit.
+    """The files DIGIT_SPEAKER_NUMBER.wav below --local-dir and of archives there, or else of the public one, by speaker
+    and digit; a file goes before one of the same name in an archive.
 
     Raises:
         RecipeError: there are none, or one is named otherwise.
@@ -93,18 +94,19 @@ def recordings(
         sources = [described(path, name) for name, path in files.items()]
     else:
         files, sources = fetch([FSDD], task.local_dir, archives)
-    paths = list(files.values())
-    if ".tar" in paths[0].name:
-        paths = list(unpack_all(paths[0], work / "unpacked").rglob(FORM))
+    packed = [path for path in files.values() if path.suffix.lower() != ".wav"]
+    paths = [path for path in files.values() if path not in packed]
+    for n, archive in enumerate(packed):
+        paths += sorted(unpack_all(archive, work / f"unpacked{n}").rglob(WAVES))
     if not paths:
         raise RecipeError(f"{task.local_dir or archives} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav")
-    named = []
+    named: dict[tuple[str, str, int], Path] = {}
     for path in paths:
         if not (parts := re.fullmatch(r"([0-9])_(.+)_([0-9]+)", path.stem)):
             raise RecipeError(f"{path}: must be named DIGIT_SPEAKER_NUMBER.wav, as 7_theo_12.wav")
-        named.append((parts[2], parts[1], int(parts[3]), path))
+        named.setdefault((parts[2], parts[1], int(parts[3])), path)
     by_speaker: dict[str, dict[str, list[Path]]] = {}
-    for speaker, digit, _, path in sorted(named):
+    for (speaker, digit, _), path in sorted(named.items()):
         by_speaker.setdefault(speaker, {}).setdefault(digit, []).append(path)
     return by_speaker, sources
 
@@ -132,26 +134,27 @@ def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, lis
             text, wave = string(takes, rng, task.known.rate, split == "train")
             yield Utterance(f"{split}-{n}", wave, text, speaker)
 
-    return {split: strings(split) for split in STRINGS}, sources
+    return {split: partial(strings, split) for split in STRINGS}, sources
 
 
 # --- MuST-C and LibriSpeech, as they are unpacked ---------------------------------------------------------------------
 
 
-def at_hand(task: Speech, place: str, splits: list[str], utterances: Callable[[Path], Iterator[Utterance]]) -> Splits:
-    """What ``utterances`` makes of the folders of splits that are in ``place`` below --local-dir.
+def at_hand(task: Speech, place: str, train: str, utterances: Callable[[Path], Iterator[Utterance]]) -> Splits:
+    """What ``utterances`` makes of the folders of splits, ``train...``, ``dev...`` and ``tst...`` or ``test...``, that
+    are in ``place`` below --local-dir.
 
     Raises:
-        RecipeError: there is no such place, or none for training.
+        RecipeError: there is no such place, or none for training, as ``train`` is.
     """
     if task.local_dir is None or not (task.local_dir / place).is_dir():
         raise RecipeError(f"argument --local-dir: must be a folder that has {place}; got {task.local_dir}")
-    folders = {split: task.local_dir / place / split for split in splits}
-    found = {split: utterances(folder) for split, folder in folders.items() if folder.is_dir()}
-    train = [split for split in splits if split.startswith("train")]
-    if not found.keys() & train:
-        raise RecipeError(f"argument --local-dir: {task.local_dir / place} must have {' or '.join(train)}")
-    return found
+    folders = sorted(path for path in (task.local_dir / place).iterdir() if path.is_dir())
+    found = {folder.name: folder for folder in folders if folder.name.startswith(("train", "dev", "test", "tst"))}
+    if not any(split.startswith("train") for split in found):
+        raise RecipeError(f"argument --local-dir: {task.local_dir / place} must have {train}")
+    print(f"splits: {', '.join(found)}", flush=True)
+    return {split: partial(utterances, folder) for split, folder in found.items()}
 
 
 def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
@@ -159,32 +162,34 @@ def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[
 
     def utterances(folder: Path) -> Iterator[Utterance]:
         text = folder / "txt" / folder.name
-        segments = yaml.load(read_text(text.with_suffix(".yaml")), Loader=yaml.CBaseLoader)
+        listed = text.with_suffix(".yaml")
+        try:
+            segments = yaml.load(read_text(listed), Loader=yaml.CBaseLoader)
+            places = [(s["wav"], float(s["offset"]), float(s["duration"]), s["speaker_id"]) for s in segments]
+        except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+            raise RecipeError(f"{listed} is no list of segments as MuST-C has it: {error}") from None
         lines = read_text(text.with_suffix(f".{language}")).removesuffix("\n").split("\n")
         if len(lines) != len(segments):
             raise RecipeError(f"{text}.{language} has {len(lines):,} lines for {len(segments):,} segments")
-        both = zip(segments, lines, strict=True)
-        for name, of_talk in groupby(both, lambda pair: pair[0]["wav"]):
+        both = zip(places, lines, strict=True)
+        for name, of_talk in groupby(both, lambda pair: pair[0][0]):
             path = folder / "wav" / name
-            for n, (segment, line) in enumerate(sorted(of_talk, key=lambda pair: float(pair[0]["offset"]))):
-                start, length = (int(float(segment[key]) * rate) for key in ("offset", "duration"))
-                wave = partial(read, path, rate, start, length, may_be_silent=True)
-                yield Utterance(f"{path.stem}_{n}", wave, line.strip(), segment["speaker_id"])
+            for n, ((_, start, seconds, speaker), line) in enumerate(sorted(of_talk, key=lambda pair: pair[0][1])):
+                wave = partial(read, path, rate, int(start * rate), int(seconds * rate), may_be_silent=True)
+                yield Utterance(f"{path.stem}_{n}", wave, " ".join(line.split()), speaker)
 
-    return at_hand(task, f"en-{language}/data", ["train", "dev", "tst-COMMON", "tst-HE"], utterances), []
+    return at_hand(task, f"en-{language}/data", "train", utterances), []
 
 
 def librispeech(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
     def utterances(folder: Path) -> Iterator[Utterance]:
         for chapter in sorted(folder.glob("*/*/*.trans.txt")):
             for line in read_text(chapter).splitlines():
-                name, _, text = line.partition(" ")
+                name, *words = line.lower().split()
                 wave = partial(read, chapter.with_name(f"{name}.flac"), task.known.rate, may_be_silent=True)
-                yield Utterance(name, wave, text.lower(), name.split("-")[0])
+                yield Utterance(name, wave, " ".join(words), name.split("-")[0])
 
-    train = ["train-clean-100", "train-clean-360", "train-other-500"]
-    splits = [*train, "dev-clean", "dev-other", "test-clean", "test-other"]
-    return at_hand(task, "LibriSpeech", splits, utterances), []
+    return at_hand(task, "LibriSpeech", "train-clean-100 or the like", utterances), []
 
 
 SPEECH = {

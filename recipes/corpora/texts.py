@@ -58,9 +58,16 @@ class Text(NamedTuple):
         return [archive] if archive and not self.files() else []
 
     def below(self, folder: Path) -> dict[str, Path]:
-        """The text below a folder by split, as far as it is there."""
-        names = TEXTS[self.name].files().items()
-        return {split: path for split, name in names for path in sorted(folder.rglob(name))[:1]}
+        """The text below a folder by split, as far as it is there.
+
+        Raises:
+            RecipeError: it lies in several places.
+        """
+        names = TEXTS[self.name].files()
+        places = sorted({path.parent for name in names.values() for path in folder.rglob(name)})
+        if len(places) > 1:
+            raise RecipeError(f"{folder}: {places[0]} and {places[1]} both have files of {self.name}; must be one")
+        return {split: place / name for place in places for split, name in names.items() if (place / name).is_file()}
 
     def files(self) -> dict[str, Path]:
         """The text below --local-dir by split; empty where none is there.

@@ -77,7 +77,8 @@ def test_folds_cover_all_sentences_and_share_none(tmp_path):
 @pytest.mark.parametrize(
     "name, files",
     [
-        ("subj", {"subj.objective": 0, "subj.subjective": 1}),
+        ("subj", {"subj.subjective": 0, "subj.objective": 1}),  # as subj.all has them
+        ("subj", {"quote.tok.gt9.5000": 0, "plot.tok.gt9.5000": 1}),
         ("mr", {"rt-polarity.neg": 0, "rt-polarity.pos": 1}),
         ("cr", {"custrev.neg": 0, "custrev.pos": 1}),
     ],
@@ -100,11 +101,13 @@ def test_a_set_with_a_test_set_is_one_folder(tmp_path):
     assert sorted(read(out / "folds" / "0", "train")) == sorted(labelled(400, 1))
 
 
-def test_text_of_before_unicode_is_read_and_an_old_line_break_ends_no_line(tmp_path):
-    lines = [f"{n % 2} un cliché \x85 {n % 5}" for n in range(100)]
-    write(tmp_path / "archives" / "subj.all", lines, "latin-1")
+@pytest.mark.parametrize("encoding, dots", [("cp1252", "…"), ("latin-1", "\x81 \x85")])
+def test_text_of_before_unicode_is_read_and_an_old_line_break_ends_no_line(encoding, dots, tmp_path):
+    lines = [f"{n % 2} un cliché {dots} {n % 5}" for n in range(100)]
+    write(tmp_path / "archives" / "subj.all", lines, encoding)
     out = run("subj", tmp_path)
-    assert set(read(out / "folds" / "3", "train")) == {f"{n % 2} un cliché {n % 5}" for n in range(100)}
+    expected = {" ".join(f"{n % 2} un cliché {dots} {n % 5}".replace("\x81", " \x81 ").split()) for n in range(100)}
+    assert set(read(out / "folds" / "3", "train")) == expected
 
 
 def test_what_windows_adds_to_a_text_is_no_part_of_it(tmp_path):
@@ -116,7 +119,17 @@ def test_what_windows_adds_to_a_text_is_no_part_of_it(tmp_path):
 def test_a_label_without_words_counts_and_is_told(tmp_path, capsys):
     write(tmp_path / "archives" / "subj.all", [*labelled(99, 1), "1 "])
     run("subj", tmp_path)
-    assert "subj.all: 1 lines have a label and no words; they count as in the papers" in capsys.readouterr().out
+    assert "subj.all: 1 lines have no words; they count as in the papers" in capsys.readouterr().out
+
+
+def test_an_empty_line_of_a_file_of_one_class_counts_as_one_without_words(tmp_path, capsys):
+    write(tmp_path / "archives" / "mpqa.neg", ["proclaimed himself", "", "would care very little"] * 10)
+    write(tmp_path / "archives" / "mpqa.pos", ["with the best of intentions"] * 30 + [""])
+    out = run("mpqa", tmp_path)
+    told = capsys.readouterr().out
+    assert "mpqa.neg: 10 lines have no words" in told and "mpqa.pos: 1 lines have no words" in told
+    found = [line for k in range(10) for line in (out / "folds" / str(k) / "test.txt").read_text().splitlines()]
+    assert (len(found), found.count("0"), found.count("1")) == (61, 10, 1)
 
 
 def test_bad_input_is_named_in_a_line(tmp_path, capsys):
@@ -126,9 +139,12 @@ def test_bad_input_is_named_in_a_line(tmp_path, capsys):
     assert f"{archives / 'subj.all'}, line 21: is empty; must be a label and a sentence" in refused(
         capsys, "subj", tmp_path
     )
-    write(archives / "subj.all", ["good film", "bad film", "odd film"])
-    message = "subj.all: must have 2 labels, each line one and a sentence; got 3 (bad, good, odd)"
-    assert message in refused(capsys, "subj", tmp_path)
+    write(archives / "subj.all", ["good film", "bad film", "odd film", "good one", "bad one"])
+    message = "subj.all: must have 2 labels, each line one and a sentence; got 3 (bad, good, odd); the first line with "
+    assert f"{message}the rarest: odd film" in refused(capsys, "subj", tmp_path)
+    (archives / "mpqa.neg").write_text("one half\n")
+    message = f"argument --local-dir: {archives} must have mpqa.all, or mpqa.neg and mpqa.pos"
+    assert message in refused(capsys, "mpqa", tmp_path)
     stanford(archives)
     write(archives / "stsa.binary.test", ["7 a film"])
     assert "sst2: the label 7 of test is not in the training sentences" in refused(capsys, "sst2", tmp_path)
@@ -157,9 +173,8 @@ def test_files_that_are_nowhere_are_listed(tmp_path, capsys, monkeypatch):
         raise archives.Unreachable(f"{archive.url} cannot be downloaded")
 
     monkeypatch.setattr(archives, "download", unreachable)
-    (tmp_path / "archives").mkdir()
     with pytest.raises(SystemExit):
-        run("sst2", tmp_path)
+        prepare.main(["sst2", "--out", str(tmp_path / "out")])
     told = capsys.readouterr().err
     assert all(f"data/stsa.binary.{name}" in told for name in ("phrases.train", "dev", "test"))
     assert "--local-dir" in told

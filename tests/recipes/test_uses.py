@@ -82,6 +82,8 @@ def test_text_that_cannot_be_used_is_named_in_a_line(tmp_path, capsys):
     write(tmp_path / "text", PTB)
     write(tmp_path / "part", {"train": PTB["train"]})
     write(tmp_path / "old", PTB)
+    for name in ("wikitext-103", "wikitext-2"):
+        write(tmp_path / "both" / name, PTB)
     (tmp_path / "old" / "ptb.test.txt").write_bytes(b"caf\xe9\n")
     (tmp_path / "text" / "ptb.valid.txt").write_text("")
     (tmp_path / "archives").mkdir()
@@ -96,6 +98,7 @@ def test_text_that_cannot_be_used_is_named_in_a_line(tmp_path, capsys):
             [],
             "simple-examples.tgz does not have all of ptb.train.txt, ptb.valid.txt, ptb.test.txt",
         ),
+        (tmp_path / "both", [], "wikitext-103 and {}/wikitext-2 both have files of ptb".format(tmp_path / "both")),
         (tmp_path / "text", ["--embeddings", __file__], "argument --embeddings: is not for ptb"),
     ):
         with pytest.raises(SystemExit):

@@ -98,8 +98,7 @@ def main(argv: list[str] | None = None) -> int:
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
     # made by the first command of a dry run
     ours = inside == {"data"} and (out / "data" / "manifest.json").is_file()
-    # stamps: of a version that left no other trace
-    with working_in(out, parser, mixed=ours or (out / "stamps" / "subset.json").is_file()):
+    with working_in(out, parser, mixed=ours):
         comparison.run()
         report_on(comparison) if isinstance(comparison, Comparison) else comparison.report()
     return 1 if comparison.failures else 0

@@ -27,7 +27,9 @@ FIXED = ("checkpoints=1", "average=1", "train.validate-interval=1000000")  # val
 
 def found(comparison: Comparison) -> dict[str, Any]:
     """What is known of each system, tokens being target tokens."""
-    systems: dict[str, dict[str, Any]] = {name: {} for name in comparison.settings.systems}
+    given = comparison.settings
+    batches = {name: {**given.train, **options}.get("max-tokens") for name, options in given.systems.items()}
+    systems: dict[str, dict[str, Any]] = {name: {"max_tokens": batch} for name, batch in batches.items()}
     for run in comparison.good():
         known = systems[run.system]
         if comparison.stages.stamp(f"slice {run.system} {comparison.settings.slices.rounds}").get("done"):
@@ -56,7 +58,6 @@ def main(argv: list[str] | None = None) -> int:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "recipe": args.recipe.stem,
             "minutes": given.budget.minutes,
-            "max_tokens": given.train.get("max-tokens"),
         }
 
         def note() -> None:

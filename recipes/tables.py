@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, Case
 from benchmarks.timing import place, short
-from comparison import settings, short_report
+from comparison import settings
 from comparison.report import number, table
 from comparison.uses import USES
 from comparison.verdict import decoding_ratios, mean, spread, tested
@@ -201,7 +201,8 @@ def tuning() -> str:
         report = json.loads(path.read_text(encoding="utf-8"))
         for system, found in report["systems"].items():
             row = [report["recipe"], system, str(len(found["trials"]))]
-            for tried, best in ((found["trials"], found["best"]), (found.get("finals", []), found.get("best_final"))):
+            for every, which in (("trials", "best"), ("finals", "best_final")):
+                tried, best = found.get(every, []), found.get(which)
                 if best is None:  # not finished
                     row += ["–"] * 3
                     continue
@@ -222,7 +223,7 @@ def uses(kind: str) -> str:
     for report in (report for report in found if report["score"] == USES[kind].score):
         places.append(where_made(report["data"], report))
         link = f"[{report['data']}](../recipes/results/uses/{report['data']}/report.md)"
-        for system, its in short_report.tested(report).items():
+        for system, its in tested(report).items():
             speeds |= dict.fromkeys(its["speeds"])
             row = [link, system, mean(spread(its["scores"]), 1), number(its["p_value"], ".4f")]
             rows.append([*row, *(f"{speed:,.3g}" for speed in its["speeds"].values())])

@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import json
 import math
+import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -53,6 +54,17 @@ class Search(Comparison):
     def __init__(self, given: Settings, own: dict[str, int]) -> None:
         super().__init__(given)
         self.own = own
+
+    def training_speed(self, system: str, unit: str) -> float:
+        """Median over the trials of the same model and batches: one slice alone would favour trials by chance."""
+        stamps = (self.stages.stamp(f"slice {name} 1") for name in self.settings.systems if self.alike(name, system))
+        return statistics.median(stamp[unit] for stamp in stamps if unit in stamp)
+
+    def alike(self, one: str, other: str) -> bool:
+        """Whether two trials differ in nothing that decides how long an update takes."""
+        free = {"lr", "warmup-updates", *self.settings.tune.finals}
+        a, b = self.settings.systems[one], self.settings.systems[other]
+        return all(flag in free or a.get(flag) == b.get(flag) for flag in {**a, **b})
 
     def timed(self, name: str) -> None:
         """Measure the speed of a trial; what fails is told by :meth:`trial`."""
@@ -121,7 +133,8 @@ def of_trials(given: Settings, flags: dict[str, list[dict[str, Any]]], share: fl
 def plan(report: dict[str, Any]) -> dict[str, Any]:
     """What a search is to do, of its report."""
     flags = {system: [trial["flags"] for trial in kept["trials"]] for system, kept in report["systems"].items()}
-    return {key: report[key] for key in ("recipe", "overrides", "budget", "share", "space")} | {"flags": flags}
+    keys = ("recipe", "overrides", "data", "prepare", "train", "budget", "share", "space")
+    return {key: report[key] for key in keys if key in report} | {"flags": flags}
 
 
 def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> dict[str, Any]:
@@ -133,6 +146,9 @@ def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> di
     new = {
         "recipe": name,
         "overrides": overrides,
+        "data": recipe.data,
+        "prepare": recipe.prepare,
+        "train": recipe.train,
         "budget": {key: value for key, value in vars(recipe.budget).items() if value is not None},
         "share": recipe.tune.budget,
         "space": {system: recipe.tune.space_of(system) for system in recipe.systems},
@@ -148,7 +164,7 @@ def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> di
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{output} is no output of tune.py: {error!r}") from error
     for key, value in plan(json.loads(json.dumps(new))).items():
-        if has[key] != value:
+        if has.get(key, value) != value:
             raise ValueError(f"{output} is of a search with other {key}; give the name of a new file")
     return found
 

@@ -26,6 +26,8 @@ def write(path: Path, how: Callable[[Path], object]) -> None:
     aside = path.with_name(f".{os.getpid()}-.{path.name}")  # torch.save requires a name before the suffix
     try:
         how(aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut may leave an empty file of the new name
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from common.arguments import at_least_one, file
 
-from .settings import Settings, load
-
-ROOT = Path(__file__).resolve().parent.parent.parent
+from .settings import ROOT, Settings, load
 
 
 def recipe_parser(about: str | None, *, jobs: str | None = None, output: str | None = None) -> argparse.ArgumentParser:

@@ -108,24 +108,29 @@ the whole test set.
 # ---------------------------------------------------------------- report.md, a function a section
 
 
-def conditions(report: Report, systems: dict[str, Any], seeds: Iterable[int]) -> str:
-    """Budget, seeds, and which of these systems trained in bfloat16."""
+def conditions(report: Report, systems: dict[str, Any], seeds: dict[str, list[int]]) -> str:
+    """Budget, seeds of each of these systems, and which trained in bfloat16."""
     budget = report["budget"]
     limit = f"{budget['updates']} updates" if "updates" in budget else f"{budget['minutes']:g} minutes of training"
     amp = [name for name, system in systems.items() if system.get("precision") == "bfloat16"]
     precision = f" Trained with products in bfloat16 (--amp): {', '.join(amp)}." if amp else ""
-    return f"Budget: {limit} for each system. Seeds: {', '.join(map(str, seeds))}.{precision}"
+    alike: dict[str, list[str]] = {}
+    for name in systems:
+        alike.setdefault(", ".join(map(str, seeds[name])), []).append(name)
+    said = alike if len(alike) == 1 else [f"{some} of {', '.join(names)}" for some, names in alike.items()]
+    return f"Budget: {limit} for each system. Seeds: {'; '.join(said)}.{precision}"
 
 
 def summary(report: Report) -> str:
     data = report["data"]
+    seeds = {name: [run["seed"] for run in system["runs"]] for name, system in report["systems"].items()}
     return (
         f"""# {report["name"]}
 
 {report["verdict"]}
 
 Data: {data["data_set"]}, {data["source"]}-{data["target"]}, test set of {data["test_sentences"]} sentences. \
-{conditions(report, tested(report), sorted({run["seed"] for _, run in runs(report)}))}
+{conditions(report, tested(report), seeds)}
 
 {quality_table(report)}
 ± is the standard deviation over seeds. p is that of the difference from the baseline, for each seed: paired \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, NoReturn
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 # fairseq's flags that the comparison sets by itself
 OURS = {"user-dir", "cpu", "seed", "max-update", "total-num-update", "save-dir", "save-interval-updates", "no-save"}
 OURS |= {"no-epoch-checkpoints", "log-format", "path", "gen-subset", "quiet", "results-path", "nbest"}
@@ -114,7 +116,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
         if not re.match(r"[^=]+=", word):
             raise ValueError(f"{word}: must be key=value")
     try:
-        merged = OmegaConf.merge(Settings, OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides)))
+        recipe: Any = OmegaConf.load(path)
+        merged = OmegaConf.merge(Settings, recipe, OmegaConf.from_dotlist(list(overrides)))
         settings = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         if not dataclasses.is_dataclass(error.object_type):
@@ -127,11 +130,22 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise ValueError(f"{path} is not a YAML file of settings: {error}") from None
     assert isinstance(settings, Settings)
     left_out = {name for name, options in settings.systems.items() if options is None}
+    if unknown := sorted(left_out - recipe["systems"].keys()):
+        wrong(f"systems.{unknown[0]}", f"is null, but the recipe has only {', '.join(recipe['systems'])}")
     for systems in (settings.systems, settings.tune.systems):
         for name in left_out & systems.keys():
             del systems[name]
+    settings.out = tidy(settings.out)
+    if "out" in settings.prepare:
+        settings.prepare["out"] = tidy(settings.prepare["out"])
     _check(settings)
     return settings
+
+
+def tidy(folder: str) -> str:
+    """A folder of the project as it is seen from there, however it was spelled: stages are known by their commands."""
+    path = os.path.normpath(ROOT / folder)
+    return os.path.relpath(path, ROOT) if Path(path).is_relative_to(ROOT) else path
 
 
 def wrong(key: str, what: str) -> NoReturn:
@@ -165,6 +179,17 @@ def _check_space(s: Settings) -> None:
                 wrong(f"tune.{key}.{flag}", f"must be a list or {{low, high}}, 0 < low < high; got {values}")
 
 
+def _check_kind(s: Settings) -> None:
+    if s.kind not in KINDS:
+        wrong("kind", f"must be one of {', '.join(KINDS)}; got {s.kind!r}")
+    if s.kind != "translation":
+        for key in OF_TRANSLATION:
+            if getattr(s, key) != getattr(Settings(), key):
+                wrong(key, f"is for the kind translation alone; this is {s.kind}")
+    elif s.prepare.get("tokenizer") == "moses-bpe" and s.generate.get("remove-bpe") == "sentencepiece":
+        wrong("generate.remove-bpe", "must be subword_nmt where prepare.tokenizer is moses-bpe; got sentencepiece")
+
+
 def _check(s: Settings) -> None:
     if not s.systems:
         wrong("systems", "must hold a system at least")
@@ -187,12 +212,7 @@ def _check(s: Settings) -> None:
     if s.budget.updates and s.budget.updates < s.checkpoints:
         wrong("budget.updates", f"must be at least checkpoints, {s.checkpoints}; got {s.budget.updates}")
     _check_space(s)
-    if s.kind not in KINDS:
-        wrong("kind", f"must be one of {', '.join(KINDS)}; got {s.kind!r}")
-    if s.kind != "translation":
-        for key in OF_TRANSLATION:
-            if getattr(s, key) != getattr(Settings(), key):
-                wrong(key, f"is for the kind translation alone; this is {s.kind}")
+    _check_kind(s)
     if s.cpu not in (True, False, "auto"):
         wrong("cpu", f"must be true, false or auto; got {s.cpu!r}")
 

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 from common.files import write_text
 
 from .collecting import of_all
 from .report import conditions, failures, machine, number, table, title
-from .verdict import mean, spread
+from .verdict import mean, spread, tested
 
 if TYPE_CHECKING:
     from .uses import Use
-
-
-def tested(report: dict[str, Any]) -> dict[str, Any]:
-    """The systems that have a run."""
-    return {name: system for name, system in report["systems"].items() if system["scores"]}
 
 
 def compared(report: dict[str, Any]) -> bool:
@@ -43,8 +37,9 @@ def render(report: dict[str, Any]) -> str:
         " p is that of the difference from the baseline: paired randomisation over the items of the test set, each "
         "with its mean over seeds."
     )
+    seeds = dict.fromkeys(tested(report), report["seeds"])
     parts = [
-        f"# {report['name']}\n\nData: {report['data']}. {conditions(report, tested(report), report['seeds'])}\n",
+        f"# {report['name']}\n\nData: {report['data']}. {conditions(report, tested(report), seeds)}\n",
         rows(report),
         f"± is the standard deviation over runs.{p if compared(report) else ''}\n",
         machine(report),
@@ -58,7 +53,7 @@ def write(use: Use, systems: dict[str, Any], commands: list[str]) -> None:
     """Write the report of a comparison whose systems came to this, by these commands, and print its table."""
     report = {
         **of_all(use),
-        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "date": use.stages.finished(),
         "data": use.data["data_set"],
         "seeds": use.settings.all_seeds(),
         "score": use.score,

@@ -26,7 +26,8 @@ from common.hold import FolderError, held
 from .processes import execute
 
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
-OURS = re.compile(r"checkpoint.*\.pt(\.tmp)?|crash\.pt|average\.pt|dummy|train\.log|\.\d+-.+")  # beside checkpoints
+OURS = re.compile(r"checkpoint.*\.pt(\.tmp|\.part)?|crash\.pt|average\.pt|dummy|train\.log|\.\d+-.+")  # of a run
+MEETING = re.compile(r"--(standalone|master|node|rdzv|local)\b.*")  # how torchrun's processes meet changes no result
 
 
 class StageError(Exception):
@@ -106,8 +107,19 @@ class Stages:
 
     def stamp(self, name: str) -> dict[str, Any]:
         """What is known of a stage; empty if it never began."""
-        path = self.folder / f"{name.replace(' ', '-')}.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return self._read(self.folder / f"{name.replace(' ', '-')}.json")
+
+    def _read(self, path: Path) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError as error:
+            raise StageError(f"{path} is damaged ({error}): remove it, and move what its stage made") from None
+        return found
+
+    def finished(self) -> str | None:
+        """When the last command was done."""
+        stamps = map(self._read, self.folder.glob("*.json"))
+        return max((stamp["finished"] for stamp in stamps if {"finished", "command"} <= stamp.keys()), default=None)
 
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
         write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
@@ -195,7 +207,8 @@ class Stages:
         Raises:
             StageError: the command failed, or ``facts`` did with a ValueError or RecipeError.
         """
-        stamp = self._begin(name, list(command), inputs, outputs, goes_on=resume is not None)
+        what = [word for word in command if command[0] != "torchrun" or not MEETING.fullmatch(word)]
+        stamp = self._begin(name, what, inputs, outputs, goes_on=resume is not None)
         if stamp["done"]:
             return stamp
         cost: dict[str, Any] = {}

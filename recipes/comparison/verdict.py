@@ -26,7 +26,7 @@ def mean(score: dict[str, Any], digits: int = 1) -> str:
 
 def tested(report: Report) -> dict[str, Any]:
     """The systems that have a run."""
-    return {name: system for name, system in report["systems"].items() if system["runs"]}
+    return {name: system for name, system in report["systems"].items() if system.get("scores")}
 
 
 def runs(report: Report) -> list[tuple[str, dict[str, Any]]]:

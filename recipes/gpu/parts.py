@@ -10,6 +10,7 @@ from .packages import FAIRSEQ, ROOT
 
 TESTS = "tests/recurrence/test_cuda.py"
 LOHELP = "recipes/configs/lohelp.yaml"
+SYSTEMS = ("sru", "lstm", "fairseq-lstm", "transformer")
 
 
 class Part(NamedTuple):
@@ -37,12 +38,14 @@ def tests(out: Path, name: str, select: str, *options: str) -> tuple[str, ...]:
     return ("python", "-m", "pytest", TESTS, "-rfE", "-k", select, f"--junitxml={out / name}.xml", *options)
 
 
-def training(out: Path, name: str, *overrides: str) -> tuple[str, ...]:
-    """SRU, LSTM units, fairseq's lstm and a Transformer on the text that ships."""
+def training(out: Path, name: str, batch: int, *overrides: str) -> tuple[str, ...]:
+    """SRU, LSTM units, fairseq's lstm and a Transformer on the text that ships, in batches of as many tokens."""
     work = out / "work"
     # One Transformer is enough. Both batch sizes take the same data.
     general = ("cpu=auto", "systems.transformer-sru=null", f"out={work / name}", f"prepare.out={work / 'data'}")
-    options = (*general, "slices.rounds=1", *overrides, "--output", str(out / f"{name}.json"))
+    alike = {"max-tokens": batch, "warmup-updates": 0.1}  # a recipe's own are for minutes on a CPU
+    shared = [f"systems.{system}.{flag}={value}" for system in SYSTEMS for flag, value in alike.items()]
+    options = (*general, "slices.rounds=1", *shared, *overrides, "--output", str(out / f"{name}.json"))
     return ("python", "recipes/equal_time.py", LOHELP, *options)
 
 
@@ -54,7 +57,7 @@ def parts(out: Path, dry: bool) -> list[Part]:
     cpu_test = " or padding_mask_starts" if dry else ""
     small = [f"systems.{name}.{flag}" for name in ("sru", "lstm") for flag in ("encoder-layers=1", "decoder-layers=1")]
     times = ("budget.minutes=0.02", "slices.updates=2", "generate.beam=1", "generate.max-len-b=3", *small)
-    short = ("train.warmup-updates=0.1", "generate.beam=1", "generate.max-len-b=60")
+    short = ("generate.beam=1", "generate.max-len-b=60")
     times = times if dry else ("budget.minutes=0.25", "slices.updates=50", *short)
     large = ("--preset", "sru_wmt", "--pairs", "160", "--updates", "--resume")  # of 4,000 target tokens
     updates = ("python", "recipes/steps.py", *large, *few, *(() if dry else ("--vocabulary", "32000", "--turns", "7")))
@@ -72,10 +75,10 @@ def parts(out: Path, dry: bool) -> list[Part]:
         Part("speed", (*speed, "--out", str(out / "speed")), 130, made="speed/speed.json"),
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
         Part("steps", (*steps, "--out", str(out / "steps")), 70, ("fairseq",), made="steps/steps.json"),
-        Part("training", training(out, "training", *times), 130, ("fairseq",)),
+        Part("training", training(out, "training", 1000, *times), 130, ("fairseq",)),
         Part("rivals", (*rivals, "--out", str(out / "rivals")), 150, ("extensions",), made="rivals/speed.json"),
         Part("sanitizer", tests(out, "sanitizer", "sanitizer", "-rs"), 60),
         Part("variants", tests(out, "variants", slow, *spread), 120),
-        Part("training2000", training(out, "training2000", "train.max-tokens=2000", *times), 240, ("fairseq",)),
+        Part("training2000", training(out, "training2000", 2000, *times), 240, ("fairseq",)),
     ]
     return [part._replace(limit=10 * part.limit) for part in found] if dry else found

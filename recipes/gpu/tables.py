@@ -132,7 +132,7 @@ def training(folder: Path) -> str:
         where = f"{report['recipe']}, {report['minutes']:g} minutes each. {device}, {report['date'][:10]}.\n\n"
         for name, system in report["systems"].items():
             values = [number(system.get(key), form) for key, form in FIGURES.items()]
-            rows.append([f"{report['max_tokens']:,} tokens a batch", name, *values])
+            rows.append([f"{system['max_tokens']:,} tokens a batch", name, *values])
     return where + table(["", "system", "target tokens/s", "updates", "validation loss", "BLEU"], rows) if rows else ""
 
 

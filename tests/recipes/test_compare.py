@@ -19,6 +19,7 @@ from typing import Any
 import compare
 import jsonschema
 import pytest
+import torch
 from common.errors import RecipeError
 from common.files import write_text
 from comparison import collecting, commands, fairseq_output, processes, report, runs, settings, stages, verdict
@@ -63,6 +64,7 @@ def recipe(tmp_path: Path) -> Path:
         ("systems.a.seed=3", r"^systems.a.seed: is set by the comparison itself$"),
         ("train.save-dir=x", r"^train.save-dir: is set by the comparison itself$"),
         ("systems={a/b: {arch: sru}}", r"^systems.a/b: a system's name is of letters"),
+        ("systems.c=null", r"^systems.c: is null, but the recipe has only a, b$"),
     ],
 )
 def test_wrong_settings_are_named(recipe, override, message):
@@ -95,6 +97,20 @@ def test_values_of_the_command_line_go_before_the_recipe(recipe):
     assert (given.seeds, given.out, given.budget.updates, given.checkpoints) == ([3, 4], "o", 100, 10)
 
 
+@pytest.mark.parametrize("spelled", ["runs/x", "./runs/x/", "runs/y/../x", str(ROOT / "runs" / "x")])
+def test_a_folder_is_the_same_however_it_is_spelled(spelled, recipe):
+    given = settings.load(recipe, [f"out={spelled}", f"prepare.out={spelled}"])
+    assert given.out == given.prepare["out"] == "runs/x"
+    assert settings.load(recipe, ["out=/elsewhere/x"]).out == "/elsewhere/x"
+
+
+def test_subwords_are_joined_as_they_were_made(recipe):
+    overrides = ["prepare.tokenizer=moses-bpe", "generate.remove-bpe=sentencepiece"]
+    with pytest.raises(ValueError, match=r"^generate.remove-bpe: must be subword_nmt where prepare.tokenizer is moses"):
+        settings.load(recipe, overrides)
+    assert settings.load(recipe, [overrides[0], "generate.remove-bpe=subword_nmt"])
+
+
 def test_a_system_may_have_seeds_of_its_own(recipe):
     given = settings.load(recipe, ["seeds=[1,2]", "systems.a.seeds=[2,3]"])
     assert runs.Comparison(given).runs == [("b", 1), ("a", 2), ("b", 2), ("a", 3)]
@@ -111,6 +127,9 @@ def test_a_comparison_that_goes_on_trains_in_the_precision_that_it_began_with(re
             comparison.prepare()
         assert comparison.commands.options("a")["amp"] is True
         assert commands.Commands(given, "folds/1").options("a")["amp"] is True
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    with pytest.raises(stages.StageError, match=r"^\S+ was begun with \d+ threads, here are 77: set OMP_NUM_THREADS="):
+        comparison.prepare()
     assert commands.Commands(settings.load(recipe, ["out=none", "cpu=true"])).options("a")["amp"] is False
     assert commands.Commands(settings.load(recipe, [f"out={tmp_path}", "cpu=false"])).options("a")["amp"] is False
 
@@ -266,6 +285,25 @@ def test_a_stage_is_done_again_when_something_changed(tmp_path):
     assert (run("b"), run.output.read_text()) == (1, "y")
 
 
+def test_how_processes_meet_changes_nothing(tmp_path, monkeypatch):
+    done: list[Any] = []
+    monkeypatch.setattr(stages, "execute", lambda command, log, *more: done.append(command) or log.touch() or {})
+    work = stages.Stages(tmp_path, lambda text: None)
+    for meet in (["--standalone"], ["--master-port=1", "--master-addr=a"], ["--nnodes=2", "--master-port=1"]):
+        command = ["torchrun", *meet, "--nproc-per-node=8", "-m", "fairseq_cli.train", "--standalone"]
+        work.command("train", command, inputs=[], outputs=[], log=tmp_path / "log")
+    assert [command[1] for command in done] == ["--standalone", "--nnodes=2"]
+
+
+def test_a_damaged_stamp_is_named(tmp_path):
+    run = Counter(tmp_path)
+    run()
+    assert run.stages.finished() == run.stages.stamp("one two")["finished"]
+    (tmp_path / "stamps" / "one-two.json").write_text("")
+    with pytest.raises(stages.StageError, match=r"^\S+one-two.json is damaged \(.*\): remove it"):
+        run()
+
+
 def test_a_stage_replaces_its_own_output_alone(tmp_path):
     run = Counter(tmp_path)
     run.output.write_text("mine")
@@ -283,13 +321,20 @@ def test_a_stage_replaces_its_own_output_alone(tmp_path):
 def test_a_folder_of_checkpoints_with_something_else_in_it_stays(tmp_path):
     folder = tmp_path / "sru-1"
     folder.mkdir()
-    names = ["checkpoint_last.pt", "checkpoint_1_60.pt", "checkpoint_1_60.pt.tmp", "average.pt", ".12-average.pt"]
+    names = [
+        "checkpoint_last.pt",
+        "checkpoint_1_60.pt",
+        "checkpoint_1_60.pt.tmp",
+        "checkpoint_last.pt.part",
+        "average.pt",
+        ".12-average.pt",
+    ]
     for name in [*names, "train.log"]:
         (folder / name).touch()
     (folder / "notes").mkdir()
     with pytest.raises(stages.StageError, match=r"^\S+notes is not of this comparison, and \S+sru-1 has"):
         stages.remove(folder)
-    assert len(list(folder.iterdir())) == 7
+    assert len(list(folder.iterdir())) == 8
     (folder / "notes").rmdir()
     stages.remove(folder)
     assert not folder.exists()

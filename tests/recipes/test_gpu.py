@@ -81,10 +81,10 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
         assert (steps["preset"], len(steps["cases"])) == (preset, cases)
     for name, tokens in (("training", 1000), ("training2000", 2000)):
         trained = json.loads((out / f"{name}.json").read_text())
-        assert trained["max_tokens"] == tokens
         assert list(trained["systems"]) == ["sru", "lstm", "fairseq-lstm", "transformer"]
         for system in trained["systems"].values():
             assert system["tokens_per_second"] > 0 and system["updates"] > 0 and "failure" not in system
+            assert system["max_tokens"] == tokens
 
     page = (out / "report.md").read_text()
     for make in tables.TABLES.values():

@@ -254,6 +254,31 @@ def test_on_another_machine_a_trial_has_as_many_updates(recipe: Path) -> None:
         assert work.updates("sru-1") == expected
 
 
+def test_trials_of_one_model_have_one_speed(recipe: Path) -> None:
+    """A slice is short: what is faster by chance would train longer."""
+    own = {"arch": "sru_tiny", "encoder-layers": 2}
+    every = [own, {**own, "lr": 0.1}, {**own, "dropout": 0.3}, {**own, "encoder-layers": 3}]
+    given = of_trials(
+        load(recipe, [f"out={recipe.parent / 'out'}", "budget={updates: null, minutes: 4}"]), {"sru": every}, 0.5
+    )
+    work = Search(given, {})
+    stamps = {f"slice sru-{i} 1": {"updates_per_second": speed} for i, speed in enumerate((3.0, 1.0, 2.0, 9.0))}
+    work.stages.stamp = stamps.__getitem__  # type: ignore[method-assign]
+    assert [work.updates(f"sru-{i}") for i in range(4)] == [240, 240, 240, 1080]
+
+
+def test_a_search_with_other_training_is_another(recipe: Path, tmp_path: Path) -> None:
+    output = tmp_path / "found.json"
+    output.write_text(json.dumps(begun(load(recipe, ["out=x"]), "small", [], output)))
+    for override, key in (
+        ("train.clip-norm=1.0", "train"),
+        ("prepare.vocab-size=500", "prepare"),
+        ("data=debian-en-de", "data"),
+    ):
+        with pytest.raises(ValueError, match=f"is of a search with other {key}; "):
+            begun(load(recipe, ["out=x", override]), "small", [], output)
+
+
 @pytest.mark.parametrize("text", ["no JSON", "[]", "{}"])
 def test_a_file_of_another_kind_is_left_alone(text: str, recipe: Path) -> None:
     output = recipe.parent / "found.json"

@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
     cases = [Case(*plan, *variant) for variant in VARIANTS for plan in plans]
     if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
-        cases += [Case(what, *one, mode=PLAIN) for what in (FORWARD, BOTH)]
+        cases += [Case(*plan, mode=PLAIN) for plan in ((FORWARD, *one), (BOTH, *one), *((FORWARD, *s) for s in steps))]
     if ON_GPU:  # what is aimed at first; what takes long last
         cases.sort(key=lambda c: (c[1:4] == LONG, c[1:4] not in AIMS))
     scanned = list(dict(VARIANTS).items())  # the last mode

@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, Case
+from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, SCRIPTED, Case
 from benchmarks.timing import place, short
 from comparison import settings
 from comparison.report import number, table
@@ -59,6 +59,12 @@ def layer_cases() -> dict[Case, dict[str, Any]]:
     return {Case(*(case[f] for f in Case._fields)): case for case in result("speed/speed.json")["cases"]}
 
 
+def medians(found: dict[str, Any]) -> dict[str, float]:
+    """Milliseconds of each contestant; of the sru package's two ways to call it, the faster."""
+    ms: dict[str, float] = {name: spread["median"] for name, spread in found["ms"].items()}
+    return ms | {PACKAGE: min(ms[PACKAGE], ms.get(SCRIPTED, ms[PACKAGE]))}
+
+
 def layer_in_short() -> str:
     found = layer_cases()
     rows = []
@@ -69,7 +75,7 @@ def layer_in_short() -> str:
         "one decoding step, one sequence": Case(FORWARD, 1, 1, 512),
         "one decoding step, 64 sequences": Case(FORWARD, 1, 64, 512),
     }.items():
-        ms = {name: spread["median"] for name, spread in found[case]["ms"].items()}
+        ms = medians(found[case])
         rows.append([what, short(ms[OURS]), *(f"{ms[other] / ms[OURS]:.2f}" for other in (LSTM, GRU, PACKAGE))])
     head = ["one layer of 512 features", "SRU, ms", "nn.LSTM / SRU", "nn.GRU / SRU", "`sru` package / SRU"]
     return place(result("speed/speed.json"), "Time of a layer") + table(head, rows)
@@ -79,7 +85,7 @@ def layer() -> str:
     columns = (CONV, LSTM, GRU, PACKAGE, OURS, GEMM)
     rows = []
     for case, found in layer_cases().items():
-        ms = {name: spread["median"] for name, spread in found["ms"].items()}
+        ms = medians(found)
         ratios = (ms[LSTM] / ms[OURS], ms[PACKAGE] / ms[OURS], ms[OURS] / ms[GEMM])
         rows.append([str(case), *(short(ms.get(name)) for name in columns), *(f"{ratio:.2f}" for ratio in ratios)])
     head = ["ms", *columns, "LSTM / SRU", "sru package / SRU", "SRU / GEMM"]

@@ -115,7 +115,6 @@ def main(argv: list[str] | None = None) -> None:
         languages = (task.cfg.source_lang or "", task.cfg.target_lang or "")
         chosen = "sentencepiece" if args.sentencepiece_model else "moses-bpe"
         text = TextOptions(chosen, *languages, args.lowercase, not args.no_normalise)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
         save(model_of(trained, task, text), subword_model, args.out, args.int8)
     except (ModelError, OSError, ValueError, ImportError) as error:
         parser.error(str(error))

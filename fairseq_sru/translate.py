@@ -19,9 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-from .decoding.files import ModelError
-from .decoding.translator import TooLong, Translator
-from .recurrence.build import Unavailable
+from .decoding.translator import LONGEST, TooLong, Translator
 
 CHUNK = 2048  # lines
 
@@ -54,7 +52,7 @@ def translated(translator: Translator, source: IO[bytes], args: argparse.Namespa
     """
     options = {"beam": args.beam, "batch_size": args.batch_size, "no_repeat_ngram_size": args.no_repeat_ngram_size}
     options["lenpen"] = args.lenpen
-    options |= {} if args.max_length is None else {"max_length": args.max_length}
+    options["max_length"] = args.max_length
 
     def written(lines: list[str]) -> str:
         if not args.scores and args.nbest == 1:
@@ -96,8 +94,8 @@ def whole(least: int) -> type[int]:
     """argparse's type of a whole number."""
 
     def number(text: str) -> int:
-        if (value := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}; got {text}")
+        if not least <= (value := int(text)) < 2**31:
+            raise argparse.ArgumentTypeError(f"must be at least {least} and below 2**31; got {text}")
         return value
 
     return number  # type: ignore[return-value]
@@ -120,7 +118,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--scores", action="store_true", help="begin each translation with its score")
     parser.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="sentences at a time (64)")
     parser.add_argument("--threads", type=whole(1), metavar="N", help="batches at a time (as many as there are cores)")
-    parser.add_argument("--max-length", type=whole(1), metavar="N", help="tokens of a translation (200)")
+    parser.add_argument(
+        "--max-length", type=whole(1), default=LONGEST, metavar="N", help="tokens of a translation (200)"
+    )
     parser.add_argument(
         "--no-repeat-ngram-size", type=whole(0), default=0, metavar="N", help="so many tokens never stand twice"
     )
@@ -134,7 +134,7 @@ def main(argv: list[str] | None = None) -> None:
         from tqdm import tqdm
 
         translator = Translator(args.model, args.threads)
-        with tqdm(unit="line", disable=None) as bar:
+        with tqdm(unit="line", disable=True if sys.stdout.isatty() else None) as bar:
             for count, text in translated(translator, sys.stdin.buffer, args):
                 write(text.encode())
                 bar.update(count)
@@ -144,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("translate: stopped", file=sys.stderr)
         sys.exit(130)
-    except (ModelError, InputError, Unavailable, ImportError, MemoryError, OSError) as error:
+    except (ValueError, InputError, RuntimeError, ImportError, MemoryError, OSError) as error:
         sys.exit(f"translate: {' '.join(str(error).split())}")
 
 

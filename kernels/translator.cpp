@@ -1,8 +1,43 @@
-// Beam search over a whole batch of sentences: encoder, decoder and the choice of hypotheses, for
-// fairseq_sru/decoding/search.py. What it finds is what fairseq 0.12.2's SequenceGenerator finds with its defaults: two
+// A decoder's step, and beam search over a whole batch of sentences: encoder, decoder and the choice of hypotheses, for
+// fairseq_sru/models/step.py and fairseq_sru/decoding/search.py. What the search finds is what fairseq 0.12.2's SequenceGenerator finds with its defaults: two
 // candidates a hypothesis; an end of sentence counts among the best `beam` alone; a sentence is done when `beam` of its
 // hypotheses have ended, and then leaves the batch; scores are divided by the length to the power of the penalty.
 #include "ops.h"
+
+// ---- one step, for all rows of a beam, as fairseq's own search asks for it
+
+struct Call {  // step.py's order
+    Cores cores;
+    Program program;
+    int64 rows, rows_a_sentence, src_len, state_size, need_weights;
+    const Source* source;
+    const int64* token;
+    float* scratch;  // all slots but the last
+    const float* state;
+    float* new_state;
+    const float* past;
+    float *new_past, *weights;
+    float* logits;  // the last slot
+};
+
+extern "C" int64 run_step(const Call* call) {
+    const Call& c = *call;
+    std::vector<Place> slot(c.program.slots);
+    float* next = c.scratch;
+    for (int64 i = 0; i < c.program.slots; ++i) {
+        slot[i] = {i == c.program.slots - 1 ? c.logits : next, c.program.width[i]};
+        next += c.rows * slot[i].width;
+    }
+    const int64 sentences = c.rows / c.rows_a_sentence;
+    std::vector<int64> sentence(c.rows), begin(sentences), length(sentences, c.src_len);
+    for (int64 r = 0; r < c.rows; ++r) sentence[r] = r / c.rows_a_sentence;
+    for (int64 n = 0; n < sentences; ++n) begin[n] = n;  // strides lead from sentence to sentence
+    return run(c.program, {c.cores, c.rows, slot.data(), c.token, sentence.data(), begin.data(), length.data(), c.source,
+                           c.src_len, c.state_size, c.need_weights, c.state, c.new_state, c.past, c.new_past, c.weights,
+                           sentences});
+}
+
+// ---- the whole search
 
 struct Job {  // search.py's order
     Program encoder, decoder;
@@ -253,7 +288,7 @@ struct Search {
             for (int64 r = 0; r < live; ++r) {
                 const int64 from = next[r].row;
                 token[r] = next[r].token;
-                score[r] = next[r].score;
+                score[r] = job.scored ? next[r].score : 0;  // a sum of logits would grow, and round them
                 sentence[r] = old_sentence[from];
                 std::copy_n(&new_state[from * S], S, &state[r * S]);
                 std::copy_n(&new_past[from * longest], longest, &past[r * longest]);

@@ -7,6 +7,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,12 +48,12 @@ class Model(NamedTuple):
 
 
 def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) -> None:
-    """Write a model; the folder is there as a whole or not at all.
+    """Write a model; config.json comes last, without which it is none.
 
     Args:
         model: what to write.
         subword_model: a file that is copied.
-        folder: to be made; its parent is there.
+        folder: to be made, or empty.
         int8: matrices in int8.
 
     Raises:
@@ -60,8 +61,6 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         ValueError: the subword model is none.
         OSError: it can't be written.
     """
-    from safetensors.torch import save_file
-
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} is there already")
     tensors: dict[str, Tensor] = {}
@@ -76,6 +75,8 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
                     at = (value.data_ptr(), value.shape)
                     name = names.setdefault(at, f"{side}.{i}.{key}")
                     tensors[name] = value.detach().float().contiguous()
+                    if not tensors[name].isfinite().all():
+                        raise ModelError(f"{name} has numbers that are not finite: training has failed")
                     if int8 and (op, key) in (("linear", "weight"), ("embed", "weight")):
                         tensors[name], tensors[f"{name}.scale"] = quantised(tensors[name])
                     value = name
@@ -91,17 +92,35 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         "text": model.text._asdict(),
         **written,
     }
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.new") as aside:
-        new = Path(aside) / folder.name
-        new.mkdir()
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        _write(model, subword_model, folder, config, tensors)
+    except BaseException:
+        if new:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def _write(model: Model, subword_model: Path, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as aside:
+        new = Path(aside)
         words = {"source": model.source, "target": model.target}
         (new / "vocabulary.json").write_text(json.dumps(words, ensure_ascii=False, indent=0), "utf-8")
-        save_file(tensors, new / "weights.safetensors")
+        try:
+            save_file(tensors, new / "weights.safetensors")
+        except SafetensorError as error:  # of a full disk
+            raise OSError(f"{folder}: weights.safetensors can't be written: {error}") from None
         (new / FILES[model.text.kind]).write_bytes(subword_model.read_bytes())
         config["sha256"] = {path.name: _sum(path) for path in new.iterdir()}
         (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
         _check_subwords(subwords(model.text, new), model, subword_model)
-        new.replace(folder)  # replaces an empty one
+        for path in sorted(new.iterdir(), key=lambda path: path.name == "config.json"):
+            path.replace(folder / path.name)
 
 
 def _check_subwords(subword_model: Subwords, model: Model, path: Path) -> None:
@@ -126,6 +145,7 @@ def load(folder: Path) -> tuple[Model, Subwords]:
     Raises:
         ModelError: it isn't one that this version can read.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     if not folder.is_dir():
@@ -156,7 +176,7 @@ def load(folder: Path) -> tuple[Model, Subwords]:
         raise
     except OSError as error:
         raise ModelError(f"{folder}: {Path(error.filename or folder).name}: {error.strerror or error}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())
         raise ModelError(f"{folder}: not a model: {type(error).__name__}: {said}") from None
 

@@ -25,28 +25,33 @@ OP = "7q3qd"  # struct Op: code, in, out, n, k, flags, at; weight, scale, bias; 
 OPTIONS = ("-fopenmp-simd",)
 
 
-@functools.cache
-def library(name: str) -> tuple[Any, int]:
-    """The entry ``name`` of the compiled operations, and how many columns of a packed weight lie together.
+class Library(NamedTuple):
+    """kernels/translator.cpp, built: its entries, and how many columns of a packed weight lie together."""
 
-    Args:
-        name: ``run_step`` or ``translate``.
+    run_step: Any
+    translate: Any
+    block: int
+
+
+@functools.cache
+def library() -> Library:
+    """The compiled operations.
 
     Raises:
         Unavailable: no compiler, or what it builds can't be loaded.
     """
-    file = {"run_step": "decoder.cpp", "translate": "translator.cpp"}[name]
-    entry, block = functions(host_library(OPTIONS, file), name, "block")
-    entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int64
+    run_step, translate, block = functions(host_library(OPTIONS, "translator.cpp"), "run_step", "translate", "block")
+    for entry in (run_step, translate):
+        entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int64
     block.restype = ctypes.c_int64
-    return entry, block()
+    return Library(run_step, translate, block())
 
 
 @functools.cache
 def available() -> bool:
-    """Whether a step can be compiled here."""
+    """Whether operations can be compiled here."""
     try:
-        library("run_step")
+        library()
     except Unavailable:  # of a missing compiler, the recurrence's own warning tells
         return False
     return True
@@ -133,7 +138,9 @@ class Program:
         """``x weight^T + bias``, ``weight`` ``(n, k)``; with relu, max(0, ...); with add, added to what is there."""
         call = locals().copy()
         n, k = shape_of(weight)
-        fits = self._room(x, k) and self._room(out, n) and x != out and (bias is None or len(bias) == n) and k < 2**16
+        fits = (
+            self._room(x, k) and self._room(out, n) and x != out and (bias is None or bias.shape == (n,)) and k < 2**16
+        )
         self._write("linear", fits, call, LINEAR, x, out, n, k, RELU * relu + ADD * add, 0, weight, bias, 0.0)
 
     def recur(self, x: int, out: int, bias: Tensor, activation: str) -> None:
@@ -200,13 +207,14 @@ class Program:
         self._write("source", fits, call)
         self.sources.append((slot, heads))
 
-    def packed(self, block: int) -> Packed:
+    def packed(self) -> Packed:
         """As compiled code reads it.
 
-        Args:
-            block: columns of a packed weight that lie together, of :func:`library`.
+        Raises:
+            Unavailable: there is none.
         """
-        kept: list[Tensor] = []
+        kept: list[Any] = []
+        block = library().block
 
         def pointer(x: Tensor | None) -> int:
             if x is None:
@@ -224,21 +232,15 @@ class Program:
                 weight = _blocks(weight, block)
                 scale, bias = (None if x is None else F.pad(x, (0, more)) for x in (scale, bias))
             ops += struct.pack(OP, code, *numbers, pointer(weight), pointer(scale), pointer(bias), number)
-        return Packed(ops, struct.pack(f"{len(self.widths)}q", *self.widths), len(self._ops), len(self.widths), kept)
+        kept += [ops, struct.pack(f"{len(self.widths)}q", *self.widths)]
+        return Packed((len(self._ops), len(self.widths), *map(address, kept[-2:])), kept)
 
 
 class Packed(NamedTuple):
-    """A program in compiled code's form, and the tensors that it points to."""
+    """The fields of struct Program, and what they point to."""
 
-    ops: bytes
-    widths: bytes
-    operations: int
-    slots: int
-    kept: list[Tensor]
-
-    def fields(self) -> tuple[int, int, int, int]:
-        """Of struct Program."""
-        return self.operations, self.slots, address(self.ops), address(self.widths)
+    fields: tuple[int, ...]
+    kept: list[Any]
 
 
 def address(data: bytes) -> int:

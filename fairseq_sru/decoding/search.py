@@ -43,8 +43,7 @@ class Search:
     """
 
     def __init__(self, encoder: Program, decoder: Program) -> None:
-        self._search, block = library("translate")
-        self._encoder, self._decoder = encoder.packed(block), decoder.packed(block)
+        self._encoder, self._decoder = encoder.packed(), decoder.packed()
         self._sources = np.array([slot for slot, _ in encoder.sources], np.int64)
         self._state_size = decoder.state_size
         self.words, self.positions = encoder.words, encoder.positions
@@ -73,9 +72,8 @@ class Search:
         Raises:
             MemoryError: a batch doesn't fit.
         """
-        one = partial(
-            self._run, beam=beam, max_length=max_length, no_repeat=no_repeat, scored=scored, penalty=float(penalty)
-        )
+        options = (beam, max_length, no_repeat, scored, PAD, EOS, float(penalty))
+        one = partial(self._run, options, (beam, max_length + 1))
         if min(len(batches), threads) < 2:
             return list(map(one, batches))
         with ThreadPoolExecutor(threads) as pool:
@@ -87,34 +85,30 @@ class Search:
                 raise
 
     def _run(
-        self,
-        batch: Sequence[Sequence[int]],
-        beam: int,
-        max_length: int,
-        no_repeat: int,
-        scored: bool,
-        penalty: float,
+        self, options: tuple[Any, ...], shape: tuple[int, int], batch: Sequence[Sequence[int]]
     ) -> list[list[Found]]:
         tokens = np.concatenate([np.array(line, np.int64) for line in batch])
         begin = np.zeros(len(batch) + 1, np.int64)
         np.cumsum([len(line) for line in batch], out=begin[1:])
-        out = np.empty((len(batch), beam, max_length + 1), np.int32)
+        out = np.empty((len(batch), *shape), np.int32)
         totals = np.empty(out.shape, np.float32)
         lengths, scores = np.empty(out.shape[:2], np.int64), np.empty(out.shape[:2], np.float32)
         job = (
-            *self._encoder.fields(),
-            *self._decoder.fields(),
+            *self._encoder.fields,
+            *self._decoder.fields,
             len(self._sources),
             self._sources.ctypes.data,
             self._state_size,
             len(batch),
             tokens.ctypes.data,
             begin.ctypes.data,
-            *(beam, max_length, no_repeat, scored, PAD, EOS, penalty),
+            *options,
             *(x.ctypes.data for x in (out, totals, lengths, scores)),
         )
-        if not self._search(struct.pack("20qd4q", *job)):
-            raise MemoryError(f"a batch of {len(batch)} sentences with a beam of {beam} doesn't fit: lower batch_size")
+        if not library().translate(struct.pack("20qd4q", *job)):
+            raise MemoryError(
+                f"a batch of {len(batch)} sentences with a beam of {shape[0]} doesn't fit: lower batch_size"
+            )
         return [
             [
                 Found(out[n, i, :length].tolist(), float(scores[n, i]), totals[n, i, :length])

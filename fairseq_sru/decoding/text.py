@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 FILES = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}
 REMEMBERED = 500_000  # words that subword-nmt keeps
+CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # Unicode's Cc without what str.split takes for space
 
 
 class TextOptions(NamedTuple):
@@ -37,8 +39,13 @@ def subwords(options: TextOptions, folder: Path) -> Subwords:
     return SentencePiece(options, content) if options.kind == "sentencepiece" else MosesBPE(options, content)
 
 
+def plain(line: str) -> str:
+    """A line without byte order mark and control characters, with single spaces, as recipes/prepare.py makes text."""
+    return " ".join(CONTROL.sub(" ", line.lstrip("\ufeff")).split())
+
+
 class SentencePiece:
-    """Subwords by sentencepiece. White space is made plain as recipes/prepare.py makes that of training text."""
+    """Subwords by sentencepiece."""
 
     def __init__(self, options: TextOptions, model: bytes) -> None:
         import sentencepiece
@@ -51,8 +58,7 @@ class SentencePiece:
 
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
         """The subwords of each line."""
-        lines = [" ".join(line.lstrip("\ufeff").split()) for line in lines]
-        lines = [line.lower() for line in lines] if self.lowercase else lines
+        lines = [plain(line).lower() if self.lowercase else plain(line) for line in lines]
         return self.model.encode(lines, out_type=str, num_threads=1)  # type: ignore[no-any-return]
 
     def decode(self, tokens: Sequence[str]) -> str:
@@ -86,8 +92,8 @@ class MosesBPE:
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
         """The subwords of each line."""
         if len(self.bpe.cache) > REMEMBERED:
-            self.bpe.cache.clear()
-        return [self._tokens(line).split() for line in lines]
+            self.bpe.cache = {}  # another thread may read the old one
+        return [self._tokens(plain(line)).split() for line in lines]
 
     def _tokens(self, line: str) -> str:
         dashes = self.options.normalise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,14 +50,15 @@ class Translator:
     """
 
     def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
-        library("translate")  # what is missing is told before the model is read
-        self.model, self.subwords = load(Path(folder))
+        library()  # what is missing is told before the model is read
+        model, self.subwords = load(Path(folder))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.threads = cores if threads is None else positive("threads", threads)
-        self._beam_search = Search(self.model.encoder, self.model.decoder)
-        self._numbers = {word: i for i, word in enumerate(self.model.source)}
+        self._beam_search = Search(model.encoder, model.decoder)
+        self._numbers, self._target = {word: i for i, word in enumerate(model.source)}, model.target
+        self._max_source, self._max_length = model.max_source, model.max_target - 1
 
-    def translate(self, lines: Sequence[str], beam: int = 5, **options: Any) -> list[str]:
+    def translate(self, lines: Iterable[str], beam: int = 5, **options: Any) -> list[str]:
         """The best translation of each line.
 
         Args:
@@ -70,16 +71,16 @@ class Translator:
         """
         return [best[0].text for best in self._search(lines, beam, scored=beam > 1, **options)]
 
-    def hypotheses(self, lines: Sequence[str], beam: int = 5, **options: Any) -> list[list[Hypothesis]]:
+    def hypotheses(self, lines: Iterable[str], beam: int = 5, **options: Any) -> list[list[Hypothesis]]:
         """The ``nbest`` hypotheses of each line, the best first.
 
         Args:
             lines: sentences; one without a word has empty hypotheses.
             beam: hypotheses that are followed.
-            options: ``nbest`` (1): of the beam's; ``batch_size`` (64): sentences at a time; ``max_length`` (200, or
-                what the model was trained for): tokens of a translation; ``no_repeat_ngram_size`` (0): so many tokens
-                never stand twice in a translation; ``lenpen`` (1): log probabilities are divided by the length to
-                this power, so a lower one prefers shorter translations.
+            options: ``nbest`` (1): of the beam's; ``batch_size`` (64): sentences at a time; ``max_length`` (200):
+                tokens of a translation, or what the model was trained for where that is less;
+                ``no_repeat_ngram_size`` (0): so many tokens never stand twice in a translation; ``lenpen`` (1): log
+                probabilities are divided by the length to this power, so a lower one prefers shorter translations.
 
         Raises:
             ValueError: as of :meth:`translate`.
@@ -88,18 +89,18 @@ class Translator:
 
     def _search(
         self,
-        lines: Sequence[str],
+        lines: Iterable[str],
         beam: int,
         scored: bool,
         nbest: int = 1,
         batch_size: int = 64,
-        max_length: int | None = None,
+        max_length: int = LONGEST,
         no_repeat_ngram_size: int = 0,
         lenpen: float = 1.0,
     ) -> list[list[Hypothesis]]:
         if isinstance(lines, str):
             raise TypeError("lines must be a list of lines; got one str")
-        longest = min(LONGEST, self.model.max_target - 1) if max_length is None else positive("max_length", max_length)
+        longest, lines = min(positive("max_length", max_length), self._max_length), list(lines)
         if positive("nbest", nbest) > positive("beam", beam):
             raise ValueError(f"nbest must be at most beam, {beam}; got {nbest}")
         if no_repeat_ngram_size < 0:
@@ -116,6 +117,7 @@ class Translator:
         for batch, result in zip(batches, results, strict=True):
             for i, hypotheses in zip(batch, result, strict=True):
                 found[i] = [self._hypothesis(h) for h in hypotheses[:nbest]]
+                found[i] += [Hypothesis("", -math.inf, [])] * (nbest - len(found[i]))  # of a tiny vocabulary
         return found
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
@@ -126,11 +128,12 @@ class Translator:
         """
         made = []
         for index, tokens in enumerate(self.subwords.encode(lines)):
-            if len(tokens) >= self.model.max_source:
-                raise TooLong(index, len(tokens), self.model.max_source - 1)
+            if len(tokens) >= self._max_source:
+                raise TooLong(index, len(tokens), self._max_source - 1)
             made.append([*(self._numbers.get(token, UNK) for token in tokens), EOS])
         return made
 
     def _hypothesis(self, found: Found) -> Hypothesis:
-        tokens = [self.model.target[n] for n in found.tokens[:-1]]
-        return Hypothesis(self.subwords.decode(tokens), found.score, tokens)
+        tokens = [self._target[n] for n in found.tokens[:-1]]
+        text = self.subwords.decode([token for token in tokens if token != "<s>"])  # fairseq prints none either
+        return Hypothesis(text, found.score, tokens)

@@ -1,4 +1,4 @@
-"""One step of a decoder on a CPU as one call of compiled code (kernels/decoder.cpp) in place of a hundred of torch's.
+"""One step of a decoder on a CPU: one call of compiled code (kernels/translator.cpp) in place of a hundred of torch's.
 
 A decoder writes its step down as a :class:`Program`, an encoder likewise, for the translator; the step is run here.
 Results are those of the modules but for rounding.
@@ -38,8 +38,7 @@ class Step:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.run_step, block = library("run_step")
-        self.packed: Packed = program.packed(block)
+        self.packed: Packed = program.packed()
 
     def run(
         self, tokens: Tensor, sources: list[Source], state: Tensor | None, past: Tensor | None, need_weights: bool
@@ -77,8 +76,8 @@ class Step:
         )
         pointers = [x.data_ptr() for x in (tokens, scratch, state, new_state, past, new_past, weights, logits)]
         shape = (rows, rows // len(sources[0].key), src_len, made.state_size, need_weights)
-        call = (threads_here(), *openmp(), *self.packed.fields(), *shape, address(packed), *pointers)
-        if not self.run_step(struct.pack("22q", *call)):
+        call = (threads_here(), *openmp(), *self.packed.fields, *shape, address(packed), *pointers)
+        if not library().run_step(struct.pack("22q", *call)):
             raise IndexError(f"tokens must be of the dictionary; got {int(tokens.min())} to {int(tokens.max())}")
         return Result(logits, new_state, new_past if made.coverage else None, weights if need_weights else None)
 

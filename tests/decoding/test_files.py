@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from support.exported import LINES, exported, fuzzed
 
@@ -62,7 +63,41 @@ def test_nothing_of_the_users_is_replaced(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="model is there already"):
         exported(tmp_path / "model", "sru, defaults")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
-    assert not list(tmp_path.glob("model.new*"))
+
+
+def test_an_empty_folder_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which may be another file system's, or the one that work is done in."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    inode = Path().stat().st_ino
+    exported(tmp_path / "other", "sru, defaults")
+    save(load(tmp_path / "other")[0], tmp_path / "other.spm", Path())
+    assert Path().stat().st_ino == inode
+    assert {path.name for path in Path().iterdir()} == {path.name for path in (tmp_path / "other").iterdir()}
+    assert Translator(".").translate(["window"], max_length=3)
+
+
+def test_weights_of_a_training_that_failed_are_refused(tmp_path: Path) -> None:
+    exported(tmp_path / "good", "sru, defaults")
+    model = load(tmp_path / "good")[0]
+    model.decoder.calls[-1][1]["weight"][3, 1] = float("nan")
+    with pytest.raises(
+        ModelError, match=r"^decoder\.\d+\.weight has numbers that are not finite: training has failed$"
+    ):
+        save(model, tmp_path / "good.spm", tmp_path / "made")
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported(tmp_path / "good", "sru, defaults")
+
+    def full(*_: Any) -> None:
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(OSError, match=r"made: weights.safetensors can't be written: No space left on device$"):
+        save(load(tmp_path / "good")[0], tmp_path / "good.spm", tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 @pytest.mark.parametrize("file", ["config.json", "vocabulary.json", "weights.safetensors", "spm.model"])

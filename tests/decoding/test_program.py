@@ -106,6 +106,8 @@ def test_quantised_rows_are_within_half_a_step() -> None:
         lambda p: p.norm(0, 0, torch.zeros(4), torch.zeros(3), 1e-5),
         lambda p: p.linear(0, -1, torch.zeros(8, 8)),
         lambda p: p.linear(0, 0, torch.zeros(8, 8)),
+        lambda p: (p.slot(8), p.linear(0, 1, torch.zeros(7, 8), torch.zeros(7, 0))),
+        lambda p: (p.slot(8), p.linear(0, 1, torch.zeros(7, 8), torch.zeros(8))),
         lambda p: p.recur(0, 0, torch.zeros(2, 2), "tanh"),
         lambda p: p.self_attend(0, 0, 2, 1.0),
         lambda p: p.attend(0, 0, 2, 1.0, True),

@@ -95,7 +95,8 @@ def test_an_error_is_one_line_after_what_was_before_it(line: bytes, said: str, m
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--beam", "0"], "argument --beam: must be at least 1; got 0"),
+        (["--beam", "0"], "argument --beam: must be at least 1 and below 2**31; got 0"),
+        (["--no-repeat-ngram-size", "9" * 20], "argument --no-repeat-ngram-size: must be at least 0 and below 2**31"),
         (["--nbest", "6"], "argument --nbest: must be at most --beam, 5; got 6"),
         (["--lenpen", "nan"], "argument --lenpen: must be a finite number; got nan"),
         (["--batch-size", "x"], "argument --batch-size: invalid number value: 'x'"),

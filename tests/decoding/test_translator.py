@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fairseq.sequence_generator import SequenceGenerator
 from support.exported import LINES, exported, words
 
 from fairseq_sru import Translator
+from fairseq_sru.decoding.search import Found
+from fairseq_sru.decoding.text import MosesBPE, TextOptions, subwords
 from fairseq_sru.decoding.translator import TooLong
 
 KINDS = [
@@ -104,8 +107,46 @@ def test_white_space_is_made_plain(tmp_path: Path) -> None:
     exported(tmp_path / "model", "sru, defaults")
     translator = Translator(tmp_path / "model")
     (expected,) = translator.encode(["close the window now"])
-    for line in ("\ufeffclose the window now", "close\tthe\u00a0window  now \r", " close the\u2028window now"):
+    for line in ("\ufeffclose the window now", "close\tthe\u00a0window  now \r", " close the\u2028window\0now\x1b"):
         assert translator.encode([line]) == [expected]
+
+
+def test_moses_gets_plain_text_and_forgets_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bpe.codes").write_text("#version: 0.2\nw o\nwo r\n")
+    made = subwords(TextOptions("moses-bpe", "en", "de"), tmp_path)
+    assert isinstance(made, MosesBPE)
+    (expected,) = made.encode(["Hello word , x d"])
+    for line in ("\ufeffHello  word , x\rd", "Hello\tword , x\0d"):
+        assert made.encode([line]) == [expected]
+    monkeypatch.setattr("fairseq_sru.decoding.text.REMEMBERED", 1)
+    before = made.bpe.cache
+    made.encode(["Hello"])
+    assert made.bpe.cache is not before and len(before) == 2  # another thread may still read it
+
+
+def test_lines_may_come_from_a_file_and_length_is_what_the_model_allows(tmp_path: Path) -> None:
+    model = exported(tmp_path / "model", "sru, defaults", max_target_positions=9)
+    translator = Translator(tmp_path / "model")
+    (tmp_path / "text").write_text("\n".join(LINES), "utf-8")
+    with (tmp_path / "text").open(encoding="utf-8") as file:
+        found = translator.hypotheses(file, max_length=2000)
+    assert found == translator.hypotheses(LINES) and max(len(one[0].tokens) for one in found) <= 8
+    expected = by_fairseq(model, translator.encode(LINES), 5, max_len_b=2000)
+    assert [one[0].tokens for one in found] == [[words().symbols[n] for n in one[0][0]] for one in expected]
+
+
+def test_there_are_as_many_hypotheses_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model")
+    monkeypatch.setattr(translator._beam_search, "run", lambda work, *_: [[[] for _ in batch] for batch in work])
+    assert translator.hypotheses(["window"], nbest=3) == [[("", float("-inf"), [])] * 3]
+
+
+def test_a_begin_of_sentence_is_no_text(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model")
+    found = translator._hypothesis(Found([0, 9, 0, 2], 0.0, np.zeros(4, np.float32)))
+    assert found.tokens == ["<s>", words().symbols[9], "<s>"] and "<s>" not in found.text
 
 
 def test_words_that_training_did_not_have_are_unknown(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def left(part: str, wanted: list[Case]) -> list[Case]:
         """Those that are not in the report."""
-        done = {Case(*(entry[field] for field in Case._fields)) for entry in report[part]}
+        done = {Case.of(entry) for entry in report[part]}
         return [case for case in wanted if case not in done]
 
     def keep(part: str, entry: dict[str, Any]) -> None:

@@ -56,7 +56,7 @@ def where_made(name: str, report: dict[str, Any]) -> str:
 
 
 def layer_cases() -> dict[Case, dict[str, Any]]:
-    return {Case(*(case[f] for f in Case._fields)): case for case in result("speed/speed.json")["cases"]}
+    return {Case.of(case): case for case in result("speed/speed.json")["cases"]}
 
 
 def medians(found: dict[str, Any]) -> dict[str, float]:

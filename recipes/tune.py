@@ -110,7 +110,7 @@ class Search(Comparison):
             told = {"loss": loss, "updates": now.updates, "parameters": now.parameters, "train_seconds": now.seconds}
             return {"told": told}
 
-        inputs = [self.manifest, *self.preset(run.system)]
+        inputs = self.inputs(run.system)
         stamp = self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=facts)
         told: dict[str, Any] = stamp["told"]
         return told

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,6 +65,11 @@ class Case(NamedTuple):
     size: int
     dtype: str = "float32"
     mode: str = EAGER
+
+    @classmethod
+    def of(cls, entry: Mapping[str, Any]) -> Case:
+        """That of an entry of a report."""
+        return cls(*(entry[field] for field in cls._fields))
 
     def __str__(self) -> str:
         variant = [word for word in (self.dtype, self.mode) if word not in ("float32", EAGER)]
@@ -257,10 +262,7 @@ def plot(found: dict[Case, dict[str, Spread]], title: str) -> Figure:
 
 def measured(report: dict[str, Any]) -> dict[Case, dict[str, Spread]]:
     """The cases of a report."""
-    return {
-        Case(*(entry[field] for field in Case._fields)): {name: Spread(**ms) for name, ms in entry["ms"].items()}
-        for entry in report["cases"]
-    }
+    return {Case.of(entry): {name: Spread(**ms) for name, ms in entry["ms"].items()} for entry in report["cases"]}
 
 
 def draw(report: dict[str, Any], folder: Path) -> list[Path]:

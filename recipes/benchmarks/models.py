@@ -115,15 +115,17 @@ def for_decoding(model: Any) -> Any:
     return model
 
 
+@torch.no_grad()
+def begun(model: Any, words: Any, sentences: int, beam: int) -> tuple[Any, Tensor, Tensor]:
+    """Encoded sentences, once for each hypothesis; those in their order; and tokens of STEPS steps."""
+    encoded = model.encoder(tokens(words, sentences, SOURCE), torch.full((sentences,), SOURCE, device=DEVICE))
+    encoded = model.encoder.reorder_encoder_out(encoded, torch.arange(sentences, device=DEVICE).repeat_interleave(beam))
+    return encoded, torch.arange(sentences * beam, device=DEVICE), tokens(words, sentences * beam, STEPS)
+
+
 def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
     """A function that takes the decoder of a model :func:`for_decoding` through STEPS steps."""
-    source = tokens(words, sentences, SOURCE)
-    rows = torch.arange(sentences, device=DEVICE).repeat_interleave(beam)
-    order = torch.arange(sentences * beam, device=DEVICE)
-    before = tokens(words, sentences * beam, STEPS)
-    with torch.no_grad():
-        encoded = model.encoder(source, torch.full((sentences,), SOURCE, device=DEVICE))
-        encoded = model.encoder.reorder_encoder_out(encoded, rows)
+    encoded, order, before = begun(model, words, sentences, beam)
 
     @torch.no_grad()
     def decode() -> None:
@@ -140,15 +142,10 @@ def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
 
 def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
     """As :func:`stepper` by a CUDA graph of a step, for our decoders: token and state lie where the graph has them."""
-    source = tokens(words, sentences, SOURCE)
-    rows = torch.arange(sentences, device=DEVICE).repeat_interleave(beam)
-    order = torch.arange(sentences * beam, device=DEVICE)
-    before, token = (tokens(words, sentences * beam, steps) for steps in (STEPS, 1))
-    decoder = model.decoder
+    encoded, order, before = begun(model, words, sentences, beam)
+    token, decoder = before[:, :1].clone(), model.decoder
     incremental_state: dict[str, dict[str, Tensor | None]] = {}
     with torch.no_grad():
-        encoded = model.encoder(source, torch.full((sentences,), SOURCE, device=DEVICE))
-        encoded = model.encoder.reorder_encoder_out(encoded, rows)
         decoder(token, encoder_out=encoded, incremental_state=incremental_state)  # shows which tensors the state has
     state = decoder.get_incremental_state(incremental_state, "cached_state")
 

@@ -120,13 +120,17 @@ class Training:
 
         more = {"disable-validation": True}
         command = self.commands.train(system, number, 2 * updates, updates, folder, **more)
-        inputs = [self.manifest, *self.preset(system)]
+        inputs = self.inputs(system)
         self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=measured)
 
     def preset(self, system: str) -> list[Path]:
         """The file of this project's preset that the system is of, if it is of one."""
         arch = {**self.settings.train, **self.settings.systems[system]}["arch"]
         return list(PRESETS.glob(f"*/{arch}.yaml"))
+
+    def inputs(self, system: str) -> list[Path]:
+        """What a system's training depends on beside its command."""
+        return [self.manifest, *self.preset(system)]
 
     def training_speed(self, system: str, unit: str) -> float:
         """Median of the slices; ``unit`` is updates_per_second or tokens_per_second."""
@@ -183,7 +187,7 @@ class Training:
             self.stages.command(
                 name,
                 command,
-                inputs=[self.manifest, *self.preset(run.system)],
+                inputs=self.inputs(run.system),
                 outputs=[self.folder(run), last],
                 log=log,
                 on_line=show,

@@ -187,7 +187,7 @@ class Sentences(Use):
             weights = [w.numel() for name, w in classes.model.named_parameters() if "embed_tokens" not in name]
             return {"parameters": sum(weights), "score": 100 * statistics.fmean(right), "items": right}
 
-        inputs = [self.manifest, *self.preset(run.system)]
+        inputs = self.inputs(run.system)
         self.stages.command(name, command, inputs=inputs, outputs=[folder, output], log=self.log(name), facts=tested)
 
     def measured(self, run: Run) -> list[dict[str, Any]]:

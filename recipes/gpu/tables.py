@@ -78,7 +78,7 @@ def recurrence(folder: Path) -> str:
     for found in report["recurrence"]:
         ms = found["ms"]["median"]
         speed = found["bytes"] / ms / 1e6
-        case = Case(*(found[field] for field in Case._fields))
+        case = Case.of(found)
         rows.append(
             [str(case), short(ms), f"{speed:,.0f}", f"{speed / report['copy_gb_per_s']:.0%}", f"{found['share']:.0%}"]
         )
@@ -95,7 +95,7 @@ def others(folder: Path) -> str:
     rows = []
     for found in report["other_kernels"]:
         ms = [found["ms"].get(name, {}).get("median") for name in NAMES]
-        rows.append([str(Case(*(found[field] for field in Case._fields))), *map(short, ms)])
+        rows.append([str(Case.of(found)), *map(short, ms)])
     return place(report, "Milliseconds") + table(["recurrences alone", *NAMES], rows)
 
 
@@ -145,7 +145,7 @@ def aims(folder: Path) -> str:
 
     speed = read(folder / "speed" / "speed.json") or {"recurrence": [], "cases": []}
     for found in speed["recurrence"]:
-        case = Case(*(found[field] for field in Case._fields))
+        case = Case.of(found)
         share = found["bytes"] / found["ms"]["median"] / 1e6 / speed["copy_gb_per_s"]
         if (least := {WIDE: 0.85, (32, 32, 512): 0.5}.get(case[1:4])) is not None:
             row(f"recurrence alone, {case}", f"{least:.0%} of the speed of a large copy", share, least, ".0%")

@@ -90,7 +90,7 @@ def test_the_files_are_there_and_no_others(ran):
 
 
 def test_every_contestant_takes_part(ran):
-    cases = [Case(**{field: case[field] for field in Case._fields}) for case in ran.report["cases"]]
+    cases = [Case.of(case) for case in ran.report["cases"]]
     shape, step = (32, 32, 256), (1, 5, 512)
     plans = [Case(what, *s) for s, what in ((shape, FORWARD), (shape, BOTH), (step, FORWARD))]
     expected = [plan._replace(dtype=dtype, mode=mode) for dtype, mode in layer.VARIANTS for plan in plans]
@@ -129,7 +129,7 @@ def test_tables_show_what_the_json_has(ran):
     found = tables(ran.printed)
     rows = found.pop("Milliseconds:")
     for row, case in zip(rows, ran.report["cases"], strict=True):
-        assert row.pop("case") == str(Case(**{field: case[field] for field in Case._fields}))
+        assert row.pop("case") == str(Case.of(case))
         values = {**{name: spread["median"] for name, spread in case["ms"].items()}, **case["ratios"]}
         for header, cell in row.items():
             if header in values:

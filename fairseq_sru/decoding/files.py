@@ -23,6 +23,7 @@ FORMAT = 1
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 TENSORS = ("weight", "bias", "positions", "coverage")
 LARGEST = 2**20  # numbers a row of a slot
+ASIDE = ".fairseq_sru-export-"  # begins the name of a folder that an export works in, and leaves when it is killed
 ENCODER = ("embed", "norm", "linear", "scan", "convolve", "self_attend", "source")
 DECODER = ("embed", "norm", "linear", "recur", "attend")
 
@@ -61,7 +62,7 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         ValueError: the subword model is none.
         OSError: it can't be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(ASIDE) for path in folder.iterdir())):
         raise ModelError(f"{folder} is there already")
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[int, torch.Size], str] = {}
@@ -107,7 +108,7 @@ def _write(model: Model, subword_model: Path, folder: Path, config: dict[str, An
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".new") as aside:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=ASIDE) as aside:
         new = Path(aside)
         words = {"source": model.source, "target": model.target}
         (new / "vocabulary.json").write_text(json.dumps(words, ensure_ascii=False, indent=0), "utf-8")

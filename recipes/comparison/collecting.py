@@ -41,19 +41,14 @@ def machine(cpu: bool) -> dict[str, Any]:
     }
 
 
-def processors(c: Training) -> dict[str, str]:
-    """Those that a comparison on a CPU ran on: more than one where it went on elsewhere."""
-    found = c.commands.kept().get("processors")
-    return {"cpu": ", then ".join(found)} if found else {}
-
-
 def of_all(c: Training, *packages: str) -> dict[str, Any]:
     """What the report of every comparison has; ``packages`` are those whose versions it tells, too."""
+    processors = c.stages.noted("processor")  # more than one where it went on elsewhere
     return {
         "name": c.out.name,
         "budget": {key: value for key, value in vars(c.settings.budget).items() if value is not None},
         "baseline": c.settings.baseline,
-        "machine": {**machine(c.commands.cpu), **processors(c), "jobs": c.jobs},
+        "machine": {**machine(c.commands.cpu), "cpu": ", then ".join(processors) or processor(), "jobs": c.jobs},
         "versions": {
             "python": platform.python_version(),
             "fairseq_sru": __version__,
@@ -107,7 +102,7 @@ def collected(c: Comparison) -> dict[str, Any]:
     s, scored = c.settings, json.loads((c.out / "scores.json").read_text(encoding="utf-8"))
     made = {
         **of_all(c, "sacrebleu"),
-        "date": c.stages.finished(),
+        "date": max(c.stages.noted("finished"), default=None),
         "data": {
             **{key: c.data[key] for key in ("data_set", "source", "target", "tokenizer")},
             "test_sentences": len(c.text["test"][c.source]),

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from common.arguments import at_least_one, file
 
-from .settings import ROOT, Settings, load
+from .settings import Settings, load
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def recipe_parser(about: str | None, *, jobs: str | None = None, output: str | None = None) -> argparse.ArgumentParser:

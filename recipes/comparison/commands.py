@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 from common.files import write_text
-from common.machine import processor
 
 from fairseq_sru.layers.linear import bfloat16_pays
 
 from .settings import Settings
-from .stages import StageError
 
 
 def words(flags: Mapping[str, Any]) -> list[str]:
@@ -54,35 +52,18 @@ class Commands:
     def _kept(self) -> Path:
         return Path(self.settings.out, "stamps", "bfloat16.json")
 
-    def kept(self) -> dict[str, Any]:
-        """What :meth:`keep` noted."""
-        return json.loads(self._kept.read_text(encoding="utf-8")) if self._kept.is_file() else {}
-
     @cached_property
     def pays(self) -> bool:
         """Whether a CPU is faster in bfloat16, as it was when the comparison began: measured again while the machine
         is busy, another answer would have all that is trained be trained anew."""
-        kept = self.kept()
-        return bool(kept["pays"] if kept else bfloat16_pays())
+        if self._kept.is_file():
+            return bool(json.loads(self._kept.read_text(encoding="utf-8"))["pays"])
+        return bfloat16_pays()
 
     def keep(self) -> None:
-        """Note what a CPU's times depend on, for the runs that go on with this one.
-
-        Raises:
-            StageError: it began with another number of threads.
-        """
-        if not self.cpu:
-            return
-        here, kept = torch.get_num_threads(), self.kept()
-        if (begun := kept.get("threads", here)) != here:
-            raise StageError(
-                f"{self.settings.out} was begun with {begun} threads, here are {here}: set OMP_NUM_THREADS={begun}, or "
-                f"begin anew with out=DIR"
-            )
-        processors = list(dict.fromkeys([*kept.get("processors", []), processor()]))
-        now = {"pays": self.pays, "threads": here, "processors": processors}
-        if now != kept:
-            write_text(self._kept, json.dumps(now) + "\n")
+        """Note it for the runs that go on with this one."""
+        if self.cpu and not self._kept.is_file():
+            write_text(self._kept, json.dumps({"pays": self.pays}) + "\n")
 
     def options(self, system: str) -> dict[str, Any]:
         """A system's flags of fairseq-train: on a CPU in bfloat16 where that pays, unless the settings say how."""

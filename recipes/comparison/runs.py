@@ -131,8 +131,8 @@ class Comparison(Training):
         tested = self.first()
         for number in range(1, speed.rounds + 1):
             for beam, batch, system in self.turns(f"decoding speed {number}", speed.beams, speed.batches, tested):
-                runs = [run for run in self.runs if run.system == system]
-                self.attempt(runs, partial(self.time, tested[system], number, beam, batch))
+                if runs := [run for run in self.good() if run.system == system]:
+                    self.attempt(runs, partial(self.time, tested[system], number, beam, batch))
             self.translators.time(number)
 
     def time(self, run: Run, number: int, beam: int, batch: int) -> None:

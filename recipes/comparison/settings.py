@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from typing import Any, NoReturn
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 # fairseq's flags that the comparison sets by itself
 OURS = {"user-dir", "cpu", "seed", "max-update", "total-num-update", "save-dir", "save-interval-updates", "no-save"}
 OURS |= {"no-epoch-checkpoints", "log-format", "path", "gen-subset", "quiet", "results-path", "nbest"}
@@ -130,22 +128,14 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise ValueError(f"{path} is not a YAML file of settings: {error}") from None
     assert isinstance(settings, Settings)
     left_out = {name for name, options in settings.systems.items() if options is None}
-    if unknown := sorted(left_out - recipe["systems"].keys()):
-        wrong(f"systems.{unknown[0]}", f"is null, but the recipe has only {', '.join(recipe['systems'])}")
+    known = recipe.get("systems") or {}
+    if unknown := sorted(left_out - known.keys()):
+        wrong(f"systems.{unknown[0]}", f"is null, but the recipe has only {', '.join(known)}")
     for systems in (settings.systems, settings.tune.systems):
         for name in left_out & systems.keys():
             del systems[name]
-    settings.out = tidy(settings.out)
-    if "out" in settings.prepare:
-        settings.prepare["out"] = tidy(settings.prepare["out"])
     _check(settings)
     return settings
-
-
-def tidy(folder: str) -> str:
-    """A folder of the project as it is seen from there, however it was spelled: stages are known by their commands."""
-    path = os.path.normpath(ROOT / folder)
-    return os.path.relpath(path, ROOT) if Path(path).is_relative_to(ROOT) else path
 
 
 def wrong(key: str, what: str) -> NoReturn:

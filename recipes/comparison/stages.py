@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from .processes import execute
 
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
 OURS = re.compile(r"checkpoint.*\.pt(\.tmp|\.part)?|crash\.pt|average\.pt|dummy|train\.log|\.\d+-.+")  # of a run
-MEETING = re.compile(r"--(standalone|master|node|rdzv|local)\b.*")  # how torchrun's processes meet changes no result
+MEETING = re.compile(r"--(standalone|(master|node|rdzv|local)[-_].*)")  # how torchrun's processes meet
 
 
 class StageError(Exception):
@@ -94,16 +94,39 @@ def digest(path: Path) -> str | None:
     return f"{size} {seen.hexdigest()}"
 
 
+def essence(command: Sequence[str]) -> list[str]:
+    """What a command's result depends on: not how torchrun's processes meet, nor how a path here is spelled."""
+    here = f"{Path.cwd()}/"
+    words = [word.removeprefix(here) for word in command]
+    if words[0] != "torchrun":
+        return words
+    values = [bool(MEETING.fullmatch(word)) and "=" not in word and word != "--standalone" for word in words]
+    return [
+        word
+        for word, is_value in zip(words, [False, *values], strict=False)
+        if not is_value and not MEETING.fullmatch(word)
+    ]
+
+
 class Late(StageError):
     """A command took longer than it may."""
 
 
 class Stages:
-    """Runs stages once. ``folder`` takes the stamps; ``show`` is told of each stage's begin."""
+    """Runs stages once.
 
-    def __init__(self, folder: Path, show: Callable[[str], object] = print) -> None:
+    Args:
+        folder: takes the stamps.
+        show: is told of each stage's begin.
+        here: facts of this machine, for the stamp of each command that runs.
+    """
+
+    def __init__(
+        self, folder: Path, show: Callable[[str], object] = print, here: Mapping[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.show = show
+        self.here = here or {}
 
     def stamp(self, name: str) -> dict[str, Any]:
         """What is known of a stage; empty if it never began."""
@@ -116,25 +139,36 @@ class Stages:
             raise StageError(f"{path} is damaged ({error}): remove it, and move what its stage made") from None
         return found
 
-    def finished(self) -> str | None:
-        """When the last command was done."""
-        stamps = map(self._read, self.folder.glob("*.json"))
-        return max((stamp["finished"] for stamp in stamps if {"finished", "command"} <= stamp.keys()), default=None)
+    def noted(self, fact: str) -> list[Any]:
+        """What the stamps of commands that are done say, each once, in the order of time."""
+        stamps = map(self._read, self.folder.glob("[!.]*.json"))
+        done = sorted((stamp for stamp in stamps if {fact, "finished"} <= stamp.keys()), key=lambda s: s["finished"])
+        return list(dict.fromkeys(stamp[fact] for stamp in done))
 
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
         write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
 
     def _begin(
-        self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False
+        self,
+        name: str,
+        what: Any,
+        inputs: Sequence[Path],
+        outputs: Sequence[Path],
+        goes_on: bool = False,
+        *older: Any,
     ) -> dict[str, Any]:
         """The stage's stamp. Where the stage begins anew, its outputs are removed.
+
+        Args:
+            older: what else the stamp may be of.
 
         Raises:
             StageError: an output is there that this stage has not made, or not like that.
         """
-        key = hashlib.sha256(json.dumps([what, [digest(path) for path in inputs]]).encode()).hexdigest()
+        looks = [digest(path) for path in inputs]
+        key, *others = (hashlib.sha256(json.dumps([x, looks]).encode()).hexdigest() for x in (what, *older))
         stamp = self.stamp(name)
-        same = stamp.get("key") == key
+        same = stamp.get("key") in (key, *others)
         if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
             return stamp
         if not (same and not stamp["done"] and goes_on):
@@ -207,8 +241,7 @@ class Stages:
         Raises:
             StageError: the command failed, or ``facts`` did with a ValueError or RecipeError.
         """
-        what = [word for word in command if command[0] != "torchrun" or not MEETING.fullmatch(word)]
-        stamp = self._begin(name, what, inputs, outputs, goes_on=resume is not None)
+        stamp = self._begin(name, essence(command), inputs, outputs, resume is not None, list(command))
         if stamp["done"]:
             return stamp
         cost: dict[str, Any] = {}
@@ -220,7 +253,7 @@ class Stages:
             cost = self.always(name, command, part, append=resume is not None, on_line=on_line, limit=limit)
             part.replace(log)
         try:
-            return self._end(name, stamp, outputs, {**cost, **facts()})
+            return self._end(name, stamp, outputs, {**cost, **facts(), **self.here})
         except (ValueError, RecipeError) as error:
             raise StageError(f"{name}: {error}") from None
 

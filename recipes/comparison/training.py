@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from common.machine import processor
 from tqdm import tqdm
 
 from fairseq_sru.models.config import PRESETS
@@ -47,7 +49,8 @@ class Training:
         self.jobs = 1
         self.commands = Commands(given, data)
         self.out = Path(given.out)
-        self.stages = Stages(self.out / "stamps", tqdm.write)
+        self.here = {"processor": processor(), "threads": torch.get_num_threads()}
+        self.stages = Stages(self.out / "stamps", tqdm.write, self.here)
         self.failures: dict[Run, str] = {}
         seeds = given.all_seeds()
         self.runs = [Run(n, seed) for seed in seeds for n in given.systems if seed in given.seeds_of(n)]
@@ -90,7 +93,17 @@ class Training:
         return iter(tqdm(list(itertools.product(*parts)), desc=what, leave=False, disable=None))
 
     def prepare(self) -> None:
-        """The data."""
+        """The data.
+
+        Raises:
+            StageError: the comparison was begun with another number of threads, so that its times would be of both.
+        """
+        begun, here = self.stages.noted("threads"), self.here["threads"]
+        if self.commands.cpu and begun and here not in begun:
+            raise StageError(
+                f"{self.out} was begun with {begun[0]} threads, here are {here}: set OMP_NUM_THREADS={begun[0]}, or "
+                f"begin anew with out=DIR"
+            )
         self.stages.always("prepare", self.commands.prepare(), self.log("prepare"))
         self.commands.keep()
         self.manifest = self.commands.data / "manifest.json"

@@ -211,20 +211,15 @@ class Sentences(NamedTuple):
     local_dir: Path | None
     embeddings: Path | None
 
-    def form(self) -> tuple[str, ...]:
-        """The files for training, in the form that is at hand.
-
-        Raises:
-            RecipeError: --local-dir has none.
-        """
+    def at_hand(self) -> tuple[str, ...] | None:
+        """The files for training in the first form that --local-dir has."""
+        places = [self.local_dir] if self.local_dir else []
         forms = SETS[self.name].train
-        if self.local_dir is None:
-            return forms[0]
-        for form in forms:
-            if all(find(Archive(FROM + name), [self.local_dir]) for name in form):
-                return form
-        known = ", or ".join(" and ".join(form) for form in forms)
-        raise RecipeError(f"argument --local-dir: {self.local_dir} must have {known}")
+        return next((form for form in forms if all(find(Archive(FROM + name), places) for name in form)), None)
+
+    def form(self) -> tuple[str, ...]:
+        """The files for training."""
+        return self.at_hand() or SETS[self.name].train[0]
 
     @property
     def archives(self) -> list[Archive]:
@@ -241,6 +236,9 @@ class Sentences(NamedTuple):
 
     def make(self, work: Path, archives: Path) -> Path:
         known, made = SETS[self.name], work / "made"
+        if self.local_dir and not self.at_hand():
+            forms = ", or ".join(" and ".join(form) for form in known.train)
+            raise RecipeError(f"argument --local-dir: {self.local_dir} must have {forms}")
         paths, sources = fetch(self.archives, self.local_dir, archives)
         names = {"train": self.form(), **{s: (n,) for s, n in (("valid", known.valid), ("test", known.test)) if n}}
         parts = {split: [e for name in files for e in examples(paths[name])] for split, files in names.items()}

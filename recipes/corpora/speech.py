@@ -167,6 +167,8 @@ class Speech(NamedTuple):
         splits, sources = known.splits(self, work, archives)
         train = [split for split in splits if split.startswith("train")]
         texts = [utterance.text for split in train for utterance in splits[split]()]
+        if not any(texts):
+            raise RecipeError(f"there is no text in {' or '.join(train)}")
         vocabulary = self.vocabulary(texts, made)
         found = {}
         with zipfile.ZipFile(made / FEATURES, "w", zipfile.ZIP_STORED) as pack:

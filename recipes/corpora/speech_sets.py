@@ -28,6 +28,7 @@ SPOKEN_DIGITS = {"freq_mask_N": 2, "freq_mask_F": 8, "time_mask_N": 2, "time_mas
 
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 FSDD = Archive("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
+PACKED = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
 WAVES = "[!.]*.[wW][aA][vV]"  # files that begin with a dot are a file system's own
 STRINGS = {"train": 5000, "valid": 200, "test": 500}
 TEST_SPEAKERS = "theo"
@@ -77,8 +78,8 @@ def string(
 
 def given(local: Path) -> dict[str, Path]:
     """The recordings below a folder and the archives in it, by name."""
-    paths = [*local.rglob(WAVES), *local.glob("*digit*.tar*"), *local.glob("*digit*.zip")]
-    return {str(path.relative_to(local)): path for path in sorted(paths)}
+    archives = (path for path in local.glob("*digit*") if path.name.endswith(PACKED))
+    return {str(path.relative_to(local)): path for path in sorted([*local.rglob(WAVES), *archives])}
 
 
 def recordings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import torch
 from common.errors import RecipeError
 from common.files import write_text
 from comparison import collecting, commands, fairseq_output, processes, report, runs, settings, stages, verdict
+from comparison.run import Run
 from conftest import ROOT, write_pairs
 from support.paired import check_paired
 
@@ -65,6 +67,7 @@ def recipe(tmp_path: Path) -> Path:
         ("train.save-dir=x", r"^train.save-dir: is set by the comparison itself$"),
         ("systems={a/b: {arch: sru}}", r"^systems.a/b: a system's name is of letters"),
         ("systems.c=null", r"^systems.c: is null, but the recipe has only a, b$"),
+        ("systems=null", r"^systems: "),
     ],
 )
 def test_wrong_settings_are_named(recipe, override, message):
@@ -97,13 +100,6 @@ def test_values_of_the_command_line_go_before_the_recipe(recipe):
     assert (given.seeds, given.out, given.budget.updates, given.checkpoints) == ([3, 4], "o", 100, 10)
 
 
-@pytest.mark.parametrize("spelled", ["runs/x", "./runs/x/", "runs/y/../x", str(ROOT / "runs" / "x")])
-def test_a_folder_is_the_same_however_it_is_spelled(spelled, recipe):
-    given = settings.load(recipe, [f"out={spelled}", f"prepare.out={spelled}"])
-    assert given.out == given.prepare["out"] == "runs/x"
-    assert settings.load(recipe, ["out=/elsewhere/x"]).out == "/elsewhere/x"
-
-
 def test_subwords_are_joined_as_they_were_made(recipe):
     overrides = ["prepare.tokenizer=moses-bpe", "generate.remove-bpe=sentencepiece"]
     with pytest.raises(ValueError, match=r"^generate.remove-bpe: must be subword_nmt where prepare.tokenizer is moses"):
@@ -127,9 +123,6 @@ def test_a_comparison_that_goes_on_trains_in_the_precision_that_it_began_with(re
             comparison.prepare()
         assert comparison.commands.options("a")["amp"] is True
         assert commands.Commands(given, "folds/1").options("a")["amp"] is True
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    with pytest.raises(stages.StageError, match=r"^\S+ was begun with \d+ threads, here are 77: set OMP_NUM_THREADS="):
-        comparison.prepare()
     assert commands.Commands(settings.load(recipe, ["out=none", "cpu=true"])).options("a")["amp"] is False
     assert commands.Commands(settings.load(recipe, [f"out={tmp_path}", "cpu=false"])).options("a")["amp"] is False
 
@@ -285,23 +278,80 @@ def test_a_stage_is_done_again_when_something_changed(tmp_path):
     assert (run("b"), run.output.read_text()) == (1, "y")
 
 
-def test_how_processes_meet_changes_nothing(tmp_path, monkeypatch):
+def test_a_command_is_known_however_it_is_spelled(tmp_path, monkeypatch):
     done: list[Any] = []
     monkeypatch.setattr(stages, "execute", lambda command, log, *more: done.append(command) or log.touch() or {})
+    monkeypatch.chdir(tmp_path)
     work = stages.Stages(tmp_path, lambda text: None)
-    for meet in (["--standalone"], ["--master-port=1", "--master-addr=a"], ["--nnodes=2", "--master-port=1"]):
-        command = ["torchrun", *meet, "--nproc-per-node=8", "-m", "fairseq_cli.train", "--standalone"]
+
+    def run(*command: str) -> int:
         work.command("train", command, inputs=[], outputs=[], log=tmp_path / "log")
-    assert [command[1] for command in done] == ["--standalone", "--nnodes=2"]
+        return len(done)
+
+    assert [run("train", folder) for folder in ("runs/x", str(tmp_path / "runs/x"), "/other/runs/x")] == [1, 1, 2]
+    rest = ("--nproc-per-node=8", "-m", "fairseq_cli.train", "data")
+    first = ["--standalone"], ["--master-port=1", "--master_addr", "a"], ["--rdzv_endpoint", "b:1", "--node-rank=1"]
+    assert [run("torchrun", *meet, *rest) for meet in first] == [3, 3, 3]
+    assert run("torchrun", "--nnodes=2", "--master-port=1", *rest) == 4
+    assert run("torchrun", "--nproc-per-node=4", *rest[1:]) == 5
+
+
+def test_a_stamp_of_the_command_as_it_was_spelled_is_known(tmp_path):
+    """As stamps were made before."""
+    run = Counter(tmp_path)
+    run()
+    path = tmp_path / "stamps" / "one-two.json"
+    command = python(f"print('a'); open({str(run.output)!r}, 'w').write(open({str(run.input)!r}).read())")
+    key = hashlib.sha256(json.dumps([command, [stages.digest(run.input)]]).encode()).hexdigest()
+    path.write_text(json.dumps({**json.loads(path.read_text()), "key": key}))
+    assert run() == 0
 
 
 def test_a_damaged_stamp_is_named(tmp_path):
     run = Counter(tmp_path)
     run()
-    assert run.stages.finished() == run.stages.stamp("one two")["finished"]
+    assert run.stages.noted("finished") == [run.stages.stamp("one two")["finished"]]
+    (tmp_path / "stamps" / ".12-.one-two.json").touch()  # of a write that was killed
+    assert run.stages.noted("finished") and run() == 0
     (tmp_path / "stamps" / "one-two.json").write_text("")
     with pytest.raises(stages.StageError, match=r"^\S+one-two.json is damaged \(.*\): remove it"):
         run()
+
+
+def test_other_threads_than_at_the_begin_are_refused(recipe, tmp_path, monkeypatch):
+    """Times would be of both. Nothing is refused before something was timed."""
+    given = settings.load(recipe, [f"out={tmp_path}", "cpu=true"])
+    found = []
+    for threads in (2, 1, 77):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        comparison = runs.Comparison(given)
+        monkeypatch.setattr(comparison.stages, "always", lambda *words, **more: {})
+        with pytest.raises((FileNotFoundError, stages.StageError)) as raised:
+            comparison.prepare()
+        found.append(str(raised.value))
+        if threads == 1:
+            comparison.stages.command(
+                "a", python(""), inputs=[], outputs=[], log=tmp_path / "log", resume=lambda s: None
+            )
+    assert "manifest" in found[0] and "manifest" in found[1]
+    assert " was begun with 1 threads, here are 77: set OMP_NUM_THREADS=1, or begin anew with out=DIR" in found[2]
+
+
+def test_a_system_with_a_failed_run_is_timed_with_another(recipe, tmp_path, monkeypatch):
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}", "seeds=[1,2]", "speed.rounds=1"]))
+    comparison.failures = {Run("a", 1): "no memory", Run("b", 1): "no memory", Run("b", 2): "no memory"}
+    timed = []
+    monkeypatch.setattr(comparison, "time", lambda run, *_: timed.append(run))
+    monkeypatch.setattr(comparison.translators, "time", lambda number: None)
+    comparison.time_decoding()
+    assert timed == [Run("a", 2)] * 4
+
+    def failed(*_: Any) -> None:
+        raise stages.StageError("no memory")
+
+    monkeypatch.setattr(comparison, "time", failed)
+    comparison.time_decoding()
+    assert not comparison.good()  # or the report would miss its speed
 
 
 def test_a_stage_replaces_its_own_output_alone(tmp_path):

@@ -205,6 +205,10 @@ def test_what_is_made_is_known_again(tmp_path, capsys):
     run("sst2", tmp_path)
     run("sst2", tmp_path)
     assert "already made" in capsys.readouterr().out
+    for path in (tmp_path / "archives").iterdir():
+        path.unlink()
+    run("sst2", tmp_path)
+    assert "already made" in capsys.readouterr().out
     (tmp_path / "out" / "folds" / "0" / "test.txt").unlink()
     with pytest.raises(SystemExit):
         run("sst2", tmp_path)

@@ -165,6 +165,7 @@ def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
         assert f"{path}: must be named DIGIT_SPEAKER_NUMBER.wav" in capsys.readouterr().err.splitlines()[-1]
     path.unlink()
     (tmp_path / "empty").mkdir()
+    (tmp_path / "bare" / "LibriSpeech" / "train-clean-5").mkdir(parents=True)
     (tmp_path / "some" / "LibriSpeech" / "dev-clean").mkdir(parents=True)
     (tmp_path / "some" / "en-de" / "data" / "dev").mkdir(parents=True)
     none = "LibriSpeech must have train-clean-100 or the like"
@@ -175,6 +176,7 @@ def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
         ("librispeech", tmp_path / "empty", [], f"must be a folder that has LibriSpeech; got {tmp_path / 'empty'}"),
         ("must-c", tmp_path / "some", [], f"{tmp_path}/some/en-de/data must have train"),
         ("librispeech", tmp_path / "some", [], f"{tmp_path}/some/{none}"),
+        ("librispeech", tmp_path / "bare", [], "there is no text in train-clean-5"),
         ("librispeech", tmp_path / "empty", ["--test-speakers", "bob"], "--test-speakers: is not for librispeech"),
     ):
         with pytest.raises(SystemExit):

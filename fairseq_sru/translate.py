@@ -50,9 +50,8 @@ def translated(translator: Translator, source: IO[bytes], args: argparse.Namespa
     Raises:
         InputError: a line can't be translated; what was before it has been yielded.
     """
-    options = {"beam": args.beam, "batch_size": args.batch_size, "no_repeat_ngram_size": args.no_repeat_ngram_size}
-    options["lenpen"] = args.lenpen
-    options["max_length"] = args.max_length
+    names = ("beam", "batch_size", "max_length", "no_repeat_ngram_size", "lenpen")
+    options = {name: getattr(args, name) for name in names}
 
     def written(lines: list[str]) -> str:
         if not args.scores and args.nbest == 1:

@@ -32,7 +32,7 @@ def found(comparison: Comparison) -> dict[str, Any]:
     systems: dict[str, dict[str, Any]] = {name: {"max_tokens": batch} for name, batch in batches.items()}
     for run in comparison.good():
         known = systems[run.system]
-        if comparison.stages.stamp(f"slice {run.system} {comparison.settings.slices.rounds}").get("done"):
+        if comparison.stages.stamp(f"slice {run.system} {given.slices.rounds}").get("done"):
             known["tokens_per_second"] = round(comparison.training_speed(run.system, "tokens_per_second"), 1)
         if comparison.stages.stamp(run.stage("generate")).get("done"):
             now = trained(comparison.last(run))

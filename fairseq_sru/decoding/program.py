@@ -213,7 +213,7 @@ class Program:
         Raises:
             Unavailable: there is none.
         """
-        kept: list[Any] = []
+        kept: list[Tensor] = []
         block = library().block
 
         def pointer(x: Tensor | None) -> int:
@@ -232,8 +232,8 @@ class Program:
                 weight = _blocks(weight, block)
                 scale, bias = (None if x is None else F.pad(x, (0, more)) for x in (scale, bias))
             ops += struct.pack(OP, code, *numbers, pointer(weight), pointer(scale), pointer(bias), number)
-        kept += [ops, struct.pack(f"{len(self.widths)}q", *self.widths)]
-        return Packed((len(self._ops), len(self.widths), *map(address, kept[-2:])), kept)
+        widths = struct.pack(f"{len(self.widths)}q", *self.widths)
+        return Packed((len(self._ops), len(self.widths), address(ops), address(widths)), [ops, widths, *kept])
 
 
 class Packed(NamedTuple):

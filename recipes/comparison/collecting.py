@@ -48,6 +48,7 @@ def of_all(c: Training, *packages: str) -> dict[str, Any]:
         "name": c.out.name,
         "budget": {key: value for key, value in vars(c.settings.budget).items() if value is not None},
         "baseline": c.settings.baseline,
+        "date": max(c.stages.noted("finished"), default=None),
         "machine": {**machine(c.commands.cpu), "cpu": ", then ".join(processors) or processor(), "jobs": c.jobs},
         "versions": {
             "python": platform.python_version(),
@@ -102,7 +103,6 @@ def collected(c: Comparison) -> dict[str, Any]:
     s, scored = c.settings, json.loads((c.out / "scores.json").read_text(encoding="utf-8"))
     made = {
         **of_all(c, "sacrebleu"),
-        "date": max(c.stages.noted("finished"), default=None),
         "data": {
             **{key: c.data[key] for key in ("data_set", "source", "target", "tokenizer")},
             "test_sentences": len(c.text["test"][c.source]),

@@ -14,13 +14,15 @@ from common.files import write
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
+from .verdict import tested
+
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
 matplotlib.rcParams.update({"grid.alpha": 0.3, "font.size": 10, "svg.hashsalt": "fairseq_sru"})
 
 
 def draw(report: dict[str, Any], folder: Path) -> None:
     """Write curves.* and speed.*."""
-    systems = {name: system for name, system in report["systems"].items() if system["runs"]}
+    systems = tested(report)
     for name, figure in (("curves", curves(report, systems)), ("speed", speed(systems))):
         for kind in ("svg", "png"):
             metadata = {"Date": None} if kind == "svg" else None

@@ -53,7 +53,6 @@ def write(use: Use, systems: dict[str, Any], commands: list[str]) -> None:
     """Write the report of a comparison whose systems came to this, by these commands, and print its table."""
     report = {
         **of_all(use),
-        "date": max(use.stages.noted("finished"), default=None),
         "data": use.data["data_set"],
         "seeds": use.settings.all_seeds(),
         "score": use.score,

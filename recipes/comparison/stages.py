@@ -142,8 +142,8 @@ class Stages:
     def noted(self, fact: str) -> list[Any]:
         """What the stamps of commands that are done say, each once, in the order of time."""
         stamps = map(self._read, self.folder.glob("[!.]*.json"))
-        done = sorted((stamp for stamp in stamps if {fact, "finished"} <= stamp.keys()), key=lambda s: s["finished"])
-        return list(dict.fromkeys(stamp[fact] for stamp in done))
+        done = (stamp for stamp in stamps if {fact, "finished", "command"} <= stamp.keys())
+        return list(dict.fromkeys(stamp[fact] for stamp in sorted(done, key=lambda stamp: str(stamp["finished"]))))
 
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
         write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,7 +74,7 @@ def features(wave: Wave, rate: int, bins: int) -> np.ndarray[Any, Any]:
 
 
 def manifest(
-    utterances: Iterable[Utterance], split: str, pack: zipfile.ZipFile, rate: int, bins: int, to: Path
+    utterances: Sequence[Utterance], split: str, pack: zipfile.ZipFile, rate: int, bins: int, to: Path
 ) -> dict[str, Any]:
     """Write the features and ``split``.tsv; how many utterances were kept and left out, and of the frames their number,
     sums and sums of squares, ``(3, bins)``."""
@@ -164,16 +164,17 @@ class Speech(NamedTuple):
     def make(self, work: Path, archives: Path) -> Path:
         known, made, there = self.known, work / "made", work.parent.absolute()  # where it will be
         made.mkdir()
-        splits, sources = known.splits(self, work, archives)
+        given, sources = known.splits(self, work, archives)
+        splits = {split: list(utterances) for split, utterances in given.items()}
         train = [split for split in splits if split.startswith("train")]
-        texts = [utterance.text for split in train for utterance in splits[split]()]
+        texts = [utterance.text for split in train for utterance in splits[split]]
         if not any(texts):
             raise RecipeError(f"there is no text in {' or '.join(train)}")
         vocabulary = self.vocabulary(texts, made)
         found = {}
         with zipfile.ZipFile(made / FEATURES, "w", zipfile.ZIP_STORED) as pack:
             for split, utterances in splits.items():
-                found[split] = manifest(utterances(), split, pack, known.rate, known.bins, made)
+                found[split] = manifest(utterances, split, pack, known.rate, known.bins, made)
         config: dict[str, Any] = {
             **vocabulary,
             "audio_root": str(there),
@@ -193,7 +194,7 @@ class Speech(NamedTuple):
         return made
 
 
-Splits = dict[str, Callable[[], Iterable[Utterance]]]
+Splits = dict[str, Iterator[Utterance]]
 
 
 class SpeechSet(NamedTuple):

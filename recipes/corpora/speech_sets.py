@@ -135,7 +135,7 @@ def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, lis
             text, wave = string(takes, rng, task.known.rate, split == "train")
             yield Utterance(f"{split}-{n}", wave, text, speaker)
 
-    return {split: partial(strings, split) for split in STRINGS}, sources
+    return {split: strings(split) for split in STRINGS}, sources
 
 
 # --- MuST-C and LibriSpeech, as they are unpacked ---------------------------------------------------------------------
@@ -155,7 +155,7 @@ def at_hand(task: Speech, place: str, train: str, utterances: Callable[[Path], I
     if not any(split.startswith("train") for split in found):
         raise RecipeError(f"argument --local-dir: {task.local_dir / place} must have {train}")
     print(f"splits: {', '.join(found)}", flush=True)
-    return {split: partial(utterances, folder) for split, folder in found.items()}
+    return {split: utterances(folder) for split, folder in found.items()}
 
 
 def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
@@ -186,9 +186,9 @@ def librispeech(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[
     def utterances(folder: Path) -> Iterator[Utterance]:
         for chapter in sorted(folder.glob("*/*/*.trans.txt")):
             for line in read_text(chapter).splitlines():
-                name, *words = line.lower().split()
+                name, _, text = line.partition(" ")
                 wave = partial(read, chapter.with_name(f"{name}.flac"), task.known.rate, may_be_silent=True)
-                yield Utterance(name, wave, " ".join(words), name.split("-")[0])
+                yield Utterance(name, wave, " ".join(text.lower().split()), name.split("-")[0])
 
     return at_hand(task, "LibriSpeech", "train-clean-100 or the like", utterances), []
 

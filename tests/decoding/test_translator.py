@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from corpora import cleaning
 from fairseq.sequence_generator import SequenceGenerator
 from support.exported import LINES, exported, words
 
 from fairseq_sru import Translator
 from fairseq_sru.decoding.search import Found
-from fairseq_sru.decoding.text import MosesBPE, TextOptions, subwords
+from fairseq_sru.decoding.text import CONTROL, MosesBPE, TextOptions, subwords
 from fairseq_sru.decoding.translator import TooLong
 
 KINDS = [
@@ -109,6 +110,11 @@ def test_white_space_is_made_plain(tmp_path: Path) -> None:
     (expected,) = translator.encode(["close the window now"])
     for line in ("\ufeffclose the window now", "close\tthe\u00a0window  now \r", " close the\u2028window\0now\x1b"):
         assert translator.encode([line]) == [expected]
+
+
+def test_control_characters_are_those_that_prepare_knows() -> None:
+    """Written twice, since prepare.py does without torch."""
+    assert CONTROL.pattern == cleaning.CONTROL.pattern
 
 
 def test_moses_gets_plain_text_and_forgets_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -310,6 +310,9 @@ def test_a_stamp_of_the_command_as_it_was_spelled_is_known(tmp_path):
 def test_a_damaged_stamp_is_named(tmp_path):
     run = Counter(tmp_path)
     run()
+    run.stages.function("report", None, lambda: None, inputs=[], outputs=[])
+    later = {**run.stages.stamp("report"), "finished": "3000-01-01 00:00"}
+    (tmp_path / "stamps" / "report.json").write_text(json.dumps(later))  # a report is of its commands' time
     assert run.stages.noted("finished") == [run.stages.stamp("one two")["finished"]]
     (tmp_path / "stamps" / ".12-.one-two.json").touch()  # of a write that was killed
     assert run.stages.noted("finished") and run() == 0
@@ -330,9 +333,8 @@ def test_other_threads_than_at_the_begin_are_refused(recipe, tmp_path, monkeypat
             comparison.prepare()
         found.append(str(raised.value))
         if threads == 1:
-            comparison.stages.command(
-                "a", python(""), inputs=[], outputs=[], log=tmp_path / "log", resume=lambda s: None
-            )
+            work = stages.Stages(tmp_path / "stamps", lambda text: None, comparison.here)
+            work.command("slice a 1", python(""), inputs=[], outputs=[], log=tmp_path / "log")
     assert "manifest" in found[0] and "manifest" in found[1]
     assert " was begun with 1 threads, here are 77: set OMP_NUM_THREADS=1, or begin anew with out=DIR" in found[2]
 

@@ -55,6 +55,11 @@ struct Job {  // search.py's order
 };
 
 static constexpr int64 ENCODED = 256;  // positions that are encoded together: what is between stays in the cache
+static constexpr int64 TOGETHER = 40;  // hypotheses that are followed together: enough for the weights, few enough for the cache
+
+static void grow(std::vector<float>& x, int64 numbers) {
+    if (int64(x.size()) < numbers) x.resize(numbers);
+}
 
 // Slots of so many rows.
 struct Slots {
@@ -68,7 +73,7 @@ struct Slots {
             place[i] = {nullptr, program.width[i]};
             numbers += rows * program.width[i];
         }
-        if (int64(scratch.size()) < numbers) scratch.resize(numbers);
+        grow(scratch, numbers);
         float* next = scratch.data();
         for (Place& one : place) {
             one.base = next;
@@ -81,23 +86,38 @@ struct Slots {
 struct Kept {
     std::vector<float> key, value;
 
-    Kept(int64 places, int64 size) : key(places * size), value(places * size + 4 * LANES) {}
-
     // A sentence's, whose rows have keys beside values.
     void take(const Place& from, int64 row, int64 length, int64 at) {
         const int64 size = from.width / 2, places = padded(length);
         float *keys = &key[at * size], *values = &value[at * size];
         for (int64 j = 0; j < size; ++j)
-            for (int64 i = 0; i < length; ++i) keys[j * places + i] = from.row(row + i)[j];
+            for (int64 i = 0; i < places; ++i) keys[j * places + i] = i < length ? from.row(row + i)[j] : 0.f;
         for (int64 i = 0; i < length; ++i) std::copy_n(from.row(row + i) + size, size, values + i * size);
     }
 };
 
+// What a batch leaves to the next one of its thread, since a system is slow to give pages and to take them.
+struct Memory {
+    Slots encoder, decoder;
+    std::vector<Kept> kept;  // of each attention
+
+    size_t numbers() const {
+        size_t all = encoder.scratch.size() + decoder.scratch.size();
+        for (const Kept& one : kept) all += one.key.size() + one.value.size();
+        return all;
+    }
+};
+
 // What each attention reads; `at` is where the places of each sentence begin, and their end.
-static std::vector<Kept> encode(const Job& job, const std::vector<int64>& length, const std::vector<int64>& at) {
-    std::vector<Kept> kept;
-    for (int64 a = 0; a < job.attentions; ++a) kept.emplace_back(at.back(), job.encoder.width[job.source_slot[a]] / 2);
-    Slots slots;
+static void encode(const Job& job, const std::vector<int64>& length, const std::vector<int64>& at, Memory& memory) {
+    std::vector<Kept>& kept = memory.kept;
+    kept.resize(job.attentions);
+    for (int64 a = 0; a < job.attentions; ++a) {
+        const int64 numbers = at.back() * (job.encoder.width[job.source_slot[a]] / 2);
+        grow(kept[a].key, numbers);
+        grow(kept[a].value, numbers + 4 * LANES);
+    }
+    Slots& slots = memory.encoder;
     for (int64 first = 0, last; first < job.sentences; first = last) {
         for (last = first + 1; last < job.sentences && job.begin[last + 1] - job.begin[first] <= ENCODED;) ++last;
         const int64 offset = job.begin[first], rows = job.begin[last] - offset;
@@ -116,7 +136,6 @@ static std::vector<Kept> encode(const Job& job, const std::vector<int64>& length
             for (int64 n = first; n < last; ++n)
                 kept[a].take(slots.place[job.source_slot[a]], begin[n - first], length[n], at[n]);
     }
-    return kept;
 }
 
 struct Candidate {
@@ -140,13 +159,15 @@ struct Search {
     std::vector<int32_t> history;    // (rows, max_length + 1)
     std::vector<float> totals;       // likewise: the score after each token
     std::vector<std::vector<Ended>> ended;  // of each sentence
+    std::vector<int64> begun;               // likewise: its first step
+    int64 open = 0;                         // sentences that are searched
 
     std::vector<Candidate> best;  // of a sentence at a step, sorted
     std::vector<float> peaks, ranked;  // of each CHUNK of a row's logits
     static constexpr int64 CHUNK = 64;
 
     explicit Search(const Job& job)
-        : job(job), words(job.decoder.width[job.decoder.slots - 1]), ended(job.sentences), peaks((words + CHUNK - 1) / CHUNK) {}
+        : job(job), words(job.decoder.width[job.decoder.slots - 1]), ended(job.sentences), begun(job.sentences), peaks((words + CHUNK - 1) / CHUNK) {}
 
     template <int64 COUNT>
     static float peak(const float* x) {
@@ -241,7 +262,7 @@ struct Search {
         }
     }
 
-    void run() {
+    void run(Memory& memory) {
         const int64 S = job.state_size, stride = job.max_length + 1;
         std::vector<int64> length, at{0};
         int64 longest = 0;
@@ -250,22 +271,27 @@ struct Search {
             at.push_back(at[n] + padded(length[n]));
             longest = std::max(longest, padded(length[n]));
         }
-        const std::vector<Kept> kept = encode(job, length, at);
+        encode(job, length, at, memory);
         std::vector<Source> source;
-        for (const Kept& one : kept) source.push_back({one.key.data(), one.value.data(), nullptr, {}, {}, 0, 1});
-        Slots slots;
+        for (const Kept& one : memory.kept) source.push_back({one.key.data(), one.value.data(), nullptr, {}, {}, 0, 1});
+        Slots& slots = memory.decoder;
         std::vector<float> new_state, new_past, weights, old_totals;
         std::vector<int64> old_sentence;
         std::vector<int32_t> old_history;
-        for (int64 n = 0; n < job.sentences; ++n) sentence.push_back(n);
-        token.assign(job.sentences, job.eos);
-        score.assign(job.sentences, 0.f);
-        state.assign(job.sentences * S, 0.f);
-        past.assign(job.sentences * longest, 0.f);
-        history.assign(job.sentences * stride, 0);
-        totals.assign(job.sentences * stride, 0.f);
-        for (int64 step = 0; !token.empty(); ++step) {
+        const int64 together = std::max<int64>(1, TOGETHER / job.beam);
+        for (int64 step = 0, waiting = 0;; ++step) {
+            for (; open < together && waiting < job.sentences; ++waiting, ++open) {
+                begun[waiting] = step;
+                sentence.push_back(waiting);
+                token.push_back(job.eos);
+            }
             const int64 rows = int64(token.size());
+            if (!rows) break;
+            score.resize(rows);
+            state.resize(rows * S);
+            past.resize(rows * longest);
+            history.resize(rows * stride);
+            totals.resize(rows * stride);
             new_state.resize(rows * S);
             new_past.assign(rows * longest, 0.f);
             weights.resize(rows * longest);
@@ -286,27 +312,27 @@ struct Search {
             history.resize(live * stride);
             totals.resize(live * stride);
             for (int64 r = 0; r < live; ++r) {
-                const int64 from = next[r].row;
+                const int64 from = next[r].row, done = step - begun[old_sentence[from]];
                 token[r] = next[r].token;
                 score[r] = job.scored ? next[r].score : 0;  // a sum of logits would grow, and round them
                 sentence[r] = old_sentence[from];
                 std::copy_n(&new_state[from * S], S, &state[r * S]);
                 std::copy_n(&new_past[from * longest], longest, &past[r * longest]);
-                std::copy_n(&old_history[from * stride], step, &history[r * stride]);
-                history[r * stride + step] = int32_t(token[r]);
-                std::copy_n(&old_totals[from * stride], step, &totals[r * stride]);
-                totals[r * stride + step] = score[r];
+                std::copy_n(&old_history[from * stride], done, &history[r * stride]);
+                history[r * stride + done] = int32_t(token[r]);
+                std::copy_n(&old_totals[from * stride], done, &totals[r * stride]);
+                totals[r * stride + done] = score[r];
             }
         }
         finish();
     }
 
     // Ends hypotheses, and returns those that go on.
-    std::vector<Candidate> choose(const Place& logits, int64 step) {
+    std::vector<Candidate> choose(const Place& logits, int64 now) {
         std::vector<Candidate> next;
         const int64 rows = int64(token.size()), stride = job.max_length + 1;
         for (int64 first = 0, last; first < rows; first = last) {
-            const int64 n = sentence[first];
+            const int64 n = sentence[first], step = now - begun[n];
             best.clear();
             for (last = first; last < rows && sentence[last] == n; ++last)
                 extend(last, logits.row(last), step, size_t(2 * job.beam));
@@ -327,6 +353,7 @@ struct Search {
                 }
             }
             if (int64(ended[n].size()) == job.beam || step == job.max_length) next.resize(begin);
+            open -= next.size() == begin;
         }
         return next;
     }
@@ -350,14 +377,17 @@ struct Search {
 
 // Returns whether there was memory enough.
 extern "C" int64 translate(const Job* job) {
+    constexpr size_t MOST = 1 << 24;  // numbers that stay
+    static thread_local Memory memory;
+    int64 done = 0;
     try {
-        Search(*job).run();
-        return 1;
+        Search(*job).run(memory);
+        done = 1;
     } catch (const std::bad_alloc&) {
-        return 0;
     } catch (const std::length_error&) {
-        return 0;
     }
+    if (memory.numbers() > MOST) memory = {};
+    return done;
 }
 
 extern "C" int64 block() { return BLOCK; }

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from support.exported import LINES, exported, fuzzed
 from fairseq_sru import Translator
-lines = [*LINES, "", "a", "new " * 60]
+lines = [*LINES, "", "a", "new " * 60] * 5
 for i, (name, form) in enumerate((name, form) for name in {names!r} for form in {forms!r}):
     folder = Path({folder!r}) / str(i)
     program.OPTIONS = {options!r} + form

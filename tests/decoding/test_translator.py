@@ -92,6 +92,8 @@ def test_a_translation_depends_on_its_line_alone(int8: bool, tmp_path: Path) -> 
         for batch_size in (1, 7, 64):
             translator = Translator(tmp_path / "model", threads)
             assert translator.hypotheses(lines, max_length=15, batch_size=batch_size) == alone
+    greedy = [Translator(tmp_path / "model", 1).translate([line], beam=1, max_length=15)[0] for line in lines]
+    assert Translator(tmp_path / "model", 1).translate(lines, beam=1, max_length=15) == greedy
 
 
 def test_empty_lines_stay_and_order_is_kept(tmp_path: Path) -> None:

@@ -82,6 +82,11 @@ def test_hypotheses_are_those_of_fairseq(name: str, beam: int, monkeypatch: pyte
     check(model_of(name), sample_of(LENGTHS), monkeypatch, beam_size=beam)
 
 
+@pytest.mark.parametrize("beam", [1, 5])
+def test_sentences_follow_those_that_are_done(beam: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(model, sample_of([1 + i % 9 for i in range(50)]), monkeypatch, beam_size=beam)
+
+
 @pytest.mark.parametrize(
     "options",
     [

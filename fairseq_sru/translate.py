@@ -115,7 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--beam", type=whole(1), default=5, metavar="N", help="hypotheses that are followed (5)")
     parser.add_argument("--nbest", type=whole(1), default=1, metavar="N", help="translations of each line (1)")
     parser.add_argument("--scores", action="store_true", help="begin each translation with its score")
-    parser.add_argument("--batch-size", type=whole(1), default=64, metavar="N", help="sentences at a time (64)")
+    parser.add_argument(
+        "--batch-size", type=whole(1), default=64, metavar="N", help="sentences that a thread takes at a time (64)"
+    )
     parser.add_argument("--threads", type=whole(1), metavar="N", help="batches at a time (as many as there are cores)")
     parser.add_argument(
         "--max-length", type=whole(1), default=LONGEST, metavar="N", help="tokens of a translation (200)"

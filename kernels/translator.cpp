@@ -4,6 +4,10 @@
 // hypotheses have ended, and then leaves the batch; scores are divided by the length to the power of the penalty.
 #include "ops.h"
 
+#include <exception>
+#include <memory>
+#include <mutex>
+
 // ---- one step, for all rows of a beam, as fairseq's own search asks for it
 
 struct Call {  // step.py's order
@@ -96,7 +100,7 @@ struct Kept {
     }
 };
 
-// What a batch leaves to the next one of its thread, since a system is slow to give pages and to take them.
+// What a batch leaves to a later one, since a system is slow to give pages and to take them.
 struct Memory {
     Slots encoder, decoder;
     std::vector<Kept> kept;  // of each attention
@@ -293,7 +297,7 @@ struct Search {
             history.resize(rows * stride);
             totals.resize(rows * stride);
             new_state.resize(rows * S);
-            new_past.assign(rows * longest, 0.f);
+            new_past.resize(rows * longest);
             weights.resize(rows * longest);
             slots.lay_out(job.decoder, rows);
             ::run(job.decoder, {{}, rows, slots.place.data(), token.data(), sentence.data(), at.data(), length.data(),
@@ -378,16 +382,26 @@ struct Search {
 // Returns whether there was memory enough.
 extern "C" int64 translate(const Job* job) {
     constexpr size_t MOST = 1 << 24;  // numbers that stay
-    static thread_local Memory memory;
-    int64 done = 0;
+    static std::mutex lock;
+    static std::vector<std::unique_ptr<Memory>> spare;  // as many as there were threads
     try {
-        Search(*job).run(memory);
-        done = 1;
-    } catch (const std::bad_alloc&) {
-    } catch (const std::length_error&) {
+        std::unique_ptr<Memory> memory;
+        {
+            const std::lock_guard<std::mutex> held(lock);
+            if (!spare.empty()) {
+                memory = std::move(spare.back());
+                spare.pop_back();
+            }
+        }
+        if (!memory) memory = std::make_unique<Memory>();
+        Search(*job).run(*memory);
+        if (memory->numbers() > MOST) return 1;
+        const std::lock_guard<std::mutex> held(lock);
+        spare.push_back(std::move(memory));
+        return 1;
+    } catch (const std::exception&) {  // bad_alloc or length_error
+        return 0;
     }
-    if (memory.numbers() > MOST) memory = {};
-    return done;
 }
 
 extern "C" int64 block() { return BLOCK; }

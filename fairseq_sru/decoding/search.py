@@ -107,11 +107,11 @@ class Search:
         )
         if not library().translate(struct.pack("20qd4q", *job)):
             raise MemoryError(
-                f"a batch of {len(batch)} sentences with a beam of {shape[0]} doesn't fit: lower batch_size"
+                f"a batch of {len(batch)} with a beam of {shape[0]} doesn't fit: lower batch_size, beam or max_length"
             )
         return [
             [
-                Found(out[n, i, :length].tolist(), float(scores[n, i]), totals[n, i, :length])
+                Found(out[n, i, :length].tolist(), float(scores[n, i]), totals[n, i, :length].copy())
                 for i, length in enumerate(lengths[n])
                 if length
             ]

@@ -77,8 +77,8 @@ class Translator:
         Args:
             lines: sentences; one without a word has empty hypotheses.
             beam: hypotheses that are followed.
-            options: ``nbest`` (1): of the beam's; ``batch_size`` (64): sentences at a time; ``max_length`` (200):
-                tokens of a translation, or what the model was trained for where that is less;
+            options: ``nbest`` (1): of the beam's; ``batch_size`` (64): sentences that a thread takes at a time;
+                ``max_length`` (200): tokens of a translation, or what the model was trained for where that is less;
                 ``no_repeat_ngram_size`` (0): so many tokens never stand twice in a translation; ``lenpen`` (1): log
                 probabilities are divided by the length to this power, so a lower one prefers shorter translations.
 
@@ -108,9 +108,9 @@ class Translator:
         if not math.isfinite(lenpen):
             raise ValueError(f"lenpen must be a finite number; got {lenpen}")
         numbers = self.encode(lines)
-        order = sorted((i for i, line in enumerate(numbers) if len(line) > 1), key=lambda i: len(numbers[i]))
+        order = sorted((i for i, line in enumerate(numbers) if len(line) > 1), key=lambda i: -len(numbers[i]))
         size = min(positive("batch_size", batch_size), max(1, -(-len(order) // self.threads)))
-        batches = [order[i : i + size] for i in range(0, len(order), size)][::-1]  # the longest first
+        batches = [order[i : i + size] for i in range(0, len(order), size)]  # the longest first
         found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
         work = [[numbers[i] for i in batch] for batch in batches]
         results = self._beam_search.run(work, self.threads, beam, longest, no_repeat_ngram_size, scored, lenpen)

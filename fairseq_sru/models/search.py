@@ -88,13 +88,15 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         return None
     lines = [line[line != PAD].tolist() for line in tokens]
     most = search.positions or tokens.size(1)
-    if not lines or not all(0 < len(line) <= most for line in lines) or not 0 <= int(tokens.max()) < search.words:
+    if not lines or not all(0 < len(line) <= most for line in lines):
+        return None
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < search.words:
         return None  # torch says what is wrong, or knows what to do
     longest = min(int(generator.max_len_a * tokens.size(1) + generator.max_len_b), generator.max_len - 1)
     if longest < 1:
         return None
     threads = min(threads_here(), len(lines))
-    order = sorted(range(len(lines)), key=lambda i: len(lines[i]))
+    order = sorted(range(len(lines)), key=lambda i: -len(lines[i]))  # the shortest fill up the end
     shares = [order[i::threads] for i in range(threads)]
     blocker = generator.repeat_ngram_blocker
     found = search.run(
@@ -105,6 +107,8 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         0 if blocker is None else blocker.no_repeat_ngram_size,
         penalty=generator.len_penalty if generator.normalize_scores else 0.0,
     )
+    if not all(one for batch in found for one in batch):
+        return None  # a model with NaN has none: fairseq stops
     result: Hypotheses = [[] for _ in lines]
     for share, batch in zip(shares, found, strict=True):
         for i, hypotheses in zip(share, batch, strict=True):

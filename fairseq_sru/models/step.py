@@ -141,9 +141,9 @@ def compilable(module: nn.Module) -> bool:
     )
 
 
-def fingerprint(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """What changes when a weight does, but by an optimizer that writes to ``weight.data``."""
-    return tuple((x.data_ptr(), x._version) for x in module.parameters())
+def fingerprint(module: nn.Module) -> tuple[Any, ...]:
+    """What changes when a weight does, but by an optimizer that writes to ``weight.data``, or :func:`compilable`."""
+    return compilable(module), *((x.data_ptr(), x._version) for x in module.parameters())
 
 
 def remembered(
@@ -152,7 +152,8 @@ def remembered(
     make: Callable[[], Made | None],
     look: bool = True,
 ) -> Made | None:
-    """What was made of a module, from ``known``; made anew where weights have changed since, unless not to ``look``."""
+    """What was made of a module, from ``known``; where its :func:`fingerprint` is another made anew, unless not to
+    ``look``."""
     found = known.get(module)
     if found is None or (look and found[1] != fingerprint(module)):
         found = known[module] = (make(), fingerprint(module))

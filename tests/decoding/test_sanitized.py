@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from support.exported import LINES, exported, fuzzed
 from fairseq_sru import Translator
-lines = [*LINES, "", "a", "new " * 60] * 5
+lines = [*LINES, "", "a", "new " * 60] * 6
 for i, (name, form) in enumerate((name, form) for name in {names!r} for form in {forms!r}):
     folder = Path({folder!r}) / str(i)
     program.OPTIONS = {options!r} + form
@@ -20,7 +20,7 @@ for i, (name, form) in enumerate((name, form) for name in {names!r} for form in 
     exported(folder, name, int8=i % 2 == 1)
     for beam in (1, 3):
         for batch_size in (1, 64):
-            Translator(folder, 2).hypotheses(lines, beam=beam, nbest=beam, max_length=9, batch_size=batch_size,
+            Translator(folder, 1 + i % 2).hypotheses(lines, beam=beam, nbest=beam, max_length=9, batch_size=batch_size,
                                              no_repeat_ngram_size=i % 3)
     assert fuzzed(folder, i, {times}) > 0
 """

@@ -84,6 +84,7 @@ def test_hypotheses_are_those_of_fairseq(name: str, beam: int, monkeypatch: pyte
 
 @pytest.mark.parametrize("beam", [1, 5])
 def test_sentences_follow_those_that_are_done(beam: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search, "threads_here", lambda: 1)
     check(model, sample_of([1 + i % 9 for i in range(50)]), monkeypatch, beam_size=beam)
 
 
@@ -154,9 +155,9 @@ def test_where_torch_has_to_run_the_model_it_searches(model: Any) -> None:
     assert not model.eval().double().beam_search(generator, sample)
     assert model.float().beam_search(generator, sample)
     hook = model.encoder.layers[0].register_forward_hook(lambda *_: None)
-    search.forget(model)
     assert not searches()
     hook.remove()
+    assert searches()
 
 
 @pytest.mark.parametrize("name", ["sru, defaults", "transformer_sru, ssru"])
@@ -186,3 +187,12 @@ def test_a_token_that_is_not_of_the_dictionary_is_an_error(model: Any) -> None:
     sample["net_input"]["src_tokens"][0, -2] = len(words())
     with pytest.raises(IndexError):
         found(model, sample)
+    sample["net_input"]["src_tokens"][0, -2] = -1
+    with pytest.raises(IndexError):
+        found(model, sample)
+
+
+def test_of_a_model_with_nan_fairseq_speaks(model: Any) -> None:
+    with torch.no_grad():
+        model.decoder.attentions()[0].query.weight.fill_(float("nan"))
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None

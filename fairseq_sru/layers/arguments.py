@@ -72,7 +72,7 @@ def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
     steps, batch, _ = x.shape
     wanted = f"lengths must be {batch} integers, one a sequence"
     try:
-        lengths = torch.as_tensor(lengths)
+        lengths = torch.as_tensor(lengths, dtype=torch.int64 if isinstance(lengths, list) and not lengths else None)
     except (TypeError, ValueError, RuntimeError) as error:  # of what isn't a number
         raise TypeError(f"{wanted}; got {lengths!r}") from error
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:

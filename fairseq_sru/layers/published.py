@@ -35,7 +35,8 @@ def from_published(cls: type[SRU], state_dict: Mapping[str, Tensor], options: di
     if scale != 1.0:
         told["highway_bias"] = math.log((scale * scale - 1) / 2)
     directions = 2 if options["bidirectional"] else 1
-    made = cls(input_size, out // directions, len(layers), **{**told, **options}).to(first["weight"])
+    told |= {"device": first["weight"].device, "dtype": first["weight"].dtype}
+    made = cls(input_size, out // directions, len(layers), **{**told, **options})
     for i, (layer, given) in enumerate(zip(made.layers, layers, strict=True)):
         cell = cast("SRUCell", layer)
         if cell.highway and cell.planes == 3 and not math.isclose(cell.skip_scale, scale, rel_tol=1e-3):

@@ -105,7 +105,8 @@ def _check_data(args: Any) -> None:
         if not any(folder.glob(name)):
             _exit(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
     shared = getattr(args, "share_all_embeddings", False)
-    if shared and len(found) == 2 and found[0].read_bytes() != found[1].read_bytes():
+    words = [[line.rpartition(b" ")[0] for line in path.read_bytes().splitlines()] for path in found] if shared else []
+    if len(words) == 2 and words[0] != words[1]:
         _exit(
             "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
             f"got {found[0].name} and {found[1].name}, which differ"
@@ -126,12 +127,15 @@ def _check_sentences(args: Any) -> None:
         return
     if not hasattr(args, "classification_head_name"):
         _exit(f"--task sentence_prediction goes with --criterion sentence_prediction; got --criterion {args.criterion}")
-    for name in ("input0", "label"):
+    regression = getattr(args, "regression_target", False)
+    for name in ("input0",) if regression else ("input0", "label"):
         if not (folder / name / "dict.txt").is_file():
             _exit(f"argument data: {folder} holds no {name}/dict.txt; recipes/prepare.py makes both for its data sets")
+    if regression:
+        return
     words = [line.split(" ")[0] for line in (folder / "label" / "dict.txt").read_text(encoding="utf-8").splitlines()]
     labels = [word for word in words if not word.startswith("madeupword")]
-    if labels and not getattr(args, "regression_target", False) and args.num_classes < len(labels):
+    if labels and args.num_classes < len(labels):
         _exit(f"--num-classes must be {len(labels)}, the labels of {folder}/label/dict.txt; got {args.num_classes}")
 
 

@@ -198,7 +198,7 @@ class SpeechConfig(SRUConfig):
     # the task sets these from the data's configuration
     input_feat_per_channel: int = field(default=80, metadata={"help": "set by the data"})
     input_channels: int = field(default=1, metadata={"help": "set by the data"})
-    speaker_to_id: Optional[str] = field(default=None, metadata={"help": "not supported"})
+    speaker_to_id: Any = field(default=None, metadata={"help": "not used"})
 
 
 @dataclass

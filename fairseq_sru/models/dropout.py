@@ -24,7 +24,7 @@ class _Dropped(torch.autograd.Function):
     ) -> Tensor:
         ctx.drawn = x.dtype, seed, level
         x = x.contiguous()
-        y = torch.empty(x.shape, dtype=dtype)
+        y = x.new_empty(x.shape, dtype=dtype)
         functions = compiled("dropout.cpp", min(x.dtype, dtype, key=lambda d: d.itemsize), NAMES)
         assert functions is not None
         entry = functions[0 if x.dtype == dtype and sum is None else 2 if sum is None else 1]

@@ -11,6 +11,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from fairseq.models import FairseqEncoderDecoderModel
 from torch import Tensor, nn
 
 from ..decoding.program import Packed, Program, address, library
@@ -21,6 +22,9 @@ from ..recurrence.native import openmp, threads_here
 from .attention import Attention, Coverage, Source
 
 Made = TypeVar("Made")
+
+# Where the modules are of, whose weights a program reads: another's forward may be another.
+KNOWN = (f"{__name__.split('.')[0]}.", "fairseq.", "torch.nn.")
 
 
 class Result(NamedTuple):
@@ -57,12 +61,14 @@ class Step:
         """
         rows, src_len, made = len(tokens), sources[0].key.size(2), self.program
         tokens = tokens.contiguous()
-        state = torch.zeros(rows, made.state_size) if state is None else state.contiguous()
-        past = torch.zeros(rows, src_len if made.coverage else 0) if past is None else past.contiguous()
+        usual: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
+        state = torch.zeros(rows, made.state_size, **usual) if state is None else state.contiguous()
+        past = torch.zeros(rows, src_len if made.coverage else 0, **usual) if past is None else past.contiguous()
         sources = [Source(*(x if x.stride(-1) == 1 else x.contiguous() for x in source)) for source in sources]
         *inner, words = made.widths
-        scratch, logits = torch.empty(rows * sum(inner)), torch.empty(rows, words)
-        new_state, new_past, weights = torch.empty_like(state), torch.empty_like(past), torch.empty(rows, src_len)
+        scratch, logits = torch.empty(rows * sum(inner), **usual), torch.empty(rows, words, **usual)
+        new_state, new_past = torch.empty_like(state), torch.empty_like(past)
+        weights = torch.empty(rows, src_len, **usual)
         packed = b"".join(
             struct.pack(
                 "11q",
@@ -135,6 +141,11 @@ def compilable(module: nn.Module) -> bool:
     """Whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
     return (
         all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
+        and all(
+            type(m).__module__.startswith(KNOWN)
+            for m in module.modules()
+            if not isinstance(m, FairseqEncoderDecoderModel)
+        )
         and all(native(m) for m in module.modules() if isinstance(m, SRUCell))
         and not any(getattr(m, "apply_during_inference", False) for m in module.modules())  # --retain-dropout
         and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
@@ -143,7 +154,9 @@ def compilable(module: nn.Module) -> bool:
 
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What changes when a weight does, but by an optimizer that writes to ``weight.data``, or :func:`compilable`."""
-    return compilable(module), *((x.data_ptr(), x._version) for x in module.parameters())
+    # weights made in inference mode count no versions
+    versions = ((x.data_ptr(), 0 if x.is_inference() else x._version) for x in module.parameters())
+    return compilable(module), *versions
 
 
 def remembered(

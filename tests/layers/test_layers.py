@@ -696,6 +696,10 @@ def test_options_are_given_by_name_and_in_one_order():
             assert p.default == inspect.signature(SRUCell).parameters[p.name].default
 
 
+def test_a_batch_of_none_has_a_list_of_no_lengths():
+    assert SRU(6, 4)(torch.zeros(3, 0, 6), lengths=[])[0].shape == (3, 0, 4)
+
+
 @pytest.mark.parametrize("layer", [SRU, SRUCell])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_parameters_are_made_on_a_device_and_of_a_dtype(layer, dtype):

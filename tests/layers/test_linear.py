@@ -92,3 +92,5 @@ def test_frozen_weights_get_no_gradient():
 def test_follows_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert linear(torch.randn(5, 4), torch.randn(3, 4)).dtype == torch.bfloat16
+        x, weight = torch.randn(5, 4, dtype=torch.float64), torch.randn(3, 4, dtype=torch.float64)
+        assert torch.equal(linear(x, weight), F.linear(x, weight)) and linear(x, weight).dtype == torch.float64

@@ -299,6 +299,8 @@ def test_what_the_tensors_tell():
     assert cell.layer_norm is not None
     narrow = SRU.from_sru_state_dict({name: t.half() for name, t in state.items()}, **TOLD)
     assert {p.dtype for p in narrow.parameters()} == {torch.float16}
+    wide = SRU.from_sru_state_dict(state, **TOLD, dtype=torch.float64, device="meta")
+    assert {(p.dtype, p.device.type) for p in wide.parameters()} == {(torch.float64, "meta")}
     cell_of_2017 = SRU.from_sru_state_dict(published(), **{**TOLD, "use_tanh": 1}).layers[1]
     assert (cell_of_2017.v1, cell_of_2017.rescale, cell_of_2017.activation) == (True, False, "tanh")
     assert all(p.requires_grad for p in rnn.parameters())

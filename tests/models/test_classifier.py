@@ -151,6 +151,15 @@ def test_what_does_not_go_together_is_told_in_a_line(arch, flags, message, data,
     assert message in done.stderr.splitlines()[-1]
 
 
+def test_regression_needs_no_labels_dictionary(tmp_path):
+    (tmp_path / "input0").mkdir()
+    (tmp_path / "input0" / "dict.txt").touch()
+    given = {"task": "sentence_prediction", "data": str(tmp_path), "num_classes": 1, "classification_head_name": "head"}
+    ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given, regression_target=True))
+    with pytest.raises(SystemExit):
+        ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given))
+
+
 def test_a_criterion_that_names_no_head_is_told_in_a_line(data, capsys):
     given = Namespace(task="sentence_prediction", data=str(data), num_classes=2, criterion="cross_entropy")
     with pytest.raises(SystemExit):

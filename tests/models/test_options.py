@@ -120,6 +120,16 @@ def test_shared_embeddings_are_one_tensor_and_need_one_dictionary(kind, dictiona
         made(kind, dictionary, other, share_all_embeddings=True)
 
 
+def test_a_joint_dictionary_is_one_of_the_same_words(tmp_path):
+    given = {"task": "translation", "data": str(tmp_path), "share_all_embeddings": True}
+    (tmp_path / "dict.en.txt").write_text("a 1\nb 2\n")
+    (tmp_path / "dict.de.txt").write_text("a 3\nb 4\n")  # counts don't matter
+    ARCH_CONFIG_REGISTRY["sru_tiny"](Namespace(**given))
+    (tmp_path / "dict.de.txt").write_text("b 4\na 3\n")
+    with pytest.raises(SystemExit):
+        ARCH_CONFIG_REGISTRY["sru_tiny"](Namespace(**given))
+
+
 SIZES = ("tiny", "iwslt_de_en", "wmt", "wmt_big", "wmt_2017")
 
 

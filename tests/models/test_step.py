@@ -15,6 +15,7 @@ from torch import nn
 
 from fairseq_sru.decoding import program as program_module
 from fairseq_sru.models import base_decoder, step
+from fairseq_sru.models.attention import Attention
 from fairseq_sru.recurrence import build, dispatch
 
 COMPILED = {
@@ -148,6 +149,13 @@ def test_where_it_must_not_run_torch_does(model: Any, dictionary: Dictionary, mo
         hooked.decoder.layers[0].register_forward_hook(lambda *_: seen.append(1))
         steps(hooked, src, target)
         assert len(seen) == 5
+
+        class Other(Attention):
+            """Of another's module, whose forward may be another."""
+
+        replaced = copy.deepcopy(model)
+        replaced.decoder.attentions()[0].__class__ = Other
+        steps(replaced, src, target)
         noisy = model_of("sru, defaults", dictionary)
         noisy.decoder.dropout_out.apply_during_inference = True
         steps(noisy, src, target)
@@ -168,6 +176,27 @@ def test_a_token_that_is_none_is_an_error(token: int, model: Any, dictionary: Di
     target[1] = token
     with pytest.raises(IndexError, match=r"^tokens must be of the dictionary; got -?\d+ to \d+$"):
         steps(model, src, target)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@torch.no_grad()
+def test_torchs_default_dtype_changes_nothing(dtype: torch.dtype, model: Any, dictionary: Dictionary) -> None:
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 5)
+    expected = steps(model, src, target)
+    torch.set_default_dtype(dtype)
+    try:
+        found = steps(model, src, target)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found, expected)
+
+
+def test_a_model_made_in_inference_mode_decodes(dictionary: Dictionary) -> None:
+    with torch.inference_mode():
+        model = model_of("sru, coverage", dictionary)
+        src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 5)
+        torch.testing.assert_close(steps(model, src, target), run(model, src, target)[0], rtol=1e-4, atol=2e-5)
+    assert program(model) is not None
 
 
 @torch.no_grad()

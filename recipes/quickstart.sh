@@ -35,6 +35,13 @@ step() {
     mv "$file.part" "$file"
 }
 
+options=$*
+[ -e "$out/options" ] || printf '%s\n' "$options" >"$out/options"
+if begun=$(cat "$out/options") && [ "$begun" != "$options" ]; then
+    printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$begun" "$options" >&2
+    exit 2
+fi
+
 run python recipes/prepare.py lohelp-en-de --out "$out/data" --vocab-size 2000
 
 # fairseq goes on from checkpoint_last.pt by itself. Settings were chosen on the validation set.

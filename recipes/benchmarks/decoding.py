@@ -9,7 +9,7 @@ of the prepared data and each system's model, and options of the translator's se
 from __future__ import annotations
 
 import json
-import resource
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fairseq_sru.decoding.text import TextOptions, subwords
+import sentencepiece
 
 Translate = Callable[[list[str], int, int], list[str]]  # lines, beam, sentences at a time
 
@@ -34,12 +34,16 @@ MODELS = {  # whose model each of them takes
 CELLS = [(1, 1), (1, 64), (5, 1), (5, 64)]  # beam, sentences at a time
 
 
-def by_fairseq(checkpoint: str, data: Path, system: str) -> Translate:
+def by_fairseq(checkpoint: str, data: Path, threads: int, system: str) -> Translate:
     """As fairseq-interactive does it, without its prints."""
+    import torch
     from fairseq import checkpoint_utils
 
+    from fairseq_sru.decoding.text import TextOptions, subwords
     from fairseq_sru.models import base_decoder, search
 
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
     for module in {PLAIN: (base_decoder, search), STEP: (search,)}.get(system, ()):
         mock.patch.object(module, "available", lambda: False).start()
     models, cfg, task = checkpoint_utils.load_model_ensemble_and_task([checkpoint], {"data": str(data / "bin")})
@@ -82,10 +86,10 @@ def by_ctranslate2(folder: str, data: Path, threads: int, kind: str) -> Translat
     import ctranslate2
 
     translator = ctranslate2.Translator(folder, compute_type=kind, intra_threads=1, inter_threads=threads)
-    text = subwords(TextOptions("sentencepiece", "", ""), data)
+    text = sentencepiece.SentencePieceProcessor(model_file=str(data / "spm.model"))
 
     def translate(lines: list[str], beam: int, size: int) -> list[str]:
-        encoded = text.encode(lines)
+        encoded = text.encode(lines, out_type=str)
         at_a_time = [encoded] if size > 1 else [[line] for line in encoded]
         options = {"beam_size": beam, "max_batch_size": size, "max_decoding_length": 200}
         found = [one for some in at_a_time for one in translator.translate_batch(some, **options)]
@@ -98,32 +102,32 @@ def made(system: str, task: dict[str, Any]) -> Translate:
     data, threads = Path(task["data"]), task["threads"]
     model = task["models"][system]
     if system in (PLAIN, STEP, GENERATE, LSTM):
-        return by_fairseq(model, data, system)
+        return by_fairseq(model, data, threads, system)
     if system in (FLOAT32, INT8):
         return by_translator(model, threads, task.get("options", {}))
     return by_ctranslate2(model, data, threads, "float32" if system == CT2_FLOAT32 else "int8")
 
 
+def peak_megabytes() -> int | None:
+    """Of this process alone: rusage begins with the peak of what started it. None where /proc doesn't tell."""
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    return round(int(found[1]) / 1024) if found else None
+
+
 def main() -> None:
     system, task = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
-    import torch
-
-    import fairseq_sru.models  # noqa: F401  registers the architectures
-
-    torch.set_num_threads(task["threads"])
-    with torch.no_grad():
-        translate = made(system, task)
-        lines: list[str] = task["lines"]
-        some = lines[:: max(1, len(lines) // task["sentences"])][: task["sentences"]]
-        cells = []
-        for beam, size in task["cells"]:
-            given = some if size == 1 else lines
-            translate(given[:8], beam, size)  # warms up
-            start = time.perf_counter()
-            found = translate(given, beam, size)
-            cells.append({"seconds": time.perf_counter() - start, "sentences": len(given), "text": found})
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"cells": cells, "megabytes": round(peak / 1024)}))
+    translate = made(system, task)
+    lines: list[str] = task["lines"]
+    some = lines[:: max(1, len(lines) // task["sentences"])][: task["sentences"]]
+    cells = []
+    for beam, size in task["cells"]:
+        given = some if size == 1 else lines
+        translate(given[:8], beam, size)  # warms up
+        start = time.perf_counter()
+        found = translate(given, beam, size)
+        cells.append({"seconds": time.perf_counter() - start, "sentences": len(given), "text": found})
+    print(json.dumps({"cells": cells, "megabytes": peak_megabytes()}))
 
 
 if __name__ == "__main__":

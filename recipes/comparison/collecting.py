@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from common.machine import processor
 
-from fairseq_sru.versions import __version__
-
 from . import report
 from .run import Run
 from .runs import Comparison
@@ -43,17 +41,24 @@ def machine(cpu: bool) -> dict[str, Any]:
 
 def of_all(c: Training, *packages: str) -> dict[str, Any]:
     """What the report of every comparison has; ``packages`` are those whose versions it tells, too."""
-    processors = c.stages.noted("processor")  # more than one where it went on elsewhere
+
+    def noted(fact: str) -> str:  # more than one where it went on elsewhere
+        return ", then ".join(c.stages.noted(fact)) or str(c.here[fact])
+
     return {
         "name": c.out.name,
         "budget": {key: value for key, value in vars(c.settings.budget).items() if value is not None},
         "baseline": c.settings.baseline,
         "date": max(c.stages.noted("finished"), default=None),
-        "machine": {**machine(c.commands.cpu), "cpu": ", then ".join(processors) or processor(), "jobs": c.jobs},
+        "machine": {
+            **machine(c.commands.cpu),
+            "cpu": noted("processor"),
+            "jobs": max(c.stages.noted("jobs"), default=c.jobs),
+        },
         "versions": {
             "python": platform.python_version(),
-            "fairseq_sru": __version__,
-            **{name: version(name) for name in ("torch", "fairseq", *packages)},
+            **{name: noted(name) for name in ("fairseq_sru", "torch", "fairseq")},
+            **{name: version(name) for name in packages},
         },
     }
 

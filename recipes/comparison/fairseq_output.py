@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -45,9 +46,15 @@ def trained(checkpoint: Path) -> Trained:
     """Read a checkpoint that fairseq-train wrote.
 
     fairseq counts seconds and tokens from 0 again when it goes on from a checkpoint of an epoch's end.
+
+    Raises:
+        ValueError: it is damaged.
     """
     allow_fairseq_checkpoints()
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        raise ValueError(f"{checkpoint} is damaged: remove it ({error})") from None
     extra = state["extra_state"]
     meters = {name: meter for _, name, _, meter in extra["metrics"]["default"]}
     return Trained(

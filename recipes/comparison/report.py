@@ -18,6 +18,7 @@ from typing import Any
 from common.files import write_text
 
 from .plots import draw
+from .stages import Stages
 from .verdict import METRICS, Report, mean, runs, setting, spread, tested, verdict
 
 FILES = ("report.json", "report.md", *(f"{plot}.{kind}" for plot in ("curves", "speed") for kind in ("svg", "png")))
@@ -52,16 +53,16 @@ def training_table(report: Report) -> str:
     def known(system: dict[str, Any], key: str) -> list[float]:
         return [run[key] for run in system["runs"] if run[key] is not None]
 
-    rows = []
+    compared, rows = {run["seed"] for run in report["systems"][report["baseline"]]["runs"]}, []
     for name, system in tested(report).items():
-        reached, count = known(system, "seconds_to_baseline"), len(system["runs"])
+        reached, count = known(system, "seconds_to_baseline"), sum(run["seed"] in compared for run in system["runs"])
         memory = known(system, "peak_gpu_memory") or known(system, "peak_memory")
         rows.append(
             [
                 title(report, name),
                 f"{system['runs'][0]['parameters'] / 1e6:.2f} M",
                 number(statistics.fmean(known(system, "train_seconds")), ".1f", 60),
-                (number(statistics.median(reached), ".1f", 60) if reached else "not reached")
+                (number(statistics.median(reached), ".1f", 60) if reached else "not reached" if count else "–")
                 + (f" ({len(reached)} of {count})" if 0 < len(reached) < count else ""),
                 f"{system['training_tokens_per_second']:,.0f}",
                 number(max(memory, default=None), ".2f", 2**30),
@@ -262,6 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         parser.error(f"argument report.json: {path} is no report on translation: {type(error).__name__}: {error}")
     write(report, path.parent)
+    Stages(path.parent / "stamps").remade("report", [path.parent / name for name in FILES])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,16 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 # fairseq's flags that the comparison sets by itself
 OURS = {"user-dir", "cpu", "seed", "max-update", "total-num-update", "save-dir", "save-interval-updates", "no-save"}
-OURS |= {"no-epoch-checkpoints", "log-format", "path", "gen-subset", "quiet", "results-path", "nbest"}
+OURS |= {
+    "no-epoch-checkpoints",
+    "no-last-checkpoints",
+    "log-format",
+    "path",
+    "gen-subset",
+    "quiet",
+    "results-path",
+    "nbest",
+}
 
 KINDS = ("translation", "sentences", "language", "speech")  # of what is compared
 OF_TRANSLATION = ("average", "curve", "speed", "split_compounds")  # settings that other kinds have no use for
@@ -176,8 +185,10 @@ def _check_kind(s: Settings) -> None:
         for key in OF_TRANSLATION:
             if getattr(s, key) != getattr(Settings(), key):
                 wrong(key, f"is for the kind translation alone; this is {s.kind}")
-    elif s.prepare.get("tokenizer") == "moses-bpe" and s.generate.get("remove-bpe") == "sentencepiece":
-        wrong("generate.remove-bpe", "must be subword_nmt where prepare.tokenizer is moses-bpe; got sentencepiece")
+    elif s.prepare.get("tokenizer") == "moses-bpe":
+        for key, allowed in {"remove-bpe": "subword_nmt", "tokenizer": "moses"}.items():
+            if (given := s.generate.get(key)) != allowed:
+                wrong(f"generate.{key}", f"must be {allowed} where prepare.tokenizer is moses-bpe; got {given}")
 
 
 def _check(s: Settings) -> None:

@@ -37,7 +37,7 @@ def render(report: dict[str, Any]) -> str:
         " p is that of the difference from the baseline: paired randomisation over the items of the test set, each "
         "with its mean over seeds."
     )
-    seeds = dict.fromkeys(tested(report), report["seeds"])
+    seeds = {name: system["seeds"] for name, system in report["systems"].items()}
     parts = [
         f"# {report['name']}\n\nData: {report['data']}. {conditions(report, tested(report), seeds)}\n",
         rows(report),

@@ -48,7 +48,7 @@ def working_in(out: Path, parser: ArgumentParser, mixed: bool = False) -> Iterat
             yield
     except FolderError as error:
         parser.error(f"out: {error}")
-    except StageError as error:
+    except (StageError, OSError) as error:  # of a full disk, too
         sys.exit(f"{parser.prog}: {error}")
     except KeyboardInterrupt:
         print("\nstopped; run the same command to go on", file=sys.stderr)
@@ -148,6 +148,14 @@ class Stages:
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
         write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
 
+    def _keys(self, inputs: Sequence[Path], *what: Any) -> list[str]:
+        looks = [digest(path) for path in inputs]
+        return [hashlib.sha256(json.dumps([x, looks]).encode()).hexdigest() for x in what]
+
+    def is_of(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
+        """Whether what is known of a stage is of this command and these inputs."""
+        return self.stamp(name).get("key") in self._keys(inputs, essence(command), list(command))
+
     def _begin(
         self,
         name: str,
@@ -165,8 +173,7 @@ class Stages:
         Raises:
             StageError: an output is there that this stage has not made, or not like that.
         """
-        looks = [digest(path) for path in inputs]
-        key, *others = (hashlib.sha256(json.dumps([x, looks]).encode()).hexdigest() for x in (what, *older))
+        key, *others = self._keys(inputs, what, *older)
         stamp = self.stamp(name)
         same = stamp.get("key") in (key, *others)
         if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
@@ -190,6 +197,11 @@ class Stages:
         stamp = {**stamp, **facts, "done": True, "finished": finished, "outputs": looks}
         self._write(name, stamp)
         return stamp
+
+    def remade(self, name: str, outputs: Sequence[Path]) -> None:
+        """Note that another command of ours made a stage's outputs anew."""
+        if stamp := self.stamp(name):
+            self._end(name, stamp, outputs, {})
 
     def always(
         self,
@@ -239,20 +251,20 @@ class Stages:
             facts: called when it is done; returns what to add to the stamp.
 
         Raises:
-            StageError: the command failed, or ``facts`` did with a ValueError or RecipeError.
+            StageError: the command failed, or ``resume`` or ``facts`` did with a ValueError or RecipeError.
         """
         stamp = self._begin(name, essence(command), inputs, outputs, resume is not None, list(command))
         if stamp["done"]:
             return stamp
         cost: dict[str, Any] = {}
-        more = resume(stamp) if resume else {}
-        if more is not None:
-            stamp = {**stamp, "command": list(command), **more}
-            self._write(name, stamp)
-            part = log if resume else log.with_name(log.name + ".part")
-            cost = self.always(name, command, part, append=resume is not None, on_line=on_line, limit=limit)
-            part.replace(log)
         try:
+            more = resume(stamp) if resume else {}
+            if more is not None:
+                stamp = {**stamp, "command": list(command), **more}
+                self._write(name, stamp)
+                part = log if resume else log.with_name(log.name + ".part")
+                cost = self.always(name, command, part, append=resume is not None, on_line=on_line, limit=limit)
+                part.replace(log)
             return self._end(name, stamp, outputs, {**cost, **facts(), **self.here})
         except (ValueError, RecipeError) as error:
             raise StageError(f"{name}: {error}") from None

@@ -8,14 +8,17 @@ import re
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from common.hold import FolderError
 from common.machine import processor
 from tqdm import tqdm
 
 from fairseq_sru.models.config import PRESETS
+from fairseq_sru.versions import __version__
 
 from . import settings, stages
 from .commands import Commands
@@ -49,7 +52,8 @@ class Training:
         self.jobs = 1
         self.commands = Commands(given, data)
         self.out = Path(given.out)
-        self.here = {"processor": processor(), "threads": torch.get_num_threads()}
+        packages = {name: version(name) for name in ("torch", "fairseq")} | {"fairseq_sru": __version__}
+        self.here = {"processor": processor(), "threads": torch.get_num_threads(), **packages}
         self.stages = Stages(self.out / "stamps", tqdm.write, self.here)
         self.failures: dict[Run, str] = {}
         seeds = given.all_seeds()
@@ -131,7 +135,7 @@ class Training:
                 "tokens_per_second": (last.tokens - first.tokens) / seconds,
             }
 
-        more = {"disable-validation": True}
+        more = {"disable-validation": True, "keep-interval-updates": None}  # the checkpoint before is read, too
         command = self.commands.train(system, number, 2 * updates, updates, folder, **more)
         inputs = self.inputs(system)
         self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=measured)
@@ -161,9 +165,17 @@ class Training:
         return self.out / "checkpoints" / run.file
 
     def train(self, run: Run) -> None:
+        """Train a run.
+
+        Raises:
+            FolderError: it was trained with other settings to the end, and its checkpoints are there.
+        """
         name, log, last = run.stage("train"), self.folder(run) / "train.log", self.last(run)
         updates = self.updates(run.system)
         command = self.commands.train(*run, updates, updates // self.settings.checkpoints, self.folder(run))
+        inputs, done = self.inputs(run.system), self.stages.stamp(name).get("done")
+        if done and last.is_file() and not self.stages.is_of(name, command, inputs):
+            raise FolderError(f"{self.folder(run)} was trained with other settings: remove it, or name another out=DIR")
         bar = tqdm(total=updates, desc=name, unit="update", leave=False, disable=None)
 
         def resume(stamp: dict[str, Any]) -> dict[str, Any] | None:
@@ -192,6 +204,7 @@ class Training:
                 "updates": now.updates,
                 "train_seconds": now.seconds,
                 "clock_seconds": now.clock,
+                "jobs": self.jobs,
                 "parameters": now.parameters,
                 "peak_gpu_memory": int((float(total[1]) - min(free)) * 2**30) if free and total else None,
             }
@@ -200,7 +213,7 @@ class Training:
             self.stages.command(
                 name,
                 command,
-                inputs=self.inputs(run.system),
+                inputs=inputs,
                 outputs=[self.folder(run), last],
                 log=log,
                 on_line=show,

@@ -123,6 +123,7 @@ class Use(Training):
                 "failures": sorted({text for run, text in self.failures.items() if run.system == name}),
                 "precision": precision(self, name),
                 "parameters": noted[0]["parameters"] if noted else None,
+                "seeds": [run.seed for run in runs],
                 "scores": [part["score"] for part in noted],
                 "p_value": None if mine is None or baseline is None or mine is baseline else paired_p(mine, baseline),
                 "speeds": self.speeds(name) if runs else {},
@@ -219,9 +220,13 @@ class Language(Use):
         return {"score": 2 ** float(found[2]), "items": [], "tokens_per_second": float(found[1])}
 
     def speeds(self, system: str) -> dict[str, float]:
-        noted = [self.measured(run)[0]["tokens_per_second"] for run in self.good() if run.system == system]
-        training = self.training_speed(system, "tokens_per_second")
-        return {"training, tokens/s": training, "evaluation, tokens/s": statistics.median(noted)}
+        runs = [run for run in self.good() if run.system == system]
+        minutes = statistics.fmean(self.stages.stamp(run.stage("train"))["train_seconds"] for run in runs) / 60
+        return {
+            "training, min": minutes,
+            "training, tokens/s": self.training_speed(system, "tokens_per_second"),
+            "evaluation, tokens/s": statistics.median(self.measured(run)[0]["tokens_per_second"] for run in runs),
+        }
 
 
 class Speech(Use):

@@ -54,7 +54,7 @@ class Task(NamedTuple):
     def options(self) -> dict[str, Any]:
         """What the result depends on beside its sources, as the manifest has it."""
         learned_by = {"sentencepiece": {"sentencepiece"}, "moses-bpe": {"sacremoses", "subword-nmt"}}
-        tools = {"fairseq", *learned_by[self.tokenizer]}
+        tools = learned_by[self.tokenizer]
         tools |= {"sacrebleu"} if self.corpus.sacrebleu else set()
         tools |= {"sacremoses"} if self.corpus.valid_every else set()
         return {

@@ -10,7 +10,6 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,7 +231,7 @@ class Sentences(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         vectors = self.embeddings is not None
-        return {"data_set": self.name, "vectors": vectors, "versions": {"fairseq": version("fairseq")}}
+        return {"data_set": self.name, "vectors": vectors}
 
     def make(self, work: Path, archives: Path) -> Path:
         known, made = SETS[self.name], work / "made"

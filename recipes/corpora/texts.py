@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,7 +80,7 @@ class Text(NamedTuple):
         return found
 
     def options(self) -> dict[str, Any]:
-        return {"data_set": self.name, "versions": {"fairseq": version("fairseq")}}
+        return {"data_set": self.name}
 
     def gather(self, archives: Path, work: Path) -> tuple[dict[str, Path], list[dict[str, Any]]]:
         """The text by split, and facts of the sources."""

@@ -104,7 +104,12 @@ def test_subwords_are_joined_as_they_were_made(recipe):
     overrides = ["prepare.tokenizer=moses-bpe", "generate.remove-bpe=sentencepiece"]
     with pytest.raises(ValueError, match=r"^generate.remove-bpe: must be subword_nmt where prepare.tokenizer is moses"):
         settings.load(recipe, overrides)
-    assert settings.load(recipe, [overrides[0], "generate.remove-bpe=subword_nmt"])
+    overrides[1] = "generate.remove-bpe=subword_nmt"
+    with pytest.raises(
+        ValueError, match=r"^generate.tokenizer: must be moses where prepare.tokenizer is moses-bpe; got N"
+    ):
+        settings.load(recipe, overrides)
+    assert settings.load(recipe, [*overrides, "generate.tokenizer=moses"])
 
 
 def test_a_system_may_have_seeds_of_its_own(recipe):
@@ -230,6 +235,16 @@ def test_speed_is_the_median_of_the_slices(recipe, tmp_path):
         write_text(tmp_path / "stamps" / f"slice-a-{number}.json", json.dumps({"updates_per_second": speed}))
     assert comparison.training_speed("a", "updates_per_second") == 4.0
     assert comparison.updates("a") == 480
+
+
+def test_slices_keep_the_checkpoint_that_ends_the_warm_up(recipe, tmp_path, monkeypatch):
+    given = settings.load(recipe, [f"out={tmp_path}", "train.keep-interval-updates=1"])
+    comparison = runs.Comparison(given)
+    comparison.manifest = tmp_path / "manifest.json"
+    seen: list[list[str]] = []
+    monkeypatch.setattr(comparison.stages, "command", lambda name, command, **_: seen.append(command))
+    comparison.slice("a", 1)
+    assert "--save-interval-updates" in seen[0] and "--keep-interval-updates" not in seen[0]
 
 
 def test_time_is_carried_over_an_epochs_end():
@@ -911,7 +926,12 @@ def test_what_changed_is_done_again_and_a_failure_stops_nothing_else(undisturbed
     out = undisturbed / "whole"
     before = facts(out)
     stamps = {path.name: path.read_text() for path in (out / "stamps").iterdir()}
-    again = run_small(undisturbed, "whole", "systems.two.dropout=0.5", "systems.bad.arch=no_such_architecture")
+    changed = ["systems.two.dropout=0.5", "systems.bad.arch=no_such_architecture"]
+    refused = run_small(undisturbed, "whole", *changed)
+    assert refused.returncode == 2 and facts(out) == before
+    assert re.search(r"error: out: \S*two-1 was trained with other settings: remove it, or name an", refused.stderr)
+    shutil.rmtree(out / "checkpoints" / "two-1")
+    again = run_small(undisturbed, "whole", *changed)
     assert again.returncode == 1
     done = re.findall(r"^([a-z]+ .*|score|report|subset)$\n\+ |^(score|report|subset)$", again.stdout, re.MULTILINE)
     names = ["".join(pair) for pair in done]

@@ -307,7 +307,7 @@ def test_wmt14(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
             assert (out / f"{split}.{language}").read_bytes() == text_of(wanted)
             assert len(binarised(out, split, language)) == len(wanted)
     versions = manifest["versions"].keys()
-    assert versions == {"fairseq", "sacrebleu", "sentencepiece"}
+    assert versions == {"sacrebleu", "sentencepiece"}
 
 
 def test_debian_keeps_its_labels(tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,13 +87,15 @@ def test_hypotheses_are_put_in_order_and_must_be_whole():
             fairseq_output.hypotheses(broken)
 
 
+OPTIONS = ["--max-update", "40", "--save-interval-updates", "10"]
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> tuple[Path, str, str]:
     """A quick start that is killed at its first checkpoint and started again: its folder and what both runs printed.
     While the first one lives, another that wants its folder is refused."""
     out = tmp_path_factory.mktemp("quick start") / "out"
-    options = ["--max-update", "40", "--save-interval-updates", "10"]
-    first = quickstart(out, *options, start_new_session=True)
+    first = quickstart(out, *OPTIONS, start_new_session=True)
     deadline = time.monotonic() + 300
     printed = ""
     while "Saved checkpoint" not in printed:
@@ -101,7 +103,7 @@ def run(tmp_path_factory) -> tuple[Path, str, str]:
         assert line and time.monotonic() < deadline, printed
         printed += line
     os.killpg(first.pid, signal.SIGSTOP)  # else it may be done before it is killed
-    other = quickstart(out, *options)
+    other = quickstart(out, *OPTIONS)
     refusal = other.communicate()[0]
     assert other.returncode == 2
     by = f"by process {first.pid} or one that it started"
@@ -109,7 +111,7 @@ def run(tmp_path_factory) -> tuple[Path, str, str]:
     assert "fairseq" not in refusal and "prepare.py" not in refusal
     os.killpg(first.pid, signal.SIGKILL)
     first.communicate()
-    second = quickstart(out, *options)
+    second = quickstart(out, *OPTIONS)
     again = second.communicate()[0]
     assert second.returncode == 0, again[-3000:]
     return out, printed, again
@@ -167,12 +169,16 @@ def test_quickstart_prints_commands_progress_and_scores_alone(run):
 def test_quickstart_repeats_nothing(run):
     out = run[0]
     before = files(out)
-    again = quickstart(out)
+    again = quickstart(out, *OPTIONS)
     text = again.communicate()[0]
     assert again.returncode == 0, text
     assert files(out) == before
     assert "fairseq-train" not in text
     assert "fairseq-generate" not in text.replace("generate-test", "")
+    other = quickstart(out, "--dropout", "0.3")  # another model than is there
+    said = other.communicate()[0].splitlines()[-1]
+    assert other.returncode == 2 and files(out) == before
+    assert said.startswith(f"{out} was begun with the options ") and said.endswith(": name another OUT")
 
 
 def test_scores_are_those_of_the_sacrebleu_command(run, tmp_path):

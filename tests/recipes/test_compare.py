@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import hashlib
 import json
 import os
@@ -383,6 +385,8 @@ def test_a_stage_replaces_its_own_output_alone(tmp_path):
         with pytest.raises(stages.StageError, match=r"^one two: \S+out was changed, .*: move it$"):
             run(flag)
     assert run.output.read_text() == "changed by me"
+    run.stages.remade("one two", [run.output])  # as the command that writes a report anew says
+    assert run() == 0 and run("b") == 1
 
 
 def test_a_folder_of_checkpoints_with_something_else_in_it_stays(tmp_path):
@@ -453,6 +457,17 @@ def test_what_facts_refuses_is_a_failure(error, tmp_path):
     with pytest.raises(stages.StageError, match=r"^one two: 3 translations of 4"):
         Counter(tmp_path)(facts=facts)
     assert Counter(tmp_path)() == 1
+
+
+def test_a_damaged_checkpoint_and_a_full_disk_are_told_in_a_line(tmp_path, capsys):
+    (tmp_path / "checkpoint_last.pt").write_bytes(b"PK\x03\x04 half of it")
+    with pytest.raises(ValueError, match=r"^\S+checkpoint_last.pt is damaged: remove it"):
+        fairseq_output.trained(tmp_path / "checkpoint_last.pt")
+    with (
+        pytest.raises(SystemExit, match=r"^compare: .*No space left on device"),
+        stages.working_in(tmp_path / "out", argparse.ArgumentParser("compare")),
+    ):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_memory_is_that_of_the_command_alone(tmp_path):

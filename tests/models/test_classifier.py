@@ -194,6 +194,7 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys,
     classify.main([".", "--path", str(checkpoint), "--input", str(text)])
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == found
     own = shutil.copytree(data, tmp_path / "own")  # as of fairseq-preprocess, which splits text at spaces alone
+    (own / "test.txt").unlink()
     for sentences, same in ((lines, True), ([(label, sentence.upper()) for label, sentence in lines], False)):
         text.write_text("".join(f"{sentence}\n" for _, sentence in sentences))
         classify.main([str(own), "--path", str(checkpoint), "--input", str(text)])

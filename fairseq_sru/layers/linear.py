@@ -86,8 +86,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not x.is_cpu
         or not torch.backends.mkldnn.enabled
         or torch._C._are_functorch_transforms_active()  # torch.func
+        or x.dtype == torch.float64  # which autocast leaves alone
     )
-    special = special or x.dtype == torch.float64  # which autocast leaves alone
     if autocast and not special and torch.get_autocast_dtype("cpu") == torch.bfloat16:
         warn_if_slower()
         return bfloat16.linear(x, weight, bias)

@@ -137,26 +137,28 @@ def native(cell: SRUCell) -> bool:
     return backend is not None and backend.name == "native"
 
 
+def _usual(module: nn.Module) -> bool:
+    """Whether a module does what a program of it says, but for the modules in it."""
+    return (
+        (type(module).__module__.startswith(KNOWN) or isinstance(module, FairseqEncoderDecoderModel))
+        and not (isinstance(module, SRUCell) and not native(module))
+        and not vars(module).get("apply_during_inference")  # --retain-dropout
+        and not (module._forward_hooks or module._forward_pre_hooks)
+    )
+
+
 def compilable(module: nn.Module) -> bool:
     """Whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
-    return (
-        all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
-        and all(
-            type(m).__module__.startswith(KNOWN)
-            for m in module.modules()
-            if not isinstance(m, FairseqEncoderDecoderModel)
-        )
-        and all(native(m) for m in module.modules() if isinstance(m, SRUCell))
-        and not any(getattr(m, "apply_during_inference", False) for m in module.modules())  # --retain-dropout
-        and not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    return all(map(_usual, module.modules())) and all(
+        x.is_cpu and x.dtype == torch.float32 for x in module.parameters()
     )
 
 
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What changes when a weight does, but by an optimizer that writes to ``weight.data``, or :func:`compilable`."""
-    # weights made in inference mode count no versions
+    # weights made in inference mode count no versions; those of another dtype or device lie elsewhere
     versions = ((x.data_ptr(), 0 if x.is_inference() else x._version) for x in module.parameters())
-    return compilable(module), *versions
+    return all(map(_usual, module.modules())), *versions
 
 
 def remembered(

@@ -54,7 +54,6 @@ def write(use: Use, systems: dict[str, Any], commands: list[str]) -> None:
     report = {
         **of_all(use),
         "data": use.data["data_set"],
-        "seeds": use.settings.all_seeds(),
         "score": use.score,
         "counted": use.counted,
         "commands": commands,

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -231,7 +233,7 @@ def test_commands_print_what_users_read(folder: Path) -> None:
 
 @slow
 def test_all_options_and_the_layers_are_told_when_asked(folder: Path) -> None:
-    short = ["--max-update", 1, "--no-save", "--data-buffer-size", 0]  # no thread that still reads at the end
+    short = ["--max-update", 1, "--no-save"]
     done = run_cli("train", "bin", *PLUGIN, *SMALL, *short, cwd=folder, LOGLEVEL="DEBUG")
     assert "(encoder): SRUEncoder(" in done.stdout
     assert "'max_tokens': 400" in done.stdout
@@ -247,6 +249,27 @@ def test_hydra_prints_no_warnings(folder: Path) -> None:
 
 
 # Other commands and tasks
+
+READS_ON = """
+import torch
+from fairseq.data.iterators import BufferedIterator
+
+class Batches:
+    def __len__(self):
+        return 10**6
+
+    def __iter__(self):
+        for i in range(10**6):
+            yield [torch.arange(2000).float().sort() for _ in range(50)]
+
+next(BufferedIterator(1000, Batches()))
+"""
+
+
+@slow
+def test_python_ends_while_batches_are_prepared(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", READS_ON], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @slow

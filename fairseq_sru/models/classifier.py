@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ from .config import ClassifierConfig, CNNClassifierConfig
 from .dropout import Dropout
 from .embeddings import embedding_of
 from .encoder import SRUEncoder, check_encoder
+
+logger = logging.getLogger(__name__)
 
 # Each makes (batch, size) of outputs (length, batch, size), padding (length, batch, 1) and all of the encoder's result.
 POOLINGS: dict[str, Callable[[Tensor, Tensor, dict[str, Any]], Tensor]] = {
@@ -49,6 +52,17 @@ class Classifier(BaseFairseqModel):
         nn.init.xavier_uniform_(head.weight)
         nn.init.zeros_(head.bias)
         self.classification_heads[name] = head
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
+        """Have a checkpoint's heads of other names or classes make room for this model's own, which are new: so a
+        model is fine-tuned for other classes."""
+        super().upgrade_state_dict_named(state_dict, name)
+        own = {f"classification_heads.{key}": weight for key, weight in self.classification_heads.state_dict().items()}
+        for key in [key for key in state_dict if key.startswith("classification_heads.")]:
+            if key not in own or state_dict[key].shape != own[key].shape:
+                logger.warning(f"{key} of the checkpoint is for other classes, and left out")
+                del state_dict[key]
+        state_dict.update({key: weight for key, weight in own.items() if key not in state_dict})
 
     def encode(self, src_tokens: Tensor) -> Tensor:
         """Tokens ``(batch, length)``, padded on either side, to ``(batch, size)``."""

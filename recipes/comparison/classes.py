@@ -28,9 +28,8 @@ class Classes:
     """
 
     def __init__(self, checkpoint: Path, data: Path) -> None:
-        for path in (checkpoint, data / "input0" / "dict.txt", data / "label" / "dict.txt"):
-            if not path.is_file():
-                raise RecipeError(f"no such file: {path}")
+        if (data / "input1").exists():
+            raise RecipeError(f"{data} has pairs of sentences: their classes are told by fairseq-validate alone")
         given = {"data": str(data), "encoder_embed_path": None}  # the vectors are in the checkpoint
         try:
             (self.model,), cfg, self.task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], given)
@@ -47,12 +46,13 @@ class Classes:
     def __call__(self, sentences: Sequence[str]) -> Iterator[tuple[str, float]]:
         """The label of each sentence and its probability."""
         words = self.task.source_dictionary
+        first = [] if self.task.cfg.init_token is None else [self.task.cfg.init_token]
         longest = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
         for start in range(0, len(sentences), BATCH):
-            batch = [
-                words.encode_line(" ".join(self.tokens(sentence)), add_if_not_exist=False).long()[:longest]
-                for sentence in sentences[start : start + BATCH]
-            ]
+            batch = []
+            for sentence in sentences[start : start + BATCH]:
+                numbers = words.encode_line(" ".join(self.tokens(sentence)), add_if_not_exist=False)
+                batch.append(torch.tensor([*first, *numbers.tolist()])[:longest])
             source = data_utils.collate_tokens(batch, words.pad())
             with torch.no_grad():
                 logits, _ = self.model(source, classification_head_name=self.head)

@@ -35,7 +35,8 @@ def rows(report: dict[str, Any]) -> str:
 def render(report: dict[str, Any]) -> str:
     p = (
         " p is that of the difference from the baseline: paired randomisation over the items of the test set, each "
-        "with its mean over seeds."
+        "with its mean over seeds. It is about the choice of these items, not of the seeds, and not corrected for the "
+        "number of systems."
     )
     seeds = {name: system["seeds"] for name, system in report["systems"].items()}
     parts = [
@@ -59,6 +60,12 @@ def write(use: Use, systems: dict[str, Any], commands: list[str]) -> None:
         "commands": commands,
         "systems": systems,
     }
-    write_text(use.out / "report.json", json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    write_text(use.out / "report.md", render(report))
+    texts = {"report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n", "report.md": render(report)}
+    files = [use.out / name for name in texts]
+
+    def to_files() -> None:
+        for path, text in zip(files, texts.values(), strict=True):
+            write_text(path, text)
+
+    use.stages.function("report", report, to_files, inputs=[], outputs=files)
     print(f"\n{rows(report)}\n{use.out / 'report.md'}")

@@ -164,18 +164,26 @@ class Training:
     def folder(self, run: Run) -> Path:
         return self.out / "checkpoints" / run.file
 
+    def keep(self, name: str, command: list[str], inputs: list[Path], made: Path, kept: Path) -> None:
+        """Make sure that a stage doesn't train anew what was trained with other settings to the end.
+
+        Raises:
+            FolderError: ``made`` is there, and not of this command and inputs; the message names ``kept``.
+        """
+        if self.stages.stamp(name).get("done") and made.is_file() and not self.stages.is_of(name, command, inputs):
+            raise FolderError(f"{kept} was trained with other settings: remove it, or name another out=DIR")
+
     def train(self, run: Run) -> None:
         """Train a run.
 
         Raises:
-            FolderError: it was trained with other settings to the end, and its checkpoints are there.
+            FolderError: as :meth:`keep`.
         """
         name, log, last = run.stage("train"), self.folder(run) / "train.log", self.last(run)
         updates = self.updates(run.system)
         command = self.commands.train(*run, updates, updates // self.settings.checkpoints, self.folder(run))
-        inputs, done = self.inputs(run.system), self.stages.stamp(name).get("done")
-        if done and last.is_file() and not self.stages.is_of(name, command, inputs):
-            raise FolderError(f"{self.folder(run)} was trained with other settings: remove it, or name another out=DIR")
+        inputs = self.inputs(run.system)
+        self.keep(name, command, inputs, last, self.folder(run))
         bar = tqdm(total=updates, desc=name, unit="update", leave=False, disable=None)
 
         def resume(stamp: dict[str, Any]) -> dict[str, Any] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import shlex
 import statistics
@@ -147,9 +146,6 @@ class Sentences(Use):
     @classmethod
     def completed(cls, given: Settings) -> Settings:
         given = super().completed(given)
-        for name, options in given.systems.items():
-            if not (size := {**given.train, **options}.get("batch-size")):
-                wrong("train.batch-size", f"must be a number of sentences; {name} has {size}")
         flags: dict[str, Any] = {"num-classes": SETS[str(given.data)].classes}
         if given.prepare.get("embeddings"):
             flags["encoder-embed-path"] = f"{Commands(given).data}/{VECTORS}"
@@ -169,7 +165,11 @@ class Sentences(Use):
         return f"{run.stage('classify')} fold {fold}"
 
     def classify(self, run: Run, fold: int) -> None:
-        """Train and test. The checkpoints go when the test sentences have labels, or folds would fill the disk."""
+        """Train and test. The checkpoints go when the test sentences have labels, or folds would fill the disk.
+
+        Raises:
+            FolderError: as :meth:`keep`.
+        """
         from .classes import Classes
 
         name, commands = self.stage(run, fold), Commands(self.settings, f"folds/{fold}")
@@ -186,9 +186,11 @@ class Sentences(Use):
             write_text(output, "".join(f"{label}\n" for label in labels))
             stages.remove(folder)
             weights = [w.numel() for name, w in classes.model.named_parameters() if "embed_tokens" not in name]
-            return {"parameters": sum(weights), "score": 100 * statistics.fmean(right), "items": right}
+            facts = {"parameters": sum(weights), "score": 100 * statistics.fmean(right), "items": right}
+            return {**facts, "jobs": self.jobs}
 
         inputs = self.inputs(run.system)
+        self.keep(name, command, inputs, output, output)
         self.stages.command(name, command, inputs=inputs, outputs=[folder, output], log=self.log(name), facts=tested)
 
     def measured(self, run: Run) -> list[dict[str, Any]]:
@@ -198,9 +200,10 @@ class Sentences(Use):
         return self.measured(run)[:1]
 
     def speeds(self, system: str) -> dict[str, float]:
-        options = {**self.settings.train, **self.settings.systems[system]}
-        updates = math.ceil(self.data["counts"]["train"][0] / options["batch-size"])
-        return {"seconds an epoch": updates / self.training_speed(system, "updates_per_second")}
+        from fairseq.data.data_utils import load_indexed_dataset
+
+        sentences = load_indexed_dataset(str(self.commands.data / self.commands.folder / "input0" / "train"))
+        return {"seconds an epoch": int(sentences.sizes.sum()) / self.training_speed(system, "tokens_per_second")}
 
 
 class Language(Use):

@@ -148,7 +148,7 @@ def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
         try:
             every = binary() if path.suffix == ".bin" else text()
             found = {word: np.array(numbers, "f4") for word, numbers in every if word in words}
-        except ValueError:
+        except (ValueError, IndexError):  # the latter of an empty file
             raise wrong from None
     if size < 2 or any(len(vector) != size for vector in found.values()):
         raise wrong

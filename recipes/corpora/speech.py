@@ -140,7 +140,7 @@ class Speech(NamedTuple):
         return []
 
     def files(self) -> dict[str, Path]:
-        return self.known.given(self.local_dir) if self.local_dir else {}
+        return self.known.given(self) if self.local_dir else {}
 
     def options(self) -> dict[str, Any]:
         try:
@@ -164,6 +164,8 @@ class Speech(NamedTuple):
     def make(self, work: Path, archives: Path) -> Path:
         known, made, there = self.known, work / "made", work.parent.absolute()  # where it will be
         made.mkdir()
+        if ":" in str(there):  # fairseq splits the place of features there
+            raise RecipeError(f"argument --out: speech can't lie in a folder with a colon in its path; got {there}")
         given, sources = known.splits(self, work, archives)
         splits = {split: list(utterances) for split, utterances in given.items()}
         train = [split for split in splits if split.startswith("train")]
@@ -207,9 +209,9 @@ class SpeechSet(NamedTuple):
         specaugment: policy.
         splits: given the preparation, a folder to work in and one for downloads: utterances of each split, and facts of
             the sources.
+        given: what of --local-dir is to be compared before the set counts as already made, by name.
         vocab_size: subwords unless the user says otherwise; None: words.
         cmvn: fairseq's transform that normalises features, by each utterance or by the training data.
-        given: what of --local-dir is to be compared before the set counts as already made, by name.
     """
 
     about: str
@@ -217,6 +219,6 @@ class SpeechSet(NamedTuple):
     bins: int
     specaugment: dict[str, Any]
     splits: Callable[[Speech, Path, Path], tuple[Splits, list[dict[str, Any]]]]
+    given: Callable[[Speech], dict[str, Path]]
     vocab_size: int | None = None
     cmvn: str = "utterance_cmvn"
-    given: Callable[[Path], dict[str, Path]] = lambda local: {}

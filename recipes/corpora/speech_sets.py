@@ -76,10 +76,16 @@ def string(
     return " ".join(DIGITS[int(digit)] for digit in digits), wave
 
 
-def given(local: Path) -> dict[str, Path]:
-    """The recordings below a folder and the archives in it, by name."""
-    archives = (path for path in local.glob("*digit*") if path.name.endswith(PACKED))
-    return {str(path.relative_to(local)): path for path in sorted([*local.rglob(WAVES), *archives])}
+def below(local: Path, *patterns: str) -> dict[str, Path]:
+    """The files of these patterns below a folder, by name."""
+    return {str(path.relative_to(local)): path for pattern in patterns for path in sorted(local.glob(pattern))}
+
+
+def given(task: Speech) -> dict[str, Path]:
+    """The recordings below --local-dir and the archives in it."""
+    assert task.local_dir
+    archives = below(task.local_dir, "*digit*").items()
+    return below(task.local_dir, f"**/{WAVES}") | {name: path for name, path in archives if name.endswith(PACKED)}
 
 
 def recordings(
@@ -92,9 +98,9 @@ def recordings(
         RecipeError: there are none, or one is named otherwise.
     """
     if files := task.files():
-        sources = [described(path, name) for name, path in files.items()]
+        described_files = sources(task)
     else:
-        files, sources = fetch([FSDD], task.local_dir, archives)
+        files, described_files = fetch([FSDD], task.local_dir, archives)
     packed = [path for path in files.values() if path.suffix.lower() != ".wav"]
     paths = [path for path in files.values() if path not in packed]
     for n, archive in enumerate(packed):
@@ -109,11 +115,11 @@ def recordings(
     by_speaker: dict[str, dict[str, list[Path]]] = {}
     for (speaker, digit, _), path in sorted(named.items()):
         by_speaker.setdefault(speaker, {}).setdefault(digit, []).append(path)
-    return by_speaker, sources
+    return by_speaker, described_files
 
 
 def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
-    by_speaker, sources = recordings(task, work, archives)
+    by_speaker, described_files = recordings(task, work, archives)
     tested = task.chosen["test_speakers"].split(",")
     if unknown := sorted(set(tested) - by_speaker.keys()):
         raise RecipeError(f"argument --test-speakers: {unknown[0]} must be one of {', '.join(sorted(by_speaker))}")
@@ -122,20 +128,26 @@ def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, lis
         raise RecipeError("argument --test-speakers: no speaker is left for training")
 
     def of(split: str, takes: list[Path]) -> list[Path]:
-        """Those of a speaker's recordings of a digit that are for the split: the first tenth is for validation."""
-        held = max(1, len(takes) // 10)
-        return {"train": takes[held:] or takes, "valid": takes[:held], "test": takes}[split]
+        """Those of a speaker's recordings of a digit that are for the split: the first tenth is for validation, of a
+        single one nothing."""
+        held = max(1, len(takes) // 10) if len(takes) > 1 else 0
+        return {"train": takes[held:], "valid": takes[:held], "test": takes}[split]
 
     def strings(split: str) -> Iterator[Utterance]:
         rng = random.Random(f"{split} {task.chosen['test_speakers']}")
-        speakers = sorted(tested) if split == "test" else trained
+        pools = {
+            speaker: {digit: part for digit, takes in by_speaker[speaker].items() if (part := of(split, takes))}
+            for speaker in (sorted(tested) if split == "test" else trained)
+        }
+        speakers = [speaker for speaker in pools if pools[speaker]]
+        if not speakers:
+            raise RecipeError("validation needs a second recording of a digit by a speaker of the training data")
         for n in range(STRINGS[split]):
             speaker = speakers[n % len(speakers)]
-            takes = {digit: of(split, paths) for digit, paths in by_speaker[speaker].items()}
-            text, wave = string(takes, rng, task.known.rate, split == "train")
+            text, wave = string(pools[speaker], rng, task.known.rate, split == "train")
             yield Utterance(f"{split}-{n}", wave, text, speaker)
 
-    return {split: strings(split) for split in STRINGS}, sources
+    return {split: strings(split) for split in STRINGS}, described_files
 
 
 # --- MuST-C and LibriSpeech, as they are unpacked ---------------------------------------------------------------------
@@ -156,6 +168,15 @@ def at_hand(task: Speech, place: str, train: str, utterances: Callable[[Path], I
         raise RecipeError(f"argument --local-dir: {task.local_dir / place} must have {train}")
     print(f"splits: {', '.join(found)}", flush=True)
     return {split: utterances(folder) for split, folder in found.items()}
+
+
+def texts(*patterns: str) -> Callable[[Speech], dict[str, Path]]:
+    """The files below --local-dir that tell what recordings there are and what is said in them."""
+    return lambda task: below(Path(str(task.local_dir)), *(p.format(**task.chosen) for p in patterns))
+
+
+def sources(task: Speech) -> list[dict[str, Any]]:
+    return [described(path, name) for name, path in task.files().items()]
 
 
 def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
@@ -179,7 +200,7 @@ def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[
                 wave = partial(read, path, rate, int(start * rate), int(seconds * rate), may_be_silent=True)
                 yield Utterance(f"{path.stem}_{n}", wave, " ".join(line.split()), speaker)
 
-    return at_hand(task, f"en-{language}/data", "train", utterances), []
+    return at_hand(task, f"en-{language}/data", "train", utterances), sources(task)
 
 
 def librispeech(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
@@ -190,7 +211,7 @@ def librispeech(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[
                 wave = partial(read, chapter.with_name(f"{name}.flac"), task.known.rate, may_be_silent=True)
                 yield Utterance(name, wave, " ".join(text.lower().split()), name.split("-")[0])
 
-    return at_hand(task, "LibriSpeech", "train-clean-100 or the like", utterances), []
+    return at_hand(task, "LibriSpeech", "train-clean-100 or the like", utterances), sources(task)
 
 
 SPEECH = {
@@ -200,13 +221,25 @@ SPEECH = {
         40,
         SPOKEN_DIGITS,
         spoken_digits,
+        given,
         cmvn="global_cmvn",  # that of a short utterance depends on how much of it is silent
-        given=given,
     ),
     "must-c": SpeechSet(
-        "talks and their translations, of --local-dir; CC BY-NC-ND 4.0", 16_000, 80, MUSTC, must_c, 8000
+        "talks and their translations, of --local-dir; CC BY-NC-ND 4.0",
+        16_000,
+        80,
+        MUSTC,
+        must_c,
+        texts("en-{language}/data/*/txt/*.yaml", "en-{language}/data/*/txt/*.{language}"),
+        8000,
     ),
     "librispeech": SpeechSet(
-        "books read aloud, of --local-dir; CC BY 4.0", 16_000, 80, LIBRISPEECH, librispeech, 10_000
+        "books read aloud, of --local-dir; CC BY 4.0",
+        16_000,
+        80,
+        LIBRISPEECH,
+        librispeech,
+        texts("LibriSpeech/*/*/*/*.trans.txt"),
+        10_000,
     ),
 }

@@ -16,7 +16,7 @@ PAGE = (ROOT / "docs" / "layers.md").read_text()
 
 
 def stacked() -> Any:
-    names: dict[str, Any] = {"torch": torch}
+    names: dict[str, Any] = {}
     exec(BLOCK, names)
     return names["StackedBRNN"]
 

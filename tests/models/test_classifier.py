@@ -120,6 +120,22 @@ def test_bad_options_are_named(arch, options, message, dictionary):
         ARCH_MODEL_REGISTRY[arch].build_model(args, Namespace(source_dictionary=dictionary))
 
 
+def test_a_model_is_fine_tuned_for_other_classes(dictionary, caplog):
+    """As of --finetune-from-model: the encoder is the checkpoint's; a head of other classes or another name is new."""
+    before, after = small("sru, max", dictionary), small("sru, max", dictionary)
+    before.register_classification_head(HEAD, num_classes=5)
+    before.register_classification_head("another", num_classes=3)
+    head = after.classification_heads[HEAD].weight.clone()
+    after.load_state_dict(before.state_dict())
+    torch.testing.assert_close(after.encoder.state_dict(), before.encoder.state_dict())
+    assert torch.equal(after.classification_heads[HEAD].weight, head)
+    assert list(after.classification_heads) == [HEAD]
+    assert "is for other classes, and left out" in caplog.text
+    same = small("sru, max", dictionary)
+    same.load_state_dict(after.state_dict())
+    assert torch.equal(same.classification_heads[HEAD].weight, head)
+
+
 def test_vectors_are_taken_and_left_as_they_are(dictionary, tmp_path):
     path = tmp_path / "vectors.txt"
     path.write_text("1 6\nw5 " + " ".join(["0.5"] * 6) + "\n")
@@ -190,6 +206,11 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys,
     assert 100 * right / len(lines) == pytest.approx(float(stated), abs=0.06)
     assert right > 0.9 * len(lines)
     assert all(0.5 <= float(probability) <= 1 for _, probability in found)
+    pairs = shutil.copytree(data, tmp_path / "pairs")
+    shutil.copytree(pairs / "input0", pairs / "input1")
+    with pytest.raises(SystemExit):
+        classify.main([str(pairs), "--path", str(checkpoint), "--input", str(text)])
+    assert "pairs has pairs of sentences" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.chdir(data)
     classify.main([".", "--path", str(checkpoint), "--input", str(text)])
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == found

@@ -15,10 +15,13 @@ import pytest
 import torch
 from conftest import ROOT, run_cli
 from fairseq.data import Dictionary
+from fairseq.dataclass.configs import FairseqConfig
+from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from omegaconf import OmegaConf
 from support.commands import PLUGIN, SMOOTHED, hydra_words
 from support.lines import DECODED, OUTPUT, START, TRAINED, unexpected
 from support.small_models import FIXED, SIZES, made, sources
@@ -264,6 +267,16 @@ class Batches:
 
 next(BufferedIterator(1000, Batches()))
 """
+
+
+def test_cpu_is_one_process_whatever_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = OmegaConf.structured(FairseqConfig)
+    cfg.common.cpu, cfg.distributed_training.distributed_world_size = True, 2  # fairseq's default with two GPUs
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    begun: list[Any] = []
+    distributed_utils.call_main(cfg, begun.append)
+    assert begun == [cfg]
+    assert cfg.distributed_training.distributed_world_size == 1
 
 
 @slow

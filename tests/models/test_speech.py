@@ -67,6 +67,28 @@ def test_padding_never_changes_a_real_frame(kind, fill, dictionary):
             torch.testing.assert_close(grads[name], w.grad)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_autocast_on_a_cpu_rounds_products_alone(kind, dictionary):
+    """What is summed from layer to layer is not rounded, whether a projection comes before the layers or not."""
+    model = built("s2t_sru", dictionary, **SMALL, **KINDS[kind])
+    inputs: list[torch.dtype] = []
+    for norm in model.modules():
+        if isinstance(norm, torch.nn.LayerNorm):
+            norm.register_forward_pre_hook(lambda _, given: inputs.append(given[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(frames([23, 9], 0.0).float(), torch.tensor([23, 9]), prefixes(dictionary, 2, 7))
+    assert set(inputs) == {torch.float32}
+
+
+def test_weights_of_16_bits_take_frames_of_32(dictionary):
+    """fairseq-generate --fp16 leaves frames as they are."""
+    model, lengths = built("s2t_sru", dictionary, **SMALL).eval(), torch.tensor([23, 9])
+    exact = model.encoder(frames([23, 9], 0.0).float(), lengths)["encoder_out"][0]
+    found = model.bfloat16().encoder(frames([23, 9], 0.0).float(), lengths)["encoder_out"][0]
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).norm() < 0.05 * exact.norm()
+
+
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 33])
 def test_without_padding_the_convolutions_are_those_of_fairseq(length):
     ours, theirs = Subsampler([5, 6, 8], [5, 3]), Conv1dSubsampler(5, 12, 8, [5, 3])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 
 import compare
@@ -246,7 +247,19 @@ def test_a_comparison_runs_and_goes_on(tmp_path, capsys):
     for seed, score in enumerate(report["systems"]["sru"]["scores"], 1):
         labels = (tmp_path / "out" / "labels" / f"sru-{seed}-0.txt").read_text().split()
         assert score == pytest.approx(100 * np.mean([a == b for a, b in zip(labels, truth, strict=True)]))
+    train = (tmp_path / "archives" / "stsa.binary.phrases.train").read_text().splitlines()
+    tokens = sum(len(line.split()) for line in train)  # a label less, an end more
+    speed = json.loads((tmp_path / "out" / "stamps" / "slice-cnn-1.json").read_text())["tokens_per_second"]
+    assert report["systems"]["cnn"]["speeds"]["seconds an epoch"] == pytest.approx(tokens / speed)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "labels").iterdir()}
     assert compare.main(words) == 0
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "labels").iterdir()} == before
     assert "classify" not in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        compare.main([*words, "train.clip-norm=2.0"])
+    assert re.search(r"labels/\S+ was trained with other settings: remove it", capsys.readouterr().err)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "labels").iterdir()} == before
+    with (tmp_path / "out" / "report.md").open("a") as changed:
+        changed.write("A note.\n")
+    with pytest.raises(SystemExit, match=r"report\.md was changed, and would have to be made anew: move it"):
+        compare.main([*words, "seeds=[1]"])

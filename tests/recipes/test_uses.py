@@ -13,8 +13,12 @@ import compare
 import prepare
 import pytest
 from comparison import settings, uses
+from comparison.commands import Commands
 from conftest import ROOT
+from fairseq import options, tasks
 from fairseq.data import Dictionary, data_utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from support.small_models import size
 from support.speech import digits
 
 CONFIGS = ROOT / "recipes" / "configs"
@@ -116,8 +120,6 @@ def test_a_kind_has_its_data(tmp_path):
     assert uses.Sentences.completed(given).train["encoder-embed-path"] == "x/data/embeddings.txt"
     with pytest.raises(ValueError, match=r"^data: must be one of cr, mr, .*; got lohelp-en-de$"):
         uses.Sentences.completed(settings.load(CONFIGS / "sentences.yaml", ["data=lohelp-en-de"]))
-    with pytest.raises(ValueError, match=r"^train.batch-size: must be a number of sentences; cnn has None$"):
-        uses.Sentences.completed(settings.load(CONFIGS / "sentences.yaml", ["systems.cnn.batch-size=null"]))
     for use, data, known in (
         (uses.Language, "trec", "ptb, wikitext-2, debian-de"),
         (uses.Speech, "must-c", "spoken-digits"),
@@ -145,6 +147,21 @@ def test_vectors_that_are_not_made_yet_stop_no_dry_run(tmp_path, capsys, monkeyp
     assert f"--encoder-embed-path {tmp_path}/data/embeddings.txt" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("words", [8000, 10_000])
+def test_language_models_have_as_many_parameters(words, tmp_path):
+    """As fairseq-train builds them from the recipe's own flags."""
+    text = "".join(f"w{n} 1\n" for n in range(words - Dictionary().nspecial))
+    (tmp_path / "dict.txt").write_text(text)
+    given, sizes = settings.load(CONFIGS / "language.yaml", ["out=x"]), {}
+    for system in given.systems:
+        flags = Commands(given).train(system, 1, 10, 5, tmp_path / "save")[4:]  # what follows the plugin
+        cfg = convert_namespace_to_omegaconf(
+            options.parse_args_and_arch(options.get_training_parser(), [str(tmp_path), *flags])
+        )
+        sizes[system] = size(tasks.setup_task(cfg.task).build_model(cfg.model))
+    assert sizes == pytest.approx(dict.fromkeys(sizes, sizes["sru"]), rel=0.01)
+
+
 FEW = ["checkpoints=2", "slices={updates: 3, rounds: 1}", "seeds=[1]"]
 
 
@@ -155,7 +172,7 @@ def test_language_models_are_compared_and_the_perplexity_is_fairseqs(tmp_path):
     words = [str(CONFIGS / "language.yaml"), f"out={out}", "data=ptb", f"prepare.local-dir={tmp_path / 'text'}", *FEW]
     words += ["budget={minutes: null, updates: 30}", "train.max-tokens=512", "train.decoder-embed-dim=16"]
     words += ["systems.sru.decoder-out-embed-dim=16", "systems.lstm.decoder-out-embed-dim=16"]
-    words += ["systems.transformer.decoder-embed-dim=16", "systems.transformer.decoder-ffn-embed-dim=16"]
+    words += [f"systems.transformer.decoder-{name}-dim=16" for name in ("embed", "input", "output", "ffn-embed")]
     assert compare.main(words) == 0
     report = json.loads((out / "report.json").read_text())
     for name in ("sru", "lstm", "transformer"):

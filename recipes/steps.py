@@ -83,15 +83,16 @@ def main(arguments: list[str] | None = None) -> None:
     for dtype in (torch.float32, torch.bfloat16) if ON_GPU or DRY else (torch.float32,):
         name = "train" if dtype == torch.float32 else "train, bfloat16"
         cases[name] = partial(made.trainer, words=words, pairs=args.pairs, dtype=dtype), models
-    for what, maker in DECODING.items() if decoding else ():
-        for sentences, beam in CASES[:1] if args.quick else CASES:
-            name = f"{what}, batch {sentences}, beam {beam}"
-            cases[name] = partial(maker, words=words, sentences=sentences, beam=beam), decoding
+    sizes_of_search = (CASES[:1] if args.quick else CASES) if decoding else ()
     if ON_GPU or DRY:  # what waits for the GPU can't be recorded, as packing for nn.LSTM does, and fairseq's own models
         cases["train, bfloat16, CUDA graph"] = (lambda model: graphed(cases["train, bfloat16"][0](model))), only(models)
-        for sentences, beam in (CASES[:1] if args.quick else CASES) if decoding else ():
+        for sentences, beam in sizes_of_search:
             of_step = partial(made.graphed_stepper, words=words, sentences=sentences, beam=beam)
             cases[f"step, CUDA graph, batch {sentences}, beam {beam}"] = of_step, only(decoding)
+    for what, maker in DECODING.items():
+        for sentences, beam in sizes_of_search:
+            name = f"{what}, batch {sentences}, beam {beam}"
+            cases[name] = partial(maker, words=words, sentences=sentences, beam=beam), decoding
     report: dict[str, Any] = {"machine": here, "turns": args.turns, "vocabulary": args.vocabulary}
     report |= {"preset": args.preset, "tokens": args.pairs * made.SOURCE, "parameters": sizes, "cases": {}}
     path = args.out / "steps.json"

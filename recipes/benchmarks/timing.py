@@ -51,10 +51,11 @@ def run(function: Function, calls: int) -> float:
 
 
 class Replay:
-    """A CUDA graph; ``calls``: how many calls a replay has."""
+    """A CUDA graph of a function; ``calls``: how many calls a replay has."""
 
-    def __init__(self, graph: Any, calls: int) -> None:
+    def __init__(self, graph: Any, calls: int, function: Function) -> None:
         self.graph, self.calls = graph, calls
+        self.function = function  # keeps the tensors that the graph reads, which by itself it doesn't
 
     def __call__(self) -> None:
         self.graph.replay()
@@ -95,7 +96,7 @@ def graphed(function: Function, seconds: float = 0.0) -> Function:
     with torch.cuda.graph(graph):
         for _ in range(calls):
             function()
-    return Replay(graph, calls)
+    return Replay(graph, calls, function)
 
 
 def warm_up(seconds: float = 1.0) -> None:

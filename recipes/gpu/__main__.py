@@ -67,7 +67,7 @@ class Day:
                 part.name,
                 part.command,
                 inputs=self.inputs,
-                outputs=[self.out / part.made] if part.made else [],
+                outputs=[self.out / name for name in (part.made, part.outcomes) if name],
                 resume=(lambda _: {}) if part.made else None,
                 log=log,
                 limit=limit,
@@ -131,6 +131,8 @@ def main(argv: list[str] | None = None) -> int:
             "torch sees no CUDA GPU: python -m fairseq_sru.doctor says more; FAIRSEQ_SRU_GPU_DRY=1 does without"
         )
     out = (args.out or ROOT / "recipes" / "results" / "gpu" / card()).absolute()
+    if (out / "report.json").exists() and not (out / "work").exists():
+        parser.error(f"argument OUT: {out} has results, and no folder work to go on from: name another, or remove it")
     with working_in(out / "work", parser):
         day = Day(out, args.minutes)
         done = day.all(parts(out, DRY))

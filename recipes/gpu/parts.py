@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.timing import ON_GPU
+
 from .packages import FAIRSEQ, ROOT
 
 TESTS = "tests/recurrence/test_cuda.py"
@@ -22,6 +24,7 @@ class Part(NamedTuple):
         beside: it runs beside the parts that follow, up to the one that needs it.
         shown: what it prints is a result of its own, of this name.
         made: the file that it goes on with; what was made of other source is removed.
+        outcomes: a file that it makes at its end; an earlier one is removed when it begins.
     """
 
     name: str
@@ -31,11 +34,14 @@ class Part(NamedTuple):
     beside: bool = False
     shown: str | None = None
     made: str | None = None
+    outcomes: str | None = None
 
 
-def tests(out: Path, name: str, select: str, *options: str) -> tuple[str, ...]:
-    """pytest on the tests that need a GPU; their outcomes go to NAME.xml."""
-    return ("python", "-m", "pytest", TESTS, "-rfE", "-k", select, f"--junitxml={out / name}.xml", *options)
+def tests(out: Path, name: str, select: str, limit: float, *options: str) -> Part:
+    """pytest on the tests that need a GPU. Outcomes go to NAME.xml; one by one to NAME.txt, as it may be stopped."""
+    outcomes = f"{name}.xml"
+    command = ("python", "-m", "pytest", TESTS, "-v", "-rfEs", "-k", select, f"--junitxml={out / outcomes}", *options)
+    return Part(name, command, limit, shown=f"{name}.txt", outcomes=outcomes)
 
 
 def training(out: Path, name: str, batch: int, *overrides: str) -> tuple[str, ...]:
@@ -46,7 +52,9 @@ def training(out: Path, name: str, batch: int, *overrides: str) -> tuple[str, ..
     alike = {"max-tokens": batch, "warmup-updates": 0.1}  # a recipe's own are for minutes on a CPU
     shared = [f"systems.{system}.{flag}={value}" for system in SYSTEMS for flag, value in alike.items()]
     options = (*general, "slices.rounds=1", *shared, *overrides, "--output", str(out / f"{name}.json"))
-    return ("python", "recipes/equal_time.py", LOHELP, *options)
+    # by name: what can't run there then fails, where by itself it would go on in plain torch
+    kernels = ("env", "FAIRSEQ_SRU_BACKEND=cuda") if ON_GPU else ()
+    return (*kernels, "python", "recipes/equal_time.py", LOHELP, *options)
 
 
 def parts(out: Path, dry: bool) -> list[Part]:
@@ -58,7 +66,7 @@ def parts(out: Path, dry: bool) -> list[Part]:
     small = [f"systems.{name}.{flag}" for name in ("sru", "lstm") for flag in ("encoder-layers=1", "decoder-layers=1")]
     times = ("budget.minutes=0.02", "slices.updates=2", "generate.beam=1", "generate.max-len-b=3", *small)
     short = ("generate.beam=1", "generate.max-len-b=60")
-    times = times if dry else ("budget.minutes=0.25", "slices.updates=50", *short)
+    times = times if dry else ("budget.minutes=0.15", "slices.updates=25", *short)  # twelve processes start, too
     large = ("--preset", "sru_wmt", "--pairs", "160", "--updates", "--resume")  # of 4,000 target tokens
     updates = ("python", "recipes/steps.py", *large, *few, *(() if dry else ("--vocabulary", "32000", "--turns", "7")))
     speed = ("python", "recipes/speed.py", *quick, "--resume")
@@ -71,14 +79,14 @@ def parts(out: Path, dry: bool) -> list[Part]:
         Part("fairseq", (*python, "gpu.packages", "fairseq", str(ROOT / "wheels"), str(FAIRSEQ)), 240, beside=True),
         Part("extensions", extensions, 240, beside=True),
         Part("doctor", (*python, "fairseq_sru.doctor"), 45, shown="doctor.txt"),
-        Part("tests", tests(out, "tests", f"({chosen}){cpu_test}", "-v", *spread), 100, shown="tests.txt"),
+        tests(out, "tests", f"({chosen}){cpu_test}", 100, *spread),
         Part("speed", (*speed, "--out", str(out / "speed")), 130, made="speed/speed.json"),
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
         Part("steps", (*steps, "--out", str(out / "steps")), 70, ("fairseq",), made="steps/steps.json"),
-        Part("training", training(out, "training", 1000, *times), 130, ("fairseq",)),
+        Part("training", training(out, "training", 1000, *times), 170, ("fairseq",)),
         Part("rivals", (*rivals, "--out", str(out / "rivals")), 150, ("extensions",), made="rivals/speed.json"),
-        Part("sanitizer", tests(out, "sanitizer", "sanitizer", "-rs"), 60),
-        Part("variants", tests(out, "variants", slow, *spread), 120),
+        tests(out, "sanitizer", "sanitizer", 60),
+        tests(out, "variants", slow, 120, *spread),
         Part("training2000", training(out, "training2000", 2000, *times), 240, ("fairseq",)),
     ]
     return [part._replace(limit=10 * part.limit) for part in found] if dry else found

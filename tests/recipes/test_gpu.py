@@ -164,11 +164,16 @@ def test_what_is_done_is_not_done_again(run: Any, tmp_path: Path) -> None:
 def test_parts_wait_for_what_they_need_and_end_in_time(
     run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = tmp_path / "made"
-    slow = f"import time; time.sleep(1); open({str(made)!r}, 'w').close()"
+    made, seen = tmp_path / "made", tmp_path / "seen"
+    slow = f"""
+import os, time
+while not os.path.exists({str(seen)!r}):
+    time.sleep(0.05)
+open({str(made)!r}, "w").close()
+"""
     todo = [
         Part("beside", (*SAY, slow), 60, beside=True),
-        Part("at once", (*SAY, f"import os; assert not os.path.exists({str(made)!r})"), 60),
+        Part("at once", (*SAY, f"import os; assert not os.path.exists({str(made)!r}); open({str(seen)!r}, 'w')"), 60),
         Part("needs", (*SAY, f"import os; assert os.path.exists({str(made)!r})"), 60, ("beside",)),
     ]
     assert run(*todo) == {"beside": "done", "at once": "done", "needs": "done"}
@@ -208,6 +213,26 @@ def test_parts_name_what_is_there() -> None:
     assert sum(part.limit for part in required) < 600 - day.SETTING_UP
 
 
+def test_results_without_what_they_are_of_are_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in a clone of a project that has published them."""
+    monkeypatch.setattr(day, "DRY", True)
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        day.main([str(tmp_path)])
+    assert f"argument OUT: {tmp_path} has results, and no folder work" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_outcomes_of_an_earlier_run_are_not_taken_for_this_ones(run: Any, tmp_path: Path) -> None:
+    xml = tmp_path / "tests.xml"
+    ends = (*SAY, f"open({str(xml)!r}, 'w').write('x')")
+    assert run(Part("tests", ends, 60, outcomes="tests.xml")) == {"tests": "done"}
+    assert run(Part("tests", (*SAY, "raise SystemExit(1)"), 60, outcomes="tests.xml")) == {"tests": "failed"}
+    assert not xml.exists()
+
+
 def test_it_begins_without_fairseq() -> None:
     """Which is built while the first parts run."""
     code = "import sys; sys.modules['fairseq'] = None; import gpu.__main__"
@@ -228,7 +253,7 @@ def test_a_part_goes_on_with_what_it_has_made_of_the_same_source(run: Any, tmp_p
 def test_aims_are_told(tmp_path: Path) -> None:
     case = {"dtype": "bfloat16", "mode": "CUDA graph"}
     spread = {"median": 1.0, "low": 1.0, "high": 1.0}
-    wide = {"what": "backward", "length": 64, "batch": 256, "size": 1024, "bytes": 1.7e9, "ms": spread, **case}
+    wide = {"what": "backward", "length": 64, "batch": 256, "size": 1024, "share": 0.85, "ms": spread, **case}
     layer = {"what": "forward+backward", "length": 128, "batch": 32, "size": 512, **case}
     layer["ms"] = {"SRU": spread, "LSTM": {**spread, "median": 9.5}}
     speed = {
@@ -246,7 +271,7 @@ def test_aims_are_told(tmp_path: Path) -> None:
     assert rows == [
         [
             "recurrence alone, backward L64 B256 d1024 bfloat16 CUDA graph",
-            "85% of the speed of a large copy",
+            "85% of the speed of a copy of as much",
             "85%",
             "yes",
         ],

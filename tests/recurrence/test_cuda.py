@@ -18,10 +18,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.cuda_cases import BARE, CASE, by_cuda, check, moved
+from support.cuda_cases import BARE, CASE, by_cuda, check
 from support.fake_cupy import Cuda, Gpu, Launch, signatures
 from support.processes import python
-from support.variants import COVERING, OPTIONS, TENSORS, Case, make, results
+from support.variants import COVERING, OPTIONS, TENSORS, Case, make, moved, results
 from torch import Tensor
 
 from fairseq_sru import SRU, backends
@@ -775,8 +775,8 @@ class First(torch.nn.Module):
 
 
 SANITIZED = """
-from support.cuda_cases import CASE, check, moved
-from support.variants import COVERING, make
+from support.cuda_cases import CASE, check
+from support.variants import COVERING, make, moved
 for case in COVERING:
     check(moved(make(case, length=8, batch=4, half=5)), 4)  # whole words: the last one of others has bytes of no tensor
     check(moved(make(case, batch=200, half=504, length=3)), 4)
@@ -908,15 +908,31 @@ class TestOnTheGpu:
         torch.cuda.synchronize()
         assert_same(captured, step())
 
-    @pytest.mark.parametrize("count", [1, 2])
-    def test_data_parallel(self, count: int) -> None:
-        devices(count)
+    def test_data_parallel(self) -> None:
+        devices(2)
         torch.manual_seed(0)
         one = First(SRU(32, 32, bidirectional=True, batch_first=True)).cuda()
-        both = torch.nn.DataParallel(one, device_ids=list(range(count)))
+        both = torch.nn.DataParallel(one, device_ids=[0, 1])
         x = torch.randn(6, 20, 32, device="cuda", requires_grad=True)
         for got, expected in zip(trained(one, both, x), trained(one, one, x), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+    def test_threads_without_a_context(self) -> None:
+        case = moved(make(CASE))
+        failures: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                check(case, 4)
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=run) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
 
     def test_a_device_that_is_not_the_current_one(self) -> None:
         devices(2)

@@ -9,7 +9,7 @@ import torch
 
 from fairseq_sru import sru_recurrence
 
-from .variants import Case, assert_defined, changed, results
+from .variants import Case, assert_defined, results
 
 # The variant DEFAULT_VARIANT, with all tensors that it can have.
 CASE = Case(
@@ -32,10 +32,3 @@ by_cuda = functools.partial(sru_recurrence, backend="cuda")
 def check(arguments: dict[str, Any], factor: float = 1.0) -> None:
     """The GPU backend gives what the definition gives in float64 from the same numbers."""
     assert_defined(results(by_cuda, arguments), arguments, factor)
-
-
-def moved(arguments: dict[str, Any], device: str = "cuda") -> dict[str, Any]:
-    """The same tensors on a device."""
-    pad = arguments["padding_mask"]
-    there = changed(arguments, lambda t: t.to(device))
-    return {**there, "padding_mask": None if pad is None else pad.to(device)}

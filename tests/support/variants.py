@@ -136,6 +136,13 @@ def changed(arguments: dict[str, Any], change: Callable[[Tensor], Tensor]) -> di
     return made
 
 
+def moved(arguments: dict[str, Any], device: str = "cuda", dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """The same tensors on a device, and in a dtype."""
+    pad = arguments["padding_mask"]
+    there = changed(arguments, lambda t: t.to(device, dtype))
+    return {**there, "padding_mask": None if pad is None else pad.to(device)}
+
+
 def results(run: Recurrent, arguments: dict[str, Any], seed: int = 1) -> Results:
     """h, c_n and all gradients, under their names; the loss is a fixed random sum of all h and c_n."""
     h, c_n = run(**arguments)
@@ -155,14 +162,15 @@ def definition(**arguments: Any) -> tuple[Tensor, Tensor]:
 
 
 def assert_defined(got: Results, arguments: dict[str, Any], factor: float = 1.0) -> None:
-    """Compare results with the definition in float64; factor: how much more than rounding is allowed."""
-    exact = results(definition, changed(arguments, Tensor.double))
+    """Compare results with the definition in float64, computed on the CPU; factor: how much more than rounding is
+    allowed."""
+    exact = results(definition, moved(arguments, "cpu", torch.float64))
     assert got.keys() == exact.keys()
     rtol, atol = TOLERANCES[arguments["u"].dtype]
     for name, value in got.items():
         torch.testing.assert_close(
             value.double().cpu(),
-            exact[name].cpu(),
+            exact[name],
             rtol=factor * rtol,
             atol=factor * atol,
             msg=lambda text, name=name: f"{name}: {text}",

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
-from .decoding.files import SPECIAL, Model, ModelError, save
+from .decoding.files import Model, ModelError, save
 from .decoding.text import TextOptions
 
 LONGEST_SOURCE = 4096  # tokens, where training set no limit or a higher one
@@ -38,51 +37,37 @@ def model_of(trained: Any, task: Any, text: TextOptions) -> Model:
         ModelError: the translator can't run such a model.
     """
     from .models.search import programs
+    from .models.translation import TranslationModel
 
-    if not all(hasattr(getattr(trained, side, None), "program") for side in ("encoder", "decoder")):
-        raise ModelError(REFUSED)
-    encoder, decoder = trained.encoder, trained.decoder
-    written = programs(trained)
+    written = programs(trained) if isinstance(trained, TranslationModel) else None
     if written is None:
         raise ModelError(REFUSED)
     source, target = task.source_dictionary.symbols, task.target_dictionary.symbols
-    if source[:4] != SPECIAL or target[:4] != SPECIAL:
-        raise ModelError(f"a dictionary must begin with {' '.join(SPECIAL)}; got {' '.join(source[:4])}")
-    most = min(encoder.max_source_positions, LONGEST_SOURCE)
-    return Model(*written, list(source), list(target), text, most, min(decoder.max_target_positions, 2**20))
+    most = min(trained.encoder.max_source_positions, LONGEST_SOURCE)
+    return Model(*written, list(source), list(target), text, most, min(trained.decoder.max_target_positions, 2**20))
 
 
 def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     """The model of a checkpoint, in evaluation, and its task.
 
     Raises:
-        ModelError: it isn't a checkpoint of this package, or its dictionaries are missing, or they are others.
+        ModelError: it isn't a checkpoint that can be read, or its dictionaries are missing, or they are others.
     """
     try:
         from fairseq import checkpoint_utils
-        from fairseq.data import data_utils
 
         from . import models  # noqa: F401
     except ImportError as error:
         raise ModelError(f"fairseq is needed to read a checkpoint: {error}") from None
-    overrides = {} if data is None else {"data": str(data)}
+    overrides = None if data is None else {"data": str(data)}
     try:
-        state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
-        task = state["cfg"]["task"]
-        folder, languages = Path(task["data"].split(":")[0]), (task["source_lang"], task["target_lang"])
-        if None in languages and folder.is_dir():
-            languages = data_utils.infer_language_pair(str(folder))
-    except (RuntimeError, pickle.UnpicklingError, OSError, ValueError, KeyError, EOFError, TypeError) as error:
+        (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
+    except FileNotFoundError as error:
+        raise ModelError(f"no such file: {error.filename}: --data names the folder of the dictionaries") from None
+    except Exception as error:  # of torch, pickle, omegaconf, fairseq: whatever lies in the file
         said = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path}: not a translation model's checkpoint that can be read: {said}") from None
-    if not all((folder / f"dict.{language}.txt").is_file() for language in languages):
-        raise ModelError(f"{folder} has no dict.*.txt for the model's languages: --data names the folder that has")
-    try:
-        ensemble, _, made = checkpoint_utils.load_model_ensemble_and_task([str(path)], state=state)
-    except RuntimeError as error:  # torch's, of weights in other shapes
-        said = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path} is of other dictionaries than those of {folder}: {said}") from None
-    return ensemble[0].float().eval(), made
+        raise ModelError(f"{path} can't be read, or is of other dictionaries: {said}") from None
+    return trained.float().eval(), task
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -112,7 +97,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING)
     try:
         trained, task = loaded(args.path, args.data)
-        languages = (task.cfg.source_lang or "", task.cfg.target_lang or "")
+        languages = (getattr(task.cfg, "source_lang", None) or "", getattr(task.cfg, "target_lang", None) or "")
         chosen = "sentencepiece" if args.sentencepiece_model else "moses-bpe"
         text = TextOptions(chosen, *languages, args.lowercase, not args.no_normalise)
         save(model_of(trained, task, text), subword_model, args.out, args.int8)

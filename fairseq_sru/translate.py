@@ -10,62 +10,49 @@ first, and with --scores each begins with its score, the mean log probability of
 from __future__ import annotations
 
 import argparse
-import math
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from .decoding.translator import LONGEST, TooLong, Translator
 
 CHUNK = 2048  # lines
 
 
-class InputError(Exception):
-    """A line can't be translated."""
-
-
-def decoded(lines: list[bytes], first: int) -> tuple[list[str], InputError | None]:
-    """Lines as text, up to one that isn't UTF-8, and what is wrong with that.
-
-    Args:
-        lines: with their ends.
-        first: the number of the first.
-    """
-    made: list[str] = []
-    for number, line in enumerate(lines, first):
-        try:
-            made.append(line.removesuffix(b"\n").removesuffix(b"\r").decode())
-        except UnicodeDecodeError as error:
-            return made, InputError(f"line {number} is not UTF-8: byte {error.start + 1} is {line[error.start]:#04x}")
-    return made, None
-
-
-def translated(translator: Translator, source: IO[bytes], args: argparse.Namespace) -> Iterator[tuple[int, str]]:
+def translated(
+    translator: Translator, source: IO[bytes], scores: bool, nbest: int, **options: Any
+) -> Iterator[tuple[int, str]]:
     """For each chunk of lines how many they are, and what to write.
 
     Raises:
-        InputError: a line can't be translated; what was before it has been yielded.
+        ValueError: an option is out of its range, or a line can't be translated; what was before it has been yielded.
     """
-    names = ("beam", "batch_size", "max_length", "no_repeat_ngram_size", "lenpen")
-    options = {name: getattr(args, name) for name in names}
 
     def written(lines: list[str]) -> str:
-        if not args.scores and args.nbest == 1:
+        if not scores and nbest == 1:
             return "".join(f"{line}\n" for line in translator.translate(lines, **options))
-        found = translator.hypotheses(lines, nbest=args.nbest, **options)
-        return "".join(f"{h.score:.4f}\t{h.text}\n" if args.scores else f"{h.text}\n" for some in found for h in some)
+        found = translator.hypotheses(lines, nbest=nbest, **options)
+        return "".join(f"{h.score:.4f}\t{h.text}\n" if scores else f"{h.text}\n" for some in found for h in some)
 
+    translator.hypotheses([], nbest=nbest, **options)  # says what is wrong before a line is read
     size, first = 1 if source.isatty() else CHUNK, 1
     while chunk := list(islice(source, size)):
-        lines, fault = decoded(chunk, first)
+        lines: list[str] = []
+        fault: ValueError | None = None
+        try:
+            for line in chunk:
+                lines.append(line.removesuffix(b"\n").removesuffix(b"\r").decode())
+        except UnicodeDecodeError as error:
+            at = f"byte {error.start + 1} is {error.object[error.start]:#04x}"
+            fault = ValueError(f"line {first + len(lines)} is not UTF-8: {at}")
         try:
             text = written(lines)
         except TooLong as error:
-            fault = InputError(f"line {first + error.index} is too long: {error}")
+            fault = ValueError(f"line {first + error.index} is too long: {error}")
             lines = lines[: error.index]
             text = written(lines)
         yield len(lines), text
@@ -89,54 +76,32 @@ def write(text: bytes) -> None:
         raise KeyboardInterrupt
 
 
-def whole(least: int) -> type[int]:
-    """argparse's type of a whole number."""
-
-    def number(text: str) -> int:
-        if not least <= (value := int(text)) < 2**31:
-            raise argparse.ArgumentTypeError(f"must be at least {least} and below 2**31; got {text}")
-        return value
-
-    return number  # type: ignore[return-value]
-
-
-def finite(text: str) -> float:
-    """argparse's type of a number."""
-    if not math.isfinite(value := float(text)):
-        raise argparse.ArgumentTypeError(f"must be a finite number; got {text}")
-    return value
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_sru.translate", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a folder of python -m fairseq_sru.export")
-    parser.add_argument("--beam", type=whole(1), default=5, metavar="N", help="hypotheses that are followed (5)")
-    parser.add_argument("--nbest", type=whole(1), default=1, metavar="N", help="translations of each line (1)")
+    parser.add_argument("--beam", type=int, default=5, metavar="N", help="hypotheses that are followed (5)")
+    parser.add_argument("--nbest", type=int, default=1, metavar="N", help="translations of each line (1)")
     parser.add_argument("--scores", action="store_true", help="begin each translation with its score")
     parser.add_argument(
-        "--batch-size", type=whole(1), default=64, metavar="N", help="sentences that a thread takes at a time (64)"
+        "--batch-size", type=int, default=64, metavar="N", help="sentences that a thread takes at a time (64)"
     )
-    parser.add_argument("--threads", type=whole(1), metavar="N", help="batches at a time (as many as there are cores)")
+    parser.add_argument("--threads", type=int, metavar="N", help="batches at a time (as many as there are cores)")
+    parser.add_argument("--max-length", type=int, default=LONGEST, metavar="N", help="tokens of a translation (200)")
     parser.add_argument(
-        "--max-length", type=whole(1), default=LONGEST, metavar="N", help="tokens of a translation (200)"
-    )
-    parser.add_argument(
-        "--no-repeat-ngram-size", type=whole(0), default=0, metavar="N", help="so many tokens never stand twice"
+        "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="so many tokens never stand twice"
     )
     parser.add_argument(
-        "--lenpen", type=finite, default=1.0, metavar="X", help="below 1 prefers shorter translations, above longer (1)"
+        "--lenpen", type=float, default=1.0, metavar="X", help="below 1 prefers shorter translations, above longer (1)"
     )
-    args = parser.parse_args(argv)
-    if args.nbest > args.beam:
-        parser.error(f"argument --nbest: must be at most --beam, {args.beam}; got {args.nbest}")
+    options = vars(parser.parse_args(argv))
     try:
         from tqdm import tqdm
 
-        translator = Translator(args.model, args.threads)
+        translator = Translator(options.pop("model"), options.pop("threads"))
         with tqdm(unit="line", disable=True if sys.stdout.isatty() else None) as bar:
-            for count, text in translated(translator, sys.stdin.buffer, args):
+            for count, text in translated(translator, sys.stdin.buffer, **options):
                 write(text.encode())
                 bar.update(count)
     except BrokenPipeError:
@@ -145,7 +110,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("translate: stopped", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, InputError, RuntimeError, ImportError, MemoryError, OSError) as error:
+    except (ValueError, OverflowError, RuntimeError, ImportError, MemoryError, OSError) as error:
         sys.exit(f"translate: {' '.join(str(error).split())}")
 
 

@@ -11,7 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("tests", deadline=None)  # of a loaded machine
+hypothesis.settings.load_profile("tests")
 
 pytest_plugins = ["support.debian_packages"]  # fixtures of several files
 

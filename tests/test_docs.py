@@ -23,6 +23,7 @@ import pytest
 import torch
 from common.arguments import file
 from conftest import ROOT
+from support.exported import exported
 from support.ptx import least
 from support.small_models import prefixes, sources
 from support.variants import COVERING, TENSORS, Case, assert_defined, fits, make, results
@@ -35,7 +36,7 @@ from fairseq_sru.recurrence.kernels import VALUES, Variant
 from fairseq_sru.versions import __version__
 
 DOCS = ROOT / "docs"
-PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), ROOT / "CHANGELOG.md"]
+PAGES = [*(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")), *sorted(DOCS.glob("*.md"))]
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -308,16 +309,20 @@ def test_the_unit_of_the_page_decodes_as_it_trains(extended: None, build: Any, d
 def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One block after the other, as a reader would."""
     monkeypatch.chdir(tmp_path)
-    layers = {"rnn_lst.0": (100, 4), "rnn_lst.1": (64, 3)}  # input size and planes, as the published code has them
-    theirs = {f"{name}.weight": torch.randn(size, planes * 64) for name, (size, planes) in layers.items()}
-    torch.save({**theirs, **{f"{name}.bias": torch.zeros(128) for name in layers}}, "theirs.pt")
     blocks = [block for block in indented((ROOT / "README.md").read_text()) if is_python(block)]
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
     assert {"SRU", "outputs"} <= names.keys()
-    for program in re.findall(r'python -c "(.*?)"', (ROOT / "README.md").read_text()):
-        exec(program, {})
+
+
+def test_python_of_the_translators_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported(tmp_path / "runs" / "mine" / "float32", "sru, defaults")
+    monkeypatch.chdir(tmp_path)
+    (block,) = fenced((DOCS / "translating.md").read_text(), "python")
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert len(names["best"]) == 3 and all(h.text and h.score < 0 and h.tokens for h in names["best"])
 
 
 def slugs(page: Path) -> set[str]:
@@ -410,6 +415,9 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
     Raises:
         SystemExit: the program would refuse it.
     """
+    words = list(itertools.dropwhile(re.compile(r"[A-Z_]+=").match, words))  # NAME=VALUE before a command
+    if not words:
+        return None
     program, *rest = words
     name = program.removeprefix("fairseq-")
     is_fairseq = program != name and name not in ("sru", "hydra-train", "lstm")  # fairseq-lstm is a system's name

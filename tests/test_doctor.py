@@ -57,6 +57,17 @@ def examine(capsys: pytest.CaptureFixture[str]) -> Examine:
     return ask
 
 
+@pytest.mark.parametrize("pays, said", [(True, "train with --cpu --amp"), (False, "--cpu --amp does not pay")])
+def test_it_says_whether_bfloat16_pays(
+    pays: bool, said: str, examine: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "bfloat16_gain", lambda: 1.504)
+    monkeypatch.setattr(doctor, "bfloat16_pays", lambda: pays)
+    _, found = examine()
+    assert found["bfloat16"] == {"gain": 1.5, "pays": pays}
+    assert f"products 1.5 times as fast as float32's: {said}\n" in found["text"]
+
+
 def run(*words: str, **env: str) -> dict[str, Any]:
     return json.loads(python(*words, "-m", "fairseq_sru.doctor", "--json", without=VARIABLES, **env).stdout)
 

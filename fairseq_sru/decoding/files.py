@@ -127,9 +127,10 @@ def _write(model: Model, subword_model: Path, folder: Path, config: dict[str, An
 def _check_subwords(subword_model: Subwords, model: Model, path: Path) -> None:
     if not isinstance(subword_model, SentencePiece):
         return  # others can't tell
+    pieces = {subword_model.model.id_to_piece(i) for i in range(subword_model.model.get_piece_size())}
     for words in (model.source, model.target):
         own = [word for word in words[len(SPECIAL) :] if not word.startswith("madeupword")]  # fairseq-preprocess's
-        strange = subword_model.strange(own)
+        strange = [word for word in own if word not in pieces]
         if len(strange) > 0.2 * len(own):  # rare characters may be outside of it
             share = f"{len(strange)} of {len(own)} words of the dictionary are no subwords, such as {strange[0]!r}"
             raise ModelError(f"{path} is of other text than the model: {share}")
@@ -153,8 +154,7 @@ def load(folder: Path) -> tuple[Model, Subwords]:
         raise ModelError(f"{folder}: no such folder; python -m fairseq_sru.export makes one")
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        if type(config) is not dict or config.get("format") != FORMAT:
-            given = config.get("format") if type(config) is dict else None
+        if (given := config.get("format")) != FORMAT:
             raise ModelError(f"{folder}: format {given!r} is unknown, this one reads {FORMAT}: export it again")
         for name in ("vocabulary.json", "weights.safetensors", FILES[config["text"]["kind"]]):
             if _sum(folder / name) != config["sha256"][name]:
@@ -179,7 +179,7 @@ def load(folder: Path) -> tuple[Model, Subwords]:
         raise ModelError(f"{folder}: {Path(error.filename or folder).name}: {error.strerror or error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())
-        raise ModelError(f"{folder}: not a model: {type(error).__name__}: {said}") from None
+        raise ModelError(f"{folder}/config.json is of no model: {type(error).__name__}: {said}") from None
 
 
 def _whole(value: Any, name: str) -> int:

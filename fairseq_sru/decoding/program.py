@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import struct
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,26 +26,19 @@ OP = "7q3qd"  # struct Op: code, in, out, n, k, flags, at; weight, scale, bias; 
 OPTIONS = ("-fopenmp-simd",)
 
 
-class Library(NamedTuple):
-    """kernels/translator.cpp, built: its entries, and how many columns of a packed weight lie together."""
-
-    run_step: Any
-    translate: Any
-    block: int
-
-
 @functools.cache
-def library() -> Library:
-    """The compiled operations.
+def library() -> Any:
+    """kernels/translator.cpp, built: ``run_step``, ``translate``, and ``block``, which tells how many columns of a
+    packed weight lie together.
 
     Raises:
         Unavailable: no compiler, or what it builds can't be loaded.
     """
-    run_step, translate, block = functions(host_library(OPTIONS, "translator.cpp"), "run_step", "translate", "block")
-    for entry in (run_step, translate):
-        entry.argtypes, entry.restype = [ctypes.c_char_p], ctypes.c_int64
-    block.restype = ctypes.c_int64
-    return Library(run_step, translate, block())
+    names = ("run_step", "translate", "block")
+    entries = functions(host_library(OPTIONS, "translator.cpp"), *names)
+    for entry in entries:
+        entry.restype = ctypes.c_int64
+    return SimpleNamespace(**dict(zip(names, entries, strict=True)))
 
 
 @functools.cache
@@ -214,7 +208,7 @@ class Program:
             Unavailable: there is none.
         """
         kept: list[Tensor] = []
-        block = library().block
+        block = library().block()
 
         def pointer(x: Tensor | None) -> int:
             if x is None:

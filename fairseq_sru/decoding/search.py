@@ -77,12 +77,7 @@ class Search:
         if min(len(batches), threads) < 2:
             return list(map(one, batches))
         with ThreadPoolExecutor(threads) as pool:
-            running = [pool.submit(one, batch) for batch in batches]
-            try:
-                return [each.result() for each in running]
-            except BaseException:  # Ctrl-C, too: what has not begun doesn't
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+            return list(pool.map(one, batches))  # what fails, or Ctrl-C, cancels what has not begun
 
     def _run(
         self, options: tuple[Any, ...], shape: tuple[int, int], batch: Sequence[Sequence[int]]

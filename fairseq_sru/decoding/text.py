@@ -65,11 +65,6 @@ class SentencePiece:
         """The line of a translation."""
         return "".join(tokens).replace("\u2581", " ").strip()
 
-    def strange(self, words: Sequence[str]) -> Sequence[str]:
-        """Of a dictionary, what is none of these subwords."""
-        pieces = {self.model.id_to_piece(i) for i in range(self.model.get_piece_size())}
-        return [word for word in words if word not in pieces]
-
 
 class MosesBPE:
     """Moses' tokens by sacremoses, split by subword-nmt."""

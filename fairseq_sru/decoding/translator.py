@@ -105,6 +105,7 @@ class Translator:
             raise ValueError(f"nbest must be at most beam, {beam}; got {nbest}")
         if no_repeat_ngram_size < 0:
             raise ValueError(f"no_repeat_ngram_size must be at least 0; got {no_repeat_ngram_size}")
+        no_repeat = min(no_repeat_ngram_size, longest + 2)  # none is so long
         if not math.isfinite(lenpen):
             raise ValueError(f"lenpen must be a finite number; got {lenpen}")
         numbers = self.encode(lines)
@@ -113,7 +114,7 @@ class Translator:
         batches = [order[i : i + size] for i in range(0, len(order), size)]  # the longest first
         found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
         work = [[numbers[i] for i in batch] for batch in batches]
-        results = self._beam_search.run(work, self.threads, beam, longest, no_repeat_ngram_size, scored, lenpen)
+        results = self._beam_search.run(work, self.threads, beam, longest, no_repeat, scored, lenpen)
         for batch, result in zip(batches, results, strict=True):
             for i, hypotheses in zip(batch, result, strict=True):
                 found[i] = [self._hypothesis(h) for h in hypotheses[:nbest]]

@@ -6,7 +6,6 @@ import logging
 import math
 from argparse import Namespace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
@@ -18,7 +17,7 @@ from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
 from .options import cutoffs
-from .step import Step, compilable, remembered
+from .step import Step, compilable, forget, remembered
 from .units import LSTM
 
 State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
@@ -64,11 +63,6 @@ def output_norm(size: int) -> nn.LayerNorm:
     return norm
 
 
-# The compiled step of each decoder in evaluation, None where it has none, and the weights that it was made of. Not an
-# attribute: copies of a decoder have others.
-_steps: WeakKeyDictionary[nn.Module, tuple[Step | None, Any]] = WeakKeyDictionary()
-
-
 def _forget_tied(decoder: Any, _: Any) -> None:
     decoder.tied = None
 
@@ -103,16 +97,6 @@ class BaseDecoder(FairseqIncrementalDecoder):
         for key, weight in self.state_dict().items():
             if key.endswith("coverage.weight"):
                 state_dict.setdefault(f"{name}.{key}", torch.zeros_like(weight))
-
-    def extract_features(
-        self,
-        prev_output_tokens: Tensor,
-        encoder_out: dict[str, Any] | None = None,
-        incremental_state: IncrementalState | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, Extra]:
-        """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -158,7 +142,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def train(self, mode: bool = True) -> BaseDecoder:
         """As of nn.Module."""
-        _steps.pop(self, None)  # optimizers change weights in ways that leave no trace
+        forget(self)
         return super().train(mode)
 
     def _step(self, first: bool) -> Step | None:
@@ -168,7 +152,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
             program = self.program() if compilable(self) and available() else None
             return None if program is None else Step(program)
 
-        return remembered(_steps, self, make, look=first)
+        return remembered(self, make, look=first)
 
     def _stepped(
         self, prev_output_tokens: Tensor, encoder_out: dict[str, Any], incremental_state: IncrementalState

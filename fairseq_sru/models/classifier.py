@@ -12,12 +12,11 @@ from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers.linear import Linear
 from . import options
 from .architectures import register_architectures
 from .config import ClassifierConfig, CNNClassifierConfig
 from .dropout import Dropout
-from .embeddings import embedding_of
+from .embeddings import biased, embedding_of
 from .encoder import SRUEncoder, check_encoder
 
 logger = logging.getLogger(__name__)
@@ -48,10 +47,7 @@ class Classifier(BaseFairseqModel):
 
     def register_classification_head(self, name: str, num_classes: int, **_: Any) -> None:
         """Add a head, as fairseq's task asks for."""
-        head = Linear(self.size, num_classes)
-        nn.init.xavier_uniform_(head.weight)
-        nn.init.zeros_(head.bias)
-        self.classification_heads[name] = head
+        self.classification_heads[name] = biased(self.size, num_classes)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Have a checkpoint's heads of other names or classes make room for this model's own, which are new: so a

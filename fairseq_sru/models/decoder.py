@@ -13,7 +13,7 @@ from . import options
 from .attention import Attention, Coverage, GlobalAttention, Source
 from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer, output_norm
 from .dropout import Dropout
-from .embeddings import project_in
+from .embeddings import biased, project_in
 from .recurrent import RecurrentLayer
 from .step import plain, write_attention, write_embedding, write_norm
 from .units import UNITS
@@ -121,9 +121,7 @@ class SRUDecoder(BaseDecoder):
         if where == "global":
             self.global_attention = GlobalAttention(size, source_size, out_embed_dim)
         else:
-            self.project_out = Linear(size, out_embed_dim)
-            nn.init.xavier_uniform_(self.project_out.weight)
-            nn.init.zeros_(self.project_out.bias)
+            self.project_out = biased(size, out_embed_dim)
         self.dropout_out = Dropout(dropout, module_name=type(self).__name__)
         self.adaptive_softmax, self.output_projection = output_layer(cfg, dictionary, out_embed_dim, dropout)
 

@@ -1,4 +1,4 @@
-"""Embeddings, and the map from them to the layers."""
+"""Embeddings, and the maps from them to the layers and back."""
 
 from __future__ import annotations
 
@@ -6,18 +6,11 @@ from argparse import Namespace
 from typing import Any
 
 from fairseq import utils
+from fairseq.models.transformer import Embedding
 from torch import Tensor, nn
 
 from ..layers.linear import Linear
 from .options import flag
-
-
-def embedding(num_embeddings: int, embed_dim: int, padding_idx: int) -> nn.Embedding:
-    """An embedding ~ N(0, 1 / embed_dim), zero at padding."""
-    module = nn.Embedding(num_embeddings, embed_dim, padding_idx=padding_idx)
-    nn.init.normal_(module.weight, mean=0.0, std=embed_dim**-0.5)
-    nn.init.zeros_(module.weight[padding_idx])
-    return module
 
 
 def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, nn.Embedding]:
@@ -33,7 +26,7 @@ def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, 
 
 def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embedding | None = None) -> nn.Embedding:
     """The embedding of the encoder or the decoder, as of :func:`embeddings`; ``shared`` is taken for it."""
-    module = shared or embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
+    module = shared or Embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
     if not shared and (path := getattr(cfg, f"{side}_embed_path", None)):
         try:
             vectors = utils.parse_embedding(path)
@@ -58,3 +51,11 @@ def project_in(embed_dim: int, size: int) -> nn.Module:
     linear = _Projection(embed_dim, size, bias=False)
     nn.init.xavier_uniform_(linear.weight)
     return linear
+
+
+def biased(size: int, out: int) -> Linear:
+    """A linear map with a bias of 0."""
+    made = Linear(size, out)
+    nn.init.xavier_uniform_(made.weight)
+    nn.init.zeros_(made.bias)
+    return made

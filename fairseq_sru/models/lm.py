@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..layers.linear import Linear
 from ..recurrence import ACTIVATIONS
 from . import options
 from .architectures import register_architectures
 from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
 from .config import SRULanguageModelConfig
 from .dropout import Dropout
-from .embeddings import embedding, project_in
+from .embeddings import biased, embedding_of, project_in
 from .recurrent import RecurrentLayer
 from .units import UNITS
 
@@ -46,9 +45,7 @@ class SRULanguageDecoder(BaseDecoder):
             for _ in range(cfg.decoder_layers)
         )
         self.norm = nn.LayerNorm(size)
-        self.project_out = Linear(size, out_embed_dim)
-        nn.init.xavier_uniform_(self.project_out.weight)
-        nn.init.zeros_(self.project_out.bias)
+        self.project_out = biased(size, out_embed_dim)
         self.dropout_out = Dropout(dropout, module_name=type(self).__name__)
         self.follow_blocks(0)
 
@@ -147,7 +144,7 @@ class SRULanguageModel(FairseqLanguageModel):
                 "--share-decoder-input-output-embed requires one dictionary, so no --output-dictionary-size; "
                 f"got {len(source)} and {len(target)} tokens"
             )
-        return cls(SRULanguageDecoder(cfg, target, embedding(len(source), cfg.decoder_embed_dim, source.pad())))
+        return cls(SRULanguageDecoder(cfg, target, embedding_of(cfg, "decoder", source)))
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """As of fairseq; for fairseq-eval-lm with a context window over blocks of one text, carry the state.

@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from fairseq.search import BeamSearch
 from fairseq.sequence_generator import SequenceGenerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..decoding.program import Program, available
 from ..decoding.search import EOS, PAD, Search
@@ -18,9 +17,6 @@ from ..recurrence.native import threads_here
 from .step import compilable, remembered
 
 Hypotheses = list[list[dict[str, Tensor]]]  # as SequenceGenerator returns them
-
-# Of each model in evaluation, None where it has none, and the weights that it was made of.
-_searches: WeakKeyDictionary[nn.Module, tuple[Search | None, Any]] = WeakKeyDictionary()
 
 
 def programs(model: Any) -> tuple[Program, Program] | None:
@@ -35,11 +31,6 @@ def programs(model: Any) -> tuple[Program, Program] | None:
         reading.source(kept, attention.heads)
     read = [(reading.widths[slot] // 2, heads) for slot, heads in reading.sources]
     return (reading, writing) if read == writing.attentions else None
-
-
-def forget(model: nn.Module) -> None:
-    """Forget a model's search: its weights will change."""
-    _searches.pop(model, None)
 
 
 def _search(model: Any) -> Search | None:
@@ -83,7 +74,7 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         or not _usual(generator, len(generator.tgt_dict))
     ):
         return None
-    search = remembered(_searches, model, partial(_search, model))
+    search = remembered(model, partial(_search, model))
     if search is None:
         return None
     lines = [line[line != PAD].tolist() for line in tokens]

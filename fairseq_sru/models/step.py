@@ -7,8 +7,9 @@ Results are those of the modules but for rounding.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from fairseq.models import FairseqEncoderDecoderModel
@@ -22,6 +23,9 @@ from ..recurrence.native import openmp, threads_here
 from .attention import Attention, Coverage, Source
 
 Made = TypeVar("Made")
+
+# What was made of a module, and its fingerprint. Not an attribute: copies of a module have others.
+_known: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
 
 # Where the modules are of, whose weights a program reads: another's forward may be another.
 KNOWN = (f"{__name__.split('.')[0]}.", "fairseq.", "torch.nn.")
@@ -131,17 +135,11 @@ def plain(cell: nn.Module, bidirectional: bool = False) -> bool:
     return usual and (bidirectional or not cell.bidirectional)
 
 
-def native(cell: SRUCell) -> bool:
-    """Whether a cell runs compiled code on a CPU: no other backend is asked for."""
-    backend = choose(cell.backend, "cpu")
-    return backend is not None and backend.name == "native"
-
-
 def _usual(module: nn.Module) -> bool:
     """Whether a module does what a program of it says, but for the modules in it."""
     return (
         (type(module).__module__.startswith(KNOWN) or isinstance(module, FairseqEncoderDecoderModel))
-        and not (isinstance(module, SRUCell) and not native(module))
+        and not (isinstance(module, SRUCell) and getattr(choose(module.backend, "cpu"), "name", "") != "native")
         and not vars(module).get("apply_during_inference")  # --retain-dropout
         and not (module._forward_hooks or module._forward_pre_hooks)
     )
@@ -161,15 +159,15 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     return all(map(_usual, module.modules())), *versions
 
 
-def remembered(
-    known: MutableMapping[nn.Module, tuple[Made | None, Any]],
-    module: nn.Module,
-    make: Callable[[], Made | None],
-    look: bool = True,
-) -> Made | None:
-    """What was made of a module, from ``known``; where its :func:`fingerprint` is another made anew, unless not to
-    ``look``."""
-    found = known.get(module)
+def forget(module: nn.Module) -> None:
+    """Forget what was made of a module: optimizers will change its weights in ways that leave no trace."""
+    _known.pop(module, None)
+
+
+def remembered(module: nn.Module, make: Callable[[], Made | None], look: bool = True) -> Made | None:
+    """What was made of a module in evaluation, None if nothing can be; where its :func:`fingerprint` is another made
+    anew, unless not to ``look``."""
+    found = _known.get(module)
     if found is None or (look and found[1] != fingerprint(module)):
-        found = known[module] = (make(), fingerprint(module))
-    return found[0]
+        found = _known[module] = (make(), fingerprint(module))
+    return found[0]  # type: ignore[no-any-return]

@@ -10,6 +10,7 @@ from ..layers.linear import Linear
 from .attention import Attention, Coverage, Source, dot_product_attention
 from .base_decoder import State
 from .dropout import Dropout
+from .embeddings import biased
 from .units import SRU
 
 AUTOREGRESSIONS = ("ssru", "sru", "self-attention")
@@ -80,8 +81,8 @@ class FeedForward(nn.Module):
                 v1=False,
             )
         else:
-            self.inner = _biased(size, inner)
-        self.out = _biased(inner, size)
+            self.inner = biased(size, inner)
+        self.out = biased(inner, size)
 
     def forward(self, x: Tensor, c0: Tensor | None, padding_mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """The outputs ``(length, batch, size)`` and the SRU's last state ``(batch, inner)``, or None.
@@ -96,13 +97,6 @@ class FeedForward(nn.Module):
             return self.out(h), c
         assert self.inner is not None
         return self.out(F.relu(self.inner(x))), None
-
-
-def _biased(size: int, out: int) -> Linear:
-    made = Linear(size, out)
-    nn.init.xavier_uniform_(made.weight)
-    nn.init.zeros_(made.bias)
-    return made
 
 
 class TransformerSRUEncoderLayer(nn.Module):

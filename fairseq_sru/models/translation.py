@@ -10,6 +10,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from . import search
 from .base_decoder import BaseDecoder
 from .base_encoder import BaseEncoder
+from .step import forget
 
 
 class TranslationModel(FairseqEncoderDecoderModel):
@@ -25,7 +26,7 @@ class TranslationModel(FairseqEncoderDecoderModel):
 
     def train(self, mode: bool = True) -> TranslationModel:
         """As of nn.Module."""
-        search.forget(self)  # optimizers change weights in ways that leave no trace
+        forget(self)
         return super().train(mode)
 
     def beam_search(self, generator: SequenceGenerator, sample: dict[str, Any]) -> search.Hypotheses | None:

@@ -68,7 +68,7 @@ class Translators:
         for run, weights in itertools.product(self.c.good(), WEIGHTS):
             if run.system in systems:
                 self._attempt(run.system, partial(self._export, run, weights))
-                name = self._stage("translator", run, weights)
+                name = f"{run.stage('translator')} {weights}"
                 self._attempt(run.system, partial(self._translate, name, run, weights, cells, everything))
 
     def time(self, number: int) -> None:
@@ -76,7 +76,7 @@ class Translators:
         speed = self.c.settings.speed
         cells = list(itertools.product(speed.beams, speed.batches))
         for run, weights in itertools.product(self.systems().values(), WEIGHTS):
-            name = f"{self._speed(run.system, weights)} {number}"
+            name = f"speed {run.system} translator {weights} {number}"
             self._attempt(run.system, partial(self._translate, name, run, weights, cells, self.c.chosen["test"]))
 
     def _attempt(self, system: str, work: Callable[[], object]) -> None:
@@ -90,19 +90,11 @@ class Translators:
             self.missing[system] = str(error).splitlines()[-1]
             tqdm.write(f"left out, the translator of {system}: {error}")
 
-    @staticmethod
-    def _stage(what: str, run: Run, weights: str) -> str:
-        return f"{run.stage(what)} {weights}"
-
-    @staticmethod
-    def _speed(system: str, weights: str) -> str:
-        return f"speed {system} translator {weights}"
-
     def _folder(self, run: Run, weights: str) -> Path:
         return self.c.out / "models" / f"{run.file}-{weights}"
 
     def _export(self, run: Run, weights: str) -> None:
-        c, folder, name = self.c, self._folder(run, weights), self._stage("export", run, weights)
+        c, folder, name = self.c, self._folder(run, weights), f"{run.stage('export')} {weights}"
         kind, of_data = c.data["tokenizer"], CORPORA.get(c.data["data_set"])
         subwords = c.commands.data / MODELS[kind]
         flag = "--sentencepiece-model" if kind == "sentencepiece" else "--subword-nmt-codes"
@@ -157,13 +149,9 @@ class Translators:
         made: dict[str, Any] = {}
         c = self.c
         for weights in WEIGHTS:
-            tested = [
-                c.stages.stamp(self._stage("translator", run, weights))["cells"]
-                for run in c.good()
-                if run.system == system
-            ]
-            name, numbers = self._speed(system, weights), range(1, c.settings.speed.rounds + 1)
-            rounds = [c.stages.stamp(f"{name} {number}")["cells"] for number in numbers]
+            runs, numbers = [run for run in c.good() if run.system == system], range(1, c.settings.speed.rounds + 1)
+            tested = [c.stages.stamp(f"{run.stage('translator')} {weights}")["cells"] for run in runs]
+            rounds = [c.stages.stamp(f"speed {system} translator {weights} {number}")["cells"] for number in numbers]
             made[weights] = {
                 "BLEU": [
                     {"beam": cells[0]["beam"], **spread(cell["BLEU"] for cell in cells)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.client
+import lzma
 import os
 import shutil
 import ssl
@@ -264,7 +265,7 @@ def unpack_all(archive: Path, folder: Path) -> Path:
             shutil.unpack_archive(archive, folder)
         else:
             shutil.unpack_archive(archive, folder, filter="data")
-    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise cut_off(archive, error) from None
     return folder
 

@@ -110,8 +110,9 @@ def test_a_file_that_is_missing_or_cut_short_is_named(file: str, copied: Path) -
         with pytest.raises(ModelError) as raised:
             Translator(copied)
         assert "\n" not in str(raised.value)
+        assert file in str(raised.value)
     (copied / file).unlink()
-    with pytest.raises(ModelError, match=rf"{file}.*No such file|{file}"):
+    with pytest.raises(ModelError, match=rf"{file}: No such file"):
         Translator(copied)
 
 
@@ -126,18 +127,21 @@ def test_an_unknown_version_is_refused(given: Any, copied: Path) -> None:
 
 def test_weights_of_other_shapes_and_types_are_refused_or_run(copied: Path) -> None:
     """Fewer rows than a slot has room for are no danger to memory; a checksum tells of damage."""
-    tensors, ran = load_file(copied / "weights.safetensors"), 0
-    for name in tensors:
-        for wrong in (tensors[name][:-1], tensors[name][None], tensors[name].half(), tensors[name].to(torch.int8)):
-            save_file({**tensors, name: wrong.contiguous()}, copied / "weights.safetensors")
-            change(
-                copied, sha256={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in copied.iterdir()}
-            )
-            try:
-                Translator(copied, 1).translate(LINES, beam=2, max_length=5)
-                ran += 1
-            except ModelError:
-                assert ran < len(tensors)
+    tensors = load_file(copied / "weights.safetensors")
+
+    def runs(name: str, wrong: torch.Tensor) -> bool:
+        save_file({**tensors, name: wrong.contiguous()}, copied / "weights.safetensors")
+        change(copied, sha256={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in copied.iterdir()})
+        try:
+            Translator(copied, 1).translate(LINES, beam=2, max_length=5)
+        except ModelError:
+            return False
+        return True
+
+    for name, tensor in tensors.items():
+        assert runs(name, tensor)
+        assert not any(runs(name, wrong) for wrong in (tensor[None], tensor.half(), tensor.to(torch.int8)))
+    assert sum(runs(name, tensor[:-1]) for name, tensor in tensors.items()) < len(tensors) / 2
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])

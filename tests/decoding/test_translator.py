@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from corpora import cleaning
+from corpora import cleaning, moses
 from fairseq.sequence_generator import SequenceGenerator
-from support.exported import LINES, exported, words
+from support.exported import LINES, exported, subword_model, torch_alone, words
 
 from fairseq_sru import Translator
 from fairseq_sru.decoding.search import Found
@@ -39,7 +40,7 @@ def by_fairseq(model: Any, lines: list[list[int]], beam: int, **options: Any) ->
     for line in lines:
         src = torch.tensor([line])
         sample = {"net_input": {"src_tokens": src, "src_lengths": torch.tensor([len(line)])}}
-        with torch.no_grad():
+        with torch.no_grad(), torch_alone(model):
             found.append([(h["tokens"].tolist()[:-1], float(h["score"])) for h in search.generate([model], sample)[0]])
     return found
 
@@ -112,6 +113,30 @@ def test_white_space_is_made_plain(tmp_path: Path) -> None:
     (expected,) = translator.encode(["close the window now"])
     for line in ("\ufeffclose the window now", "close\tthe\u00a0window  now \r", " close the\u2028window\0now\x1b"):
         assert translator.encode([line]) == [expected]
+
+
+@pytest.mark.parametrize("kind", ["sentencepiece", "moses-bpe"])
+def test_lower_case(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "spm.model").write_bytes(subword_model())
+    (tmp_path / "bpe.codes").write_text("#version: 0.2\nw o\n")
+    lower, as_it_is = (subwords(TextOptions(kind, "en", "de", low), tmp_path) for low in (True, False))
+    assert lower.encode(["The WINDOW"]) == as_it_is.encode(["the window"]) != as_it_is.encode(["The WINDOW"])
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+def test_moses_splits_as_prepare_does(normalise: bool, tmp_path: Path) -> None:
+    (tmp_path / "bpe.codes").write_text("#version: 0.2\nw o\n")
+    made = subwords(TextOptions("moses-bpe", "en", "de", False, normalise), tmp_path)
+    line = "It’s a look-up."
+    assert " ".join(made.encode([line])[0]).replace("@@ ", "") == moses.tokens("en", normalise, str)(line)
+
+
+def test_a_batch_that_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model")
+    monkeypatch.setattr("fairseq_sru.decoding.search.library", lambda: SimpleNamespace(translate=lambda _: 0))
+    with pytest.raises(MemoryError, match=r"a beam of 5 doesn't fit: lower batch_size, beam or max_length$"):
+        translator.translate(LINES)
 
 
 def test_control_characters_are_those_that_prepare_knows() -> None:

@@ -183,6 +183,25 @@ def test_average(trained, toy_data, tmp_path):
         (["--inputs", "{folder}/checkpoint1.pt", "--output", "{folder}/checkpoint1.pt"], "is there already: remove it"),
     ],
 )
+def test_average_of_weights_that_differ(tmp_path):
+    import average
+
+    models = {
+        "a": {"w": torch.tensor([1.0, 2.0]).half(), "n": torch.tensor(3)},
+        "b": {"w": torch.tensor([2.0, 4.0]).half(), "n": torch.tensor(5)},
+        "shape": {"w": torch.ones(3), "n": torch.tensor(3)},
+        "name": {"v": torch.ones(2), "n": torch.tensor(3)},
+    }
+    for name, model in models.items():
+        torch.save({"model": model, "last_optimizer_state": {}}, tmp_path / f"{name}.pt")
+    made = average.average([tmp_path / "a.pt", tmp_path / "b.pt"])
+    assert made["model"]["w"].tolist() == [1.5, 3.0] and made["model"]["w"].dtype == torch.float16
+    assert int(made["model"]["n"]) == 5 and "last_optimizer_state" not in made
+    for name, message in (("shape", "w has shape (3,), not (2,)"), ("name", "v is in one of them only")):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            average.average([tmp_path / "a.pt", tmp_path / f"{name}.pt"])
+
+
 def test_average_names_what_is_wrong(trained, words, message, tmp_path, capsys):
     import average
 

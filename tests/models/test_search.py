@@ -8,7 +8,7 @@ import pytest
 import torch
 from fairseq import search as strategies
 from fairseq.sequence_generator import SequenceGenerator
-from support.exported import words
+from support.exported import torch_alone, words
 from support.small_models import VARIANTS, made
 
 from fairseq_sru.models import search
@@ -58,15 +58,12 @@ def found(model: Any, sample: dict[str, Any], **options: Any) -> list[list[dict[
     return generator_of(model, **options).generate([model], sample)
 
 
-def check(model: Any, sample: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
+def check(model: Any, sample: dict[str, Any], **options: Any) -> None:
     """The compiled search finds what fairseq's finds with torch's decoder."""
     got = model.beam_search(generator_of(model, **options), sample)
     assert got is not None
-    with monkeypatch.context() as patched:
-        patched.setattr(search, "available", lambda: False)
-        search.forget(model)
+    with torch_alone(model):
         expected = found(model, sample, **options)
-        search.forget(model)
     for ours, theirs in zip(got, expected, strict=True):
         assert [h["tokens"].tolist() for h in ours] == [h["tokens"].tolist() for h in theirs]
         for one, other in zip(ours, theirs, strict=True):
@@ -78,14 +75,14 @@ def check(model: Any, sample: dict[str, Any], monkeypatch: pytest.MonkeyPatch, *
 
 @pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize("beam", [1, 5])
-def test_hypotheses_are_those_of_fairseq(name: str, beam: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(model_of(name), sample_of(LENGTHS), monkeypatch, beam_size=beam)
+def test_hypotheses_are_those_of_fairseq(name: str, beam: int) -> None:
+    check(model_of(name), sample_of(LENGTHS), beam_size=beam)
 
 
 @pytest.mark.parametrize("beam", [1, 5])
 def test_sentences_follow_those_that_are_done(beam: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "threads_here", lambda: 1)
-    check(model, sample_of([1 + i % 9 for i in range(50)]), monkeypatch, beam_size=beam)
+    check(model, sample_of([1 + i % 9 for i in range(50)]), beam_size=beam)
 
 
 @pytest.mark.parametrize(
@@ -100,14 +97,14 @@ def test_sentences_follow_those_that_are_done(beam: int, model: Any, monkeypatch
     ],
     ids=str,
 )
-def test_options_that_it_knows(options: dict[str, Any], model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    check(model, sample_of(LENGTHS), monkeypatch, **options)
+def test_options_that_it_knows(options: dict[str, Any], model: Any) -> None:
+    check(model, sample_of(LENGTHS), **options)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
 def test_threads_share_the_sentences(threads: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "threads_here", lambda: threads)
-    check(model, sample_of(LENGTHS), monkeypatch)
+    check(model, sample_of(LENGTHS))
 
 
 @pytest.mark.parametrize(
@@ -168,9 +165,9 @@ def test_with_dropout_that_is_retained_fairseq_searches(name: str) -> None:
     assert found(model, sample_of(LENGTHS))
 
 
-def test_weights_that_change_are_seen(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_change_are_seen(model: Any) -> None:
     sample = sample_of(LENGTHS)
-    check(model, sample, monkeypatch)
+    check(model, sample)
     before = found(model, sample)
     with torch.no_grad():
         model.encoder.embed_tokens.weight.mul_(-1)

@@ -20,12 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import compare
+import equal_time
 import jsonschema
 import pytest
 import torch
 from common.errors import RecipeError
 from common.files import write_text
-from comparison import collecting, commands, fairseq_output, processes, report, runs, settings, stages, verdict
+from comparison import (
+    collecting,
+    commands,
+    fairseq_output,
+    processes,
+    report,
+    runs,
+    settings,
+    short_report,
+    stages,
+    verdict,
+)
 from comparison.run import Run
 from conftest import ROOT, write_pairs
 from support.paired import check_paired
@@ -216,6 +228,34 @@ def test_the_translator_searches_as_fairseq_generate(recipe):
     assert comparison.translators.found("a") == {
         "missing": "it doesn't know --sampling, which fairseq-generate has here"
     }
+
+
+def test_a_translator_that_cannot_be_had_is_missing(recipe, monkeypatch):
+    def failed(*_: object) -> None:
+        raise stages.StageError("export a 1 float32: exit status 1\nno room")
+
+    comparison = runs.Comparison(settings.load(recipe, ["cpu=true"]))
+    comparison.source, comparison.text = "en", {"test": {"en": []}}
+    monkeypatch.setattr(comparison.translators, "_export", failed)
+    comparison.translators.score()
+    assert comparison.translators.found("a") == {"missing": "no room"}
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended, stages.working_in(tmp_path / "out", argparse.ArgumentParser("compare")):
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nstopped; run the same command to go on\n"
+
+
+def test_equal_time_wants_minutes_and_tells_of_failures(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        equal_time.main([str(recipe), f"out={tmp_path / 'out'}", "--output", str(tmp_path / "found.json")])
+    assert "budget.minutes must be given; it is None" in capsys.readouterr().err
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}"]))
+    comparison.failures[comparison.runs[0]] = "train a 1: exit status 1"
+    assert equal_time.found(comparison)["a"]["failure"] == "train a 1: exit status 1"
 
 
 def test_it_ends_with_the_reader_of_its_output():
@@ -476,7 +516,7 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
         code = f"import time; x = b'x' * ({megabytes} << 20); del x; print(flush=True); time.sleep(1)"
         return processes.execute(python(code), tmp_path / "log", False, lambda line: None)["peak_memory"] / 2**20
 
-    ours = bytes(400 << 20)
+    ours = b"x" * (400 << 20)  # of zeros none would be resident
     large, small = peak(300), peak(1)
     assert len(ours) and 300 < large < 360
     assert small < 60
@@ -727,10 +767,21 @@ def test_time_to_the_baselines_best():
     assert [collecting.seconds_to(bleu, curve) for bleu in (5.0, 6.0, 9.0, 9.1)] == [1.0, 2.0, 2.0, None]
 
 
-PUBLISHED = sorted((ROOT / "recipes" / "results").glob("*/report.json"))
+PUBLISHED = [
+    path
+    for path in sorted((ROOT / "recipes" / "results").rglob("report.json"))
+    if path.with_name("report.md").is_file() and "gpu" not in path.parts
+]
+OF_TRANSLATION = [path for path in PUBLISHED if "uses" not in path.parts]
+OF_USES = [path for path in PUBLISHED if "uses" in path.parts]
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", OF_USES, ids=lambda path: path.parent.name)
+def test_what_is_published_of_other_uses_is_what_the_command_writes(path):
+    assert short_report.render(json.loads(path.read_text())) == path.with_name("report.md").read_text()
+
+
+@pytest.mark.parametrize("path", OF_TRANSLATION, ids=lambda path: path.parent.name)
 def test_what_is_published_is_what_the_command_writes(path, tmp_path):
     jsonschema.validate(json.loads(path.read_text()), SCHEMA)
     shutil.copy(path, tmp_path)
@@ -812,7 +863,7 @@ def small(folder: Path, out: str) -> list[str]:
                         "encoder-hidden-size": 32, "decoder-embed-dim": 64, "share-all-embeddings": True,
                         "optimizer": "adam", "lr": 1e-2, "lr-scheduler": "polynomial_decay", "warmup-updates": 20,
                         "criterion": "label_smoothed_cross_entropy", "label-smoothing": 0.1, "max-tokens": 500,
-                        "best-checkpoint-metric": "nll_loss", "num-workers": 0,
+                        "best-checkpoint-metric": "nll_loss", "num-workers": 0, "amp": False,
                     },
                     "generate": {"beam": 2, "max-tokens": 4000, "max-len-b": 20, "remove-bpe": "sentencepiece"},
                 }
@@ -839,7 +890,7 @@ def facts(out: Path) -> dict[str, Any]:
     found = json.loads((out / "report.json").read_text())
     runs = {name: system["runs"] for name, system in found["systems"].items()}
     curves = {name: [(p["updates"], p["loss"], p["BLEU"]) for p in run["curve"]] for name, (run,) in runs.items()}
-    texts = {path.name: path.read_text() for path in (out / "translations").iterdir()}
+    texts = {path.name: path.read_text() for path in (out / "translations").glob("[!.]*")}
     return {"curves": curves, "texts": texts, "scores": json.loads((out / "scores.json").read_text())}
 
 
@@ -910,7 +961,7 @@ def test_killed_at_each_stage_it_comes_to_the_same(undisturbed):
         shown = ""
         while not re.search(rf"^{stage}\b", shown, re.MULTILINE):
             line = process.stdout.readline()
-            assert line, shown
+            assert line and "FAILED" not in line and "left out" not in line, shown
             shown += line
         if stage.startswith("train"):
             wait_for((out / "checkpoints" / "one-1" / "checkpoint_last.pt").exists)
@@ -938,15 +989,15 @@ def test_runs_side_by_side_come_to_the_same(undisturbed):
 
 @pytest.mark.slow
 def test_what_changed_is_done_again_and_a_failure_stops_nothing_else(undisturbed):
-    out = undisturbed / "whole"
+    out = shutil.copytree(undisturbed / "whole", undisturbed / "changed")
     before = facts(out)
     stamps = {path.name: path.read_text() for path in (out / "stamps").iterdir()}
     changed = ["systems.two.dropout=0.5", "systems.bad.arch=no_such_architecture"]
-    refused = run_small(undisturbed, "whole", *changed)
+    refused = run_small(undisturbed, "changed", *changed)
     assert refused.returncode == 2 and facts(out) == before
     assert re.search(r"error: out: \S*two-1 was trained with other settings: remove it, or name an", refused.stderr)
     shutil.rmtree(out / "checkpoints" / "two-1")
-    again = run_small(undisturbed, "whole", *changed)
+    again = run_small(undisturbed, "changed", *changed)
     assert again.returncode == 1
     done = re.findall(r"^([a-z]+ .*|score|report|subset)$\n\+ |^(score|report|subset)$", again.stdout, re.MULTILINE)
     names = ["".join(pair) for pair in done]

@@ -145,7 +145,7 @@ def test_the_same_is_made_again_and_from_an_archive(tmp_path):
 
 
 def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
-    folder = digits(tmp_path / "in", takes=1)
+    folder = digits(tmp_path / "in", takes=2)
     path = folder / "recordings" / "3_bob_0.wav"
     for wave, rate, message in (
         (np.zeros(1600, "f4"), 8000, f"{path}: is silent"),
@@ -168,10 +168,17 @@ def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
     (tmp_path / "bare" / "LibriSpeech" / "train-clean-5").mkdir(parents=True)
     (tmp_path / "some" / "LibriSpeech" / "dev-clean").mkdir(parents=True)
     (tmp_path / "some" / "en-de" / "data" / "dev").mkdir(parents=True)
+    single = digits(tmp_path / "single", ("theo", "bob"), takes=1)
     none = "LibriSpeech must have train-clean-100 or the like"
     for name, local, more, message in (
         ("spoken-digits", folder, ["--test-speakers", "dora"], "--test-speakers: dora must be one of ada, bob, cleo"),
         ("spoken-digits", folder, ["--test-speakers", ",".join(SPEAKERS)], "no speaker is left for training"),
+        (
+            "spoken-digits",
+            single,
+            [],
+            "validation needs a second recording of a digit by a speaker",
+        ),
         ("must-c", tmp_path / "empty", [], f"must be a folder that has en-de/data; got {tmp_path / 'empty'}"),
         ("librispeech", tmp_path / "empty", [], f"must be a folder that has LibriSpeech; got {tmp_path / 'empty'}"),
         ("must-c", tmp_path / "some", [], f"{tmp_path}/some/en-de/data must have train"),
@@ -182,11 +189,39 @@ def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
         with pytest.raises(SystemExit):
             run(name, local, tmp_path / "out", *more)
         assert message in capsys.readouterr().err.splitlines()[-1]
+    with pytest.raises(SystemExit):
+        run("spoken-digits", single, tmp_path / "a:b")
+    assert "argument --out: speech can't lie in a folder with a colon" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_an_archive_that_is_damaged_is_named(tmp_path, capsys):
+    (tmp_path / "packed").mkdir()
+    archive = tmp_path / "packed" / "spoken-digits.tar.xz"
+    with tarfile.open(archive, "w:xz") as tar:
+        tar.add(digits(tmp_path / "in", takes=2), "spoken-digits")
+    content = bytearray(archive.read_bytes())
+    content[len(content) // 2] ^= 255
+    archive.write_bytes(content)
+    with pytest.raises(SystemExit):
+        run("spoken-digits", tmp_path / "packed", tmp_path / "out", "--test-speakers", "bob")
+    assert f"{archive} is cut off or damaged" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_no_recording_is_in_training_and_validation(tmp_path):
+    """A digit that a speaker said once is for training alone."""
+    folder = digits(tmp_path / "in", ("ada", "bob"), takes=2)
+    once = [path for path in folder.rglob("*_ada_1.wav") if path.name[0] in "0123"]
+    for path in once:
+        path.unlink()
+    run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
+    train, valid, _ = (" ".join(row["tgt_text"] for row in rows(tmp_path / "out", split)).split() for split in SPLITS)
+    assert len(once) == 4 and set(valid) == set(speech_sets.DIGITS[4:])
+    assert set(train) == set(speech_sets.DIGITS)
 
 
 def test_a_speaker_may_come_later_but_not_unseen(tmp_path, capsys):
     """Under a name with an underscore, too; what was made of fewer recordings doesn't count as already made."""
-    folder = digits(tmp_path / "in", ("ada", "bob"), takes=1)
+    folder = digits(tmp_path / "in", ("ada", "bob"), takes=2)
     run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
     for path in (folder / "recordings").glob("*_ada_0.wav"):
         path.with_name(path.name.replace("ada", "ada_lovelace")).write_bytes(path.read_bytes())
@@ -201,7 +236,7 @@ def test_a_speaker_may_come_later_but_not_unseen(tmp_path, capsys):
     assert "(recordings/7_bob_0.wav is gone)" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_must_c_in_miniature(tmp_path):
+def test_must_c_in_miniature(tmp_path, capsys):
     data = tmp_path / "MUSTC" / "en-de" / "data"
     for split, talks in (("train", 3), ("dev", 1), ("tst-COMMON", 1)):
         (data / split / "wav").mkdir(parents=True)
@@ -232,6 +267,23 @@ def test_must_c_in_miniature(tmp_path):
     assert config["bpe_tokenizer"] == {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}
     assert len((out / "spm.txt").read_text().splitlines()) == 24
     assert json.loads((out / "manifest.json").read_text())["counts"]["train"] == {"kept": 12, "left out": 0}
+    again = ["must-c", "--local-dir", str(tmp_path / "MUSTC"), "--out", str(out), "--vocab-size", "28"]
+    prepare.main(again)
+    assert "already made" in capsys.readouterr().out
+    text, listed = data / "dev" / "txt" / "dev.de", data / "dev" / "txt" / "dev.yaml"
+    for path, content, message in (
+        (text, text.read_text().split("\n", 1)[1], "dev.de has 3 lines for 4 segments"),
+        (listed, listed.read_text().replace("offset", "at", 1), "dev.yaml is no list of segments as MuST-C has it"),
+    ):
+        before = path.read_text()
+        path.write_text(content)
+        with pytest.raises(SystemExit):
+            prepare.main(again)
+        assert f"{path.name} has changed" in capsys.readouterr().err
+        with pytest.raises(SystemExit):
+            prepare.main([*again[:4], str(tmp_path / "new"), *again[5:]])
+        assert message in capsys.readouterr().err.splitlines()[-1]
+        path.write_text(before)
 
 
 def test_librispeech_in_miniature(tmp_path):

@@ -6,10 +6,13 @@ import io
 import json
 import random
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import sentencepiece
 import torch
 from conftest import ROOT, run_cli
@@ -20,6 +23,7 @@ from fairseq_sru.decoding.files import ModelError, save
 from fairseq_sru.decoding.text import TextOptions
 from fairseq_sru.decoding.translator import TooLong
 from fairseq_sru.export import model_of
+from fairseq_sru.models import base_decoder, search, step
 from support.commands import SMALL
 from support.processes import python
 from support.small_models import VARIANTS, made
@@ -53,6 +57,19 @@ def words() -> Dictionary:
     for i in range(3, model.vocab_size()):
         dictionary.add_symbol(model.id_to_piece(i))
     return dictionary
+
+
+@contextmanager
+def torch_alone(model: Any) -> Iterator[None]:
+    """Neither search nor decoder step of a model is compiled."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (base_decoder, search):
+            patched.setattr(module, "available", lambda: False)
+        for part in (model, model.decoder):
+            step.forget(part)
+        yield
+    for part in (model, model.decoder):
+        step.forget(part)
 
 
 def exported(folder: Path, name: str, int8: bool = False, **more: Any) -> Any:

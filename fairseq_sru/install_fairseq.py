@@ -26,6 +26,7 @@ except ImportError:  # run by its path
 
 PATCH = Path(__file__).with_name(f"fairseq-{versions.FAIRSEQ}.patch")
 SDIST = f"fairseq-{versions.FAIRSEQ}.tar.gz"
+TRAIN = Path(sysconfig.get_path("scripts"), "fairseq-train")  # the last that pip writes
 OFFLINE = "without network, make the wheel on another machine with --wheel-dir DIR and `pip install` it here"
 
 
@@ -34,6 +35,8 @@ def run(failure: str, *arguments: str | Path, shown: bool = False, env: dict[str
     command = [sys.executable, "-m", *map(str, arguments)]
     print("+", shlex.join(command), flush=True)
     output = None if shown else subprocess.PIPE
+    env = {**os.environ, **(env or {})}
+    env.pop("PIP_CONSTRAINT", None)  # of NVIDIA's containers: it would hold for what builds fairseq, too
     done = subprocess.run(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
         print(*(done.stdout or "").splitlines()[-20:], sep="\n", file=sys.stderr)
@@ -57,7 +60,8 @@ def is_usable(found: dict[str, str]) -> bool:
 
 def check_compiler() -> None:
     cxx = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
-    remedy = "Debian, Ubuntu: apt install g++ python3-dev; Fedora: dnf install gcc-c++ python3-devel"
+    own = f"3.{sys.version_info.minor}"  # the distribution's python3 may be another
+    remedy = f"Debian, Ubuntu: apt install g++ python{own}-dev; Fedora: dnf install gcc-c++ python{own}-devel"
     if not shutil.which(cxx):
         sys.exit(f"install_fairseq: no C++ compiler ({cxx}) to build fairseq with; set CXX or install one ({remedy})")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
@@ -97,9 +101,9 @@ def build(sdist: Path, folder: Path) -> Path:
     failure = f"downloading {versions.PATCH_NG} failed; {OFFLINE}"
     run(failure, "pip", "install", "--target", tools, versions.PATCH_NG)
     options = ("--strip", "1", "--directory", source)
-    run(f"{PATCH.name} does not apply", "patch_ng", *options, PATCH, env={**os.environ, "PYTHONPATH": str(tools)})
+    run(f"{PATCH.name} does not apply", "patch_ng", *options, PATCH, env={"PYTHONPATH": str(tools)})
     # Built in isolation: where its setup.py finds torch, it asks for C++ files that the sdist lacks.
-    failure = f"building fairseq failed for the reason above; {OFFLINE}"
+    failure = f"building fairseq failed for the reason above; a /tmp without programs or full: set TMPDIR; {OFFLINE}"
     run(failure, "pip", "wheel", "--no-deps", "--wheel-dir", folder / "wheel", source)
     return next((folder / "wheel").glob("fairseq-*.whl"))
 
@@ -112,6 +116,8 @@ def install(wheel: Path, found: dict[str, str]) -> None:
         run(f"removing {other} failed", "pip", "uninstall", "--yes", other)
     failure = "installing fairseq failed for the reason above"
     run(failure, "pip", "install", "--constraint", constraints, wheel, shown=True)
+    if not TRAIN.exists():  # pip was killed before, and takes what it finds for installed
+        run(failure, "pip", "install", "--force-reinstall", "--no-deps", wheel)
 
 
 def main() -> None:
@@ -124,7 +130,7 @@ def main() -> None:
     if not arguments.wheel_dir:
         found = installed()
         description = ", ".join(f"{name} {version}" for name, version in found.items())
-        if found == {"fairseq": versions.FAIRSEQ_PATCHED}:
+        if found == {"fairseq": versions.FAIRSEQ_PATCHED} and TRAIN.exists():
             print(f"{description} is installed")
             return
         if is_usable(found):

@@ -47,7 +47,7 @@ TEST = (
     "hypothesis==6.170.17",
     "jsonschema==4.26.0",
     "mypy==2.4.1",
-    "nvidia-cuda-nvrtc==13.0.88",
+    "nvidia-cuda-nvrtc==13.0.88; sys_platform == 'linux'",
     *CUDA,
     "pytest==9.0.3",
     "pytest-xdist==3.8.0",

@@ -3,8 +3,13 @@
 #     bash recipes/quickstart.sh [OUT [options of fairseq-train]]
 # OUT is runs/quickstart unless given. Run again, it goes on where it stopped and repeats nothing that is done.
 set -euo pipefail
+case ${1:-} in -*)
+    sed -n '2,4s/^# //p' "$0"
+    exit 2
+    ;;
+esac
 here=$PWD
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 . recipes/setup.sh
 
 out=${1:-runs/quickstart}

@@ -31,13 +31,19 @@ _sru_is_ready() { # ENVIRONMENT ROOT
 
 # Not the rest of an interrupted `python -m venv`, nor copied from elsewhere. No pip at all is fine: uv makes such ones.
 _sru_is_venv() { # FOLDER
+    local pip
     [ -f "$1/bin/activate" ] || return
     [ -e "$1/bin/pip" ] || return 0
-    case "$("$1/bin/pip" --version 2>/dev/null)" in *" $1/lib"*) ;; *) return 1 ;; esac
+    pip=$("$1/bin/pip" --version 2>/dev/null) || return # pip 1.2.3 from FOLDER/lib/...
+    pip=${pip#* from }
+    [ "${pip%%/lib*}" -ef "$1" ]
 }
 
 _sru_make_venv() { # FOLDER
     local python without_venv=
+    if [ -d "$1" ] && [ ! -e "$1/pyvenv.cfg" ] && ! rmdir -- "$1" 2>/dev/null; then # what conda makes, for one
+        _sru_fail "$1 is no venv; activate it if it is an environment, else remove it" || return
+    fi
     for python in python3 python3.13 python3.12 python3.11; do
         _sru_is_recent "$python" || continue
         if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
@@ -55,11 +61,43 @@ _sru_make_venv() { # FOLDER
 
 # Whether there is an NVIDIA GPU whose driver runs nothing newer than CUDA 12.
 _sru_has_old_driver() {
-    nvidia-smi 2>/dev/null | grep -Eq 'CUDA [A-Z ]*Version: *1[0-2]\.'
+    nvidia-smi 2>/dev/null | grep -E 'CUDA [A-Z ]*Version: *1[0-2]\.' >/dev/null
+}
+
+# What is missing in the environment, whose python is the first on PATH. One at a time, where there is flock.
+_sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
+    local pins=$2/requirements.txt
+    if command -v flock >/dev/null && ! flock -n 8; then
+        printf 'setup.sh: waiting for another set-up\n' >&2
+        flock 8
+    fi
+    ! _sru_is_ready "$1" "$2" || return 0
+    if [ -n "${3:-}" ]; then
+        _sru_is_venv "$1" || _sru_make_venv "$1" || return
+        local -x PIP_CONSTRAINT='' # of NVIDIA's containers: for their own environment
+    fi
+    _sru_is_recent "$1/bin/python" ||
+        _sru_fail "no Python 3.11, 3.12 or 3.13 in $1; activate an environment that has one, or deactivate or remove this one" || return
+    [ -w "$1" ] || _sru_fail "$1 can't be written; deactivate it, or activate one of your own" || return
+    python -c 'import pip' 2>/dev/null || _sru_run python -m ensurepip --default-pip ||
+        _sru_fail "no pip in $1; install it there" || return
+    if _sru_has_old_driver && ! python -c 'import torch' 2>/dev/null; then # before fairseq, which brings the newest
+        _sru_run python -m pip install 'torch>=2.6,<2.11' || return        # the last of PyPI's for CUDA 12
+    fi
+    # fairseq first: where it cannot be built, that shows before torch is downloaded.
+    _sru_run python "$2/fairseq_sru/install_fairseq.py" || return
+    if [ -n "$(python -c 'from importlib.metadata import version as v; print(v("nvidia-cuda-nvrtc"))' 2>/dev/null)" ]; then
+        pins=$1/fairseq_sru.requirements # that of a torch of CUDA 13 stays, or pip would replace that torch
+        grep -v '^nvidia-cuda-nvrtc' "$2/requirements.txt" >"$pins" || return
+    fi
+    _sru_run python -m pip install -r "$pins" || return
+    # so that the recipes find the package; torch has the setuptools that are needed, and isolation would download them
+    _sru_run python -m pip install --no-deps --no-build-isolation -e "$2" || return
+    _sru_state "$1" "$2" >"$1/fairseq_sru.stamp.new" && mv -- "$1/fairseq_sru.stamp.new" "$1/fairseq_sru.stamp"
 }
 
 _sru_setup() {
-    local root prefix
+    local root prefix ours=
     root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P) || return
     prefix=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
     if [ -z "$prefix" ]; then
@@ -67,25 +105,14 @@ _sru_setup() {
         if [ -L "$prefix" ]; then # leads to another's environment, which isn't ours to clear
             prefix=$(CDPATH='' cd -- "$prefix" && pwd -P) || return
         else
-            _sru_is_ready "$prefix" "$root" || _sru_is_venv "$prefix" || _sru_make_venv "$prefix" || return
+            ours=yes
         fi
         export VIRTUAL_ENV=$prefix
     fi
     export PATH="$prefix/bin:$PATH"
     ! _sru_is_ready "$prefix" "$root" || return 0
-
-    _sru_is_recent "$prefix/bin/python" ||
-        _sru_fail "no Python 3.11, 3.12 or 3.13 in $prefix; activate an environment that has one, or deactivate or remove this one" || return
-    python -c 'import pip' 2>/dev/null || _sru_run python -m ensurepip --default-pip ||
-        _sru_fail "no pip in $prefix; install it there" || return
-    # fairseq first: where it cannot be built, that shows before torch is downloaded.
-    _sru_run python "$root/fairseq_sru/install_fairseq.py" || return
-    if _sru_has_old_driver && ! python -c 'import torch' 2>/dev/null; then
-        _sru_run python -m pip install 'torch>=2.6,<2.11' || return # the last of PyPI's for CUDA 12
-    fi
-    _sru_run python -m pip install -r "$root/requirements.txt" || return
-    _sru_run python -m pip install --no-deps -e "$root" || return # so that the recipes find the package
-    _sru_state "$prefix" "$root" >"$prefix/fairseq_sru.stamp.new" && mv -- "$prefix/fairseq_sru.stamp.new" "$prefix/fairseq_sru.stamp"
+    [ -w "$root" ] || _sru_fail "$root can't be written" || return
+    _sru_install "$prefix" "$root" "$ours" 8>"$root/.setup.lock"
 }
 
 _sru_setup

@@ -5,7 +5,7 @@
 # (70 MB), for the one that needs it and no GPU. --coverage ends with the lines and branches that no test ran, in child
 # processes either.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+CDPATH='' cd -- "$(dirname -- "$0")/.."
 . recipes/setup.sh
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # threads of several processes on one core wait for one another
@@ -28,6 +28,10 @@ done
 python -m ruff check .
 python -m ruff format --check .
 python -m mypy
+# A container's share of the cores, which pytest-xdist doesn't see.
+if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [ "$quota" != max ]; then
+    export PYTEST_XDIST_AUTO_NUM_WORKERS=${PYTEST_XDIST_AUTO_NUM_WORKERS:-$(((quota + period - 1) / period))}
+fi
 "${pytest[@]}" -n auto --dist loadfile --no-loadscope-reorder -ra ${tier[@]+"${tier[@]}"} "$@"
 if [ "${pytest[2]}" = coverage ]; then
     python -m coverage combine --quiet

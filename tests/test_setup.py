@@ -111,7 +111,7 @@ def test_install_fairseq_names_a_missing_sdist(tmp_path: Path) -> None:
 def test_install_fairseq_names_a_missing_compiler(tmp_path: Path) -> None:
     line = install_fairseq("--wheel-dir", tmp_path, env={"CXX": "no-such-compiler"})
     assert "no-such-compiler" in line
-    assert "apt install g++" in line
+    assert f"apt install g++ python3.{sys.version_info.minor}-dev" in line
 
 
 def test_install_fairseq_offline_tells_what_to_do(tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ STUB = """#!/bin/sh
 echo "$*" >>"$LOG"
 case "$*" in
 --version) echo Python 3.12.0 ;;
-"-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && touch "$4/bin/activate" ;;
+"-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && touch "$4/bin/activate" "$4/pyvenv.cfg" ;;
 "-m pip install "*) cp "$0" "${0%/*}/fairseq-train" ;;
 esac
 """
@@ -161,7 +161,7 @@ class Machine:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         self.bin.mkdir()
-        for tool in ("bash", "cat", "cksum", "cp", "dirname", "mkdir", "mv", "sh", "touch"):
+        for tool in ("bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "mv", "sh", "touch"):
             (self.bin / tool).symlink_to(str(shutil.which(tool)))
         self.write_python(self.bin / "python3", python3)
 
@@ -196,7 +196,7 @@ def test_setup_makes_a_venv_and_is_cheap_to_repeat(tmp_path: Path) -> None:
     done, calls = machine.setup()
     assert done.stdout.split("\n")[:3] == ["ready", f"{venv}/bin/python", f"{venv}/bin/fairseq-train"], done.stderr
     install = [f"{machine.root}/fairseq_sru/install_fairseq.py", f"-m pip install -r {machine.root}/requirements.txt"]
-    install.append(f"-m pip install --no-deps -e {machine.root}")
+    install.append(f"-m pip install --no-deps --no-build-isolation -e {machine.root}")
     assert calls == [f"-m venv --clear {venv}", *install]
     assert len(re.findall(r"^\+ ", done.stderr, re.MULTILINE)) == 4
 
@@ -249,6 +249,33 @@ def test_setup_follows_a_link_and_clears_nothing_there(tmp_path: Path) -> None:
     assert f"no Python 3.11, 3.12 or 3.13 in {theirs};" in done.stderr
     assert calls == []
     assert (theirs / "kept").exists()
+
+
+def test_setup_clears_nothing_that_is_no_venv(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB)
+    (machine.root / ".venv" / "conda-meta").mkdir(parents=True)
+    done, calls = machine.setup()
+    assert (done.returncode, calls) == (1, [])
+    assert done.stderr.endswith(".venv is no venv; activate it if it is an environment, else remove it\n")
+    assert (machine.root / ".venv" / "conda-meta").exists()
+
+
+def test_setup_takes_torch_for_an_old_driver_before_fairseq_brings_the_newest(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB.replace("--version)", '"-c import torch") exit 1 ;;\n--version)'))
+    machine.write_python(machine.bin / "nvidia-smi", "#!/bin/sh\necho '| CUDA Version: 12.4 |'\n")
+    done, calls = machine.setup()
+    assert done.returncode == 0, done.stderr
+    assert calls[1] == "-m pip install torch>=2.6,<2.11" and calls[2].endswith("install_fairseq.py")
+
+
+def test_setup_leaves_the_nvrtc_of_a_torch_alone(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB.replace("--version)", '"-c from importlib"*) echo 13.0.48 ;;\n--version)'))
+    shutil.copy(ROOT / "requirements.txt", machine.root)
+    done, calls = machine.setup()
+    pins = machine.root / ".venv" / "fairseq_sru.requirements"
+    assert done.returncode == 0 and f"-m pip install -r {pins}" in calls
+    kept = [line for line in versions.REQUIREMENTS if not line.startswith("nvidia-cuda-nvrtc")]
+    assert pins.read_text().splitlines()[2:] == kept
 
 
 def test_setup_refuses_an_old_python(tmp_path: Path) -> None:

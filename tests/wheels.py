@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))
 HEAD = "| date | system | Python | torch | fairseq | result |\n|---|---|---|---|---|---|"
 SHIPPED = ("fairseq_sru", "kernels", "recipes", "tests", "docs")
-LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "runs", "*.egg-info", "__pycache__")
+LEFT_OUT = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__")
 
 LEND = """
 import importlib.metadata
@@ -72,6 +72,15 @@ def run(*words: str | Path, cwd: Path, **env: str) -> str:
     return done.stdout
 
 
+def copy_tree(to: Path) -> None:
+    """Copy the project, but nothing that is beside it in the same folder, as environments and data."""
+    for name in SHIPPED:
+        shutil.copytree(ROOT / name, to / name, ignore=LEFT_OUT)
+    for path in ROOT.iterdir():
+        if path.is_file():
+            shutil.copy(path, to)
+
+
 def build(folder: Path) -> tuple[Path, Path]:
     """The sdist of this tree, and the wheel that pip builds of it.
 
@@ -79,7 +88,7 @@ def build(folder: Path) -> tuple[Path, Path]:
         Failure: it can't be built.
     """
     tree, tools = folder / "tree", folder / "tools"
-    shutil.copytree(ROOT, tree, ignore=LEFT_OUT)
+    copy_tree(tree)
     run(sys.executable, "-m", "pip", "install", "--target", tools, VERSIONS["FAIRSEQ_BUILD"][0], cwd=folder)
     run(sys.executable, "setup.py", "sdist", "--dist-dir", folder, cwd=tree, PYTHONPATH=str(tools))
     (sdist,) = folder.glob("*.tar.gz")

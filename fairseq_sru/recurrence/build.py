@@ -168,12 +168,12 @@ def alone(parts: list[str]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             file = stack.enter_context(path.open("w"))
-            stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # not by closing alone: what was forked has it open, too
             stack.callback(path.unlink, missing_ok=True)  # who waits for it still has it; who comes now finds the entry
             until = time.monotonic() + PATIENCE
             while time.monotonic() < until:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # what was forked keeps the file open
                     break
                 except BlockingIOError:
                     time.sleep(0.05)

@@ -29,6 +29,7 @@ from comparison import commands, report, settings
 from conftest import ROOT, preprocess, run_cli, write_pairs
 from corpora import registry
 from support.archives import iwslt_archive, lohelp, multi30k_archives, text_of, tgz, wmt14_archives
+from wheels import copy_tree
 
 SCHEMA = json.loads((ROOT / "recipes" / "comparison" / "report.schema.json").read_text())
 RECIPES = [
@@ -104,12 +105,8 @@ def internet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Internet]:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """A copy of all that is not ignored; the text that ships with the project is as small as the archives."""
-    listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    for name in subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\0")[:-1]:
-        if (ROOT / name).is_file():
-            (tmp_path / "checkout" / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(ROOT / name, tmp_path / "checkout" / name)
+    """A copy; the text that ships with the project is as small as the archives."""
+    copy_tree(tmp_path / "checkout")
     for path in (tmp_path / "checkout" / "recipes" / "data").glob("*/*.??"):
         path.write_bytes(
             b"".join(path.read_bytes().splitlines(keepends=True)[: 400 if "train" in path.name else TESTED])

@@ -24,8 +24,7 @@ struct Call {  // step.py's order
     float* logits;  // the last slot
 };
 
-extern "C" int64 run_step(const Call* call) {
-    const Call& c = *call;
+static int64 step_of(const Call& c) {
     std::vector<Place> slot(c.program.slots);
     float* next = c.scratch;
     for (int64 i = 0; i < c.program.slots; ++i) {
@@ -39,6 +38,15 @@ extern "C" int64 run_step(const Call* call) {
     return run(c.program, {c.cores, c.rows, slot.data(), c.token, sentence.data(), begin.data(), length.data(), c.source,
                            c.src_len, c.state_size, c.need_weights, c.state, c.new_state, c.past, c.new_past, c.weights,
                            sentences});
+}
+
+// Returns 1; 0 where a token is not of the dictionary; -1 where memory isn't enough.
+extern "C" int64 run_step(const Call* call) {
+    try {
+        return step_of(*call);
+    } catch (const std::exception&) {
+        return -1;
+    }
 }
 
 // ---- the whole search
@@ -320,8 +328,8 @@ struct Search {
                 token[r] = next[r].token;
                 score[r] = job.scored ? next[r].score : 0;  // a sum of logits would grow, and round them
                 sentence[r] = old_sentence[from];
-                std::copy_n(&new_state[from * S], S, &state[r * S]);
-                std::copy_n(&new_past[from * longest], longest, &past[r * longest]);
+                std::copy_n(new_state.data() + from * S, S, state.data() + r * S);
+                std::copy_n(new_past.data() + from * longest, longest, past.data() + r * longest);
                 std::copy_n(&old_history[from * stride], done, &history[r * stride]);
                 history[r * stride + done] = int32_t(token[r]);
                 std::copy_n(&old_totals[from * stride], done, &totals[r * stride]);
@@ -382,8 +390,9 @@ struct Search {
 // Returns whether there was memory enough.
 extern "C" int64 translate(const Job* job) {
     constexpr size_t MOST = 1 << 24;  // numbers that stay
-    static std::mutex lock;
-    static std::vector<std::unique_ptr<Memory>> spare;  // as many as there were threads
+    // never destroyed: a thread may be at work when the process ends
+    static std::mutex& lock = *new std::mutex;
+    static auto& spare = *new std::vector<std::unique_ptr<Memory>>;  // as many as there were threads
     try {
         std::unique_ptr<Memory> memory;
         {

@@ -27,7 +27,10 @@ from corpora.binarise import number, numbering_of
 from fairseq.data import Dictionary, data_utils
 from tqdm import tqdm
 
-SHARD = 5_000  # sentences between which it can be stopped
+SHARD, SHARDS = 5_000, 200  # sentences between which it can be stopped; parts at most, since each loads the model
+
+
+LONGEST = 250  # tokens, as of training text
 
 
 def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags: Any) -> None:
@@ -78,11 +81,15 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument DATA: {args.data} is not a folder that prepare.py has finished")
     out: Path = args.out
     targets = out / f"train.{target}"
-    logs = [out / "translations" / f"{shard}.txt" for shard in range(-(-total // SHARD))]
-    flags = {"path": args.path, "beam": args.beam, "max-tokens": args.max_tokens}
+    logs = [out / "translations" / f"{shard}.txt" for shard in range(min(SHARDS, -(-total // SHARD)))]
+    flags = {"path": args.path, "beam": args.beam, "max-tokens": args.max_tokens, "max-len-b": LONGEST}
 
     def make() -> None:
-        found = hypotheses("".join(log.read_text(encoding="utf-8") for log in logs))
+        best: list[str] = []
+        for log in logs:
+            with log.open(encoding="utf-8") as printed:
+                best += (line for line in printed if line.startswith("H-"))
+        found = hypotheses("".join(best))
         write_text(targets, "".join(f"{line}\n" for line in found))
         binarise(args.data, f"{pair}.{target}", targets, out / "bin")
 

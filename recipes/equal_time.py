@@ -37,7 +37,8 @@ def found(comparison: Comparison) -> dict[str, Any]:
         if comparison.stages.stamp(run.stage("generate")).get("done"):
             now = trained(comparison.last(run))
             known |= {"parameters": now.parameters, "updates": now.updates, "seconds": now.seconds, "loss": now.loss}
-            known["bleu"] = scores.bleu(comparison.text["test"][comparison.target], lines(comparison.output(run)))
+            truth, target = comparison.text["test"][comparison.target], comparison.target
+            known["bleu"] = scores.bleu(truth, lines(comparison.output(run)), target)
     for run, failure in comparison.failures.items():
         systems[run.system]["failure"] = failure
     return systems

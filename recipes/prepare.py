@@ -111,8 +111,8 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
         if missing := [flag for flag in flags if flag not in given]:
             parser.error(f"name a data set ({', '.join(CORPORA)}), or your own text with {', '.join(missing)}")
         for flag, language in zip(flags[3:], values[3:], strict=True):
-            if not re.fullmatch(r"[\w-]+", language):
-                parser.error(f"argument {flag}: {language!r} is the end of a file name: letters, digits, - and _")
+            if not re.fullmatch(r"\w+", language):  # fairseq reads a - as that between source and target
+                parser.error(f"argument {flag}: {language!r} is the end of a file name: letters, digits and _")
         if args.source_lang == args.target_lang:
             parser.error(f"argument --target-lang: {args.target_lang} is the source language, too")
         name, corpus = "own", Corpus((args.source_lang, args.target_lang), 8000, "", labelled=args.domains)

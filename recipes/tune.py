@@ -233,6 +233,8 @@ def main(argv: list[str] | None = None) -> None:
     given, output = read_recipe(parser, args, "tune"), args.output
     if same := [system for system in given.systems if not given.tune.space_of(system)]:
         parser.error(f"{args.recipe}: tune.space: must have a flag that varies in {', '.join(same)}")
+    if any({**given.train, **given.systems[name]}.get("maximize-best-checkpoint-metric") for name in given.systems):
+        parser.error(f"{args.recipe}: train.maximize-best-checkpoint-metric: the best trial is that of the lowest loss")
     try:
         report = begun(given, args.recipe.stem, args.overrides, output)
     except (ValueError, OSError) as error:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..versions import __version__
-from .program import Program, Quantised, quantised
+from .program import LONGEST_INT8, Program, Quantised, quantised
 from .text import FILES, SentencePiece, Subwords, TextOptions, subwords
 
 FORMAT = 1
@@ -78,7 +78,8 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
                     tensors[name] = value.detach().float().contiguous()
                     if not tensors[name].isfinite().all():
                         raise ModelError(f"{name} has numbers that are not finite: training has failed")
-                    if int8 and (op, key) in (("linear", "weight"), ("embed", "weight")):
+                    quantisable = (op, key) in (("linear", "weight"), ("embed", "weight"))
+                    if int8 and quantisable and value.size(1) < LONGEST_INT8:
                         tensors[name], tensors[f"{name}.scale"] = quantised(tensors[name])
                     value = name
                 made[key] = value

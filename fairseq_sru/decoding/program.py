@@ -6,9 +6,11 @@ that are rounded to int8 as well, with a scale a row of theirs.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import struct
+import warnings
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..recurrence.build import Unavailable, host_library
+from ..recurrence.dispatch import set_up
 from ..recurrence.native import functions
 
 EMBED, NORM, LINEAR, RECUR, ATTEND, SCAN, CONVOLVE, SELF_ATTEND = range(8)
@@ -24,6 +27,7 @@ RELU, TANH, ADD, KEEP, TOP, BOTH_WAYS = 1, 2, 4, 8, 16, 32
 ACTIVATIONS = {"identity": 0, "relu": RELU, "tanh": TANH}
 OP = "7q3qd"  # struct Op: code, in, out, n, k, flags, at; weight, scale, bias; number
 OPTIONS = ("-fopenmp-simd",)
+LONGEST_INT8 = 2**16  # columns of a matrix, whose products are summed in 32 bits
 
 
 @functools.cache
@@ -46,7 +50,10 @@ def available() -> bool:
     """Whether operations can be compiled here."""
     try:
         library()
-    except Unavailable:  # of a missing compiler, the recurrence's own warning tells
+    except Unavailable as error:
+        with contextlib.suppress(Unavailable):  # where there is no compiler, the recurrence's own warning tells
+            set_up("native")
+            warnings.warn(f"decoding runs in plain PyTorch on the CPU, which is slower: {error}", stacklevel=2)
         return False
     return True
 
@@ -132,8 +139,8 @@ class Program:
         """``x weight^T + bias``, ``weight`` ``(n, k)``; with relu, max(0, ...); with add, added to what is there."""
         call = locals().copy()
         n, k = shape_of(weight)
-        fits = (
-            self._room(x, k) and self._room(out, n) and x != out and (bias is None or bias.shape == (n,)) and k < 2**16
+        fits = (self._room(x, k) and self._room(out, n) and x != out and (bias is None or bias.shape == (n,))) and (
+            k < LONGEST_INT8 or not isinstance(weight, Quantised)
         )
         self._write("linear", fits, call, LINEAR, x, out, n, k, RELU * relu + ADD * add, 0, weight, bias, 0.0)
 
@@ -235,6 +242,9 @@ class Packed(NamedTuple):
 
     fields: tuple[int, ...]
     kept: list[Any]
+
+    def __reduce__(self) -> Any:
+        raise TypeError("what is ready to run can't be copied: it has addresses")
 
 
 def address(data: bytes) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,17 @@ from .files import load
 from .program import library
 from .search import EOS, UNK, Found, Search
 
+TOKENS = 8192  # of the sentences of a batch, whose keys and values are kept
 LONGEST = 200  # tokens of a translation unless told otherwise, as of fairseq-generate
+
+
+def cores() -> int:
+    """That this process may use, of a container's share, too."""
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # the latter where the share is "max"
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        found = min(found, max(1, quota // period))
+    return found
 
 
 class Hypothesis(NamedTuple):
@@ -52,11 +63,14 @@ class Translator:
     def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
         library()  # what is missing is told before the model is read
         model, self.subwords = load(Path(folder))
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.threads = cores if threads is None else positive("threads", threads)
+        self._folder = folder
+        self.threads = cores() if threads is None else positive("threads", threads)
         self._beam_search = Search(model.encoder, model.decoder)
         self._numbers, self._target = {word: i for i, word in enumerate(model.source)}, model.target
         self._max_source, self._max_length = model.max_source, model.max_target - 1
+
+    def __reduce__(self) -> Any:
+        return type(self), (self._folder, self.threads)
 
     def translate(self, lines: Iterable[str], beam: int = 5, **options: Any) -> list[str]:
         """The best translation of each line.
@@ -111,7 +125,12 @@ class Translator:
         numbers = self.encode(lines)
         order = sorted((i for i, line in enumerate(numbers) if len(line) > 1), key=lambda i: -len(numbers[i]))
         size = min(positive("batch_size", batch_size), max(1, -(-len(order) // self.threads)))
-        batches = [order[i : i + size] for i in range(0, len(order), size)]  # the longest first
+        batches: list[list[int]] = []
+        at = 0
+        while at < len(order):  # the longest first
+            most = max(1, min(size, TOKENS // len(numbers[order[at]])))
+            batches.append(order[at : at + most])
+            at += most
         found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
         work = [[numbers[i] for i in batch] for batch in batches]
         results = self._beam_search.run(work, self.threads, beam, longest, no_repeat, scored, lenpen)

@@ -160,6 +160,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         """A step by compiled code: as :meth:`forward`, or None where that isn't possible."""
         kept = self._kept(incremental_state)
         unusual = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        unusual = unusual or torch.jit.is_tracing() or torch.compiler.is_compiling()
         if unusual or not prev_output_tokens.is_cpu or (not kept and prev_output_tokens.size(1) > 1):
             return None
         step = self._step(first=not kept)
@@ -168,8 +169,10 @@ class BaseDecoder(FairseqIncrementalDecoder):
         if kept and "c" not in kept:  # the first steps were torch's
             states = self.cached(incremental_state)
             kept = {"c": torch.cat([state["c"] for state in states], dim=1), "coverage": states[-1].get("coverage")}
-        sources, need_weights = self.sources(encoder_out), bool(self.need_attn)
-        after = step.run(prev_output_tokens[:, -1], sources, kept.get("c"), kept.get("coverage"), need_weights)
+        given = prev_output_tokens[:, -1], self.sources(encoder_out), kept.get("c"), kept.get("coverage")
+        if not step.takes(*given):
+            return None
+        after = step.run(*given, bool(self.need_attn))
         self.set_incremental_state(incremental_state, "cached_state", {"c": after.state, "coverage": after.past})
         weights = None if after.weights is None else after.weights[:, None]
         return after.logits[:, None], extra(weights)

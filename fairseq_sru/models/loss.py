@@ -70,11 +70,14 @@ def cross_entropy(
         or not isinstance(decoder, FairseqDecoder)
         or type(decoder).get_normalized_probs is not FairseqDecoder.get_normalized_probs
         or type(decoder).get_normalized_probs_scriptable is not FairseqDecoder.get_normalized_probs_scriptable
+        or not getattr(model.get_normalized_probs, "__module__", "").startswith("fairseq.")
         or getattr(decoder, "adaptive_softmax", None) is not None
         or compiled("loss.cpp", logits.dtype, NAMES) is None
     ):
         return None
     words, target = logits.size(-1), model.get_targets(sample, net_output)
+    if target.dtype != torch.int64 or not target.is_cpu or target.numel() * words != logits.numel():
+        return None
     if not 0 <= int(target.min()) <= int(target.max()) < words:
         raise IndexError(
             f"target: must be from 0 to {words - 1}, of {words} words; got {target.min()} to {target.max()}"

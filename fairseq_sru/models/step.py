@@ -48,6 +48,19 @@ class Step:
         self.program = program
         self.packed: Packed = program.packed()
 
+    def takes(self, tokens: Tensor, sources: list[Source], state: Tensor | None, past: Tensor | None) -> bool:
+        """Whether :meth:`run` can take these: compiled code reads where it is told to, and torch says what is wrong."""
+        rows, (sentences, _, src_len, _) = len(tokens), sources[0].key.shape
+        return (
+            tokens.dtype == torch.int64
+            and 0 < sentences <= rows
+            and rows % sentences == 0
+            and all(x.dtype == torch.float32 and x.is_cpu and len(x) == sentences for source in sources for x in source)
+            and all({s.key.size(2), s.value.size(2), s.mask.size(-1)} == {src_len} for s in sources)
+            and (state is None or state.shape == (rows, self.program.state_size))
+            and (past is None or past.shape == (rows, src_len))
+        )
+
     def run(
         self, tokens: Tensor, sources: list[Source], state: Tensor | None, past: Tensor | None, need_weights: bool
     ) -> Result:
@@ -62,6 +75,7 @@ class Step:
 
         Raises:
             IndexError: a token is not of the dictionary.
+            MemoryError: there is not enough.
         """
         rows, src_len, made = len(tokens), sources[0].key.size(2), self.program
         tokens = tokens.contiguous()
@@ -87,7 +101,10 @@ class Step:
         pointers = [x.data_ptr() for x in (tokens, scratch, state, new_state, past, new_past, weights, logits)]
         shape = (rows, rows // len(sources[0].key), src_len, made.state_size, need_weights)
         call = (threads_here(), *openmp(), *self.packed.fields, *shape, address(packed), *pointers)
-        if not library().run_step(struct.pack("22q", *call)):
+        done = library().run_step(struct.pack("22q", *call))
+        if done < 0:
+            raise MemoryError(f"a step of {rows} rows doesn't fit")
+        if not done:
             raise IndexError(f"tokens must be of the dictionary; got {int(tokens.min())} to {int(tokens.max())}")
         return Result(logits, new_state, new_past if made.coverage else None, weights if need_weights else None)
 
@@ -140,6 +157,8 @@ def _usual(module: nn.Module) -> bool:
     return (
         (type(module).__module__.startswith(KNOWN) or isinstance(module, FairseqEncoderDecoderModel))
         and not (isinstance(module, SRUCell) and getattr(choose(module.backend, "cpu"), "name", "") != "native")
+        and not module.training
+        and "forward" not in vars(module)  # put there by someone
         and not vars(module).get("apply_during_inference")  # --retain-dropout
         and not (module._forward_hooks or module._forward_pre_hooks)
     )

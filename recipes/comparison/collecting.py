@@ -53,6 +53,7 @@ def of_all(c: Training, *packages: str) -> dict[str, Any]:
         "machine": {
             **machine(c.commands.cpu),
             "cpu": noted("processor"),
+            "gpu": None if c.commands.cpu else noted("gpu"),
             "jobs": max(c.stages.noted("jobs"), default=c.jobs),
         },
         "versions": {

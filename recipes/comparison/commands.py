@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from common.files import write_text
+from corpora.registry import CORPORA
 
 from fairseq_sru.layers.linear import bfloat16_pays
 
@@ -91,8 +92,26 @@ class Commands:
             flags["distributed-world-size"] = None if self.cpu else 1  # else it takes every GPU that it sees
         return [*start, str(self.data / self.folder), "--user-dir", "fairseq_sru", *words(flags)]
 
+    @property
+    def languages(self) -> tuple[str, str]:
+        """Of parallel text: source and target."""
+        prepare = self.settings.prepare
+        known = CORPORA.get(str(self.settings.data))
+        return known.languages if known else (prepare.get("source-lang", ""), prepare.get("target-lang", ""))
+
+    def joining(self) -> dict[str, Any]:
+        """Flags of fairseq-generate that make text of subwords."""
+        if self.settings.kind != "translation":
+            return {}
+        if self.settings.prepare.get("tokenizer") != "moses-bpe":
+            return {"remove-bpe": "sentencepiece"}
+        source, target = self.languages
+        return {"remove-bpe": "subword_nmt", "tokenizer": "moses", "source-lang": source, "target-lang": target}
+
     def generate(self, data: Path, split: str, checkpoint: Path, **more: Any) -> list[str]:
-        flags = {**self.settings.generate, **more, "no-progress-bar": True, "cpu": self.cpu}
+        given = self.settings.generate
+        unsaid = {flag: value for flag, value in self.joining().items() if flag not in given}
+        flags = {**given, **unsaid, **more, "no-progress-bar": True, "cpu": self.cpu}
         start = ["fairseq-generate", str(data), "--user-dir", "fairseq_sru", "--gen-subset", split]
         return [*start, "--path", str(checkpoint), *words(flags)]
 

@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Callable
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ class Comparison(Training):
 
             def point(name: str = name, checkpoint: Path = checkpoint) -> dict[str, Any]:
                 now = carry(trained(checkpoint), carried)
-                bleu = scores.bleu(references, self.generated(self.log(name), len(references)))
+                bleu = scores.bleu(references, self.generated(self.log(name), len(references)), self.target)
                 at = {"updates": now.updates, "train_seconds": now.seconds, "clock_seconds": now.clock}
                 return {"point": {**at, "loss": now.loss, "BLEU": bleu}}
 
@@ -157,23 +158,23 @@ class Comparison(Training):
 
         def work() -> None:
             found: dict[str, Any] = {"runs": {}, "signatures": {}, "references_repetition": scores.repetition(truth)}
-            found["copied_source"] = scores.bleu(truth, self.text["test"][self.source])
+            found["copied_source"] = scores.bleu(truth, self.text["test"][self.source], self.target)
             for seed in self.settings.all_seeds():
                 outputs = {run.system: lines(self.output(run)) for run in self.good() if run.seed == seed}
                 if not outputs:
                     continue
-                compared = scores.compare(truth, outputs, baseline)
+                compared = scores.compare(truth, outputs, baseline, self.target)
                 found["signatures"] = compared["signatures"]
                 for system, output in outputs.items():
                     scored: dict[str, Any] = {"scores": compared["systems"][system]}
                     scored["repetition"] = scores.repetition(output)
                     if labels.is_file():
-                        scored["domains"] = scores.bleu_by_domain(truth, output, lines(labels))
+                        scored["domains"] = scores.bleu_by_domain(truth, output, lines(labels), self.target)
                     if self.settings.split_compounds:
                         scored["scores"][scores.SPLIT] = {"score": scores.bleu_compounds_split(truth, output)}
                     found["runs"][f"{system} {seed}"] = scored
             write_text(self.out / "scores.json", json.dumps(found, indent=1) + "\n")
 
-        what = [self.good(), baseline, self.settings.split_compounds]
+        what = [self.good(), baseline, self.settings.split_compounds, version("sacrebleu")]
         inputs = [reference, self.raw("test", self.source), labels, *map(self.output, self.good())]
         self.stages.function("score", what, work, inputs=inputs, outputs=[self.out / "scores.json"])

@@ -13,18 +13,32 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest, Result
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-METRICS = {"BLEU": BLEU, "chrF2": CHRF, "TER": TER}  # as sacreBLEU names their scores
+METRICS = ("BLEU", "chrF2", "TER")  # as sacreBLEU names their scores
+WITHOUT_SPACES = ("zh", "ja", "ko")  # whose words sacreBLEU finds
 SPLIT = "BLEU, compounds split"
 LONGEST = 4  # words of a repeated n-gram
 
 
-def compare(references: Sequence[str], outputs: Mapping[str, Sequence[str]], baseline: str) -> dict[str, Any]:
+def metrics(target: str) -> dict[str, Any]:
+    """Of translations into a language.
+
+    Raises:
+        RuntimeError: sacreBLEU lacks what finds that language's words; it says what to install.
+    """
+    words = {"normalized": True, "asian_support": True} if target in WITHOUT_SPACES else {}
+    return {"BLEU": BLEU(trg_lang=target), "chrF2": CHRF(), "TER": TER(**words)}
+
+
+def compare(
+    references: Sequence[str], outputs: Mapping[str, Sequence[str]], baseline: str, target: str
+) -> dict[str, Any]:
     """Score systems and test whether they differ from the baseline.
 
     Args:
         references: one a sentence.
         outputs: each system's translations.
         baseline: the system that the others are compared with; where it has no outputs, nothing is compared.
+        target: the language.
 
     Returns:
         ``{"signatures": {metric: signature}, "systems": {name: {metric: {"score", "mean", "ci", "p_value"}}}}``: score
@@ -32,9 +46,8 @@ def compare(references: Sequence[str], outputs: Mapping[str, Sequence[str]], bas
         paired bootstrap, None for the baseline.
     """
     names = sorted(outputs, key=lambda name: name != baseline)
-    metrics = {name: make() for name, make in METRICS.items()}
     systems: list[tuple[str, Sequence[str]]] = [(name, list(outputs[name])) for name in names]
-    test = PairedTest(systems, metrics, references=[list(references)], test_type="bs")
+    test = PairedTest(systems, metrics(target), references=[list(references)], test_type="bs")
     signatures, found = test()
     scores: dict[str, dict[str, Any]] = {name: {} for name in names}
     for metric in METRICS:
@@ -47,17 +60,19 @@ def compare(references: Sequence[str], outputs: Mapping[str, Sequence[str]], bas
     return {"signatures": {metric: str(signatures[metric]) for metric in METRICS}, "systems": scores}
 
 
-def bleu(references: Sequence[str], output: Sequence[str]) -> float:
-    """BLEU as the ``sacrebleu`` command gives it."""
-    return float(BLEU().corpus_score(list(output), [list(references)]).score)
+def bleu(references: Sequence[str], output: Sequence[str], target: str) -> float:
+    """BLEU as the ``sacrebleu`` command gives it for that language."""
+    return float(metrics(target)["BLEU"].corpus_score(list(output), [list(references)]).score)
 
 
-def bleu_by_domain(references: Sequence[str], output: Sequence[str], domains: Sequence[str]) -> dict[str, float]:
+def bleu_by_domain(
+    references: Sequence[str], output: Sequence[str], domains: Sequence[str], target: str
+) -> dict[str, float]:
     """BLEU of the sentences of each domain; ``domains`` has a label for each sentence."""
     scores = {}
     for domain in sorted(set(domains)):
         of_it = [i for i, label in enumerate(domains) if label == domain]
-        scores[domain] = bleu([references[i] for i in of_it], [output[i] for i in of_it])
+        scores[domain] = bleu([references[i] for i in of_it], [output[i] for i in of_it], target)
     return scores
 
 

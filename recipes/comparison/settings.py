@@ -187,8 +187,11 @@ def _check_kind(s: Settings) -> None:
                 wrong(key, f"is for the kind translation alone; this is {s.kind}")
     elif s.prepare.get("tokenizer") == "moses-bpe":
         for key, allowed in {"remove-bpe": "subword_nmt", "tokenizer": "moses"}.items():
-            if (given := s.generate.get(key)) != allowed:
+            if (given := s.generate.get(key, allowed)) != allowed:
                 wrong(f"generate.{key}", f"must be {allowed} where prepare.tokenizer is moses-bpe; got {given}")
+    for key in ("source-lang", "target-lang"):
+        if not isinstance(language := s.prepare.get(key, ""), str):
+            wrong(f"prepare.{key}", f"must be a language; YAML reads no, without quotes, as false; got {language}")
 
 
 def _check(s: Settings) -> None:

@@ -132,7 +132,7 @@ class Translators:
                         "beam": beam,
                         "batch": batch,
                         "sentences_per_second": cell["sentences"] / cell["seconds"],
-                        "BLEU": scores.bleu(references, cell["text"]),
+                        "BLEU": scores.bleu(references, cell["text"], c.target),
                     }
                     for (beam, batch), cell in zip(cells, found, strict=True)
                 ]

@@ -264,7 +264,8 @@ def unpack_all(archive: Path, folder: Path) -> Path:
         if archive.suffix == ".zip":
             shutil.unpack_archive(archive, folder)
         else:
-            shutil.unpack_archive(archive, folder, filter="data")
+            safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python >= 3.11.4
+            shutil.unpack_archive(archive, folder, **safe)
     except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise cut_off(archive, error) from None
     return folder

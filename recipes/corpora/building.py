@@ -134,7 +134,8 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
     tallies = {split: Tally() for split in SPLITS}
     train, valid, test = (paths_of(work, split, corpus.languages) for split in SPLITS)
     steps = tallies["train"].pairs
-    pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"])
+    seen: set[int] = set()
+    pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"], seen)
     if every := corpus.valid_every:
         both = paths_of(work, "selected", corpus.languages)
         steps["selected"] = write(select(pairs, encoder, tallies["train"]), both, "clean")
@@ -143,8 +144,8 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
         tallies["valid"].pairs["drawn from training"] = drawn
     else:
         write(pairs, train, "clean train")
-        write(all_pairs(texts["valid"], tallies["valid"]), valid, "clean valid")
-    write(all_pairs(texts["test"], tallies["test"]), test, "clean test")
+        write(all_pairs(texts["valid"], tallies["valid"], seen), valid, "clean valid")
+    write(all_pairs(texts["test"], tallies["test"], seen), test, "clean test")
     for split, tally in tallies.items():
         if not tally.last:
             raise RecipeError(f"no pair is left for {split} ({tally})")
@@ -168,6 +169,8 @@ def encode(corpus: Corpus, encoder: Encoder, split: str, tally: Tally, work: Pat
             right.write(b)
             (tally.dropped if train else tally.odd).update(faults)
             pairs -= sum(faults.values()) if train else 0
+    if not pairs:
+        raise RecipeError(f"no pair is left for {split} ({tally})")
     tally.pairs["binarised"] = pairs
 
 

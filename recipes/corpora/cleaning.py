@@ -82,13 +82,19 @@ def lines(source: Path, target: Path) -> Iterator[tuple[int, bytes, bytes]]:
         raise RecipeError(f"{source} and {target} are empty")
 
 
-def train_pairs(files: Iterable[tuple[Path, Path]], deduplicate: bool, tally: Tally) -> Iterator[tuple[str, str]]:
-    """Pairs fit for training. A copy is known by 8 bytes of a hash, which take about 80 bytes of memory for each pair.
+def mark(left: str, right: str) -> int:
+    """What a pair is known by: 8 bytes of a hash, which take about 80 bytes of memory in a set."""
+    return int.from_bytes(hashlib.blake2b(f"{left}\n{right}".encode(), digest_size=8).digest(), "little")
+
+
+def train_pairs(
+    files: Iterable[tuple[Path, Path]], deduplicate: bool, tally: Tally, seen: set[int]
+) -> Iterator[tuple[str, str]]:
+    """Pairs fit for training, without copies; ``seen`` takes the :func:`mark` of each.
 
     Raises:
         RecipeError: the two sides don't match.
     """
-    seen: set[int] = set()
     tally.pairs |= {"read": 0, "not odd": 0}
     for source, target in files:
         for _, a, b in lines(source, target):
@@ -105,9 +111,8 @@ def train_pairs(files: Iterable[tuple[Path, Path]], deduplicate: bool, tally: Ta
             else:
                 tally.pairs["not odd"] += 1
                 if deduplicate:
-                    made = hashlib.blake2b(f"{left}\n{right}".encode(), digest_size=8).digest()
                     known = len(seen)
-                    seen.add(int.from_bytes(made, "little"))
+                    seen.add(mark(left, right))
                     if len(seen) == known:
                         tally.dropped["duplicate"] += 1
                         continue
@@ -116,8 +121,8 @@ def train_pairs(files: Iterable[tuple[Path, Path]], deduplicate: bool, tally: Ta
         tally.pairs["without duplicates"] = len(seen)
 
 
-def all_pairs(files: Iterable[tuple[Path, Path]], tally: Tally) -> Iterator[tuple[str, str]]:
-    """Every pair, for validation or test.
+def all_pairs(files: Iterable[tuple[Path, Path]], tally: Tally, seen: set[int]) -> Iterator[tuple[str, str]]:
+    """Every pair, for validation or test; what was seen before is counted as odd.
 
     Raises:
         RecipeError: the two sides don't match, or a line isn't UTF-8.
@@ -137,4 +142,7 @@ def all_pairs(files: Iterable[tuple[Path, Path]], tally: Tally) -> Iterator[tupl
     for source, target in files:
         for number, a, b in lines(source, target):
             tally.pairs["read"] += 1
-            yield text(source, number, a), text(target, number, b)
+            left, right = text(source, number, a), text(target, number, b)
+            if mark(left, right) in seen:
+                tally.odd["in the training text, too"] += 1
+            yield left, right

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from sacremoses import MosesPunctNormalizer, MosesTokenizer
 
 CACHE = 500_000  # pieces that are remembered, in about 100 MB
+SHORT = 40  # characters of one at most: text without spaces has pieces of whole lines, which never come again
 LETTERS = MosesTokenizer.IsAlnum  # and digits
 CUT = re.compile(rf" (?:(?<=[{LETTERS}] )|(?<=[{LETTERS}][,;:!?)] ))(?=\(?[{LETTERS}])")
 WORD = re.compile(f"[{LETTERS}]+")  # is a token
@@ -55,7 +56,9 @@ def tokens(language: str, normalise: bool, then: Callable[[str], str]) -> Callab
             if (done := known.get(piece)) is None:
                 if len(known) >= CACHE:
                     known.clear()
-                done = known[piece] = then(moses(piece))
+                done = then(moses(piece))
+                if len(piece) < SHORT:
+                    known[piece] = done
             made.append(done)
         return " ".join(made)
 

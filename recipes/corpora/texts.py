@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,7 +81,8 @@ class Text(NamedTuple):
         return found
 
     def options(self) -> dict[str, Any]:
-        return {"data_set": self.name}
+        learned = {"versions": {"sentencepiece": version("sentencepiece")}} if TEXTS[self.name].vocab_size else {}
+        return {"data_set": self.name, **learned}
 
     def gather(self, archives: Path, work: Path) -> tuple[dict[str, Path], list[dict[str, Any]]]:
         """The text by split, and facts of the sources."""

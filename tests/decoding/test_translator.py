@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -129,6 +131,34 @@ def test_moses_splits_as_prepare_does(normalise: bool, tmp_path: Path) -> None:
     made = subwords(TextOptions("moses-bpe", "en", "de", False, normalise), tmp_path)
     line = "It’s a look-up."
     assert " ".join(made.encode([line])[0]).replace("@@ ", "") == moses.tokens("en", normalise, str)(line)
+
+
+def test_a_copy_of_a_translator_is_another(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, coverage")
+    translator = Translator(tmp_path / "model", threads=3)
+    expected = translator.translate(LINES, max_length=9)
+    for other in (copy.deepcopy(translator), pickle.loads(pickle.dumps(translator))):
+        assert other.threads == 3 and other.translate(LINES, max_length=9) == expected
+    with pytest.raises(TypeError, match="can't be copied: it has addresses"):
+        copy.deepcopy(translator._beam_search)
+
+
+def test_long_lines_are_few_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model", threads=1)
+    sizes: list[int] = []
+    lines = ["the window " * n for n in (1, 20, 3, 20, 20)]
+    expected = translator.translate(lines, max_length=5)
+    run = translator._beam_search.run
+
+    def seen(work: Any, *rest: Any) -> Any:
+        sizes.extend(map(len, work))
+        return run(work, *rest)
+
+    monkeypatch.setattr(translator._beam_search, "run", seen)
+    monkeypatch.setattr("fairseq_sru.decoding.translator.TOKENS", 2 * max(map(len, translator.encode(lines))))
+    assert translator.translate(lines, max_length=5) == expected
+    assert sizes == [2, 2, 1]
 
 
 def test_a_batch_that_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

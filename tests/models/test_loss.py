@@ -73,6 +73,24 @@ def sample(dictionary: Any) -> dict[str, Any]:
     return {"net_input": net_input, "target": target, "ntokens": 16}
 
 
+@pytest.mark.parametrize("what", ["positions", "dtype", "probabilities"])
+def test_what_compiled_code_does_not_check_is_fairseqs(what, monkeypatch):
+    """Targets of another shape or dtype, and a model that has probabilities of its own."""
+    dictionary = numbered(20)
+    model, batch = made("sru", dictionary).float(), sample(dictionary)
+    monkeypatch.setattr(loss.CrossEntropy, "apply", lambda *_: "compiled")
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(**batch["net_input"])
+        assert loss.cross_entropy(model, out, batch, 0.1, PAD) == "compiled"
+        if what == "positions":
+            out = (torch.cat([out[0], out[0][:, :1]], dim=1), *out[1:])
+        elif what == "dtype":
+            batch["target"] = batch["target"].int()
+        else:
+            monkeypatch.setattr(type(model), "get_normalized_probs", lambda *_: None)
+        assert loss.cross_entropy(model, out, batch, 0.1, PAD) is None
+
+
 @pytest.mark.parametrize("kind", ["plain", "smoothed"])
 def test_criterions_take_it_in_bfloat16_alone(kind, monkeypatch):
     dictionary = numbered(20)

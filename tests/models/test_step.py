@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from pathlib import Path
 from typing import Any
@@ -234,6 +235,33 @@ def test_threads_change_no_bit(dictionary: Dictionary) -> None:
         torch.set_num_threads(before)
     assert program(model) is not None
     assert torch.equal(*found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("what", ["rows", "state", "keys of 16 bits", "tokens of 32 bits", "training", "forward"])
+def test_what_compiled_code_does_not_check_is_torchs(
+    what: str, model: Any, dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It reads where it is told to: torch computes, or says what is wrong."""
+    ran: list[int] = []
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 1)
+    encoded, state = model.encoder(src), {}
+    monkeypatch.setattr(step.Step, "run", lambda *_: ran.append(1))
+    if what == "rows":
+        target = prefixes(dictionary, 3, 1)
+    elif what == "state":
+        model.decoder.set_incremental_state(state, "cached_state", {"c": torch.zeros(1, 3), "coverage": None})
+    elif what == "keys of 16 bits":
+        encoded = {**encoded, "keys": [key.bfloat16() for key in encoded["keys"]]}
+    elif what == "tokens of 32 bits":
+        target = target.int()
+    elif what == "training":
+        model.decoder.layers[0].train()
+    else:
+        model.decoder.layers[0].forward = model.decoder.layers[0].forward
+    with contextlib.suppress(Exception):
+        model.decoder(target, encoded, incremental_state=state)
+    assert not ran
 
 
 def test_a_compiler_that_fails_means_torch(monkeypatch: pytest.MonkeyPatch) -> None:

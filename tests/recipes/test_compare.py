@@ -118,12 +118,19 @@ def test_subwords_are_joined_as_they_were_made(recipe):
     overrides = ["prepare.tokenizer=moses-bpe", "generate.remove-bpe=sentencepiece"]
     with pytest.raises(ValueError, match=r"^generate.remove-bpe: must be subword_nmt where prepare.tokenizer is moses"):
         settings.load(recipe, overrides)
-    overrides[1] = "generate.remove-bpe=subword_nmt"
-    with pytest.raises(
-        ValueError, match=r"^generate.tokenizer: must be moses where prepare.tokenizer is moses-bpe; got N"
-    ):
-        settings.load(recipe, overrides)
-    assert settings.load(recipe, [*overrides, "generate.tokenizer=moses"])
+    with pytest.raises(ValueError, match=r"^prepare.target-lang: must be a language; YAML reads no, without quotes"):
+        settings.load(recipe, ["prepare.target-lang=no"])
+
+    def flags(*overrides: str) -> str:
+        return " ".join(commands.Commands(settings.load(recipe, overrides)).generate(Path("x"), "test", Path("y")))
+
+    assert "--remove-bpe sentencepiece" in flags()
+    assert flags("generate.remove-bpe=sentencepiece").count("--remove-bpe") == 1
+    moses = "--remove-bpe subword_nmt --tokenizer moses --source-lang {} --target-lang {}"
+    assert moses.format("de", "en") in flags("prepare.tokenizer=moses-bpe", "data=iwslt14-de-en")
+    own = ["prepare.source-lang=fr", "prepare.target-lang=it"]
+    assert moses.format("fr", "it") in flags("prepare.tokenizer=moses-bpe", *own)
+    assert "bpe" not in flags("kind=language")
 
 
 def test_a_system_may_have_seeds_of_its_own(recipe):

@@ -38,7 +38,7 @@ def test_scores_and_p_values_are_those_of_the_command(tmp_path):
     texts = {"base": spoilt(0.3, 1), "near": spoilt(0.3, 2), "better": spoilt(0.1, 3)}
     for name, text in {"ref": REFERENCES, **texts}.items():
         (tmp_path / name).write_text("".join(f"{line}\n" for line in text), encoding="utf-8")
-    found = scores.compare(REFERENCES, {name: texts[name] for name in ("better", "base", "near")}, "base")
+    found = scores.compare(REFERENCES, {name: texts[name] for name in ("better", "base", "near")}, "base", "de")
     check_paired(found["systems"], tmp_path / "ref", [tmp_path / name for name in texts])
     assert found["systems"]["better"]["BLEU"]["p_value"] < 0.01 < 0.05 < found["systems"]["near"]["BLEU"]["p_value"]
     assert "bs:1000" in found["signatures"]["BLEU"]
@@ -46,24 +46,34 @@ def test_scores_and_p_values_are_those_of_the_command(tmp_path):
 
 def test_bleu_is_that_of_the_command(tmp_path):
     output = spoilt(0.2, 4)
-    assert scores.bleu(REFERENCES, output) == pytest.approx(sacrebleu(tmp_path, ref=REFERENCES, a=output))
+    assert scores.bleu(REFERENCES, output, "de") == pytest.approx(sacrebleu(tmp_path, ref=REFERENCES, a=output))
+
+
+def test_words_of_chinese_are_found(tmp_path):
+    """Its sentences have no spaces: without that, each would be a word."""
+    references = ["\u4eca\u5929\u5929\u6c14\u5f88\u597d\uff0c\u6211\u4eec\u53bb\u516c\u56ed\u3002"] * 3
+    output = [line[:-3] + "\u5bb6\u3002" for line in references]
+    expected = sacrebleu(tmp_path, "-tok", "zh", ref=references, a=output)
+    assert scores.bleu(references, output, "zh") == pytest.approx(expected) and expected > 40
+    found = scores.compare(references, {"a": output}, "a", "zh")
+    assert "tok:zh" in found["signatures"]["BLEU"] and found["systems"]["a"]["TER"]["score"] < 60
 
 
 def test_equal_outputs_do_not_differ():
     output = spoilt(0.3, 1)
-    found = scores.compare(REFERENCES, {"a": output, "b": output}, "a")["systems"]["b"]
+    found = scores.compare(REFERENCES, {"a": output, "b": output}, "a", "de")["systems"]["b"]
     assert {found[metric]["p_value"] for metric in scores.METRICS} == {1.0}
 
 
 def test_nothing_is_compared_without_the_baseline():
-    found = scores.compare(REFERENCES, {"a": spoilt(0.3, 1), "b": spoilt(0.1, 2)}, "failed")["systems"]
+    found = scores.compare(REFERENCES, {"a": spoilt(0.3, 1), "b": spoilt(0.1, 2)}, "failed", "de")["systems"]
     assert {found[name][metric]["p_value"] for name in "ab" for metric in scores.METRICS} == {None}
 
 
 def test_each_domain_is_scored_by_itself(tmp_path):
     output = spoilt(0.2, 4)
     labels = ["long" if len(line) > 40 else "short" for line in REFERENCES]
-    found = scores.bleu_by_domain(REFERENCES, output, labels)
+    found = scores.bleu_by_domain(REFERENCES, output, labels, "de")
     assert list(found) == ["long", "short"]
     for domain, score in found.items():
         texts = {
@@ -81,7 +91,7 @@ def test_compounds_are_split_in_tokens(tmp_path):
     }
     expected = sacrebleu(tmp_path, "-tok", "none", "--force", **by_hand)
     assert scores.bleu_compounds_split(reference, output) == pytest.approx(expected)
-    assert scores.bleu(reference, output) != pytest.approx(expected)
+    assert scores.bleu(reference, output, "de") != pytest.approx(expected)
 
 
 @pytest.mark.parametrize(

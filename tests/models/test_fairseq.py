@@ -11,10 +11,12 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_cli
-from fairseq.data import Dictionary
+from fairseq.data import Dictionary, data_utils
+from fairseq.data.iterators import CountingIterator, GroupedIterator
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
@@ -22,7 +24,7 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from omegaconf import OmegaConf
-from support.commands import PLUGIN, SMOOTHED, hydra_words
+from support.commands import PLUGIN, SMOOTHED, hydra_words, train
 from support.lines import DECODED, OUTPUT, START, TRAINED, unexpected
 from support.small_models import FIXED, SIZES, made, sources
 
@@ -269,6 +271,24 @@ next(BufferedIterator(1000, Batches()))
 """
 
 
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_groups_of_batches_end_with_the_epoch(size: int, skip: bool) -> None:
+    """Wherever it goes on: with other processes than it stopped with, in the middle of a group."""
+    for length in range(1, 9):
+        for begun in range(length):
+            batches = CountingIterator(list(range(begun, length)), start=begun)
+            grouped = GroupedIterator(batches, size, skip_remainder_batch=skip)
+            found = [batch for group in grouped for batch in group]
+            left = (length - begun) // size * size if skip else length - begun
+            assert found == list(range(begun, begun + left))
+            assert not batches.has_next() and not grouped.has_next()
+
+
+def test_sentences_fall_into_buckets() -> None:
+    assert data_utils.get_buckets(np.arange(1, 101), 4).tolist() == [25, 50, 75, 100]
+
+
 def test_cpu_is_one_process_whatever_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     cfg = OmegaConf.structured(FairseqConfig)
     cfg.common.cpu, cfg.distributed_training.distributed_world_size = True, 2  # fairseq's default with two GPUs
@@ -283,6 +303,19 @@ def test_cpu_is_one_process_whatever_gpus_there_are(monkeypatch: pytest.MonkeyPa
 def test_python_ends_while_batches_are_prepared(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", READS_ON], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@slow
+def test_fairseqs_transformer_is_validated_in_bfloat16(toy_data: Path, tmp_path: Path) -> None:
+    """torch's fast path of such a model is not for autocast."""
+    sizes = [f"--{side}-{what}" for side in ("encoder", "decoder") for what in ("embed-dim", "ffn-embed-dim")]
+    arch = ["--arch", "transformer", *(word for flag in sizes for word in (flag, 32)), "--encoder-layers", 2, "--cpu"]
+    train(toy_data, tmp_path, "--max-update", 20, arch=[*arch, "--decoder-layers", 1, "--encoder-attention-heads", 4])
+    words = [toy_data, *PLUGIN, "--task", "translation", "--path", tmp_path / "checkpoint_last.pt", "--cpu"]
+    words += ["--max-tokens", 400, "--log-format", "json"]
+    printed = [run_cli("validate", *words, *more) for more in ([], ["--amp"])]
+    losses = [re.findall(r'"valid_loss": "([\d.]+)"', done.stdout + done.stderr)[-1] for done in printed]
+    assert float(losses[1]) == pytest.approx(float(losses[0]), rel=0.02)
 
 
 @slow

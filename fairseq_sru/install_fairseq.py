@@ -26,7 +26,6 @@ except ImportError:  # run by its path
 
 PATCH = Path(__file__).with_name(f"fairseq-{versions.FAIRSEQ}.patch")
 SDIST = f"fairseq-{versions.FAIRSEQ}.tar.gz"
-TRAIN = Path(sysconfig.get_path("scripts"), "fairseq-train")  # the last that pip writes
 OFFLINE = "without network, make the wheel on another machine with --wheel-dir DIR and `pip install` it here"
 
 
@@ -47,6 +46,14 @@ def installed() -> dict[str, str]:
     """The distributions that bring a module `fairseq`, and their versions. There are some under other names on PyPI."""
     names = set(importlib.metadata.packages_distributions().get("fairseq", ()))
     return {name: importlib.metadata.version(name) for name in sorted(names)}
+
+
+def is_whole() -> bool:
+    """Whether pip came to the end when it installed fairseq: it writes RECORD last."""
+    try:
+        return bool(importlib.metadata.distribution("fairseq").read_text("RECORD"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
 
 
 def is_usable(found: dict[str, str]) -> bool:
@@ -116,7 +123,7 @@ def install(wheel: Path, found: dict[str, str]) -> None:
         run(f"removing {other} failed", "pip", "uninstall", "--yes", other)
     failure = "installing fairseq failed for the reason above"
     run(failure, "pip", "install", "--constraint", constraints, wheel, shown=True)
-    if not TRAIN.exists():  # pip was killed before, and takes what it finds for installed
+    if not is_whole():  # pip takes what it finds for installed
         run(failure, "pip", "install", "--force-reinstall", "--no-deps", wheel)
 
 
@@ -130,7 +137,7 @@ def main() -> None:
     if not arguments.wheel_dir:
         found = installed()
         description = ", ".join(f"{name} {version}" for name, version in found.items())
-        if found == {"fairseq": versions.FAIRSEQ_PATCHED} and TRAIN.exists():
+        if found == {"fairseq": versions.FAIRSEQ_PATCHED} and is_whole():
             print(f"{description} is installed")
             return
         if is_usable(found):

@@ -36,7 +36,7 @@ _sru_is_venv() { # FOLDER
     [ -e "$1/bin/pip" ] || return 0
     pip=$("$1/bin/pip" --version 2>/dev/null) || return # pip 1.2.3 from FOLDER/lib/...
     pip=${pip#* from }
-    [ "${pip%%/lib*}" -ef "$1" ]
+    [ "${pip%/lib*/site-packages/*}" -ef "$1" ]
 }
 
 _sru_make_venv() { # FOLDER
@@ -69,11 +69,12 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
     local pins=$2/requirements.txt
     if command -v flock >/dev/null && ! flock -n 8; then
         printf 'setup.sh: waiting for another set-up\n' >&2
-        flock 8
+        flock 8 || : # a file system without locks
     fi
     ! _sru_is_ready "$1" "$2" || return 0
     if [ -n "${3:-}" ]; then
         _sru_is_venv "$1" || _sru_make_venv "$1" || return
+        hash -r
         local -x PIP_CONSTRAINT='' # of NVIDIA's containers: for their own environment
     fi
     _sru_is_recent "$1/bin/python" ||
@@ -91,8 +92,9 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
         grep -v '^nvidia-cuda-nvrtc' "$2/requirements.txt" >"$pins" || return
     fi
     _sru_run python -m pip install -r "$pins" || return
-    # so that the recipes find the package; torch has the setuptools that are needed, and isolation would download them
-    _sru_run python -m pip install --no-deps --no-build-isolation -e "$2" || return
+    # so that the recipes find the package; isolation would download setuptools, which is there but for an old torch
+    _sru_run python -m pip install --no-deps --no-build-isolation -e "$2" ||
+        _sru_run python -m pip install --no-deps -e "$2" || return
     _sru_state "$1" "$2" >"$1/fairseq_sru.stamp.new" && mv -- "$1/fairseq_sru.stamp.new" "$1/fairseq_sru.stamp"
 }
 

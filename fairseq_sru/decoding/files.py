@@ -176,11 +176,13 @@ def load(folder: Path) -> tuple[Model, Subwords]:
         return model, subwords(text, folder)
     except ModelError:
         raise
+    except json.JSONDecodeError as error:  # all else has a checksum
+        raise ModelError(f"{folder}/config.json is damaged: {error}") from None
     except OSError as error:
         raise ModelError(f"{folder}: {Path(error.filename or folder).name}: {error.strerror or error}") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())
-        raise ModelError(f"{folder}/config.json is of no model: {type(error).__name__}: {said}") from None
+        raise ModelError(f"{folder} is no model: {type(error).__name__}: {said}") from None
 
 
 def _whole(value: Any, name: str) -> int:

@@ -56,7 +56,7 @@ class Classifier(BaseFairseqModel):
         own = {f"classification_heads.{key}": weight for key, weight in self.classification_heads.state_dict().items()}
         for key in [key for key in state_dict if key.startswith("classification_heads.")]:
             if key not in own or state_dict[key].shape != own[key].shape:
-                logger.warning(f"{key} of the checkpoint is for other classes, and left out")
+                logger.warning(f"{key} of the checkpoint is for other classes: this model's is untrained")
                 del state_dict[key]
         state_dict.update({key: weight for key, weight in own.items() if key not in state_dict})
 

@@ -78,7 +78,7 @@ class SpeechEncoder(RecurrentEncoder):
             As of :meth:`RecurrentEncoder.encode`.
         """
         padding_mask = torch.arange(src_tokens.size(1), device=src_lengths.device) >= src_lengths[:, None]
-        dtype = self.subsample.convolutions[0].weight.dtype  # fairseq-generate --fp16 leaves frames in float32
+        dtype = next(self.subsample.parameters()).dtype  # fairseq-generate --fp16 leaves frames in float32
         x, padding_mask = self.subsample(src_tokens.to(dtype), padding_mask)
         return self.encode(x.transpose(0, 1).to(dtype), padding_mask)  # autocast rounds products alone, no sums
 

@@ -18,7 +18,7 @@ from . import scores
 from .fairseq_output import hypotheses, trained
 from .run import Run
 from .settings import Settings
-from .stages import evenly, lines
+from .stages import StageError, evenly, lines
 from .subset import write_subset
 from .training import Training, carry
 from .translators import Translators
@@ -50,9 +50,17 @@ class Comparison(Training):
         return [partial(part, run) for part in (self.train, self.average, self.translate, self.curve)]
 
     def prepare(self) -> None:
-        """The data, and from it the sentences that checkpoints are scored and decoding is timed on."""
+        """The data, and from it the sentences that checkpoints are scored and decoding is timed on.
+
+        Raises:
+            StageError: as of :class:`Training`; or sacreBLEU lacks what its scores of the language need.
+        """
         super().prepare()
         self.source, self.target = self.data["source"], self.data["target"]
+        try:
+            scores.metrics(self.target)
+        except RuntimeError as error:  # better now than after training
+            raise StageError(" ".join(str(error).split())) from None
         self.text = {
             split: {language: lines(self.raw(split, language)) for language in (self.source, self.target)}
             for split in SPLITS

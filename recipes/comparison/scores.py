@@ -25,8 +25,8 @@ def metrics(target: str) -> dict[str, Any]:
     Raises:
         RuntimeError: sacreBLEU lacks what finds that language's words; it says what to install.
     """
-    words = {"normalized": True, "asian_support": True} if target in WITHOUT_SPACES else {}
-    return {"BLEU": BLEU(trg_lang=target), "chrF2": CHRF(), "TER": TER(**words)}
+    asian = target in WITHOUT_SPACES
+    return {"BLEU": BLEU(trg_lang=target), "chrF2": CHRF(), "TER": TER(normalized=asian, asian_support=asian)}
 
 
 def compare(

@@ -54,7 +54,7 @@ class Training:
         self.out = Path(given.out)
         packages = {name: version(name) for name in ("torch", "fairseq")} | {"fairseq_sru": __version__}
         self.here = {"processor": processor(), "threads": torch.get_num_threads(), **packages}
-        if not self.commands.cpu:
+        if not self.commands.cpu and torch.cuda.is_available():
             self.here["gpu"] = torch.cuda.get_device_name()
         self.stages = Stages(self.out / "stamps", tqdm.write, self.here)
         self.failures: dict[Run, str] = {}
@@ -250,10 +250,7 @@ class Training:
             name = run.stage("average")
             inputs = [path for _, path in self.checkpoints(run)][-self.settings.average :]
             if len(inputs) < self.settings.average:
-                raise StageError(
-                    f"{name}: {self.folder(run)} has {len(inputs)} checkpoints; fairseq keeps none that falls on an "
-                    f"epoch's end: another number of checkpoints or updates"
-                )
+                tqdm.write(f"{name}: of {len(inputs)} checkpoints; fairseq keeps none that falls on an epoch's end")
             command = self.commands.average(inputs, self.final(run))
             self.stages.command(name, command, inputs=inputs, outputs=[self.final(run)], log=self.log(name))
 

@@ -90,7 +90,7 @@ def mark(left: str, right: str) -> int:
 def train_pairs(
     files: Iterable[tuple[Path, Path]], deduplicate: bool, tally: Tally, seen: set[int]
 ) -> Iterator[tuple[str, str]]:
-    """Pairs fit for training, without copies; ``seen`` takes the :func:`mark` of each.
+    """Pairs fit for training, without copies where that is wanted; ``seen`` takes the :func:`mark` of each.
 
     Raises:
         RecipeError: the two sides don't match.
@@ -110,12 +110,11 @@ def train_pairs(
                 tally.dropped["empty"] += 1
             else:
                 tally.pairs["not odd"] += 1
-                if deduplicate:
-                    known = len(seen)
-                    seen.add(mark(left, right))
-                    if len(seen) == known:
-                        tally.dropped["duplicate"] += 1
-                        continue
+                known = len(seen)
+                seen.add(mark(left, right))
+                if deduplicate and len(seen) == known:
+                    tally.dropped["duplicate"] += 1
+                    continue
                 yield left, right
     if deduplicate:
         tally.pairs["without duplicates"] = len(seen)

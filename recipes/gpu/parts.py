@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,8 +54,8 @@ def training(out: Path, name: str, batch: int, *overrides: str) -> tuple[str, ..
     shared = [f"systems.{system}.{flag}={value}" for system in SYSTEMS for flag, value in alike.items()]
     options = (*general, "slices.rounds=1", *shared, *overrides, "--output", str(out / f"{name}.json"))
     # by name: what can't run there then fails, where by itself it would go on in plain torch
-    kernels = ("env", "FAIRSEQ_SRU_BACKEND=cuda") if ON_GPU else ()
-    return (*kernels, "python", "recipes/equal_time.py", LOHELP, *options)
+    python = ("env", "FAIRSEQ_SRU_BACKEND=cuda", sys.executable) if ON_GPU else ("python",)
+    return (*python, "recipes/equal_time.py", LOHELP, *options)
 
 
 def parts(out: Path, dry: bool) -> list[Part]:

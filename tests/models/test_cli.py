@@ -167,22 +167,6 @@ def test_average(trained, toy_data, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"average", "average.pt"}
 
 
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (
-            ["--inputs", "{folder}", "--num-epoch-checkpoints", "9"],
-            "holds 4 epoch checkpoints; --num-epoch-checkpoints is 9",
-        ),
-        (["--inputs", "{folder}", "--num-epoch-checkpoints", "-1"], "must be an integer of at least 1; got '-1'"),
-        (["--inputs", "{folder}/none.pt"], "no such file"),
-        (["--inputs", "{folder}"], "is a folder: --num-epoch-checkpoints or --num-update-checkpoints says how many"),
-        (["--inputs", "{folder}/checkpoint1.pt", "--output", "/proc/mean.pt"], "/proc/mean.pt can't be written: "),
-        (["--inputs", str(ROOT / "LICENSE")], "is not a fairseq checkpoint"),
-        (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),
-        (["--inputs", "{folder}/checkpoint1.pt", "--output", "{folder}/checkpoint1.pt"], "is there already: remove it"),
-    ],
-)
 def test_average_of_weights_that_differ(tmp_path):
     import average
 
@@ -202,6 +186,22 @@ def test_average_of_weights_that_differ(tmp_path):
             average.average([tmp_path / "a.pt", tmp_path / f"{name}.pt"])
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (
+            ["--inputs", "{folder}", "--num-epoch-checkpoints", "9"],
+            "holds 4 epoch checkpoints; --num-epoch-checkpoints is 9",
+        ),
+        (["--inputs", "{folder}", "--num-epoch-checkpoints", "-1"], "must be an integer of at least 1; got '-1'"),
+        (["--inputs", "{folder}/none.pt"], "no such file"),
+        (["--inputs", "{folder}"], "is a folder: --num-epoch-checkpoints or --num-update-checkpoints says how many"),
+        (["--inputs", "{folder}/checkpoint1.pt", "--output", "/proc/mean.pt"], "/proc/mean.pt can't be written: "),
+        (["--inputs", str(ROOT / "LICENSE")], "is not a fairseq checkpoint"),
+        (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),
+        (["--inputs", "{folder}/checkpoint1.pt", "--output", "{folder}/checkpoint1.pt"], "is there already: remove it"),
+    ],
+)
 def test_average_names_what_is_wrong(trained, words, message, tmp_path, capsys):
     import average
 

@@ -996,26 +996,31 @@ def test_runs_side_by_side_come_to_the_same(undisturbed):
 
 @pytest.mark.slow
 def test_what_changed_is_done_again_and_a_failure_stops_nothing_else(undisturbed):
-    out = shutil.copytree(undisturbed / "whole", undisturbed / "changed")
-    before = facts(out)
-    stamps = {path.name: path.read_text() for path in (out / "stamps").iterdir()}
-    changed = ["systems.two.dropout=0.5", "systems.bad.arch=no_such_architecture"]
-    refused = run_small(undisturbed, "changed", *changed)
-    assert refused.returncode == 2 and facts(out) == before
-    assert re.search(r"error: out: \S*two-1 was trained with other settings: remove it, or name an", refused.stderr)
-    shutil.rmtree(out / "checkpoints" / "two-1")
-    again = run_small(undisturbed, "changed", *changed)
-    assert again.returncode == 1
-    done = re.findall(r"^([a-z]+ .*|score|report|subset)$\n\+ |^(score|report|subset)$", again.stdout, re.MULTILINE)
-    names = ["".join(pair) for pair in done]
-    assert {name.split()[1] for name in names if " " in name} == {"two", "bad"}
-    assert names[-2:] == ["score", "report"]
-    for name, text in stamps.items():
-        assert ((out / "stamps" / name).read_text() == text) == (
-            "two" not in name and name not in ("score.json", "report.json")
-        )
-    found = json.loads((out / "report.json").read_text())
-    jsonschema.validate(found, SCHEMA)
-    assert "no_such_architecture" in found["systems"]["bad"]["failures"][0]
-    assert found["verdict"].endswith("Failed: bad; see the end.")
-    assert (out / "translations" / "one-1.de").read_text() == before["texts"]["one-1.de"]
+    out, kept = undisturbed / "whole", undisturbed / "kept"  # stamps know commands by the folder's path
+    shutil.copytree(out, kept)
+    try:
+        before = facts(out)
+        stamps = {path.name: path.read_text() for path in (out / "stamps").iterdir()}
+        changed = ["systems.two.dropout=0.5", "systems.bad.arch=no_such_architecture"]
+        refused = run_small(undisturbed, "whole", *changed)
+        assert refused.returncode == 2 and facts(out) == before
+        assert re.search(r"error: out: \S*two-1 was trained with other settings: remove it, or name an", refused.stderr)
+        shutil.rmtree(out / "checkpoints" / "two-1")
+        again = run_small(undisturbed, "whole", *changed)
+        assert again.returncode == 1
+        done = re.findall(r"^([a-z]+ .*|score|report|subset)$\n\+ |^(score|report|subset)$", again.stdout, re.MULTILINE)
+        names = ["".join(pair) for pair in done]
+        assert {name.split()[1] for name in names if " " in name} == {"two", "bad"}
+        assert names[-2:] == ["score", "report"]
+        for name, text in stamps.items():
+            assert ((out / "stamps" / name).read_text() == text) == (
+                "two" not in name and name not in ("score.json", "report.json")
+            )
+        found = json.loads((out / "report.json").read_text())
+        jsonschema.validate(found, SCHEMA)
+        assert "no_such_architecture" in found["systems"]["bad"]["failures"][0]
+        assert found["verdict"].endswith("Failed: bad; see the end.")
+        assert (out / "translations" / "one-1.de").read_text() == before["texts"]["one-1.de"]
+    finally:
+        shutil.rmtree(out)
+        kept.rename(out)

@@ -311,7 +311,7 @@ def test_librispeech_in_miniature(tmp_path):
 def test_a_zip_is_read_by_anyone(tmp_path):
     import zipfile
 
-    run("spoken-digits", digits(tmp_path / "in", takes=1), tmp_path / "out", "--test-speakers", "bob")
+    run("spoken-digits", digits(tmp_path / "in", takes=2), tmp_path / "out", "--test-speakers", "bob")
     with zipfile.ZipFile(tmp_path / "out" / "fbank.zip") as pack:
         assert pack.testzip() is None
         for row in rows(tmp_path / "out", "test"):

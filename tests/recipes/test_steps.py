@@ -100,10 +100,10 @@ def test_a_recorded_step_gives_what_the_steps_give(plain: bool) -> None:
     words, systems = small(60)
     model = models.for_decoding(systems[models.SRU])
     model = plain_torch(model) if plain else model
-    forward, found = model.decoder.forward, []
+    forward, found = type(model.decoder).forward, []
 
-    def seen(*args: Any, **kwargs: Any) -> Any:
-        given = forward(*args, **kwargs)
+    def seen(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = forward(self, *args, **kwargs)
         found[-1].append(given[0][:, -1:].clone())
         return given
 
@@ -111,7 +111,7 @@ def test_a_recorded_step_gives_what_the_steps_give(plain: bool) -> None:
         torch.manual_seed(0)
         function = make(model, words, 2, 3)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(model.decoder, "forward", seen)
+            patch.setattr(type(model.decoder), "forward", seen)
             for _ in range(2):  # the second begins anew
                 found.append([])
                 function()

@@ -81,6 +81,7 @@ def exported(folder: Path, name: str, int8: bool = False, **more: Any) -> Any:
         parameter.data.mul_(1.5)  # not near to uniform
     task = Namespace(source_dictionary=words(), target_dictionary=words())
     file = folder.parent / f"{folder.name}.spm"
+    folder.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(subword_model())
     save(model_of(model, task, SENTENCEPIECE), file, folder, int8)
     return model

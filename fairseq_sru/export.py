@@ -63,10 +63,11 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     try:
         (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
     except FileNotFoundError as error:
-        raise ModelError(f"no such file: {error.filename}: --data names the folder of the dictionaries") from None
+        raise ModelError(f"no such file: {error.filename}; --data names the folder of the dictionaries") from None
     except Exception as error:  # of torch, pickle, omegaconf, fairseq: whatever lies in the file
         said = " ".join(str(error).split())[:300]
-        raise ModelError(f"{path} can't be read, or is of other dictionaries: {said}") from None
+        wrong = f"{path} can't be read, or not with its dictionaries (--data names their folder)"
+        raise ModelError(f"{wrong}: {said}") from None
     return trained.float().eval(), task
 
 

@@ -201,10 +201,10 @@ def test_what_cannot_be_exported_is_said(
         (["--path", tmp_path / "none", *rest, "--out", tmp_path / "m"], "argument --path: no such file:"),
         (
             ["--path", tmp_path / "no checkpoint", *rest, "--out", tmp_path / "m"],
-            "no checkpoint can't be read, or is of other dictionaries",
+            "no checkpoint can't be read, or not with its dictionaries",
         ),
-        ([*words, "--data", tmp_path, "--out", tmp_path / "m"], "--data names the folder of the dictionaries"),
-        ([*words, "--data", tmp_path / "other", "--out", tmp_path / "m"], "or is of other dictionaries: "),
+        ([*words, "--data", tmp_path, "--out", tmp_path / "m"], "(--data names their folder): Could not infer"),
+        ([*words, "--data", tmp_path / "other", "--out", tmp_path / "m"], "(--data names their folder): "),
     ):
         with pytest.raises(SystemExit) as ended:
             export.main([str(word) for word in given])

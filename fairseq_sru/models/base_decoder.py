@@ -17,7 +17,7 @@ from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
 from .options import cutoffs
-from .step import Step, compilable, forget, remembered
+from .step import Step, compilable, forget, readable, remembered
 from .units import LSTM
 
 State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
@@ -159,17 +159,20 @@ class BaseDecoder(FairseqIncrementalDecoder):
     ) -> tuple[Tensor, Extra] | None:
         """A step by compiled code: as :meth:`forward`, or None where that isn't possible."""
         kept = self._kept(incremental_state)
-        unusual = self.training or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
-        unusual = unusual or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        recorded = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        unusual = self.training or recorded or torch.is_autocast_enabled("cpu")
         if unusual or not prev_output_tokens.is_cpu or (not kept and prev_output_tokens.size(1) > 1):
             return None
         step = self._step(first=not kept)
         if step is None:
             return None
+        sources = self.sources(encoder_out)
+        if "c" not in kept and not readable(sources):  # else an earlier step has looked
+            return None
         if kept and "c" not in kept:  # the first steps were torch's
             states = self.cached(incremental_state)
             kept = {"c": torch.cat([state["c"] for state in states], dim=1), "coverage": states[-1].get("coverage")}
-        given = prev_output_tokens[:, -1], self.sources(encoder_out), kept.get("c"), kept.get("coverage")
+        given = prev_output_tokens[:, -1], sources, kept.get("c"), kept.get("coverage")
         if not step.takes(*given):
             return None
         after = step.run(*given, bool(self.need_attn))

@@ -41,6 +41,13 @@ class Result(NamedTuple):
     weights: Tensor | None
 
 
+def readable(sources: list[Source]) -> bool:
+    """Whether compiled code can read these, which it does unseen: of the same sentences and places, in float32."""
+    sentences, _, src_len, _ = sources[0].key.shape
+    float32 = all(x.dtype == torch.float32 and x.is_cpu and len(x) == sentences for source in sources for x in source)
+    return float32 and all({s.key.size(2), s.value.size(2), s.mask.size(-1)} == {src_len} for s in sources)
+
+
 class Step:
     """The step of a decoder, ready to run."""
 
@@ -49,14 +56,12 @@ class Step:
         self.packed: Packed = program.packed()
 
     def takes(self, tokens: Tensor, sources: list[Source], state: Tensor | None, past: Tensor | None) -> bool:
-        """Whether :meth:`run` can take these: compiled code reads where it is told to, and torch says what is wrong."""
+        """Whether :meth:`run` can take these with sources that are :func:`readable`."""
         rows, (sentences, _, src_len, _) = len(tokens), sources[0].key.shape
         return (
             tokens.dtype == torch.int64
             and 0 < sentences <= rows
             and rows % sentences == 0
-            and all(x.dtype == torch.float32 and x.is_cpu and len(x) == sentences for source in sources for x in source)
-            and all({s.key.size(2), s.value.size(2), s.mask.size(-1)} == {src_len} for s in sources)
             and (state is None or state.shape == (rows, self.program.state_size))
             and (past is None or past.shape == (rows, src_len))
         )

@@ -15,7 +15,7 @@ from corpora.registry import CORPORA
 
 from fairseq_sru.layers.linear import bfloat16_pays
 
-from .settings import Settings
+from .settings import JOINING, Settings
 
 
 def words(flags: Mapping[str, Any]) -> list[str]:
@@ -104,9 +104,9 @@ class Commands:
         if self.settings.kind != "translation":
             return {}
         if self.settings.prepare.get("tokenizer") != "moses-bpe":
-            return {"remove-bpe": "sentencepiece"}
+            return dict(JOINING["sentencepiece"])
         source, target = self.languages
-        return {"remove-bpe": "subword_nmt", "tokenizer": "moses", "source-lang": source, "target-lang": target}
+        return {**JOINING["moses-bpe"], "source-lang": source, "target-lang": target}
 
     def generate(self, data: Path, split: str, checkpoint: Path, **more: Any) -> list[str]:
         given = self.settings.generate

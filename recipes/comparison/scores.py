@@ -62,7 +62,7 @@ def compare(
 
 def bleu(references: Sequence[str], output: Sequence[str], target: str) -> float:
     """BLEU as the ``sacrebleu`` command gives it for that language."""
-    return float(metrics(target)["BLEU"].corpus_score(list(output), [list(references)]).score)
+    return float(BLEU(trg_lang=target).corpus_score(list(output), [list(references)]).score)
 
 
 def bleu_by_domain(

@@ -26,6 +26,11 @@ OURS |= {
 }
 
 KINDS = ("translation", "sentences", "language", "speech")  # of what is compared
+# by how text was made of subwords: flags of fairseq-generate that undo it
+JOINING = {
+    "sentencepiece": {"remove-bpe": "sentencepiece"},
+    "moses-bpe": {"remove-bpe": "subword_nmt", "tokenizer": "moses"},
+}
 OF_TRANSLATION = ("average", "curve", "speed", "split_compounds")  # settings that other kinds have no use for
 
 
@@ -186,7 +191,7 @@ def _check_kind(s: Settings) -> None:
             if getattr(s, key) != getattr(Settings(), key):
                 wrong(key, f"is for the kind translation alone; this is {s.kind}")
     elif s.prepare.get("tokenizer") == "moses-bpe":
-        for key, allowed in {"remove-bpe": "subword_nmt", "tokenizer": "moses"}.items():
+        for key, allowed in JOINING["moses-bpe"].items():
             if (given := s.generate.get(key, allowed)) != allowed:
                 wrong(f"generate.{key}", f"must be {allowed} where prepare.tokenizer is moses-bpe; got {given}")
     for key in ("source-lang", "target-lang"):

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from ..recurrence.autograd import recorded
+
+
+def whole(name: str, value: int, least: int) -> int:
+    """As an int, whatever integer it is, of numpy's, too."""
+    try:
+        number = least - 1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise ValueError(f"{name} must be an integer of at least {least}; got {value!r}")
+    return number
+
 
 def positive(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1; got {value!r}")
-    return value
+    return whole(name, value, 1)
 
 
 def number(name: str, value: float) -> float:
@@ -77,7 +89,9 @@ def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
         raise TypeError(f"{wanted}; got {lengths!r}") from error
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         raise ValueError(f"{wanted}; got {lengths.dtype} {tuple(lengths.shape)}")
-    if not torch.compiler.is_compiling() and lengths.device.type == "cpu" and batch:  # a GPU would have to be awaited
+    # a GPU would have to be awaited; what is traced or transformed has no numbers yet
+    seen = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not (seen or recorded()) and lengths.device.type == "cpu" and batch:
         least, most = int(lengths.min()), int(lengths.max())
         if least < 0 or most > steps:
             raise ValueError(f"lengths must be from 0 to {steps}, the length of x; got {least if least < 0 else most}")

@@ -82,8 +82,8 @@ class SRUCell(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.input_size = positive("input_size", input_size)
-        self.hidden_size = positive("hidden_size", hidden_size)
+        input_size = self.input_size = positive("input_size", input_size)
+        hidden_size = self.hidden_size = positive("hidden_size", hidden_size)
         self.dropout = probability("dropout", dropout)
         self.rnn_dropout = probability("rnn_dropout", rnn_dropout)
         self.activation = "relu" if use_relu else "tanh" if use_tanh else "identity"
@@ -153,6 +153,8 @@ class SRUCell(nn.Module):
         check_input(x, self.input_size, step=True)
         if x.dtype != weight.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
             raise TypeError(f"x must be of the parameters' dtype, {weight.dtype}; got {x.dtype}")
+        if x.device != weight.device:
+            raise ValueError(f"x must be on the parameters' device, {weight.device}; got {x.device}")
         if c0 is not None:
             check_c0(c0, (x.size(-2), self.output_size))
         if padding_mask is not None:
@@ -186,6 +188,8 @@ class SRUCell(nn.Module):
         return h.squeeze(0) if single else h, c
 
     def _mask(self, x: Tensor, p: float, width: int) -> Tensor:
+        if torch._C._are_functorch_transforms_active():  # vmap over the parameters: x alone has no batch of masks
+            return torch.bernoulli(x.new_full((x.size(1), width), 1 - p)) / (1 - p)
         return x.new_empty(x.size(1), width).bernoulli_(1 - p).div_(1 - p)
 
     __prepare_scriptable__ = refuse_scripting

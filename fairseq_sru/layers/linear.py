@@ -24,10 +24,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..recurrence.autograd import batched, transformed
 from . import bfloat16
 
 # oneDNN keeps the code of as many products, 0.7 MB each; with its 1024 a training takes 0.3 GB more and is no faster
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+# large tensors in large pages of memory, where Linux has them: training is faster; read at the first tensor
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 _CPU = Path("/proc/cpuinfo")
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
@@ -63,7 +66,7 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
         # with create_graph=True, products that autograd can differentiate again
-        product = (lambda a, b: a @ b.t()) if torch.is_grad_enabled() else _product
+        product = (lambda a, b: a @ b.t()) if torch.is_grad_enabled() or batched(grad) else _product
         return (
             product(grad, weight.t()) if ctx.needs_input_grad[0] else None,
             product(grad.t(), x.t()) if ctx.needs_input_grad[1] else None,
@@ -85,7 +88,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or torch.jit.is_tracing()
         or not x.is_cpu
         or not torch.backends.mkldnn.enabled
-        or torch._C._are_functorch_transforms_active()  # torch.func
+        or transformed()
         or x.dtype == torch.float64  # which autocast leaves alone
     )
     if autocast and not special and torch.get_autocast_dtype("cpu") == torch.bfloat16:
@@ -123,7 +126,7 @@ def bfloat16_gain() -> float:
     """How many times as fast as in float32 a product of a layer's size is in bfloat16 here, on as many threads as torch
     has. Measured once a process, in less than a second: the best of some in turns."""
     draw = torch.Generator().manual_seed(0)  # torch's own draws what training drops out, which must not depend on this
-    x, weight = torch.randn(1024, 512, generator=draw), torch.randn(1536, 512, generator=draw)
+    x, weight = (torch.randn(n, 512, generator=draw, device="cpu", dtype=torch.float32) for n in (1024, 1536))
     best = {linear: math.inf, bfloat16.linear: math.inf}
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         for _ in range(8):

@@ -39,6 +39,8 @@ def from_published(cls: type[SRU], state_dict: Mapping[str, Tensor], options: di
     made = cls(input_size, out // directions, len(layers), **{**told, **options})
     for i, (layer, given) in enumerate(zip(made.layers, layers, strict=True)):
         cell = cast("SRUCell", layer)
+        if not cell.highway and scale != 1.0:
+            raise ValueError(f"highway must be True: scale_x, {scale}, is that of a skip term; {options} have none")
         if cell.highway and cell.planes == 3 and not math.isclose(cell.skip_scale, scale, rel_tol=1e-3):
             raise ValueError(f"rescale and highway_bias must give scale_x, {scale}; {options} give {cell.skip_scale}")
         _fill(cell, given, f"rnn_lst.{i}", options)

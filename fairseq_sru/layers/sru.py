@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,10 +68,11 @@ class SRU(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.input_size = positive("input_size", input_size)
-        self.hidden_size = positive("hidden_size", hidden_size)
-        self.num_layers = positive("num_layers", num_layers)
-        probability("dropout", dropout)  # one layer would have none of it
+        input_size = self.input_size = positive("input_size", input_size)
+        hidden_size = self.hidden_size = positive("hidden_size", hidden_size)
+        num_layers = self.num_layers = positive("num_layers", num_layers)
+        if probability("dropout", dropout) and num_layers == 1:
+            warnings.warn(f"dropout is between layers: with num_layers=1, {dropout} drops nothing", stacklevel=2)
         self.bidirectional = bool(bidirectional)
         self.batch_first = bool(batch_first)
         self.output_size = hidden_size * (2 if bidirectional else 1)
@@ -126,7 +128,8 @@ class SRU(nn.Module):
             batch, D)``.
 
         Raises:
-            ValueError: a shape or a length is not as described.
+            ValueError: a shape or a length is not as described; lengths on a GPU, which would have to be awaited, are
+                not looked at.
             TypeError: an argument is not a tensor, or of another dtype.
             RuntimeError: the backend that was asked for can't run here.
         """
@@ -177,8 +180,9 @@ class SRU(nn.Module):
     ) -> SRU:
         """A stack with the weights of the PyPI package ``sru`` (v1 and v2) or of the SRU code of 2017.
 
-        Sizes, number of layers, cell, layer norm and rescaling follow from the tensors; a factorised weight
-        (``projection_size``) is multiplied out. What the tensors don't tell must be given, as their model had it.
+        Sizes, number of layers, cell (v1 where weight_c is all zeros, unless v1=False is given), layer norm and
+        rescaling follow from the tensors; a factorised weight (``projection_size``) is multiplied out. What the
+        tensors don't tell must be given, as their model had it.
 
         Args:
             state_dict: of their ``SRU``, with names as ``rnn_lst.0.weight``.

@@ -40,6 +40,25 @@ class Backend(Protocol):
         ...
 
 
+def transformed() -> bool:
+    """Whether torch.func or forward-mode derivatives are at work, which know torch's own operations alone."""
+    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def recorded() -> bool:
+    """Whether what torch computes with is recorded or faked, and has no numbers: by make_fx, fake tensors."""
+    kinds = torch._C._TorchDispatchModeKey
+    return torch._C._len_torch_dispatch_stack() > 0 and any(
+        torch._C._get_dispatch_mode(kind) is not None for kind in (kinds.FAKE, kinds.PROXY, kinds.FUNCTIONAL)
+    )
+
+
+def batched(*grads: Tensor | None) -> bool:
+    """Whether gradients come many at once, by vmap."""
+    known = (torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor)
+    return any(is_batched(grad) for grad in grads if grad is not None for is_batched in known)
+
+
 class Recurrence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, backend: Backend, options: Options, padding_mask: Tensor | None, *tensors: Any) -> Any:  # type: ignore[override]
@@ -57,7 +76,7 @@ class Recurrence(torch.autograd.Function):
         padding_mask, saved, *tensors = ctx.saved_tensors
         tensors, wide = tensors[:6], tensors[6:]
         needed = ctx.needs_input_grad[3:]
-        if torch.is_grad_enabled():  # create_graph=True
+        if torch.is_grad_enabled() or batched(grad_h, grad_c_n):  # the former is create_graph=True
             grads = differentiable(Tensors(*tensors), padding_mask, ctx.options, grad_h, grad_c_n, needed)
         else:
             used = widened(tensors, wide)
@@ -81,15 +100,16 @@ def differentiable(
     grad_c_n: Tensor | None,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """First derivatives that can be differentiated again: through the definition."""
-    # Aliases: u was computed from x, and the path from u to x is the outer graph's to add.
-    aliases: Any = Tensors(*(None if t is None else t.view_as(t) for t in tensors))  # type: ignore[arg-type]
-    h, c_n = reference(aliases, padding_mask, options)
+    """First derivatives through the definition; where gradients are on, they can be differentiated again."""
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Aliases: u was computed from x, and the path from u to x is the outer graph's to add.
+        aliases: Any = Tensors(*(None if t is None else t.view_as(t) for t in tensors))  # type: ignore[arg-type]
+        h, c_n = reference(aliases, padding_mask, options)
     wanted = [t for t, need in zip(aliases, needed, strict=True) if need]
     given = [(out, grad) for out, grad in ((h, grad_h), (c_n, grad_c_n)) if grad is not None]
-    grads = iter(
-        torch.autograd.grad([o for o, _ in given], wanted, [g for _, g in given], create_graph=True, allow_unused=True)
-    )
+    outputs, weights = [out for out, _ in given], [grad for _, grad in given]
+    grads = iter(torch.autograd.grad(outputs, wanted, weights, create_graph=again, allow_unused=True))
     return tuple(next(grads) if need else None for need in needed)
 
 
@@ -138,7 +158,7 @@ def recurrence(
     options = Options(activation, bidirectional, skip_scale)
     tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
     h, c_n, saved = _run_by(backend, u).forward(tensors, padding_mask, options, keep)
-    return h, c_n, c_n.new_empty(0) if saved is None else saved
+    return h.contiguous(), c_n, c_n.new_empty(0) if saved is None else saved
 
 
 @recurrence.register_fake
@@ -180,7 +200,7 @@ def recurrence_backward(
         assert again is not None
         saved = again
     grads = chosen.backward(tensors, padding_mask, options, saved, grad_h, grad_c_n, tuple(needed))
-    return [u.new_empty(0) if grad is None else grad for grad in grads]
+    return [u.new_empty(0) if grad is None else grad.contiguous() for grad in grads]
 
 
 @recurrence_backward.register_fake
@@ -200,6 +220,10 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 def _backward(ctx: Any, grad_h: Tensor | None, grad_c_n: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[:6]
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True, of an export
+        *tensors, padding_mask, _ = ctx.saved_tensors
+        options = Options(*ctx.options[:3])
+        return (*differentiable(Tensors(*tensors), padding_mask, options, grad_h, grad_c_n, needed), *[None] * 6)
     grads = torch.ops.fairseq_sru.recurrence_backward(*ctx.saved_tensors, grad_h, grad_c_n, *ctx.options, needed)
     return (*(grad if need else None for grad, need in zip(grads, needed, strict=True)), *[None] * 6)
 

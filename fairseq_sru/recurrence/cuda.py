@@ -29,14 +29,6 @@ class Stream(NamedTuple):
     ptr: int
 
 
-class Entry(NamedTuple):
-    """A kernel on a device, and how many blocks of how many threads run it."""
-
-    function: Callable[..., None]
-    grid: tuple[int]
-    block: tuple[int]
-
-
 class Geometry(NamedTuple):
     """vec, ahead: what the text is compiled for; see kernels/sru.cu."""
 
@@ -168,11 +160,14 @@ class Cuda(Kernels):
                 function(grid, block, (*values, *shape), stream=stream)
 
     @functools.cached_property
-    def entry(self) -> Callable[..., Entry]:
+    def entry(self) -> Callable[..., tuple[Callable[..., None], tuple[int], tuple[int]]]:
         """:meth:`_entry` with a memory: of each shape, everything but addresses and the stream is looked up once."""
         return functools.lru_cache(maxsize=KEPT)(self._entry)
 
-    def _entry(self, kernel: str, variant: Variant, shape: Shape, index: int, aligned: int) -> Entry:
+    def _entry(
+        self, kernel: str, variant: Variant, shape: Shape, index: int, aligned: int
+    ) -> tuple[Callable[..., None], tuple[int], tuple[int]]:
+        """A kernel on a device, and how many blocks of how many threads run it."""
         how = geometry(variant, shape, multiprocessors(index), aligned)
         key = (index, variant, how.vec, how.ahead)
         device = torch.device("cuda", index)
@@ -180,7 +175,7 @@ class Cuda(Kernels):
             if key not in self.functions:
                 self.functions[key] = self._load(variant, how.vec, how.ahead, index)
             self._foresee(variant, shape.width // shape.directions, index)
-            return Entry(self.functions[key][kernel], (how.grid,), (how.block,))
+            return self.functions[key][kernel], (how.grid,), (how.block,)
 
     def _foresee(self, variant: Variant, half: int, device: int) -> None:
         """Compile into the cache, in the background, what other batches of the same model will want."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .autograd import Backend, Recurrence, operator
+from .autograd import Backend, Recurrence, operator, recorded, transformed
 from .build import Unavailable
 from .native import Native
 from .reference import ACTIVATIONS, Options, Tensors, Torch, reference
@@ -96,17 +96,19 @@ def sru_recurrence(
     check_tensors(tensors, padding_mask, activation, bidirectional)
     options = Options(activation, bidirectional, float(skip_scale))
     keep = torch.is_grad_enabled() and (u.requires_grad or any(t is not None and t.requires_grad for t in tensors))
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if transformed():
+        return reference(tensors, padding_mask, options)
+    compiling = torch.compiler.is_compiling()
+    leaves = torch.jit.is_tracing() or (not compiling and recorded())
+    if leaves or compiling:
         if torch.onnx.is_in_onnx_export():
             raise RuntimeError(
                 "export to ONNX is not supported: ONNX has no operator for the SRU recurrence; torch.export works"
             )
-        leaves = torch.jit.is_tracing() or _is_exporting()  # what is made here may run elsewhere
+        leaves = leaves or _is_exporting()  # what is made here may run elsewhere
         name = check_backend(backend) if leaves else _choose_name(backend, u.device.type)
         if name != "reference":
             return operator(name, tensors, padding_mask, options, keep and not leaves)  # type: ignore[no-any-return]
-        return reference(tensors, padding_mask, options)
-    if torch._C._are_functorch_transforms_active():  # torch.func: of the definition, whatever it wants
         return reference(tensors, padding_mask, options)
     chosen = choose(backend, u.device.type)
     if chosen is None:

@@ -63,21 +63,13 @@ class Shape(NamedTuple):
         return self.chunk_length < self.length
 
 
-class Plan(NamedTuple):
-    """What follows from dtypes and shapes of a call alone."""
-
-    variant: Variant
-    shape: Shape
-    state: torch.dtype
-
-
 class Kernels:
     """forward and backward of :func:`fairseq_sru.sru_recurrence` by the CUDA source."""
 
     name: str
 
     @functools.cached_property
-    def plan(self) -> Callable[..., Plan]:
+    def plan(self) -> Callable[..., tuple[Variant, Shape, torch.dtype]]:
         """:meth:`_plan` with a memory: lengths and batches come again and again."""
         return functools.lru_cache(maxsize=KEPT)(self._plan)
 
@@ -174,13 +166,14 @@ class Kernels:
 
     def _plan(
         self, u: torch.Size, dtype: torch.dtype, device: torch.device, options: Options, skip: bool, peephole: bool
-    ) -> Plan:
+    ) -> tuple[Variant, Shape, torch.dtype]:
+        """What follows from dtypes and shapes of a call alone; the dtype is that of the cell state."""
         length, batch, planes, width = u
         activation = list(ACTIVATIONS).index(options.activation)
         variant = Variant(VALUES[dtype], activation, planes, int(skip), int(peephole))
         steps = self.chunk_length(variant, length, batch * width, device)
         shape = Shape(length, batch, width, 2 if options.bidirectional else 1, steps)
-        return Plan(variant, shape, torch.float64 if dtype == torch.float64 else torch.float32)
+        return variant, shape, torch.float64 if dtype == torch.float64 else torch.float32
 
     def _summary(self, like: Tensor, shape: Shape) -> Tensor | None:
         return like.new_empty(shape.chunks, 2, shape.batch, shape.width) if shape.summarised else None

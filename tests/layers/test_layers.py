@@ -8,10 +8,14 @@ import io
 import itertools
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from support.processes import python
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 from fairseq_sru import SRU, SRUCell
@@ -629,6 +633,116 @@ def test_torch_func_works_by_the_definition(size):
     close([h], [rnn(x)[0]], 1e-5)
     step = 1e-3
     near([change], [(rnn(x + step)[0] - rnn(x - step)[0]) / (2 * step)], 1e-2)
+
+
+@pytest.mark.parametrize("size", [5, 200], ids=["small", "of oneDNN's size"])
+def test_forward_mode_derivatives_are_those_of_torch_func(size):
+    """Also where nothing wants a gradient: a kernel would drop the tangent without a word."""
+    rnn = SRU(size, 4, v1=False, bidirectional=True).requires_grad_(False)
+    x, change = torch.randn(7, 60, size), torch.randn(7, 60, size)
+    expected = torch.func.jvp(lambda x: rnn(x)[0], (x,), (change,))
+    _, linear = torch.func.linearize(lambda x: rnn(x)[0], x)
+    close([linear(change)], expected[1:], 1e-5)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad), forward_ad.dual_level():
+            got = forward_ad.unpack_dual(rnn(forward_ad.make_dual(x, change))[0])
+            close(got, expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+def test_many_gradients_at_once(backend):
+    rnn = SRU(3, 2, bidirectional=True, backend=backend)
+    x = torch.randn(4, 2, 3)
+    expected = torch.autograd.functional.jacobian(lambda x: rnn(x)[0], x)
+    got = torch.autograd.functional.jacobian(lambda x: rnn(x)[0], x, vectorize=True)
+    close([got], [expected], 1e-5)
+    h = rnn(x.requires_grad_())[0]
+    eye = torch.eye(h.numel()).view(-1, *h.shape)
+    (rows,) = torch.autograd.grad(h, x, eye, is_grads_batched=True)
+    close([rows.view_as(expected)], [expected], 1e-5)
+
+
+def test_what_a_mode_records_runs():
+    """make_fx has the operator; fake tensors have shapes alone."""
+    rnn = SRU(6, 4, bidirectional=True).requires_grad_(False)
+    x = torch.randn(5, 3, 6)
+    program = make_fx(lambda x: rnn(x, lengths=torch.tensor([5, 2, 0]))[0])(x)
+    assert "fairseq_sru.recurrence" in program.code
+    other = torch.randn(5, 3, 6)
+    close([program(other)], [rnn(other, lengths=torch.tensor([5, 2, 0]))[0]], 1e-6)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert SRU(6, 4)(torch.randn(5, 3, 6))[0].shape == (5, 3, 4)
+
+
+def test_compiles_what_torch_func_differentiates():
+    rnn = SRU(6, 4)
+    x = torch.randn(5, 3, 6)
+    gradient = torch.func.grad(lambda x: rnn(x)[0].square().sum())
+    torch._dynamo.reset()
+    close([torch.compile(gradient, backend="aot_eager")(x)], [gradient(x)], 1e-5)
+
+
+def test_samples_have_lengths_and_ensembles_masks_of_their_own():
+    rnn = SRU(6, 4)
+    x, lengths = torch.randn(5, 3, 6), torch.tensor([5, 2, 3])
+    got = torch.func.vmap(lambda x, n: rnn(x, lengths=n)[0], in_dims=(1, 0), out_dims=1)(
+        x[:, :, None], lengths[:, None]
+    )
+    close([got.squeeze(2)], [rnn(x, lengths=lengths)[0]], 1e-5)
+    drops = SRU(6, 6, dropout=0.5, rnn_dropout=0.5)
+    many = {name: torch.stack([p, p]) for name, p in drops.named_parameters()}
+    of = torch.func.vmap(lambda p: torch.func.functional_call(drops, p, (x,))[0], randomness="different")
+    one, other = of(many)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize("backend", ["torch", "auto"])
+def test_a_compiled_layer_takes_sequences_of_a_batch_first(backend):
+    """Of inputs that are not contiguous, with outputs that the compiler expects to be."""
+    rnn = SRU(8, 8, batch_first=True, backend=backend)
+    x = torch.randn(3, 5, 8)
+    fast = compiled(rnn, backend="aot_eager")
+    close(gradients(rnn, fast, x), gradients(rnn, rnn, x), 1e-5)
+
+
+def test_an_export_can_be_differentiated_twice():
+    rnn = SRU(6, 4)
+    x = torch.randn(5, 3, 6, requires_grad=True)
+    found = []
+    for module in (torch.export.export(rnn, (x,)).module(), rnn):
+        (first,) = torch.autograd.grad(module(x)[0].square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), x))
+    close(*found, 1e-5)
+
+
+PAGES = """
+import sys
+import fairseq_sru, torch
+x = torch.ones(10_000_000)
+with open("/proc/self/smaps") as found:
+    print(any(line.startswith("AnonHugePages") and line.split()[1] != "0" for line in found))
+"""
+
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not HUGE.is_file() or "[madvise]" not in HUGE.read_text(), reason="no large pages for who asks")
+@pytest.mark.parametrize("given, expected", [(None, "True"), ("0", "False")])
+def test_large_tensors_lie_in_large_pages_unless_told_otherwise(given, expected, monkeypatch):
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)  # which this process has set
+    env = {} if given is None else {"THP_MEM_ALLOC_ENABLE": given}
+    assert python("-c", PAGES, **env).stdout.strip() == expected
+
+
+def test_dropout_of_a_single_layer_is_told():
+    with pytest.warns(UserWarning, match=r"^dropout is between layers: with num_layers=1, 0.5 drops nothing$"):
+        SRU(6, 4, 1, dropout=0.5)
+
+
+def test_another_device_is_named():
+    with pytest.raises(ValueError, match=r"^x must be on the parameters' device, meta; got cpu$"):
+        SRU(6, 4, device="meta")(torch.randn(5, 3, 6))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

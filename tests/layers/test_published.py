@@ -310,6 +310,14 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {n: t for n, t in state.items() if n != name}
 
 
+def test_a_scaled_skip_term_needs_a_highway():
+    state = published(2, scale_x=(1,))
+    for i in range(2):
+        state[f"rnn_lst.{i}.scale_x"] = torch.tensor([math.sqrt(3)])
+    with pytest.raises(ValueError, match=r"^highway must be True: scale_x, 1\.73\d*, is that of a skip term"):
+        SRU.from_sru_state_dict(state, **{**TOLD, "highway": False})
+
+
 V2 = {"weight_c": (8,)}
 NORM = {"layer_norm__weight": (4,), "layer_norm__bias": (4,)}
 ALLOWED = (

@@ -3,6 +3,7 @@ noise."""
 
 from __future__ import annotations
 
+import io
 import re
 import shutil
 import subprocess
@@ -15,11 +16,13 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_cli
+from fairseq import checkpoint_utils
 from fairseq.data import Dictionary, data_utils
 from fairseq.data.iterators import CountingIterator, GroupedIterator
-from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.configs import EMAConfig, FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from fairseq.models.ema import EMA
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim.adam import Adam
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
@@ -27,6 +30,7 @@ from omegaconf import OmegaConf
 from support.commands import PLUGIN, SMOOTHED, hydra_words, train
 from support.lines import DECODED, OUTPUT, START, TRAINED, unexpected
 from support.small_models import FIXED, SIZES, made, sources
+from torch import nn
 
 from fairseq_sru.models.config import SRUConfig, SRULanguageModelConfig, TransformerSRUConfig
 from fairseq_sru.models.lm import SRULanguageModel
@@ -157,6 +161,14 @@ BAD = [
         ["train", "bin", "--task", "language_modeling", "--arch", "lstm_tiny"],
         "--arch lstm_tiny is a translation model: it goes with --task translation; got --task language_modeling",
     ),
+    (
+        ["train", "bin", "--task", "masked_lm", "--arch", "sru_lm"],
+        "--arch sru_lm is a language model: it goes with --task language_modeling; got --task masked_lm",
+    ),
+    (
+        ["train", "bin", "--task", "multilingual_translation", "--lang-pairs", "a-b", "--arch", "sru"],
+        "--arch sru is a translation model: it goes with --task translation; got --task multilingual_translation",
+    ),
     (["generate", "bin", "--path", "text:none.pt"], "argument --path: truncated, or no checkpoint: text"),
     (["generate", "bin", "--path", "none.pt"], "argument --path: no such file: none.pt"),
     (["validate", "bin", "--task", "translation", "--path", "empty.pt"], "truncated, or no checkpoint: empty.pt"),
@@ -251,6 +263,49 @@ def test_hydra_prints_no_warnings(folder: Path) -> None:
     done = run_cli("hydra-train", *words, cwd=folder)
     assert done.stderr == ""
     assert all(re.match(r"\[\S+ \S+\]\[\w+(\.\w+)*\]\[INFO\] - ", line) for line in done.stdout.splitlines())
+
+
+# Faults of its own
+
+
+def test_a_second_attempt_to_save_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    file, save = io.BytesIO(), torch.save
+
+    def fails_once(state: Any, to: Any) -> None:
+        monkeypatch.setattr(torch, "save", save)
+        to.write(b"half of it")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(torch, "save", fails_once)
+    checkpoint_utils._torch_persistent_save({"a": 1}, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True) == {"a": 1}
+
+
+def test_tied_weights_decay_once_an_update() -> None:
+    model = nn.ModuleList([nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)])
+    model[1].weight = model[0].weight
+    ema = EMA(model, EMAConfig(store_ema=True, ema_decay=0.75))
+    before = model[0].weight.detach().clone()
+    with torch.no_grad():
+        model[0].weight.add_(1.0)
+    ema.step(model, updates=1)
+    for layer in ema.get_model():
+        torch.testing.assert_close(layer.weight, before + 0.25)
+
+
+@slow
+def test_averaged_weights_begin_at_a_checkpoint_without_them(folder: Path) -> None:
+    run_cli("train", "bin", *PLUGIN, *SMALL, "--save-dir", "plain", "--max-update", 1, cwd=folder)
+    words = ["--finetune-from-model", "plain/checkpoint_last.pt", "--store-ema", "--max-update", 2]
+    done = run_cli("train", "bin", *PLUGIN, *SMALL, *words, "--save-dir", "averaged", cwd=folder)
+    assert "EMA is re-initialized from checkpoint" in done.stdout + done.stderr
+
+
+def test_float16_overflows_without_a_gpu(folder: Path) -> None:
+    words = ["--memory-efficient-fp16", "--fp16-init-scale", 2**30, "--max-update", 1, "--no-save"]
+    done = run_cli("train", "bin", *PLUGIN, *SMALL, *words, cwd=folder)
+    assert "gradient overflow detected, ignoring gradient" in done.stdout + done.stderr
 
 
 # Other commands and tasks

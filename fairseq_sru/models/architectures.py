@@ -14,6 +14,7 @@ from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.masked_lm import MaskedLMTask
 from fairseq.tasks.multilingual_language_modeling import MultilingualLanguageModelingTask
+from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 from fairseq.tasks.translation import TranslationTask
@@ -25,10 +26,11 @@ from .config import presets
 # what goes with each task, and the tasks that make such batches
 READERS = {
     "translation": ("a translation model", (TranslationTask, TranslationMultiSimpleEpochTask)),
-    "language_modeling": ("a language model", (LanguageModelingTask, MaskedLMTask, MultilingualLanguageModelingTask)),
+    "language_modeling": ("a language model", (LanguageModelingTask, MultilingualLanguageModelingTask)),
     "sentence_prediction": ("a classifier", (SentencePredictionTask,)),
     "speech_to_text": ("a speech model", (SpeechToTextTask,)),
 }
+REFUSED = (MaskedLMTask, MultilingualTranslationTask)  # no model here is for these
 
 
 def register_architectures(model: str, check: Callable[[Any], None], task: str = "translation") -> None:
@@ -61,8 +63,12 @@ def _architecture(name: str, options: dict[str, Any], check: Callable[[Any], Non
             check(args)
         except ValueError as error:
             _exit(str(error))
-        for check_data in (_check_data, _check_text, _check_sentences, _check_speech):
-            check_data(args)
+        data, look = getattr(args, "data", None), CHECKS.get(getattr(args, "task", None))
+        if data and look:
+            folder = Path(utils.split_paths(data)[0])
+            if not folder.is_dir():
+                _exit(f"argument data: no such folder: {folder}")
+            look(args, folder)
 
     return apply
 
@@ -78,26 +84,12 @@ def _check_task(args: Any, arch: str, task: str) -> None:
     name = getattr(args, "task", None)
     found = TASK_REGISTRY.get(name, object)
     others = [known for reader, (_, tasks) in READERS.items() if reader != task for known in tasks]
-    if issubclass(found, tuple(others)) and not issubclass(found, READERS[task][1]):
+    if issubclass(found, (*others, *REFUSED)) and not issubclass(found, READERS[task][1]):
         _exit(f"--arch {arch} is {READERS[task][0]}: it goes with --task {task}; got --task {name}")
 
 
-def _data_folder(args: Any, task: str) -> Path | None:
-    """The data folder that a command line of this task names; None where it is of another task or names none."""
-    data = getattr(args, "data", None)
-    if not data or getattr(args, "task", None) != task:
-        return None
-    folder = Path(utils.split_paths(data)[0])
-    if not folder.is_dir():
-        _exit(f"argument data: no such folder: {folder}")
-    return folder
-
-
-def _check_data(args: Any) -> None:
+def _check_data(args: Any, folder: Path) -> None:
     """fairseq-train: are there dictionaries in the data folder? fairseq itself would end in a traceback."""
-    folder = _data_folder(args, "translation")
-    if folder is None:
-        return
     languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
     wanted = [f"dict.{lang}.txt" for lang in languages] or ["dict.*.txt"]
     found = [path for name in wanted for path in sorted(folder.glob(name))]
@@ -113,18 +105,14 @@ def _check_data(args: Any) -> None:
         )
 
 
-def _check_text(args: Any) -> None:
+def _check_text(args: Any, folder: Path) -> None:
     """Is there a dictionary in the data folder of a language model?"""
-    folder = _data_folder(args, "language_modeling")
-    if folder is not None and not (folder / "dict.txt").is_file():
+    if not (folder / "dict.txt").is_file():
         _exit(f"argument data: {folder} holds no dict.txt; fairseq-preprocess --only-source makes it")
 
 
-def _check_sentences(args: Any) -> None:
+def _check_sentences(args: Any, folder: Path) -> None:
     """Are the dictionaries of a classifier there, a class for each label, and a criterion that names its head?"""
-    folder = _data_folder(args, "sentence_prediction")
-    if folder is None:
-        return
     if not hasattr(args, "classification_head_name"):
         _exit(f"--task sentence_prediction goes with --criterion sentence_prediction; got --criterion {args.criterion}")
     regression = getattr(args, "regression_target", False)
@@ -139,11 +127,8 @@ def _check_sentences(args: Any) -> None:
         _exit(f"--num-classes must be {len(labels)}, the labels of {folder}/label/dict.txt; got {args.num_classes}")
 
 
-def _check_speech(args: Any) -> None:
+def _check_speech(args: Any, folder: Path) -> None:
     """Are the configuration of speech, its dictionary and the folder of its features there?"""
-    folder = _data_folder(args, "speech_to_text")
-    if folder is None:
-        return
     config = folder / args.config_yaml
     if not config.is_file():
         _exit(f"argument data: {folder} holds no {args.config_yaml}; recipes/prepare.py makes it for its data sets")
@@ -153,3 +138,11 @@ def _check_speech(args: Any) -> None:
         _exit(f"--config-yaml: {config} names the dictionary {dictionary}, which is not there")
     if read.audio_root and not Path(read.audio_root).is_dir():
         _exit(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
+
+
+CHECKS: dict[str | None, Callable[[Any, Path], None]] = {
+    "translation": _check_data,
+    "language_modeling": _check_text,
+    "sentence_prediction": _check_sentences,
+    "speech_to_text": _check_speech,
+}

@@ -61,6 +61,11 @@ def attend(
         ``(tgt_len, batch, heads * value_size)``, and the weights ``(batch, tgt_len, src_len)`` averaged over heads, or
         None.
     """
+    if need_weights and query.is_cpu and torch.is_autocast_enabled("cpu"):
+        # in bfloat16 each of the many shapes of these small products needs code of its own (layers/bfloat16.py)
+        with torch.autocast("cpu", enabled=False):
+            wide = Source(source.key.float(), source.value.float(), source.mask)
+            return attend(query.float(), wide, scale, need_weights, bias)
     key, value, mask = source
     tgt_len, batch, _ = query.shape
     sentences, heads, _, head_size = key.shape

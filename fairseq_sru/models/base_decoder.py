@@ -189,8 +189,12 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return linear(features, self.embed_tokens.weight if weight is None else weight)
 
     def attentions(self) -> list[Attention | GlobalAttention]:
-        """What attends to the source, in the order of the layers."""
-        return [m for m in self.modules() if isinstance(m, Attention | GlobalAttention)]
+        """What attends to the source, in the order of the layers."""  # no walk over all modules: it is asked each step
+        parts: list[Any] = [
+            *(getattr(part, "attention", None) for part in self.layers),
+            getattr(self, "global_attention", None),
+        ]
+        return [attention for attention in parts if attention is not None]
 
     def project(self, source: Tensor, padding_mask: Tensor) -> dict[str, list[Tensor]]:
         """What the attentions read of the source, as the encoder adds it to its result: once a sentence.

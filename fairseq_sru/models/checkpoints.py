@@ -5,9 +5,8 @@ checkpoints also hold options in an ``argparse.Namespace`` and, after ``--eval-b
 numpy's own unpickling trusts the file (a forged dtype makes it follow pointers), so stand-ins take its place: they
 accept numbers alone and check what they are given. Whatever else a file asks for is refused as before.
 
-With several processes, the first reads the checkpoint and sends it to the others through ``torch.save`` and
-``torch.load`` again, options as OmegaConf nodes and tensors as placeholders. Reading these types fills in attributes
-and containers, and runs nothing that isn't on the list itself.
+Options may be nodes of OmegaConf, too, as in what fairseq read and somebody saved again. Reading these types fills in
+attributes and containers, and runs nothing that isn't on the list itself.
 """
 
 from __future__ import annotations
@@ -21,14 +20,13 @@ from typing import Any
 import numpy as np
 import omegaconf
 import torch
-from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf.base import ContainerMetadata, Metadata
 
 __all__ = ["allow_fairseq_checkpoints"]
 
-# all that fairseq 0.12.2 sends when training resumes, beside what its files hold
-_SENT = [omegaconf.DictConfig, omegaconf.ListConfig, omegaconf.AnyNode, ContainerMetadata, Metadata, Any]
-_SENT += [collections.defaultdict, dict, list, int, _TensorPlaceholder]
+# what OmegaConf's nodes are made of
+_NODES = [omegaconf.DictConfig, omegaconf.ListConfig, omegaconf.AnyNode, ContainerMetadata, Metadata, Any]
+_NODES += [collections.defaultdict, dict, list, int]
 
 _NUMBERS = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
 
@@ -76,8 +74,8 @@ def _scalar(dtype: _DType, data: bytes) -> Any:
 
 
 def allow_fairseq_checkpoints() -> None:
-    """Let ``torch.load`` read fairseq's checkpoints, and its processes send them, with its safety on."""
-    readers: list[Any] = [argparse.Namespace, *_SENT, (_DType, "numpy.dtype"), (_Marker, "numpy.ndarray")]
+    """Let ``torch.load`` read fairseq's checkpoints with its safety on."""
+    readers: list[Any] = [argparse.Namespace, *_NODES, (_DType, "numpy.dtype"), (_Marker, "numpy.ndarray")]
     for module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # numpy 2, numpy 1
         readers += [(_scalar, f"{module}.scalar"), (_Array, f"{module}._reconstruct")]
     torch.serialization.add_safe_globals(readers)

@@ -85,11 +85,7 @@ class Classifier(BaseFairseqModel):
 
 
 def check(cfg: Any) -> None:
-    """Check the options against one another.
-
-    Raises:
-        ValueError: naming the flag, its value and what is allowed.
-    """
+    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
     cfg = options.completed(cfg, ClassifierConfig)
     check_encoder(cfg)
     options.one_of(cfg, "pooling", POOLINGS)
@@ -105,11 +101,7 @@ class SRUClassifier(Classifier):
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRUClassifier:
-        """Build the model for a task's dictionary.
-
-        Raises:
-            ValueError: the options do not go together; the message names the flag.
-        """
+        """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
         check(cfg)
         cfg = options.completed(cfg, ClassifierConfig)
         dictionary = task.source_dictionary

@@ -184,11 +184,6 @@ class SRUDecoder(BaseDecoder):
         made.linear(inner, made.slot(self.project_out.out_features), self.project_out.weight, self.project_out.bias)
         return made
 
-    def attentions(self) -> list[Attention | GlobalAttention]:
-        """What attends to the source, in the order of the layers."""  # no walk over all modules: it is asked each step
-        every: list[Any] = [*(layer.attention for layer in self.layers), self.global_attention]
-        return [attention for attention in every if attention is not None]
-
     def _initial_states(self, encoder_out: dict[str, Any], batch: int) -> list[State]:
         if self.initial_state is None:
             return [{} for _ in self.layers]

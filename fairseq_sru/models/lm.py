@@ -105,11 +105,7 @@ class SRULanguageDecoder(BaseDecoder):
 
 
 def check(cfg: Any) -> None:
-    """Check the options against one another.
-
-    Raises:
-        ValueError: naming the flag, its value and what is allowed.
-    """
+    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
     cfg = options.completed(cfg, SRULanguageModelConfig)
     options.at_least_one(cfg, ["decoder_embed_dim", "decoder_hidden_size", "decoder_layers", "decoder_out_embed_dim"])
     options.probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
@@ -131,11 +127,7 @@ class SRULanguageModel(FairseqLanguageModel):
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRULanguageModel:
-        """Build the model for a task's dictionary.
-
-        Raises:
-            ValueError: the options do not go together; the message names the flag.
-        """
+        """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
         check(cfg)
         cfg = options.completed(cfg, SRULanguageModelConfig)
         source, target = task.source_dictionary, task.target_dictionary

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fairseq.dataclass import FairseqDataclass
+from omegaconf import OmegaConf
 
 UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
 
@@ -29,6 +30,8 @@ def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
         given = getattr(cfg, name, None)
         if given is None:
             given = value(FOLLOWS[name]) if name in FOLLOWS else options.__dataclass_fields__[name].default
+        if OmegaConf.is_dict(given):
+            given = given.get("_name")
         if isinstance(given, str) and given.startswith("${"):
             return UNLIMITED if name.endswith("_positions") else None
         return given

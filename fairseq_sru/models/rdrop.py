@@ -1,10 +1,9 @@
 """R-Drop (Liang et al. 2021, arXiv 2106.14448): two passes with other dropouts are to predict alike."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
+from fairseq import utils
 from fairseq.criterions import register_criterion
 from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterion,
@@ -21,15 +20,6 @@ class RDropConfig(LabelSmoothedCrossEntropyCriterionConfig):
     rdrop_alpha: float = field(
         default=5.0, metadata={"help": "weight of the divergence between two passes; 0: one pass, no divergence"}
     )
-
-
-def twice(x: Any) -> Any:
-    """A batch after itself, in whatever it is nested."""
-    if isinstance(x, Tensor):
-        return torch.cat([x, x])
-    if isinstance(x, Mapping):
-        return {key: twice(value) for key, value in x.items()}
-    return x
 
 
 @register_criterion("label_smoothed_cross_entropy_with_rdrop", dataclass=RDropConfig)
@@ -62,13 +52,15 @@ class RDropCriterion(LabelSmoothedCrossEntropyCriterion):
         if not (model.training and self.alpha and reduce):
             found: tuple[Tensor, int, dict[str, Any]] = super().forward(model, sample, reduce)
             return found
-        both = {**sample, "net_input": twice(sample["net_input"]), "target": twice(sample["target"])}
+        once = {key: sample[key] for key in ("net_input", "target")}
+        # a sentence beside itself, so that lengths which descend still do
+        both = {**sample, **utils.apply_to_sample(lambda x: x.repeat_interleave(2, 0), once)}
         net_output = model(**both["net_input"])
         log_p, target = self.get_lprobs_and_target(model, net_output, both)
         loss, likelihood = label_smoothed_nll_loss(log_p, target, self.eps, self.padding_idx)
-        first, second = log_p.chunk(2)
+        first, second = log_p.view(len(sample["target"]), 2, -1, log_p.size(-1)).unbind(1)
         apart = ((first.exp() - second.exp()) * (first - second)).sum(-1)  # both divergences
-        apart = apart.masked_fill(target.chunk(2)[0].eq(self.padding_idx), 0.0).sum()
+        apart = apart.masked_fill(target.view(len(apart), 2, -1)[:, 0].eq(self.padding_idx), 0.0).sum()
         loss, likelihood = (loss + self.alpha / 2 * apart) / 2, likelihood / 2
         size = len(sample["target"]) if self.sentence_avg else sample["ntokens"]
         told = {

@@ -93,11 +93,7 @@ def kernels(cfg: Namespace) -> list[int]:
 
 
 def check(cfg: Any) -> None:
-    """Check the options against one another.
-
-    Raises:
-        ValueError: naming the flag, its value and what is allowed.
-    """
+    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
     sru.check(cfg)
     cfg = options.completed(cfg, SpeechConfig)
     kernels(cfg)
@@ -115,11 +111,7 @@ class SpeechModel(TranslationModel):
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SpeechModel:
-        """Build the model for a task's dictionary.
-
-        Raises:
-            ValueError: the options do not go together; the message names the flag.
-        """
+        """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
         check(cfg)
         cfg = options.completed(cfg, SpeechConfig)
         encoder = SpeechEncoder(cfg, read=options.attention(cfg) != 0)

@@ -16,11 +16,7 @@ from .translation import TranslationModel
 
 
 def check(cfg: Any) -> None:
-    """Check the options against one another.
-
-    Raises:
-        ValueError: naming the flag, its value and what is allowed.
-    """
+    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
     cfg = options.completed(cfg, SRUConfig)
     check_encoder(cfg)
     options.at_least_one(cfg, [f"decoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "out_embed_dim")])
@@ -51,11 +47,7 @@ class SRUModel(TranslationModel):
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRUModel:
-        """Build the model for a task's dictionaries.
-
-        Raises:
-            ValueError: the options do not go together; the message names the flag.
-        """
+        """Build the model for a task's dictionaries; a ValueError names the flag of options that don't go together."""
         check(cfg)
         cfg = options.completed(cfg, SRUConfig)
         source, target = task.source_dictionary, task.target_dictionary

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from ..decoding.program import Packed, Program, address, library
 from ..layers import SRUCell
-from ..layers.linear import Linear
 from ..recurrence.dispatch import choose
 from ..recurrence.native import openmp, threads_here
 from .attention import Attention, Coverage, Source
@@ -124,10 +123,11 @@ def write_embedding(made: Program, embedding: Tensor, project_in: nn.Module) -> 
     """Write the embedding of tokens and the map to the layers, where there is one; returns the slot that has them."""
     embedded = made.slot(embedding.size(1))
     made.embed(embedded, embedding)
-    if not isinstance(project_in, Linear):
+    if isinstance(project_in, nn.Identity):
         return embedded
-    x = made.slot(project_in.out_features)
-    made.linear(embedded, x, project_in.weight, project_in.bias)
+    module: Any = project_in  # Linear, or what fairseq's quantisation makes of it
+    x = made.slot(module.out_features)
+    made.linear(embedded, x, module.weight, module.bias)
     return x
 
 

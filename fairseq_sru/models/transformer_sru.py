@@ -11,7 +11,7 @@ from fairseq.models import register_model
 from fairseq.modules import SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 
-from ..decoding.program import Program
+from ..decoding.program import LONGEST_SOURCE, Program
 from . import options
 from .architectures import register_architectures
 from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
@@ -53,15 +53,7 @@ class TransformerSRUEncoder(BaseEncoder):
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any) -> dict[str, Any]:
-        """Encode.
-
-        Args:
-            src_tokens: ``(batch, src_len)``, padded on either side.
-            src_lengths: not needed; fairseq passes it.
-
-        Returns:
-            As of :meth:`BaseEncoder.result`.
-        """
+        """As of :meth:`SRUEncoder.forward`."""
         padding_mask = src_tokens.eq(self.padding_idx)
         x = math.sqrt(self.output_units) * self.embed_tokens(src_tokens) + self.embed_positions(src_tokens)
         x = self.dropout(x).transpose(0, 1)
@@ -78,7 +70,8 @@ class TransformerSRUEncoder(BaseEncoder):
         size, first = self.output_units, self.padding_idx + 1
         between = max(3 * size, layers[0].feed_forward.inner.out_features)
         wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
-        table = self.embed_positions.get_embedding(first + self.max_source_positions, size, self.padding_idx)
+        most = min(self.max_source_positions, LONGEST_SOURCE)
+        table = self.embed_positions.get_embedding(first + most, size, self.padding_idx)
         made.embed(x, self.embed_tokens.weight, table[first:], math.sqrt(size))
         for layer in layers:
             attention = layer.self_attention
@@ -201,11 +194,7 @@ def _visible(padding_mask: Tensor, last: int) -> Tensor:
 
 
 def check(cfg: Any) -> None:
-    """Check the options against one another.
-
-    Raises:
-        ValueError: naming the flag, its value and what is allowed.
-    """
+    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
     cfg = options.completed(cfg, TransformerSRUConfig)
     options.one_of(cfg, "decoder_autoreg", AUTOREGRESSIONS)
     options.one_of(cfg, "feed_forward", FEED_FORWARDS)
@@ -240,11 +229,7 @@ class TransformerSRUModel(TranslationModel):
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> TransformerSRUModel:
-        """Build the model for a task's dictionaries.
-
-        Raises:
-            ValueError: the options do not go together; the message names the flag.
-        """
+        """Build the model for a task's dictionaries; a ValueError names the flag of options that don't go together."""
         check(cfg)
         cfg = options.completed(cfg, TransformerSRUConfig)
         source, target = task.source_dictionary, task.target_dictionary

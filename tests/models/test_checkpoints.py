@@ -12,7 +12,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from fairseq.distributed.utils import _TensorPlaceholder
 from omegaconf import AnyNode, DictConfig, OmegaConf
 
 from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
@@ -57,7 +56,6 @@ VALUES = {
         },
         flags={"allow_objects": True},
     ),
-    "placeholder": {"model": {"weight": _TensorPlaceholder(3)}},
 }
 
 

@@ -13,6 +13,8 @@ from conftest import ROOT, run_cli, write_pairs
 from support.commands import PLUGIN, SMALL, SMOOTHED, generate, hydra_words, hypotheses, reverses, train
 from support.lines import DECODED, OUTPUT, START, unexpected
 
+from fairseq_sru.models import SRUModel
+
 
 @pytest.fixture(scope="module")
 def trained(toy_data, tmp_path_factory) -> Path:
@@ -122,6 +124,34 @@ def test_validate(trained, toy_data):
     assert unexpected(done.stdout + done.stderr, START + DECODED, []) == []
 
 
+def test_validate_by_another_criterion(toy_data, tmp_path):
+    """fairseq puts its options where the model's own name it."""
+    train(toy_data, tmp_path, "--max-update", 1, arch=["--arch", "sru", *SMALL[2:]])
+    words = ["--task", "translation", "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--max-tokens", 400]
+    done = run_cli("validate", toy_data, *PLUGIN, *words, "--criterion", "cross_entropy")
+    assert "valid on 'valid' subset" in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_soft_alignments_have_a_weight_for_each_word_of_the_source(trained, toy_data):
+    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--print-alignment", "soft", "--max-len-b", 12]
+    scored = run_cli("generate", toy_data, *PLUGIN, *words, "--score-reference").stdout
+    asked = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c\n").stdout
+    for text, count in ((scored, 53), (asked, 1)):
+        found = re.findall(r"^A-\d+\t(.*)$", text, re.M)
+        assert len(found) == count
+        for line in found:
+            assert line
+            for weights in line.split():
+                assert text is scored or weights.count(",") == 3  # of a, b, c and the end
+                assert sum(map(float, weights.split(","))) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_models_hub_gives_alignments(trained, toy_data):
+    hub = SRUModel.from_pretrained(str(trained), "checkpoint_best.pt", str(toy_data))
+    assert hub.generate(hub.encode("a b c"), beam=2, print_alignment="hard")[0]["alignment"]
+
+
 @pytest.mark.slow
 def test_alignment_and_scoring_and_ensemble(trained, toy_data):
     both = f"{trained / 'checkpoint2.pt'}:{trained / 'checkpoint4.pt'}"
@@ -215,7 +245,7 @@ def test_average_names_what_is_wrong(trained, words, message, tmp_path, capsys):
 
 def test_hydra_train_with_a_preset(toy_data, tmp_path):
     sizes = ["model.encoder_embed_dim=32", "model.decoder_embed_dim=32", "model.encoder_hidden_size=16"]
-    options = [*sizes, "criterion=label_smoothed_cross_entropy", "criterion.label_smoothing=0.1"]
+    options = [*sizes, "criterion=label_smoothed_cross_entropy_with_rdrop", "criterion.rdrop_alpha=2"]
     options += ["optimization.max_epoch=1", "dataset.max_tokens=400"]
     run_cli("hydra-train", *hydra_words(toy_data, tmp_path, "sru/sru_tiny", *options))
     model = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]

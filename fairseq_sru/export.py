@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .decoding.files import Model, ModelError, save
+from .decoding.program import LONGEST_SOURCE
 from .decoding.text import TextOptions
-
-LONGEST_SOURCE = 4096  # tokens, where training set no limit or a higher one
 
 REFUSED = (
     "the translator can't run this model, only --arch sru with SRU units, residual connections and attention in its "
@@ -36,12 +35,20 @@ def model_of(trained: Any, task: Any, text: TextOptions) -> Model:
     Raises:
         ModelError: the translator can't run such a model.
     """
+    from fairseq.tasks.translation import TranslationTask
+
     from .models.search import programs
     from .models.translation import TranslationModel
 
     written = programs(trained) if isinstance(trained, TranslationModel) else None
     if written is None:
         raise ModelError(REFUSED)
+    usual = TranslationTask.build_dataset_for_inference
+    if getattr(type(task), "build_dataset_for_inference", usual) is not usual:
+        raise ModelError(
+            f"the model was trained with {type(task).__name__}, whose sentences have tokens of their own, as that of a "
+            "language; the translator knows --task translation"
+        )
     source, target = task.source_dictionary.symbols, task.target_dictionary.symbols
     most = min(trained.encoder.max_source_positions, LONGEST_SOURCE)
     return Model(*written, list(source), list(target), text, most, min(trained.decoder.max_target_positions, 2**20))

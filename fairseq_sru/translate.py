@@ -2,7 +2,7 @@
 
     python -m fairseq_sru.translate model --beam 5 < source.txt > translation.txt
 
-It reads 2,048 lines at a time (at a terminal one), and writes as many, in their order; empty lines stay. An error is
+It translates lines as they come, at most 2,048 at a time, and writes them in their order; empty lines stay. An error is
 one line on stderr, after the translations of all lines before it. With --nbest N each line has N translations, the best
 first, and with --scores each begins with its score, the mean log probability of its tokens, and a tab.
 """
@@ -14,13 +14,24 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from .decoding.translator import LONGEST, TooLong, Translator
 
 CHUNK = 2048  # lines
+READ = 2**18  # bytes
+
+
+def chunks(source: IO[bytes]) -> Iterator[list[bytes]]:
+    """The lines that are there, without waiting for more: of a pipe, what has been written to it."""
+    rest = b""
+    while new := source.read1(READ):  # type: ignore[attr-defined]
+        *lines, rest = (rest + new).split(b"\n")
+        for at in range(0, len(lines), CHUNK):
+            yield lines[at : at + CHUNK]
+    if rest:
+        yield [rest]
 
 
 def translated(
@@ -39,13 +50,13 @@ def translated(
         return "".join(f"{h.score:.4f}\t{h.text}\n" if scores else f"{h.text}\n" for some in found for h in some)
 
     translator.hypotheses([], nbest=nbest, **options)  # says what is wrong before a line is read
-    size, first = 1 if source.isatty() else CHUNK, 1
-    while chunk := list(islice(source, size)):
+    first = 1
+    for chunk in chunks(source):
         lines: list[str] = []
         fault: ValueError | None = None
         try:
             for line in chunk:
-                lines.append(line.removesuffix(b"\n").removesuffix(b"\r").decode())
+                lines.append(line.removesuffix(b"\r").decode())
         except UnicodeDecodeError as error:
             at = f"byte {error.start + 1} is {error.object[error.start]:#04x}"
             fault = ValueError(f"line {first + len(lines)} is not UTF-8: {at}")

@@ -327,10 +327,17 @@ static void attend_one(const float* query, const float* key, int64 key_stride, c
 template <int64 N>
 static void scores(const float* query, const float* key, int64 places, int64 size, float scale, const float* bias,
                    float* share) {
-    vec sum[N] = {};
-    for (int64 j = 0; j < size; ++j)
-        for (int64 i = 0; i < N; ++i) sum[i] += query[j] * *(const vec*)(key + j * places + i * LANES);
-    for (int64 i = 0; i < N; ++i) *(vec*)(share + i * LANES) = scale * sum[i] + *(const vec*)(bias + i * LANES);
+    vec sum[N] = {}, odd[N] = {};  // two chains: one would wait for its own sums
+    int64 j = 0;
+    for (; j + 1 < size; j += 2)
+        for (int64 i = 0; i < N; ++i) {
+            sum[i] += query[j] * *(const vec*)(key + j * places + i * LANES);
+            odd[i] += query[j + 1] * *(const vec*)(key + (j + 1) * places + i * LANES);
+        }
+    for (int64 i = 0; i < N; ++i) {
+        if (j < size) sum[i] += query[j] * *(const vec*)(key + j * places + i * LANES);
+        *(vec*)(share + i * LANES) = scale * (sum[i] + odd[i]) + *(const vec*)(bias + i * LANES);
+    }
 }
 
 // N vectors of a head at once: to = share value.
@@ -352,7 +359,8 @@ static void attend_vectors(const float* query, const float* key, const float* va
     if (i < places) scores<1>(query, key + i, places, size, scale, bias + i, share + i);
     softmax(share, places);
     for (; j + 3 * LANES < size; j += 4 * LANES) mixed<4>(share, value + j, stride, length, to + j);
-    for (; j < size; j += LANES) mixed<1>(share, value + j, stride, length, to + j);
+    for (; j + LANES < size; j += 2 * LANES) mixed<2>(share, value + j, stride, length, to + j);
+    if (j < size) mixed<1>(share, value + j, stride, length, to + j);
 }
 
 // Attention over a source, with k heads; op.at is the source, and weight, where there is one, that of coverage.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -117,6 +118,7 @@ def _write(model: Model, subword_model: Path, folder: Path, config: dict[str, An
             save_file(tensors, new / "weights.safetensors")
         except SafetensorError as error:  # of a full disk
             raise OSError(f"{folder}: weights.safetensors can't be written: {error}") from None
+        shutil.copymode(new / "vocabulary.json", new / "weights.safetensors")  # save_file's is for its writer alone
         (new / FILES[model.text.kind]).write_bytes(subword_model.read_bytes())
         config["sha256"] = {path.name: _sum(path) for path in new.iterdir()}
         (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
@@ -161,7 +163,8 @@ def load(folder: Path) -> tuple[Model, Subwords]:
             if _sum(folder / name) != config["sha256"][name]:
                 raise ModelError(f"{folder}/{name} is damaged: copy or export it again")
         words = json.loads((folder / "vocabulary.json").read_text("utf-8"))
-        tensors = load_file(folder / "weights.safetensors")
+        # copies: the file's own memory would change with the file
+        tensors = {name: x.clone() for name, x in load_file(folder / "weights.safetensors").items()}
         text = TextOptions(**config["text"])
         model = Model(
             _program(config["encoder"], ENCODER, tensors),

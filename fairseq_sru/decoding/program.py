@@ -20,14 +20,21 @@ from torch.nn import functional as F
 
 from ..recurrence.build import Unavailable, host_library
 from ..recurrence.dispatch import set_up
-from ..recurrence.native import functions
+from ..recurrence.native import functions, threads_here
 
 EMBED, NORM, LINEAR, RECUR, ATTEND, SCAN, CONVOLVE, SELF_ATTEND = range(8)
 RELU, TANH, ADD, KEEP, TOP, BOTH_WAYS = 1, 2, 4, 8, 16, 32
 ACTIVATIONS = {"identity": 0, "relu": RELU, "tanh": TANH}
 OP = "7q3qd"  # struct Op: code, in, out, n, k, flags, at; weight, scale, bias; number
 OPTIONS = ("-fopenmp-simd",)
+LONGEST_SOURCE = 4096  # tokens of a sentence, where training set no limit or a higher one
 LONGEST_INT8 = 2**16  # columns of a matrix, whose products are summed in 32 bits
+
+
+def mind_fork() -> None:
+    """In a forked process torch would wait forever for its parent's threads."""
+    if threads_here() < torch.get_num_threads():
+        torch.set_num_threads(1)
 
 
 @functools.cache
@@ -216,6 +223,7 @@ class Program:
         """
         kept: list[Tensor] = []
         block = library().block()
+        mind_fork()
 
         def pointer(x: Tensor | None) -> int:
             if x is None:

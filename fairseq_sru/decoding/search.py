@@ -57,6 +57,7 @@ class Search:
         no_repeat: int = 0,
         scored: bool = True,
         penalty: float = 1.0,
+        nbest: int | None = None,
     ) -> list[list[list[Found]]]:
         """The hypotheses of each sentence of each batch, the best first.
 
@@ -68,19 +69,20 @@ class Search:
             no_repeat: so many tokens never stand twice.
             scored: False, with a beam of 1, leaves the scores out.
             penalty: of the length.
+            nbest: so many of the beam's hypotheses; all unless given.
 
         Raises:
             MemoryError: a batch doesn't fit.
         """
         options = (beam, max_length, no_repeat, scored, PAD, EOS, float(penalty))
-        one = partial(self._run, options, (beam, max_length + 1))
+        one = partial(self._run, options, (beam, max_length + 1), nbest)
         if min(len(batches), threads) < 2:
             return list(map(one, batches))
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(one, batches))  # what fails, or Ctrl-C, cancels what has not begun
 
     def _run(
-        self, options: tuple[Any, ...], shape: tuple[int, int], batch: Sequence[Sequence[int]]
+        self, options: tuple[Any, ...], shape: tuple[int, int], nbest: int | None, batch: Sequence[Sequence[int]]
     ) -> list[list[Found]]:
         tokens = np.concatenate([np.array(line, np.int64) for line in batch])
         begin = np.zeros(len(batch) + 1, np.int64)
@@ -106,9 +108,9 @@ class Search:
             )
         return [
             [
-                Found(out[n, i, :length].tolist(), float(scores[n, i]), totals[n, i, :length].copy())
-                for i, length in enumerate(lengths[n])
+                Found(out[n, i, :length].tolist(), score, totals[n, i, :length])
+                for i, (length, score) in enumerate(zip(*found, strict=True))
                 if length
             ]
-            for n in range(len(batch))
+            for n, found in enumerate(zip(lengths[:, :nbest].tolist(), scores[:, :nbest].tolist(), strict=True))
         ]

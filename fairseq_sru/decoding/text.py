@@ -10,6 +10,7 @@ from typing import NamedTuple
 FILES = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}
 REMEMBERED = 500_000  # words that subword-nmt keeps
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # Unicode's Cc without what str.split takes for space
+BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class TextOptions(NamedTuple):
@@ -63,6 +64,8 @@ class SentencePiece:
 
     def decode(self, tokens: Sequence[str]) -> str:
         """The line of a translation."""
+        if any(BYTE.fullmatch(token) for token in tokens):  # of a model with byte_fallback
+            return self.model.decode(list(tokens))  # type: ignore[no-any-return]
         return "".join(tokens).replace("\u2581", " ").strip()
 
 

@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..layers.arguments import positive
+from ..layers.arguments import positive, whole
 from .files import load
-from .program import library
+from .program import library, mind_fork
 from .search import EOS, UNK, Found, Search
 
-TOKENS = 8192  # of the sentences of a batch, whose keys and values are kept
+TOKENS = 8192  # of the sentences of a batch, whose keys and values are kept, or a few more
 LONGEST = 200  # tokens of a translation unless told otherwise, as of fairseq-generate
 
 
@@ -62,8 +62,9 @@ class Translator:
 
     def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:
         library()  # what is missing is told before the model is read
+        mind_fork()
         model, self.subwords = load(Path(folder))
-        self._folder = folder
+        self._folder = Path(folder).absolute()
         self.threads = cores() if threads is None else positive("threads", threads)
         self._beam_search = Search(model.encoder, model.decoder)
         self._numbers, self._target = {word: i for i, word in enumerate(model.source)}, model.target
@@ -83,7 +84,7 @@ class Translator:
         Raises:
             ValueError: an option is out of its range, or a line too long (:class:`TooLong`).
         """
-        return [best[0].text for best in self._search(lines, beam, scored=beam > 1, **options)]
+        return [best[0].text for best in self._search(lines, beam, scored=False, **options)]
 
     def hypotheses(self, lines: Iterable[str], beam: int = 5, **options: Any) -> list[list[Hypothesis]]:
         """The ``nbest`` hypotheses of each line, the best first.
@@ -115,28 +116,26 @@ class Translator:
         if isinstance(lines, str):
             raise TypeError("lines must be a list of lines; got one str")
         longest, lines = min(positive("max_length", max_length), self._max_length), list(lines)
-        if positive("nbest", nbest) > positive("beam", beam):
+        if strange := [line for line in lines if not isinstance(line, str)]:
+            raise TypeError(f"lines must be str; got {strange[0]!r}")
+        nbest, beam = positive("nbest", nbest), positive("beam", beam)
+        if nbest > beam:
             raise ValueError(f"nbest must be at most beam, {beam}; got {nbest}")
-        if no_repeat_ngram_size < 0:
-            raise ValueError(f"no_repeat_ngram_size must be at least 0; got {no_repeat_ngram_size}")
-        no_repeat = min(no_repeat_ngram_size, longest + 2)  # none is so long
+        no_repeat = min(whole("no_repeat_ngram_size", no_repeat_ngram_size, 0), longest + 2)  # none is so long
         if not math.isfinite(lenpen):
             raise ValueError(f"lenpen must be a finite number; got {lenpen}")
         numbers = self.encode(lines)
         order = sorted((i for i, line in enumerate(numbers) if len(line) > 1), key=lambda i: -len(numbers[i]))
         size = min(positive("batch_size", batch_size), max(1, -(-len(order) // self.threads)))
-        batches: list[list[int]] = []
-        at = 0
-        while at < len(order):  # the longest first
-            most = max(1, min(size, TOKENS // len(numbers[order[at]])))
-            batches.append(order[at : at + most])
-            at += most
+        tokens = sum(len(numbers[i]) for i in order)
+        count = max(-(-len(order) // size), -(-tokens // TOKENS))
+        batches = [order[i::count] for i in range(min(count, len(order)))]  # the longest first
         found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
         work = [[numbers[i] for i in batch] for batch in batches]
-        results = self._beam_search.run(work, self.threads, beam, longest, no_repeat, scored, lenpen)
+        results = self._beam_search.run(work, self.threads, beam, longest, no_repeat, scored or beam > 1, lenpen, nbest)
         for batch, result in zip(batches, results, strict=True):
             for i, hypotheses in zip(batch, result, strict=True):
-                found[i] = [self._hypothesis(h) for h in hypotheses[:nbest]]
+                found[i] = [self._hypothesis(h) for h in hypotheses]
                 found[i] += [Hypothesis("", -math.inf, [])] * (nbest - len(found[i]))  # of a tiny vocabulary
         return found
 

@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 import sentencepiece
 import torch
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from support.exported import LINES, exported, fuzzed
 
 from fairseq_sru import Translator
 from fairseq_sru.decoding.files import ModelError, load, save
+from fairseq_sru.decoding.text import TextOptions
+from fairseq_sru.export import model_of
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +66,29 @@ def test_nothing_of_the_users_is_replaced(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="model is there already"):
         exported(tmp_path / "model", "sru, defaults")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
+
+
+def test_others_may_read_all_of_a_model(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
+
+
+def test_a_model_in_memory_does_not_change_with_its_file(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    model, _ = load(tmp_path / "model")
+    (embedding,) = (call["weight"] for op, call in model.encoder.calls if op == "embed")
+    before = embedding.clone()
+    file = tmp_path / "model" / "weights.safetensors"
+    with file.open("r+b") as there:  # in place, as cp does
+        there.write(bytes(file.stat().st_size))
+    assert torch.equal(embedding, before)
+
+
+def test_a_model_of_sentences_with_tokens_of_their_own_is_refused(tmp_path: Path) -> None:
+    model, text = exported(tmp_path / "model", "sru, defaults"), TextOptions("sentencepiece", "", "")
+    task = object.__new__(TranslationMultiSimpleEpochTask)
+    with pytest.raises(ModelError, match=r"^the model was trained with TranslationMultiSimpleEpochTask, whose sent"):
+        model_of(model, task, text)
 
 
 def test_an_empty_folder_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from corpora import cleaning, moses
 from fairseq.sequence_generator import SequenceGenerator
 from support.exported import LINES, exported, subword_model, torch_alone, words
+from support.processes import python
 
 from fairseq_sru import Translator
 from fairseq_sru.decoding.search import Found
@@ -133,6 +136,17 @@ def test_moses_splits_as_prepare_does(normalise: bool, tmp_path: Path) -> None:
     assert " ".join(made.encode([line])[0]).replace("@@ ", "") == moses.tokens("en", normalise, str)(line)
 
 
+def test_bytes_of_a_subword_model_become_characters(tmp_path: Path) -> None:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_writer=model, vocab_size=280, byte_fallback=True, minloglevel=2
+    )
+    (tmp_path / "spm.model").write_bytes(model.getvalue())
+    made = subwords(TextOptions("sentencepiece", "", ""), tmp_path)
+    (tokens,) = made.encode(["Gar\u00e7on, the window"])
+    assert "<0xC3>" in tokens and made.decode(tokens) == "Gar\u00e7on, the window"
+
+
 def test_a_copy_of_a_translator_is_another(tmp_path: Path) -> None:
     exported(tmp_path / "model", "sru, coverage")
     translator = Translator(tmp_path / "model", threads=3)
@@ -141,6 +155,44 @@ def test_a_copy_of_a_translator_is_another(tmp_path: Path) -> None:
         assert other.threads == 3 and other.translate(LINES, max_length=9) == expected
     with pytest.raises(TypeError, match="can't be copied: it has addresses"):
         copy.deepcopy(translator._beam_search)
+
+
+def test_arguments_that_are_no_lines_are_named(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model")
+    with pytest.raises(TypeError, match=r"^lines must be str; got b'window'$"):
+        translator.translate(["door", b"window"])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"^no_repeat_ngram_size must be an integer of at least 0; got 2.5$"):
+        translator.translate(["door"], no_repeat_ngram_size=2.5)
+    assert translator.translate(["door"], beam=np.int64(2), max_length=9)
+
+
+def test_a_copy_in_another_folder_reads_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    monkeypatch.chdir(tmp_path)
+    kept = pickle.dumps(Translator("model"))
+    monkeypatch.chdir("/")
+    assert pickle.loads(kept).translate(["door"], max_length=9)
+
+
+FORKED = """
+import multiprocessing, sys, torch
+from fairseq_sru import Translator
+torch.set_num_threads(2)
+one = Translator(sys.argv[1])
+torch.randn(1000, 1000).add_(1)
+child = multiprocessing.get_context("fork").Process(target=Translator, args=[sys.argv[1]])
+child.start()
+child.join(60)
+print(child.exitcode)
+child.kill()
+"""
+
+
+def test_a_forked_process_makes_one_of_its_own(tmp_path: Path) -> None:
+    """Where torch's threads are its parent's; matrices are large enough for several."""
+    exported(tmp_path / "model", "sru, defaults", decoder_hidden_size=512, encoder_hidden_size=256)
+    assert python("-c", FORKED, tmp_path / "model").stdout == "0\n"
 
 
 def test_long_lines_are_few_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +210,7 @@ def test_long_lines_are_few_in_a_batch(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(translator._beam_search, "run", seen)
     monkeypatch.setattr("fairseq_sru.decoding.translator.TOKENS", 2 * max(map(len, translator.encode(lines))))
     assert translator.translate(lines, max_length=5) == expected
-    assert sizes == [2, 2, 1]
+    assert sizes == [3, 2]
 
 
 def test_a_batch_that_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

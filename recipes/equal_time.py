@@ -9,24 +9,24 @@ in runs/equal-time-NAME, and goes on where it stopped. FILE is written after eac
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from common.files import write_text
 from comparison import scores
-from comparison.collecting import machine
+from comparison.collecting import where
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.fairseq_output import trained
 from comparison.runs import Comparison
 from comparison.stages import lines, working_in
+from comparison.training import Run
 
 FIXED = ("checkpoints=1", "average=1", "train.validate-interval=1000000")  # validated at the end alone
 
 
-def found(comparison: Comparison) -> dict[str, Any]:
-    """What is known of each system, tokens being target tokens."""
+def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
+    """What is known of each system, tokens being target tokens; ``tested``: the runs that are of these settings."""
     given = comparison.settings
     batches = {name: {**given.train, **options}.get("max-tokens") for name, options in given.systems.items()}
     systems: dict[str, dict[str, Any]] = {name: {"max_tokens": batch} for name, batch in batches.items()}
@@ -34,7 +34,7 @@ def found(comparison: Comparison) -> dict[str, Any]:
         known = systems[run.system]
         if comparison.stages.stamp(f"slice {run.system} {given.slices.rounds}").get("done"):
             known["tokens_per_second"] = round(comparison.training_speed(run.system, "tokens_per_second"), 1)
-        if comparison.stages.stamp(run.stage("generate")).get("done"):
+        if run in tested:
             now = trained(comparison.last(run))
             known |= {"parameters": now.parameters, "updates": now.updates, "seconds": now.seconds, "loss": now.loss}
             truth, target = comparison.text["test"][comparison.target], comparison.target
@@ -54,21 +54,18 @@ def main(argv: list[str] | None = None) -> int:
     with working_in(Path(given.out), parser):
         comparison = Comparison(given)
         comparison.prepare()
-        report = {
-            "machine": machine(comparison.commands.cpu),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "recipe": args.recipe.stem,
-            "minutes": given.budget.minutes,
-        }
+        tested: list[Run] = []
 
         def note() -> None:
-            write_text(args.output, json.dumps({**report, "systems": found(comparison)}, indent=1) + "\n")
+            of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes}
+            report = {**where(comparison), **of, "systems": found(comparison, tested)}
+            write_text(args.output, json.dumps(report, indent=1) + "\n")
 
         comparison.time_training()
-        note()
         for run in comparison.runs:
             comparison.attempt([run], partial(comparison.train, run))
             comparison.attempt([run], partial(comparison.translate, run))
+            tested += [run] * (run not in comparison.failures)
             note()
     return 1 if comparison.failures else 0
 

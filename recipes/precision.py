@@ -9,13 +9,10 @@ Prepares the recipe's data in runs/precision-NAME where it isn't there, and goes
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from common.files import write_text
-from common.machine import processor
+from comparison.collecting import noted, where
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.runs import Comparison
 from comparison.stages import StageError, working_in
@@ -52,11 +49,13 @@ def main(argv: list[str] | None = None) -> None:
         for precision, amp in PRECISIONS.items()
     }
     with working_in(Path(given.out), parser):
-        found = measured(Comparison(given))
+        comparison = Comparison(given)
+        found = measured(comparison)
+    here = where(comparison)
     report = {
-        "machine": {"cpu": processor(), "threads": torch.get_num_threads(), "torch": torch.__version__},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "fairseq": version("fairseq"),
+        "machine": {**here["machine"], "torch": noted(comparison, "torch")},
+        "date": here["date"],
+        "fairseq": noted(comparison, "fairseq"),
         "recipe": args.recipe.stem,
         "overrides": args.overrides,
         "slices": vars(given.slices),

@@ -12,6 +12,8 @@ here=$PWD
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . recipes/setup.sh
 
+export PYTHONUTF8=1 # what a locale of another encoding would print could not be read again
+
 out=${1:-runs/quickstart}
 case $out in /*) ;; *) [ $# = 0 ] || out=$here/$out ;; esac
 shift $(($# > 0))
@@ -51,7 +53,13 @@ run python recipes/prepare.py lohelp-en-de --out "$out/data" --vocab-size 2000
 
 # fairseq goes on from checkpoint_last.pt by itself. Settings were chosen on the validation set.
 if [ ! -e "$out/trained" ]; then
-    amp=$(python -c 'from fairseq_sru.layers.linear import bfloat16_pays as pays; print("--amp" if pays() else "")')
+    # measured once: a run that goes on does so in its precision
+    if [ ! -e "$out/amp" ]; then
+        python -c 'from fairseq_sru.layers.linear import bfloat16_pays as p; print("--amp" if p() else "")' >"$out/amp.part"
+        mv "$out/amp.part" "$out/amp"
+    fi
+    amp=$(cat "$out/amp")
+    rm -f "$out/generate-test.txt" # of another model
     run fairseq-train "$out/data/bin" --user-dir fairseq_sru --arch sru_tiny --share-all-embeddings --cpu $amp \
         --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
         --lr 4e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000 \

@@ -14,8 +14,8 @@ input, from a given gradient of the output. The contestants of a case are measur
 what else the machine does falls on all alike. A run is one call, or as many as take 5 ms. Figures are medians of the
 runs; JSON has their quartiles. A second table has the recurrence alone next to copying the bytes that it must move.
 
-Files in DIR (runs/speed): speed.json, written after each case, speed.svg, speed.png. With --resume what speed.json has
-of the same machine is kept.
+Files in DIR (runs/speed): speed.json, written after each case, speed.svg, speed.png. With --resume it goes on
+with speed.json; that of another machine or source ends it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,8 @@ systems take turns, in rotating order; figures are medians. Shares are of the ti
 small operators look longer than they are. On a GPU an update of SRU, and a step, are also recorded as a CUDA graph and
 replayed.
 
-File in DIR (runs/steps): steps.json, written after each case. With --resume what it has of the same machine is kept.
+File in DIR (runs/steps): steps.json, written after each case. With --resume it goes on with it; that
+of another machine or source ends it.
 """
 
 from __future__ import annotations

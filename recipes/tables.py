@@ -206,15 +206,24 @@ def tuning() -> str:
     for path in sorted((RESULTS / "tune").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         for system, found in report["systems"].items():
-            row = [report["recipe"], system, str(len(found["trials"]))]
+            failed = sum("failure" in trial for trial in found["trials"])
+            done = [trial for trial in found["trials"] if trial.get("loss") is not None]
+            planned = f" of {len(found['trials'])}" if len(done) + failed < len(found["trials"]) else ""
+            row = [report["recipe"], system, f"{len(done) + failed}{planned}{f', {failed} failed' if failed else ''}"]
+            so_far = found["trials"].index(min(done, key=lambda trial: trial["loss"]))  # of a search that was stopped
             for every, which in (("trials", "best"), ("finals", "best_final")):
-                tried, best = found.get(every, []), found.get(which)
+                tried, best = found.get(every, []), found.get(which, so_far if which == "best" else None)
                 if best is None:  # not finished
                     row += ["–"] * 3
                     continue
                 own, flags = tried[0], tried[best]["flags"]
-                other = [f"{flag} {value}" for flag, value in flags.items() if own["flags"].get(flag) != value]
-                row += [f"{own['loss']:.3f}", f"{tried[best]['loss']:.3f}", f"`{', '.join(other) or 'same'}`"]
+                # a final is one of the best trial, or has the recipe's own settings
+                than = (
+                    found["trials"][found.get("best", so_far)]["flags"] if every == "finals" and best else own["flags"]
+                )
+                other = [f"{flag} {value}" for flag, value in flags.items() if than.get(flag) != value]
+                said = f"`{', '.join(other)}`" if other else "those of the best trial" if best else "the recipe's"
+                row += [f"{own['loss']:.3f}", f"{tried[best]['loss']:.3f}", said]
             rows.append(row)
     head = ["recipe", "system", "trials", "loss before", "best", "its settings"]
     return table([*head, "whole run: before", "best", "its settings"], rows)
@@ -273,7 +282,7 @@ def gpu_wheels() -> str:
     """What is brought along to a machine without network."""
     report = result("gpu/wheels.json")
     sizes = {name: size / 2**20 for name, size in report["bytes"].items()}
-    large = {name: size for name, size in sizes.items() if size >= 1}
+    large = {name: size for name, size in sizes.items() if size >= 5}
     rows = [[name, f"{size:.1f}"] for name, size in sorted(large.items(), key=lambda item: -item[1])]
     rows.append([f"{len(sizes) - len(large)} more", f"{sum(sizes.values()) - sum(large.values()):.1f}"])
     return table(["file", "MiB"], [*rows, ["all", f"{sum(sizes.values()):.1f}"]])
@@ -295,7 +304,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipes": recipes,
     **{f"uses-{kind}": partial(uses, kind) for kind in USES},
     "preparing": preparing,
-    **{f"gpu-{name}": partial(gpu.published, name, RESULTS / "gpu") for name in gpu.TABLES},
+    "gpu": partial(gpu.published, RESULTS / "gpu"),
     "gpu-wheels": gpu_wheels,
 }
 

@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
+import re
 import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -32,10 +34,10 @@ from comparison.command_line import read_recipe, recipe_parser
 from comparison.commands import Commands
 from comparison.fairseq_output import trained
 from comparison.processes import side_by_side
-from comparison.run import Run
 from comparison.runs import Comparison
 from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
+from comparison.training import Run
 from comparison.trials import at_edge, finals, trials
 from tqdm import tqdm
 
@@ -170,7 +172,12 @@ def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> di
 
 
 def search(
-    recipe: Settings, jobs: int, found: dict[str, list[dict[str, Any]]], share: float, keep: Callable[[], None]
+    recipe: Settings,
+    jobs: int,
+    found: dict[str, list[dict[str, Any]]],
+    share: float,
+    keep: Callable[[], None],
+    text: Callable[[dict[str, Any]], None],
 ) -> None:
     """Do the trials that have no loss, and call ``keep`` after each.
 
@@ -180,14 +187,17 @@ def search(
         found: the trials of each system, the recipe's own settings first; is written to.
         share: of the budget.
         keep: writes the report.
+        text: is told the files of the data, with their checksums, before anything is tried.
 
     Raises:
-        StageError: the data can't be prepared, or a system doesn't train with its own settings.
+        StageError: the data can't be prepared, or a system doesn't train with its own settings, or a trial was killed
+            for the first time.
     """
     here = {**machine(Commands(recipe).cpu), "jobs": jobs, **{name: version(name) for name in ("torch", "fairseq")}}
     made = of_trials(recipe, {name: [trial["flags"] for trial in every] for name, every in found.items()}, share)
     work = Search(made, {name: every[0]["updates"] for name, every in found.items() if "updates" in every[0]})
     work.prepare()
+    text(work.data["files"])
     # the first trial of each system first: what is wrong with it shows early
     turns = [(name, i) for i in range(max(map(len, found.values()))) for name, every in found.items() if i < len(every)]
     left = [f"{name}-{i}" for name, i in turns if "updates" not in found[name][i]]
@@ -202,12 +212,24 @@ def search(
     def note(done: tuple[str, dict[str, Any]]) -> None:
         name, told = done
         system, _, i = name.rpartition("-")
-        found[system][int(i)] |= {"precision": precision(work, name), **told, "machine": here}
+        trial = found[system][int(i)]
+        trial.pop("failure", None)
+        trial |= {"precision": precision(work, name), **told, "machine": here}
+        if killed(trial):
+            trial["kills"] = trial.get("kills", 0) + 1
         keep()
         bar.update()
 
     with tqdm(desc="trials", total=len(turns), initial=len(turns) - len(left), disable=None) as bar:
         side_by_side(jobs, [partial(tried, name) for name in left], note)
+    again = [trial["failure"] for every in found.values() for trial in every if killed(trial) and trial["kills"] < 2]
+    if again:
+        raise StageError(f"{len(again)} trials were killed ({again[0]}): run the same command to try them once more")
+
+
+def killed(trial: dict[str, Any]) -> bool:
+    """Whether a signal ended it: memory ran out, say, which may have nothing to do with its settings."""
+    return bool(re.search(r"exit status -\d", trial.get("failure", "")))
 
 
 def best_of(tried: list[dict[str, Any]]) -> int:
@@ -244,9 +266,15 @@ def main(argv: list[str] | None = None) -> None:
         report["date"] = datetime.now(UTC).isoformat(timespec="seconds")
         write_text(output, json.dumps(report, indent=1) + "\n")
 
+    def same_text(files: dict[str, Any]) -> None:
+        now = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+        if report.setdefault("data_sha256", now) != now:
+            raise StageError(f"{output} has losses of other data than {given.out}/data: give the name of a new file")
+
     systems = report["systems"]
     with working_in(Path(given.out), parser):
-        search(given, args.jobs, {name: kept["trials"] for name, kept in systems.items()}, given.tune.budget, keep)
+        tried = {name: kept["trials"] for name, kept in systems.items()}
+        search(given, args.jobs, tried, given.tune.budget, keep, same_text)
         for kept in systems.values():
             kept["best"] = best_of(kept["trials"])
         try:
@@ -254,17 +282,17 @@ def main(argv: list[str] | None = None) -> None:
         except ValueError as error:
             parser.error(f"argument --output: {output} {error}")
         if last := {f"{name}-whole": kept["finals"] for name, kept in systems.items() if kept["finals"]}:
-            search(given, args.jobs, last, 1.0, keep)
+            search(given, args.jobs, last, 1.0, keep, same_text)
     for system, kept in systems.items():
-        tried, at = kept["trials"], kept["best"]
-        every = [{**given.train, **trial["flags"]} for trial in tried]
+        done, at = kept["trials"], kept["best"]
+        every = [{**given.train, **trial["flags"]} for trial in done]
         kept["at_edge"] = at_edge(every, every[at], given.tune.space_of(system))
         for flag in kept["at_edge"]:
             print(f"{system}: --{flag} {every[at][flag]} is the lowest or highest that was tried: widen its range")
         if kept["finals"]:
-            tried, at = kept["finals"], best_of(kept["finals"])
+            done, at = kept["finals"], best_of(kept["finals"])
             kept["best_final"] = at
-        own, best = tried[0], tried[at]
+        own, best = done[0], done[at]
         print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {own['loss']:.3f}: {best['flags']}")
     keep()
     figure = plots.trials(report, given.train)

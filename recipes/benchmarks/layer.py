@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from fairseq_sru import SRU
-from fairseq_sru.layers.linear import linear
+from fairseq_sru.layers.linear import Linear
 from fairseq_sru.recurrence.autograd import Backend
 from fairseq_sru.recurrence.reference import Options, Tensors
 
@@ -99,17 +99,6 @@ def published_package() -> Package:
     return sru.SRU  # type: ignore[no-any-return]
 
 
-class Product(nn.Module):
-    """The matrix product of an SRU layer and no more."""
-
-    def __init__(self, weight: nn.Parameter) -> None:
-        super().__init__()
-        self.weight = weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight)
-
-
 def contestants(case: Case, package: Package) -> dict[str, nn.Module]:
     size = case.size
     ours = SRU(size, size, num_layers=1)
@@ -121,7 +110,8 @@ def contestants(case: Case, package: Package) -> dict[str, nn.Module]:
         layers[PACKAGE] = package(size, size, num_layers=1, v1=True, use_tanh=True)
         if case.what == FORWARD and not ON_GPU:
             layers[SCRIPTED] = torch.jit.script(layers[PACKAGE].eval())
-    layers[GEMM] = Product(ours.layers[0].weight)  # type: ignore[arg-type]
+    product = layers[GEMM] = Linear(size, 3 * size, bias=False)
+    product.weight = ours.layers[0].weight  # type: ignore[assignment]
     return {name: layer.to(DEVICE, DTYPES[case.dtype]) for name, layer in layers.items()}
 
 

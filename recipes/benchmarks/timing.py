@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from common.machine import processor
+from common.machine import processor, source
 from tqdm import tqdm
 
 from fairseq_sru import backends
@@ -117,7 +117,8 @@ def demand_kernels() -> None:
 
 
 def resumed(path: Path, report: dict[str, Any], *measured: str) -> dict[str, Any]:
-    """The report in a file, if it is as this new one but for what is ``measured`` and the date; else this one."""
+    """The report in a file, where there is one; else this new one. A report that is otherwise than this one but for
+    what is ``measured`` and the date ends the program: it stays as it is."""
     if not path.is_file():
         return report
 
@@ -126,7 +127,11 @@ def resumed(path: Path, report: dict[str, Any], *measured: str) -> dict[str, Any
         return {**rest, "machine": {**one["machine"], "date": ""}}
 
     old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return old if given(old) == given(report) else report
+    if (was := given(old)) != (now := given(report)):
+        flat = [{**one, **one["machine"], "machine": None} for one in (was, now)]
+        other = sorted(key for key in {*flat[0], *flat[1]} if flat[0].get(key) != flat[1].get(key))
+        sys.exit(f"argument --resume: {path} is of another {' and '.join(other)}: name another --out, or remove it")
+    return old
 
 
 def short(value: float | None) -> str:
@@ -163,5 +168,6 @@ def machine(**more: str) -> dict[str, Any]:
         "torch": torch.__version__,
         **({"cudnn": torch.backends.cudnn.version()} if ON_GPU else {}),
         **more,
+        "source": source("kernels/*", "fairseq_sru/**/*.py"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

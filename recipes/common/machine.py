@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 # fairseq's Transformer has each encoder layer's weights twice; the copies serve a faster inference and aren't trained
 COPY = re.compile(r"layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)$")
 
@@ -24,3 +26,11 @@ def processor() -> str:
     info = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
     return found[1] if found else platform.processor() or platform.machine()
+
+
+def source(*patterns: str) -> str:
+    """What tells two states of the project's files apart; patterns as :meth:`Path.glob` takes them."""
+    seen = hashlib.sha256()
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()):
+        seen.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return seen.hexdigest()[:12]

@@ -15,10 +15,9 @@ import torch
 from common.machine import processor
 
 from . import report
-from .run import Run
 from .runs import Comparison
 from .stages import evenly, lines
-from .training import Training
+from .training import Run, Training
 from .verdict import spread, verdict
 
 SAMPLES = 10  # translations that a report shows
@@ -39,33 +38,42 @@ def machine(cpu: bool) -> dict[str, Any]:
     }
 
 
+def noted(c: Training, fact: str) -> str:
+    """A fact of where the stages ran; more than one where a comparison went on elsewhere."""
+    return ", then ".join(map(str, c.stages.noted(fact))) or str(c.here[fact])
+
+
+def where(c: Training) -> dict[str, Any]:
+    """Where and when the stages ran."""
+    cpu = c.commands.cpu
+    facts = {"cpu": noted(c, "processor"), "gpu": None if cpu else noted(c, "gpu")}
+    facts |= {"backend": noted(c, "backend")} if cpu else {}
+    return {"date": max(c.stages.noted("finished"), default=None), "machine": {**machine(cpu), **facts}}
+
+
 def of_all(c: Training, *packages: str) -> dict[str, Any]:
     """What the report of every comparison has; ``packages`` are those whose versions it tells, too."""
-
-    def noted(fact: str) -> str:  # more than one where it went on elsewhere
-        return ", then ".join(c.stages.noted(fact)) or str(c.here[fact])
-
+    here = where(c)
     return {
         "name": c.out.name,
         "budget": {key: value for key, value in vars(c.settings.budget).items() if value is not None},
         "baseline": c.settings.baseline,
-        "date": max(c.stages.noted("finished"), default=None),
-        "machine": {
-            **machine(c.commands.cpu),
-            "cpu": noted("processor"),
-            "gpu": None if c.commands.cpu else noted("gpu"),
-            "jobs": max(c.stages.noted("jobs"), default=c.jobs),
-        },
+        "date": here["date"],
+        "machine": {**here["machine"], "jobs": max(c.stages.noted("jobs"), default=c.jobs)},
         "versions": {
             "python": platform.python_version(),
-            **{name: noted(name) for name in ("fairseq_sru", "torch", "fairseq")},
+            **{name: noted(c, name) for name in ("fairseq_sru", "torch", "fairseq")},
             **{name: version(name) for name in packages},
         },
     }
 
 
 def precision(c: Training, system: str) -> str:
-    return "bfloat16" if c.commands.options(system).get("amp") else "float32"
+    """Of the products in training."""
+    on = {flag for flag, value in c.commands.options(system).items() if value}
+    if on & {"bf16", "memory-efficient-bf16"} or ("amp" in on and c.commands.cpu):
+        return "bfloat16"
+    return "float16" if on & {"fp16", "memory-efficient-fp16", "amp"} else "float32"
 
 
 def curve(c: Comparison, run: Run) -> list[dict[str, Any]]:

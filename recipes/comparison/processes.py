@@ -117,6 +117,7 @@ def execute(
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
+            env={**os.environ, "PYTHONUTF8": "1"},  # in another locale it would print what is not UTF-8
             start_new_session=limit is not None,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )

@@ -110,11 +110,13 @@ the whole test set.
 
 
 def conditions(report: Report, systems: dict[str, Any], seeds: dict[str, list[int]]) -> str:
-    """Budget, seeds of each of these systems, and which trained in bfloat16."""
+    """Budget, seeds of each of these systems, and which trained with products in 16 bits."""
     budget = report["budget"]
     limit = f"{budget['updates']} updates" if "updates" in budget else f"{budget['minutes']:g} minutes of training"
-    amp = [name for name, system in systems.items() if system.get("precision") == "bfloat16"]
-    precision = f" Trained with products in bfloat16 (--amp): {', '.join(amp)}." if amp else ""
+    precision = ""
+    for kind, how in (("bfloat16", "bfloat16 (--amp)"), ("float16", "float16")):
+        if names := [name for name, system in systems.items() if system.get("precision") == kind]:
+            precision += f" Trained with products in {how}: {', '.join(names)}."
     alike: dict[str, list[str]] = {}
     for name in systems:
         alike.setdefault(", ".join(map(str, seeds[name])), []).append(name)

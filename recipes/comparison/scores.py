@@ -13,7 +13,8 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest, Result
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-METRICS = ("BLEU", "chrF2", "TER")  # as sacreBLEU names their scores
+from .verdict import METRICS
+
 WITHOUT_SPACES = ("zh", "ja", "ko")  # whose words sacreBLEU finds
 SPLIT = "BLEU, compounds split"
 LONGEST = 4  # words of a repeated n-gram

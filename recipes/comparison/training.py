@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from common.hold import FolderError
@@ -18,15 +18,40 @@ from common.machine import processor
 from tqdm import tqdm
 
 from fairseq_sru.models.config import PRESETS
+from fairseq_sru.recurrence.dispatch import choose
 from fairseq_sru.versions import __version__
 
 from . import settings, stages
 from .commands import Commands
 from .fairseq_output import Trained, trained
 from .processes import side_by_side
-from .run import Run
 from .settings import Settings
 from .stages import StageError, Stages
+
+
+def cpu_backend() -> str:
+    """Of the recurrence, on a CPU; or why none runs."""
+    try:
+        return getattr(choose("auto", "cpu"), "name", "reference")
+    except (RuntimeError, ValueError) as error:  # of what the environment names
+        return str(error)
+
+
+OTHER = "{} was trained with other settings: remove it, or name another out=DIR"
+
+
+class Run(NamedTuple):
+    """A system that is trained with a seed."""
+
+    system: str
+    seed: int
+
+    def stage(self, what: str) -> str:
+        return f"{what} {self.system} {self.seed}"
+
+    @property
+    def file(self) -> str:
+        return f"{self.system}-{self.seed}"
 
 
 def carry(now: Trained, carried: list[list[float]]) -> Trained:
@@ -56,6 +81,8 @@ class Training:
         self.here = {"processor": processor(), "threads": torch.get_num_threads(), **packages}
         if not self.commands.cpu and torch.cuda.is_available():
             self.here["gpu"] = torch.cuda.get_device_name()
+        if self.commands.cpu:  # on a GPU it would take memory of it
+            self.here["backend"] = cpu_backend()
         self.stages = Stages(self.out / "stamps", tqdm.write, self.here)
         self.failures: dict[Run, str] = {}
         seeds = given.all_seeds()
@@ -140,6 +167,11 @@ class Training:
         more = {"disable-validation": True, "keep-interval-updates": None}  # the checkpoint before is read, too
         command = self.commands.train(system, number, 2 * updates, updates, folder, **more)
         inputs = self.inputs(system)
+        known = self.settings.budget.minutes is not None and self.stages.stamp(name).get("done")
+        kept = [str(path) for run in self.runs if run.system == system for path in self.finished(run)] if known else []
+        if kept and not self.stages.is_of(name, command, inputs):
+            # measured anew, it would give other updates: what was trained would not fit the old settings either
+            raise FolderError(OTHER.format(" and ".join(kept)))
         self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=measured)
 
     def preset(self, system: str) -> list[Path]:
@@ -166,14 +198,24 @@ class Training:
     def folder(self, run: Run) -> Path:
         return self.out / "checkpoints" / run.file
 
+    def finished(self, run: Run) -> list[Path]:
+        """What would have to be removed to train a run anew that was trained to the end; empty where none was."""
+        done = self.stages.stamp(run.stage("train")).get("done")
+        return [self.folder(run)] if done and self.last(run).is_file() else []
+
     def keep(self, name: str, command: list[str], inputs: list[Path], made: Path, kept: Path) -> None:
-        """Make sure that a stage doesn't train anew what was trained with other settings to the end.
+        """Make sure that a stage doesn't train anew what was trained to the end.
 
         Raises:
-            FolderError: ``made`` is there, and not of this command and inputs; the message names ``kept``.
+            FolderError: ``made`` is there, and not of this command and inputs, or it is gone from a folder ``kept``.
         """
-        if self.stages.stamp(name).get("done") and made.is_file() and not self.stages.is_of(name, command, inputs):
-            raise FolderError(f"{kept} was trained with other settings: remove it, or name another out=DIR")
+        if not self.stages.stamp(name).get("done"):
+            return
+        if not made.is_file():
+            if kept.is_dir():
+                raise FolderError(f"{kept} lacks {made.name}: put it back, or remove the folder")
+        elif not self.stages.is_of(name, command, inputs):
+            raise FolderError(OTHER.format(kept))
 
     def train(self, run: Run) -> None:
         """Train a run.

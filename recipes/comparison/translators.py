@@ -18,8 +18,8 @@ from corpora.subwords import MODELS
 from tqdm import tqdm
 
 from . import scores
-from .run import Run
 from .stages import StageError
+from .training import Run
 from .verdict import spread
 
 if TYPE_CHECKING:

@@ -20,11 +20,10 @@ from . import stages
 from .collecting import precision
 from .commands import Commands
 from .fairseq_output import hypotheses
-from .run import Run
 from .settings import Settings, wrong
 from .short_report import write
 from .stages import lines
-from .training import Training
+from .training import Run, Training
 
 DRAWS = 10_000  # of signs
 
@@ -164,6 +163,14 @@ class Sentences(Use):
     def stage(self, run: Run, fold: int) -> str:
         return f"{run.stage('classify')} fold {fold}"
 
+    def labels(self, run: Run, fold: int) -> Path:
+        """What a run's model says of the test sentences."""
+        return self.out / "labels" / f"{run.file}-{fold}.txt"
+
+    def finished(self, run: Run) -> list[Path]:
+        done = [fold for fold in self.folds if self.stages.stamp(self.stage(run, fold)).get("done")]
+        return [path for fold in done if (path := self.labels(run, fold)).is_file()]
+
     def classify(self, run: Run, fold: int) -> None:
         """Train and test. The checkpoints go when the test sentences have labels, or folds would fill the disk.
 
@@ -174,7 +181,7 @@ class Sentences(Use):
 
         name, commands = self.stage(run, fold), Commands(self.settings, f"folds/{fold}")
         data, folder = commands.data / commands.folder, self.folder(run).with_name(f"{run.file}-{fold}")
-        output = self.out / "labels" / f"{run.file}-{fold}.txt"
+        output = self.labels(run, fold)
         updates = self.updates(run.system)
         command = commands.train(*run, updates, updates // self.settings.checkpoints, folder)
 

@@ -68,7 +68,46 @@ class Task(NamedTuple):
         }
 
     def make(self, work: Path, archives: Path) -> Path:
-        return make(self, work, archives)
+        corpus, languages = self.corpus, self.corpus.languages
+        text, unpacked, made = work / "text", work / "unpacked", work / "made"
+        for folder in (text, unpacked, made):
+            folder.mkdir()
+        texts, domains, sources = gather(self, archives, unpacked)
+        encoder = Encoder(self.tokenizer, languages, corpus.lower, corpus.normalise, made / MODELS[self.tokenizer])
+        tallies = clean(corpus, texts, encoder, text)
+        shutil.rmtree(unpacked)
+        pairs = tallies["train"].last
+        try:
+            encoder.learn(*paths_of(text, "train", languages), pairs, self.vocab_size)
+        except BrokenProcessPool:
+            raise
+        except (RuntimeError, ValueError) as error:  # its words name the sizes that the text allows
+            raise RecipeError(f"argument --vocab-size: {self.vocab_size}: {error}") from None
+        for split, tally in tallies.items():
+            encode(corpus, encoder, split, tally, text)
+            print(f"{split}: {tally}", flush=True)
+        ending = ENDINGS[self.tokenizer]
+        for split in SPLITS:
+            plain_text, encoded = paths_of(text, split, languages), paths_of(text, split, languages, f".{ending}")
+            if split != "train" and corpus.lower:
+                pairs_in_lower_case = ((a.lower(), b.lower()) for a, b in read(*plain_text))
+                write(pairs_in_lower_case, paths_of(made, split, languages), f"lower {split}")
+            for path in [*encoded, *(plain_text if split != "train" and not corpus.lower else ())]:
+                path.rename(made / path.name)
+            if split in domains:
+                labels(domains[split], tallies[split].last, made / f"{split}.domains")
+        lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
+        binarise(languages, [made / f"{split}.{ending}" for split in SPLITS], pairs > FEW, made / "bin")
+        facts = self.options() | {
+            "sources": sources,
+            "counts": {split: tally.pairs for split, tally in tallies.items()},
+            "dropped": {split: tally.dropped for split, tally in tallies.items()},
+            "edited": {split: tally.edited for split, tally in tallies.items()},
+            "odd": {split: tally.odd for split, tally in tallies.items()},
+        }
+        seal(made, facts, lines)
+        shutil.rmtree(text)
+        return made
 
 
 def described(path: Path, name: str) -> dict[str, Any]:
@@ -189,64 +228,11 @@ def labels(path: Path, pairs: int, to: Path) -> None:
     to.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def make(task: Task, work: Path, archives: Path) -> Path:
-    """Prepare a data set in ``work``.
-
-    Returns:
-        The folder in it that has what goes to --out and nothing else.
-
-    Raises:
-        RecipeError: the data can't be had or used; the message says what to do.
-        BrokenProcessPool: a process was killed.
-    """
-    corpus, languages = task.corpus, task.corpus.languages
-    text, unpacked, made = work / "text", work / "unpacked", work / "made"
-    for folder in (text, unpacked, made):
-        folder.mkdir()
-    texts, domains, sources = gather(task, archives, unpacked)
-    encoder = Encoder(task.tokenizer, languages, corpus.lower, corpus.normalise, made / MODELS[task.tokenizer])
-    tallies = clean(corpus, texts, encoder, text)
-    shutil.rmtree(unpacked)
-    pairs = tallies["train"].last
-    try:
-        encoder.learn(*paths_of(text, "train", languages), pairs, task.vocab_size)
-    except BrokenProcessPool:
-        raise
-    except (RuntimeError, ValueError) as error:  # its words name the sizes that the text allows
-        raise RecipeError(f"argument --vocab-size: {task.vocab_size}: {error}") from None
-    for split, tally in tallies.items():
-        encode(corpus, encoder, split, tally, text)
-        print(f"{split}: {tally}", flush=True)
-    ending = ENDINGS[task.tokenizer]
-    for split in SPLITS:
-        plain_text, encoded = paths_of(text, split, languages), paths_of(text, split, languages, f".{ending}")
-        if split != "train" and corpus.lower:
-            pairs_in_lower_case = ((a.lower(), b.lower()) for a, b in read(*plain_text))
-            write(pairs_in_lower_case, paths_of(made, split, languages), f"lower {split}")
-        for path in [*encoded, *(plain_text if split != "train" and not corpus.lower else ())]:
-            path.rename(made / path.name)
-        if split in domains:
-            labels(domains[split], tallies[split].last, made / f"{split}.domains")
-    lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
-    binarise(languages, [made / f"{split}.{ending}" for split in SPLITS], pairs > FEW, made / "bin")
-    facts = task.options() | {
-        "sources": sources,
-        "counts": {split: tally.pairs for split, tally in tallies.items()},
-        "dropped": {split: tally.dropped for split, tally in tallies.items()},
-        "edited": {split: tally.edited for split, tally in tallies.items()},
-        "odd": {split: tally.odd for split, tally in tallies.items()},
-    }
-    seal(made, facts, lines)
-    shutil.rmtree(text)
-    return made
-
-
 def seal(made: Path, facts: dict[str, Any], lines: Mapping[str, int] = {}) -> None:
     """Write the manifest of all that was made: facts, and of each file the checksum and, where known, the lines."""
     files = {
         name: ({"lines": lines[name]} if name in lines else {}) | {"sha256": digest(made / name)}
         for name in sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
-        if not name.endswith(".log")  # has the time in it
     }
     write_text(made / MANIFEST, json.dumps({**facts, "files": files}, indent=1, ensure_ascii=False) + "\n")
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from common.hold import NAME, FolderError, Hold
 
+from . import debian
 from .archives import Archive, digest, find
 from .building import MANIFEST
 
@@ -52,10 +53,19 @@ def differences(manifest: dict[str, Any], task: Preparation) -> list[str]:
         if manifest.get(key) != value
     ]
     at_hand = task.files()
+    parts = [
+        part
+        for source in manifest.get("sources", [])
+        for kind in ("packages", "lists")
+        for part in source.get(kind, [])
+    ]
     known = {source.get("name"): source["sha256"] for source in manifest.get("sources", []) if "sha256" in source}
     gone = known.keys() - at_hand.keys() - {archive.name for archive in task.archives} if at_hand else set()
     found += [f"{name} is gone" for name in sorted(gone)]
     if task.local_dir:
+        built = {part.get("package") or part["list"]: part["sha256"] for part in parts}
+        at_hand |= {name: path for name in built if (path := debian.find(name, [task.local_dir]))}
+        known |= built
         at_hand |= {archive.name: path for archive in task.archives if (path := find(archive, [task.local_dir]))}
     return found + [f"{path} has changed" for name, path in at_hand.items() if digest(path) != known.get(name)]
 

@@ -27,6 +27,7 @@ from benchmarks import layer
 from benchmarks.timing import DRY, machine
 from common.arguments import at_least_one
 from common.files import write_text
+from common.machine import source
 from comparison.stages import Late, StageError, Stages, working_in
 
 from . import tables
@@ -135,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"argument OUT: {out} has results, and no folder work to go on from: name another, or remove it")
     with working_in(out / "work", parser):
         day = Day(out, args.minutes)
-        done = day.all(parts(out, DRY))
+        done = day.all(parts(out, DRY, f"{card()}-{source(*SOURCES, *MODELS)}"))
     print(f"\n{tables.ended(out)}\n{out / 'report.md'}")
     print("all is done" if done else "run the same command to do the rest")
     return 0 if done else 1

@@ -34,14 +34,11 @@ EXACT = {"antlr4-python3-runtime", "cuda-pathfinder", "filelock", "hydra-core", 
 EXTENSIONS = ("sru", "accelerated_scan.warp")  # build CUDA source when they are first imported
 
 
-def environment(**more: str) -> dict[str, str]:
+def pip(*words: str | Path) -> None:
     """Without an image's constraints, which are not for what is built here."""
-    return {**{k: v for k, v in os.environ.items() if k != "PIP_CONSTRAINT"}, **more}
-
-
-def pip(*words: str | Path, **env: str) -> None:
     command = [sys.executable, "-m", "pip", "-q", *map(str, words)]
-    subprocess.run(command, check=True, env=environment(PIP_DISABLE_PIP_VERSION_CHECK="1", **env))
+    env = {**os.environ, "PIP_CONSTRAINT": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    subprocess.run(command, check=True, env=env)
 
 
 def key(name: str) -> str:
@@ -98,7 +95,7 @@ def fairseq(folder: Path, site: Path) -> None:
     made = site.with_name("wheel")
     program = ROOT / "fairseq_sru" / "install_fairseq.py"
     command = [sys.executable, str(program), "--sdist", str(sdist), "--wheel-dir", str(made)]
-    subprocess.run(command, check=True, env=environment(**offline))
+    subprocess.run(command, check=True, env={**os.environ, **offline})
     pip("install", "--no-index", "--no-deps", "--upgrade", "--target", site, *made.glob("fairseq-*.whl"))
 
 

@@ -45,21 +45,33 @@ def tests(out: Path, name: str, select: str, limit: float, *options: str) -> Par
     return Part(name, command, limit, shown=f"{name}.txt", outcomes=outcomes)
 
 
-def training(out: Path, name: str, batch: int, *overrides: str) -> tuple[str, ...]:
+def training(out: Path, of: str, name: str, batch: int, *overrides: str) -> Part:
     """SRU, LSTM units, fairseq's lstm and a Transformer on the text that ships, in batches of as many tokens."""
     work = out / "work"
     # One Transformer is enough. Both batch sizes take the same data.
-    general = ("cpu=auto", "systems.transformer-sru=null", f"out={work / name}", f"prepare.out={work / 'data'}")
+    general = (
+        "cpu=auto",
+        "systems.transformer-sru=null",
+        f"out={work / f'{name}-{of}'}",
+        f"prepare.out={work / 'data'}",
+    )
     alike = {"max-tokens": batch, "warmup-updates": 0.1}  # a recipe's own are for minutes on a CPU
     shared = [f"systems.{system}.{flag}={value}" for system in SYSTEMS for flag, value in alike.items()]
     options = (*general, "slices.rounds=1", *shared, *overrides, "--output", str(out / f"{name}.json"))
     # by name: what can't run there then fails, where by itself it would go on in plain torch
     python = ("env", "FAIRSEQ_SRU_BACKEND=cuda", sys.executable) if ON_GPU else ("python",)
-    return (*python, "recipes/equal_time.py", LOHELP, *options)
+    limit, outcomes = {"training": 170, "training2000": 240}[name], f"{name}.json"
+    return Part(name, (*python, "recipes/equal_time.py", LOHELP, *options), limit, ("fairseq",), outcomes=outcomes)
 
 
-def parts(out: Path, dry: bool) -> list[Part]:
-    """dry: at small sizes and without haste, for a CPU; tests that need a GPU are collected and skipped."""
+def parts(out: Path, dry: bool, of: str) -> list[Part]:
+    """The parts.
+
+    Args:
+        out: takes the results.
+        dry: at small sizes and without haste, for a CPU; tests that need a GPU are collected and skipped.
+        of: the card and the source, as a word: what was trained on another or with other source is not gone on with.
+    """
     python, processes = ("python", "-m"), str(max(1, min(6, (os.cpu_count() or 1) // 2)))
     quick = ("--quick", "--turns", "1") if dry else ("--turns", "7")
     few = ("--quick", "--turns", "1", "--vocabulary", "500", "--pairs", "1") if dry else ("--turns", "3")
@@ -84,10 +96,10 @@ def parts(out: Path, dry: bool) -> list[Part]:
         Part("speed", (*speed, "--out", str(out / "speed")), 130, made="speed/speed.json"),
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
         Part("steps", (*steps, "--out", str(out / "steps")), 70, ("fairseq",), made="steps/steps.json"),
-        Part("training", training(out, "training", 1000, *times), 170, ("fairseq",)),
+        training(out, of, "training", 1000, *times),
         Part("rivals", (*rivals, "--out", str(out / "rivals")), 150, ("extensions",), made="rivals/speed.json"),
         tests(out, "sanitizer", "sanitizer", 60),
         tests(out, "variants", slow, 120, *spread),
-        Part("training2000", training(out, "training2000", 2000, *times), 240, ("fairseq",)),
+        training(out, of, "training2000", 2000, *times),
     ]
     return [part._replace(limit=10 * part.limit) for part in found] if dry else found

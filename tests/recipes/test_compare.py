@@ -26,6 +26,7 @@ import pytest
 import torch
 from common.errors import RecipeError
 from common.files import write_text
+from common.hold import FolderError
 from comparison import (
     collecting,
     commands,
@@ -38,7 +39,7 @@ from comparison import (
     stages,
     verdict,
 )
-from comparison.run import Run
+from comparison.training import Run
 from conftest import ROOT, write_pairs
 from support.paired import check_paired
 
@@ -262,7 +263,7 @@ def test_equal_time_wants_minutes_and_tells_of_failures(recipe, tmp_path, monkey
     assert "budget.minutes must be given; it is None" in capsys.readouterr().err
     comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}"]))
     comparison.failures[comparison.runs[0]] = "train a 1: exit status 1"
-    assert equal_time.found(comparison)["a"]["failure"] == "train a 1: exit status 1"
+    assert equal_time.found(comparison, [])["a"]["failure"] == "train a 1: exit status 1"
 
 
 def test_it_ends_with_the_reader_of_its_output():
@@ -294,6 +295,72 @@ def test_slices_keep_the_checkpoint_that_ends_the_warm_up(recipe, tmp_path, monk
     monkeypatch.setattr(comparison.stages, "command", lambda name, command, **_: seen.append(command))
     comparison.slice("a", 1)
     assert "--save-interval-updates" in seen[0] and "--keep-interval-updates" not in seen[0]
+
+
+def finished(comparison: runs.Comparison, run: Run) -> None:
+    """As if it had been trained to the end, with the settings of a stamp that knows none."""
+    comparison.manifest = comparison.out / "manifest.json"
+    comparison.last(run).parent.mkdir(parents=True)
+    comparison.last(run).touch()
+    stamp = {"key": "", "done": True, "outputs": [stages.digest(comparison.last(run))]}
+    for name in (f"slice {run.system} 1", run.stage("train")):
+        write_text(comparison.out / "stamps" / f"{name.replace(' ', '-')}.json", json.dumps(stamp))
+
+
+def test_a_speed_is_not_measured_anew_under_what_was_trained_for_minutes(recipe, tmp_path):
+    """Or an override that was tried once would change the updates of the settings before, too."""
+    overrides = [f"out={tmp_path / 'out'}", "budget={updates: null, minutes: 2}"]
+    comparison = runs.Comparison(settings.load(recipe, overrides))
+    finished(comparison, Run("a", 1))
+    before = comparison.stages.stamp("slice a 1")
+    with pytest.raises(FolderError, match=r"out/checkpoints/a-1 was trained with other settings: remove it, or name"):
+        comparison.slice("a", 1)
+    assert comparison.stages.stamp("slice a 1") == before
+    shutil.rmtree(comparison.folder(Run("a", 1)))
+    assert comparison.finished(Run("a", 1)) == []
+
+
+def test_a_run_that_lacks_its_last_checkpoint_is_left_alone(recipe, tmp_path):
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path / 'out'}"]))
+    run = Run("a", 1)
+    finished(comparison, run)
+    other = comparison.folder(run) / "checkpoint_1_50.pt"
+    comparison.last(run).rename(other)
+    with pytest.raises(FolderError, match=r"a-1 lacks checkpoint_last.pt: put it back, or remove the folder$"):
+        comparison.train(run)
+    assert other.is_file()
+
+
+@pytest.mark.parametrize(
+    "flags, cpu, expected",
+    [
+        ({}, False, "float32"),
+        ({"amp": False}, True, "float32"),
+        ({"amp": True}, True, "bfloat16"),
+        ({"amp": True}, False, "float16"),
+        ({"bf16": True}, False, "bfloat16"),
+        ({"fp16": True}, False, "float16"),
+        ({"memory-efficient-fp16": True}, True, "float16"),
+    ],
+)
+def test_a_report_names_the_precision(flags, cpu, expected, recipe):
+    given = settings.load(recipe, [f"cpu={json.dumps(cpu)}"])
+    given.systems["a"] |= flags
+    assert collecting.precision(runs.Comparison(given), "a") == expected
+
+
+def test_equal_time_tells_only_of_runs_that_it_has_seen(recipe, tmp_path):
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path / 'out'}"]))
+    finished(comparison, Run("a", 1))
+    write_text(tmp_path / "out" / "stamps" / "generate-a-1.json", json.dumps({"done": True}))
+    assert "bleu" not in equal_time.found(comparison, [])["a"]
+
+
+def test_commands_print_utf8_in_any_locale(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONUTF8", raising=False)
+    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # where Python would look at the locale
+    processes.execute(["python", "-c", "import sys; print(sys.flags.utf8_mode)"], tmp_path / "log", False, print)
+    assert (tmp_path / "log").read_text() == "1\n"
 
 
 def test_time_is_carried_over_an_epochs_end():

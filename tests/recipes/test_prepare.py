@@ -18,6 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ def files(folder: Path) -> dict[str, int]:
 def bin_sums(out: Path) -> dict[str, str]:
     """Checksums of the binarised files; the log has times and paths."""
     paths = sorted((out / "bin").iterdir())
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths if p.suffix != ".log"}
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
 @pytest.fixture
@@ -172,7 +173,7 @@ def test_multi30k(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
     text = {f"{split}.{language}" for split in ("valid", "test") for language in ("en", "de")}
     text |= {f"{split}.sp.{language}" for split in registry.SPLITS for language in ("en", "de")}
     there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert manifest["files"].keys() == there - {"manifest.json", "bin/preprocess.log", hold.NAME}
+    assert manifest["files"].keys() == there - {"manifest.json", hold.NAME}
     assert manifest["files"].keys() >= {"train.sp.en", "spm.model", "bin/dict.en.txt", "bin/test.en-de.de.idx"}
     assert {path.name for path in out.iterdir()} == text | {"spm.model", "bin", "manifest.json", hold.NAME}
 
@@ -564,6 +565,17 @@ def test_other_archives_are_other_data(quick: None, tmp_path: Path, fails: Fails
     assert "de-en.tgz has changed" in fails([*words, "--local-dir", str(local)])
 
 
+def test_packages_at_hand_are_compared(tmp_path: Path) -> None:
+    deb = tmp_path / "trans-de-en_1_all.deb"
+    deb.write_text("one")
+    package = {"package": "trans-de-en", "sha256": archives.digest(deb)}
+    manifest = {"sources": [{"packages": [package], "lists": []}]}
+    task: Any = SimpleNamespace(options=dict, files=dict, archives=[], local_dir=tmp_path)
+    assert publishing.differences(manifest, task) == []
+    deb.write_text("another")
+    assert publishing.differences(manifest, task) == [f"{deb} has changed"]
+
+
 def test_an_interrupted_run_is_begun_anew_but_for_its_downloads(own: Own, quick: None, tmp_path: Path) -> None:
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     prepare.main(own.words(fresh))
@@ -652,7 +664,7 @@ def test_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
         assert (out / "test.en").read_text() == "mine"
         assert f"{out / 'test.en'} is not of this script" in fails(own.words(out))
     (out / "test.en").rename(tmp_path / "mine")
-    monkeypatch.setattr(building, "make", None)  # it only has to be moved
+    monkeypatch.setattr(building.Task, "make", None)  # it only has to be moved
     prepare.main(own.words(out))
     assert "already made" in capfd.readouterr().out
     assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == [hold.NAME]

@@ -375,9 +375,13 @@ def test_a_report_is_gone_on_with_where_only_what_is_measured_differs(tmp_path):
     old = {**new, "machine": {"device": "one", "date": "before"}, "cases": [1]}
     path = tmp_path / "speed.json"
     assert timing.resumed(path, new, "cases") is new
-    for there, expected in ((old, old), ({**old, "turns": 7}, new), ({**old, "machine": {"device": "two"}}, new)):
+    path.write_text(json.dumps(old))
+    assert timing.resumed(path, new, "cases") == old
+    for there, name in (({**old, "turns": 7}, "turns"), ({**old, "machine": {"device": "two"}}, "device")):
         path.write_text(json.dumps(there))
-        assert timing.resumed(path, new, "cases") == expected
+        with pytest.raises(SystemExit, match=rf"^argument --resume: \S+speed.json is of another {name}: name another"):
+            timing.resumed(path, new, "cases")
+        assert json.loads(path.read_text()) == there
 
 
 def test_numbers_are_shown_with_three_digits():

@@ -244,6 +244,39 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
     assert f"argument --output: {tmp_path / 'found.json'} is of a search with other overrides" in other
 
 
+def test_a_killed_trial_is_tried_once_more_before_it_counts_as_failed(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And losses of other data are not gone on with."""
+    files, tried = {"train.en": "one"}, []
+
+    def prepare(search: Search) -> None:
+        search.data = {"files": dict(files)}
+
+    def trial(search: Search, name: str) -> dict[str, Any]:
+        tried.append(name)
+        if name == "sru-1":
+            return {"loss": None, "failure": "trial sru-1 1: exit status -9"}
+        return {"loss": 1.0, "updates": 1, "parameters": 1, "train_seconds": 1.0}
+
+    monkeypatch.setattr(Search, "prepare", prepare)
+    monkeypatch.setattr(Search, "trial", trial)
+    output = recipe.parent / "found.json"
+    words = [str(recipe), f"out={recipe.parent / 'out'}", "--output", str(output)]
+    with pytest.raises(
+        SystemExit, match=r"1 trials were killed \(trial sru-1 1: exit status -9\): run the same command"
+    ):
+        tune.main(words)
+    first = len(tried)
+    files["train.en"] = "another"
+    with pytest.raises(SystemExit, match=r"found.json has losses of other data than \S+out/data: give the name of a"):
+        tune.main(words)
+    files["train.en"] = "one"
+    tune.main(words)
+    assert first == 4 and [name for name in tried[first:] if "-whole-" not in name] == ["sru-1"]
+    assert json.loads(output.read_text())["systems"]["sru"]["best"] == 0
+
+
 def test_on_another_machine_a_trial_has_as_many_updates(recipe: Path) -> None:
     given = short(load(recipe, [f"out={recipe.parent / 'out'}", "budget.updates=null", "budget.minutes=4"]))
     for own, expected in (({}, 96), ({"sru": 300}, 600)):

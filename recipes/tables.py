@@ -206,21 +206,19 @@ def tuning() -> str:
     for path in sorted((RESULTS / "tune").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         for system, found in report["systems"].items():
-            failed = sum("failure" in trial for trial in found["trials"])
-            done = [trial for trial in found["trials"] if trial.get("loss") is not None]
-            planned = f" of {len(found['trials'])}" if len(done) + failed < len(found["trials"]) else ""
+            trials = found["trials"]
+            failed = sum("failure" in trial for trial in trials)
+            done = [trial for trial in trials if trial.get("loss") is not None]
+            planned = f" of {len(trials)}" if len(done) + failed < len(trials) else ""  # a search that was stopped
             row = [report["recipe"], system, f"{len(done) + failed}{planned}{f', {failed} failed' if failed else ''}"]
-            so_far = found["trials"].index(min(done, key=lambda trial: trial["loss"]))  # of a search that was stopped
-            for every, which in (("trials", "best"), ("finals", "best_final")):
-                tried, best = found.get(every, []), found.get(which, so_far if which == "best" else None)
+            first = trials.index(min(done, key=lambda trial: trial["loss"]))
+            for tried, best in ((trials, first), (found.get("finals", []), found.get("best_final"))):
                 if best is None:  # not finished
                     row += ["–"] * 3
                     continue
                 own, flags = tried[0], tried[best]["flags"]
                 # a final is one of the best trial, or has the recipe's own settings
-                than = (
-                    found["trials"][found.get("best", so_far)]["flags"] if every == "finals" and best else own["flags"]
-                )
+                than = own["flags"] if tried is trials or not best else trials[first]["flags"]
                 other = [f"{flag} {value}" for flag, value in flags.items() if than.get(flag) != value]
                 said = f"`{', '.join(other)}`" if other else "those of the best trial" if best else "the recipe's"
                 row += [f"{own['loss']:.3f}", f"{tried[best]['loss']:.3f}", said]

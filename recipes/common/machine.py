@@ -28,9 +28,14 @@ def processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
+def files(*patterns: str) -> list[Path]:
+    """The project's files of these patterns, as :meth:`Path.glob` takes them."""
+    return sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
+
+
 def source(*patterns: str) -> str:
-    """What tells two states of the project's files apart; patterns as :meth:`Path.glob` takes them."""
+    """What tells two states of :func:`files` apart."""
     seen = hashlib.sha256()
-    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()):
+    for path in files(*patterns):
         seen.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return seen.hexdigest()[:12]

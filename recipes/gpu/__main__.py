@@ -27,7 +27,7 @@ from benchmarks import layer
 from benchmarks.timing import DRY, machine
 from common.arguments import at_least_one
 from common.files import write_text
-from common.machine import source
+from common.machine import files, source
 from comparison.stages import Late, StageError, Stages, working_in
 
 from . import tables
@@ -48,7 +48,7 @@ class Day:
         self.out, self.work = out, out / "work"
         self.until = time.monotonic() + 60 * minutes - SETTING_UP
         self.stages = Stages(self.work / "stamps" / card())
-        self.inputs = sorted(path for pattern in SOURCES + MODELS for path in ROOT.glob(pattern) if path.is_file())
+        self.inputs = files(*SOURCES, *MODELS)
         self.states: dict[str, dict[str, Any]] = {}
 
     def run(self, part: Part) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def tests(out: Path, name: str, select: str, limit: float, *options: str) -> Par
     return Part(name, command, limit, shown=f"{name}.txt", outcomes=outcomes)
 
 
-def training(out: Path, of: str, name: str, batch: int, *overrides: str) -> Part:
+def training(out: Path, of: str, name: str, batch: int, limit: float, *overrides: str) -> Part:
     """SRU, LSTM units, fairseq's lstm and a Transformer on the text that ships, in batches of as many tokens."""
     work = out / "work"
     # One Transformer is enough. Both batch sizes take the same data.
@@ -60,8 +60,8 @@ def training(out: Path, of: str, name: str, batch: int, *overrides: str) -> Part
     options = (*general, "slices.rounds=1", *shared, *overrides, "--output", str(out / f"{name}.json"))
     # by name: what can't run there then fails, where by itself it would go on in plain torch
     python = ("env", "FAIRSEQ_SRU_BACKEND=cuda", sys.executable) if ON_GPU else ("python",)
-    limit, outcomes = {"training": 170, "training2000": 240}[name], f"{name}.json"
-    return Part(name, (*python, "recipes/equal_time.py", LOHELP, *options), limit, ("fairseq",), outcomes=outcomes)
+    command = (*python, "recipes/equal_time.py", LOHELP, *options)
+    return Part(name, command, limit, ("fairseq",), outcomes=f"{name}.json")
 
 
 def parts(out: Path, dry: bool, of: str) -> list[Part]:
@@ -96,10 +96,10 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
         Part("speed", (*speed, "--out", str(out / "speed")), 130, made="speed/speed.json"),
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
         Part("steps", (*steps, "--out", str(out / "steps")), 70, ("fairseq",), made="steps/steps.json"),
-        training(out, of, "training", 1000, *times),
+        training(out, of, "training", 1000, 170, *times),
         Part("rivals", (*rivals, "--out", str(out / "rivals")), 150, ("extensions",), made="rivals/speed.json"),
         tests(out, "sanitizer", "sanitizer", 60),
         tests(out, "variants", slow, 120, *spread),
-        training(out, of, "training2000", 2000, *times),
+        training(out, of, "training2000", 2000, 240, *times),
     ]
     return [part._replace(limit=10 * part.limit) for part in found] if dry else found

@@ -27,6 +27,16 @@ TRIES = 4  # at one place of a file; whatever arrives starts the count anew
 PAUSE = 2.0  # seconds before the second try, twice as long before each further one
 TIMEOUT = 60.0  # seconds without a byte
 BLOCK = 1 << 20
+# what reading a cut-off or damaged archive ends in
+DAMAGED = (
+    shutil.ReadError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    gzip.BadGzipFile,
+    EOFError,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 class Unreachable(RecipeError):
@@ -246,7 +256,7 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
                     missing.remove(name)
                     if not missing:
                         break
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise cut_off(archive, error) from None
     if missing:
         names = ", ".join(sorted(missing))
@@ -266,7 +276,7 @@ def unpack_all(archive: Path, folder: Path) -> Path:
         else:
             safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python >= 3.11.4
             shutil.unpack_archive(archive, folder, **safe)
-    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+    except DAMAGED as error:
         raise cut_off(archive, error) from None
     return folder
 
@@ -281,6 +291,6 @@ def gunzip(archive: Path, folder: Path) -> Path:
     try:
         with gzip.open(archive) as content, path.open("wb") as file:
             shutil.copyfileobj(content, file)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         raise cut_off(archive, error) from None
     return path

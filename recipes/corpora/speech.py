@@ -19,8 +19,8 @@ import yaml
 from common.errors import RecipeError
 from tqdm import tqdm
 
-from .archives import Archive
-from .building import seal
+from .archives import Archive, check, fetch
+from .building import described, seal
 
 Wave = np.ndarray[Any, Any]  # float32 (samples), in [-1, 1]
 
@@ -78,14 +78,17 @@ def manifest(
 ) -> dict[str, Any]:
     """Write the features and ``split``.tsv; how many utterances were kept and left out, and of the frames their number,
     sums and sums of squares, ``(3, bins)``."""
-    rows, left_out = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], 0
+    rows, left_out, silent = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], 0, []
     moments = np.zeros((3, bins))
     for utterance in tqdm(utterances, desc=split, unit="utterance", disable=None):
-        found = features(utterance.wave(), rate, bins)
+        wave = utterance.wave()
+        found = features(wave, rate, bins)
         too_long = split.startswith("train") and len(found) > LONGEST
         if len(found) < SHORTEST or too_long or not utterance.text:
             left_out += 1
             continue
+        if not wave.any():
+            silent.append(utterance.id)
         data = io.BytesIO()
         np.save(data, found)
         name = f"{utterance.id}.npy"
@@ -96,10 +99,13 @@ def manifest(
         moments += np.stack([np.ones_like(found), found, found**2]).sum(1, dtype="f8")
     if len(rows) == 1:
         raise RecipeError(
-            f"no utterance is left for {split}: {left_out} are shorter than {SHORTEST} frames or have no text"
+            f"no utterance is left for {split}: {left_out} have less than {SHORTEST} frames, for training more than "
+            f"{LONGEST:,}, or no text"
         )
+    if silent:
+        print(f"{split}: {len(silent):,} kept although silent, as {silent[0]}", flush=True)
     (to / f"{split}.tsv").write_text("".join(rows), "utf-8", newline="\n")
-    return {"counts": {"kept": len(rows) - 1, "left out": left_out}, "moments": moments}
+    return {"counts": {"kept": len(rows) - 1, "silent": len(silent), "left out": left_out}, "moments": moments}
 
 
 def subwords(texts: Iterable[str], size: int, to: Path) -> str:
@@ -137,10 +143,13 @@ class Speech(NamedTuple):
 
     @property
     def archives(self) -> list[Archive]:
-        return []
+        return [self.known.archive] if self.known.archive and not self.files() else []
 
     def files(self) -> dict[str, Path]:
-        return self.known.given(self) if self.local_dir else {}
+        if (local := self.local_dir) is None:
+            return {}
+        patterns = (pattern.format(**self.chosen) for pattern in self.known.files)
+        return {str(path.relative_to(local)): path for pattern in patterns for path in sorted(local.glob(pattern))}
 
     def options(self) -> dict[str, Any]:
         try:
@@ -166,8 +175,14 @@ class Speech(NamedTuple):
         made.mkdir()
         if ":" in str(there):  # fairseq splits the place of features there
             raise RecipeError(f"argument --out: speech can't lie in a folder with a colon in its path; got {there}")
-        given, sources = known.splits(self, work, archives)
-        splits = {split: list(utterances) for split, utterances in given.items()}
+        files, archive = self.files(), known.archive
+        sources = [
+            check(path, archive) if archive and archive.name == path.name else described(path, name)
+            for name, path in files.items()
+        ]
+        if self.archives:
+            files, sources = fetch(self.archives, self.local_dir, archives)
+        splits = {split: list(utterances) for split, utterances in known.splits(self, files, work).items()}
         train = [split for split in splits if split.startswith("train")]
         texts = [utterance.text for split in train for utterance in splits[split]]
         if not any(texts):
@@ -207,9 +222,9 @@ class SpeechSet(NamedTuple):
         rate: of the recordings, in Hz.
         bins: features of a frame.
         specaugment: policy.
-        splits: given the preparation, a folder to work in and one for downloads: utterances of each split, and facts of
-            the sources.
-        given: what of --local-dir is to be compared before the set counts as already made, by name.
+        splits: given the preparation, its files and a folder to work in: utterances of each split.
+        files: patterns of those below --local-dir that tell whether the set is already made; ``{}`` takes an option.
+        archive: what is fetched where none of them is there.
         vocab_size: subwords unless the user says otherwise; None: words.
         cmvn: fairseq's transform that normalises features, by each utterance or by the training data.
     """
@@ -218,7 +233,8 @@ class SpeechSet(NamedTuple):
     rate: int
     bins: int
     specaugment: dict[str, Any]
-    splits: Callable[[Speech, Path, Path], tuple[Splits, list[dict[str, Any]]]]
-    given: Callable[[Speech], dict[str, Path]]
+    splits: Callable[[Speech, dict[str, Path], Path], Splits]
+    files: tuple[str, ...]
+    archive: Archive | None = None
     vocab_size: int | None = None
     cmvn: str = "utterance_cmvn"

@@ -8,15 +8,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
 from common.errors import RecipeError
 from common.files import read_text
 
-from .archives import Archive, fetch, unpack_all
-from .building import described
+from .archives import Archive, unpack_all
 from .speech import Speech, SpeechSet, Splits, Utterance, Wave, read
 
 # SpecAugment's policies as fairseq's scripts name them: masks of so many channels and frames
@@ -76,37 +74,20 @@ def string(
     return " ".join(DIGITS[int(digit)] for digit in digits), wave
 
 
-def below(local: Path, *patterns: str) -> dict[str, Path]:
-    """The files of these patterns below a folder, by name."""
-    return {str(path.relative_to(local)): path for pattern in patterns for path in sorted(local.glob(pattern))}
-
-
-def given(task: Speech) -> dict[str, Path]:
-    """The recordings below --local-dir and the archives in it."""
-    assert task.local_dir
-    archives = below(task.local_dir, "*digit*").items()
-    return below(task.local_dir, f"**/{WAVES}") | {name: path for name, path in archives if name.endswith(PACKED)}
-
-
-def recordings(
-    task: Speech, work: Path, archives: Path
-) -> tuple[dict[str, dict[str, list[Path]]], list[dict[str, Any]]]:
-    """The files DIGIT_SPEAKER_NUMBER.wav below --local-dir and of archives there, or else of the public one, by speaker
-    and digit; a file goes before one of the same name in an archive.
+def recordings(files: dict[str, Path], work: Path) -> dict[str, dict[str, list[Path]]]:
+    """The files DIGIT_SPEAKER_NUMBER.wav among these and in the archives among them, by speaker and digit; a file goes
+    before one of the same name in an archive.
 
     Raises:
         RecipeError: there are none, or one is named otherwise.
     """
-    if files := task.files():
-        described_files = sources(task)
-    else:
-        files, described_files = fetch([FSDD], task.local_dir, archives)
     packed = [path for path in files.values() if path.suffix.lower() != ".wav"]
     paths = [path for path in files.values() if path not in packed]
     for n, archive in enumerate(packed):
         paths += sorted(unpack_all(archive, work / f"unpacked{n}").rglob(WAVES))
     if not paths:
-        raise RecipeError(f"{task.local_dir or archives} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav")
+        names = " and ".join(map(str, packed))
+        raise RecipeError(f"{names} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav")
     named: dict[tuple[str, str, int], Path] = {}
     for path in paths:
         if not (parts := re.fullmatch(r"([0-9])_(.+)_([0-9]+)", path.stem)):
@@ -115,17 +96,22 @@ def recordings(
     by_speaker: dict[str, dict[str, list[Path]]] = {}
     for (speaker, digit, _), path in sorted(named.items()):
         by_speaker.setdefault(speaker, {}).setdefault(digit, []).append(path)
-    return by_speaker, described_files
+    counts = (f"{name} ({sum(map(len, of.values())):,})" for name, of in sorted(by_speaker.items()))
+    print(f"recordings: {', '.join(counts)}", flush=True)
+    return by_speaker
 
 
-def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
-    by_speaker, described_files = recordings(task, work, archives)
+def spoken_digits(task: Speech, files: dict[str, Path], work: Path) -> Splits:
+    by_speaker = recordings(files, work)
     tested = task.chosen["test_speakers"].split(",")
     if unknown := sorted(set(tested) - by_speaker.keys()):
         raise RecipeError(f"argument --test-speakers: {unknown[0]} must be one of {', '.join(sorted(by_speaker))}")
     trained = sorted(by_speaker.keys() - set(tested))
     if not trained:
-        raise RecipeError("argument --test-speakers: no speaker is left for training")
+        raise RecipeError(
+            "argument --test-speakers: no speaker is left for training; for those of the data set put its archive, "
+            f"{FSDD.url}, into --local-dir, too"
+        )
 
     def of(split: str, takes: list[Path]) -> list[Path]:
         """Those of a speaker's recordings of a digit that are for the split: the first tenth is for validation, of a
@@ -147,7 +133,7 @@ def spoken_digits(task: Speech, work: Path, archives: Path) -> tuple[Splits, lis
             text, wave = string(pools[speaker], rng, task.known.rate, split == "train")
             yield Utterance(f"{split}-{n}", wave, text, speaker)
 
-    return {split: strings(split) for split in STRINGS}, described_files
+    return {split: strings(split) for split in STRINGS}
 
 
 # --- MuST-C and LibriSpeech, as they are unpacked ---------------------------------------------------------------------
@@ -170,16 +156,7 @@ def at_hand(task: Speech, place: str, train: str, utterances: Callable[[Path], I
     return {split: utterances(folder) for split, folder in found.items()}
 
 
-def texts(*patterns: str) -> Callable[[Speech], dict[str, Path]]:
-    """The files below --local-dir that tell what recordings there are and what is said in them."""
-    return lambda task: below(Path(str(task.local_dir)), *(p.format(**task.chosen) for p in patterns))
-
-
-def sources(task: Speech) -> list[dict[str, Any]]:
-    return [described(path, name) for name, path in task.files().items()]
-
-
-def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
+def must_c(task: Speech, files: dict[str, Path], work: Path) -> Splits:
     language, rate = task.chosen["language"], task.known.rate
 
     def utterances(folder: Path) -> Iterator[Utterance]:
@@ -200,10 +177,10 @@ def must_c(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[
                 wave = partial(read, path, rate, int(start * rate), int(seconds * rate), may_be_silent=True)
                 yield Utterance(f"{path.stem}_{n}", wave, " ".join(line.split()), speaker)
 
-    return at_hand(task, f"en-{language}/data", "train", utterances), sources(task)
+    return at_hand(task, f"en-{language}/data", "train", utterances)
 
 
-def librispeech(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[dict[str, Any]]]:
+def librispeech(task: Speech, files: dict[str, Path], work: Path) -> Splits:
     def utterances(folder: Path) -> Iterator[Utterance]:
         for chapter in sorted(folder.glob("*/*/*.trans.txt")):
             for line in read_text(chapter).splitlines():
@@ -211,7 +188,7 @@ def librispeech(task: Speech, work: Path, archives: Path) -> tuple[Splits, list[
                 wave = partial(read, chapter.with_name(f"{name}.flac"), task.known.rate, may_be_silent=True)
                 yield Utterance(name, wave, " ".join(text.lower().split()), name.split("-")[0])
 
-    return at_hand(task, "LibriSpeech", "train-clean-100 or the like", utterances), sources(task)
+    return at_hand(task, "LibriSpeech", "train-clean-100 or the like", utterances)
 
 
 SPEECH = {
@@ -221,7 +198,8 @@ SPEECH = {
         40,
         SPOKEN_DIGITS,
         spoken_digits,
-        given,
+        (f"**/{WAVES}", *(f"*digit*{ending}" for ending in PACKED), FSDD.name),
+        FSDD,
         cmvn="global_cmvn",  # that of a short utterance depends on how much of it is silent
     ),
     "must-c": SpeechSet(
@@ -230,8 +208,8 @@ SPEECH = {
         80,
         MUSTC,
         must_c,
-        texts("en-{language}/data/*/txt/*.yaml", "en-{language}/data/*/txt/*.{language}"),
-        8000,
+        ("en-{language}/data/*/txt/*.yaml", "en-{language}/data/*/txt/*.{language}"),
+        vocab_size=8000,
     ),
     "librispeech": SpeechSet(
         "books read aloud, of --local-dir; CC BY 4.0",
@@ -239,7 +217,7 @@ SPEECH = {
         80,
         LIBRISPEECH,
         librispeech,
-        texts("LibriSpeech/*/*/*/*.trans.txt"),
-        10_000,
+        ("LibriSpeech/*/*/*/*.trans.txt",),
+        vocab_size=10_000,
     ),
 }

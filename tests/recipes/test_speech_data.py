@@ -144,6 +144,20 @@ def test_the_same_is_made_again_and_from_an_archive(tmp_path):
     assert (tmp_path / "a" / "fbank.zip").stat().st_size == (tmp_path / "b" / "fbank.zip").stat().st_size
 
 
+def test_a_speaker_of_your_own_is_tested_with_those_of_the_data_set(tmp_path, capsys):
+    """Recordings of one more speaker beside the archive, which has the name that it is downloaded under."""
+    own = digits(tmp_path / "own", ("dora",), takes=2)
+    with pytest.raises(SystemExit):
+        run("spoken-digits", own, tmp_path / "out", "--test-speakers", "dora")
+    assert f"{speech_sets.FSDD.url}, into --local-dir, too" in capsys.readouterr().err
+    with tarfile.open(own / speech_sets.FSDD.name, "w:gz") as tar:
+        tar.add(digits(tmp_path / "in"), "free-spoken-digit-dataset-1.0.10")
+    run("spoken-digits", own, tmp_path / "out", "--test-speakers", "dora")
+    assert "recordings: ada (70), bob (70), cleo (70), dora (20)\n" in capsys.readouterr().out
+    assert {row["speaker"] for row in rows(tmp_path / "out", "train")} == set(SPEAKERS)
+    assert {row["speaker"] for row in rows(tmp_path / "out", "test")} == {"dora"}
+
+
 def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
     folder = digits(tmp_path / "in", takes=2)
     path = folder / "recordings" / "3_bob_0.wav"
@@ -266,7 +280,9 @@ def test_must_c_in_miniature(tmp_path, capsys):
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert config["bpe_tokenizer"] == {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}
     assert len((out / "spm.txt").read_text().splitlines()) == 24
-    assert json.loads((out / "manifest.json").read_text())["counts"]["train"] == {"kept": 12, "left out": 0}
+    counts = json.loads((out / "manifest.json").read_text())["counts"]["train"]
+    assert counts == {"kept": 12, "silent": 1, "left out": 0}
+    assert "train: 1 kept although silent, as ted_train_1_3\n" in capsys.readouterr().out
     again = ["must-c", "--local-dir", str(tmp_path / "MUSTC"), "--out", str(out), "--vocab-size", "28"]
     prepare.main(again)
     assert "already made" in capsys.readouterr().out
@@ -303,7 +319,11 @@ def test_librispeech_in_miniature(tmp_path):
         f"19-{c}-{n:04d}" for c in range(3) for n in (1, 2, 3)
     ]  # too short: the first
     assert {row["tgt_text"] for row in made} == {f"the words of chapter {c}" for c in range(3)}
-    assert json.loads((out / "manifest.json").read_text())["counts"]["dev-clean"] == {"kept": 3, "left out": 1}
+    assert json.loads((out / "manifest.json").read_text())["counts"]["dev-clean"] == {
+        "kept": 3,
+        "silent": 0,
+        "left out": 1,
+    }
     expected = features(tone(300, 0.5, 16_000), 16_000, 80)
     np.testing.assert_allclose(get_features_or_waveform(f"{out}/{made[0]['audio']}"), expected, rtol=0, atol=0.2)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from itertools import pairwise
 from typing import Any
 
 import torch
 from fairseq.models import register_model
-from torch import Tensor, nn
+from fairseq.models.speech_to_text.s2t_transformer import Conv1dSubsampler
+from torch import Tensor
 from torch.nn import functional as F
 
 from . import options, sru
@@ -20,21 +20,9 @@ from .encoder import RecurrentEncoder
 from .translation import TranslationModel
 
 
-class Subsampler(nn.Module):
-    """Convolutions over time with stride 2, each with a gated linear unit, as those of fairseq's ``s2t_transformer``
-    (Synnaeve et al. 2019). Frames of padding count as 0 for each of them, so they change no other frame.
-
-    Args:
-        sizes: features of a frame, and of the result of each convolution.
-        kernel_sizes: frames that each convolution sees.
-    """
-
-    def __init__(self, sizes: list[int], kernel_sizes: list[int]) -> None:
-        super().__init__()
-        self.convolutions = nn.ModuleList(
-            nn.Conv1d(before, 2 * after, kernel_size, stride=2, padding=kernel_size // 2)
-            for (before, after), kernel_size in zip(pairwise(sizes), kernel_sizes, strict=True)
-        )
+class Subsampler(Conv1dSubsampler):
+    """That of fairseq's ``s2t_transformer`` (Synnaeve et al. 2019): convolutions over time with stride 2, each with a
+    gated linear unit. Frames of padding count as 0 for each of them, so they change no other frame."""
 
     def forward(self, x: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Half as many frames for each convolution.
@@ -47,7 +35,7 @@ class Subsampler(nn.Module):
             ``(batch, less, size)`` and its padding mask.
         """
         x = x.transpose(1, 2)
-        for convolution in self.convolutions:
+        for convolution in self.conv_layers:
             x = F.glu(convolution(x.masked_fill(padding_mask.unsqueeze(1), 0.0)), dim=1)
             padding_mask = padding_mask[:, ::2]  # that of the frame in the middle
         return x.transpose(1, 2), padding_mask
@@ -62,10 +50,8 @@ class SpeechEncoder(RecurrentEncoder):
 
     def __init__(self, cfg: Namespace, read: bool) -> None:
         super().__init__(cfg, None, None, cfg.encoder_embed_dim, read)
-        kernel_sizes = kernels(cfg)
-        between = [cfg.conv_channels // 2] * (len(kernel_sizes) - 1)
         frame = cfg.input_feat_per_channel * cfg.input_channels
-        self.subsample = Subsampler([frame, *between, cfg.encoder_embed_dim], kernel_sizes)
+        self.subsample = Subsampler(frame, cfg.conv_channels, cfg.encoder_embed_dim, _kernels(cfg))
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, **_: Any) -> dict[str, Any]:
         """Encode.
@@ -83,12 +69,7 @@ class SpeechEncoder(RecurrentEncoder):
         return self.encode(x.transpose(0, 1).to(dtype), padding_mask)  # autocast rounds products alone, no sums
 
 
-def kernels(cfg: Namespace) -> list[int]:
-    """Frames that each convolution sees.
-
-    Raises:
-        ValueError: naming the flag, its value and what is allowed.
-    """
+def _kernels(cfg: Namespace) -> list[int]:
     return options.numbers(cfg, "conv_kernel_sizes", "odd numbers of frames, as 5,5", lambda size: size % 2)
 
 
@@ -96,7 +77,7 @@ def check(cfg: Any) -> None:
     """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
     sru.check(cfg)
     cfg = options.completed(cfg, SpeechConfig)
-    kernels(cfg)
+    _kernels(cfg)
     options.at_least_one(cfg, ["input_feat_per_channel", "input_channels"])
     if cfg.conv_channels < 2 or cfg.conv_channels % 2:
         raise ValueError(f"--conv-channels must be even; got {cfg.conv_channels}")

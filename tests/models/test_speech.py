@@ -91,9 +91,8 @@ def test_weights_of_16_bits_take_frames_of_32(dictionary):
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8, 33])
 def test_without_padding_the_convolutions_are_those_of_fairseq(length):
-    ours, theirs = Subsampler([5, 6, 8], [5, 3]), Conv1dSubsampler(5, 12, 8, [5, 3])
-    weights = [(a.load_state_dict(b.state_dict())) for a, b in zip(ours.convolutions, theirs.conv_layers, strict=True)]
-    assert len(weights) == 2
+    ours, theirs = Subsampler(5, 12, 8, [5, 3]), Conv1dSubsampler(5, 12, 8, [5, 3])
+    ours.load_state_dict(theirs.state_dict())
     x = torch.randn(2, length, 5)
     found, mask = ours(x, torch.zeros(2, length).bool())
     expected, lengths = theirs(x, torch.tensor([length, length]))

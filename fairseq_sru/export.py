@@ -59,14 +59,14 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
 
     Raises:
         ModelError: it isn't a checkpoint that can be read, or its dictionaries are missing, or they are others.
+        ImportError: fairseq isn't installed.
     """
-    try:
-        from fairseq import checkpoint_utils
+    from . import models  # noqa: F401,I001  first: it says how to install fairseq
+    from fairseq import checkpoint_utils
 
-        from . import models  # noqa: F401
-    except ImportError as error:
-        raise ModelError(f"fairseq is needed to read a checkpoint: {error}") from None
-    overrides = None if data is None else {"data": str(data)}
+    overrides: dict[str, Any] = {"encoder_embed_path": None, "decoder_embed_path": None}  # they are in the checkpoint
+    if data is not None:
+        overrides["data"] = str(data)
     try:
         (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
     except FileNotFoundError as error:

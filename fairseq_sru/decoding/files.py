@@ -8,7 +8,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,10 +60,11 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
     Raises:
         ModelError: the folder is there and not empty, or the subword model is of other text.
         ValueError: the subword model is none.
-        OSError: it can't be written.
+        OSError: it can't be written; the folder is then empty.
     """
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(ASIDE) for path in folder.iterdir())):
         raise ModelError(f"{folder} is there already")
+    _check_subwords(subwords(model.text, subword_model.read_bytes()), model, subword_model)
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[int, torch.Size], str] = {}
     written: dict[str, Any] = {}
@@ -95,15 +95,8 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         "text": model.text._asdict(),
         **written,
     }
-    new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        _write(model, subword_model, folder, config, tensors)
-    except BaseException:
-        if new:
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+    _write(model, subword_model, folder, config, tensors)
 
 
 def _write(model: Model, subword_model: Path, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
@@ -122,7 +115,6 @@ def _write(model: Model, subword_model: Path, folder: Path, config: dict[str, An
         (new / FILES[model.text.kind]).write_bytes(subword_model.read_bytes())
         config["sha256"] = {path.name: _sum(path) for path in new.iterdir()}
         (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
-        _check_subwords(subwords(model.text, new), model, subword_model)
         for path in sorted(new.iterdir(), key=lambda path: path.name == "config.json"):
             path.replace(folder / path.name)
 
@@ -176,7 +168,7 @@ def load(folder: Path) -> tuple[Model, Subwords]:
             _whole(config["max_target"], "max_target"),
         )
         _check(model)
-        return model, subwords(text, folder)
+        return model, subwords(text, (folder / FILES[text.kind]).read_bytes())
     except ModelError:
         raise
     except json.JSONDecodeError as error:  # all else has a checksum

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 FILES = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}
@@ -27,17 +26,13 @@ class TextOptions(NamedTuple):
     normalise: bool = True
 
 
-def subwords(options: TextOptions, folder: Path) -> Subwords:
-    """Of a folder that holds the subword model.
+def subwords(options: TextOptions, model: bytes) -> Subwords:
+    """By the content of a file of :data:`FILES`.
 
     Raises:
-        ValueError: an option is unknown, or the file isn't a subword model.
-        OSError: it can't be read.
+        ValueError: it isn't a subword model.
     """
-    if options.kind not in FILES:
-        raise ValueError(f"text.kind must be one of {', '.join(FILES)}; got {options.kind!r}")
-    content = (folder / FILES[options.kind]).read_bytes()
-    return SentencePiece(options, content) if options.kind == "sentencepiece" else MosesBPE(options, content)
+    return SentencePiece(options, model) if options.kind == "sentencepiece" else MosesBPE(options, model)
 
 
 def plain(line: str) -> str:

@@ -39,9 +39,12 @@ class Hypothesis(NamedTuple):
 class TooLong(ValueError):
     """A line has more subwords than the model takes; ``index`` is its place."""
 
-    def __init__(self, index: int, subwords: int, most: int) -> None:
-        super().__init__(f"it has {subwords:,} subwords, the model takes {most:,}: split it")
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message, index)  # both, or it could not be sent to another process
         self.index = index
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Translator:
@@ -148,7 +151,8 @@ class Translator:
         made = []
         for index, tokens in enumerate(self.subwords.encode(lines)):
             if len(tokens) >= self._max_source:
-                raise TooLong(index, len(tokens), self._max_source - 1)
+                too_many = f"it has {len(tokens):,} subwords, the model takes {self._max_source - 1:,}: split it"
+                raise TooLong(too_many, index)
             made.append([*(self._numbers.get(token, UNK) for token in tokens), EOS])
         return made
 

@@ -50,7 +50,7 @@ def by_fairseq(checkpoint: str, data: Path, threads: int, system: str) -> Transl
     for model in models:
         model.prepare_for_inference_(cfg)
         model.eval()
-    text = subwords(TextOptions("sentencepiece", "", ""), data)
+    text = subwords(TextOptions("sentencepiece", "", ""), (data / "spm.model").read_bytes())
 
     def translate(lines: list[str], beam: int, size: int) -> list[str]:
         cfg.generation.beam = beam

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import ROOT, run_cli
 from support.commands import hypotheses
 from support.exported import LINES, exported, trained
@@ -195,6 +196,19 @@ def test_an_exported_model_gives_fairseq_generates_tokens(prepared: tuple[Path, 
     assert len(set(expected.values())) > 5
     for h in found:  # moses-bpe: what was split is joined, and what Moses escapes is what it was
         assert not {"@@", "&apos;", "&quot;", "\u2581"} & set(h[0].text)
+
+
+def test_a_file_of_embeddings_may_be_gone(prepared: tuple[Path, list[str]], tmp_path: Path) -> None:
+    """The checkpoint names the file that training read; the vectors are in the checkpoint."""
+    folder, words = prepared
+    state = torch.load(words[1], weights_only=False)
+    for side in ("encoder", "decoder"):
+        state["cfg"]["model"][f"{side}_embed_path"] = str(tmp_path / "gone.txt")
+    torch.save(state, tmp_path / "named.pt")
+    export.main(["--path", str(tmp_path / "named.pt"), *words[2:], "--out", str(tmp_path / "model")])
+    line = (folder / "test.en").read_text().splitlines()[:1]
+    export.main([*words, "--out", str(tmp_path / "as it was")])
+    assert Translator(tmp_path / "model").translate(line) == Translator(tmp_path / "as it was").translate(line)
 
 
 def test_what_cannot_be_exported_is_said(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -121,28 +123,25 @@ def test_white_space_is_made_plain(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sentencepiece", "moses-bpe"])
-def test_lower_case(kind: str, tmp_path: Path) -> None:
-    (tmp_path / "spm.model").write_bytes(subword_model())
-    (tmp_path / "bpe.codes").write_text("#version: 0.2\nw o\n")
-    lower, as_it_is = (subwords(TextOptions(kind, "en", "de", low), tmp_path) for low in (True, False))
+def test_lower_case(kind: str) -> None:
+    model = subword_model() if kind == "sentencepiece" else b"#version: 0.2\nw o\n"
+    lower, as_it_is = (subwords(TextOptions(kind, "en", "de", low), model) for low in (True, False))
     assert lower.encode(["The WINDOW"]) == as_it_is.encode(["the window"]) != as_it_is.encode(["The WINDOW"])
 
 
 @pytest.mark.parametrize("normalise", [True, False])
-def test_moses_splits_as_prepare_does(normalise: bool, tmp_path: Path) -> None:
-    (tmp_path / "bpe.codes").write_text("#version: 0.2\nw o\n")
-    made = subwords(TextOptions("moses-bpe", "en", "de", False, normalise), tmp_path)
+def test_moses_splits_as_prepare_does(normalise: bool) -> None:
+    made = subwords(TextOptions("moses-bpe", "en", "de", False, normalise), b"#version: 0.2\nw o\n")
     line = "It’s a look-up."
     assert " ".join(made.encode([line])[0]).replace("@@ ", "") == moses.tokens("en", normalise, str)(line)
 
 
-def test_bytes_of_a_subword_model_become_characters(tmp_path: Path) -> None:
+def test_bytes_of_a_subword_model_become_characters() -> None:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(LINES), model_writer=model, vocab_size=280, byte_fallback=True, minloglevel=2
     )
-    (tmp_path / "spm.model").write_bytes(model.getvalue())
-    made = subwords(TextOptions("sentencepiece", "", ""), tmp_path)
+    made = subwords(TextOptions("sentencepiece", "", ""), model.getvalue())
     (tokens,) = made.encode(["Gar\u00e7on, the window"])
     assert "<0xC3>" in tokens and made.decode(tokens) == "Gar\u00e7on, the window"
 
@@ -226,9 +225,8 @@ def test_control_characters_are_those_that_prepare_knows() -> None:
     assert CONTROL.pattern == cleaning.CONTROL.pattern
 
 
-def test_moses_gets_plain_text_and_forgets_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "bpe.codes").write_text("#version: 0.2\nw o\nwo r\n")
-    made = subwords(TextOptions("moses-bpe", "en", "de"), tmp_path)
+def test_moses_gets_plain_text_and_forgets_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = subwords(TextOptions("moses-bpe", "en", "de"), b"#version: 0.2\nw o\nwo r\n")
     assert isinstance(made, MosesBPE)
     (expected,) = made.encode(["Hello word , x d"])
     for line in ("\ufeffHello  word , x\rd", "Hello\tword , x\0d"):
@@ -289,7 +287,25 @@ def test_lines_that_are_too_long_are_named(tmp_path: Path) -> None:
     exported(tmp_path / "model", "sru, defaults", max_source_positions=20)
     with pytest.raises(TooLong, match=r"^it has [\d,]+ subwords, the model takes 19: split it$") as raised:
         Translator(tmp_path / "model").translate(["window", " ".join(LINES)])
-    assert raised.value.index == 1
+    copied = pickle.loads(pickle.dumps(raised.value))  # as a pool of processes sends it
+    assert raised.value.index == copied.index == 1 and str(copied) == str(raised.value)
+
+
+@pytest.mark.slow
+def test_memory_stays_over_a_million_lines(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, coverage", int8=True)
+    translator, rng, words = Translator(tmp_path / "model", 1), random.Random(1), " ".join(LINES).split()
+
+    def resident() -> int:
+        found = re.search(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        assert found
+        return int(found[1])
+
+    after = []
+    for _ in range(500):
+        translator.translate([" ".join(rng.choices(words, k=rng.randint(1, 5))) for _ in range(2000)], 2, max_length=4)
+        after.append(resident())
+    assert after[-1] - after[20] < 4_000, "a few kB a chunk would be more"
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ class TransformerSRUDecoder(BaseDecoder):
             x = x + self.embed_positions(prev_output_tokens)[:, -tokens.size(1) :]
             visible = _visible(prev_output_tokens.eq(self.padding_idx), tokens.size(1))
         x = self.dropout(x).transpose(0, 1)
-        padding_mask = tokens.eq(self.padding_idx).t()
+        padding_mask = tokens.eq(self.padding_idx).t().contiguous()  # once for all layers
         need_weights = self.need_attn and not self.training
 
         after: list[State] = []

@@ -146,6 +146,6 @@ class Unit(NamedTuple):
 
 
 UNITS = {
-    "sru": Unit(1, _sru, lambda padding_mask, outputs_only: padding_mask, drops=True),
+    "sru": Unit(1, _sru, lambda padding_mask, outputs_only: padding_mask.contiguous(), drops=True),
     "lstm": Unit(2, _lstm, packed, drops=False),
 }

@@ -3,7 +3,8 @@
     python recipes/equal_time.py recipes/configs/lohelp.yaml --output FILE.json [key=value ...]
 
 What compare.py does without its curves and timed decoding, with one checkpoint a run, each system's first seed. Works
-in runs/equal-time-NAME, and goes on where it stopped. FILE is written after each system; what failed is named there.
+in runs/equal-time-NAME, and goes on where it stopped. FILE is written when the speeds are known, and after each system;
+what failed is named there.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = recipe_parser(__doc__, output="written after each system")
+    parser = recipe_parser(__doc__, output="written when the speeds are known, and after each system")
     args = parser.parse_intermixed_args(argv)
     given = read_recipe(parser, args, "equal-time", *FIXED)
     if given.budget.minutes is None:
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             write_text(args.output, json.dumps(report, indent=1) + "\n")
 
         comparison.time_training()
+        note()
         for run in comparison.runs:
             comparison.attempt([run], partial(comparison.train, run))
             comparison.attempt([run], partial(comparison.translate, run))

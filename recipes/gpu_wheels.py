@@ -1,10 +1,10 @@
 """Bring along what gpu.sh needs on a machine without network.
 
-    python recipes/gpu_wheels.py [DIR] [--python 3.N] [--without NAME ...]
+    python recipes/gpu_wheels.py [DIR] [--python 3.N] [--cuda N] [--without NAME ...]
 
 downloads wheels for Linux on x86-64 into DIR (wheels), and lists them with their sizes, also in DIR/wheels.json. Copy
 the folder into the project on the other machine as ``wheels``, where recipes/gpu.sh finds it. torch, a C++ compiler and
-Python.h must be there; fairseq is built there, with the numpy, cython and setuptools in the folder.
+Python.h must be there; fairseq is built there, with what the folder has for it whatever --without says.
 """
 
 from __future__ import annotations
@@ -21,18 +21,21 @@ from fairseq_sru.install_fairseq import download
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 TESTS = ("hypothesis", "pytest", "pytest-xdist")
 OF_FAIRSEQ = ("bitarray", "cffi", "regex")
+OF_RIVALS = ("ninja",)  # builds their CUDA source
 SOURCES = ("antlr4-python3-runtime==4.9.3", "pynvrtc==9.2", "sru==2.6.0")  # of Python alone, without wheels
 
 
-def fetch(folder: Path, python: str, without: set[str]) -> None:
+def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     """Download wheels into a folder."""
+    of_build = [*VERSIONS["FAIRSEQ_BUILD"], VERSIONS["PATCH_NG"]]
+    without -= {key(pin.split("==")[0]) for pin in of_build}
     folder.mkdir(parents=True, exist_ok=True)
     for_it = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     for_it += [word for name in PLATFORMS for word in ("--platform", name)]
     pip("wheel", "--no-deps", "--wheel-dir", folder, *SOURCES)
     tested = [pin for pin in VERSIONS["TEST"] if pin.split("==")[0] in TESTS]
-    wanted = [*VERSIONS["RECIPES"], *VERSIONS["CUDA13"], *VERSIONS["FAIRSEQ_BUILD"], *tested, *OF_FAIRSEQ]
-    wanted = [pin for pin in [*wanted, VERSIONS["PATCH_NG"]] if key(pin.split("==")[0]) not in without]
+    wanted = [*VERSIONS["RECIPES"], *VERSIONS[f"CUDA{cuda}"], *of_build, *tested, *OF_FAIRSEQ, *OF_RIVALS]
+    wanted = [pin for pin in wanted if key(pin.split("==")[0]) not in without]
     pip("download", *for_it, "--find-links", folder, "--dest", folder, *wanted)
     pip("download", "--no-deps", *for_it, "--dest", folder, *RIVALS)
     download(folder)
@@ -50,9 +53,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?", default=Path("wheels"), metavar="DIR", help="(%(default)s)")
     parser.add_argument("--python", default="3.12", metavar="3.N", help="of the other machine (%(default)s)")
+    parser.add_argument("--cuda", choices=("12", "13"), default="13", help="of the other machine's torch (%(default)s)")
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="packages that it has")
     args = parser.parse_args(argv)
-    fetch(args.folder, args.python, {key(name) for name in args.without})
+    fetch(args.folder, args.python, args.cuda, {key(name) for name in args.without})
 
 
 if __name__ == "__main__":

@@ -108,9 +108,9 @@ class Day:
         states = {part.name: self.states[part.name] for part in todo if part.name in self.states}
         report = {"machine": machine(), "dry": DRY, "parts": states}
         write_text(self.out / "report.json", json.dumps(report, indent=1) + "\n")
-        speed = self.out / "speed" / "speed.json"
-        try:
-            if speed.is_file():  # speed.py draws at its end, which it may not have reached
+        speed, drawn = self.out / "speed" / "speed.json", self.out / "speed" / "speed.png"
+        try:  # speed.py draws at its end, which it may not have reached
+            if speed.is_file() and not (drawn.is_file() and drawn.stat().st_mtime > speed.stat().st_mtime):
                 layer.draw(json.loads(speed.read_text(encoding="utf-8")), speed.parent)
             write_text(self.out / "report.md", tables.page(self.out))
         except Exception as error:  # the parts that are left matter more than a table

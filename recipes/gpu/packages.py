@@ -75,6 +75,8 @@ def install(folder: Path, site: Path) -> None:
             except subprocess.CalledProcessError:
                 lacking.remove(wheel)
                 print(f"going on without {wheel.name}", file=sys.stderr)
+        if lacking:
+            put(*lacking)  # each alone removed the programs of those before
     print(f"{len(lacking)} packages from {folder} are in {site}: {', '.join(map(package, lacking)) or 'none lacked'}")
 
 

@@ -91,14 +91,14 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
     found = [
         Part("fairseq", (*python, "gpu.packages", "fairseq", str(ROOT / "wheels"), str(FAIRSEQ)), 240, beside=True),
         Part("extensions", extensions, 240, beside=True),
-        Part("doctor", (*python, "fairseq_sru.doctor"), 45, shown="doctor.txt"),
-        tests(out, "tests", f"({chosen}){cpu_test}", 100, *spread),
-        Part("speed", (*speed, "--out", str(out / "speed")), 130, made="speed/speed.json"),
+        Part("doctor", (*python, "fairseq_sru.doctor"), 30, shown="doctor.txt"),
+        tests(out, "tests", f"({chosen}){cpu_test}", 90, *spread),
+        tests(out, "sanitizer", "sanitizer", 40),
+        Part("speed", (*speed, "--out", str(out / "speed")), 120, made="speed/speed.json"),
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
-        Part("steps", (*steps, "--out", str(out / "steps")), 70, ("fairseq",), made="steps/steps.json"),
-        training(out, of, "training", 1000, 170, *times),
+        Part("steps", (*steps, "--out", str(out / "steps")), 60, ("fairseq",), made="steps/steps.json"),
+        training(out, of, "training", 1000, 170, *times),  # so far 570 s of gpu.sh's ten minutes
         Part("rivals", (*rivals, "--out", str(out / "rivals")), 150, ("extensions",), made="rivals/speed.json"),
-        tests(out, "sanitizer", "sanitizer", 60),
         tests(out, "variants", slow, 120, *spread),
         training(out, of, "training2000", 2000, 240, *times),
     ]

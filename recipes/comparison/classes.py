@@ -37,6 +37,8 @@ class Classes:
         except Exception as error:  # of torch, pickle, omegaconf: whatever lies in the file
             said = " ".join(str(error).split())[:300]
             raise RecipeError(f"{checkpoint} is no classifier of {data}: {said}") from None
+        if self.task.cfg.regression_target:
+            raise RecipeError(f"{checkpoint} tells numbers, no classes: fairseq-validate alone scores it")
         self.model.eval()
         prepared = (data / TEST).is_file()
         self.tokens = tokens if prepared else str.split  # as fairseq-preprocess has text of the user's

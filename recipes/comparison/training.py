@@ -64,18 +64,17 @@ def carry(now: Trained, carried: list[list[float]]) -> Trained:
 class Training:
     """The stages that train. What fails is noted in ``failures`` and left out from there on.
 
-    Args:
-        given: the settings.
-        data: the folder that fairseq reads, in that of the data set.
-
     Attributes:
         jobs: runs that are trained and tested at a time.
+        reads: the folder that fairseq reads, in that of the data set.
     """
 
-    def __init__(self, given: Settings, data: str = "bin") -> None:
+    reads = "bin"
+
+    def __init__(self, given: Settings) -> None:
         self.settings = given
         self.jobs = 1
-        self.commands = Commands(given, data)
+        self.commands = Commands(given, self.reads)
         self.out = Path(given.out)
         packages = {name: version(name) for name in ("torch", "fairseq")} | {"fairseq_sru": __version__}
         self.here = {"processor": processor(), "threads": torch.get_num_threads(), **packages}

@@ -100,10 +100,6 @@ class Use(Training):
         """What was noted of each test of a run."""
         return [self.stages.stamp(run.stage("test"))]
 
-    def stamps(self, run: Run) -> list[dict[str, Any]]:
-        """What was noted of a run: whose commands the report has."""
-        return [self.stages.stamp(run.stage("train")), *self.measured(run)]
-
     def speeds(self, system: str) -> dict[str, float]:
         """Speeds of a system by their names."""
         raise NotImplementedError
@@ -126,7 +122,8 @@ class Use(Training):
                 "p_value": None if mine is None or baseline is None or mine is baseline else paired_p(mine, baseline),
                 "speeds": self.speeds(name) if runs else {},
             }
-            commands += [shlex.join(part["command"]) for part in self.stamps(runs[0])] if runs else []
+            stamps = [self.stages.stamp(runs[0].stage("train")), noted[0]] if runs else []
+            commands += [shlex.join(stamp["command"]) for stamp in stamps if stamp]
         write(self, found, commands)
 
     def items(self, runs: list[Run]) -> np.ndarray[Any, Any] | None:
@@ -139,6 +136,7 @@ class Sentences(Use):
     """Classification, over folds of the data or with its test set."""
 
     data_sets = SETS
+    reads = "folds/0"
     score = "accuracy, %"
     counted = "parameters beside the embedding"
 
@@ -149,9 +147,6 @@ class Sentences(Use):
         if given.prepare.get("embeddings"):
             flags["encoder-embed-path"] = f"{Commands(given).data}/{VECTORS}"
         return replace(given, train={**flags, **given.train})
-
-    def __init__(self, given: Settings) -> None:
-        super().__init__(given, "folds/0")
 
     @property
     def folds(self) -> range:
@@ -203,9 +198,6 @@ class Sentences(Use):
     def measured(self, run: Run) -> list[dict[str, Any]]:
         return [self.stages.stamp(self.stage(run, fold)) for fold in self.folds]
 
-    def stamps(self, run: Run) -> list[dict[str, Any]]:
-        return self.measured(run)[:1]
-
     def speeds(self, system: str) -> dict[str, float]:
         from fairseq.data.data_utils import load_indexed_dataset
 
@@ -243,10 +235,8 @@ class Speech(Use):
     """Speech to text: word error rate."""
 
     data_sets = ("spoken-digits",)
+    reads = ""
     score = "word error rate, %"
-
-    def __init__(self, given: Settings) -> None:
-        super().__init__(given, "")
 
     def rows(self, split: str) -> list[str]:
         """The texts of a manifest."""

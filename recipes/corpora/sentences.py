@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from common.errors import RecipeError
 
-from .archives import Archive, fetch, find
+from .archives import Archive, fetch
 from .binarise import SPECIAL, number, numbering_of, save
 from .building import described, seal
 from .registry import SPLITS
@@ -93,7 +93,8 @@ SETS = {
 
 
 def tokens(text: str) -> list[str]:
-    """Words, parts of contractions and punctuation, in lower case. What is tokenised already stays as it is."""
+    """Words, parts of contractions and punctuation, in lower case. Of text that is tokenised already, brackets, quotes,
+    hyphens and numbers are split further."""
     return TOKEN.findall(text.lower())
 
 
@@ -210,15 +211,10 @@ class Sentences(NamedTuple):
     local_dir: Path | None
     embeddings: Path | None
 
-    def at_hand(self) -> tuple[str, ...] | None:
-        """The files for training in the first form that --local-dir has."""
-        places = [self.local_dir] if self.local_dir else []
-        forms = SETS[self.name].train
-        return next((form for form in forms if all(find(Archive(FROM + name), places) for name in form)), None)
-
     def form(self) -> tuple[str, ...]:
-        """The files for training."""
-        return self.at_hand() or SETS[self.name].train[0]
+        """The files for training in the first form that --local-dir has, else in the first."""
+        forms, there = SETS[self.name].train, self.local_dir
+        return next((form for form in forms if there and all((there / name).is_file() for name in form)), forms[0])
 
     @property
     def archives(self) -> list[Archive]:
@@ -230,12 +226,11 @@ class Sentences(NamedTuple):
         return {"embeddings": self.embeddings} if self.embeddings else {}
 
     def options(self) -> dict[str, Any]:
-        vectors = self.embeddings is not None
-        return {"data_set": self.name, "vectors": vectors}
+        return {"data_set": self.name, "vectors": self.embeddings is not None}
 
     def make(self, work: Path, archives: Path) -> Path:
         known, made = SETS[self.name], work / "made"
-        if self.local_dir and not self.at_hand():
+        if self.local_dir and not all((self.local_dir / name).is_file() for name in self.form()):
             forms = ", or ".join(" and ".join(form) for form in known.train)
             raise RecipeError(f"argument --local-dir: {self.local_dir} must have {forms}")
         paths, sources = fetch(self.archives, self.local_dir, archives)

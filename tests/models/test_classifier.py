@@ -211,6 +211,12 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys,
     with pytest.raises(SystemExit):
         classify.main([str(pairs), "--path", str(checkpoint), "--input", str(text)])
     assert "pairs has pairs of sentences" in capsys.readouterr().err.splitlines()[-1]
+    state = torch.load(checkpoint, weights_only=False)
+    state["cfg"]["task"]["regression_target"] = True
+    torch.save(state, tmp_path / "numbers.pt")
+    with pytest.raises(SystemExit):
+        classify.main([str(data), "--path", str(tmp_path / "numbers.pt"), "--input", str(text)])
+    assert "numbers.pt tells numbers, no classes" in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.chdir(data)
     classify.main([".", "--path", str(checkpoint), "--input", str(text)])
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == found

@@ -92,16 +92,17 @@ def translator_table(report: Report) -> str:
     if not runs_it:
         return missing
     some = next(iter(runs_it.values()))["float32"]
-    head = ["translator", *(f"BLEU, beam {score['beam']}" for score in some["BLEU"]), *map(setting, some["decoding"])]
+    head = ["translator", *(f"{name}, beam {s['beam']}" for name in ("BLEU", "repetition") for s in some[name])]
     rows = (
         [f"{title(report, name)}, {weights}", *map(mean, found["BLEU"])]
+        + [f"{share['mean']:.2%}" for share in found["repetition"]]
         + [f"{d['sentences_per_second']:,.1f}" for d in found["decoding"]]
         for name, translator in runs_it.items()
         for weights, found in translator.items()
     )
-    return f"""{table(head, rows)}
-The same sentences by python -m fairseq_sru.translate, sentences/s, with float32 and with int8 weights; its BLEU is of \
-the whole test set.
+    return f"""{table([*head, *map(setting, some["decoding"])], rows)}
+The same sentences by python -m fairseq_sru.translate, sentences/s, with float32 and with int8 weights. BLEU and the \
+share of outputs with a repetition are of the whole test set.
 
 {missing}"""
 

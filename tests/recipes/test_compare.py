@@ -798,7 +798,9 @@ def test_the_report_is_whole(systems, tmp_path):
         system["precision"] = "float32" if name == "lstm" else "bfloat16"
     if "sru" in found["systems"]:
         sru, bleu = found["systems"]["sru"], [{"beam": beam, **verdict.spread([20.0, 20.0 + beam])} for beam in (1, 5)]
-        sru["translator"] = {weights: {"BLEU": bleu, "decoding": sru["decoding"]} for weights in ("float32", "int8")}
+        shares = [{"beam": beam, **verdict.spread([0.001 * beam, 0.003 * beam])} for beam in (1, 5)]
+        of_weights = {"BLEU": bleu, "repetition": shares, "decoding": sru["decoding"]}
+        sru["translator"] = {weights: of_weights for weights in ("float32", "int8")}
         found["systems"]["lstm"]["translator"] = {"missing": "it can't"}
     jsonschema.validate(found, SCHEMA)
     report.write(found, tmp_path)
@@ -816,7 +818,7 @@ def test_the_report_is_whole(systems, tmp_path):
         assert f"| sru | 20.8 ± 0.4 | {p} | 50.8 ± 0.4 | {p} | 59.2 ± 0.4 | {p} |\n" in text
         assert "| sru | 2.79 M | 3.3 | 1.7 | 3,000 | 1.00 |\n" in text
         assert "| sru | 30.0 | 1,920.0 | 6.0 | 384.0 |\n" in text
-        assert "| sru, int8 | 20.5 ± 0.7 | 22.5 ± 3.5 | 30.0 | 1,920.0 | 6.0 | 384.0 |\n" in text
+        assert "| sru, int8 | 20.5 ± 0.7 | 22.5 ± 3.5 | 0.20% | 1.00% | 30.0 | 1,920.0 | 6.0 | 384.0 |\n" in text
         assert "The translator does not run lstm: it can't\n" in text
         assert "| web | 19.2 ± 0.3 | 19.8 ± 0.4 |" in text
         assert "| source | a \\| b |" in text
@@ -1007,7 +1009,9 @@ def test_the_report_has_the_scores_of_the_command(undisturbed):
         assert set(run["domains"]) == {"long", "short"}
     for name, system in found["systems"].items():
         for weights, (least, most) in {"float32": (-0.5, 0.5), "int8": (-3, 3)}.items():
-            (bleu,), (speed,) = (system["translator"][weights][key] for key in ("BLEU", "decoding"))
+            keys = ("BLEU", "repetition", "decoding")
+            (bleu,), (share,), (speed,) = (system["translator"][weights][key] for key in keys)
+            assert abs(share["mean"] - runs[name]["repetition"]["any"]) < {"float32": 0.02, "int8": 0.2}[weights]
             assert least < bleu["mean"] - runs[name]["scores"]["BLEU"]["score"] < most
             assert bleu["beam"] == speed["beam"] == 2
             assert speed["sentences_per_second"] > 0

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
+from operator import eq
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +79,14 @@ def measured(task: dict[str, Any], folder: Path, turns: int) -> dict[str, list[d
     return found
 
 
-def summed(runs: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
-    """Medians of a system, and the scores of what it wrote."""
+def summed(runs: list[dict[str, Any]], references: list[str], plain: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """Medians of a system, the scores of what it wrote, and the share of its lines that plain torch writes, too.
+
+    Args:
+        runs: of the system.
+        references: of the test set.
+        plain: the cells of fairseq's search in plain torch with the same model; None where there are none.
+    """
     cells = []
     for i, (beam, size) in enumerate(CELLS):
         cell = runs[0]["cells"][i]
@@ -93,6 +100,7 @@ def summed(runs: list[dict[str, Any]], references: list[str]) -> dict[str, Any]:
                 "sentences_per_second": round(cell["sentences"] / seconds, 1),
                 "words_per_second": round(words / seconds),
                 "bleu": round(BLEU().corpus_score(cell["text"], [references]).score, 2) if whole else None,
+                "same": None if plain is None else round(statistics.fmean(map(eq, cell["text"], plain[i]["text"])), 4),
             }
         )
     return {"cells": cells, "megabytes": statistics.median(run["megabytes"] for run in runs)}
@@ -119,7 +127,11 @@ def main(argv: list[str] | None = None) -> None:
         models = convert(args, Path(made))
         task = {"data": str(args.data.absolute()), "threads": args.threads, "sentences": args.sentences, "cells": CELLS}
         found = measured({**task, "lines": source, "models": models}, Path(made), args.turns)
-    systems = {name: summed(runs, references) for name, runs in found.items()}
+    plain = found[decoding.PLAIN][0]["cells"]
+    systems = {
+        name: summed(runs, references, plain if MODELS[name] == MODELS[decoding.PLAIN] else None)
+        for name, runs in found.items()
+    }
     versions = {"fairseq": version("fairseq")}
     if CT2_INT8 in systems:
         versions["ctranslate2"] = version("ctranslate2")

@@ -42,10 +42,6 @@ def result(name: str) -> dict[str, Any]:
     return found
 
 
-def comparison(name: str) -> dict[str, Any]:
-    return result(f"{name}/report.json")
-
-
 def where_made(name: str, report: dict[str, Any]) -> str:
     """Where and when a comparison was made."""
     here = report["machine"]
@@ -116,7 +112,7 @@ def decoding() -> str:
     """Trained models: sentences a second of SRU divided by those of the others."""
     rows, where = [], []
     for name in COMPARISONS:
-        report = comparison(name)
+        report = result(f"{name}/report.json")
         where.append(where_made(name, report))
         for other in tested(report):
             if other != "sru":
@@ -129,7 +125,7 @@ def decoding_in_short() -> str:
     """Whether SRU decodes faster than fairseq's lstm, in every place where that was measured."""
     found = []
     for name in COMPARISONS:
-        report = comparison(name)
+        report = result(f"{name}/report.json")
         ratios = list(decoding_ratios(report, "sru", "fairseq-lstm").values())
         found.append((f"trained on {name}, {report['machine']['cpu']}", ratios))
     report = result("steps/steps.json")
@@ -141,14 +137,16 @@ def decoding_in_short() -> str:
 
 def translating() -> str:
     """Whole systems, text in and text out, by recipes/decoding.py."""
-    report = result("decoding/lohelp.json")
-    rows = []
-    for name, found in report["systems"].items():
-        speeds = [f"{cell['words_per_second']:,}" for cell in found["cells"]]
-        rows.append([name, *speeds, f"{found['cells'][-1]['bleu']:.1f}", f"{found['megabytes']:.0f}"])
-    first = next(iter(report["systems"].values()))["cells"]
-    heads = [f"beam {cell['beam']}, batch {cell['batch']}" for cell in first]
-    return place(report, report["data_set"]) + table(["words a second", *heads, "BLEU", "MB"], rows)
+    made = ""
+    for path in sorted((RESULTS / "decoding").glob("*.json"), reverse=True):  # the smaller first
+        report, rows = result(f"decoding/{path.name}"), []
+        for name, found in report["systems"].items():
+            cells, last = found["cells"], found["cells"][-1]
+            speeds, same = [f"{cell['words_per_second']:,}" for cell in cells], number(last["same"], ".1f", 0.01)
+            rows.append([name, *speeds, f"{last['bleu']:.1f}", same, f"{found['megabytes']:.0f}"])
+        heads = [*(f"beam {cell['beam']}, batch {cell['batch']}" for cell in cells), "BLEU", "same, %", "MB"]
+        made += place(report, report["data_set"]) + table(["words a second", *heads], rows) + "\n"
+    return made.removesuffix("\n")
 
 
 # ---------------------------------------------------------------- comparisons
@@ -186,13 +184,13 @@ def precision_quality() -> str:
 
 
 def verdict(name: str) -> str:
-    return f"> {comparison(name)['verdict']}\n"
+    return f"> {result(f'{name}/report.json')['verdict']}\n"
 
 
 def losses() -> str:
     rows = []
     for name in COMPARISONS:
-        report = comparison(name)
+        report = result(f"{name}/report.json")
         for system, found in tested(report).items():
             loss = spread(run["curve"][-1]["loss"] for run in found["runs"])
             repetition = statistics.fmean(run["repetition"]["any"] for run in found["runs"])

@@ -200,7 +200,12 @@ def test_speech_models_are_compared_and_the_error_rate_is_fairseqs(tmp_path, mon
     # made here, with few strings; the recipe's own command then finds it as it would have made it
     prepare.main(["spoken-digits", "--local-dir", str(local), "--out", str(out / "data"), "--test-speakers", "bob"])
     words = [str(CONFIGS / "spoken-digits.yaml"), f"out={out}", f"prepare.local-dir={local}", *FEW]
-    words += ["prepare.test-speakers=bob", "budget.updates=6", "train.max-tokens=2000", "train.encoder-embed-dim=16"]
+    words += [
+        "prepare.test-speakers=bob",
+        "budget={minutes: null, updates: 6}",
+        "train.max-tokens=2000",
+        "train.encoder-embed-dim=16",
+    ]
     assert compare.main(words) == 0
     report = json.loads((out / "report.json").read_text())
     for name in ("sru", "lstm"):

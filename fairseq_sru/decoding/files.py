@@ -64,7 +64,8 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
     """
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(ASIDE) for path in folder.iterdir())):
         raise ModelError(f"{folder} is there already")
-    _check_subwords(subwords(model.text, subword_model.read_bytes()), model, subword_model)
+    content = subword_model.read_bytes()
+    _check_subwords(subwords(model.text, content), model, subword_model)
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[int, torch.Size], str] = {}
     written: dict[str, Any] = {}
@@ -96,10 +97,11 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         **written,
     }
     folder.mkdir(parents=True, exist_ok=True)
-    _write(model, subword_model, folder, config, tensors)
+    _write(model, content, folder, config, tensors)
 
 
-def _write(model: Model, subword_model: Path, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _write(model: Model, content: bytes, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """content: of the subword model."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -112,7 +114,7 @@ def _write(model: Model, subword_model: Path, folder: Path, config: dict[str, An
         except SafetensorError as error:  # of a full disk
             raise OSError(f"{folder}: weights.safetensors can't be written: {error}") from None
         shutil.copymode(new / "vocabulary.json", new / "weights.safetensors")  # save_file's is for its writer alone
-        (new / FILES[model.text.kind]).write_bytes(subword_model.read_bytes())
+        (new / FILES[model.text.kind]).write_bytes(content)
         config["sha256"] = {path.name: _sum(path) for path in new.iterdir()}
         (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
         for path in sorted(new.iterdir(), key=lambda path: path.name == "config.json"):

@@ -180,7 +180,7 @@ class Speech(NamedTuple):
             check(path, archive) if archive and archive.name == path.name else described(path, name)
             for name, path in files.items()
         ]
-        if self.archives:
+        if not files:
             files, sources = fetch(self.archives, self.local_dir, archives)
         splits = {split: list(utterances) for split, utterances in known.splits(self, files, work).items()}
         train = [split for split in splits if split.startswith("train")]

@@ -11,7 +11,7 @@ text in subwords, ``{train,valid,test}.{sp,bpe}.LANGUAGE``; the plain text to sc
 line for line what is binarised; ``{valid,test}.domains`` where the data set has labels; fairseq's ``bin/``;
 ``archives/``, what was downloaded; and at last ``manifest.json``, what it was made of, what was dropped, and the
 checksum of each file. Labelled sentences become ``folds/N``, each with what fairseq's sentence_prediction reads, and
-``test.txt``. Where --out holds the same data set, made with the same options, and all its files are as they
+``labelled-test.txt``. Where --out holds the same data set, made with the same options, and all its files are as they
 were made, nothing is done; an interrupted run is begun anew, but for its downloads. Else --out must be new or empty.
 One run at a time holds it, and removes or replaces only what this script made.
 """

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fairseq import utils
+from fairseq.data import Dictionary, data_utils
 from fairseq.data.audio.data_cfg import S2TDataConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
 from fairseq.tasks import TASK_REGISTRY
@@ -88,6 +89,22 @@ def _check_task(args: Any, arch: str, task: str) -> None:
         _exit(f"--arch {arch} is {READERS[task][0]}: it goes with --task {task}; got --task {name}")
 
 
+def _splits(args: Any) -> dict[str, list[str]]:
+    """What is read of the data, by flag."""
+    flags = ["train_subset"] if getattr(args, "disable_validation", False) else ["train_subset", "valid_subset"]
+    given = {f"--{flag.replace('_', '-')}": getattr(args, flag, None) for flag in flags}
+    return {flag: splits.split(",") for flag, splits in given.items() if splits}
+
+
+def _check_splits(args: Any, folder: Path, *patterns: str) -> None:
+    """Is there a file of one of the patterns for each split?"""
+    for flag, splits in _splits(args).items():
+        for split in splits:
+            names = [pattern.format(split) for pattern in patterns]
+            if not any(path for name in names for path in folder.glob(name)):
+                _exit(f"{flag} {split}: {folder} holds no {names[0]}")
+
+
 def _check_data(args: Any, folder: Path) -> None:
     """fairseq-train: are there dictionaries in the data folder? fairseq itself would end in a traceback."""
     languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
@@ -103,12 +120,14 @@ def _check_data(args: Any, folder: Path) -> None:
             "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
             f"got {found[0].name} and {found[1].name}, which differ"
         )
+    _check_splits(args, folder, "{}.*-*.*")
 
 
 def _check_text(args: Any, folder: Path) -> None:
     """Is there a dictionary in the data folder of a language model?"""
     if not (folder / "dict.txt").is_file():
         _exit(f"argument data: {folder} holds no dict.txt; fairseq-preprocess --only-source makes it")
+    _check_splits(args, folder, "{}.idx", "{}")
 
 
 def _check_sentences(args: Any, folder: Path) -> None:
@@ -119,12 +138,33 @@ def _check_sentences(args: Any, folder: Path) -> None:
     for name in ("input0",) if regression else ("input0", "label"):
         if not (folder / name / "dict.txt").is_file():
             _exit(f"argument data: {folder} holds no {name}/dict.txt; recipes/prepare.py makes both for its data sets")
+    _check_splits(args, folder, "input0/{}.idx", "input0/{}")
     if regression:
+        _check_splits(args, folder, "label/{}.label")
         return
+    _check_splits(args, folder, "label/{}.idx", "label/{}")
     words = [line.split(" ")[0] for line in (folder / "label" / "dict.txt").read_text(encoding="utf-8").splitlines()]
     labels = [word for word in words if not word.startswith("madeupword")]
     if labels and args.num_classes < len(labels):
         _exit(f"--num-classes must be {len(labels)}, the labels of {folder}/label/dict.txt; got {args.num_classes}")
+    dictionary = Dictionary.load(str(folder / "label" / "dict.txt"))
+    for split in sorted({split for splits in _splits(args).values() for split in splits}):
+        _check_labels(args, folder, split, dictionary)
+
+
+def _check_labels(args: Any, folder: Path, split: str, dictionary: Dictionary) -> None:
+    """Has each sentence of a split a label that is known?"""
+    path = folder / "label" / split
+    found, sentences = (
+        data_utils.load_indexed_dataset(str(folder / name / split), dictionary, getattr(args, "dataset_impl", None))
+        for name in ("label", "input0")
+    )
+    if len(found) != len(sentences):
+        _exit(f"{path}: {len(found):,} labels for {len(sentences):,} sentences; must be as many")
+    for line, label in enumerate(found, 1):
+        if len(label) != 2 or label[0] < dictionary.nspecial:
+            said = dictionary.string(label) or "no label"
+            _exit(f"{path}, line {line:,}: must be one label of {path.with_name('dict.txt')}; got {said}")
 
 
 def _check_speech(args: Any, folder: Path) -> None:
@@ -138,6 +178,7 @@ def _check_speech(args: Any, folder: Path) -> None:
         _exit(f"--config-yaml: {config} names the dictionary {dictionary}, which is not there")
     if read.audio_root and not Path(read.audio_root).is_dir():
         _exit(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
+    _check_splits(args, folder, "{}.tsv")
 
 
 CHECKS: dict[str | None, Callable[[Any, Path], None]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -55,6 +56,8 @@ class Classes:
             for sentence in sentences[start : start + BATCH]:
                 numbers = words.encode_line(" ".join(self.tokens(sentence)), add_if_not_exist=False)
                 batch.append(torch.tensor([*first, *numbers.tolist()])[:longest])
+                if len(first) + len(numbers) > longest:
+                    print(f"only the first {longest} words are read of: {sentence[:60]}...", file=sys.stderr)
             source = data_utils.collate_tokens(batch, words.pad())
             with torch.no_grad():
                 logits, _ = self.model(source, classification_head_name=self.head)

@@ -88,12 +88,8 @@ def bleu_compounds_split(references: Sequence[str], output: Sequence[str]) -> fl
 
 def repeated(sentence: str) -> int:
     """Words of the shortest n-gram, n up to 4, that the sentence has three times in a row; 0 if there is none."""
-    words = sentence.split()
-    for n in range(1, LONGEST + 1):
-        for i in range(len(words) - 3 * n + 1):
-            if words[i : i + n] == words[i + n : i + 2 * n] == words[i + 2 * n : i + 3 * n]:
-                return n
-    return 0
+    text = "".join(f"{word} " for word in sentence.split())
+    return next((n for n in range(1, LONGEST + 1) if re.search(rf"(?<!\S)((?:\S+ ){{{n}}})\1\1", text)), 0)
 
 
 def repetition(sentences: Sequence[str]) -> dict[str, float]:

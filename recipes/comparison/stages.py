@@ -148,34 +148,23 @@ class Stages:
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
         write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
 
-    def _keys(self, inputs: Sequence[Path], *what: Any) -> list[str]:
-        looks = [digest(path) for path in inputs]
-        return [hashlib.sha256(json.dumps([x, looks]).encode()).hexdigest() for x in what]
+    def _key(self, what: Any, inputs: Sequence[Path]) -> str:
+        return hashlib.sha256(json.dumps([what, [digest(path) for path in inputs]]).encode()).hexdigest()
 
     def is_of(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
         """Whether what is known of a stage is of this command and these inputs."""
-        return self.stamp(name).get("key") in self._keys(inputs, essence(command), list(command))
+        return self.stamp(name).get("key") == self._key(essence(command), inputs)
 
     def _begin(
-        self,
-        name: str,
-        what: Any,
-        inputs: Sequence[Path],
-        outputs: Sequence[Path],
-        goes_on: bool = False,
-        *older: Any,
+        self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False
     ) -> dict[str, Any]:
         """The stage's stamp. Where the stage begins anew, its outputs are removed.
-
-        Args:
-            older: what else the stamp may be of.
 
         Raises:
             StageError: an output is there that this stage has not made, or not like that.
         """
-        key, *others = self._keys(inputs, what, *older)
-        stamp = self.stamp(name)
-        same = stamp.get("key") in (key, *others)
+        key, stamp = self._key(what, inputs), self.stamp(name)
+        same = stamp.get("key") == key
         if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
             return stamp
         if not (same and not stamp["done"] and goes_on):
@@ -253,7 +242,7 @@ class Stages:
         Raises:
             StageError: the command failed, or ``resume`` or ``facts`` did with a ValueError or RecipeError.
         """
-        stamp = self._begin(name, essence(command), inputs, outputs, resume is not None, list(command))
+        stamp = self._begin(name, essence(command), inputs, outputs, resume is not None)
         if stamp["done"]:
             return stamp
         cost: dict[str, Any] = {}

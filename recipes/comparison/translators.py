@@ -124,7 +124,7 @@ class Translators:
         write_text(file, json.dumps(task, indent=1, ensure_ascii=False) + "\n")
 
         def measured() -> dict[str, Any]:
-            found = self._printed(name)
+            found = json.loads(c.log(name).read_text(encoding="utf-8").splitlines()[-1])["cells"]
             references = [test[c.target][i] for i in chosen]
             return {
                 "cells": [
@@ -133,6 +133,7 @@ class Translators:
                         "batch": batch,
                         "sentences_per_second": cell["sentences"] / cell["seconds"],
                         "BLEU": scores.bleu(references, cell["text"], c.target),
+                        "repetition": scores.repetition(cell["text"])["any"],
                     }
                     for (beam, batch), cell in zip(cells, found, strict=True)
                 ]
@@ -142,11 +143,6 @@ class Translators:
         inputs = [file, *sorted(folder.iterdir())]
         c.stages.command(name, command, inputs=inputs, outputs=[], log=c.log(name), facts=measured)
 
-    def _printed(self, name: str) -> list[dict[str, Any]]:
-        """The cells that a stage's command printed, with what it wrote."""
-        printed = self.c.log(name).read_text(encoding="utf-8").splitlines()[-1]
-        return json.loads(printed)["cells"]  # type: ignore[no-any-return]
-
     def found(self, system: str) -> dict[str, Any]:
         """What a report says of a system that it may be able to run."""
         if system in self.missing:
@@ -155,19 +151,16 @@ class Translators:
         c = self.c
         for weights in WEIGHTS:
             runs, numbers = [run for run in c.good() if run.system == system], range(1, c.settings.speed.rounds + 1)
-            names = [f"{run.stage('translator')} {weights}" for run in runs]
-            tested = [c.stages.stamp(name)["cells"] for name in names]
-            written = [self._printed(name) for name in names]
+            tested = [c.stages.stamp(f"{run.stage('translator')} {weights}")["cells"] for run in runs]
             rounds = [c.stages.stamp(f"speed {system} translator {weights} {number}")["cells"] for number in numbers]
             made[weights] = {
-                "BLEU": [
-                    {"beam": cells[0]["beam"], **spread(cell["BLEU"] for cell in cells)}
-                    for cells in zip(*tested, strict=True)
-                ],
-                "repetition": [
-                    {"beam": beam, **spread(scores.repetition(cell["text"])["any"] for cell in cells)}
-                    for beam, cells in zip(c.settings.speed.beams, zip(*written, strict=True), strict=True)
-                ],
+                **{
+                    key: [
+                        {"beam": cells[0]["beam"], **spread(cell[key] for cell in cells)}
+                        for cells in zip(*tested, strict=True)
+                    ]
+                    for key in ("BLEU", "repetition")
+                },
                 "decoding": [
                     {
                         **{key: cells[0][key] for key in ("beam", "batch")},

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from common.files import write_text
-from corpora.sentences import SETS, VECTORS
+from corpora.sentences import SETS, TEST, VECTORS
 from corpora.texts import TEXTS
 
 from . import stages
@@ -182,7 +182,7 @@ class Sentences(Use):
 
         def tested() -> dict[str, Any]:
             classes = Classes(folder / "checkpoint_best.pt", data)
-            truth, _, text = zip(*(line.partition(" ") for line in lines(data / "test.txt")), strict=True)
+            truth, _, text = zip(*(line.partition(" ") for line in lines(data / TEST)), strict=True)
             labels = [label for label, _ in classes(text)]
             right = [int(a == b) for a, b in zip(truth, labels, strict=True)]
             write_text(output, "".join(f"{label}\n" for label in labels))

@@ -15,19 +15,22 @@ from common.errors import RecipeError
 from common.files import write_text
 from tqdm import tqdm
 
-from . import subwords
 from .archives import Archive, digest, fetch
 from .binarise import binarise
 from .cleaning import Tally, all_pairs, plain, train_pairs
 from .registry import SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
-from .subwords import ENDINGS, FEW, MODELS, Encoder, Limits, Pair, chunks, cores, in_order, read
+from .subwords import ENDINGS, FEW, MODELS, Encoder, Limited, Limits, Pair, chunks, cores, in_order, processes_for, read
 
 IWSLT = Limits(175, 1.5)  # of fairseq's prepare-iwslt14.sh, in Moses' tokens
 MANIFEST = "manifest.json"
 
 
 class Task(NamedTuple):
-    """Parallel text that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
+    """Parallel text that is to be prepared.
+
+    Each :class:`~corpora.publishing.Preparation` has ``local_dir``, a folder of archives that were fetched already;
+    ``archives``, what it is made of but for files of the user's; ``files`` and ``options``; and ``make``.
+    """
 
     name: str
     corpus: Corpus
@@ -43,7 +46,7 @@ class Task(NamedTuple):
         return [*self.corpus.archives, *([sacrebleu_archive(test_set)] if test_set else [])]
 
     def files(self) -> dict[str, Path]:
-        """The text and label files by their names in the manifest."""
+        """Files of the user's by their names in the manifest."""
         named = {
             f"{split}.{language}": path
             for split, parallel in self.texts.items()
@@ -68,6 +71,12 @@ class Task(NamedTuple):
         }
 
     def make(self, work: Path, archives: Path) -> Path:
+        """Make it in a folder ``work`` with downloads in ``archives``; the folder in it that is to be published, whose
+        manifest is written by :func:`seal`.
+
+        Raises:
+            RecipeError: the data can't be had or used.
+        """
         corpus, languages = self.corpus, self.corpus.languages
         text, unpacked, made = work / "text", work / "unpacked", work / "made"
         for folder in (text, unpacked, made):
@@ -143,25 +152,25 @@ def paths_of(folder: Path, split: str, languages: Pair, ending: str = "") -> Par
     return folder / f"{split}{ending}.{languages[0]}", folder / f"{split}{ending}.{languages[1]}"
 
 
-def write(pairs: Iterable[Pair], paths: Parallel, what: str) -> int:
-    """Returns how many they are."""
+def write(pairs: Iterable[Pair], paths: Parallel, what: str, total: int | None = None) -> int:
+    """Returns how many they are. total: that may come."""
     count = 0
     with (
         paths[0].open("w", encoding="utf-8", newline="\n") as left,
         paths[1].open("w", encoding="utf-8", newline="\n") as right,
     ):
-        for a, b in tqdm(pairs, desc=what, unit="pair", unit_scale=True, disable=None):
+        for a, b in tqdm(pairs, desc=what, total=total, unit="pair", unit_scale=True, disable=None):
             left.write(f"{a}\n")
             right.write(f"{b}\n")
             count += 1
     return count
 
 
-def select(pairs: Iterable[Pair], encoder: Encoder, tally: Tally) -> Iterator[Pair]:
-    """The pairs that keep to fairseq's limits for IWSLT."""
-    for kept, faults in in_order(subwords.Selection(encoder, IWSLT), chunks(pairs), cores()):
-        tally.dropped.update(faults)
-        yield from kept
+def within(pairs: Iterable[Pair], limited: Limited, processes: int, faults: Counter[str]) -> Iterator[Pair]:
+    """What processes make of pairs; adds to the faults."""
+    for made, found in in_order(limited, chunks(pairs), processes):
+        faults.update(found)
+        yield from made
 
 
 def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[str, Tally]:
@@ -177,7 +186,8 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
     pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"], seen)
     if every := corpus.valid_every:
         both = paths_of(work, "selected", corpus.languages)
-        steps["selected"] = write(select(pairs, encoder, tallies["train"]), both, "clean")
+        selected = within(pairs, Limited(encoder, IWSLT, select=True), cores(), tallies["train"].dropped)
+        steps["selected"] = write(selected, both, "clean")
         steps["less validation"] = write((p for n, p in enumerate(read(*both), 1) if n % every), train, "train")
         drawn = write((p for n, p in enumerate(read(*both), 1) if n % every == 0), valid, "valid")
         tallies["valid"].pairs["drawn from training"] = drawn
@@ -194,20 +204,11 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
 def encode(corpus: Corpus, encoder: Encoder, split: str, tally: Tally, work: Path) -> None:
     """Write the text in subwords into ``work``; pairs of training text that exceed the limits leave."""
     train = split == "train"
-    encoding = subwords.Encoding(encoder, Limits(corpus.longest, corpus.ratio if train else None), drop=train)
-    pairs = tally.last
-    source, target = paths_of(work, split, corpus.languages, f".{ENDINGS[encoder.tokenizer]}")
-    text = read(*paths_of(work, split, corpus.languages))
-    bar = tqdm(text, total=pairs, desc=f"encode {split}", unit="pair", unit_scale=True, disable=None)
-    with (
-        source.open("w", encoding="utf-8", newline="\n") as left,
-        target.open("w", encoding="utf-8", newline="\n") as right,
-    ):
-        for a, b, faults in in_order(encoding, chunks(bar), subwords.processes_for(pairs)):
-            left.write(a)
-            right.write(b)
-            (tally.dropped if train else tally.odd).update(faults)
-            pairs -= sum(faults.values()) if train else 0
+    limited = Limited(encoder, Limits(corpus.longest, corpus.ratio if train else None), drop=train)
+    text, paths = (paths_of(work, split, corpus.languages, e) for e in ("", f".{ENDINGS[encoder.tokenizer]}"))
+    faults = tally.dropped if train else tally.odd
+    encoded = within(read(*text), limited, processes_for(tally.last), faults)
+    pairs = write(encoded, paths, f"encode {split}", tally.last)
     if not pairs:
         raise RecipeError(f"no pair is left for {split} ({tally})")
     tally.pairs["binarised"] = pairs

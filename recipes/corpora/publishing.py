@@ -6,60 +6,34 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from common.hold import NAME, FolderError, Hold
 
 from . import debian
-from .archives import Archive, digest, find
-from .building import MANIFEST
+from .archives import digest, find
+from .building import MANIFEST, Task
+from .sentences import Sentences
+from .speech_sets import Speech
+from .texts import Text
 
 MARK = ".made_by_prepare"  # in a folder of downloads; one without it is somebody else's
 
 
-class Preparation(Protocol):
-    """A data set that is to be prepared."""
-
-    @property
-    def local_dir(self) -> Path | None:
-        """A folder of archives that were already fetched."""
-
-    @property
-    def archives(self) -> list[Archive]:
-        """What it is made of, but for files of the user's."""
-
-    def files(self) -> dict[str, Path]:
-        """Files of the user's that it is made of, by their names in the manifest."""
-
-    def options(self) -> dict[str, Any]:
-        """What the result depends on beside its sources, as the manifest has it."""
-
-    def make(self, work: Path, archives: Path) -> Path:
-        """Make it in a folder ``work`` with downloads in ``archives``; the folder in it that is to be published, whose
-        manifest is written by :func:`~corpora.building.seal`.
-
-        Raises:
-            RecipeError: the data can't be had or used.
-        """
+Preparation = Task | Sentences | Text | Speech  # a data set that is to be prepared
 
 
 def differences(manifest: dict[str, Any], task: Preparation) -> list[str]:
     """What is otherwise in a manifest than in a task; archives are compared where they are at hand."""
-    versions = {name: value for name, value in manifest.get("versions", {}).items() if name != "fairseq"}
-    manifest = {**manifest, "versions": versions}  # older ones name fairseq, which makes nothing here
     found = [
         f"{key}: {manifest.get(key)}, not {value}"
         for key, value in task.options().items()
         if manifest.get(key) != value
     ]
     at_hand = task.files()
-    parts = [
-        part
-        for source in manifest.get("sources", [])
-        for kind in ("packages", "lists")
-        for part in source.get(kind, [])
-    ]
-    known = {source.get("name"): source["sha256"] for source in manifest.get("sources", []) if "sha256" in source}
+    sources = manifest.get("sources", [])
+    parts = [part for source in sources for kind in ("packages", "lists") for part in source.get(kind, [])]
+    known = {source.get("name"): source["sha256"] for source in sources if "sha256" in source}
     gone = known.keys() - at_hand.keys() - {archive.name for archive in task.archives} if at_hand else set()
     found += [f"{name} is gone" for name in sorted(gone)]
     if task.local_dir:

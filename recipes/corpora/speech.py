@@ -102,6 +102,10 @@ def manifest(
             f"no utterance is left for {split}: {left_out} have less than {SHORTEST} frames, for training more than "
             f"{LONGEST:,}, or no text"
         )
+    if left_out:
+        print(
+            f"{split}: {left_out:,} left out: fewer than {SHORTEST} frames, no text, or too long to train", flush=True
+        )
     if silent:
         print(f"{split}: {len(silent):,} kept although silent, as {silent[0]}", flush=True)
     (to / f"{split}.tsv").write_text("".join(rows), "utf-8", newline="\n")

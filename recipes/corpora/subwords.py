@@ -194,43 +194,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Encoding:
+class Limited:
     """The work of one process on a list of pairs: subwords, and what exceeds the limits."""
 
     encoder: Encoder
     limits: Limits
-    drop: bool  # whether pairs that exceed them leave, or are only counted
-
-    def __call__(self) -> Callable[[Pairs], tuple[str, str, Counter[str]]]:
-        subwords = self.encoder.subwords()
-
-        def work(pairs: Pairs) -> tuple[str, str, Counter[str]]:
-            faults: Counter[str] = Counter()
-            kept = []
-            for a, b in subwords(pairs):
-                fault = self.limits.fault(a, b)
-                if fault:
-                    faults[fault] += 1
-                if not fault or not self.drop:
-                    kept.append((f"{a}\n", f"{b}\n"))
-            return "".join(a for a, _ in kept), "".join(b for _, b in kept), faults
-
-        return work
-
-
-@dataclass(frozen=True)
-class Selection:
-    """The work of one process on a list of pairs: those that keep to the limits, counted in Moses' tokens."""
-
-    encoder: Encoder
-    limits: Limits
+    drop: bool = True  # whether pairs that exceed them leave, or are only counted
+    select: bool = False  # the pairs themselves instead of subwords; the limits are of Moses' tokens
 
     def __call__(self) -> Callable[[Pairs], tuple[Pairs, Counter[str]]]:
-        moses = self.encoder.moses()
+        split = self.encoder.moses() if self.select else self.encoder.subwords()
 
         def work(pairs: Pairs) -> tuple[Pairs, Counter[str]]:
-            faults = [self.limits.fault(a, b) for a, b in moses(pairs)]
-            kept = [pair for pair, fault in zip(pairs, faults, strict=True) if not fault]
-            return kept, Counter(fault for fault in faults if fault)
+            made = list(split(pairs))
+            faults = [self.limits.fault(a, b) for a, b in made]
+            both = zip(pairs if self.select else made, faults, strict=True)
+            return [pair for pair, fault in both if not fault or not self.drop], Counter(filter(None, faults))
 
         return work

@@ -40,8 +40,8 @@ class TextSet(NamedTuple):
 PTB = Archive("http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz")
 WIKITEXT = Archive("https://wikitext.smerity.com/wikitext-2-v1.zip")
 TEXTS = {
-    "ptb": TextSet("Penn Treebank, 930,000 words; licence of the LDC", "ptb.{}.txt", PTB),
-    "wikitext-2": TextSet("2 million words of Wikipedia; CC BY-SA 3.0", "wiki.{}.tokens", WIKITEXT),
+    "ptb": TextSet("Penn Treebank, 930,000 words; not tried; licence of the LDC", "ptb.{}.txt", PTB),
+    "wikitext-2": TextSet("2 million words of Wikipedia; not tried; CC BY-SA 3.0", "wiki.{}.tokens", WIKITEXT),
     "debian-de": TextSet("the German side of debian-en-de, in 8,000 subwords", "{}.de", None, 8000),
 }
 

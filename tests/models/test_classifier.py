@@ -167,6 +167,33 @@ def test_what_does_not_go_together_is_told_in_a_line(arch, flags, message, data,
     assert message in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        ("no\nyes\nmaybe\n", "label/valid, line 3: must be one label of"),
+        ("no\n\nyes\n", "label/valid, line 2: must be one label of"),
+        ("no\nyes no\nyes\n", "label/valid, line 2: must be one label of"),
+        ("no\nyes\n", "label/valid: 2 labels for 3 sentences; must be as many"),
+        (None, "holds no label/valid.idx"),
+    ],
+)
+def test_labels_are_checked_before_training(labels, message, tmp_path, capsys):
+    """Of text that fairseq-preprocess has made a folder of."""
+    texts = {"input0": "a b\nc d\na d\n", "label": "yes\nno\nno\n"}
+    for name, text in texts.items():
+        (tmp_path / f"train.{name}").write_text(text)
+        (tmp_path / f"valid.{name}").write_text(labels or text if name == "label" else text)
+        words = ["--only-source", "--trainpref", tmp_path / f"train.{name}", "--destdir", tmp_path / "data" / name]
+        valid = ["--validpref", tmp_path / f"valid.{name}"] if name == "input0" or labels else []
+        run_cli("preprocess", *words, *valid)
+    given = {"task": "sentence_prediction", "data": str(tmp_path / "data"), "num_classes": 2}
+    given |= {"classification_head_name": "head", "train_subset": "train", "valid_subset": "valid"}
+    with pytest.raises(SystemExit):
+        ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given))
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given, disable_validation=True))
+
+
 def test_regression_needs_no_labels_dictionary(tmp_path):
     (tmp_path / "input0").mkdir()
     (tmp_path / "input0" / "dict.txt").touch()
@@ -197,7 +224,7 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys,
     words = ["--user-dir", "fairseq_sru", "--cpu", "--path", checkpoint, "--batch-size", 7, "--valid-subset", "test"]
     done = run_cli("validate", data, *words, *SMALL[2:6], "--num-classes", 2, "--log-format", "json")
     (stated,) = re.findall(r'"test_accuracy": "([\d.]+)"', done.stdout + done.stderr)
-    lines = [line.split(" ", 1) for line in (data / "test.txt").read_text().splitlines()]
+    lines = [line.split(" ", 1) for line in (data / "labelled-test.txt").read_text().splitlines()]
     text = tmp_path / "text"
     text.write_text("".join(f"{sentence.upper()}\r\n" for _, sentence in lines), "utf-8-sig")  # as Windows has it
     classify.main([str(data), "--path", str(checkpoint), "--input", str(text)])
@@ -221,7 +248,7 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys,
     classify.main([".", "--path", str(checkpoint), "--input", str(text)])
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == found
     own = shutil.copytree(data, tmp_path / "own")  # as of fairseq-preprocess, which splits text at spaces alone
-    (own / "test.txt").unlink()
+    (own / "labelled-test.txt").unlink()
     for sentences, same in ((lines, True), ([(label, sentence.upper()) for label, sentence in lines], False)):
         text.write_text("".join(f"{sentence}\n" for _, sentence in sentences))
         classify.main([str(own), "--path", str(checkpoint), "--input", str(text)])

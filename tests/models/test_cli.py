@@ -312,12 +312,13 @@ def test_bad_input_is_one_line_before_training(toy_data, tmp_path, words, messag
     assert not (tmp_path / "save").exists()
 
 
-def test_bad_data_folders_are_one_line_before_training(tmp_path):
+def test_bad_data_folders_are_one_line_before_training(toy_data, tmp_path):
     (tmp_path / "empty").mkdir()
     for folder, languages, message in (
         ("none", [], "argument data: no such folder"),
         ("empty", [], "holds no dict.*.txt; fairseq-preprocess makes it"),
         ("empty", ["-s", "en", "-t", "de"], "holds no dict.en.txt; fairseq-preprocess makes it"),
+        (toy_data, ["--valid-subset", "valid,dev"], f"--valid-subset dev: {toy_data} holds no dev.*-*.*"),
     ):
         done = train(tmp_path / folder, tmp_path / "save", *languages, check=False)
         assert done.returncode == 2

@@ -169,10 +169,13 @@ def test_it_learns_to_write_down_what_it_hears(arch, speech, tmp_path):
 
 
 def test_what_does_not_go_together_is_told_in_a_line(speech, tmp_path):
+    without = shutil.copytree(speech, tmp_path / "without")
+    (without / "valid.tsv").unlink()
     for data, arch, task, message in (
         (speech, "sru_tiny", "speech_to_text", "is a translation model: it goes with --task translation"),
         (speech, "s2t_sru", "translation", "is a speech model: it goes with --task speech_to_text"),
         (tmp_path, "s2t_sru", "speech_to_text", f"{tmp_path} holds no config.yaml"),
+        (without, "s2t_sru", "speech_to_text", f"--valid-subset valid: {without} holds no valid.tsv"),
     ):
         words = ["train", data, "--user-dir", "fairseq_sru", "--arch", arch, "--task", task, "--optimizer", "adam"]
         done = run_cli(*words, "--cpu", "--save-dir", tmp_path / "none", check=False)

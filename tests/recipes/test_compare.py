@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import errno
-import hashlib
 import json
 import os
 import re
@@ -425,17 +424,6 @@ def test_a_command_is_known_however_it_is_spelled(tmp_path, monkeypatch):
     assert [run("torchrun", *meet, *rest) for meet in first] == [3, 3, 3]
     assert run("torchrun", "--nnodes=2", "--master-port=1", *rest) == 4
     assert run("torchrun", "--nproc-per-node=4", *rest[1:]) == 5
-
-
-def test_a_stamp_of_the_command_as_it_was_spelled_is_known(tmp_path):
-    """As stamps were made before."""
-    run = Counter(tmp_path)
-    run()
-    path = tmp_path / "stamps" / "one-two.json"
-    command = python(f"print('a'); open({str(run.output)!r}, 'w').write(open({str(run.input)!r}).read())")
-    key = hashlib.sha256(json.dumps([command, [stages.digest(run.input)]]).encode()).hexdigest()
-    path.write_text(json.dumps({**json.loads(path.read_text()), "key": key}))
-    assert run() == 0
 
 
 def test_a_damaged_stamp_is_named(tmp_path):

@@ -60,7 +60,7 @@ def test_folds_cover_all_sentences_and_share_none(tmp_path):
     lines = [f"{n % 2} number n{n} of all of them all" for n in range(203)]
     write(tmp_path / "archives" / "subj.all", lines)
     out = run("subj", tmp_path)
-    tests = [(out / "folds" / str(k) / "test.txt").read_text().splitlines() for k in range(10)]
+    tests = [(out / "folds" / str(k) / "labelled-test.txt").read_text().splitlines() for k in range(10)]
     assert sorted(itertools.chain(*tests)) == sorted(lines)
     assert {len(test) for test in tests} == {20, 21}
     manifest = json.loads((out / "manifest.json").read_text())
@@ -89,7 +89,9 @@ def test_a_file_may_hold_one_class(name, files, tmp_path):
         lines = [line[2:] for line in labelled(60, 4) if int(line[0]) == label]
         write(tmp_path / "archives" / file, lines)
     out = run(name, tmp_path)
-    found = [line for k in range(10) for line in (out / "folds" / str(k) / "test.txt").read_text().splitlines()]
+    found = [
+        line for k in range(10) for line in (out / "folds" / str(k) / "labelled-test.txt").read_text().splitlines()
+    ]
     assert sorted(found) == sorted(labelled(60, 4))
 
 
@@ -129,7 +131,9 @@ def test_an_empty_line_of_a_file_of_one_class_counts_as_one_without_words(tmp_pa
     out = run("mpqa", tmp_path)
     told = capsys.readouterr().out
     assert "mpqa.neg: 10 lines have no words" in told and "mpqa.pos: 1 lines have no words" in told
-    found = [line for k in range(10) for line in (out / "folds" / str(k) / "test.txt").read_text().splitlines()]
+    found = [
+        line for k in range(10) for line in (out / "folds" / str(k) / "labelled-test.txt").read_text().splitlines()
+    ]
     assert (len(found), found.count("0"), found.count("1")) == (61, 10, 1)
 
 
@@ -210,14 +214,14 @@ def test_what_is_made_is_known_again(tmp_path, capsys):
         path.unlink()
     run("sst2", tmp_path)
     assert "already made" in capsys.readouterr().out
-    (tmp_path / "out" / "folds" / "0" / "test.txt").unlink()
+    (tmp_path / "out" / "folds" / "0" / "labelled-test.txt").unlink()
     with pytest.raises(SystemExit):
         run("sst2", tmp_path)
-    assert "folds/0/test.txt is missing" in capsys.readouterr().err
+    assert "folds/0/labelled-test.txt is missing" in capsys.readouterr().err
 
 
 def test_all_sets_have_classes_and_forms():
-    assert set(SETS) == {"cr", "mr", "mpqa", "subj", "trec", "sst2"}
+    assert set(SETS) == {"cr", "mr", "mpqa", "subj", "trec", "sst1", "sst2"}
 
 
 def test_significance_is_that_of_all_signs():

@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <numeric>
 
 // ---- one step, for all rows of a beam, as fairseq's own search asks for it
 
@@ -62,7 +63,7 @@ struct Job {  // search.py's order
     double penalty;
     int32_t* out;    // (sentences, beam, max_length + 1): best first, each with its end
     float* totals;   // likewise: the log probability of all up to each token
-    int64* lengths;  // (sentences, beam): 0 where there are fewer
+    int64* lengths;  // (sentences, beam), given as 0, which stays where there are fewer
     float* scores;   // likewise
 };
 
@@ -79,18 +80,10 @@ struct Slots {
     std::vector<Place> place;
 
     void lay_out(const Program& program, int64 rows) {
-        int64 numbers = 0;
-        place.resize(program.slots);
-        for (int64 i = 0; i < program.slots; ++i) {
-            place[i] = {nullptr, program.width[i]};
-            numbers += rows * program.width[i];
-        }
-        grow(scratch, numbers);
+        grow(scratch, rows * std::accumulate(program.width, program.width + program.slots, int64(0)));
+        place.clear();
         float* next = scratch.data();
-        for (Place& one : place) {
-            one.base = next;
-            next += rows * one.width;
-        }
+        for (int64 i = 0; i < program.slots; next += rows * program.width[i++]) place.push_back({next, program.width[i]});
     }
 };
 
@@ -155,31 +148,33 @@ struct Candidate {
     int64 row, token;
 };
 
-struct Ended {
-    float score;
+struct Hypothesis {
+    float score = 0;
     std::vector<int32_t> tokens;
-    std::vector<float> totals;
+    std::vector<float> totals;  // the score after each token
+
+    void add(int64 token, float now) {
+        tokens.push_back(int32_t(token));
+        totals.push_back(score = now);
+    }
 };
 
 struct Search {
     const Job& job;
     int64 words;
-    // of each live hypothesis; those of a sentence lie together
+    // of each hypothesis that is followed; those of a sentence lie together
+    std::vector<Hypothesis> live;
     std::vector<int64> token, sentence;
-    std::vector<float> score, state;
-    std::vector<float> past;         // coverage
-    std::vector<int32_t> history;    // (rows, max_length + 1)
-    std::vector<float> totals;       // likewise: the score after each token
-    std::vector<std::vector<Ended>> ended;  // of each sentence
-    std::vector<int64> begun;               // likewise: its first step
-    int64 open = 0;                         // sentences that are searched
+    std::vector<float> state, past;  // past: coverage
+    std::vector<std::vector<Hypothesis>> ended;  // of each sentence
+    int64 open = 0;                              // sentences that are searched
 
     std::vector<Candidate> best;  // of a sentence at a step, sorted
     std::vector<float> peaks, ranked;  // of each CHUNK of a row's logits
     static constexpr int64 CHUNK = 64;
 
     explicit Search(const Job& job)
-        : job(job), words(job.decoder.width[job.decoder.slots - 1]), ended(job.sentences), begun(job.sentences), peaks((words + CHUNK - 1) / CHUNK) {}
+        : job(job), words(job.decoder.width[job.decoder.slots - 1]), ended(job.sentences), peaks((words + CHUNK - 1) / CHUNK) {}
 
     template <int64 COUNT>
     static float peak(const float* x) {
@@ -219,8 +214,9 @@ struct Search {
     }
 
     // Forbids what would end an n-gram that the hypothesis has already; returns how many words.
-    size_t forbid_repetitions(float* logits, const int32_t* tokens, int64 length) {
-        const int64 n = job.no_repeat;
+    size_t forbid_repetitions(float* logits, const std::vector<int32_t>& before_now) {
+        const int64 n = job.no_repeat, length = int64(before_now.size());
+        const int32_t* tokens = before_now.data();
         if (n < 1 || length + 1 < n) return 0;
         std::vector<int64> found;
         for (int64 i = 0; i + n <= length; ++i)
@@ -236,7 +232,8 @@ struct Search {
     }
 
     // Offers the words that may follow a hypothesis, with log softmax(logits) where there is more than one to compare with.
-    void extend(int64 row, float* x, int64 step, size_t room) {
+    void extend(int64 row, float* x, size_t room) {
+        const std::vector<int32_t>& tokens = live[row].tokens;
         float highest = -INFINITY;
         for (int64 c = 0; c < int64(peaks.size()); ++c) {
             const int64 begin = c * CHUNK, count = std::min(CHUNK, words - begin);
@@ -248,16 +245,16 @@ struct Search {
             shift = highest;
             before = std::log(sum_of_exponentials(x, highest));
         }
-        const auto total = [=](float logit) { return ((logit - shift) - before) + score[row]; };
+        const auto total = [=](float logit) { return ((logit - shift) - before) + live[row].score; };
         x[job.pad] = -INFINITY;
-        if (step == job.max_length) {
+        if (int64(tokens.size()) == job.max_length) {
             const float end = total(x[job.eos]);
             if (end > -INFINITY) offer({end, row, job.eos}, room);
             return;
         }
-        if (step == 0) x[job.eos] = -INFINITY;
+        if (tokens.empty()) x[job.eos] = -INFINITY;
         // what is forbidden may have been a peak
-        const size_t spare = 2 + size_t(forbid_repetitions(x, &history[row * (job.max_length + 1)], step));
+        const size_t spare = 2 + size_t(forbid_repetitions(x, tokens));
         float least = -INFINITY;  // so many of the row's chunks have a word that is no worse
         if (peaks.size() > spare + room) {
             ranked = peaks;
@@ -275,7 +272,7 @@ struct Search {
     }
 
     void run(Memory& memory) {
-        const int64 S = job.state_size, stride = job.max_length + 1;
+        const int64 S = job.state_size;
         std::vector<int64> length, at{0};
         int64 longest = 0;
         for (int64 n = 0; n < job.sentences; ++n) {
@@ -287,23 +284,20 @@ struct Search {
         std::vector<Source> source;
         for (const Kept& one : memory.kept) source.push_back({one.key.data(), one.value.data(), nullptr, {}, {}, 0, 1});
         Slots& slots = memory.decoder;
-        std::vector<float> new_state, new_past, weights, old_totals;
+        std::vector<Hypothesis> old;
+        std::vector<float> new_state, new_past, weights;
         std::vector<int64> old_sentence;
-        std::vector<int32_t> old_history;
         const int64 together = std::max<int64>(1, TOGETHER / job.beam);
-        for (int64 step = 0, waiting = 0;; ++step) {
+        for (int64 waiting = 0;;) {
             for (; open < together && waiting < job.sentences; ++waiting, ++open) {
-                begun[waiting] = step;
+                live.emplace_back();
                 sentence.push_back(waiting);
                 token.push_back(job.eos);
             }
             const int64 rows = int64(token.size());
             if (!rows) break;
-            score.resize(rows);
             state.resize(rows * S);
             past.resize(rows * longest);
-            history.resize(rows * stride);
-            totals.resize(rows * stride);
             new_state.resize(rows * S);
             new_past.resize(rows * longest);
             weights.resize(rows * longest);
@@ -311,57 +305,46 @@ struct Search {
             ::run(job.decoder, {{}, rows, slots.place.data(), token.data(), sentence.data(), at.data(), length.data(),
                                 source.data(), longest, S, 0, state.data(), new_state.data(), past.data(), new_past.data(),
                                 weights.data(), job.sentences});
-            const std::vector<Candidate> next = choose(slots.place.back(), step);
+            const std::vector<Candidate> next = choose(slots.place.back());
             old_sentence.swap(sentence);
-            old_history.swap(history);
-            old_totals.swap(totals);
-            const int64 live = int64(next.size());
-            token.resize(live);
-            sentence.resize(live);
-            score.resize(live);
-            state.resize(live * S);
-            past.resize(live * longest);
-            history.resize(live * stride);
-            totals.resize(live * stride);
-            for (int64 r = 0; r < live; ++r) {
-                const int64 from = next[r].row, done = step - begun[old_sentence[from]];
+            old.swap(live);
+            const int64 going_on = int64(next.size());
+            live.resize(going_on);
+            token.resize(going_on);
+            sentence.resize(going_on);
+            state.resize(going_on * S);
+            past.resize(going_on * longest);
+            for (int64 r = 0; r < going_on; ++r) {
+                const int64 from = next[r].row;
                 token[r] = next[r].token;
-                score[r] = job.scored ? next[r].score : 0;  // a sum of logits would grow, and round them
+                live[r] = old[from];
+                live[r].add(token[r], job.scored ? next[r].score : 0);  // a sum of logits would grow, and round them
                 sentence[r] = old_sentence[from];
                 std::copy_n(new_state.data() + from * S, S, state.data() + r * S);
                 std::copy_n(new_past.data() + from * longest, longest, past.data() + r * longest);
-                std::copy_n(&old_history[from * stride], done, &history[r * stride]);
-                history[r * stride + done] = int32_t(token[r]);
-                std::copy_n(&old_totals[from * stride], done, &totals[r * stride]);
-                totals[r * stride + done] = score[r];
             }
         }
         finish();
     }
 
     // Ends hypotheses, and returns those that go on.
-    std::vector<Candidate> choose(const Place& logits, int64 now) {
+    std::vector<Candidate> choose(const Place& logits) {
         std::vector<Candidate> next;
-        const int64 rows = int64(token.size()), stride = job.max_length + 1;
+        const int64 rows = int64(token.size());
         for (int64 first = 0, last; first < rows; first = last) {
-            const int64 n = sentence[first], step = now - begun[n];
+            const int64 n = sentence[first], step = int64(live[first].tokens.size());
             best.clear();
             for (last = first; last < rows && sentence[last] == n; ++last)
-                extend(last, logits.row(last), step, size_t(2 * job.beam));
+                extend(last, logits.row(last), size_t(2 * job.beam));
             const size_t begin = next.size();
             for (int64 rank = 0; rank < int64(best.size()); ++rank) {
                 const Candidate& c = best[rank];
                 if (c.token != job.eos) {
                     if (int64(next.size() - begin) < job.beam) next.push_back(c);
                 } else if (rank < job.beam && int64(ended[n].size()) < job.beam) {
-                    Ended one{c.score / float(std::pow(step + 1, job.penalty)), {}, {}};
-                    const auto tokens = history.begin() + c.row * stride;
-                    const auto before = totals.begin() + c.row * stride;
-                    one.tokens.assign(tokens, tokens + step);
-                    one.tokens.push_back(int32_t(job.eos));
-                    one.totals.assign(before, before + step);
-                    one.totals.push_back(c.score);
-                    ended[n].push_back(std::move(one));
+                    Hypothesis& one = ended[n].emplace_back(live[c.row]);
+                    one.add(job.eos, c.score);
+                    one.score /= float(std::pow(step + 1, job.penalty));
                 }
             }
             if (int64(ended[n].size()) == job.beam || step == job.max_length) next.resize(begin);
@@ -373,15 +356,14 @@ struct Search {
     void finish() {
         for (int64 n = 0; n < job.sentences; ++n) {
             std::stable_sort(ended[n].begin(), ended[n].end(),
-                             [](const Ended& a, const Ended& b) { return a.score > b.score; });
-            for (int64 i = 0; i < job.beam; ++i) {
-                const int64 at = n * job.beam + i;
-                const bool there = i < int64(ended[n].size());
-                job.lengths[at] = there ? int64(ended[n][i].tokens.size()) : 0;
-                job.scores[at] = there ? ended[n][i].score : -INFINITY;
-                if (!there) continue;
-                std::copy(ended[n][i].tokens.begin(), ended[n][i].tokens.end(), job.out + at * (job.max_length + 1));
-                std::copy(ended[n][i].totals.begin(), ended[n][i].totals.end(), job.totals + at * (job.max_length + 1));
+                             [](const Hypothesis& a, const Hypothesis& b) { return a.score > b.score; });
+            int64 at = n * job.beam;
+            for (const Hypothesis& one : ended[n]) {
+                job.lengths[at] = int64(one.tokens.size());
+                job.scores[at] = one.score;
+                std::copy(one.tokens.begin(), one.tokens.end(), job.out + at * (job.max_length + 1));
+                std::copy(one.totals.begin(), one.totals.end(), job.totals + at * (job.max_length + 1));
+                ++at;
             }
         }
     }

@@ -89,7 +89,7 @@ class Search:
         np.cumsum([len(line) for line in batch], out=begin[1:])
         out = np.empty((len(batch), *shape), np.int32)
         totals = np.empty(out.shape, np.float32)
-        lengths, scores = np.empty(out.shape[:2], np.int64), np.empty(out.shape[:2], np.float32)
+        lengths, scores = np.zeros(out.shape[:2], np.int64), np.empty(out.shape[:2], np.float32)
         job = (
             *self._encoder.fields,
             *self._decoder.fields,

@@ -31,6 +31,8 @@ from . import bfloat16
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 # large tensors in large pages of memory, where Linux has them: training is faster; read at the first tensor
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# cuDNN's attention, which torch prefers on an H100 in 16 bits, is compiled for each shape: text has new ones always
+os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
 _CPU = Path("/proc/cpuinfo")
 _ONEDNN = (
     torch.backends.mkldnn.is_available()

@@ -19,6 +19,7 @@ from .build import CHECKSUM, Unavailable, alone, cached, kernel_text
 __all__ = ["Compiled", "Compiler", "compiler"]
 
 NVRTC_VARIABLE = "FAIRSEQ_SRU_NVRTC"
+FLAGS = ("--std=c++17", "--device-as-default-execution-space")  # of every compilation
 INSTALL = "pip install 'fairseq_sru[cuda{0}]' brings what the GPU kernels need"
 
 
@@ -95,7 +96,7 @@ class Compiler:
         program = self._program(
             text, "sru.cu", headers=[*headers.values()], include_names=[*headers], lib_name=self.path
         )
-        words = [*options, f"--gpu-architecture={target}", "--std=c++17", "--device-as-default-execution-space"]
+        words = [*options, f"--gpu-architecture={target}", *FLAGS]
         try:
             ptx = program.compile(words)
         except Exception as error:  # pynvrtc's own, which holds the log
@@ -105,7 +106,7 @@ class Compiler:
 
     def cubin(self, options: tuple[str, ...], target: str, fresh: bool = False) -> bytes:
         """As :meth:`compile`, from the cache on disk where it is there and need not be fresh."""
-        parts = ["nvrtc", str(self.version), target, *options, *kernel_text().values()]
+        parts = ["nvrtc", str(self.version), target, *FLAGS, *options, *kernel_text().values()]
 
         def make(path: Path) -> None:
             path.write_bytes(self.compile(options, target).code)

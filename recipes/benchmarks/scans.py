@@ -14,8 +14,8 @@ from tqdm import tqdm
 from fairseq_sru import sru_recurrence
 from fairseq_sru.recurrence.reference import Options, Tensors, reference
 
-from .layer import BOTH, DTYPES, FORWARD, GRAPH, Case, Keep, going_on_without
-from .timing import DEVICE, ON_GPU, REPLAY, Function, graphed, measure, short, table
+from .layer import BOTH, DTYPES, FORWARD, GRAPH, Case, Keep
+from .timing import DEVICE, ON_GPU, REPLAY, Function, going_on_without, graphed, measure, short, table
 
 OURS, WARP, HGRN, COMPILED = "SRU", "accelerated-scan", "HGRN", "compiled definition"
 NAMES = {

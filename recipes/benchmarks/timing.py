@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import json
 import math
 import os
@@ -97,6 +98,11 @@ def graphed(function: Function, seconds: float = 0.0) -> Function:
         for _ in range(calls):
             function()
     return Replay(graph, calls, function)
+
+
+@functools.cache  # once is enough
+def going_on_without(what: str, reason: str) -> None:
+    tqdm.write(f"going on without {what}: {reason.strip().splitlines()[0]}", file=sys.stderr)
 
 
 def warm_up(seconds: float = 1.0) -> None:

@@ -57,7 +57,10 @@ def installed() -> set[str]:
 def lacks(wheel: Path, there: set[str]) -> bool:
     """Whether the environment has no such package, or another version where only this one does."""
     name = package(wheel)
-    return name not in there or (name in EXACT and importlib.metadata.version(name) != wheel.name.split("-")[1])
+    if name not in there:
+        return True
+    old = name == "numpy" and importlib.metadata.version(name).startswith("1.")  # CuPy 14 wants 2
+    return old or (name in EXACT and importlib.metadata.version(name) != wheel.name.split("-")[1])
 
 
 def install(folder: Path, site: Path) -> None:

@@ -85,16 +85,16 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
     speed = ("python", "recipes/speed.py", *quick, "--resume")
     rivals = (*speed, "--rivals")
     steps = ("python", "recipes/steps.py", *few, "--resume")
-    extensions = (*python, "gpu.packages", "build")
+    beside = ("nice", "-n", "19", sys.executable, "-m", "gpu.packages")  # what is measured meanwhile goes before
     chosen, slow = "TestOnTheGpu and not test_every_variant and not sanitizer", "TestOnTheGpu and test_every_variant"
     spread = ("-n", "0" if dry else processes)
     found = [
-        Part("fairseq", (*python, "gpu.packages", "fairseq", str(ROOT / "wheels"), str(FAIRSEQ)), 240, beside=True),
-        Part("extensions", extensions, 240, beside=True),
+        Part("fairseq", (*beside, "fairseq", str(ROOT / "wheels"), str(FAIRSEQ)), 240, beside=True),
+        Part("extensions", (*beside, "build"), 240, beside=True),
         Part("doctor", (*python, "fairseq_sru.doctor"), 30, shown="doctor.txt"),
-        tests(out, "tests", f"({chosen}){cpu_test}", 90, *spread),
-        tests(out, "sanitizer", "sanitizer", 40),
-        Part("speed", (*speed, "--out", str(out / "speed")), 120, made="speed/speed.json"),
+        tests(out, "tests", f"({chosen}){cpu_test}", 80, *spread),
+        tests(out, "sanitizer", "sanitizer", 60),
+        Part("speed", (*speed, "--out", str(out / "speed")), 110, made="speed/speed.json"),
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
         Part("steps", (*steps, "--out", str(out / "steps")), 60, ("fairseq",), made="steps/steps.json"),
         training(out, of, "training", 1000, 170, *times),  # so far 570 s of gpu.sh's ten minutes

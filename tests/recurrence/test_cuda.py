@@ -779,7 +779,7 @@ from support.cuda_cases import CASE, check
 from support.variants import COVERING, make, moved
 for case in COVERING:
     check(moved(make(case, length=8, batch=4, half=5)), 4)  # whole words: the last one of others has bytes of no tensor
-    check(moved(make(case, batch=200, half=504, length=3)), 4)
+    check(moved(make(case, batch=200, half=504, length=3, requires_grad=case.activation != "relu")), 4)
 check(moved(make(CASE._replace(bidirectional=True), 300, half=5)), 8)
 print("all checked")
 """
@@ -800,7 +800,9 @@ class TestOnTheGpu:
         case = CASE._replace(kind=kind, dtype=dtype, activation=activation, v=v, bidirectional=True)
         check(moved(make(case, half=5)), 4)
         many = 8 * 128 * cuda.multiprocessors(0)  # enough columns for the widest accesses
-        check(moved(make(case, length=3, batch=-(-many // 512), half=256)), 4)
+        # of so many states one is close enough to relu's kink for rounding to decide about its gradient
+        grads = activation != "relu"
+        check(moved(make(case, length=3, batch=-(-many // 512), half=256, requires_grad=grads)), 4)
 
     @pytest.mark.parametrize("case", COVERING, ids=str)
     def test_every_two_options(self, case: Case) -> None:

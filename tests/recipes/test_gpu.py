@@ -259,6 +259,7 @@ def test_aims_are_told(tmp_path: Path) -> None:
     layer["ms"] = {"SRU": spread, "LSTM": {**spread, "median": 9.5}}
     speed = {
         "copy_gb_per_s": 2000.0,
+        "contestants": {"LSTM, bfloat16": "nn.LSTM: cuDNN (_cudnn_rnn)"},
         "recurrence": [wide, {**wide, "length": 32}],
         "cases": [layer, {**layer, "batch": 1}],
     }
@@ -280,6 +281,9 @@ def test_aims_are_told(tmp_path: Path) -> None:
         ["lstm_wmt / sru_wmt, train", "3", "3.25", "yes"],
     ]
     assert tables.aims(tmp_path / "none") == ""
+    speed["contestants"] = {"LSTM, bfloat16": "nn.LSTM: cuBLAS (addmm)"}  # torch's own loop is no rival
+    (tmp_path / "speed" / "speed.json").write_text(json.dumps(speed))
+    assert "LSTM / SRU" not in tables.aims(tmp_path)
 
 
 def test_the_published_package_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ def _sentences(report: Report) -> list[str]:
     if max(own, base) <= max(copied, FLOOR):
         why = f"copying the source has {copied:.1f}" if copied > FLOOR else f"below {FLOOR} no difference counts"
         return [f"No verdict: {best} has {own:.1f} BLEU and the baseline {baseline} {base:.1f}; {why}."]
-    among = f", the best of {len(others)} systems," if len(others) > 1 else ""
+    among = f", the best of the {len(others)} beside the baseline," if len(others) > 1 else ""
     seeds = f" (means of {len(pairs)} seeds)" if len(pairs) > 1 else ""
     return [
         f"{best}{among} has {own:.1f} BLEU, the baseline {baseline} {base:.1f}{seeds}.",

@@ -726,7 +726,7 @@ def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
         ({"lstm": [(20.0, None), (23.0, None)], "sru": [(24.0, 0.01), (21.0, 0.01)]},  # one up, one down
          "BLEU in 1 of 2 seeds (1 the other way), "),
         ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru2": [(22.0, 0.01)], "sru3": []},
-         "sru2, the best of 2 systems, has 22.0 BLEU, the baseline lstm 20.0. "),
+         "sru2, the best of the 2 beside the baseline, has 22.0 BLEU, the baseline lstm 20.0. "),
         ({"lstm": [(20.0, None)], "sru": [(22.0, 0.01)], "slow": [(21.0, 0.01)]},  # which is made the faster
          "slow decodes faster than sru in 4 of 4 settings."),
         ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru3": []}, "Failed: sru3; see the end."),

@@ -10,6 +10,7 @@ kernels (on the GPU, where torch sees one) and all that runs is right, else 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -128,7 +129,10 @@ def cache() -> dict[str, Any]:
         folder = cache_folder()
     except Unavailable as error:
         return {"folder": None, "files": 0, "bytes": 0, "trouble": str(error)}
-    sizes = [path.stat().st_size for path in folder.iterdir() if path.is_file()]
+    sizes = []
+    for path in folder.iterdir():
+        with contextlib.suppress(FileNotFoundError):  # another process's, which is done with it
+            sizes += [path.stat().st_size] if path.is_file() else []
     return {"folder": str(folder), "files": len(sizes), "bytes": sum(sizes), "trouble": trouble}
 
 

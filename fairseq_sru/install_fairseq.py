@@ -7,8 +7,10 @@ torch is there.
 """
 
 import argparse
+import contextlib
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import shlex
 import shutil
@@ -26,6 +28,7 @@ except ImportError:  # run by its path
 
 PATCH = Path(__file__).with_name(f"fairseq-{versions.FAIRSEQ}.patch")
 SDIST = f"fairseq-{versions.FAIRSEQ}.tar.gz"
+COMPILER = "Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++"
 OFFLINE = "without network, make the wheel on another machine with --wheel-dir DIR and `pip install` it here"
 
 
@@ -36,6 +39,7 @@ def run(failure: str, *arguments: str | Path, shown: bool = False, env: dict[str
     output = None if shown else subprocess.PIPE
     env = {**os.environ, **(env or {})}
     env.pop("PIP_CONSTRAINT", None)  # of NVIDIA's containers: it would hold for what builds fairseq, too
+    env["PIP_USER"] = "0"  # into this environment
     done = subprocess.run(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True, errors="replace")
     if done.returncode:
         print(*(done.stdout or "").splitlines()[-20:], sep="\n", file=sys.stderr)
@@ -44,14 +48,17 @@ def run(failure: str, *arguments: str | Path, shown: bool = False, env: dict[str
 
 def installed() -> dict[str, str]:
     """The distributions that bring a module `fairseq`, and their versions. There are some under other names on PyPI."""
-    names = set(importlib.metadata.packages_distributions().get("fairseq", ()))
-    return {name: importlib.metadata.version(name) for name in sorted(names)}
+    found = {}
+    for name in sorted(set(importlib.metadata.packages_distributions().get("fairseq", ()))):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # what pip left when it was stopped
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def is_whole() -> bool:
-    """Whether pip came to the end when it installed fairseq: it writes RECORD last."""
+    """Whether pip came to the end when it installed fairseq: it writes INSTALLER behind the files and programs."""
     try:
-        return bool(importlib.metadata.distribution("fairseq").read_text("RECORD"))
+        return bool(importlib.metadata.distribution("fairseq").read_text("INSTALLER"))
     except importlib.metadata.PackageNotFoundError:
         return False
 
@@ -68,10 +75,10 @@ def is_usable(found: dict[str, str]) -> bool:
 def check_compiler() -> None:
     cxx = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
     own = f"3.{sys.version_info.minor}"  # the distribution's python3 may be another
-    remedy = f"Debian, Ubuntu: apt install g++ python{own}-dev; Fedora: dnf install gcc-c++ python{own}-devel"
     if not shutil.which(cxx):
-        sys.exit(f"install_fairseq: no C++ compiler ({cxx}) to build fairseq with; set CXX or install one ({remedy})")
+        sys.exit(f"install_fairseq: no C++ compiler ({cxx}) to build fairseq with; set CXX or install one ({COMPILER})")
     if not Path(sysconfig.get_path("include"), "Python.h").is_file():
+        remedy = f"Debian, Ubuntu: apt install python{own}-dev; Fedora: dnf install python{own}-devel"
         sys.exit(f"install_fairseq: no Python.h of this Python to build fairseq with ({remedy})")
 
 
@@ -121,10 +128,10 @@ def install(wheel: Path, found: dict[str, str]) -> None:
     constraints.write_text("\n".join((versions.TORCH, versions.NUMPY, *versions.RECIPES)))
     for other in found.keys() - {"fairseq"}:  # it owns files of the same names
         run(f"removing {other} failed", "pip", "uninstall", "--yes", other)
-    failure = "installing fairseq failed for the reason above"
+    failure = "installing fairseq failed for the reason above; where /tmp is full: set TMPDIR"
     run(failure, "pip", "install", "--constraint", constraints, wheel, shown=True)
     if not is_whole():  # pip takes what it finds for installed
-        run(failure, "pip", "install", "--force-reinstall", "--no-deps", wheel)
+        run(failure, "pip", "install", "--ignore-installed", "--no-deps", wheel)
 
 
 def main() -> None:
@@ -132,6 +139,8 @@ def main() -> None:
     parser.add_argument("--sdist", type=Path, metavar="FILE", help="an official sdist that is there already")
     parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="put the wheel there instead of installing it")
     arguments = parser.parse_args()
+    if importlib.util.find_spec("pip") is None:
+        sys.exit(f"install_fairseq: no pip in {sys.prefix}; python -m ensurepip --default-pip brings it")
 
     found: dict[str, str] = {}
     if not arguments.wheel_dir:

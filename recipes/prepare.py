@@ -72,6 +72,8 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
 
 def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Preparation:
     """What the arguments describe; ends the program where they don't."""
+    if ":" in str(args.out):
+        parser.error(f"argument --out: must have no colon, at which fairseq splits paths; got {args.out}")
     if args.local_dir and not args.local_dir.is_dir():
         parser.error(f"argument --local-dir: {args.local_dir} is not a folder")
     return parallel_of(parser, args) if args.name in (None, *CORPORA) else other_of(parser, args)

@@ -34,7 +34,7 @@ _sru_is_venv() { # FOLDER
     local pip
     [ -f "$1/bin/activate" ] || return
     [ -e "$1/bin/pip" ] || return 0
-    pip=$("$1/bin/pip" --version 2>/dev/null) || return # pip 1.2.3 from FOLDER/lib/...
+    pip=$(unset PYTHONPATH && "$1/bin/pip" --version 2>/dev/null) || return # pip 1.2.3 from FOLDER/lib/...
     pip=${pip#* from }
     [ "${pip%/lib*/site-packages/*}" -ef "$1" ]
 }
@@ -67,6 +67,7 @@ _sru_has_old_driver() {
 # What is missing in the environment, whose python is the first on PATH. One at a time, where there is flock.
 _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
     local pins=$2/requirements.txt
+    local -x PIP_USER=0
     if command -v flock >/dev/null && ! flock -n 8; then
         printf 'setup.sh: waiting for another set-up\n' >&2
         flock 8 || : # a file system without locks

@@ -266,7 +266,10 @@ def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
 
     def make(path: Path) -> None:
         source = kernel_folder() / name
-        done = _run([*words, "-x", "c++", str(source), "-o", str(path)])
+        try:
+            done = _run([*words, "-x", "c++", str(source), "-o", str(path)])
+        except OSError as error:  # not of the cache
+            raise Unavailable(f"{command[0]} can't be started: {error}") from error
         if done.returncode or not path.exists():
             path.write_bytes(bytes(2**20))  # raises where there was no room
             said = done.stderr.strip()[-3000:] or f"exit status {done.returncode}, nothing said, nothing made"

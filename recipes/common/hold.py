@@ -138,7 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         take(args.folder, args.fd, os.getppid())
     except (FolderError, OSError) as error:
-        print(error, file=sys.stderr)
+        told = error if isinstance(error, FolderError) else f"{args.folder} can't be held ({error})"
+        print(told, file=sys.stderr)
         sys.exit(2)
 
 

@@ -87,6 +87,9 @@ def _check_task(args: Any, arch: str, task: str) -> None:
     others = [known for reader, (_, tasks) in READERS.items() if reader != task for known in tasks]
     if issubclass(found, (*others, *REFUSED)) and not issubclass(found, READERS[task][1]):
         _exit(f"--arch {arch} is {READERS[task][0]}: it goes with --task {task}; got --task {name}")
+    for flag in ("share_all_embeddings", "share_decoder_input_output_embed"):
+        if name == "online_backtranslation" and getattr(args, flag, False):  # it wants an output layer to change
+            _exit(f"--{flag.replace('_', '-')}: can't be had with --task {name}")
 
 
 def _splits(args: Any) -> dict[str, list[str]]:

@@ -164,12 +164,14 @@ class BaseDecoder(FairseqIncrementalDecoder):
         if unusual or not prev_output_tokens.is_cpu or (not kept and prev_output_tokens.size(1) > 1):
             return None
         step = self._step(first=not kept)
+        if step is not None and kept and "c" not in kept:  # the first steps were torch's, and nobody has looked
+            step = self._step(first=True)
         if step is None:
             return None
         sources = self.sources(encoder_out)
         if "c" not in kept and not readable(sources):  # else an earlier step has looked
             return None
-        if kept and "c" not in kept:  # the first steps were torch's
+        if kept and "c" not in kept:
             states = self.cached(incremental_state)
             kept = {"c": torch.cat([state["c"] for state in states], dim=1), "coverage": states[-1].get("coverage")}
         given = prev_output_tokens[:, -1], sources, kept.get("c"), kept.get("coverage")

@@ -47,6 +47,17 @@ class CrossEntropy(torch.autograd.Function):
         return gradient if grad == 1 else gradient * grad, None, None, None, None
 
 
+def usual_probabilities(model: Any) -> bool:
+    """Whether a model's probabilities are what fairseq makes of logits, and not a plugin's own."""
+    decoder = getattr(model, "decoder", None)
+    return (
+        isinstance(decoder, FairseqDecoder)
+        and type(decoder).get_normalized_probs is FairseqDecoder.get_normalized_probs
+        and type(decoder).get_normalized_probs_scriptable is FairseqDecoder.get_normalized_probs_scriptable
+        and getattr(model.get_normalized_probs, "__module__", "").startswith("fairseq.")
+    )
+
+
 def cross_entropy(
     model: Any, net_output: Any, sample: dict[str, Any], epsilon: float, padding: int
 ) -> tuple[Tensor, Tensor] | None:
@@ -60,18 +71,15 @@ def cross_entropy(
         epsilon: of label smoothing (Szegedy et al. 2016, section 7), shared by all words but the target.
         padding: the target that counts nothing.
     """
-    logits, decoder = net_output[0], getattr(model, "decoder", None)
+    logits = net_output[0]
     if (
         not torch.is_autocast_enabled("cpu")
         or not isinstance(logits, Tensor)
         or not logits.is_cpu
         or logits.dtype not in (torch.float32, torch.bfloat16)
         or torch.compiler.is_compiling()
-        or not isinstance(decoder, FairseqDecoder)
-        or type(decoder).get_normalized_probs is not FairseqDecoder.get_normalized_probs
-        or type(decoder).get_normalized_probs_scriptable is not FairseqDecoder.get_normalized_probs_scriptable
-        or not getattr(model.get_normalized_probs, "__module__", "").startswith("fairseq.")
-        or getattr(decoder, "adaptive_softmax", None) is not None
+        or not usual_probabilities(model)
+        or getattr(model.decoder, "adaptive_softmax", None) is not None
         or compiled("loss.cpp", logits.dtype, NAMES) is None
     ):
         return None

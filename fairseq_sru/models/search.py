@@ -14,6 +14,7 @@ from torch import Tensor
 from ..decoding.program import Program, available
 from ..decoding.search import EOS, PAD, Search
 from ..recurrence.native import threads_here
+from .loss import usual_probabilities
 from .step import compilable, remembered
 
 Hypotheses = list[list[dict[str, Tensor]]]  # as SequenceGenerator returns them
@@ -72,6 +73,7 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         or model.decoder.need_attn
         or torch.is_autocast_enabled("cpu")
         or not _usual(generator, len(generator.tgt_dict))
+        or not usual_probabilities(model)
     ):
         return None
     search = remembered(model, partial(_search, model))

@@ -111,7 +111,8 @@ def test_a_beam_that_is_reordered_and_shrinks(name: str, dictionary: Dictionary)
 
 
 @torch.no_grad()
-def test_weights_that_change_are_seen(model: Any, dictionary: Dictionary) -> None:
+@pytest.mark.parametrize("begin", [1, 3])
+def test_weights_that_change_are_seen(begin: int, model: Any, dictionary: Dictionary) -> None:
     src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 5)
     other = model_of("sru, coverage", dictionary)
 
@@ -124,14 +125,14 @@ def test_weights_that_change_are_seen(model: Any, dictionary: Dictionary) -> Non
         model.eval()
 
     for change in (in_place, by_an_optimizer, lambda: model.load_state_dict(other.state_dict())):
-        before = steps(model, src, target)
+        before = steps(model, src, target, begin)
         change()
-        after = steps(model, src, target)
+        after = steps(model, src, target, begin)
         assert not torch.allclose(before, after, atol=1e-3)
         torch.testing.assert_close(after, run(model, src, target)[0], rtol=1e-4, atol=2e-5)
     copied = copy.deepcopy(model)
     nn.init.normal_(copied.decoder.layers[3].rnn.sru.weight)
-    torch.testing.assert_close(steps(model, src, target), after, rtol=0, atol=0)
+    torch.testing.assert_close(steps(model, src, target, begin), after, rtol=0, atol=0)
     torch.testing.assert_close(steps(copied, src, target), run(copied, src, target)[0], rtol=1e-4, atol=2e-5)
 
 

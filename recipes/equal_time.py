@@ -37,7 +37,8 @@ def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
             known["tokens_per_second"] = round(comparison.training_speed(run.system, "tokens_per_second"), 1)
         if run in tested:
             now = trained(comparison.last(run))
-            known |= {"parameters": now.parameters, "updates": now.updates, "seconds": now.seconds, "loss": now.loss}
+            seconds = comparison.stages.stamp(run.stage("train"))["train_seconds"]
+            known |= {"parameters": now.parameters, "updates": now.updates, "seconds": seconds, "loss": now.loss}
             truth, target = comparison.text["test"][comparison.target], comparison.target
             known["bleu"] = scores.bleu(truth, lines(comparison.output(run)), target)
     for run, failure in comparison.failures.items():

@@ -28,6 +28,10 @@ def main(argv: list[str] | None = None) -> None:
     read = lambda language: (DATA / args.data_set / f"test.{language}").read_text("utf-8").splitlines()  # noqa: E731
     source, reference = map(read, DATA_SETS[args.data_set])
     try:
+        run = trained(args.checkpoint)
+    except (ValueError, LookupError) as error:
+        parser.error(f"argument --checkpoint: {args.checkpoint} is no checkpoint of fairseq-train: {error}")
+    try:
         output = hypotheses(args.generated.read_text("utf-8"))
     except ValueError as error:
         parser.error(f"argument --generated: {args.generated} is not whole: {error}")
@@ -39,7 +43,6 @@ def main(argv: list[str] | None = None) -> None:
     bleu, chrf = BLEU(), CHRF()
     score, copied = bleu.corpus_score(output, [reference]), BLEU().corpus_score(source, [reference])
     characters = chrf.corpus_score(output, [reference])
-    run = trained(args.checkpoint)
     rows = [
         ("BLEU", f"{score.score:.1f}", str(bleu.get_signature())),
         ("BLEU of copying the source", f"{copied.score:.1f}", "the same"),

@@ -97,8 +97,8 @@ def models() -> str:
     others = names[1:]
     rows = [["parameters", *(f"{count / 1e6:.1f} M" for count in report["parameters"].values()), *["" for _ in others]]]
     for case, found in report["cases"].items():
-        ratios = [f"{ratio:.2f}" for ratio in found["ratios"].values()]
-        rows.append([case, *(short(spread["median"]) for spread in found["ms"].values()), *ratios])
+        medians = [short(found["ms"].get(name, {}).get("median")) for name in names]
+        rows.append([case, *medians, *(number(found["ratios"].get(name), ".2f") for name in others)])
     return place(report, "Milliseconds") + table(["ms", *names, *(f"{name} / sru" for name in others)], rows)
 
 

@@ -32,12 +32,11 @@ from comparison import plots, stages
 from comparison.collecting import machine, precision
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.commands import Commands
-from comparison.fairseq_output import trained
 from comparison.processes import side_by_side
 from comparison.runs import Comparison
 from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
-from comparison.training import Run
+from comparison.training import Run, whole
 from comparison.trials import at_edge, finals, trials
 from tqdm import tqdm
 
@@ -106,7 +105,7 @@ class Search(Comparison):
         command = self.commands.train(*run, updates, updates, folder, **more)
 
         def facts() -> dict[str, Any]:
-            now = trained(folder / "checkpoint_last.pt")
+            now = whole(folder / "checkpoint_last.pt", updates)
             stages.remove(folder)
             loss = now.loss if now.loss is not None and math.isfinite(now.loss) else None
             told = {"loss": loss, "updates": now.updates, "parameters": now.parameters, "train_seconds": now.seconds}
@@ -193,14 +192,14 @@ def search(
         StageError: the data can't be prepared, or a system doesn't train with its own settings, or a trial was killed
             for the first time.
     """
-    here = {**machine(Commands(recipe).cpu), "jobs": jobs, **{name: version(name) for name in ("torch", "fairseq")}}
     made = of_trials(recipe, {name: [trial["flags"] for trial in every] for name, every in found.items()}, share)
     work = Search(made, {name: every[0]["updates"] for name, every in found.items() if "updates" in every[0]})
     work.prepare()
+    here = {**machine(Commands(recipe).cpu), "jobs": jobs, **{name: version(name) for name in ("torch", "fairseq")}}
     text(work.data["files"])
     # the first trial of each system first: what is wrong with it shows early
     turns = [(name, i) for i in range(max(map(len, found.values()))) for name, every in found.items() if i < len(every)]
-    left = [f"{name}-{i}" for name, i in turns if "updates" not in found[name][i]]
+    left = [f"{name}-{i}" for name, i in turns if unfinished(found[name][i])]
     # speeds first, beside one another alone: what runs beside a trial changes how long it takes, and no more
     timed = dict.fromkeys([*(f"{name}-0" for name in work.own), *left]) if left else {}
     with tqdm(desc="training speed", total=len(timed), leave=False, disable=None) as bar:
@@ -222,7 +221,7 @@ def search(
 
     with tqdm(desc="trials", total=len(turns), initial=len(turns) - len(left), disable=None) as bar:
         side_by_side(jobs, [partial(tried, name) for name in left], note)
-    again = [trial["failure"] for every in found.values() for trial in every if killed(trial) and trial["kills"] < 2]
+    again = [trial["failure"] for every in found.values() for trial in every if unfinished(trial)]
     if again:
         raise StageError(f"{len(again)} trials were killed ({again[0]}): run the same command to try them once more")
 
@@ -230,6 +229,11 @@ def search(
 def killed(trial: dict[str, Any]) -> bool:
     """Whether a signal ended it: memory ran out, say, which may have nothing to do with its settings."""
     return bool(re.search(r"exit status -\d", trial.get("failure", "")))
+
+
+def unfinished(trial: dict[str, Any]) -> bool:
+    """Whether it is to be done: what a signal ended once more, what failed by itself not."""
+    return "loss" not in trial or (killed(trial) and trial["kills"] < 2)
 
 
 def best_of(tried: list[dict[str, Any]]) -> int:

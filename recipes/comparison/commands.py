@@ -83,7 +83,7 @@ class Commands:
             flags["total-num-update"] = updates
         flags |= {"save-dir": folder, "save-interval-updates": every, "no-epoch-checkpoints": True}
         flags |= {"log-format": "json", "cpu": self.cpu}
-        if s.processes > 1:
+        if s.processes > 1 or s.torchrun != Settings().torchrun:
             start = ["torchrun", *s.torchrun, f"--nproc-per-node={s.processes}", "-m", "fairseq_cli.train"]
             if self.cpu:  # fairseq's default wants a GPU
                 flags |= {"distributed-backend": "gloo", "ddp-backend": "legacy_ddp"}

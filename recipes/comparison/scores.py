@@ -54,7 +54,7 @@ def compare(
     for metric in METRICS:
         for name, result in zip(names, cast(list[Result], found[metric]), strict=True):
             p_value = None if result.p_value is None or baseline not in outputs else float(result.p_value)
-            if p_value is not None and outputs[name] == outputs[baseline]:
+            if p_value is not None and result.score == cast(Result, found[metric][0]).score:  # the baseline's
                 p_value = 1.0  # sacreBLEU's has no ties: 1 / 1001
             values = {key: float(getattr(result, key)) for key in ("score", "mean", "ci")}
             scores[name][metric] = {**values, "p_value": p_value}

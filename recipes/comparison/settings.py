@@ -31,6 +31,8 @@ JOINING = {
     "sentencepiece": {"remove-bpe": "sentencepiece"},
     "moses-bpe": {"remove-bpe": "subword_nmt", "tokenizer": "moses"},
 }
+# flags without which a run that was stopped can go on
+STARTING_ANEW = {"no-save-optimizer-state", "reset-dataloader", "reset-lr-scheduler", "reset-meters", "reset-optimizer"}
 OF_TRANSLATION = ("average", "curve", "speed", "split_compounds")  # settings that other kinds have no use for
 
 
@@ -148,6 +150,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     for systems in (settings.systems, settings.tune.systems):
         for name in left_out & systems.keys():
             del systems[name]
+    settings.tune.systems = {name: options or {} for name, options in settings.tune.systems.items()}
     _check(settings)
     return settings
 
@@ -177,8 +180,10 @@ def _check_space(s: Settings) -> None:
         wrong(f"tune.systems.{system}", f"must be one of {', '.join(s.systems)}")
     for key, space in {"space": s.tune.space, **{f"systems.{n}": o for n, o in s.tune.systems.items()}}.items():
         for flag, values in space.items():
-            if isinstance(values, dict) and values.keys() == {"low", "high"} and 0 < values["low"] < values["high"]:
-                continue
+            if isinstance(values, dict) and values.keys() == {"low", "high"}:
+                numbers = all(isinstance(value, int | float) for value in values.values())
+                if numbers and 0 < values["low"] < values["high"]:
+                    continue
             if not isinstance(values, list) or not values:
                 wrong(f"tune.{key}.{flag}", f"must be a list or {{low, high}}, 0 < low < high; got {values}")
 
@@ -211,6 +216,8 @@ def _check(s: Settings) -> None:
     for group, options in groups.items():
         for flag in OURS & options.keys():
             wrong(f"{group}.{flag}", "is set by the comparison itself")
+        for flag in STARTING_ANEW & options.keys() if s.kind != "sentences" else ():
+            wrong(f"{group}.{flag}", "can't be given: a run that was stopped could not go on")
     if s.baseline not in s.systems:
         wrong("baseline", f"must be one of {', '.join(s.systems)}; got {s.baseline}")
     if (s.budget.updates is None) == (s.budget.minutes is None):

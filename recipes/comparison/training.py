@@ -61,6 +61,18 @@ def carry(now: Trained, carried: list[list[float]]) -> Trained:
     return now._replace(seconds=now.seconds + seconds, tokens=int(now.tokens + tokens))
 
 
+def whole(checkpoint: Path, updates: int) -> Trained:
+    """What a run's last checkpoint tells.
+
+    Raises:
+        ValueError: it has made fewer updates.
+    """
+    now = trained(checkpoint)
+    if now.updates < updates:
+        raise ValueError(f"stopped after {now.updates} of {updates} updates (--max-epoch, --patience, ...?)")
+    return now
+
+
 class Training:
     """The stages that train. What fails is noted in ``failures`` and left out from there on.
 
@@ -128,8 +140,11 @@ class Training:
         """The data.
 
         Raises:
-            StageError: the comparison was begun with another number of threads, so that its times would be of both.
+            StageError: the comparison was begun with another number of threads, so that its times would be of both; or
+                there is no GPU where the settings want one.
         """
+        if not self.commands.cpu and not torch.cuda.is_available():
+            raise StageError("cpu: is false, and torch sees no GPU: give cpu=auto")
         begun, here = self.stages.noted("threads"), self.here["threads"]
         if self.commands.cpu and begun and here not in begun:
             raise StageError(
@@ -231,7 +246,7 @@ class Training:
 
         def resume(stamp: dict[str, Any]) -> dict[str, Any] | None:
             if not last.is_file():
-                return {}
+                return {"carried": []}
             now = trained(last)
             bar.initial = bar.n = now.updates
             if now.updates >= updates:
@@ -247,7 +262,7 @@ class Training:
                 bar.update(int(found[1]) - bar.n)
 
         def facts() -> dict[str, Any]:
-            now = carry(trained(last), self.stages.stamp(name).get("carried", []))
+            now = carry(whole(last, updates), self.stages.stamp(name).get("carried", []))
             printed = log.read_text(encoding="utf-8")
             free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "([\d.]+)"', printed)]
             total = re.search(r"total memory = ([\d.]+) GB", printed)

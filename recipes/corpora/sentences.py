@@ -229,7 +229,7 @@ class Sentences(NamedTuple):
         return {"embeddings": self.embeddings} if self.embeddings else {}
 
     def options(self) -> dict[str, Any]:
-        return {"data_set": self.name, "vectors": self.embeddings is not None}
+        return {"data_set": self.name, "vectors": self.embeddings is not None, "test": TEST}
 
     def make(self, work: Path, archives: Path) -> Path:
         known, made = SETS[self.name], work / "made"

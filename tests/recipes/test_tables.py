@@ -99,7 +99,7 @@ def test_other_uses_stand_beside_published_accuracies(tmp_path: Path, monkeypatc
         f"| {link} | sru | 93.5 ± 0.7 | 0.2500 | 2.5 |",
         f"| {link} | lstm | 92.2 ± 0.4 | – | 5 |",
         f"| {link} | CNN of Kim, random vectors | 91.2 | – | – |",
-        f"| {link} | SRU of Lei et al., word2vec | 94.8 | – | – |",
+        f"| {link} | SRU of Lei et al., word2vec, best depth | 94.8 | – | – |",
     ]
     assert tables.uses("speech") == "No report is published yet.\n"
 

@@ -139,8 +139,6 @@ def main() -> None:
     parser.add_argument("--sdist", type=Path, metavar="FILE", help="an official sdist that is there already")
     parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="put the wheel there instead of installing it")
     arguments = parser.parse_args()
-    if importlib.util.find_spec("pip") is None:
-        sys.exit(f"install_fairseq: no pip in {sys.prefix}; python -m ensurepip --default-pip brings it")
 
     found: dict[str, str] = {}
     if not arguments.wheel_dir:
@@ -160,6 +158,8 @@ def main() -> None:
     if arguments.wheel_dir:
         arguments.wheel_dir.mkdir(parents=True, exist_ok=True)
     check_compiler()
+    if importlib.util.find_spec("pip") is None:
+        sys.exit(f"install_fairseq: no pip in {sys.prefix}; python -m ensurepip --default-pip brings it")
     with tempfile.TemporaryDirectory(prefix="install_fairseq_") as temporary:
         folder = Path(temporary)
         sdist = arguments.sdist or download(folder)

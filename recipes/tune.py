@@ -36,7 +36,7 @@ from comparison.processes import side_by_side
 from comparison.runs import Comparison
 from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
-from comparison.training import Run, whole
+from comparison.training import Run, complete
 from comparison.trials import at_edge, finals, trials
 from tqdm import tqdm
 
@@ -105,7 +105,7 @@ class Search(Comparison):
         command = self.commands.train(*run, updates, updates, folder, **more)
 
         def facts() -> dict[str, Any]:
-            now = whole(folder / "checkpoint_last.pt", updates)
+            now = complete(folder / "checkpoint_last.pt", updates)
             stages.remove(folder)
             loss = now.loss if now.loss is not None and math.isfinite(now.loss) else None
             told = {"loss": loss, "updates": now.updates, "parameters": now.parameters, "train_seconds": now.seconds}
@@ -178,7 +178,7 @@ def search(
     keep: Callable[[], None],
     text: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Do the trials that have no loss, and call ``keep`` after each.
+    """Do the trials that are :func:`unfinished`, and call ``keep`` after each.
 
     Args:
         recipe: what the trials don't say.
@@ -233,7 +233,7 @@ def killed(trial: dict[str, Any]) -> bool:
 
 def unfinished(trial: dict[str, Any]) -> bool:
     """Whether it is to be done: what a signal ended once more, what failed by itself not."""
-    return "loss" not in trial or (killed(trial) and trial["kills"] < 2)
+    return "loss" not in trial or (killed(trial) and trial.get("kills", 0) < 2)
 
 
 def best_of(tried: list[dict[str, Any]]) -> int:

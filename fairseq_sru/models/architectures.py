@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,7 @@ READERS = {
     "sentence_prediction": ("a classifier", (SentencePredictionTask,)),
     "speech_to_text": ("a speech model", (SpeechToTextTask,)),
 }
+SUBSETS = ["train_subset", "valid_subset"]
 REFUSED = (MaskedLMTask, MultilingualTranslationTask)  # no model here is for these
 
 
@@ -87,25 +90,26 @@ def _check_task(args: Any, arch: str, task: str) -> None:
     others = [known for reader, (_, tasks) in READERS.items() if reader != task for known in tasks]
     if issubclass(found, (*others, *REFUSED)) and not issubclass(found, READERS[task][1]):
         _exit(f"--arch {arch} is {READERS[task][0]}: it goes with --task {task}; got --task {name}")
+    if name == task == "sentence_prediction" and not hasattr(args, "classification_head_name"):
+        _exit(f"--task sentence_prediction goes with --criterion sentence_prediction; got --criterion {args.criterion}")
     for flag in ("share_all_embeddings", "share_decoder_input_output_embed"):
         if name == "online_backtranslation" and getattr(args, flag, False):  # it wants an output layer to change
             _exit(f"--{flag.replace('_', '-')}: can't be had with --task {name}")
 
 
-def _splits(args: Any) -> dict[str, list[str]]:
-    """What is read of the data, by flag."""
-    flags = ["train_subset"] if getattr(args, "disable_validation", False) else ["train_subset", "valid_subset"]
+def _splits(args: Any, validated: bool = False) -> list[tuple[str, str]]:
+    """What is read of the data, each with its flag: all of it, or what training or validation needs the truth of."""
+    flags = ["train_subset"] if validated and getattr(args, "disable_validation", False) else SUBSETS
     given = {f"--{flag.replace('_', '-')}": getattr(args, flag, None) for flag in flags}
-    return {flag: splits.split(",") for flag, splits in given.items() if splits}
+    return [(flag, split) for flag, splits in given.items() if splits for split in splits.split(",")]
 
 
-def _check_splits(args: Any, folder: Path, *patterns: str) -> None:
+def _check_splits(splits: list[tuple[str, str]], folder: Path, *patterns: str) -> None:
     """Is there a file of one of the patterns for each split?"""
-    for flag, splits in _splits(args).items():
-        for split in splits:
-            names = [pattern.format(split) for pattern in patterns]
-            if not any(path for name in names for path in folder.glob(name)):
-                _exit(f"{flag} {split}: {folder} holds no {names[0]}")
+    for flag, split in splits:
+        names = [pattern.format(split) for pattern in patterns]
+        if not any(glob.glob(os.path.join(glob.escape(str(folder)), name)) for name in names):
+            _exit(f"{flag} {split}: {folder} holds no {names[0]}")
 
 
 def _check_data(args: Any, folder: Path) -> None:
@@ -123,45 +127,45 @@ def _check_data(args: Any, folder: Path) -> None:
             "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
             f"got {found[0].name} and {found[1].name}, which differ"
         )
-    _check_splits(args, folder, "{}.*-*.*")
+    _check_splits(_splits(args), folder, "{}.*-*.*")
 
 
 def _check_text(args: Any, folder: Path) -> None:
     """Is there a dictionary in the data folder of a language model?"""
     if not (folder / "dict.txt").is_file():
         _exit(f"argument data: {folder} holds no dict.txt; fairseq-preprocess --only-source makes it")
-    _check_splits(args, folder, "{}.idx", "{}")
+    _check_splits(_splits(args), folder, "{}.*", "{}")
 
 
 def _check_sentences(args: Any, folder: Path) -> None:
-    """Are the dictionaries of a classifier there, a class for each label, and a criterion that names its head?"""
-    if not hasattr(args, "classification_head_name"):
-        _exit(f"--task sentence_prediction goes with --criterion sentence_prediction; got --criterion {args.criterion}")
+    """Are the dictionaries of a classifier there, its data, and a class for each label?"""
     regression = getattr(args, "regression_target", False)
     for name in ("input0",) if regression else ("input0", "label"):
         if not (folder / name / "dict.txt").is_file():
             _exit(f"argument data: {folder} holds no {name}/dict.txt; recipes/prepare.py makes both for its data sets")
-    _check_splits(args, folder, "input0/{}.idx", "input0/{}")
+    _check_splits(_splits(args), folder, "input0/{}.*", "input0/{}")
+    labelled = _splits(args, validated=True)
     if regression:
-        _check_splits(args, folder, "label/{}.label")
+        _check_splits(labelled, folder, "label/{}.label")
         return
-    _check_splits(args, folder, "label/{}.idx", "label/{}")
+    _check_splits(labelled, folder, "label/{}.*", "label/{}")
     words = [line.split(" ")[0] for line in (folder / "label" / "dict.txt").read_text(encoding="utf-8").splitlines()]
     labels = [word for word in words if not word.startswith("madeupword")]
     if labels and args.num_classes < len(labels):
         _exit(f"--num-classes must be {len(labels)}, the labels of {folder}/label/dict.txt; got {args.num_classes}")
     dictionary = Dictionary.load(str(folder / "label" / "dict.txt"))
-    for split in sorted({split for splits in _splits(args).values() for split in splits}):
-        _check_labels(args, folder, split, dictionary)
+    for _, split in labelled:
+        _check_labels(folder, split, dictionary)
 
 
-def _check_labels(args: Any, folder: Path, split: str, dictionary: Dictionary) -> None:
+def _check_labels(folder: Path, split: str, dictionary: Dictionary) -> None:
     """Has each sentence of a split a label that is known?"""
     path = folder / "label" / split
     found, sentences = (
-        data_utils.load_indexed_dataset(str(folder / name / split), dictionary, getattr(args, "dataset_impl", None))
-        for name in ("label", "input0")
+        data_utils.load_indexed_dataset(str(folder / name / split), dictionary) for name in ("label", "input0")
     )
+    if getattr(found, "supports_prefetch", False):
+        found.prefetch(range(len(found)))
     if len(found) != len(sentences):
         _exit(f"{path}: {len(found):,} labels for {len(sentences):,} sentences; must be as many")
     for line, label in enumerate(found, 1):
@@ -181,7 +185,7 @@ def _check_speech(args: Any, folder: Path) -> None:
         _exit(f"--config-yaml: {config} names the dictionary {dictionary}, which is not there")
     if read.audio_root and not Path(read.audio_root).is_dir():
         _exit(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
-    _check_splits(args, folder, "{}.tsv")
+    _check_splits(_splits(args), folder, "{}.tsv")
 
 
 CHECKS: dict[str | None, Callable[[Any, Path], None]] = {

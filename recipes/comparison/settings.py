@@ -33,6 +33,8 @@ JOINING = {
 }
 # flags without which a run that was stopped can go on
 STARTING_ANEW = {"no-save-optimizer-state", "reset-dataloader", "reset-lr-scheduler", "reset-meters", "reset-optimizer"}
+STARTING_ANEW |= {"restore-file"}
+ENDING = {"max-epoch", "patience", "stop-min-lr", "stop-time-hours"}  # which would be of unequal budgets
 OF_TRANSLATION = ("average", "curve", "speed", "split_compounds")  # settings that other kinds have no use for
 
 
@@ -109,7 +111,7 @@ class Settings:
     speed: Speed = field(default_factory=Speed)
     tune: Tune = field(default_factory=Tune)
     cpu: Any = "auto"  # true, false, or auto: without a GPU
-    processes: int = 1  # of training, each with a GPU of its own; more than one through torchrun
+    processes: int = 1  # of training, each with a GPU of its own; more than one, or options of torchrun's, through that
     torchrun: list[str] = field(default_factory=lambda: ["--standalone"])  # its options beside --nproc-per-node
     split_compounds: bool = False  # also a BLEU over tokens with hyphenated words split
 
@@ -214,9 +216,12 @@ def _check(s: Settings) -> None:
             wrong(f"systems.{name}", f"must be flags of fairseq-train, 'arch' among them; got {options!r}")
     groups = {"train": s.train, "generate": s.generate, **{f"systems.{n}": o for n, o in s.systems.items()}}
     for group, options in groups.items():
+        said = {flag for flag, value in options.items() if value not in (None, False)}
         for flag in OURS & options.keys():
             wrong(f"{group}.{flag}", "is set by the comparison itself")
-        for flag in STARTING_ANEW & options.keys() if s.kind != "sentences" else ():
+        for flag in ENDING & said:
+            wrong(f"{group}.{flag}", "can't be given: the budget ends a run")
+        for flag in STARTING_ANEW & said if s.kind != "sentences" else ():
             wrong(f"{group}.{flag}", "can't be given: a run that was stopped could not go on")
     if s.baseline not in s.systems:
         wrong("baseline", f"must be one of {', '.join(s.systems)}; got {s.baseline}")

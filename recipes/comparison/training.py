@@ -61,7 +61,7 @@ def carry(now: Trained, carried: list[list[float]]) -> Trained:
     return now._replace(seconds=now.seconds + seconds, tokens=int(now.tokens + tokens))
 
 
-def whole(checkpoint: Path, updates: int) -> Trained:
+def complete(checkpoint: Path, updates: int) -> Trained:
     """What a run's last checkpoint tells.
 
     Raises:
@@ -262,7 +262,7 @@ class Training:
                 bar.update(int(found[1]) - bar.n)
 
         def facts() -> dict[str, Any]:
-            now = carry(whole(last, updates), self.stages.stamp(name).get("carried", []))
+            now = carry(complete(last, updates), self.stages.stamp(name).get("carried", []))
             printed = log.read_text(encoding="utf-8")
             free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "([\d.]+)"', printed)]
             total = re.search(r"total memory = ([\d.]+) GB", printed)

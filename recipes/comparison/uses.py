@@ -23,7 +23,7 @@ from .fairseq_output import hypotheses
 from .settings import Settings, wrong
 from .short_report import write
 from .stages import lines
-from .training import Run, Training
+from .training import Run, Training, complete
 
 DRAWS = 10_000  # of signs
 
@@ -181,6 +181,7 @@ class Sentences(Use):
         command = commands.train(*run, updates, updates // self.settings.checkpoints, folder)
 
         def tested() -> dict[str, Any]:
+            complete(folder / "checkpoint_last.pt", updates)
             classes = Classes(folder / "checkpoint_best.pt", data)
             truth, _, text = zip(*(line.partition(" ") for line in lines(data / TEST)), strict=True)
             labels = [label for label, _ in classes(text)]

@@ -79,6 +79,9 @@ def recipe(tmp_path: Path) -> Path:
         ("systems.c.lr=1", r"^systems.c: must be flags of fairseq-train, 'arch' among them"),
         ("systems.a.seed=3", r"^systems.a.seed: is set by the comparison itself$"),
         ("train.save-dir=x", r"^train.save-dir: is set by the comparison itself$"),
+        ("train.patience=3", r"^train.patience: can't be given: the budget ends a run$"),
+        ("systems.a.reset-optimizer=true", r"^systems.a.reset-optimizer: can't be given: a run that was stopped"),
+        ("tune.systems={a: {lr: {low: x, high: 2}}}", r"^tune.systems.a.lr: must be a list or \{low, high\}"),
         ("systems={a/b: {arch: sru}}", r"^systems.a/b: a system's name is of letters"),
         ("systems.c=null", r"^systems.c: is null, but the recipe has only a, b$"),
         ("systems=null", r"^systems: "),
@@ -87,6 +90,19 @@ def recipe(tmp_path: Path) -> Path:
 def test_wrong_settings_are_named(recipe, override, message):
     with pytest.raises(ValueError, match=message):
         settings.load(recipe, [override])
+
+
+def test_a_flag_that_is_none_is_not_wrong(recipe):
+    given = settings.load(recipe, ["train.patience=null", "systems.a.reset-optimizer=false", "tune.systems={a: null}"])
+    assert given.tune.space_of("a") == given.tune.space
+
+
+def test_without_a_gpu_that_is_wanted_nothing_begins(recipe, tmp_path, capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as ended:
+        compare.main([str(recipe), f"out={tmp_path / 'out'}", "cpu=false"])
+    assert "cpu: is false, and torch sees no GPU: give cpu=auto" in str(ended.value)
 
 
 def test_wrong_settings_end_the_program_with_one_line(recipe, capsys):
@@ -196,6 +212,8 @@ def test_the_learning_rate_ends_with_the_updates(recipe):
 
 
 def test_several_processes_go_through_torchrun(recipe):
+    one = commands.Commands(settings.load(recipe, ["cpu=false", "torchrun=[--nnodes=2]"]))  # on each of two machines
+    assert one.train("a", 1, 10, 5, Path("x"))[:3] == ["torchrun", "--nnodes=2", "--nproc-per-node=1"]
     several = ["processes=4", "cpu=false", "torchrun=[--nnodes=2,--rdzv-endpoint=host:29500]"]
     line = commands.Commands(settings.load(recipe, several)).train("a", 1, 70, 7, Path("x"))
     start = ["torchrun", "--nnodes=2", "--rdzv-endpoint=host:29500", "--nproc-per-node=4", "-m", "fairseq_cli.train"]

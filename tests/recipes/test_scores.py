@@ -65,6 +65,11 @@ def test_equal_outputs_do_not_differ():
     assert {found[metric]["p_value"] for metric in scores.METRICS} == {1.0}
 
 
+def test_equal_scores_of_unlike_outputs_do_not_differ():
+    found = scores.compare(REFERENCES, {name: [name] * len(REFERENCES) for name in "xy"}, "x", "de")["systems"]["y"]
+    assert found["BLEU"] == {"score": 0.0, "mean": 0.0, "ci": 0.0, "p_value": 1.0}
+
+
 def test_nothing_is_compared_without_the_baseline():
     found = scores.compare(REFERENCES, {"a": spoilt(0.3, 1), "b": spoilt(0.1, 2)}, "failed", "de")["systems"]
     assert {found[name][metric]["p_value"] for name in "ab" for metric in scores.METRICS} == {None}

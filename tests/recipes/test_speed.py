@@ -354,7 +354,7 @@ class Broken(nn.Module):
         raise RuntimeError("no kernel for this GPU\nand more")
 
 
-def test_the_package_that_fails_is_left_out_and_others_that_fail_are_an_error(monkeypatch, capsys):
+def test_who_fails_is_left_out_but_ours_is_an_error(monkeypatch, capsys):
     case = Case(BOTH, 3, 2, 8)
     layer.going_on_without.cache_clear()
     assert set(layer.callers(case, Broken)) == set(NAMES) - {PACKAGE, SCRIPTED}
@@ -362,6 +362,9 @@ def test_the_package_that_fails_is_left_out_and_others_that_fail_are_an_error(mo
     assert said == (
         "going on without sru package, forward+backward, float32, eager: RuntimeError: no kernel for this GPU\n"
     )
+    product = layer.Linear(8, 24)
+    monkeypatch.setattr(layer, "contestants", lambda case, package: {layer.LSTM: Broken(), GEMM: product})
+    assert set(layer.callers(case, None)) == {GEMM}
     monkeypatch.setattr(layer, "contestants", lambda case, package: {layer.OURS: Broken()})
     with pytest.raises(RuntimeError, match="no kernel"):
         layer.callers(case, None)

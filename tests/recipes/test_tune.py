@@ -257,6 +257,8 @@ def test_a_killed_trial_is_tried_once_more_before_it_counts_as_failed(
         tried.append(name)
         if name == "sru-1":
             return {"loss": None, "failure": "trial sru-1 1: exit status -9"}
+        if name == "lstm-1":  # by itself: it would fail again
+            return {"loss": None, "failure": "trial lstm-1 1: exit status 1"}
         return {"loss": 1.0, "updates": 1, "parameters": 1, "train_seconds": 1.0}
 
     monkeypatch.setattr(Search, "prepare", prepare)
@@ -275,6 +277,9 @@ def test_a_killed_trial_is_tried_once_more_before_it_counts_as_failed(
     tune.main(words)
     assert first == 4 and [name for name in tried[first:] if "-whole-" not in name] == ["sru-1"]
     assert json.loads(output.read_text())["systems"]["sru"]["best"] == 0
+    second = len(tried)
+    tune.main(words)
+    assert len(tried) == second
 
 
 def test_on_another_machine_a_trial_has_as_many_updates(recipe: Path) -> None:

@@ -221,7 +221,7 @@ def _check(s: Settings) -> None:
             wrong(f"{group}.{flag}", "is set by the comparison itself")
         for flag in ENDING & said:
             wrong(f"{group}.{flag}", "can't be given: the budget ends a run")
-        for flag in STARTING_ANEW & said if s.kind != "sentences" else ():
+        for flag in STARTING_ANEW & said if s.kind in KINDS and s.kind != "sentences" else ():
             wrong(f"{group}.{flag}", "can't be given: a run that was stopped could not go on")
     if s.baseline not in s.systems:
         wrong("baseline", f"must be one of {', '.join(s.systems)}; got {s.baseline}")

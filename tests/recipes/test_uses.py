@@ -152,6 +152,8 @@ def test_language_models_have_as_many_parameters(words, tmp_path):
     """As fairseq-train builds them from the recipe's own flags."""
     text = "".join(f"w{n} 1\n" for n in range(words - Dictionary().nspecial))
     (tmp_path / "dict.txt").write_text(text)
+    for split in ("train", "valid"):
+        (tmp_path / f"{split}.idx").touch()
     given, sizes = settings.load(CONFIGS / "language.yaml", ["out=x"]), {}
     for system in given.systems:
         flags = Commands(given).train(system, 1, 10, 5, tmp_path / "save")[4:]  # what follows the plugin

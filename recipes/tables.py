@@ -237,7 +237,7 @@ def uses(kind: str) -> str:
         for system, its in tested(report).items():
             speeds |= dict.fromkeys(its["speeds"])
             row = [link, system, mean(spread(its["scores"]), 1), number(its["p_value"], ".4f")]
-            rows.append([*row, *(f"{speed:,.3g}" for speed in its["speeds"].values())])
+            rows.append([*row, *(short(speed) for speed in its["speeds"].values())])
         for name, accuracies in PUBLISHED.items():
             if report["data"] in accuracies:
                 rows.append([link, name, f"{accuracies[report['data']]}", *["–"] * (1 + len(speeds))])

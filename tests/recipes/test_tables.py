@@ -96,8 +96,8 @@ def test_other_uses_stand_beside_published_accuracies(tmp_path: Path, monkeypatc
         "",
         "| data | system | accuracy, % | p | seconds an epoch |",
         "| --- | --- | --- | --- | --- |",
-        f"| {link} | sru | 93.5 ± 0.7 | 0.2500 | 2.5 |",
-        f"| {link} | lstm | 92.2 ± 0.4 | – | 5 |",
+        f"| {link} | sru | 93.5 ± 0.7 | 0.2500 | 2.50 |",
+        f"| {link} | lstm | 92.2 ± 0.4 | – | 5.00 |",
         f"| {link} | CNN of Kim, random vectors | 91.2 | – | – |",
         f"| {link} | SRU of Lei et al., word2vec, best depth | 94.8 | – | – |",
     ]

@@ -149,11 +149,10 @@ def _check_sentences(args: Any, folder: Path) -> None:
         _check_splits(labelled, folder, "label/{}.label")
         return
     _check_splits(labelled, folder, "label/{}.*", "label/{}")
-    words = [line.split(" ")[0] for line in (folder / "label" / "dict.txt").read_text(encoding="utf-8").splitlines()]
-    labels = [word for word in words if not word.startswith("madeupword")]
+    dictionary = Dictionary.load(str(folder / "label" / "dict.txt"))
+    labels = [word for word in dictionary.symbols[dictionary.nspecial :] if not word.startswith("madeupword")]
     if labels and args.num_classes < len(labels):
         _exit(f"--num-classes must be {len(labels)}, the labels of {folder}/label/dict.txt; got {args.num_classes}")
-    dictionary = Dictionary.load(str(folder / "label" / "dict.txt"))
     for _, split in labelled:
         _check_labels(folder, split, dictionary)
 

@@ -189,10 +189,13 @@ def forget() -> None:
 _is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has none
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _choose_name(name: str, device: str) -> str:
     chosen = choose(name, device)
     return "reference" if chosen is None else chosen.name
+
+
+# As torch.compiler.assume_constant_result does, which also imports torch._dynamo: two seconds at every start.
+_choose_name._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _best(device: str) -> Backend | None:

@@ -373,6 +373,7 @@ before = (logging.root.level, list(logging.root.handlers))
 import fairseq_sru, torch
 print(fairseq_sru.SRU(3, 4)(torch.zeros(2, 1, 3))[0].shape)
 assert "fairseq" not in sys.modules
+assert "torch._dynamo" not in sys.modules, "seconds at each start of a command"
 assert (logging.root.level, logging.root.handlers) == before
 """
 

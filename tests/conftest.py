@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from support import forks
 
 hypothesis.settings.register_profile("tests", deadline=None)  # of a loaded machine
 hypothesis.settings.load_profile("tests")
@@ -36,14 +36,7 @@ def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: s
 
     allow_fairseq_checkpoints()
     command = [str(Path(sys.executable).with_name(f"fairseq-{words[0]}")), *map(str, words[1:])]
-    done = subprocess.run(
-        command,
-        cwd=cwd or ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        input=text_in,
-        capture_output=True,
-        text=True,
-    )
+    done = forks.run(command, cwd=cwd or ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, given=text_in or "")
     assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
 

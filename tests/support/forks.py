@@ -1,0 +1,62 @@
+"""Runs scripts in forks of a process that has read torch and fairseq, which takes five seconds. Of this project it has
+read nothing, and nothing that a command of fairseq sets up for itself."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+READ = ("torch._dynamo", "fairseq.trainer", "fairseq.sequence_generator", "hydra.experimental")
+
+
+def run(command: list[str], *, cwd: Path, env: dict[str, str], given: str = "") -> subprocess.CompletedProcess[str]:
+    """As subprocess.run of a script of Python's, whose variables are there once torch and fairseq have been read."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = [str(Path(folder, name)) for name in ("stdin", "stdout", "stderr")]
+        for name, text in zip(names, (given, "", ""), strict=True):
+            Path(name).write_text(text)
+        server = _server()
+        assert server.stdin and server.stdout
+        server.stdin.write(json.dumps([command, str(cwd), env, names]) + "\n")
+        server.stdin.flush()
+        code = int(server.stdout.readline())
+        return subprocess.CompletedProcess(command, code, *(Path(name).read_text() for name in names[1:]))
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:  # which ends when its input does, with this process
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
+
+
+def serve() -> None:
+    for name in READ:
+        __import__(name)
+    gc.freeze()  # or each fork goes through all that was read as it ends: two seconds
+    while line := sys.stdin.readline():
+        command, cwd, env, names = json.loads(line)
+        child = os.fork()
+        if not child:
+            for number, name in enumerate(names):
+                os.dup2(os.open(name, os.O_RDWR), number)
+            sys.stdin = os.fdopen(0, closefd=False)  # without what the other has read ahead
+            os.chdir(cwd)
+            os.environ.clear()
+            os.environ.update(env)
+            sys.argv[:] = command
+            runpy.run_path(command[0], run_name="__main__")
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    serve()

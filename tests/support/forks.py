@@ -26,8 +26,9 @@ def run(command: list[str], *, cwd: Path, env: dict[str, str], given: str = "") 
         assert server.stdin and server.stdout
         server.stdin.write(json.dumps([command, str(cwd), env, names]) + "\n")
         server.stdin.flush()
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(command, code, *(Path(name).read_text() for name in names[1:]))
+        code = server.stdout.readline()
+        assert code, f"what runs the commands has ended: {server.wait()}"
+        return subprocess.CompletedProcess(command, int(code), *(Path(name).read_text() for name in names[1:]))
 
 
 @functools.cache

@@ -143,10 +143,6 @@ struct Columns {
         return rows(tensor, planes, plane);
     }
 
-    DEVICE Source<state_t> saved(const state_t* c_all, count_t step) const {
-        return states(c_all, step, BACKWARD);
-    }
-
     // otherwise: what may be read where pad is null.
     DEVICE Source<uint8> padding(const uint8* pad, const void* otherwise) const {
         if (!pad) return {{(const uint8*)otherwise, 0}, false};
@@ -290,7 +286,7 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
     Source<value_t> products[PLANES], skips = me.source(x), grads_h = me.source(grad_h);
     UNROLL
     for (int k = 0; k < PLANES; ++k) products[k] = me.source(u, PLANES, k);
-    Source<state_t> states = me.saved(c_all, me.end - 1);
+    Source<state_t> states = me.states(c_all, me.end - 1, BACKWARD);
     Source<uint8> padding = me.padding(pad, u);
     Rows<value_t> grads_candidate = me.rows(grad_u, PLANES, 0), grads_forget = me.rows(grad_u, PLANES, 1);
     Rows<value_t> grads_reset = me.rows(grad_u, PLANES, PLANES > 2 ? 2 : 0);
@@ -383,7 +379,7 @@ KERNEL sru_backward_summary(const value_t* RESTRICT u, const state_t* RESTRICT b
     FOR_EACH_LANE(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
     Source<value_t> forgets = me.source(u, PLANES, 1), resets = me.source(u, PLANES, PLANES > 2 ? 2 : 0);
     Source<value_t> grads_h = me.source(grad_h);
-    Source<state_t> states = me.saved(c_all, me.end);
+    Source<state_t> states = me.states(c_all, me.end, BACKWARD);
     Source<uint8> padding = me.padding(pad, u);
     pipeline<BackwardSummary>(
         me.steps(),

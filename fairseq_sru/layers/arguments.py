@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -27,7 +28,8 @@ def positive(name: str, value: int) -> int:
 
 
 def number(name: str, value: float) -> float:
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    """As a float, whatever number it is, of numpy's, too."""
+    if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number; got {value!r}")
     return float(value)
 
@@ -35,7 +37,7 @@ def number(name: str, value: float) -> float:
 def probability(name: str, value: float) -> float:
     if not 0.0 <= number(name, value) < 1.0:
         raise ValueError(f"{name} must be a probability in [0, 1); got {value!r}")
-    return value
+    return float(value)
 
 
 def floating(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -151,7 +151,8 @@ class SRUCell(nn.Module):
         """
         weight = self.weight
         check_input(x, self.input_size, step=True)
-        if x.dtype != weight.dtype and not (x.is_floating_point() and torch.is_autocast_enabled(x.device.type)):
+        cast = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
+        if x.dtype != weight.dtype and (not cast or torch.float64 in (x.dtype, weight.dtype)):  # which autocast leaves
             raise TypeError(f"x must be of the parameters' dtype, {weight.dtype}; got {x.dtype}")
         if x.device != weight.device:
             raise ValueError(f"x must be on the parameters' device, {weight.device}; got {x.device}")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..recurrence.autograd import batched, transformed
+from ..recurrence.autograd import batched, recorded, transformed
 from . import bfloat16
 
 # oneDNN keeps the code of as many products, 0.7 MB each; with its 1024 a training takes 0.3 GB more and is no faster
@@ -91,6 +91,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not x.is_cpu
         or not torch.backends.mkldnn.enabled
         or transformed()
+        or recorded()
         or x.dtype == torch.float64  # which autocast leaves alone
     )
     if autocast and not special and torch.get_autocast_dtype("cpu") == torch.bfloat16:

@@ -107,7 +107,9 @@ def differentiable(
         aliases: Any = Tensors(*(None if t is None else t.view_as(t) for t in tensors))  # type: ignore[arg-type]
         h, c_n = reference(aliases, padding_mask, options)
     wanted = [t for t, need in zip(aliases, needed, strict=True) if need]
-    given = [(out, grad) for out, grad in ((h, grad_h), (c_n, grad_c_n)) if grad is not None]
+    given = [(out, grad) for out, grad in ((h, grad_h), (c_n, grad_c_n)) if grad is not None and out.requires_grad]
+    if not given:  # c_n depends on no x, and nothing on an input of no steps
+        return (None,) * len(needed)
     outputs, weights = [out for out, _ in given], [grad for _, grad in given]
     grads = iter(torch.autograd.grad(outputs, wanted, weights, create_graph=again, allow_unused=True))
     return tuple(next(grads) if need else None for need in needed)
@@ -116,19 +118,9 @@ def differentiable(
 # ---------------------------------------------------------------- torch.compile, torch.export, torch.jit.trace
 
 # An operator costs 5 to 50 microseconds a call more than Recurrence, so eager mode goes without. It gives tensors
-# alone: an empty one stands for none.
-
-
-def operator(backend: str, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool) -> Any:
-    """h and c_n by an operator that what compiles, exports or traces doesn't look into.
-
-    Args:
-        backend: as for :func:`fairseq_sru.sru_recurrence`; where the operator runs, it is chosen.
-        keep: save what the backward pass needs, in a shape that is the backend's own: only where it is named, for
-            this process. Else the backward pass computes that again.
-    """
-    h, c_n, _ = torch.ops.fairseq_sru.recurrence(*tensors, padding_mask, *options, backend, keep)
-    return h, c_n
+# alone: an empty one stands for none. What compiles, exports or traces doesn't look into it, and the backend is chosen
+# where it runs. keep: save what the backward pass needs, in a shape that is the backend's own: only where that is named,
+# for this process. Else the backward pass computes it again.
 
 
 def _run_by(backend: str, u: Tensor) -> Backend:
@@ -155,8 +147,11 @@ def recurrence(
     backend: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    from .dispatch import check_tensors
+
     options = Options(activation, bidirectional, skip_scale)
     tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
+    check_tensors(tensors, padding_mask, activation, bidirectional)  # a trace has left the layers' own checks out
     h, c_n, saved = _run_by(backend, u).forward(tensors, padding_mask, options, keep)
     return h.contiguous(), c_n, c_n.new_empty(0) if saved is None else saved
 
@@ -220,7 +215,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
 
 def _backward(ctx: Any, grad_h: Tensor | None, grad_c_n: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
     needed = ctx.needs_input_grad[:6]
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True, of an export
+    # create_graph=True, of an export
+    if batched(grad_h, grad_c_n) or (torch.is_grad_enabled() and not torch.compiler.is_compiling()):
         *tensors, padding_mask, _ = ctx.saved_tensors
         options = Options(*ctx.options[:3])
         return (*differentiable(Tensors(*tensors), padding_mask, options, grad_h, grad_c_n, needed), *[None] * 6)

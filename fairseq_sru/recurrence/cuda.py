@@ -101,7 +101,6 @@ def estimate(length: int, chunks: int, columns: int, multiprocessors: int) -> fl
     return once if chunks == 1 else LAUNCH + 2 * once + PASS * chunks
 
 
-@functools.lru_cache(maxsize=4096)  # lengths and batches come again and again
 def chunk_length(variant: Variant, length: int, columns: int, multiprocessors: int) -> int:
     """How many steps a thread works on: with few columns and many steps several chunks run at once, for the price of
     reading part of the input twice, where the estimate says that it pays."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .autograd import Backend, Recurrence, operator, recorded, transformed
+from .autograd import Backend, Recurrence, recorded, transformed
 from .build import Unavailable
 from .native import Native
 from .reference import ACTIVATIONS, Options, Tensors, Torch, reference
@@ -108,7 +108,8 @@ def sru_recurrence(
         leaves = leaves or _is_exporting()  # what is made here may run elsewhere
         name = check_backend(backend) if leaves else _choose_name(backend, u.device.type)
         if name != "reference":
-            return operator(name, tensors, padding_mask, options, keep and not leaves)  # type: ignore[no-any-return]
+            named = (name, keep and not leaves)
+            return torch.ops.fairseq_sru.recurrence(*tensors, padding_mask, *options, *named)[:2]  # type: ignore[no-any-return]
         return reference(tensors, padding_mask, options)
     chosen = choose(backend, u.device.type)
     if chosen is None:
@@ -224,21 +225,17 @@ def check_tensors(tensors: Tensors, padding_mask: Tensor | None, activation: str
     if not u.is_floating_point():
         raise TypeError(f"u must be a floating-point tensor; got {u.dtype}")
     gates = 1 if planes == 2 else 2
-    if x is not None:
-        _fits("x", x, (length, batch, width), u)
-    if bias is not None:
-        _fits("bias", bias, (gates, width), u)
-    if weight_c is not None:
-        _fits("weight_c", weight_c, (gates, width), u)
-    if c0 is not None:
-        _fits("c0", c0, (batch, width), u)
-    if dropout_mask is not None:
-        _fits("dropout_mask", dropout_mask, (batch, width), u)
-    if padding_mask is not None:
-        _fits("padding_mask", padding_mask, (length, batch), u)
+    _fits("x", x, (length, batch, width), u)
+    _fits("bias", bias, (gates, width), u)
+    _fits("weight_c", weight_c, (gates, width), u)
+    _fits("c0", c0, (batch, width), u)
+    _fits("dropout_mask", dropout_mask, (batch, width), u)
+    _fits("padding_mask", padding_mask, (length, batch), u)
 
 
-def _fits(name: str, t: Tensor, shape: tuple[int, ...], u: Tensor) -> None:
+def _fits(name: str, t: Tensor | None, shape: tuple[int, ...], u: Tensor) -> None:
+    if t is None:
+        return
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} must be a tensor of shape {shape}; got {type(t).__name__}")
     if t.shape != shape:

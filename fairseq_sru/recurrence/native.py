@@ -104,10 +104,7 @@ def functions(path: Path, *names: str) -> list[Any]:
 
 def load(path: Path, kernels: tuple[str, ...]) -> dict[str, Callable[[bytes], None]]:
     """The entries of a built library by the kernels' names."""
-    entries = functions(path, *(f"run_{kernel}" for kernel in kernels))
-    for entry in entries:
-        entry.argtypes, entry.restype = [ctypes.c_char_p], None
-    return dict(zip(kernels, entries, strict=True))
+    return dict(zip(kernels, functions(path, *(f"run_{kernel}" for kernel in kernels)), strict=True))
 
 
 @functools.cache

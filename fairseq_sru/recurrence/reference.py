@@ -117,7 +117,7 @@ def reference(tensors: Tensors, padding_mask: Tensor | None, options: Options) -
                 c_next = torch.where(pad, c, c_next)
                 h_t = torch.where(pad, torch.zeros_like(h_t), h_t)
             c, h[t] = c_next, h_t
-        outputs.append(torch.stack(h) if h else u.new_zeros(0, batch, c.size(1), dtype=dtype))
+        outputs.append(torch.stack(h) if h else state[:, :, 0, d])
         finals.append(c)
     return torch.cat(outputs, dim=-1).to(u.dtype), torch.cat(finals, dim=-1)
 

@@ -10,6 +10,7 @@ import math
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from support.processes import python
@@ -550,6 +551,14 @@ def test_traces(grad):
         traced = torch.jit.trace(rnn, (torch.randn(5, 3, 6), torch.randn(2, 3, 8)))
     x, c0 = torch.randn(9, 2, 6), torch.randn(2, 2, 8)
     close(gradients(traced, traced, x, c0), gradients(rnn, rnn, x, c0), 1e-5)
+    x.requires_grad_()
+    weights = torch.randn(4, 9, 2, 8)
+    many = torch.autograd.grad(traced(x, c0)[0], x, weights, is_grads_batched=True)
+    one_by_one = [torch.autograd.grad(rnn(x, c0)[0], x, weight)[0] for weight in weights]
+    close(many[0], torch.stack(one_by_one), 1e-5)
+    for batch in (1, 3):  # a trace has left the layer's own checks out
+        with pytest.raises(RuntimeError, match=rf"c0 must have shape \(2, 8\), as u has .* got \({batch}, 8\)"):
+            traced(x, torch.randn(2, batch, 8))
 
 
 LOAD = """
@@ -923,3 +932,17 @@ def test_integers_are_refused_under_autocast_too():
         pytest.raises(TypeError, match="x must be of the parameters' dtype"),
     ):
         SRU(6, 4)(X.long())
+
+
+def test_float64_is_not_narrowed_under_autocast():
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert SRU(6, 4).double()(X.double())[0].dtype == torch.float64
+        for layer, x in ((SRU(6, 4).double(), X), (SRU(6, 4), X.double())):
+            with pytest.raises(TypeError, match="x must be of the parameters' dtype"):
+                layer(x)
+
+
+def test_numbers_of_numpy_are_numbers():
+    layer = SRUCell(6, 4, dropout=np.float32(0.5), highway_bias=np.int64(-1))
+    assert (layer.dropout, layer.highway_bias) == (0.5, -1.0)
+    assert type(layer.dropout) is float

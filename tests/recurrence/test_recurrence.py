@@ -118,6 +118,23 @@ def test_gradcheck(backend, bidirectional, activation, kind, v2, extras):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_what_depends_on_nothing_has_no_gradient(backend):
+    """c_n on x, and anything on an input of no steps but for c_n on c0."""
+    (u, x, *_), _ = make()
+    x.requires_grad_()
+    h, c_n = sru_recurrence(u, x, backend=backend)
+    (grad,) = torch.autograd.grad(h.sum() + c_n.sum(), x, create_graph=True)
+    torch.testing.assert_close(grad, torch.autograd.grad(sru_recurrence(u, x, backend=backend)[0].sum(), x)[0])
+    if c_n.requires_grad:
+        _, c_n = sru_recurrence(u, x, backend=backend)
+        assert torch.autograd.grad(c_n.sum(), x, create_graph=True, allow_unused=True) == (None,)
+    (u, x, _, c0), _ = make(length=0, requires_grad=True)
+    h, c_n = sru_recurrence(u, x, None, c0, backend=backend)
+    grads = torch.autograd.grad(h.sum() + c_n.sum(), (u, c0), create_graph=True)
+    assert grads[0].shape == u.shape and torch.equal(grads[1], torch.ones_like(c0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("v2", [False, True])
 def test_second_derivative(backend, v2):
     tensors, masks = make(3, 2, 4, v2=v2, requires_grad=True)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import logging
 import os
 import runpy
 import subprocess
@@ -42,6 +43,8 @@ def _server() -> subprocess.Popen[str]:  # which ends when its input does, with 
 def serve() -> None:
     for name in READ:
         __import__(name)
+    logging.root.handlers.clear()  # a command's own come before fairseq's
+    logging.root.setLevel(logging.WARNING)
     gc.freeze()  # or each fork goes through all that was read as it ends: two seconds
     while line := sys.stdin.readline():
         command, cwd, env, names = json.loads(line)

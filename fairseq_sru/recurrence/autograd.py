@@ -119,8 +119,8 @@ def differentiable(
 
 # An operator costs 5 to 50 microseconds a call more than Recurrence, so eager mode goes without. It gives tensors
 # alone: an empty one stands for none. What compiles, exports or traces doesn't look into it, and the backend is chosen
-# where it runs. keep: save what the backward pass needs, in a shape that is the backend's own: only where that is named,
-# for this process. Else the backward pass computes it again.
+# where it runs. keep: save what the backward pass needs, in a shape that is the backend's own: only where that is
+# named, for this process. Else the backward pass computes it again.
 
 
 def _run_by(backend: str, u: Tensor) -> Backend:

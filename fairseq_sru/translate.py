@@ -25,13 +25,17 @@ READ = 2**18  # bytes
 
 def chunks(source: IO[bytes]) -> Iterator[list[bytes]]:
     """The lines that are there, without waiting for more: of a pipe, what has been written to it."""
-    rest = b""
+    begun: list[bytes] = []  # of a line
     while new := source.read1(READ):  # type: ignore[attr-defined]
-        *lines, rest = (rest + new).split(b"\n")
-        for at in range(0, len(lines), CHUNK):
-            yield lines[at : at + CHUNK]
-    if rest:
-        yield [rest]
+        whole, end, rest = new.rpartition(b"\n")
+        if end:
+            lines = b"".join([*begun, whole]).split(b"\n")
+            for at in range(0, len(lines), CHUNK):
+                yield lines[at : at + CHUNK]
+            begun = []
+        begun.append(rest)
+    if last := b"".join(begun):
+        yield [last]
 
 
 def translated(
@@ -83,7 +87,7 @@ def write(text: bytes) -> None:
         sys.stdout.buffer.flush()
     finally:
         signal.signal(signal.SIGINT, before)
-    if asked:
+    if asked and before is not signal.SIG_IGN:
         raise KeyboardInterrupt
 
 
@@ -107,6 +111,8 @@ def main(argv: list[str] | None = None) -> None:
         "--lenpen", type=float, default=1.0, metavar="X", help="below 1 prefers shorter translations, above longer (1)"
     )
     options = vars(parser.parse_args(argv))
+    if sys.stdin is None or sys.stdout is None:
+        parser.error("stdin and stdout must be open: it translates the one to the other")
     try:
         from tqdm import tqdm
 
@@ -115,14 +121,14 @@ def main(argv: list[str] | None = None) -> None:
             for count, text in translated(translator, sys.stdin.buffer, **options):
                 write(text.encode())
                 bar.update(count)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
-        sys.exit("translate: nobody reads the output any more")
     except KeyboardInterrupt:
         print("translate: stopped", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OverflowError, RuntimeError, ImportError, MemoryError, OSError) as error:
-        sys.exit(f"translate: {' '.join(str(error).split())}")
+        if isinstance(error, OSError):  # what could not be written would be tried again, and Python complain
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        unread = isinstance(error, BrokenPipeError)
+        sys.exit(f"translate: {'nobody reads the output any more' if unread else ' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

@@ -131,10 +131,17 @@ static void linear_float(const Step& s, const Op& op) {
 
 // A row of int8, and its scale: x is about scale times q. Returns the sum of q.
 static int32_t quantise(const float* RESTRICT x, int64 k, int8_t* RESTRICT q, float* scale) {
-    float most = 0.f;
-#pragma omp simd reduction(max : most)
-    for (int64 j = 0; j < k; ++j) most = std::max(most, std::fabs(x[j]));
-    *scale = most / 127.f;
+    float most = 0.f, odd = 0.f;  // the latter is NaN if one of x is infinite or NaN
+#pragma omp simd reduction(max : most) reduction(+ : odd)
+    for (int64 j = 0; j < k; ++j) {
+        most = std::max(most, std::fabs(x[j]));
+        odd += x[j] * 0.f;
+    }
+    *scale = most / 127.f + odd;
+    if (odd != 0.f) {
+        std::fill(q, q + k, int8_t(1));  // for which the scale makes NaN
+        return int32_t(k);
+    }
     const float inverse = most > 0.f ? 127.f / most : 0.f;
     int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)

@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <numeric>
+#include <thread>
 
 // ---- one step, for all rows of a beam, as fairseq's own search asks for it
 
@@ -374,7 +375,7 @@ extern "C" int64 translate(const Job* job) {
     constexpr size_t MOST = 1 << 24;  // numbers that stay
     // never destroyed: a thread may be at work when the process ends
     static std::mutex& lock = *new std::mutex;
-    static auto& spare = *new std::vector<std::unique_ptr<Memory>>;  // as many as there were threads
+    static auto& spare = *new std::vector<std::unique_ptr<Memory>>;  // as many as there were threads, or cores
     try {
         std::unique_ptr<Memory> memory;
         {
@@ -386,9 +387,9 @@ extern "C" int64 translate(const Job* job) {
         }
         if (!memory) memory = std::make_unique<Memory>();
         Search(*job).run(*memory);
-        if (memory->numbers() > MOST) return 1;
         const std::lock_guard<std::mutex> held(lock);
-        spare.push_back(std::move(memory));
+        if (memory->numbers() <= MOST && spare.size() < std::thread::hardware_concurrency())
+            spare.push_back(std::move(memory));
         return 1;
     } catch (const std::exception&) {  // bad_alloc or length_error
         return 0;

@@ -45,7 +45,8 @@ def convert(args: argparse.Namespace, folder: Path) -> dict[str, str]:
         command = [sys.executable, "-m", "fairseq_sru.export", *words, "--out", folder / name, *more]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode:
-            sys.exit(f"{name} can't take part: {done.stderr.strip().splitlines()[-1]}")
+            said = done.stderr.strip() or f"exit status {done.returncode}"
+            sys.exit(f"{name} can't take part: {said.splitlines()[-1]}")
         models[name] = str(folder / name)
     if args.transformer and importlib.util.find_spec("ctranslate2"):
         import ctranslate2
@@ -103,7 +104,8 @@ def summed(runs: list[dict[str, Any]], references: list[str], plain: list[dict[s
                 "same": None if plain is None else round(statistics.fmean(map(eq, cell["text"], plain[i]["text"])), 4),
             }
         )
-    return {"cells": cells, "megabytes": statistics.median(run["megabytes"] for run in runs)}
+    megabytes = [run["megabytes"] for run in runs if run["megabytes"] is not None]  # what the system doesn't tell
+    return {"cells": cells, "megabytes": statistics.median(megabytes) if megabytes else None}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -140,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
         "versions": versions,
         "data_set": manifest["data_set"],
         "turns": args.turns,
-        "sentences": {"1": args.sentences, "64": len(source)},
+        "sentences": {"1": min(args.sentences, len(source)), "64": len(source)},
         "systems": systems,
     }
     write_text(args.output, json.dumps(report, indent=1) + "\n")
@@ -150,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
             name,
             *(short(cell["sentences_per_second"]) for cell in one["cells"]),
             f"{one['cells'][-1]['bleu']:.1f}",
-            f"{one['megabytes']:,.0f}",
+            "–" if one["megabytes"] is None else f"{one['megabytes']:,.0f}",
         ]
         for name, one in systems.items()
     )

@@ -143,7 +143,7 @@ def translating() -> str:
         for name, found in report["systems"].items():
             cells, last = found["cells"], found["cells"][-1]
             speeds, same = [f"{cell['words_per_second']:,}" for cell in cells], number(last["same"], ".1f", 0.01)
-            rows.append([name, *speeds, f"{last['bleu']:.1f}", same, f"{found['megabytes']:.0f}"])
+            rows.append([name, *speeds, f"{last['bleu']:.1f}", same, number(found["megabytes"], ".0f")])
         heads = [*(f"beam {cell['beam']}, batch {cell['batch']}" for cell in cells), "BLEU", "same, %", "MB"]
         made += place(report, report["data_set"]) + table(["words a second", *heads], rows) + "\n"
     return made.removesuffix("\n")

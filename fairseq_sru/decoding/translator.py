@@ -59,7 +59,7 @@ class Translator:
 
     Raises:
         ModelError: the folder isn't a model that this version can read; a ValueError.
-        RuntimeError: there is no C++ compiler.
+        RuntimeError: there is no C++ compiler; in translation: the model gives no finite scores.
         ImportError: the package of the subword model isn't installed.
     """
 
@@ -124,6 +124,7 @@ class Translator:
         nbest, beam = positive("nbest", nbest), positive("beam", beam)
         if nbest > beam:
             raise ValueError(f"nbest must be at most beam, {beam}; got {nbest}")
+        beam = min(beam, len(self._target) - 1)  # as in fairseq
         no_repeat = min(whole("no_repeat_ngram_size", no_repeat_ngram_size, 0), longest + 2)  # none is so long
         if not math.isfinite(lenpen):
             raise ValueError(f"lenpen must be a finite number; got {lenpen}")
@@ -138,6 +139,8 @@ class Translator:
         results = self._beam_search.run(work, self.threads, beam, longest, no_repeat, scored or beam > 1, lenpen, nbest)
         for batch, result in zip(batches, results, strict=True):
             for i, hypotheses in zip(batch, result, strict=True):
+                if not hypotheses:
+                    raise RuntimeError("the model gives no finite scores: it is damaged, or its training diverged")
                 found[i] = [self._hypothesis(h) for h in hypotheses]
                 found[i] += [Hypothesis("", -math.inf, [])] * (nbest - len(found[i]))  # of a tiny vocabulary
         return found

@@ -116,7 +116,7 @@ def test_lines_are_counted_over_chunks(model: Path, translate: Any, monkeypatch:
     "words, said",
     [
         (["--beam", "0"], "translate: beam must be an integer of at least 1; got 0"),
-        (["--beam", "9" * 30], "translate: "),
+        (["--beam", "9" * 30, "--nbest", "9" * 30], "translate: "),
         (["--threads", "0"], "translate: threads must be an integer of at least 1; got 0"),
         (["--no-repeat-ngram-size", "-1"], "translate: no_repeat_ngram_size must be an integer of at least 0; got -1"),
         (["--nbest", "6"], "translate: nbest must be at most beam, 5; got 6"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import math
 import pickle
 import random
 import re
@@ -251,8 +252,17 @@ def test_lines_may_come_from_a_file_and_length_is_what_the_model_allows(tmp_path
 def test_there_are_as_many_hypotheses_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exported(tmp_path / "model", "sru, defaults")
     translator = Translator(tmp_path / "model")
-    monkeypatch.setattr(translator._beam_search, "run", lambda work, *_: [[[] for _ in batch] for batch in work])
-    assert translator.hypotheses(["window"], nbest=3) == [[("", float("-inf"), [])] * 3]
+    one = Found([9, 2], -1.0, np.zeros(2, np.float32))
+    monkeypatch.setattr(translator._beam_search, "run", lambda work, *_: [[[one] for _ in batch] for batch in work])
+    assert [h.score for h in translator.hypotheses(["window"], nbest=3)[0]] == [-1.0, -math.inf, -math.inf]
+
+
+@pytest.mark.parametrize("int8", [False, True])
+def test_what_gives_no_numbers_is_told(tmp_path: Path, int8: bool) -> None:
+    """Of a training that diverged, whose sums overflow; fairseq tells it, too."""
+    exported(tmp_path / "model", "sru, defaults", int8=int8, norm=3e38)
+    with pytest.raises(RuntimeError, match="the model gives no finite scores"):
+        Translator(tmp_path / "model").translate(["window"])
 
 
 def test_a_begin_of_sentence_is_no_text(tmp_path: Path) -> None:

@@ -72,13 +72,18 @@ def torch_alone(model: Any) -> Iterator[None]:
         step.forget(part)
 
 
-def exported(folder: Path, name: str, int8: bool = False, **more: Any) -> Any:
-    """Write an untrained model of VARIANTS, whose translations differ from one another; returns the model."""
+def exported(folder: Path, name: str, int8: bool = False, norm: float | None = None, **more: Any) -> Any:
+    """Write an untrained model of VARIANTS, whose translations differ from one another; returns the model. norm: the
+    weights of the decoder's layer norms."""
     torch.manual_seed(0)
     kind, options = VARIANTS[name]
     model = made(kind, words(), **{**options, **more}).float().eval()
     for parameter in model.decoder.parameters():
         parameter.data.mul_(1.5)  # not near to uniform
+    if norm is not None:
+        for parameter_name, parameter in model.decoder.named_parameters():
+            if "norm" in parameter_name:
+                parameter.data.fill_(norm)
     task = Namespace(source_dictionary=words(), target_dictionary=words())
     file = folder.parent / f"{folder.name}.spm"
     folder.parent.mkdir(parents=True, exist_ok=True)

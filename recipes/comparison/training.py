@@ -140,8 +140,9 @@ class Training:
         """The data.
 
         Raises:
-            StageError: the comparison was begun with another number of threads, so that its times would be of both; or
-                there is no GPU where the settings want one.
+            StageError: the comparison was begun with another number of threads, so that its times would be of both, or
+                on another kind of device, so that what is half trained would begin anew; or there is no GPU where the
+                settings want one.
         """
         if not self.commands.cpu and not torch.cuda.is_available():
             raise StageError("cpu: is false, and torch sees no GPU: give cpu=auto")
@@ -151,6 +152,9 @@ class Training:
                 f"{self.out} was begun with {begun[0]} threads, here are {here}: set OMP_NUM_THREADS={begun[0]}, or "
                 f"begin anew with out=DIR"
             )
+        if self.stages.noted("gpu" if self.commands.cpu else "backend"):
+            was, remedy = ("a GPU", "let torch see it") if self.commands.cpu else ("a CPU", "give cpu=true")
+            raise StageError(f"{self.out} was begun on {was}: {remedy}, or begin anew with out=DIR")
         self.stages.always("prepare", self.commands.prepare(), self.log("prepare"))
         self.commands.keep()
         self.manifest = self.commands.data / "manifest.json"

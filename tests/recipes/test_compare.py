@@ -476,6 +476,26 @@ def test_other_threads_than_at_the_begin_are_refused(recipe, tmp_path, monkeypat
     assert " was begun with 1 threads, here are 77: set OMP_NUM_THREADS=1, or begin anew with out=DIR" in found[2]
 
 
+@pytest.mark.parametrize(
+    ("sees", "message"), [(True, "was begun on a GPU: let torch see it"), (False, "was begun on a CPU: give cpu=true")]
+)
+def test_another_device_than_at_the_begin_is_refused(recipe, tmp_path, monkeypatch, sees, message):
+    """What is half trained would begin anew: --cpu is in its command, or not."""
+    found = []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    for now in (sees, not sees):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda now=now: now)
+        comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}", "cpu=auto"]))
+        monkeypatch.setattr(comparison.stages, "always", lambda *words, **more: {})
+        with pytest.raises((FileNotFoundError, stages.StageError)) as raised:
+            comparison.prepare()
+        found.append(str(raised.value))
+        work = stages.Stages(tmp_path / "stamps", lambda text: None, comparison.here)
+        work.command("slice a 1", python(""), inputs=[], outputs=[], log=tmp_path / "log")
+    assert "manifest" in found[0]
+    assert found[1] == f"{tmp_path} {message}, or begin anew with out=DIR"
+
+
 def test_a_system_with_a_failed_run_is_timed_with_another(recipe, tmp_path, monkeypatch):
     comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}", "seeds=[1,2]", "speed.rounds=1"]))
     comparison.failures = {Run("a", 1): "no memory", Run("b", 1): "no memory", Run("b", 2): "no memory"}

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ import pytest
 import torch
 from conftest import ROOT, run_cli
 from fairseq import checkpoint_utils
-from fairseq.data import Dictionary, data_utils
-from fairseq.data.iterators import CountingIterator, GroupedIterator
+from fairseq.data import Dictionary, ListDataset, data_utils
+from fairseq.data.iterators import CountingIterator, EpochBatchIterator, GroupedIterator
 from fairseq.dataclass.configs import EMAConfig, FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
@@ -170,6 +171,8 @@ BAD = [
         "--arch sru is a translation model: it goes with --task translation; got --task multilingual_translation",
     ),
     (["generate", "bin", "--path", "text:none.pt"], "argument --path: truncated, or no checkpoint: text"),
+    (["generate", "none", "--path", "whole.pt"], "argument data: no such folder: none"),
+    (["eval-lm", "none", "--path", "whole.pt"], "argument data: no such folder: none"),
     (["generate", "bin", "--path", "none.pt"], "argument --path: no such file: none.pt"),
     (["validate", "bin", "--task", "translation", "--path", "empty.pt"], "truncated, or no checkpoint: empty.pt"),
     (["interactive", "bin", "--path", "sub/none.pt"], "argument --path: no such file: sub/none.pt"),
@@ -178,6 +181,15 @@ BAD = [
     (["preprocess", "--user-dir", "none"], "argument --user-dir: no such folder: none"),
     (["train", "bin", *SMALL, "--restore-file", "none.pt"], "argument --restore-file: no such file: none.pt"),
     (["train", "bin", *SMALL, "--finetune-from-model", "none.pt"], "--finetune-from-model: no such file: none.pt"),
+    (["train", "bin", *SMALL, "--continue-once", "none.pt"], "argument --continue-once: no such file: none.pt"),
+    (
+        ["train", "bin", *SMALL, "--finetune-from-model", "whole.pt", "--reset-optimizer"],
+        "argument --finetune-from-model: not allowed with argument --reset-optimizer",
+    ),
+    (
+        ["train", "bin", *SMALL, "--finetune-from-model", "whole.pt", "--restore-file", "text"],
+        "argument --finetune-from-model: not allowed with argument --restore-file",
+    ),
     (
         ["train", "bin", *SMALL, "--save-dir", "."],
         "--save-dir: truncated, or no checkpoint: ./checkpoint_last",
@@ -199,9 +211,7 @@ def folder(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-@pytest.mark.parametrize(
-    "command, message", [pytest.param(*bad, marks=[slow] if i > 1 else []) for i, bad in enumerate(BAD)]
-)
+@pytest.mark.parametrize("command, message", BAD)
 def test_a_bad_argument_is_one_line(command: list[Any], message: str, folder: Path) -> None:
     user_dir = [] if "--user-dir" in command else PLUGIN
     before = sorted(folder.iterdir())
@@ -338,6 +348,35 @@ def test_groups_of_batches_end_with_the_epoch(size: int, skip: bool) -> None:
             left = (length - begun) // size * size if skip else length - begun
             assert found == list(range(begun, begun + left))
             assert not batches.has_next() and not grouped.has_next()
+
+
+def test_an_epoch_without_its_last_batch_goes_on_where_it_stopped() -> None:
+    """--skip-remainder-batch."""
+    epoch = partial(
+        EpochBatchIterator,
+        dataset=ListDataset(list(range(10))),
+        collate_fn=list,
+        batch_sampler=[[i] for i in range(10)],
+        skip_remainder_batch=True,
+    )
+    begun = epoch()
+    iterator = begun.next_epoch_itr(shuffle=False)
+    seen = [next(iterator) for _ in range(6)]
+    again = epoch()
+    again.load_state_dict(begun.state_dict())
+    assert [*seen, *again.next_epoch_itr(shuffle=False)] == [[i] for i in range(9)]
+    assert again.end_of_epoch()
+
+
+def test_validation_of_a_shard(folder: Path) -> None:
+    run_cli("train", "bin", *PLUGIN, *SMALL, "--save-dir", "short", "--max-update", 1, cwd=folder)
+    words = ["bin", *PLUGIN, "--task", "translation", "--path", "short/checkpoint_last.pt", "--cpu", "--batch-size", 10]
+    losses = set()
+    for shard in (["0", "1"], ["0", "2"], ["1", "2"]):
+        more = ["--shard-id", shard[0], "--num-shards", shard[1], "--log-format", "json"]
+        done = run_cli("validate", *words, *more, cwd=folder)
+        losses.update(re.findall(r'"valid_loss": "([\d.]+)"', done.stdout + done.stderr))
+    assert len(losses) == 3
 
 
 def test_sentences_fall_into_buckets() -> None:

@@ -14,11 +14,13 @@ from fairseq.data import Dictionary, data_utils
 from fairseq.data.audio.data_cfg import S2TDataConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
 from fairseq.tasks import TASK_REGISTRY
+from fairseq.tasks.cross_lingual_lm import CrossLingualLMTask
 from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.masked_lm import MaskedLMTask
 from fairseq.tasks.multilingual_language_modeling import MultilingualLanguageModelingTask
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
+from fairseq.tasks.sentence_ranking import SentenceRankingTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
@@ -34,7 +36,8 @@ READERS = {
     "speech_to_text": ("a speech model", (SpeechToTextTask,)),
 }
 SUBSETS = ["train_subset", "valid_subset"]
-REFUSED = (MaskedLMTask, MultilingualTranslationTask)  # no model here is for these
+# no model here is for these
+REFUSED = (CrossLingualLMTask, MaskedLMTask, MultilingualTranslationTask, SentenceRankingTask)
 
 
 def register_architectures(model: str, check: Callable[[Any], None], task: str = "translation") -> None:
@@ -68,7 +71,7 @@ def _architecture(name: str, options: dict[str, Any], check: Callable[[Any], Non
         except ValueError as error:
             _exit(str(error))
         data, look = getattr(args, "data", None), CHECKS.get(getattr(args, "task", None))
-        if data and look:
+        if data and look and not getattr(args, "path", None):  # which decoding has alone
             folder = Path(utils.split_paths(data)[0])
             if not folder.is_dir():
                 _exit(f"argument data: no such folder: {folder}")

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from common.hold import FolderError
-from common.machine import processor
+from common.machine import processor, source
 from tqdm import tqdm
 
 from fairseq_sru.models.config import PRESETS
@@ -88,7 +88,8 @@ class Training:
         self.jobs = 1
         self.commands = Commands(given, self.reads)
         self.out = Path(given.out)
-        packages = {name: version(name) for name in ("torch", "fairseq")} | {"fairseq_sru": __version__}
+        packages = {name: version(name) for name in ("torch", "fairseq")}
+        packages["fairseq_sru"] = f"{__version__} (source {source('kernels/*', 'fairseq_sru/**/*.py')})"
         self.here = {"processor": processor(), "threads": torch.get_num_threads(), **packages}
         if not self.commands.cpu and torch.cuda.is_available():
             self.here["gpu"] = torch.cuda.get_device_name()
@@ -161,9 +162,14 @@ class Training:
         self.data = json.loads(self.manifest.read_text(encoding="utf-8"))
 
     def time_training(self) -> None:
-        rounds = range(1, self.settings.slices.rounds + 1)
-        for number, system in self.turns("training speed", rounds, self.settings.systems):
+        """In turns, and as many at a time as runs will be: they slow one another."""
+
+        def timed(number: int, system: str) -> None:
             self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
+
+        turns = list(itertools.product(range(1, self.settings.slices.rounds + 1), self.settings.systems))
+        with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
+            side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: bar.update())
 
     def slice(self, system: str, number: int) -> None:
         name = f"slice {system} {number}"

@@ -99,6 +99,14 @@ def test_batch_size_does_not_change_the_output(trained, toy_data):
     assert outputs[0] == outputs[1] == outputs[2]
 
 
+def test_generate_needs_no_training_data(trained, toy_data, tmp_path):
+    """Nor with the flag --arch, which it has and doesn't need."""
+    for file in (*toy_data.glob("dict.*"), *toy_data.glob("test.*")):
+        (tmp_path / file.name).symlink_to(file)
+    text = generate(tmp_path, trained / "checkpoint_best.pt", "--arch", "sru_tiny")
+    assert len(hypotheses(text)) == 53
+
+
 def test_interactive_answers_line_by_line_empty_ones_too(trained, toy_data):
     lines = "a b c d\n\nj i\n"
     done = run_cli(

@@ -170,6 +170,10 @@ BAD = [
         ["train", "bin", "--task", "multilingual_translation", "--lang-pairs", "a-b", "--arch", "sru"],
         "--arch sru is a translation model: it goes with --task translation; got --task multilingual_translation",
     ),
+    (
+        ["train", "bin", "--task", "sentence_ranking", "--criterion", "sentence_ranking", "--arch", "sru_classifier"],
+        "--arch sru_classifier is a classifier: it goes with --task sentence_prediction; got --task sentence_ranking",
+    ),
     (["generate", "bin", "--path", "text:none.pt"], "argument --path: truncated, or no checkpoint: text"),
     (["generate", "none", "--path", "whole.pt"], "argument data: no such folder: none"),
     (["eval-lm", "none", "--path", "whole.pt"], "argument data: no such folder: none"),

@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("spm.model", "manifest.json"):
         if not (args.data / name).is_file():
             parser.error(f"argument --data: no such file: {args.data / name}")
+    if args.output.is_dir() or not os.access(next(p for p in args.output.absolute().parents if p.exists()), os.W_OK):
+        parser.error(f"argument --output: {args.output} can't be written")
     manifest = json.loads((args.data / "manifest.json").read_text())
     source, references = (
         (args.data / f"test.{manifest[side]}").read_text("utf-8").splitlines() for side in ("source", "target")

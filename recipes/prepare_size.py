@@ -210,6 +210,9 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"argument TEXT: no such file: {args.text}.{side}")
     if not 0 < args.percent <= 100:
         parser.error(f"argument --percent: {args.percent:g} is not above 0 and at most 100")
+    for tokenizer in args.tokenizer:
+        if (folder := args.work / f"{tokenizer}-{args.percent:g}").exists():
+            parser.error(f"argument --work: {folder} is there, and would not be made again: remove it, or name another")
     archives = args.work / f"archives-{args.percent:g}"
     made = archives / "made.json"
     if not made.is_file():

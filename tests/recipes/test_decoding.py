@@ -45,6 +45,9 @@ def test_a_model_that_cannot_be_exported_ends_it_with_one_line(
     assert said.startswith(f"{FLOAT32} can't take part: ")
     assert "last.pt can't be read, or not with its dictionaries" in said
     assert "\n" not in said and not (tmp_path / "report.json").exists()
+    with pytest.raises(SystemExit):
+        decoding.main([*map(str, words[:-1]), str(tmp_path)])
+    assert f"argument --output: {tmp_path} can't be written" in capsys.readouterr().err
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(SystemExit):
         decoding.main(list(map(str, words)))

@@ -137,3 +137,6 @@ def test_the_size_of_wmt_is_measured(tmp_path: Path) -> None:
     assert run["peak_gb"] >= max(step["peak_gb"] for step in run["steps"].values()) > 0.02
     assert run["cpu_minutes"] > 0
     assert 0 < sum(step["minutes"] for step in run["steps"].values()) <= run["minutes"] + 0.05
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert f"argument --work: {tmp_path}/sentencepiece-0.02 is there" in again.stderr
+    assert json.loads((tmp_path / "size.json").read_text()) == report

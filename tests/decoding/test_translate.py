@@ -21,7 +21,7 @@ from support.exported import LINES, exported, trained
 from support.processes import python
 
 from fairseq_sru import Translator, export
-from fairseq_sru.translate import main
+from fairseq_sru.translate import chunks, main
 
 TRANSLATE = ("-m", "fairseq_sru.translate")
 EXPORT = ("-m", "fairseq_sru.export")
@@ -104,6 +104,14 @@ def test_lines_are_translated_as_they_come(model: Path) -> None:
             assert process.stdout.readline() == f"{Translator(model).translate([line], max_length=9)[0]}\n"
         process.stdin.close()
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("read", [1, 3, 5, 100])
+def test_lines_are_whole_however_they_are_read(read: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fairseq_sru.translate.READ", read)
+    for text in (b"", b"\n", b"a", b"ab\n\ncdefghij\nk", b"abcdefghijkl\nm\n"):
+        found = [line for chunk in chunks(io.BytesIO(text)) for line in chunk]
+        assert found == (text.removesuffix(b"\n").split(b"\n") if text else [])
 
 
 def test_lines_are_counted_over_chunks(model: Path, translate: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,8 +111,8 @@ def check(cfg: Any) -> None:
     options.probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
     options.one_of(cfg, "recurrent_unit", UNITS)
     options.one_of(cfg, "sru_activation", ACTIVATIONS)
-    options.cutoffs(cfg)
-    options.must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
+    if options.cutoffs(cfg) is None:  # an adaptive softmax shares nothing
+        options.must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
 
 
 @register_model("sru_lm", dataclass=SRULanguageModelConfig)
@@ -131,7 +131,8 @@ class SRULanguageModel(FairseqLanguageModel):
         check(cfg)
         cfg = options.completed(cfg, SRULanguageModelConfig)
         source, target = task.source_dictionary, task.target_dictionary
-        if cfg.share_decoder_input_output_embed and len(source) != len(target):
+        shared = cfg.share_decoder_input_output_embed and options.cutoffs(cfg) is None
+        if shared and len(source) != len(target):
             raise ValueError(
                 "--share-decoder-input-output-embed requires one dictionary, so no --output-dictionary-size; "
                 f"got {len(source)} and {len(target)} tokens"

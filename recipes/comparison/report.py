@@ -101,8 +101,9 @@ def translator_table(report: Report) -> str:
         for weights, found in translator.items()
     )
     return f"""{table([*head, *map(setting, some["decoding"])], rows)}
-The same sentences by python -m fairseq_sru.translate, sentences/s, with float32 and with int8 weights. BLEU and the \
-share of outputs with a repetition are of the whole test set.
+The same sentences by python -m fairseq_sru.translate, sentences/s, with float32 and with int8 weights. It has \
+translated a few before and is timed with its subwords; fairseq-generate from its first batch on, without them. BLEU \
+and the share of outputs with a repetition are of the whole test set.
 
 {missing}"""
 

@@ -249,6 +249,16 @@ def test_bad_data_folders_are_one_line(tmp_path, capsys):
         assert message in line
 
 
+def test_embeddings_that_are_shared_need_one_dictionary(text_data, capsys):
+    given = Namespace(data=str(text_data), task="language_modeling", output_dictionary_size=5)
+    with pytest.raises(SystemExit):
+        ARCH_CONFIG_REGISTRY["sru_lm_small"](given)
+    assert "error: --output-dictionary-size: can't be had with --share-decoder" in capsys.readouterr().err
+    given = Namespace(data=str(text_data), task="language_modeling", criterion="adaptive_loss", decoder_embed_dim=8)
+    given.adaptive_softmax_cutoff, given.output_dictionary_size = "5", 9  # shares nothing
+    ARCH_CONFIG_REGISTRY["sru_lm_small"](given)
+
+
 # The commands.
 
 SMALL = ["--arch", "sru_lm", "--decoder-embed-dim", 32, "--dropout", 0.0, "--cpu", "--no-progress-bar"]

@@ -29,8 +29,9 @@ from typing import Any
 from benchmarks import decoding
 from benchmarks.decoding import CELLS, CT2_FLOAT32, CT2_INT8, FLOAT32, INT8, MODELS
 from benchmarks.timing import machine, short, table
-from common.arguments import at_least_one, file
+from common.arguments import at_least_one, file, output_file
 from common.files import write_text
+from comparison.report import number
 from sacrebleu.metrics import BLEU
 from tqdm import tqdm
 
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the prepared data, by sentencepiece")
     for kind in ("sru", "lstm", "transformer"):
         parser.add_argument(f"--{kind}", type=file, required=kind == "sru", metavar="CHECKPOINT")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json", help="written at the end")
+    parser.add_argument("--output", type=output_file, required=True, metavar="FILE.json", help="written at the end")
     parser.add_argument("--threads", type=at_least_one, default=1, help="of each system (%(default)s)")
     parser.add_argument("--turns", type=at_least_one, default=3, help="runs of each system (%(default)s)")
     parser.add_argument("--sentences", type=at_least_one, default=200, help="that go one by one (%(default)s)")
@@ -121,8 +122,6 @@ def main(argv: list[str] | None = None) -> None:
     for name in ("spm.model", "manifest.json"):
         if not (args.data / name).is_file():
             parser.error(f"argument --data: no such file: {args.data / name}")
-    if args.output.is_dir() or not os.access(next(p for p in args.output.absolute().parents if p.exists()), os.W_OK):
-        parser.error(f"argument --output: {args.output} can't be written")
     manifest = json.loads((args.data / "manifest.json").read_text())
     source, references = (
         (args.data / f"test.{manifest[side]}").read_text("utf-8").splitlines() for side in ("source", "target")
@@ -154,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
             name,
             *(short(cell["sentences_per_second"]) for cell in one["cells"]),
             f"{one['cells'][-1]['bleu']:.1f}",
-            "–" if one["megabytes"] is None else f"{one['megabytes']:,.0f}",
+            number(one["megabytes"], ",.0f"),
         ]
         for name, one in systems.items()
     )

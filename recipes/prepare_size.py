@@ -210,8 +210,9 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"argument TEXT: no such file: {args.text}.{side}")
     if not 0 < args.percent <= 100:
         parser.error(f"argument --percent: {args.percent:g} is not above 0 and at most 100")
-    for tokenizer in args.tokenizer:
-        if (folder := args.work / f"{tokenizer}-{args.percent:g}").exists():
+    folders = {tokenizer: args.work / f"{tokenizer}-{args.percent:g}" for tokenizer in args.tokenizer}
+    for folder in folders.values():
+        if folder.exists():
             parser.error(f"argument --work: {folder} is there, and would not be made again: remove it, or name another")
     archives = args.work / f"archives-{args.percent:g}"
     made = archives / "made.json"
@@ -226,11 +227,11 @@ def main(argv: list[str] | None = None) -> None:
         "load": "the machine's, of which this run has about as many as cores; the rest is others' work beside it",
         "text": json.loads(made.read_text()),
     }
-    for tokenizer in args.tokenizer:
+    for tokenizer, folder in folders.items():
         options = ["--tokenizer", tokenizer]
         options += ["--vocab-size", str(args.vocab_size)] if args.vocab_size else []
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        figures = measure(archives, args.work / f"{tokenizer}-{args.percent:g}", options)
+        figures = measure(archives, folder, options)
         command = f"python recipes/prepare_size.py TEXT --work DIR --percent {args.percent:g} {shlex.join(options)}"
         report["runs"][tokenizer] = {"command": command, "date": date, **figures}
         write_text(results, json.dumps(report, indent=1) + "\n")

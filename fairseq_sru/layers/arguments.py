@@ -35,9 +35,10 @@ def number(name: str, value: float) -> float:
 
 
 def probability(name: str, value: float) -> float:
-    if not 0.0 <= number(name, value) < 1.0:
+    p = number(name, value)
+    if not 0.0 <= p < 1.0:
         raise ValueError(f"{name} must be a probability in [0, 1); got {value!r}")
-    return float(value)
+    return p
 
 
 def floating(dtype: torch.dtype | None) -> torch.dtype | None:

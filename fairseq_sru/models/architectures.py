@@ -137,10 +137,6 @@ def _check_text(args: Any, folder: Path) -> None:
     """Is there a dictionary in the data folder of a language model?"""
     if not (folder / "dict.txt").is_file():
         _exit(f"argument data: {folder} holds no dict.txt; fairseq-preprocess --only-source makes it")
-    adaptive = getattr(args, "criterion", None) == "adaptive_loss"
-    shared = getattr(args, "share_decoder_input_output_embed", False) and not adaptive
-    if shared and getattr(args, "output_dictionary_size", -1) >= 0:
-        _exit("--output-dictionary-size: can't be had with --share-decoder-input-output-embed, which some presets set")
     _check_splits(_splits(args), folder, "{}.*", "{}")
 
 

@@ -16,7 +16,7 @@ from ..decoding.program import Program, available
 from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from .attention import Attention, GlobalAttention, Source
-from .options import cutoffs
+from .options import cutoffs, tied
 from .step import Step, compilable, forget, readable, remembered
 from .units import LSTM
 
@@ -48,7 +48,7 @@ def output_layer(
     """
     if (cutoff := cutoffs(cfg, len(dictionary))) is not None:
         return AdaptiveSoftmax(len(dictionary), out_embed_dim, cutoff, dropout=dropout), None
-    if cfg.share_decoder_input_output_embed or getattr(cfg, "share_all_embeddings", False):
+    if tied(cfg):
         return None, None
     projection = Linear(out_embed_dim, len(dictionary), bias=False)
     nn.init.normal_(projection.weight, mean=0.0, std=out_embed_dim**-0.5)

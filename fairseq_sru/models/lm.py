@@ -106,13 +106,18 @@ class SRULanguageDecoder(BaseDecoder):
 
 def check(cfg: Any) -> None:
     """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
+    outputs = getattr(cfg, "output_dictionary_size", -1)  # the task's, on the command line
     cfg = options.completed(cfg, SRULanguageModelConfig)
     options.at_least_one(cfg, ["decoder_embed_dim", "decoder_hidden_size", "decoder_layers", "decoder_out_embed_dim"])
     options.probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
     options.one_of(cfg, "recurrent_unit", UNITS)
     options.one_of(cfg, "sru_activation", ACTIVATIONS)
-    if options.cutoffs(cfg) is None:  # an adaptive softmax shares nothing
+    if options.tied(cfg):
         options.must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
+        if outputs >= 0:
+            raise ValueError(
+                "--output-dictionary-size: can't be had with --share-decoder-input-output-embed, which some presets set"
+            )
 
 
 @register_model("sru_lm", dataclass=SRULanguageModelConfig)
@@ -131,8 +136,7 @@ class SRULanguageModel(FairseqLanguageModel):
         check(cfg)
         cfg = options.completed(cfg, SRULanguageModelConfig)
         source, target = task.source_dictionary, task.target_dictionary
-        shared = cfg.share_decoder_input_output_embed and options.cutoffs(cfg) is None
-        if shared and len(source) != len(target):
+        if options.tied(cfg) and len(source) != len(target):
             raise ValueError(
                 "--share-decoder-input-output-embed requires one dictionary, so no --output-dictionary-size; "
                 f"got {len(source)} and {len(target)} tokens"

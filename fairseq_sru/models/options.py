@@ -121,6 +121,13 @@ def must_divide(cfg: Namespace, heads: str, size: str) -> None:
         raise ValueError(f"{flag(heads)} must divide {flag(size)} {getattr(cfg, size)}; got {getattr(cfg, heads)}")
 
 
+def tied(cfg: Namespace) -> bool:
+    """Whether the output layer is an embedding; an adaptive softmax shares none."""
+    return cutoffs(cfg) is None and (
+        cfg.share_decoder_input_output_embed or getattr(cfg, "share_all_embeddings", False)
+    )
+
+
 def must_match(cfg: Namespace, shared: str, one: str, other: str) -> None:
     """Raise a ValueError that names the flags if an embedding is shared by two places of different sizes."""
     a, b = getattr(cfg, one), getattr(cfg, other)

@@ -14,6 +14,15 @@ def file(text: str) -> Path:
     return path
 
 
+def output_file(text: str) -> Path:
+    """Written at the end of long work: whether it can be is told before."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} can't be written: it is a folder")
+    folder(str(path.parent))
+    return path
+
+
 def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1; got {text!r}")

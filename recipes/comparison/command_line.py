@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.arguments import at_least_one, file
+from common.arguments import at_least_one, file, output_file
 
 from .settings import Settings, load
 
@@ -29,7 +29,7 @@ def recipe_parser(about: str | None, *, jobs: str | None = None, output: str | N
     if jobs:
         parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help=f"{jobs} at a time (%(default)s)")
     if output:
-        parser.add_argument("--output", type=Path, required=True, metavar="FILE.json", help=output)
+        parser.add_argument("--output", type=output_file, required=True, metavar="FILE.json", help=output)
     return parser
 
 

@@ -207,6 +207,7 @@ def _check_kind(s: Settings) -> None:
 
 
 def _check(s: Settings) -> None:
+    _check_kind(s)
     if not s.systems:
         wrong("systems", "must hold a system at least")
     for name, options in s.systems.items():
@@ -221,7 +222,7 @@ def _check(s: Settings) -> None:
             wrong(f"{group}.{flag}", "is set by the comparison itself")
         for flag in ENDING & said:
             wrong(f"{group}.{flag}", "can't be given: the budget ends a run")
-        for flag in STARTING_ANEW & said if s.kind in KINDS and s.kind != "sentences" else ():
+        for flag in STARTING_ANEW & said if s.kind != "sentences" else ():
             wrong(f"{group}.{flag}", "can't be given: a run that was stopped could not go on")
     if s.baseline not in s.systems:
         wrong("baseline", f"must be one of {', '.join(s.systems)}; got {s.baseline}")
@@ -233,7 +234,6 @@ def _check(s: Settings) -> None:
     if s.budget.updates and s.budget.updates < s.checkpoints:
         wrong("budget.updates", f"must be at least checkpoints, {s.checkpoints}; got {s.budget.updates}")
     _check_space(s)
-    _check_kind(s)
     if s.cpu not in (True, False, "auto"):
         wrong("cpu", f"must be true, false or auto; got {s.cpu!r}")
 

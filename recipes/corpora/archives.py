@@ -38,6 +38,8 @@ DAMAGED = (
     lzma.LZMAError,
 )
 
+OPEN: dict[str, Any] = {".tar": open, ".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open}
+
 
 class Unreachable(RecipeError):
     """The file cannot be downloaded from here."""
@@ -273,9 +275,13 @@ def unpack_all(archive: Path, folder: Path) -> Path:
     try:
         if archive.suffix == ".zip":
             shutil.unpack_archive(archive, folder)
-        else:
-            safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python >= 3.11.4
-            shutil.unpack_archive(archive, folder, **safe)
+            return folder
+        safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python >= 3.11.4
+        with OPEN[archive.suffix](archive, "rb") as content:
+            with tarfile.open(fileobj=content, mode="r|") as tar:
+                tar.extractall(folder, **safe)
+            while content.read(BLOCK):  # a damaged header looks like the end; the checksums behind it tell
+                pass
     except DAMAGED as error:
         raise cut_off(archive, error) from None
     return folder

@@ -28,7 +28,7 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 FSDD = Archive("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
 PACKED = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
 WAVES = "[!.]*.[wW][aA][vV]"  # files that begin with a dot are a file system's own
-STRINGS = {"train": 5000, "valid": 200, "test": 500}
+STRINGS = {"train": 20_000, "valid": 200, "test": 500}
 TEST_SPEAKERS = "theo"
 LOUDNESS = 0.1  # root mean square of a recording's louder half
 # What makes few speakers and microphones stand for many in training: speeds, which move formants, too (Ko et al. 2015),

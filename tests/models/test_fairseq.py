@@ -451,7 +451,7 @@ def test_mixture_of_experts(toy_data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adam_in_one_pass_makes_the_same_updates(weight_decay: float) -> None:
-    """What --cpu --amp uses; some weights get no gradient at times."""
+    """What is used on a CPU; some weights get no gradient at times."""
     start = [torch.randn(7, 5), torch.randn(300), torch.randn(4)]
     made = []
     for fused in (False, True):
@@ -468,6 +468,23 @@ def test_adam_in_one_pass_makes_the_same_updates(weight_decay: float) -> None:
     torch.testing.assert_close(made[1][0], made[0][0], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(made[1][1], made[0][1], rtol=1e-5, atol=1e-9)
     assert (made[0][0][1] - start[1]).abs().max() > 0.05
+
+
+WATCHED = """
+import fairseq_sru
+from fairseq.optim.adam import Adam
+step = Adam.fused_step
+Adam.fused_step = lambda self, group: print("in one pass") or step(self, group)
+"""
+
+
+@pytest.mark.parametrize("more", [[], ["--amp"]])
+def test_training_on_a_cpu_has_adam_in_one_pass(more: list[str], toy_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "watched").mkdir()
+    (tmp_path / "watched" / "__init__.py").write_text(WATCHED)
+    options = ["--user-dir", "watched", "--arch", "sru_tiny", "--max-update", 2, "--no-save", *more]
+    done = run_cli("train", toy_data, *options, *SMALL, *SMOOTHED, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.stdout.count("in one pass") == 2
 
 
 @pytest.mark.parametrize("version", ["2.9.0", "2.9.0a0+50eac811a6.nv25.09", "2.9.0rc2"])

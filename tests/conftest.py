@@ -14,7 +14,9 @@ import hypothesis
 import pytest
 from support import forks
 
-hypothesis.settings.register_profile("tests", deadline=None)  # of a loaded machine
+# A loaded machine has no deadline. What --all looks for at random, each change needn't fail by.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.register_profile("search", deadline=None, derandomize=False)
 hypothesis.settings.load_profile("tests")
 
 pytest_plugins = ["support.debian_packages"]  # fixtures of several files
@@ -39,6 +41,14 @@ def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: s
     done = forks.run(command, cwd=cwd or ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, given=text_in or "")
     assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
+
+
+def ended(pid: str) -> bool:
+    """Whether a process has: a zombie has, too, whose parent may not ask."""
+    try:
+        return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def write_pairs(folder: Path, split: str, pairs: list[tuple[list[str], list[str]]]) -> None:

@@ -14,7 +14,7 @@ pytest=(python -m pytest)
 while true; do
     case "${1:-}" in
     --all)
-        tier=()
+        tier=(--hypothesis-profile search)
         cupy=$(python -c 'import runpy; print(runpy.run_path("fairseq_sru/versions.py")["CUDA13"][0])')
         python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("cupy") is None)' ||
             _sru_run python -m pip install "$cupy" ||
@@ -32,7 +32,7 @@ python -m mypy
 if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [ "$quota" != max ]; then
     export PYTEST_XDIST_AUTO_NUM_WORKERS=${PYTEST_XDIST_AUTO_NUM_WORKERS:-$(((quota + period - 1) / period))}
 fi
-"${pytest[@]}" -n auto --dist loadfile --no-loadscope-reorder -ra ${tier[@]+"${tier[@]}"} "$@"
+"${pytest[@]}" -n auto --dist loadfile --no-loadscope-reorder -ra "${tier[@]}" "$@"
 if [ "${pytest[2]}" = coverage ]; then
     python -m coverage combine --quiet
     python -m coverage report

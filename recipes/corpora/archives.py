@@ -34,6 +34,7 @@ DAMAGED = (
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     EOFError,
+    OverflowError,  # a time
     zlib.error,
     lzma.LZMAError,
 )

@@ -39,7 +39,7 @@ from comparison import (
     verdict,
 )
 from comparison.training import Run
-from conftest import ROOT, write_pairs
+from conftest import ROOT, ended, write_pairs
 from support.paired import check_paired
 
 SCHEMA = json.loads((ROOT / "recipes" / "comparison" / "report.schema.json").read_text())
@@ -613,8 +613,11 @@ def test_a_damaged_checkpoint_and_a_full_disk_are_told_in_a_line(tmp_path, capsy
 def test_memory_is_that_of_the_command_alone(tmp_path):
     def peak(megabytes: int) -> float:
         # It must live when its line is read, as a training run does at each of its own.
-        code = f"import time; x = b'x' * ({megabytes} << 20); del x; print(flush=True); time.sleep(1)"
-        return processes.execute(python(code), tmp_path / "log", False, lambda line: None)["peak_memory"] / 2**20
+        code = f"import sys; x = b'x' * ({megabytes} << 20); del x; print(flush=True)\n"
+        code += f"import os, time\nwhile not os.path.exists({str(tmp_path / 'read')!r}): time.sleep(0.01)"
+        (tmp_path / "read").unlink(missing_ok=True)
+        read: Callable[[str], Any] = lambda line: (tmp_path / "read").touch()  # noqa: E731
+        return processes.execute(python(code), tmp_path / "log", False, read)["peak_memory"] / 2**20
 
     ours = b"x" * (400 << 20)  # of zeros none would be resident
     large, small = peak(300), peak(1)
@@ -679,7 +682,7 @@ def test_no_command_outlives_a_killed_comparison(tmp_path):
     pid = (tmp_path / "pid").read_text()
     parent.kill()
     parent.wait()
-    wait_for(lambda: not Path("/proc", pid).exists() or "State:\tZ" in Path("/proc", pid, "status").read_text())
+    wait_for(lambda: ended(pid))
 
 
 def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:

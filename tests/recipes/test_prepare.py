@@ -27,7 +27,7 @@ import pytest
 import sentencepiece
 from common import hold
 from common.hold import held
-from conftest import ROOT
+from conftest import ROOT, ended
 from corpora import archives, building, publishing, registry, subwords
 from fairseq.data import Dictionary, data_utils
 from sacrebleu.dataset import DATASETS
@@ -787,7 +787,7 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
-    while any(Path("/proc", path.name).exists() for path in (tmp_path / "pids").iterdir()):
+    while not all(ended(path.name) for path in (tmp_path / "pids").iterdir()):
         assert time.monotonic() < deadline, "they live on"
         time.sleep(0.01)
 

@@ -120,7 +120,8 @@ def receive(url: str, part: Path, size: int | None) -> bool:
     have = part.stat().st_size if part.is_file() else 0
     if have and have == size:
         return True
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    headers = {"User-Agent": "fairseq_sru"}  # some hosts refuse urllib's own
+    request = urllib.request.Request(url, headers={**headers, "Range": f"bytes={have}-"} if have else headers)
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:

@@ -41,7 +41,8 @@ def differences(manifest: dict[str, Any], task: Preparation) -> list[str]:
         at_hand |= {name: path for name in built if (path := debian.find(name, [task.local_dir]))}
         known |= built
         at_hand |= {archive.name: path for archive in task.archives if (path := find(archive, [task.local_dir]))}
-    return found + [f"{path} has changed" for name, path in at_hand.items() if digest(path) != known.get(name)]
+    other = {name: path for name, path in at_hand.items() if digest(path) != known.get(name)}
+    return found + [f"{path} {'has changed' if name in known else 'is new'}" for name, path in other.items()]
 
 
 def some(what: list[str]) -> str:

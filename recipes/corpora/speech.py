@@ -160,7 +160,7 @@ class Speech(NamedTuple):
             versions = {name: version(name) for name in ("kaldi-native-fbank", "soundfile")}
         except PackageNotFoundError as error:
             raise RecipeError(f"speech needs the package {error.name}: pip install -r requirements.txt") from None
-        return {"data_set": self.name, **self.chosen, "versions": versions}
+        return {"data_set": self.name, **self.chosen, **(self.known.settings or {}), "versions": versions}
 
     def vocabulary(self, texts: list[str], made: Path) -> dict[str, Any]:
         """Learn the subwords or list the words; what config.yaml says of them."""
@@ -231,6 +231,7 @@ class SpeechSet(NamedTuple):
         archive: what is fetched where none of them is there.
         vocab_size: subwords unless the user says otherwise; None: words.
         cmvn: fairseq's transform that normalises features, by each utterance or by the training data.
+        settings: what else the data depend on, for the manifest.
     """
 
     about: str
@@ -242,3 +243,4 @@ class SpeechSet(NamedTuple):
     archive: Archive | None = None
     vocab_size: int | None = None
     cmvn: str = "utterance_cmvn"
+    settings: dict[str, Any] | None = None

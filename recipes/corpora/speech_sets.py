@@ -27,6 +27,7 @@ SPOKEN_DIGITS = {"freq_mask_N": 2, "freq_mask_F": 8, "time_mask_N": 2, "time_mas
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 FSDD = Archive("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
 PACKED = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
+NAMES = ("*digit*", "v[0-9]*", "master", "main")  # of the archive; the latter are GitHub's
 WAVES = "[!.]*.[wW][aA][vV]"  # files that begin with a dot are a file system's own
 STRINGS = {"train": 20_000, "valid": 200, "test": 500}
 TEST_SPEAKERS = "theo"
@@ -110,7 +111,7 @@ def spoken_digits(task: Speech, files: dict[str, Path], work: Path) -> Splits:
     if not trained:
         raise RecipeError(
             "argument --test-speakers: no speaker is left for training; for those of the data set put its archive, "
-            f"{FSDD.url}, into --local-dir, too"
+            f"{FSDD.url}, into --local-dir, too, as {FSDD.name} or with 'digit' in its name"
         )
 
     def of(split: str, takes: list[Path]) -> list[Path]:
@@ -193,14 +194,15 @@ def librispeech(task: Speech, files: dict[str, Path], work: Path) -> Splits:
 
 SPEECH = {
     "spoken-digits": SpeechSet(
-        "strings of digits by five speakers or more; CC BY-SA 4.0",
+        "strings of digits by five speakers or more; 1 GB; CC BY-SA 4.0",
         8000,
         40,
         SPOKEN_DIGITS,
         spoken_digits,
-        (f"**/{WAVES}", *(f"*digit*{ending}" for ending in PACKED), FSDD.name),
+        (f"**/{WAVES}", *(f"{name}{ending}" for name in NAMES for ending in PACKED)),
         FSDD,
         cmvn="global_cmvn",  # that of a short utterance depends on how much of it is silent
+        settings={"strings": STRINGS["train"], "speeds": list(SPEEDS), "equaliser": [BANDS, GAIN]},
     ),
     "must-c": SpeechSet(
         "talks and their translations, of --local-dir; CC BY-NC-ND 4.0",

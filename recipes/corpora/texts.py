@@ -11,7 +11,7 @@ from common.errors import RecipeError
 from common.files import read_text
 
 from . import debian
-from .archives import Archive, fetch, unpack_all
+from .archives import Archive, fetch, find, unpack_all
 from .binarise import dictionary, number, numbering_of, save
 from .building import described, seal
 from .registry import SPLITS
@@ -91,11 +91,13 @@ class Text(NamedTuple):
         if not self.archives:
             manifest = debian.build(archives / "debian-en-de", self.local_dir)
             return self.below(archives / "debian-en-de"), [manifest]
+        all_of = ", ".join((names := TEXTS[self.name].files()).values())
+        if self.local_dir and find(self.archives[0], [self.local_dir]) is None:
+            either = f"{self.archives[0].name}, or {all_of}"
+            raise RecipeError(f"argument --local-dir: must have {either}; got {self.local_dir}")
         paths, sources = fetch(self.archives, self.local_dir, archives)
         (archive,) = paths.values()
-        names, found = TEXTS[self.name].files(), self.below(unpack_all(archive, work / "unpacked"))
-        if len(found) < len(names):
-            all_of = ", ".join(names.values())
+        if len(found := self.below(unpack_all(archive, work / "unpacked"))) < len(names):
             raise RecipeError(f"{archive} does not have all of {all_of}: it is another archive than this recipe knows")
         return found, sources
 

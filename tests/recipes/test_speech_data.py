@@ -243,13 +243,32 @@ def test_a_speaker_may_come_later_but_not_unseen(tmp_path, capsys):
         path.with_name(path.name.replace("ada", "ada_lovelace")).write_bytes(path.read_bytes())
     with pytest.raises(SystemExit):
         run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
-    assert "0_ada_lovelace_0.wav has changed" in capsys.readouterr().err.splitlines()[-1]
+    assert "0_ada_lovelace_0.wav is new" in capsys.readouterr().err.splitlines()[-1]
     found = run("spoken-digits", folder, tmp_path / "more", "--test-speakers", "ada_lovelace")
     assert {row["speaker"] for row in found} == {"ada_lovelace"}
     next(folder.rglob("7_bob_0.wav")).unlink()
     with pytest.raises(SystemExit):
         run("spoken-digits", folder, tmp_path / "more", "--test-speakers", "ada_lovelace")
     assert "(recordings/7_bob_0.wav is gone)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_was_made_with_other_settings_is_not_taken_for_made(tmp_path, capsys, monkeypatch):
+    folder = digits(tmp_path / "in", ("ada", "bob"), takes=2)
+    run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
+    known = speech_sets.SPEECH["spoken-digits"]
+    monkeypatch.setitem(speech_sets.SPEECH, "spoken-digits", known._replace(settings={**known.settings, "strings": 7}))
+    with pytest.raises(SystemExit):
+        run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
+    assert f"(strings: {known.settings['strings']}, not 7)" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("name", ["v1.0.10.tar.gz", "master.tar.gz", "spoken-digit.tar.gz"])
+def test_the_archive_is_found_under_its_usual_names(name, tmp_path, capsys):
+    (tmp_path / "packed").mkdir()
+    with tarfile.open(tmp_path / "packed" / name, "w:gz") as tar:
+        tar.add(digits(tmp_path / "in", takes=2), "free-spoken-digit-dataset-1.0.10")
+    run("spoken-digits", tmp_path / "packed", tmp_path / "out", "--test-speakers", "bob")
+    assert "recordings: ada (" in capsys.readouterr().out
 
 
 def test_must_c_in_miniature(tmp_path, capsys):

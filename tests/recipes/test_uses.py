@@ -90,6 +90,7 @@ def test_text_that_cannot_be_used_is_named_in_a_line(tmp_path, capsys):
         write(tmp_path / "both" / name, PTB)
     (tmp_path / "old" / "ptb.test.txt").write_bytes(b"caf\xe9\n")
     (tmp_path / "text" / "ptb.valid.txt").write_text("")
+    write(tmp_path / "raw", {split: f"{split}.raw" for split in PTB})
     (tmp_path / "archives").mkdir()
     with tarfile.open(tmp_path / "archives" / "simple-examples.tgz", "w:gz") as tar:
         tar.add(tmp_path / "text" / "ptb.train.txt", "ptb.train.txt")
@@ -101,6 +102,12 @@ def test_text_that_cannot_be_used_is_named_in_a_line(tmp_path, capsys):
             tmp_path / "archives",
             [],
             "simple-examples.tgz does not have all of ptb.train.txt, ptb.valid.txt, ptb.test.txt",
+        ),
+        (
+            tmp_path / "raw",
+            [],
+            "argument --local-dir: must have simple-examples.tgz, or ptb.train.txt, ptb.valid.txt, ptb.test.txt; "
+            f"got {tmp_path / 'raw'}",
         ),
         (tmp_path / "both", [], "wikitext-103 and {}/wikitext-2 both have files of ptb".format(tmp_path / "both")),
         (tmp_path / "text", ["--embeddings", __file__], "argument --embeddings: is not for ptb"),

@@ -40,7 +40,7 @@ def definition(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     """In float64: rows of x and of the weight in whole steps of 1/127 of their largest number. x is multiplied by 127
     over it, the weight divided by a 127th of it: two ways to round, which differ halfway between two steps."""
     a, b = (rows.abs().amax(1, keepdim=True) for rows in (x, weight))
-    q = torch.where(a > 0, x * (127 / a), 0.0).round().double()
+    q = torch.where(a > 0, x * torch.tensor(127.0).div(a), 0.0).round().double()  # 127 / a is 127 times 1 / a
     w = torch.where(b > 0, weight / (b / 127), 0.0).round().double()
     return (q @ w.t()) * (a / 127).double() * (b / 127).double().t() + (0 if bias is None else bias.double())
 

@@ -357,7 +357,7 @@ def test_the_slow_tier_installs_cupy_where_it_can(offline: bool, tmp_path: Path)
     done, calls = run_tests(tmp_path, python, "--all", "-k", "cupy")
     assert done.returncode == 0, done.stderr
     assert calls[0] == install
-    assert calls[-1].startswith("-m pytest") and calls[-1].endswith("-ra -k cupy")
+    assert calls[-1].startswith("-m pytest") and calls[-1].endswith("-ra --hypothesis-profile search -k cupy")
     said = (
         f"run.sh: {versions.CUDA13[0]} can't be installed (is there no network?); the test of the real CuPy is skipped"
     )

@@ -13,6 +13,9 @@ import wheels
 from conftest import ROOT
 
 slow = pytest.mark.slow
+# what pip ends with where the network fails; its warnings of tries that it repeats are none of these
+NETWORK = r"No matching distribution|Could not find a version|^ERROR: HTTP error 5"
+NETWORK += r"|^pip\._vendor\.\S+(Timeout|Connection|Protocol)"
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +23,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     try:
         return wheels.build(tmp_path_factory.mktemp("built"))
     except wheels.Failure as error:
-        if re.search(r"No matching distribution|Could not find a version|Timeout|Connection|HTTP error 5", str(error)):
+        if re.search(NETWORK, str(error), re.M):
             pytest.skip("setuptools cannot be downloaded here")
         raise
 

@@ -88,14 +88,13 @@ class Text(NamedTuple):
         """The text by split, and facts of the sources."""
         if found := self.files():
             return found, [described(path, name) for name, path in found.items()]
-        if not self.archives:
+        if (known := TEXTS[self.name].archive) is None:
             manifest = debian.build(archives / "debian-en-de", self.local_dir)
             return self.below(archives / "debian-en-de"), [manifest]
         all_of = ", ".join((names := TEXTS[self.name].files()).values())
-        if self.local_dir and find(self.archives[0], [self.local_dir]) is None:
-            either = f"{self.archives[0].name}, or {all_of}"
-            raise RecipeError(f"argument --local-dir: must have {either}; got {self.local_dir}")
-        paths, sources = fetch(self.archives, self.local_dir, archives)
+        if self.local_dir and find(known, [self.local_dir]) is None:
+            raise RecipeError(f"argument --local-dir: must have {known.name}, or {all_of}; got {self.local_dir}")
+        paths, sources = fetch([known], self.local_dir, archives)
         (archive,) = paths.values()
         if len(found := self.below(unpack_all(archive, work / "unpacked"))) < len(names):
             raise RecipeError(f"{archive} does not have all of {all_of}: it is another archive than this recipe knows")

@@ -613,8 +613,8 @@ def test_a_damaged_checkpoint_and_a_full_disk_are_told_in_a_line(tmp_path, capsy
 def test_memory_is_that_of_the_command_alone(tmp_path):
     def peak(megabytes: int) -> float:
         # It must live when its line is read, as a training run does at each of its own.
-        code = f"import sys; x = b'x' * ({megabytes} << 20); del x; print(flush=True)\n"
-        code += f"import os, time\nwhile not os.path.exists({str(tmp_path / 'read')!r}): time.sleep(0.01)"
+        code = f"import os, time; x = b'x' * ({megabytes} << 20); del x; print(flush=True)\n"
+        code += f"while not os.path.exists({str(tmp_path / 'read')!r}): time.sleep(0.01)"
         (tmp_path / "read").unlink(missing_ok=True)
         read: Callable[[str], Any] = lambda line: (tmp_path / "read").touch()  # noqa: E731
         return processes.execute(python(code), tmp_path / "log", False, read)["peak_memory"] / 2**20

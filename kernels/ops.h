@@ -41,12 +41,12 @@ struct Place {
 struct Source {
     const float *key, *value, *mask;
     int64 key_strides[3], value_strides[3], mask_stride;
-    // Of the translator: key and value are read in vectors, without mask. Sentence n has `padded(length)` places from
-    // begin[n] on; its keys are (heads, size, places), its values (places, heads, size).
-    int64 in_vectors;
+    // Of the translator: sentence n has `padded(length)` places from begin[n] on, for products as of a packed weight and
+    // without mask. Each head's keys are (places / BLOCK, size, BLOCK), its values (padded(size) / BLOCK, length, BLOCK).
+    int64 packed;
 };
 
-static inline int64 padded(int64 length) { return (length + LANES - 1) / LANES * LANES; }
+static inline int64 padded(int64 count) { return (count + BLOCK - 1) / BLOCK * BLOCK; }
 
 struct Cores {
     int64 workers;
@@ -226,6 +226,17 @@ static void norm(const Step& s, const Op& op) {
     }
 }
 
+// exp(x) of what is not above 0, as host.h has it, with one factor: 0 below -87, near the least normal number.
+static inline vec exponential_to_one(vec x) {
+    typedef uint32_t ints __attribute__((vector_size(4 * LANES)));
+    const vec low = vec{} - 87.f, kept = x < low ? low : x;  // NaN stays
+    const vec shifted = kept * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
+    const vec y = (kept - n * 0.693359375f) + n * 2.12194440e-4f;
+    const vec p = y + y * y * (1.f / 2 + y * (1.f / 6 + y * (1.f / 24 + y * (1.f / 120 + y * (1.f / 720 + y * (1.f / 5040))))));
+    const vec power = (vec)(((ints)shifted << 23) + (127u << 23));
+    return x < low ? vec{} : p * power + power;
+}
+
 static inline float sigmoid(float x) { return 1.f / (1.f + exponential(-x)); }
 
 // n channels of SRU without skip term (Lei et al. 2017, equations 3 to 7: candidate, forget and reset gate lie `plane`
@@ -330,44 +341,21 @@ static void attend_one(const float* query, const float* key, int64 key_stride, c
     }
 }
 
-// N vectors of scores at once: share = scale query key + bias, of a key (size, places).
-template <int64 N>
-static void scores(const float* query, const float* key, int64 places, int64 size, float scale, const float* bias,
-                   float* share) {
-    vec sum[N] = {}, odd[N] = {};  // two chains: one would wait for its own sums
-    int64 j = 0;
-    for (; j + 1 < size; j += 2)
-        for (int64 i = 0; i < N; ++i) {
-            sum[i] += query[j] * *(const vec*)(key + j * places + i * LANES);
-            odd[i] += query[j + 1] * *(const vec*)(key + (j + 1) * places + i * LANES);
-        }
-    for (int64 i = 0; i < N; ++i) {
-        if (j < size) sum[i] += query[j] * *(const vec*)(key + j * places + i * LANES);
-        *(vec*)(share + i * LANES) = scale * (sum[i] + odd[i]) + *(const vec*)(bias + i * LANES);
-    }
-}
-
-// N vectors of a head at once: to = share value.
-template <int64 N>
-static void mixed(const float* share, const float* value, int64 stride, int64 length, float* to) {
-    vec sum[N] = {};
-    for (int64 i = 0; i < length; ++i)
-        for (int64 j = 0; j < N; ++j) sum[j] += share[i] * *(const vec*)(value + i * stride + j * LANES);
-    for (int64 j = 0; j < N; ++j) *(vec*)(to + j * LANES) = sum[j];
-}
-
-// As attend_one, from a source in vectors: bias and share have a number for each place, and `to` room for whole vectors.
-static void attend_vectors(const float* query, const float* key, const float* value, int64 stride, int64 size,
-                           int64 length, float scale, const float* bias, float* share, float* to) {
+// The same of rows of one sentence, from a packed source. share has padded(length) numbers a row, at first the bias.
+static void attend_packed(int64 rows, const float* query, int64 query_stride, const float* key, const float* value,
+                          int64 size, int64 length, float scale, float* share, float* to, int64 to_stride) {
     const int64 places = padded(length);
-    int64 i = 0, j = 0;
-    for (; i + 4 * LANES <= places; i += 4 * LANES) scores<4>(query, key + i, places, size, scale, bias + i, share + i);
-    for (; i + 2 * LANES <= places; i += 2 * LANES) scores<2>(query, key + i, places, size, scale, bias + i, share + i);
-    if (i < places) scores<1>(query, key + i, places, size, scale, bias + i, share + i);
-    softmax(share, places);
-    for (; j + 3 * LANES < size; j += 4 * LANES) mixed<4>(share, value + j, stride, length, to + j);
-    for (; j + LANES < size; j += 2 * LANES) mixed<2>(share, value + j, stride, length, to + j);
-    if (j < size) mixed<1>(share, value + j, stride, length, to + j);
+    alignas(64) Sums<float> sums;
+    for (int64 i = 0; i < places; i += BLOCK) {
+        tile_of(rows, query, query_stride, key + i * size, size, sums, std::make_index_sequence<ROWS>());
+        for (int64 m = 0; m < rows; ++m)
+            for (int64 j = 0; j < BLOCK; ++j) share[m * places + i + j] += scale * sums[m][j];
+    }
+    for (int64 m = 0; m < rows; ++m) softmax(share + m * places, places);
+    for (int64 i = 0; i < size; i += BLOCK) {
+        tile_of(rows, share, places, value + i * length, length, sums, std::make_index_sequence<ROWS>());
+        for (int64 m = 0; m < rows; ++m) std::copy_n(sums[m], std::min(BLOCK, size - i), to + m * to_stride + i);
+    }
 }
 
 // Attention over a source, with k heads; op.at is the source, and weight, where there is one, that of coverage.
@@ -375,47 +363,61 @@ static void attend(const Step& s, const Op& op) {
     const Place q = s.slot[op.in], out = s.slot[op.out];
     const Source& source = s.source[op.at];
     const int64 size = op.n / op.k;
-    each(s.cores, s.rows, 2 * s.rows * op.n * s.src_len, [&](int64 r) {
-        const int64 sentence = s.sentence[r], n = s.begin[sentence], length = s.length[sentence];
-        const int64 count = source.in_vectors ? padded(length) : length;  // below src_len
-        static thread_local std::vector<float> rows;
-        rows.resize(4 * count + size + 4 * LANES);
-        float *share = rows.data(), *mean = share + count, *curved = mean + count, *bias = curved + count;
-        float *context = bias + count, *below = s.weights + r * s.src_len;
-        const float* past = op.weight ? s.past + r * s.src_len : nullptr;
-        const float *query = q.row(r), scale = float(op.number), part = 1.f / float(op.k);
-        std::fill(mean, mean + count, 0.f);
-        if (past)
+    static thread_local std::vector<int64> first;  // of rows that are of one sentence, and no more than a tile takes
+    first.clear();
+    for (int64 r = 0; r < s.rows; ++r)
+        if (!r || s.sentence[r] != s.sentence[r - 1] || r - first.back() == ROWS) first.push_back(r);
+    const int64 groups = int64(first.size());
+    first.push_back(s.rows);
+    const int64* begins = first.data();  // a worker's own thread_local is another
+    each(s.cores, groups, 2 * s.rows * op.n * s.src_len, [&](int64 group) {
+        const int64 row = begins[group], rows = begins[group + 1] - row;
+        const int64 sentence = s.sentence[row], n = s.begin[sentence], length = s.length[sentence];
+        const int64 count = source.packed ? padded(length) : length;  // at most src_len
+        static thread_local std::vector<float> room;
+        room.resize((3 * rows + 1) * count);
+        float *share = room.data(), *mean = share + rows * count, *curved = mean + rows * count, *bias = curved + rows * count;
+        const float scale = float(op.number), part = 1.f / float(op.k);
+        std::fill(mean, mean + rows * count, 0.f);
+        const auto of = [&](auto* x, int64 m) { return x + (row + m) * s.src_len; };
+        for (int64 m = 0; op.weight && m < rows; ++m)
 #pragma GCC ivdep
-            for (int64 i = 0; i < count; ++i) curved[i] = hyperbolic_tangent(past[i]);
+            for (int64 i = 0; i < count; ++i) curved[m * count + i] = hyperbolic_tangent(of(s.past, m)[i]);
         for (int64 h = 0; h < op.k; ++h) {
-            std::fill(bias, bias + count, 0.f);
-            if (past) {
-                const float *weight = (const float*)op.weight + h, a = weight[0];
-                const float b = 4.f * weight[op.k], c = 4.f * weight[2 * op.k];
+            const int64 at = h * size;
+            for (int64 m = 0; m < rows; ++m) {
+                float* to = source.packed ? share + m * count : bias;
+                std::fill(to, to + count, 0.f);
+                if (op.weight) {
+                    const float *past = of(s.past, m), *bent = curved + m * count, *below = of(s.weights, m);
+                    const float *weight = (const float*)op.weight + h, a = weight[0];
+                    const float b = 4.f * weight[op.k], c = 4.f * weight[2 * op.k];
 #pragma GCC ivdep
-                for (int64 i = 0; i < count; ++i) bias[i] = a * past[i] + b * curved[i] + c * below[i];
+                    for (int64 i = 0; i < count; ++i) to[i] = a * past[i] + b * bent[i] + c * below[i];
+                }
+                if (source.mask)
+                    for (int64 i = 0; i < count; ++i) to[i] += source.mask[n * source.mask_stride + i];
+                std::fill(to + length, to + count, -INFINITY);
+                if (!source.packed)
+                    attend_one(q.row(row + m) + at, source.key + n * source.key_strides[0] + h * source.key_strides[1],
+                               source.key_strides[2], source.value + n * source.value_strides[0] + h * source.value_strides[1],
+                               source.value_strides[2], size, length, scale, bias, share + m * count, out.row(row + m) + at);
             }
-            if (source.mask)
-                for (int64 i = 0; i < count; ++i) bias[i] += source.mask[n * source.mask_stride + i];
-            std::fill(bias + length, bias + count, -INFINITY);
-            const int64 first = h * size;
-            if (source.in_vectors) {
-                attend_vectors(query + first, source.key + n * op.n + first * count, source.value + n * op.n + first, op.n,
-                               size, length, scale, bias, share, context);
-                std::copy_n(context, size, out.row(r) + first);
-            } else {
-                attend_one(query + first, source.key + n * source.key_strides[0] + h * source.key_strides[1],
-                           source.key_strides[2], source.value + n * source.value_strides[0] + h * source.value_strides[1],
-                           source.value_strides[2], size, length, scale, bias, share, out.row(r) + first);
-            }
+            if (source.packed)
+                attend_packed(rows, q.row(row) + at, q.width, source.key + n * op.n + at * count,
+                              source.value + (n * op.k + h * length) * padded(size), size, length, scale, share,
+                              out.row(row) + at, out.width);
 #pragma omp simd
-            for (int64 i = 0; i < count; ++i) mean[i] += share[i] * part;
+            for (int64 i = 0; i < rows * count; ++i) mean[i] += share[i] * part;
         }
-        if (past)
+        for (int64 m = 0; m < rows; ++m) {
+            const float* past = of(s.past, m);
+            float *below = of(s.weights, m), *sum = of(s.new_past, m);
+            if (op.weight)
 #pragma GCC ivdep
-            for (int64 i = 0; i < count; ++i) s.new_past[r * s.src_len + i] = past[i] + below[i];
-        if (op.flags & KEEP || (op.flags & TOP && s.need_weights)) std::copy(mean, mean + count, below);
+                for (int64 i = 0; i < count; ++i) sum[i] = past[i] + below[i];
+            if (op.flags & KEEP || (op.flags & TOP && s.need_weights)) std::copy_n(mean + m * count, count, below);
+        }
     });
 }
 

@@ -7,6 +7,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <numeric>
 #include <thread>
 
@@ -53,10 +54,14 @@ extern "C" int64 run_step(const Call* call) {
 
 // ---- the whole search
 
+struct Reads {
+    int64 slot, heads;
+};
+
 struct Job {  // search.py's order
     Program encoder, decoder;
     int64 attentions;
-    const int64* source_slot;  // of the encoder: what each attention reads, keys beside values
+    const Reads* source;  // of the encoder: what each attention reads, keys beside values
     int64 state_size, sentences;
     const int64* token;  // of all sentences, one after the other
     const int64* begin;  // (sentences + 1)
@@ -71,13 +76,27 @@ struct Job {  // search.py's order
 static constexpr int64 ENCODED = 256;  // positions that are encoded together: what is between stays in the cache
 static constexpr int64 TOGETHER = 40;  // hypotheses that are followed together: enough for the weights, few enough for the cache
 
-static void grow(std::vector<float>& x, int64 numbers) {
+// Memory that begins with a cache line, so that no vector lies in two.
+template <class T>
+struct Aligned {
+    typedef T value_type;
+    static constexpr std::align_val_t LINE{64};
+
+    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), LINE)); }
+    void deallocate(T* p, size_t) { ::operator delete(p, LINE); }
+    bool operator==(const Aligned&) const { return true; }
+    bool operator!=(const Aligned&) const { return false; }
+};
+
+typedef std::vector<float, Aligned<float>> Floats;
+
+static void grow(Floats& x, int64 numbers) {
     if (int64(x.size()) < numbers) x.resize(numbers);
 }
 
 // Slots of so many rows.
 struct Slots {
-    std::vector<float> scratch;
+    Floats scratch;
     std::vector<Place> place;
 
     void lay_out(const Program& program, int64 rows) {
@@ -88,17 +107,23 @@ struct Slots {
     }
 };
 
-// Keys and values of an attention, as struct Source has them in vectors, with room behind them for a last vector.
+// Keys and values of an attention, packed as struct Source has them.
 struct Kept {
-    std::vector<float> key, value;
+    Floats key, value;
 
     // A sentence's, whose rows have keys beside values.
-    void take(const Place& from, int64 row, int64 length, int64 at) {
-        const int64 size = from.width / 2, places = padded(length);
-        float *keys = &key[at * size], *values = &value[at * size];
-        for (int64 j = 0; j < size; ++j)
-            for (int64 i = 0; i < places; ++i) keys[j * places + i] = i < length ? from.row(row + i)[j] : 0.f;
-        for (int64 i = 0; i < length; ++i) std::copy_n(from.row(row + i) + size, size, values + i * size);
+    void take(const Place& from, int64 heads, int64 row, int64 length, int64 at) {
+        const int64 all = from.width / 2, size = all / heads, places = padded(length), room = padded(size);
+        float *keys = &key[at * all], *values = &value[at * heads * room];
+        std::fill_n(keys, places * all, 0.f);
+        std::fill_n(values, length * heads * room, 0.f);
+        for (int64 h = 0; h < heads; ++h, keys += places * size, values += length * room)
+            for (int64 i = 0; i < length; ++i) {
+                const float *key = from.row(row + i) + h * size, *value = key + all;
+                for (int64 j = 0; j < size; ++j) keys[(i / BLOCK * size + j) * BLOCK + i % BLOCK] = key[j];
+                for (int64 j = 0; j < size; j += BLOCK)
+                    std::copy_n(value + j, std::min(BLOCK, size - j), values + j * length + i * BLOCK);
+            }
     }
 };
 
@@ -119,9 +144,9 @@ static void encode(const Job& job, const std::vector<int64>& length, const std::
     std::vector<Kept>& kept = memory.kept;
     kept.resize(job.attentions);
     for (int64 a = 0; a < job.attentions; ++a) {
-        const int64 numbers = at.back() * (job.encoder.width[job.source_slot[a]] / 2);
-        grow(kept[a].key, numbers);
-        grow(kept[a].value, numbers + 4 * LANES);
+        const int64 all = job.encoder.width[job.source[a].slot] / 2, heads = job.source[a].heads;
+        grow(kept[a].key, at.back() * all);
+        grow(kept[a].value, at.back() * heads * padded(all / heads));
     }
     Slots& slots = memory.encoder;
     for (int64 first = 0, last; first < job.sentences; first = last) {
@@ -140,13 +165,17 @@ static void encode(const Job& job, const std::vector<int64>& length, const std::
         run(job.encoder, step);
         for (int64 a = 0; a < job.attentions; ++a)
             for (int64 n = first; n < last; ++n)
-                kept[a].take(slots.place[job.source_slot[a]], begin[n - first], length[n], at[n]);
+                kept[a].take(slots.place[job.source[a].slot], job.source[a].heads, begin[n - first], length[n], at[n]);
     }
 }
 
 struct Candidate {
     float score;
     int64 row, token;
+
+    bool before(const Candidate& c) const {
+        return score != c.score ? score > c.score : row != c.row ? row < c.row : token < c.token;
+    }
 };
 
 struct Hypothesis {
@@ -166,51 +195,60 @@ struct Search {
     // of each hypothesis that is followed; those of a sentence lie together
     std::vector<Hypothesis> live;
     std::vector<int64> token, sentence;
-    std::vector<float> state, past;  // past: coverage
+    Floats state, past;  // past: coverage
     std::vector<std::vector<Hypothesis>> ended;  // of each sentence
     int64 open = 0;                              // sentences that are searched
 
     std::vector<Candidate> best;  // of a sentence at a step, sorted
-    std::vector<float> peaks, ranked;  // of each CHUNK of a row's logits
-    static constexpr int64 CHUNK = 64;
+    static constexpr int64 STRIP = 4;  // vectors
+    int64 chunks;  // of a row of logits; word j is in chunk j % chunks
+    Floats peaks, ranked;  // of each chunk
 
     explicit Search(const Job& job)
-        : job(job), words(job.decoder.width[job.decoder.slots - 1]), ended(job.sentences), peaks((words + CHUNK - 1) / CHUNK) {}
+        : job(job), words(job.decoder.width[job.decoder.slots - 1]), ended(job.sentences),
+          chunks((words + 64 * STRIP * LANES - 1) / (64 * STRIP * LANES) * STRIP * LANES), peaks(chunks) {}
 
-    template <int64 COUNT>
-    static float peak(const float* x) {
-        vec most = *(const vec*)x;
-        for (int64 j = LANES; j < COUNT; j += LANES) {
-            const vec next = *(const vec*)(x + j);
-            most = next > most ? next : most;
+    // The largest of each chunk, in which words lie `chunks` apart, so that vectors need no sorting out; returns that of all.
+    float find_peaks(const float* x) {
+        const int64 full = words / chunks * chunks;
+        for (int64 c = 0; c < chunks; c += STRIP * LANES) {
+            vec most[STRIP];
+            for (int64 i = 0; i < STRIP; ++i) most[i] = vec{} - INFINITY;
+            for (int64 j = c; j < full; j += chunks)
+                for (int64 i = 0; i < STRIP; ++i) {
+                    const vec next = *(const vec*)(x + j + i * LANES);
+                    most[i] = next > most[i] ? next : most[i];
+                }
+            for (int64 i = 0; i < STRIP; ++i) *(vec*)&peaks[c + i * LANES] = most[i];
         }
+        for (int64 j = full; j < words; ++j) peaks[j - full] = std::max(peaks[j - full], x[j]);
+        vec most = *(const vec*)&peaks[0];
+        for (int64 c = LANES; c < chunks; c += LANES) most = *(const vec*)&peaks[c] > most ? *(const vec*)&peaks[c] : most;
         return *std::max_element((const float*)&most, (const float*)&most + LANES);
     }
 
     float sum_of_exponentials(const float* x, float highest) const {
-        vec sum{};
-        for (int64 begin = 0; begin < words; begin += CHUNK) {
-            float e[CHUNK] = {};
-            const int64 count = std::min(CHUNK, words - begin);
-            if (count == CHUNK)
-#pragma GCC ivdep
-                for (int64 j = 0; j < CHUNK; ++j) e[j] = exponential(x[begin + j] - highest);
-            else
-                for (int64 j = 0; j < count; ++j) e[j] = exponential(x[begin + j] - highest);
-            for (int64 j = 0; j < CHUNK; j += LANES) sum += *(const vec*)(e + j);
-        }
+        vec sum[4] = {};
+        int64 j = 0;
+        for (; j + 4 * LANES <= words; j += 4 * LANES)
+            for (int64 i = 0; i < 4; ++i) {
+                __builtin_prefetch(x + words + j + i * LANES);  // the next row
+                sum[i] += exponential_to_one(*(const vec*)(x + j + i * LANES) - highest);
+            }
         float all = 0;
-        for (int64 j = 0; j < LANES; ++j) all += sum[j];
+        for (; j < words; ++j) all += exponential(x[j] - highest);
+        const vec both = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+        for (int64 i = 0; i < LANES; ++i) all += both[i];
         return all;
     }
 
     void offer(const Candidate& c, size_t room) {
         if (best.size() == room) {
-            if (!(c.score > best.back().score)) return;
+            if (!c.before(best.back())) return;
             best.pop_back();
         }
         auto at = best.end();
-        while (at != best.begin() && at[-1].score < c.score) --at;
+        while (at != best.begin() && c.before(at[-1])) --at;
         best.insert(at, c);
     }
 
@@ -235,12 +273,7 @@ struct Search {
     // Offers the words that may follow a hypothesis, with log softmax(logits) where there is more than one to compare with.
     void extend(int64 row, float* x, size_t room) {
         const std::vector<int32_t>& tokens = live[row].tokens;
-        float highest = -INFINITY;
-        for (int64 c = 0; c < int64(peaks.size()); ++c) {
-            const int64 begin = c * CHUNK, count = std::min(CHUNK, words - begin);
-            peaks[c] = count == CHUNK ? peak<CHUNK>(x + begin) : *std::max_element(x + begin, x + words);
-            highest = std::max(highest, peaks[c]);
-        }
+        const float highest = find_peaks(x);
         float shift = 0, before = 0;
         if (job.scored) {
             shift = highest;
@@ -257,14 +290,19 @@ struct Search {
         // what is forbidden may have been a peak
         const size_t spare = 2 + size_t(forbid_repetitions(x, tokens));
         float least = -INFINITY;  // so many of the row's chunks have a word that is no worse
-        if (peaks.size() > spare + room) {
-            ranked = peaks;
-            std::nth_element(ranked.begin(), ranked.begin() + (spare + room - 1), ranked.end(), std::greater<float>());
-            least = ranked[spare + room - 1];
+        if (best.size() < room && peaks.size() > spare + room) {
+            ranked.assign(spare + room, -INFINITY);
+            for (const float peak : peaks) {
+                if (!(peak > ranked.back())) continue;
+                size_t at = ranked.size() - 1;
+                for (; at && ranked[at - 1] < peak; --at) ranked[at] = ranked[at - 1];
+                ranked[at] = peak;
+            }
+            least = ranked.back();
         }
-        for (int64 c = 0; c < int64(peaks.size()); ++c) {
-            if (peaks[c] < least || (best.size() == room && !(total(peaks[c]) > best.back().score))) continue;
-            for (int64 j = c * CHUNK, end = std::min(words, j + CHUNK); j < end; ++j) {
+        for (int64 c = 0; c < chunks; ++c) {
+            if (peaks[c] < least || (best.size() == room && !(total(peaks[c]) >= best.back().score))) continue;
+            for (int64 j = c; j < words; j += chunks) {
                 if (!(x[j] >= least)) continue;
                 const float with = total(x[j]);
                 if (with > -INFINITY) offer({with, row, j}, room);  // nor NaN
@@ -286,7 +324,7 @@ struct Search {
         for (const Kept& one : memory.kept) source.push_back({one.key.data(), one.value.data(), nullptr, {}, {}, 0, 1});
         Slots& slots = memory.decoder;
         std::vector<Hypothesis> old;
-        std::vector<float> new_state, new_past, weights;
+        Floats new_state, new_past, weights;
         std::vector<int64> old_sentence;
         const int64 together = std::max<int64>(1, TOGETHER / job.beam);
         for (int64 waiting = 0;;) {

@@ -44,7 +44,7 @@ class Search:
 
     def __init__(self, encoder: Program, decoder: Program) -> None:
         self._encoder, self._decoder = encoder.packed(), decoder.packed()
-        self._sources = np.array([slot for slot, _ in encoder.sources], np.int64)
+        self._sources = np.array(encoder.sources, np.int64)
         self._state_size = decoder.state_size
         self.words, self.positions = encoder.words, encoder.positions
 

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
+import subprocess
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,6 +16,7 @@ from fairseq_sru.decoding import program
 from fairseq_sru.decoding.program import Program, quantised
 from fairseq_sru.models.attention import Source
 from fairseq_sru.models.step import Step
+from fairseq_sru.recurrence import build
 
 # What the compiler is told not to use, so that each form of the product is built, as far as this processor has it.
 FORMS = [(), ("-mno-avx512vnni", "-mno-avxvnni"), ("-DPLAIN",), ("-mno-avx512f",), ("-mno-avx2",)]
@@ -114,3 +120,32 @@ def test_what_does_not_fit_is_an_error(write: object) -> None:
     made.slot(8)
     with pytest.raises(ValueError):
         write(made)  # type: ignore[operator]
+
+
+EXPONENTIALS = """
+#include "ops.h"
+extern "C" void exponentials(const float* x, float* y, int64 count) {
+    for (int64 i = 0; i < count; i += LANES) *(vec*)(y + i) = exponential_to_one(*(const vec*)(x + i));
+}
+"""
+
+
+def test_the_exponentials_of_a_softmax_are_exact(tmp_path: Path) -> None:
+    command, _ = build.host_compiler()
+    words = [*command, *build.HOST_FLAGS, *program.OPTIONS, f"-I{build.kernel_folder()}"]
+    path = tmp_path / "exponentials.so"
+    subprocess.run([*words, "-x", "c++", "-", "-o", str(path)], input=EXPONENTIALS, text=True, check=True)
+    x = -torch.logspace(-40, 2.5, 2**20)
+    x[:6] = torch.tensor([0.0, -0.0, -87.0, -88.0, -math.inf, math.nan])
+    y = torch.empty_like(x)
+    ctypes.CDLL(str(path)).exponentials(
+        ctypes.c_void_p(x.data_ptr()), ctypes.c_void_p(y.data_ptr()), ctypes.c_int64(len(x))
+    )
+    assert y[:2].tolist() == [1, 1]
+    assert y[3:5].tolist() == [0, 0]
+    assert y[5].isnan()
+    kept = x >= -87
+    assert kept.sum() > 1e5
+    exact = x[kept].double().exp()
+    assert ((y[kept].double() - exact).abs() <= 1.5 * 2**-23 * exact).all()
+    assert (y[x < -87] == 0).all()

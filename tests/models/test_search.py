@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq import search as strategies
+from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from support.exported import torch_alone, words
 from support.small_models import VARIANTS, made
@@ -83,6 +84,16 @@ def test_hypotheses_are_those_of_fairseq(name: str, beam: int) -> None:
 def test_sentences_follow_those_that_are_done(beam: int, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "threads_here", lambda: 1)
     check(model, sample_of([1 + i % 9 for i in range(50)]), beam_size=beam)
+
+
+@pytest.mark.parametrize("count", [130, 3001])
+@pytest.mark.parametrize("beam, no_repeat", [(1, 0), (5, 2), (9, 0)])  # 9 rows are more than a product takes at a time
+def test_of_many_words(count: int, beam: int, no_repeat: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    many = Dictionary()
+    for i in range(count - 4):
+        many.add_symbol(f"word{i}")
+    monkeypatch.setattr(f"{__name__}.words", lambda: many)
+    check(model_of("sru, coverage"), sample_of([*LENGTHS, 40]), beam_size=beam, no_repeat_ngram_size=no_repeat)
 
 
 @pytest.mark.parametrize(

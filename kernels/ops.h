@@ -9,7 +9,6 @@
 #include "host.h"
 
 #include <algorithm>
-#include <functional>
 #include <vector>
 
 #include "products.h"
@@ -42,7 +41,8 @@ struct Source {
     const float *key, *value, *mask;
     int64 key_strides[3], value_strides[3], mask_stride;
     // Of the translator: sentence n has `padded(length)` places from begin[n] on, for products as of a packed weight and
-    // without mask. Each head's keys are (places / BLOCK, size, BLOCK), its values (padded(size) / BLOCK, length, BLOCK).
+    // without mask. Keys are (heads, places / BLOCK, size, BLOCK) from begin[n] * heads * size on, values (heads,
+    // padded(size) / BLOCK, length, BLOCK) from begin[n] * heads * padded(size) on.
     int64 packed;
 };
 
@@ -312,7 +312,7 @@ static void convolve(const Step& s, const Op& op) {
 static void softmax(float* x, int64 count) {
     float highest = -INFINITY, sum = 0;
 #pragma omp simd reduction(max : highest)
-    for (int64 i = 0; i < count; ++i) highest = std::max(highest, x[i]);
+    for (int64 i = 0; i < count; ++i) highest = x[i] > highest ? x[i] : highest;
 #pragma GCC ivdep
     for (int64 i = 0; i < count; ++i) x[i] = exponential(x[i] - highest);
 #pragma omp simd reduction(+ : sum)
@@ -322,15 +322,15 @@ static void softmax(float* x, int64 count) {
     for (int64 i = 0; i < count; ++i) x[i] *= part;
 }
 
-// to = softmax(scale query key^T + bias) value, of one head and query; leaves the weights in share.
+// to = softmax(scale query key^T + bias) value, of one head and query; share has the bias before, and the weights after.
 static void attend_one(const float* query, const float* key, int64 key_stride, const float* value, int64 value_stride,
-                       int64 size, int64 length, float scale, const float* bias, float* share, float* to) {
+                       int64 size, int64 length, float scale, float* share, float* to) {
     for (int64 i = 0; i < length; ++i) {
         const float* k = key + i * key_stride;
         float score = 0;
 #pragma omp simd reduction(+ : score)
         for (int64 j = 0; j < size; ++j) score += query[j] * k[j];
-        share[i] = score * scale + bias[i];
+        share[i] += score * scale;
     }
     softmax(share, length);
     std::fill(to, to + size, 0.f);
@@ -341,7 +341,7 @@ static void attend_one(const float* query, const float* key, int64 key_stride, c
     }
 }
 
-// The same of rows of one sentence, from a packed source. share has padded(length) numbers a row, at first the bias.
+// The same of rows of one sentence, from a packed source; share has padded(length) numbers a row.
 static void attend_packed(int64 rows, const float* query, int64 query_stride, const float* key, const float* value,
                           int64 size, int64 length, float scale, float* share, float* to, int64 to_stride) {
     const int64 places = padded(length);
@@ -362,61 +362,61 @@ static void attend_packed(int64 rows, const float* query, int64 query_stride, co
 static void attend(const Step& s, const Op& op) {
     const Place q = s.slot[op.in], out = s.slot[op.out];
     const Source& source = s.source[op.at];
-    const int64 size = op.n / op.k;
-    static thread_local std::vector<int64> first;  // of rows that are of one sentence, and no more than a tile takes
-    first.clear();
+    const int64 size = op.n / op.k, most = source.packed ? ROWS : 1;
+    static thread_local std::vector<int64> groups;  // the first row of each: rows of one sentence, as many as a tile takes
+    groups.clear();
     for (int64 r = 0; r < s.rows; ++r)
-        if (!r || s.sentence[r] != s.sentence[r - 1] || r - first.back() == ROWS) first.push_back(r);
-    const int64 groups = int64(first.size());
-    first.push_back(s.rows);
-    const int64* begins = first.data();  // a worker's own thread_local is another
-    each(s.cores, groups, 2 * s.rows * op.n * s.src_len, [&](int64 group) {
-        const int64 row = begins[group], rows = begins[group + 1] - row;
+        if (!r || s.sentence[r] != s.sentence[r - 1] || r - groups.back() == most) groups.push_back(r);
+    const int64 count = int64(groups.size());
+    groups.push_back(s.rows);
+    const int64* group = groups.data();  // a worker's own thread_local is another
+    each(s.cores, count, 2 * s.rows * op.n * s.src_len, [&](int64 g) {
+        const int64 row = group[g], rows = group[g + 1] - row;
         const int64 sentence = s.sentence[row], n = s.begin[sentence], length = s.length[sentence];
-        const int64 count = source.packed ? padded(length) : length;  // at most src_len
+        const int64 places = source.packed ? padded(length) : length;  // at most src_len
         static thread_local std::vector<float> room;
-        room.resize((3 * rows + 1) * count);
-        float *share = room.data(), *mean = share + rows * count, *curved = mean + rows * count, *bias = curved + rows * count;
+        room.resize(3 * rows * places);
+        float *shares = room.data(), *mean = shares + rows * places, *curved = mean + rows * places;
         const float scale = float(op.number), part = 1.f / float(op.k);
-        std::fill(mean, mean + rows * count, 0.f);
-        const auto of = [&](auto* x, int64 m) { return x + (row + m) * s.src_len; };
-        for (int64 m = 0; op.weight && m < rows; ++m)
+        std::fill_n(mean, rows * places, 0.f);
+        for (int64 m = 0; op.weight && m < rows; ++m) {
+            const float* past = s.past + (row + m) * s.src_len;
 #pragma GCC ivdep
-            for (int64 i = 0; i < count; ++i) curved[m * count + i] = hyperbolic_tangent(of(s.past, m)[i]);
+            for (int64 i = 0; i < places; ++i) curved[m * places + i] = hyperbolic_tangent(past[i]);
+        }
         for (int64 h = 0; h < op.k; ++h) {
             const int64 at = h * size;
             for (int64 m = 0; m < rows; ++m) {
-                float* to = source.packed ? share + m * count : bias;
-                std::fill(to, to + count, 0.f);
+                float* share = shares + m * places;
+                std::fill_n(share, places, 0.f);
                 if (op.weight) {
-                    const float *past = of(s.past, m), *bent = curved + m * count, *below = of(s.weights, m);
-                    const float *weight = (const float*)op.weight + h, a = weight[0];
+                    const float *past = s.past + (row + m) * s.src_len, *below = s.weights + (row + m) * s.src_len;
+                    const float *weight = (const float*)op.weight + h, *bent = curved + m * places, a = weight[0];
                     const float b = 4.f * weight[op.k], c = 4.f * weight[2 * op.k];
 #pragma GCC ivdep
-                    for (int64 i = 0; i < count; ++i) to[i] = a * past[i] + b * bent[i] + c * below[i];
+                    for (int64 i = 0; i < places; ++i) share[i] = a * past[i] + b * bent[i] + c * below[i];
                 }
                 if (source.mask)
-                    for (int64 i = 0; i < count; ++i) to[i] += source.mask[n * source.mask_stride + i];
-                std::fill(to + length, to + count, -INFINITY);
-                if (!source.packed)
-                    attend_one(q.row(row + m) + at, source.key + n * source.key_strides[0] + h * source.key_strides[1],
-                               source.key_strides[2], source.value + n * source.value_strides[0] + h * source.value_strides[1],
-                               source.value_strides[2], size, length, scale, bias, share + m * count, out.row(row + m) + at);
+                    for (int64 i = 0; i < places; ++i) share[i] += source.mask[n * source.mask_stride + i];
+                std::fill(share + length, share + places, -INFINITY);
             }
             if (source.packed)
-                attend_packed(rows, q.row(row) + at, q.width, source.key + n * op.n + at * count,
-                              source.value + (n * op.k + h * length) * padded(size), size, length, scale, share,
+                attend_packed(rows, q.row(row) + at, q.width, source.key + n * op.n + at * places,
+                              source.value + (n * op.k + h * length) * padded(size), size, length, scale, shares,
                               out.row(row) + at, out.width);
+            else
+                attend_one(q.row(row) + at, source.key + n * source.key_strides[0] + h * source.key_strides[1],
+                           source.key_strides[2], source.value + n * source.value_strides[0] + h * source.value_strides[1],
+                           source.value_strides[2], size, length, scale, shares, out.row(row) + at);
 #pragma omp simd
-            for (int64 i = 0; i < rows * count; ++i) mean[i] += share[i] * part;
+            for (int64 i = 0; i < rows * places; ++i) mean[i] += shares[i] * part;
         }
         for (int64 m = 0; m < rows; ++m) {
-            const float* past = of(s.past, m);
-            float *below = of(s.weights, m), *sum = of(s.new_past, m);
+            const int64 first = (row + m) * s.src_len;
             if (op.weight)
 #pragma GCC ivdep
-                for (int64 i = 0; i < count; ++i) sum[i] = past[i] + below[i];
-            if (op.flags & KEEP || (op.flags & TOP && s.need_weights)) std::copy_n(mean + m * count, count, below);
+                for (int64 i = first; i < first + places; ++i) s.new_past[i] = s.past[i] + s.weights[i];
+            if (op.flags & KEEP || (op.flags & TOP && s.need_weights)) std::copy_n(mean + m * places, places, s.weights + first);
         }
     });
 }
@@ -425,16 +425,15 @@ static void attend(const Step& s, const Op& op) {
 static void self_attend(const Step& s, const Op& op) {
     const Place x = s.slot[op.in], out = s.slot[op.out];
     const int64 size = op.n / op.k;
-    std::vector<float> share, bias;
+    std::vector<float> share;
     for (int64 sentence = 0; sentence < s.sentences; ++sentence) {
         const int64 begin = s.begin[sentence], length = s.length[sentence];
-        share.resize(length);
-        bias.assign(length, 0.f);
         for (int64 i = 0; i < length; ++i)
             for (int64 h = 0; h < op.k; ++h) {
                 const float* first = x.row(begin) + h * size;
+                share.assign(length, 0.f);
                 attend_one(x.row(begin + i) + h * size, first + op.n, x.width, first + 2 * op.n, x.width, size, length,
-                           float(op.number), bias.data(), share.data(), out.row(begin + i) + h * size);
+                           float(op.number), share.data(), out.row(begin + i) + h * size);
             }
     }
 }

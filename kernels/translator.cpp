@@ -76,7 +76,7 @@ struct Job {  // search.py's order
 static constexpr int64 ENCODED = 256;  // positions that are encoded together: what is between stays in the cache
 static constexpr int64 TOGETHER = 40;  // hypotheses that are followed together: enough for the weights, few enough for the cache
 
-// Memory that begins with a cache line, so that no vector lies in two.
+// Memory that begins with a cache line, so that vectors don't lie in two where rows are whole lines.
 template <class T>
 struct Aligned {
     typedef T value_type;
@@ -202,7 +202,8 @@ struct Search {
     std::vector<Candidate> best;  // of a sentence at a step, sorted
     static constexpr int64 STRIP = 4;  // vectors
     int64 chunks;  // of a row of logits; word j is in chunk j % chunks
-    Floats peaks, ranked;  // of each chunk
+    Floats peaks;  // of each chunk
+    std::vector<float> ranked;  // a row's largest peaks, sorted
 
     explicit Search(const Job& job)
         : job(job), words(job.decoder.width[job.decoder.slots - 1]), ended(job.sentences),
@@ -228,17 +229,17 @@ struct Search {
     }
 
     float sum_of_exponentials(const float* x, float highest) const {
-        vec sum[4] = {};
+        vec sum[STRIP] = {};
         int64 j = 0;
-        for (; j + 4 * LANES <= words; j += 4 * LANES)
-            for (int64 i = 0; i < 4; ++i) {
+        for (; j + STRIP * LANES <= words; j += STRIP * LANES)
+            for (int64 i = 0; i < STRIP; ++i) {
                 __builtin_prefetch(x + words + j + i * LANES);  // the next row
                 sum[i] += exponential_to_one(*(const vec*)(x + j + i * LANES) - highest);
             }
         float all = 0;
         for (; j < words; ++j) all += exponential(x[j] - highest);
-        const vec both = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-        for (int64 i = 0; i < LANES; ++i) all += both[i];
+        for (int64 i = 1; i < STRIP; ++i) sum[0] += sum[i];
+        for (int64 i = 0; i < LANES; ++i) all += sum[0][i];
         return all;
     }
 
@@ -289,7 +290,7 @@ struct Search {
         if (tokens.empty()) x[job.eos] = -INFINITY;
         // what is forbidden may have been a peak
         const size_t spare = 2 + size_t(forbid_repetitions(x, tokens));
-        float least = -INFINITY;  // so many of the row's chunks have a word that is no worse
+        float least = -INFINITY;  // spare + room chunks have a word that is no worse; once `best` is full, its worst tells
         if (best.size() < room && peaks.size() > spare + room) {
             ranked.assign(spare + room, -INFINITY);
             for (const float peak : peaks) {

@@ -98,7 +98,7 @@ class Step:
                 *source.key.stride()[:3],
                 *source.value.stride()[:3],
                 source.mask.stride(0),
-                False,  # read in vectors
+                False,  # packed
             )
             for source in sources
         )

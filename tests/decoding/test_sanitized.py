@@ -18,7 +18,7 @@ for i, (name, form) in enumerate((name, form) for name in {names!r} for form in 
     program.OPTIONS = {options!r} + form
     program.library.cache_clear()
     exported(folder, name, int8=i % 2 == 1)
-    for beam in (1, 3):
+    for beam in (1, 3, 9):
         for batch_size in (1, 64):
             Translator(folder, 1 + i % 2).hypotheses(lines, beam=beam, nbest=beam, max_length=9, batch_size=batch_size,
                                              no_repeat_ngram_size=i % 3)

@@ -86,7 +86,7 @@ def test_sentences_follow_those_that_are_done(beam: int, model: Any, monkeypatch
     check(model, sample_of([1 + i % 9 for i in range(50)]), beam_size=beam)
 
 
-@pytest.mark.parametrize("count", [130, 3001])
+@pytest.mark.parametrize("count", [130, 4500])
 @pytest.mark.parametrize("beam, no_repeat", [(1, 0), (5, 2), (9, 0)])  # 9 rows are more than a product takes at a time
 def test_of_many_words(count: int, beam: int, no_repeat: int, monkeypatch: pytest.MonkeyPatch) -> None:
     many = Dictionary()

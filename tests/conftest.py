@@ -24,6 +24,10 @@ pytest_plugins = ["support.debian_packages"]  # fixtures of several files
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name != "test_walks.py")  # half an hour of --all: begun last, it ends alone
+
+
 @pytest.fixture(autouse=True)
 def seed() -> None:
     """A test's random numbers don't depend on which tests the same process ran before."""

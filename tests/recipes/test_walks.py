@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import random
 import re
 import shlex
 import shutil
@@ -26,7 +24,7 @@ from typing import Any, NamedTuple
 import jsonschema
 import pytest
 from comparison import commands, report, settings
-from conftest import ROOT, preprocess, run_cli, write_pairs
+from conftest import ROOT
 from corpora import registry
 from support.archives import iwslt_archive, lohelp, multi30k_archives, text_of, tgz, wmt14_archives
 from wheels import copy_tree
@@ -207,7 +205,10 @@ def test_a_recipe_runs_as_its_first_line_says(
 
     done = contents(checkout)
     again = typed(command, checkout, internet)
-    assert re.findall(r"^\+ (.*)", again, re.MULTILINE) == re.findall(r"^\+ (.*)", printed, re.MULTILINE)[:1]
+    first_time, second_time = (re.findall(r"^\+ (.*)", text, re.MULTILINE) for text in (printed, again))
+    left_out = [name for name, system in found["systems"].items() if "missing" in system.get("translator", {})]
+    folders = tuple(f"/{name}-1-float32" for name in left_out)
+    assert second_time == [first_time[0], *(command for command in first_time if command.endswith(folders))]
     changed = {name for name, text in contents(checkout).items() if done.get(name) != text}
     assert changed <= {f"{given.out}/logs/prepare.log"}
     assert len(internet.asked) == len(sources)
@@ -233,49 +234,3 @@ def test_a_comparison_takes_data_that_the_printed_command_prepared(checkout: Pat
     typed(command, checkout, internet)
     assert contents(checkout / "runs").items() >= data.items()
     assert (checkout / settings.load(recipe).out / "report.md").is_file()
-
-
-# --- the models for WMT at their size ---------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def large_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Binarised pairs of 15 + 15 words, with a joint dictionary of 32,000."""
-    folder = tmp_path_factory.mktemp("large")
-    words = [f"w{number}" for number in range(32_000 - 4)]  # less fairseq's own
-    random.Random(1).shuffle(words)
-    text = [words[at : at + 15] for at in range(0, len(words), 15)]
-    pairs = [(line, line[::-1]) for line in text]
-    write_pairs(folder, "train", pairs)
-    write_pairs(folder, "valid", pairs[:8])
-    write_pairs(folder, "test", pairs[:8])
-    return preprocess(folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sru_wmt", "sru_wmt_big", "lstm_wmt", "transformer_sru_wmt"])
-def test_models_for_wmt_train_average_and_translate_on_a_cpu(arch: str, large_vocabulary: Path, tmp_path: Path) -> None:
-    out = tmp_path / "checkpoints"
-    flags = "--share-all-embeddings --optimizer adam --adam-betas (0.9,0.98) --clip-norm 1.0 --lr 7e-4"
-    flags += " --lr-scheduler inverse_sqrt --warmup-updates 4000 --criterion label_smoothed_cross_entropy"
-    flags += " --label-smoothing 0.1 --max-tokens 4096 --max-update 3 --save-interval-updates 1"
-    flags += " --no-epoch-checkpoints --no-last-checkpoints --disable-validation --log-format json --log-interval 1"
-    common = [large_vocabulary, "--user-dir", "fairseq_sru", "--cpu"]
-    said = run_cli("train", *common, "--arch", arch, "--save-dir", out, *flags.split()).stdout
-    updates = [json.loads(line) for line in re.findall(r"\| train_inner \| (\{.*\})", said)]
-    assert [(update["num_updates"], float(update["wpb"])) for update in updates] == [(n, 4096) for n in "123"]
-    losses = [float(update["loss"]) for update in updates]
-    assert abs(losses[0] - math.log2(32_000)) < 2
-    command = [
-        "recipes/average.py",
-        "--inputs",
-        str(out),
-        "--num-update-checkpoints",
-        "2",
-        "--output",
-        str(out / "mean.pt"),
-    ]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
-    translated = run_cli("generate", *common, "--path", out / "mean.pt", "--beam", "5", "--max-len-b", "20").stdout
-    assert len(re.findall(r"^D-\d+\t", translated, re.MULTILINE)) == 8
-    shutil.rmtree(out)

@@ -8,7 +8,8 @@
 It trains nothing: the models are a comparison's, and data the folder that recipes/prepare.py wrote for them. The test
 set is translated with beams of 1 and 5, by batches of 64 sentences and, --sentences of it, one by one. Each system runs
 in a process of its own, the systems in turns; figures are medians. CTranslate2 takes part where it is installed (pip
-install ctranslate2), with the Transformer converted by its own converter.
+install ctranslate2), with the Transformer converted by its own converter. Works in runs/decoding-NAME, where FILE is
+NAME.json; stopped and run again, it goes on.
 """
 
 from __future__ import annotations
@@ -16,11 +17,10 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import logging
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
+from functools import partial
 from importlib.metadata import version
 from operator import eq
 from pathlib import Path
@@ -28,65 +28,97 @@ from typing import Any
 
 from benchmarks import decoding
 from benchmarks.decoding import CELLS, CT2_FLOAT32, CT2_INT8, FLOAT32, INT8, MODELS
-from benchmarks.timing import machine, short, table
+from benchmarks.timing import going_on_without, machine, short, table
 from common.arguments import at_least_one, file, output_file
 from common.files import write_text
+from comparison import scores
+from comparison.command_line import ROOT
 from comparison.report import number
-from sacrebleu.metrics import BLEU
+from comparison.stages import StageError, Stages, working_in
+from comparison.translators import FILES
 from tqdm import tqdm
 
-RECIPES = Path(__file__).resolve().parent
 
+def convert(args: argparse.Namespace, stages: Stages, work: Path) -> dict[str, str]:
+    """The model of each system that takes part.
 
-def convert(args: argparse.Namespace, folder: Path) -> dict[str, str]:
-    """The model of each system that takes part."""
+    Raises:
+        StageError: one can't be exported or converted.
+    """
     models = {name: str(path.absolute()) for name, kind in MODELS.items() if (path := vars(args)[kind])}
+    data: Path = args.data.absolute()
     for name, more in ((FLOAT32, []), (INT8, ["--int8"])):
-        words = ["--path", args.sru, "--sentencepiece-model", args.data / "spm.model", "--data", args.data / "bin"]
-        command = [sys.executable, "-m", "fairseq_sru.export", *words, "--out", folder / name, *more]
-        done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-        if done.returncode:
-            said = done.stderr.strip() or f"exit status {done.returncode}"
-            sys.exit(f"{name} can't take part: {said.splitlines()[-1]}")
-        models[name] = str(folder / name)
-    if args.transformer and importlib.util.find_spec("ctranslate2"):
-        import ctranslate2
-
-        from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
-
-        allow_fairseq_checkpoints()
-        converter = ctranslate2.converters.FairseqConverter(str(args.transformer), str(args.data / "bin"))
-        converter.convert(str(folder / "ct2"))
-        models[CT2_FLOAT32] = models[CT2_INT8] = str(folder / "ct2")
-    else:
-        for name in (CT2_FLOAT32, CT2_INT8):
-            models.pop(name, None)
+        folder = work / name.replace(", ", "-")
+        words = ["--path", models[name], "--sentencepiece-model", data / "spm.model", "--data", data / "bin"]
+        command = ["python", "-m", "fairseq_sru.export", *map(str, words), "--out", str(folder), *more]
+        outputs = [folder / file for file in (*FILES, "spm.model")]
+        log = work / "logs" / f"{name}.log"
+        try:
+            stages.command(f"export {name}", command, inputs=[args.sru], outputs=outputs, log=log)
+        except StageError as error:
+            raise StageError(f"{name} can't take part: {str(error).splitlines()[-1]}") from None
+        models[name] = str(folder)
+    for name in (CT2_FLOAT32, CT2_INT8):
+        if name not in models:
+            continue
+        if importlib.util.find_spec("ctranslate2") is None:
+            going_on_without("CTranslate2", "pip install ctranslate2")
+            del models[name]
+            continue
+        folder = work / name.replace(", ", "-")
+        again = partial(for_ctranslate2, models[name], data / "bin", folder, name == CT2_INT8)
+        stages.function(f"convert {name}", name, again, inputs=[args.transformer], outputs=[folder / "model.bin"])
+        models[name] = str(folder)
     return models
 
 
-def measured(task: dict[str, Any], folder: Path, turns: int) -> dict[str, list[dict[str, Any]]]:
-    """What each system says of each turn."""
-    file, names = folder / "task.json", list(task["models"])
-    file.write_text(json.dumps(task))
-    env = {**os.environ, "OMP_NUM_THREADS": str(task["threads"])}
-    env["PYTHONPATH"] = os.pathsep.join([str(RECIPES), str(RECIPES.parent), os.environ.get("PYTHONPATH", "")])
+def for_ctranslate2(checkpoint: str, data: Path, folder: Path, int8: bool) -> None:
+    import ctranslate2
+
+    from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
+
+    allow_fairseq_checkpoints()
+    try:
+        converter = ctranslate2.converters.FairseqConverter(checkpoint, str(data))
+        converter.convert(str(folder), quantization="int8" if int8 else None, force=True)
+    except Exception as error:  # whatever it says of a model that it doesn't know
+        raise StageError(f"CTranslate2 can't convert {checkpoint}: {error}") from None
+
+
+def measured(
+    task: dict[str, Any], trained: list[Path], stages: Stages, work: Path, turns: int
+) -> dict[str, list[dict[str, Any]]]:
+    """What each system says of each turn. ``trained``: the models; where they or the task change, all turns are anew.
+
+    Raises:
+        StageError: one fails.
+    """
+    given, names = work / "task.json", list(task["models"])
+    write_text(given, json.dumps(task))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    order = [names[(turn + i) % len(names)] for turn in range(turns) for i in range(len(names))]
-    for name in tqdm(order, disable=None):
-        command = [sys.executable, "-m", decoding.__name__, name, str(file)]
-        done = subprocess.run(command, env=env, capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-        found[name].append(json.loads(done.stdout.splitlines()[-1]))
+    order = [(turn, names[(turn + i) % len(names)]) for turn in range(turns) for i in range(len(names))]
+    for turn, name in tqdm(order, disable=None):
+        log = work / "logs" / f"{name} {turn}.log"
+
+        def told(log: Path = log) -> dict[str, Any]:
+            of_turn: dict[str, Any] = json.loads(log.read_text("utf-8").splitlines()[-1])
+            return of_turn
+
+        command = ["python", str(Path(decoding.__file__)), name, str(given)]
+        stamp = stages.command(f"{name} {turn}", command, inputs=[given, *trained], outputs=[], log=log, facts=told)
+        found[name].append(stamp)
     return found
 
 
-def summed(runs: list[dict[str, Any]], references: list[str], plain: list[dict[str, Any]] | None) -> dict[str, Any]:
+def summed(
+    runs: list[dict[str, Any]], references: list[str], target: str, plain: list[dict[str, Any]] | None
+) -> dict[str, Any]:
     """Medians of a system, the scores of what it wrote, and the share of its lines that plain torch writes, too.
 
     Args:
         runs: of the system.
         references: of the test set.
+        target: their language.
         plain: the cells of fairseq's search in plain torch with the same model; None where there are none.
     """
     cells = []
@@ -101,7 +133,7 @@ def summed(runs: list[dict[str, Any]], references: list[str], plain: list[dict[s
                 "batch": size,
                 "sentences_per_second": round(cell["sentences"] / seconds, 1),
                 "words_per_second": round(words / seconds),
-                "bleu": round(BLEU().corpus_score(cell["text"], [references]).score, 2) if whole else None,
+                "bleu": round(scores.bleu(references, cell["text"], target), 2) if whole else None,
                 "same": None if plain is None else round(statistics.fmean(map(eq, cell["text"], plain[i]["text"])), 4),
             }
         )
@@ -119,27 +151,40 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=at_least_one, default=3, help="runs of each system (%(default)s)")
     parser.add_argument("--sentences", type=at_least_one, default=200, help="that go one by one (%(default)s)")
     args = parser.parse_args(argv)
-    for name in ("spm.model", "manifest.json"):
-        if not (args.data / name).is_file():
-            parser.error(f"argument --data: no such file: {args.data / name}")
-    manifest = json.loads((args.data / "manifest.json").read_text())
-    source, references = (
-        (args.data / f"test.{manifest[side]}").read_text("utf-8").splitlines() for side in ("source", "target")
-    )
-    with tempfile.TemporaryDirectory() as made:
-        models = convert(args, Path(made))
+    if not (args.data / "spm.model").is_file():
+        parser.error(f"argument --data: no such file: {args.data / 'spm.model'}")
+    try:
+        manifest = json.loads((args.data / "manifest.json").read_text("utf-8"))
+        target = manifest["target"]
+        source, references = (
+            (args.data / f"test.{language}").read_text("utf-8").splitlines()
+            for language in (manifest["source"], target)
+        )
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        parser.error(
+            f"argument --data: {args.data} is not a folder of parallel text that prepare.py has finished: {error}"
+        )
+    logging.disable(logging.INFO)  # of fairseq and sacreBLEU, in this process
+    os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the systems' processes
+    here = machine()
+    work = ROOT / "runs" / f"decoding-{args.output.stem}"
+    with working_in(work, parser):
+        stages = Stages(work / "stamps", tqdm.write)
+        models = convert(args, stages, work)
         task = {"data": str(args.data.absolute()), "threads": args.threads, "sentences": args.sentences, "cells": CELLS}
-        found = measured({**task, "lines": source, "models": models}, Path(made), args.turns)
+        task |= {"lines": source, "models": models, "on": {**here, "date": ""}}
+        trained = [path for kind in dict.fromkeys(MODELS.values()) if (path := vars(args)[kind])]
+        found = measured(task, trained, stages, work, args.turns)
     plain = found[decoding.PLAIN][0]["cells"]
     systems = {
-        name: summed(runs, references, plain if MODELS[name] == MODELS[decoding.PLAIN] else None)
+        name: summed(runs, references, target, plain if MODELS[name] == MODELS[decoding.PLAIN] else None)
         for name, runs in found.items()
     }
     versions = {"fairseq": version("fairseq")}
     if CT2_INT8 in systems:
         versions["ctranslate2"] = version("ctranslate2")
     report = {
-        "machine": {**machine(), "threads": args.threads},
+        "machine": {**here, "threads": args.threads},
         "versions": versions,
         "data_set": manifest["data_set"],
         "turns": args.turns,

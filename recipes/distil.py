@@ -20,9 +20,10 @@ from typing import Any
 import torch
 from common.arguments import at_least_one
 from common.files import write_text
+from comparison.command_line import ROOT
 from comparison.commands import words
 from comparison.fairseq_output import hypotheses
-from comparison.stages import Stages, working_in
+from comparison.stages import StageError, Stages, working_in
 from corpora.binarise import number, numbering_of
 from fairseq.data import Dictionary, data_utils
 from tqdm import tqdm
@@ -37,17 +38,20 @@ def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags:
     """Translate the training text, a shard after the other, to what fairseq-generate prints.
 
     Raises:
-        StageError: fairseq-generate fails.
+        StageError: fairseq-generate fails, or there are translations of another teacher.
     """
     flags |= {"gen-subset": "train", "num-shards": len(logs), "no-progress-bar": True}
     flags |= {"cpu": not torch.cuda.is_available()}
     inputs = [*map(Path, flags["path"].split(":")), data / "manifest.json"]
     with tqdm(desc="translate", total=total, unit="sentence", unit_scale=True, disable=None) as bar:
         for shard, log in enumerate(logs):
-            command = ["fairseq-generate", f"{data}/bin", "--user-dir", "fairseq_sru"]
+            command = ["fairseq-generate", f"{data}/bin", "--user-dir", str(ROOT / "fairseq_sru")]
             command += words({**flags, "shard-id": shard})
+            name = f"translate {shard}"
+            if stages.stamp(name).get("done") and log.is_file() and not stages.is_of(name, command, inputs):
+                raise StageError(f"{log} is by another teacher or of other options: name another --out")
             on_line = lambda line: bar.update(line.startswith("H-"))  # noqa: E731
-            stages.command(f"translate {shard}", command, inputs=inputs, outputs=[log], log=log, on_line=on_line)
+            stages.command(name, command, inputs=inputs, outputs=[log], log=log, on_line=on_line)
 
 
 def binarise(data: Path, own: str, targets: Path, to: Path) -> None:

@@ -64,7 +64,8 @@ def main(argv: list[str] | None = None) -> int:
             write_text(args.output, json.dumps(report, indent=1) + "\n")
 
         comparison.time_training()
-        note()
+        if not args.output.exists():  # else it has more than speeds
+            note()
         for run in comparison.runs:
             comparison.attempt([run], partial(comparison.train, run))
             comparison.attempt([run], partial(comparison.translate, run))

@@ -14,6 +14,7 @@ from pathlib import Path
 from common.files import write_text
 from comparison.collecting import noted, where
 from comparison.command_line import read_recipe, recipe_parser
+from comparison.commands import Commands
 from comparison.runs import Comparison
 from comparison.stages import StageError, working_in
 
@@ -43,8 +44,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = recipe_parser(__doc__, output="written at the end")
     args = parser.parse_intermixed_args(argv)
     given = read_recipe(parser, args, "precision")
+    if not Commands(given).cpu:
+        parser.error(f"{args.recipe}: on a GPU --amp is float16: add cpu=true")
     given.systems = {
-        f"{name}-{precision}": {**options, "amp": amp}
+        f"{name}-{precision}": {**options, "amp": amp, "fp16": False, "bf16": False}
         for name, options in given.systems.items()
         for precision, amp in PRECISIONS.items()
     }

@@ -101,9 +101,14 @@ def main(arguments: list[str] | None = None) -> None:
     report = resumed(path, report, "cases") if args.resume else report
     found: dict[str, dict[str, dict[str, Any]]] = report["cases"]
 
+    def row(case: str) -> list[str]:
+        medians = [found[case]["ms"].get(name, {}).get("median") for name in models]
+        return [case, *map(short, medians), *(short(found[case]["ratios"].get(name)) for name in others)]
+
     def rows() -> Iterator[list[str]]:
         for case, (maker, taking_part) in tqdm(cases.items(), disable=None, leave=False):
             if case in found:
+                yield row(case)
                 continue
             functions: dict[str, Function] = {}
             for name, model in taking_part.items():
@@ -126,8 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
                 "shares": made.shares(functions[SRU]),
             }
             write_text(path, json.dumps(report, indent=1) + "\n")  # what is stopped leaves what is measured
-            medians = [took[name].median if name in took else None for name in models]
-            yield [case, *map(short, medians), *(short(ratios.get(name)) for name in others)]
+            yield row(case)
 
     table("Milliseconds:", ["case", *models, *(f"{name} / {SRU}" for name in others)], rows())
     percent = ([case, *(f"{100 * s:.0f}" for s in now["shares"].values())] for case, now in found.items())

@@ -132,8 +132,12 @@ def resumed(path: Path, report: dict[str, Any], *measured: str) -> dict[str, Any
         rest = {key: value for key, value in one.items() if key not in measured}
         return {**rest, "machine": {**one["machine"], "date": ""}}
 
-    old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if (was := given(old)) != (now := given(report)):
+    try:
+        old: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        was, now = given(old), given(report)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        sys.exit(f"argument --resume: {path} is no report of this script")
+    if was != now:
         flat = [{**one, **one["machine"], "machine": None} for one in (was, now)]
         other = sorted(key for key in {*flat[0], *flat[1]} if flat[0].get(key) != flat[1].get(key))
         sys.exit(f"argument --resume: {path} is of another {' and '.join(other)}: name another --out, or remove it")

@@ -11,12 +11,29 @@ from benchmarks.decoding import CELLS, FLOAT32, GENERATE, INT8, PLAIN, STEP
 from support.exported import trained
 
 
+@pytest.fixture(autouse=True)
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(decoding, "ROOT", tmp_path)
+    return tmp_path / "runs" / "decoding-report"
+
+
 @pytest.mark.slow
-def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_report(tmp_path: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = trained(tmp_path, "sentencepiece")
     words = ["--data", folder / "data", "--sru", folder / "save" / "checkpoint_last.pt"]
-    decoding.main([*map(str, words), "--output", str(tmp_path / "report.json"), "--turns", "1", "--sentences", "5"])
+    command = [*map(str, words), "--output", str(tmp_path / "report.json"), "--turns", "1", "--sentences", "5"]
+    decoding.main(command)
     report = json.loads((tmp_path / "report.json").read_text())
+    stamps = {path.name: path.read_text() for path in (work / "stamps").iterdir()}
+    assert len(stamps) == 7  # two exports and a turn of each system
+    again = next(path for path in (work / "stamps").iterdir() if "compiled-search" in path.name)
+    again.unlink()  # as if it had been stopped there
+    (tmp_path / "report.json").unlink()
+    decoding.main(command)
+    assert {path.name: path.read_text() for path in (work / "stamps").iterdir() if path != again} == {
+        name: text for name, text in stamps.items() if name != again.name
+    }
+    assert again.is_file() and (tmp_path / "report.json").is_file()
     assert list(report["systems"]) == [PLAIN, STEP, GENERATE, FLOAT32, INT8]
     scores = {name: [cell["bleu"] for cell in one["cells"]] for name, one in report["systems"].items()}
     assert scores[PLAIN] == scores[STEP] == scores[GENERATE] == scores[FLOAT32]  # the same translations
@@ -42,7 +59,7 @@ def test_a_model_that_cannot_be_exported_ends_it_with_one_line(
     with pytest.raises(SystemExit) as ended:
         decoding.main(list(map(str, words)))
     said = str(ended.value.code)
-    assert said.startswith(f"{FLOAT32} can't take part: ")
+    assert f": {FLOAT32} can't take part: " in said
     assert "last.pt can't be read, or not with its dictionaries" in said
     assert "\n" not in said and not (tmp_path / "report.json").exists()
     with pytest.raises(SystemExit):
@@ -51,4 +68,4 @@ def test_a_model_that_cannot_be_exported_ends_it_with_one_line(
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(SystemExit):
         decoding.main(list(map(str, words)))
-    assert f"argument --data: no such file: {tmp_path / 'manifest.json'}" in capsys.readouterr().err
+    assert f"argument --data: {tmp_path} is not a folder of parallel text" in capsys.readouterr().err

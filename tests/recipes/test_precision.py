@@ -45,6 +45,14 @@ def test_the_file(tmp_path: Path) -> None:
     }
 
 
+def test_a_gpu_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        precision.main(
+            [str(ROOT / "recipes" / "configs" / "lohelp.yaml"), "cpu=false", "--output", str(tmp_path / "a")]
+        )
+    assert "lohelp.yaml: on a GPU --amp is float16: add cpu=true" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_recipes_of_other_kinds_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         precision.main([str(ROOT / "recipes" / "configs" / "language.yaml"), "--output", str(tmp_path / "found.json")])

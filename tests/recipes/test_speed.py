@@ -385,6 +385,10 @@ def test_a_report_is_gone_on_with_where_only_what_is_measured_differs(tmp_path):
         with pytest.raises(SystemExit, match=rf"^argument --resume: \S+speed.json is of another {name}: name another"):
             timing.resumed(path, new, "cases")
         assert json.loads(path.read_text()) == there
+    for damaged in ("{", "[]", "{}"):
+        path.write_text(damaged)
+        with pytest.raises(SystemExit, match=r"^argument --resume: \S+speed.json is no report of this script$"):
+            timing.resumed(path, new, "cases")
 
 
 def test_numbers_are_shown_with_three_digits():

@@ -60,6 +60,11 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
     printed = capsys.readouterr().out
     for case in report["cases"]:
         assert printed.count(f"| {case} ") == 2
+    steps.main(["--out", str(tmp_path), "--threads", "1", "--turns", "1", "--vocabulary", "60", "--quick", "--resume"])
+    tables = [
+        [line for line in text.splitlines() if line.startswith("|")] for text in (printed, capsys.readouterr().out)
+    ]
+    assert tables[0] == tables[1]  # of what was measured before, too
 
 
 def test_an_update_is_one() -> None:

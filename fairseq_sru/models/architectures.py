@@ -115,6 +115,11 @@ def _check_splits(splits: list[tuple[str, str]], folder: Path, *patterns: str) -
             _exit(f"{flag} {split}: {folder} holds no {names[0]}")
 
 
+def _words(dictionary: Path) -> list[bytes]:
+    lines = (line.removesuffix(b" #fairseq:overwrite") for line in dictionary.read_bytes().splitlines())
+    return [line.rpartition(b" ")[0] for line in lines]
+
+
 def _check_data(args: Any, folder: Path) -> None:
     """fairseq-train: are there dictionaries in the data folder? fairseq itself would end in a traceback."""
     languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
@@ -124,7 +129,7 @@ def _check_data(args: Any, folder: Path) -> None:
         if not any(folder.glob(name)):
             _exit(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
     shared = getattr(args, "share_all_embeddings", False)
-    words = [[line.rpartition(b" ")[0] for line in path.read_bytes().splitlines()] for path in found] if shared else []
+    words = [_words(path) for path in found] if shared else []
     if len(words) == 2 and words[0] != words[1]:
         _exit(
             "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "

@@ -53,7 +53,7 @@ class Dropout(FairseqDropout):
     """
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """``x`` of any shape, dropped out in training; a new tensor unless ``inplace`` on a GPU."""
+        """``x`` of any shape, dropped out in training; ``inplace`` as of nn.functional.dropout where torch draws."""
         level = self._level(x)
         if level is None:
             return super().forward(x, inplace)  # type: ignore[no-any-return]

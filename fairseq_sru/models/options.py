@@ -77,8 +77,10 @@ def cutoffs(cfg: Namespace, vocabulary: int | None = None) -> list[int] | None:
     words = text.strip("[]()").split(",")
     # read as numbers, not evaluated as fairseq does: the options of a checkpoint come from whoever wrote it
     values = [int(word) for word in words if word.strip().isdecimal()]
-    if len(values) < len(words) or sorted(set(values)) != values or values[0] < 1:
-        raise ValueError(f"--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got {text!r}")
+    if len(values) < len(words) or sorted(set(values)) != values or values[0] < 2:
+        raise ValueError(
+            f"--adaptive-softmax-cutoff must be increasing numbers of words from 2 on, as 2000,10000; got {text!r}"
+        )
     return values if vocabulary is None else [v for v in values if v < vocabulary] or [vocabulary]
 
 
@@ -158,7 +160,7 @@ def embedding_file(cfg: Namespace, side: str) -> None:
         raise ValueError(f"{name}: {path} is not UTF-8 text") from None
     if len(header) != 2 or not all(h.isdigit() for h in header):
         raise ValueError(f"{name}: {path} must begin with a line `words dimensions`")
-    if len(first) - 1 != dim or int(header[1]) != dim:
+    if len(first) - 1 != dim:
         raise ValueError(
             f"{name}: {path} holds vectors of {len(first) - 1} numbers, {flag(f'{side}_embed_dim')} is {dim}"
         )

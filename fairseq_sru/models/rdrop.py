@@ -43,7 +43,7 @@ class RDropCriterion(LabelSmoothedCrossEntropyCriterion):
         report_accuracy: bool = False,
     ) -> None:
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
-        if rdrop_alpha < 0:
+        if not rdrop_alpha >= 0:  # nor NaN
             raise ValueError(f"--rdrop-alpha: must be at least 0; got {rdrop_alpha}")
         self.alpha = rdrop_alpha
 

@@ -46,6 +46,7 @@ class SpeechEncoder(RecurrentEncoder):
 
     Args:
         cfg: options of :class:`SpeechConfig`, completed.
+        read: of :class:`RecurrentEncoder`.
     """
 
     def __init__(self, cfg: Namespace, read: bool) -> None:
@@ -80,7 +81,7 @@ def check(cfg: Any) -> None:
     _kernels(cfg)
     options.at_least_one(cfg, ["input_feat_per_channel", "input_channels"])
     if cfg.conv_channels < 2 or cfg.conv_channels % 2:
-        raise ValueError(f"--conv-channels must be even; got {cfg.conv_channels}")
+        raise ValueError(f"--conv-channels must be even and at least 2; got {cfg.conv_channels}")
     for name in ("share_all_embeddings", "encoder_embed_path", "encoder_freeze_embed"):
         if getattr(cfg, name):
             raise ValueError(f"{options.flag(name)}: speech has no embedding; got {getattr(cfg, name)}")

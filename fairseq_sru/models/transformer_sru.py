@@ -89,7 +89,7 @@ class TransformerSRUDecoder(BaseDecoder):
     """Embedding, :class:`TransformerSRUDecoderLayer` s, layer norm, logits.
 
     With ``ssru`` or ``sru`` the decoder knows the order by its state and has no position embeddings; its incremental
-    state is c of each SRU, however long the sentence.
+    state is c of each SRU, and with coverage a number for each word of the source, however long the sentence.
 
     Args:
         cfg: options of :class:`TransformerSRUConfig`, completed.
@@ -201,15 +201,14 @@ def check(cfg: Any) -> None:
     for side in ("encoder", "decoder"):
         options.at_least_one(cfg, [f"{side}_{size}" for size in ("embed_dim", "ffn_embed_dim", "layers")])
         options.must_divide(cfg, f"{side}_attention_heads", f"{side}_embed_dim")
+        positions = side == "encoder" or cfg.decoder_autoreg == "self-attention"
+        if positions and getattr(cfg, f"{side}_embed_dim") < 4:  # sines and cosines of two frequencies
+            raise ValueError(f"--{side}-embed-dim must be at least 4; got {getattr(cfg, f'{side}_embed_dim')}")
     if cfg.feed_forward == "sru" and cfg.encoder_ffn_embed_dim % 2:
         raise ValueError(
             "--encoder-ffn-embed-dim must be even with --feed-forward sru, whose channels run in two directions; "
             f"got {cfg.encoder_ffn_embed_dim}"
         )
-    for side in ("encoder", "decoder"):
-        positions = side == "encoder" or cfg.decoder_autoreg == "self-attention"
-        if positions and getattr(cfg, f"{side}_embed_dim") < 4:  # sines and cosines of two frequencies
-            raise ValueError(f"--{side}-embed-dim must be at least 4; got {getattr(cfg, f'{side}_embed_dim')}")
     options.coverage(cfg, cfg.decoder_layers)
     options.probabilities(cfg, ("dropout", "rnn_dropout"))
     options.cutoffs(cfg)
@@ -218,7 +217,7 @@ def check(cfg: Any) -> None:
 
 @register_model("transformer_sru", dataclass=TransformerSRUConfig)
 class TransformerSRUModel(TranslationModel):
-    """The Transformer (Vaswani et al. 2017) with SRU in one of two places, pre-norm.
+    """The Transformer (Vaswani et al. 2017) with SRU in one of two places or both, pre-norm.
 
     In the decoder's self-attention's place, where each step then costs the same however long the sentence: the SSRU of
     Kim et al. 2019 ("From Research to Production and Back: Ludicrously Fast Neural Machine Translation") or the SRU of

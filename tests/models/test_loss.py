@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from support.small_models import ADAPTIVE, made, numbered, prefixes, sources
@@ -137,3 +138,17 @@ def test_a_target_that_is_no_word_is_named():
     batch["target"] = batch["target"] + len(dictionary) - 6
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(IndexError, match=r"^target: must be from 0 to 23"):
         loss.cross_entropy(model, model(**batch["net_input"]), batch, 0.0, PAD)
+
+
+def test_the_adaptive_loss_is_summed_in_float32():
+    words = numbered(40)
+    model = made("sru", words, **ADAPTIVE).float().eval()
+    given = {"src_tokens": sources(words, [7] * 60), "src_lengths": None}
+    net_input = {**given, "prev_output_tokens": prefixes(words, 60, 9)}
+    sample = {"net_input": net_input, "target": prefixes(words, 60, 9)}
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _, _ = AdaptiveLoss(Namespace(target_dictionary=words), False)(model, sample)
+        log_p = model.get_normalized_probs(model(**net_input), True, sample)
+    assert loss.dtype == log_p.dtype == torch.float32
+    likelihood = log_p.double().gather(2, sample["target"].unsqueeze(2)).sum()
+    torch.testing.assert_close(loss.double().sum(), -likelihood, rtol=1e-5, atol=0)

@@ -93,9 +93,10 @@ BAD = [
         (
             ALL,
             {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": text},
-            re.escape(f"--adaptive-softmax-cutoff must be increasing numbers of words, as 2000,10000; got {text!r}"),
+            "--adaptive-softmax-cutoff must be increasing numbers of words from 2 on, as 2000,10000; "
+            f"got {re.escape(repr(text))}",
         )
-        for text in ("20,10", "abc", "1/0", "10,-20", "", "[5,__import__('os').getpid()+10]")
+        for text in ("20,10", "1,10", "abc", "1/0", "10,-20", "", "[5,__import__('os').getpid()+10]")
     ),
 ]
 

@@ -66,19 +66,28 @@ inline double hyperbolic_tangent(double x) { return std::tanh(x); }
 #else
 typedef float state_t;
 
-// exp(x) = (1 + p) a b, where a b = 2^n, n = round(x / ln 2), and 1 + p = exp(x - n ln 2) by its series, whose next term is
-// below 2^-27. Two factors, so that results below the normal numbers and infinity come out right. No branch, no call.
+constexpr float MAGIC = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
+
+// exp(x) = (1 + p) 2^n, where n = round(x / ln 2), and 1 + p = exp(x - n ln 2) by its series, whose next term is below 2^-27.
+// Returns p; shifted is n + MAGIC. F is float or a vector of them.
+template <class F>
+inline F series(F x, F& shifted) {
+    shifted = x * 1.44269504f + MAGIC;
+    const F n = shifted - MAGIC;
+    const F y = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+    return y + y * y * (1.f / 2 + y * (1.f / 6 + y * (1.f / 24 + y * (1.f / 120 + y * (1.f / 720 + y * (1.f / 5040))))));
+}
+
+// exp(x) = (1 + p) a b, where a b = 2^n. Two factors, so that results below the normal numbers and infinity come out right. No
+// branch, no call.
 struct Exponential {
     float p, a, b;
 
     explicit Exponential(float x) {
         x = x < -170.f ? -170.f : x > 170.f ? 170.f : x;  // NaN stays
-        const float magic = 12582912.f;                   // 1.5 * 2^23: adding it rounds to an integer
-        const float shifted = x * 1.44269504f + magic;
-        const float n = shifted - magic;
-        const float y = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
-        p = y + y * y * (1.f / 2 + y * (1.f / 6 + y * (1.f / 24 + y * (1.f / 120 + y * (1.f / 720 + y * (1.f / 5040))))));
-        const int32_t e = int32_t(bit_cast<uint32_t>(shifted) - bit_cast<uint32_t>(magic)), half = e >> 1;
+        float shifted;
+        p = series(x, shifted);
+        const int32_t e = int32_t(bit_cast<uint32_t>(shifted) - bit_cast<uint32_t>(MAGIC)), half = e >> 1;
         a = bit_cast<float>(uint32_t(half + 127) << 23);
         b = bit_cast<float>(uint32_t(e - half + 127) << 23);
     }

@@ -230,10 +230,8 @@ static void norm(const Step& s, const Op& op) {
 static inline vec exponential_to_one(vec x) {
     typedef uint32_t ints __attribute__((vector_size(4 * LANES)));
     const vec low = vec{} - 87.f, kept = x < low ? low : x;  // NaN stays
-    const vec shifted = kept * 1.44269504f + 12582912.f, n = shifted - 12582912.f;
-    const vec y = (kept - n * 0.693359375f) + n * 2.12194440e-4f;
-    const vec p = y + y * y * (1.f / 2 + y * (1.f / 6 + y * (1.f / 24 + y * (1.f / 120 + y * (1.f / 720 + y * (1.f / 5040))))));
-    const vec power = (vec)(((ints)shifted << 23) + (127u << 23));
+    vec shifted;
+    const vec p = series(kept, shifted), power = (vec)(((ints)shifted << 23) + (127u << 23));
     return x < low ? vec{} : p * power + power;
 }
 

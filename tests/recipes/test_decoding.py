@@ -59,7 +59,7 @@ def test_a_model_that_cannot_be_exported_ends_it_with_one_line(
     with pytest.raises(SystemExit) as ended:
         decoding.main(list(map(str, words)))
     said = str(ended.value.code)
-    assert f": {FLOAT32} can't take part: " in said
+    assert said.partition(": ")[2].startswith(f"{FLOAT32} can't take part: ")
     assert "last.pt can't be read, or not with its dictionaries" in said
     assert "\n" not in said and not (tmp_path / "report.json").exists()
     with pytest.raises(SystemExit):

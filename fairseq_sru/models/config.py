@@ -182,6 +182,13 @@ class TransformerSRUConfig(TranslationConfig):
 class SRULanguageModelConfig(DecoderConfig):
     """Options of ``--arch sru_lm``, spelled as those of ``--arch lstm_lm`` wherever it has them."""
 
+    decoder_kernel_size: int = field(
+        default=1,
+        metadata={
+            "help": "positions that a depthwise convolution in each decoder layer sees, its own and those before it; "
+            "1: none"
+        },
+    )
     # set elsewhere on the command line
     max_target_positions: Optional[int] = II("task.max_target_positions")
 

@@ -1,4 +1,4 @@
-"""The convolution before an encoder layer's unit, by which its gates see the neighbouring tokens."""
+"""The convolution before a layer's unit, by which its gates see the neighbouring tokens."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 
-def taps(kernel_size: int, length: int) -> Iterator[tuple[int, slice, slice]]:
+def taps(kernel_size: int, own: int, length: int) -> Iterator[tuple[int, slice, slice]]:
     """For each k but the position's own: k, the positions that see another one by it, and those that they see."""
-    left = kernel_size // 2
     for k in range(kernel_size):
-        ahead = k - left
+        ahead = k - own
         if 0 < abs(ahead) < length:
             yield k, slice(max(0, -ahead), length - max(0, ahead)), slice(max(0, ahead), length + min(0, ahead))
 
@@ -23,23 +22,24 @@ class _Convolve(torch.autograd.Function):
     last, and takes longer than either with its transposes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, own: int) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x, weight)
-        y = x * weight[len(weight) // 2]
-        for k, seeing, seen in taps(len(weight), len(x)):
+        ctx.own = own
+        y = x * weight[own]
+        for k, seeing, seen in taps(len(weight), own, len(x)):
             y[seeing].addcmul_(x[seen], weight[k])
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        own = len(weight) // 2
+        own = ctx.own
         grad_x, grad_weight = grad * weight[own], torch.zeros_like(weight)
         grad_weight[own] = (grad * x).sum((0, 1))
-        for k, seeing, seen in taps(len(weight), len(x)):
+        for k, seeing, seen in taps(len(weight), own, len(x)):
             grad_x[seen].addcmul_(grad[seeing], weight[k])
             grad_weight[k] = (grad[seeing] * x[seen]).sum((0, 1))
-        return grad_x, grad_weight
+        return grad_x, grad_weight, None
 
 
 class Convolution(nn.Module):
@@ -51,15 +51,17 @@ class Convolution(nn.Module):
 
     Args:
         size: features of x.
-        kernel_size: positions that one sees; its own is in their middle (right of it for an even number).
+        kernel_size: positions that one sees.
+        own: which of them is its own; in their middle if None (right of it for an even number).
     """
 
-    def __init__(self, size: int, kernel_size: int) -> None:
+    def __init__(self, size: int, kernel_size: int, own: int | None = None) -> None:
         super().__init__()
+        self.own = kernel_size // 2 if own is None else own
         self.weight = nn.Parameter(torch.empty(kernel_size, size))
         nn.init.uniform_(self.weight, -0.5, 0.5)
         with torch.no_grad():
-            self.weight[kernel_size // 2] += 1.0
+            self.weight[self.own] += 1.0
 
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
         """Convolve.
@@ -71,6 +73,46 @@ class Convolution(nn.Module):
         Returns:
             ``(length, batch, size)``.
         """
+        return self._convolve(x if padding_mask is None else x.masked_fill(padding_mask.unsqueeze(-1), 0.0))
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return _Convolve.apply(x, self.weight, self.own)  # type: ignore[no-any-return]
+
+
+class CausalConvolution(Convolution):
+    """As :class:`Convolution`, of a position and those before it: ``y[t, i] = sum_k weight[k, i] x[t + k + 1 -
+    kernel_size, i]``. So it is for language models, whose state it adds to: the last ``kernel_size - 1`` inputs.
+
+    Args:
+        size: features of x.
+        kernel_size: positions that one sees; its own is the last.
+    """
+
+    def __init__(self, size: int, kernel_size: int) -> None:
+        super().__init__(size, kernel_size, own=kernel_size - 1)
+
+    def forward(  # type: ignore[override]
+        self, x: Tensor, padding_mask: Tensor | None, before: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Convolve.
+
+        Args:
+            x: ``(length, batch, size)``.
+            padding_mask: ``(length, batch)`` bool, True at padding, which counts as 0; None for none.
+            before: ``(batch, (kernel_size - 1) * size)``, the inputs before x, the latest last; zeros if None.
+
+        Returns:
+            ``(length, batch, size)``, and before for what follows the last real position.
+        """
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
-        return _Convolve.apply(x, self.weight)  # type: ignore[no-any-return]
+        if before is None:
+            seen, y = x, self._convolve(x)
+        else:
+            seen = torch.cat([before.to(x.dtype).unflatten(-1, (self.own, -1)).transpose(0, 1), x])
+            y = self._convolve(seen)[self.own :]
+        steps = torch.arange(1, len(x) + 1, device=x.device).unsqueeze(-1).expand(x.shape[:-1])
+        real = (steps if padding_mask is None else steps.masked_fill(padding_mask, 0)).amax(0)  # up to the last one
+        at = real + torch.arange(-self.own, 0, device=x.device).unsqueeze(-1) + len(seen) - len(x)
+        last = seen.gather(0, at.clamp(min=0).unsqueeze(-1).expand(-1, -1, x.size(-1)))
+        return y, last.masked_fill(at.unsqueeze(-1) < 0, 0.0).transpose(0, 1).flatten(1)

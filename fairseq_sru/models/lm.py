@@ -25,7 +25,7 @@ from .units import UNITS
 class SRULanguageDecoder(BaseDecoder):
     """Embedding, :class:`RecurrentLayer` s, layer norm, a linear map to the output embedding, logits.
 
-    The incremental state is that of each layer's unit: SRU's c is ``(batch, hidden_size)``.
+    The incremental state is that of each layer: ``(batch, hidden_size)`` with SRU and no convolution.
 
     Args:
         cfg: options of :class:`SRULanguageModelConfig`, completed.
@@ -41,7 +41,15 @@ class SRULanguageDecoder(BaseDecoder):
         self.dropout_in = Dropout(cfg.decoder_dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, size)
         self.layers = nn.ModuleList(
-            RecurrentLayer(size, dropout, cfg.rnn_dropout, unit=self.unit, activation=cfg.sru_activation)
+            RecurrentLayer(
+                size,
+                dropout,
+                cfg.rnn_dropout,
+                unit=self.unit,
+                activation=cfg.sru_activation,
+                kernel_size=cfg.decoder_kernel_size,
+                causal=True,
+            )
             for _ in range(cfg.decoder_layers)
         )
         self.norm = nn.LayerNorm(size)
@@ -108,7 +116,8 @@ def check(cfg: Any) -> None:
     """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
     outputs = getattr(cfg, "output_dictionary_size", -1)  # the task's, on the command line
     cfg = options.completed(cfg, SRULanguageModelConfig)
-    options.at_least_one(cfg, ["decoder_embed_dim", "decoder_hidden_size", "decoder_layers", "decoder_out_embed_dim"])
+    sizes = ("embed_dim", "hidden_size", "layers", "out_embed_dim", "kernel_size")
+    options.at_least_one(cfg, [f"decoder_{size}" for size in sizes])
     options.probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
     options.one_of(cfg, "recurrent_unit", UNITS)
     options.one_of(cfg, "sru_activation", ACTIVATIONS)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from .convolution import Convolution
+from .convolution import CausalConvolution, Convolution
 from .dropout import Dropout
 from .units import UNITS, Packing
 
@@ -22,7 +23,8 @@ class RecurrentLayer(nn.Module):
         unit: of :data:`UNITS`.
         activation: SRU's g, ``tanh``, ``identity`` or ``relu``.
         residual: False for a plain layer.
-        kernel_size: positions that a :class:`Convolution` before the unit sees; 1: there is none.
+        kernel_size: positions that a convolution before the unit sees; 1: there is none.
+        causal: it is a :class:`CausalConvolution`, else a :class:`Convolution`.
     """
 
     def __init__(
@@ -35,12 +37,14 @@ class RecurrentLayer(nn.Module):
         activation: str = "tanh",
         residual: bool = True,
         kernel_size: int = 1,
+        causal: bool = False,
     ) -> None:
         super().__init__()
         self.residual = residual
         self.unit = unit
         self.norm = nn.LayerNorm(size) if residual else nn.Identity()
-        self.convolution = Convolution(size, kernel_size) if kernel_size > 1 else None
+        convolution = CausalConvolution if causal else Convolution
+        self.convolution = convolution(size, kernel_size) if kernel_size > 1 else None
         made = UNITS[unit].make(
             size,
             size // 2 if bidirectional else size,
@@ -59,14 +63,23 @@ class RecurrentLayer(nn.Module):
 
         Args:
             x: ``(length, batch, size)``.
-            state: ``(batch, UNITS[unit].states * size)``, before the first step; zeros if None.
+            state: ``(batch, UNITS[unit].states * size)``, before the first step, and with a causal convolution its
+                ``(kernel_size - 1) * size`` on their right; zeros if None.
             padding: of ``UNITS[unit].padding``.
 
         Returns:
             The outputs ``(length, batch, size)`` and the last state, of state's shape.
         """
         h = self.norm(x)
+        seen = None
         if self.convolution is not None:
-            h = self.convolution(h, padding.padding_mask if isinstance(padding, Packing) else padding)
+            padding_mask = padding.padding_mask if isinstance(padding, Packing) else padding
+            if isinstance(self.convolution, CausalConvolution):
+                if state is not None:
+                    state, seen = state.tensor_split([UNITS[self.unit].states * x.size(-1)], dim=1)
+                h, seen = self.convolution(h, padding_mask, seen)
+            else:
+                h = self.convolution(h, padding_mask)
         h, state = getattr(self, self.unit)(h, state, padding)
+        state = state if seen is None else torch.cat([state, seen], dim=1)
         return self.dropout.plus(x, h) if self.residual else self.dropout(h), state

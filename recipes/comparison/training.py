@@ -165,15 +165,31 @@ class Training:
         """In turns, and as many at a time as runs will be: they slow one another."""
 
         def timed(number: int, system: str) -> None:
-            self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
+            runs = [run for run in self.runs if run.system == system]
+            other = self.timed_beside(system)
+            self.attempt(runs, partial(self.slice, system, number))
+            if other is not None:
+                self.attempt(runs, partial(self.slice, other, number, f" beside {system}"))
 
         turns = list(itertools.product(range(1, self.settings.slices.rounds + 1), self.settings.systems))
         with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
             side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: bar.update())
 
-    def slice(self, system: str, number: int) -> None:
-        name = f"slice {system} {number}"
-        folder = self.out / "slices" / f"{system}-{number}"
+    def timed_beside(self, system: str) -> str | None:
+        """Of a system that was added to others: the one that is trained already and timed beside it again, since the
+        machine may have become slower or faster."""
+        rounds = range(1, self.settings.slices.rounds + 1)
+        others = [other for other in self.settings.systems if other != system]
+        for other in others:
+            if self.stages.stamp(f"slice {other} 1 beside {system}"):
+                return other
+        if all(self.stages.stamp(f"slice {system} {number}").get("done") for number in rounds):
+            return None
+        return next((run.system for run in self.runs if run.system in others and self.finished(run)), None)
+
+    def slice(self, system: str, number: int, beside: str = "") -> None:
+        name = f"slice {system} {number}{beside}"
+        folder = self.out / "slices" / f"{system}-{number}{beside.replace(' ', '-')}"
         updates = self.settings.slices.updates
 
         def measured() -> dict[str, float]:
@@ -208,9 +224,17 @@ class Training:
         return [self.manifest, *self.preset(system)]
 
     def training_speed(self, system: str, unit: str) -> float:
-        """Median of the slices; ``unit`` is updates_per_second or tokens_per_second."""
-        rounds = range(1, self.settings.slices.rounds + 1)
-        return statistics.median(self.stages.stamp(f"slice {system} {number}")[unit] for number in rounds)
+        """Median of the slices; ``unit`` is updates_per_second or tokens_per_second. That of a system that was added is
+        its ratio to the other's, at that one's speed of before."""
+
+        def slices(name: str, beside: str = "") -> list[float]:
+            rounds = range(1, self.settings.slices.rounds + 1)
+            return [self.stages.stamp(f"slice {name} {number}{beside}")[unit] for number in rounds]
+
+        if (other := self.timed_beside(system)) is None:
+            return statistics.median(slices(system))
+        pairs = zip(slices(system), slices(other, f" beside {system}"), strict=True)
+        return self.training_speed(other, unit) * statistics.median(own / again for own, again in pairs)
 
     def updates(self, system: str) -> int:
         budget, checkpoints = self.settings.budget, self.settings.checkpoints

@@ -110,7 +110,9 @@ def unbroken(model: Any, task: Any, data: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("batch", [["--batch-size", 1], ["--batch-size", 3], ["--max-tokens", 100], []])
 @pytest.mark.parametrize("window, block", [(1, 16), (5, 16), (15, 16), (1, 2)])
-@pytest.mark.parametrize("given", [{}, ADAPTIVE], ids=["full softmax", "adaptive softmax"])
+@pytest.mark.parametrize(
+    "given", [{}, ADAPTIVE, {"decoder_kernel_size": 4}], ids=["full softmax", "adaptive softmax", "convolution"]
+)
 def test_carried_state_equals_one_unbroken_forward(given, window, block, batch, text_data):
     cfg, task = evaluation(text_data, window, block, *batch)
     model = model_for(task, **given)

@@ -12,13 +12,13 @@ from fairseq.dataclass.configs import FairseqConfig
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 from support.small_models import SRU_VARIANTS, UNITS, log_probs, prefixes, preset, size, sources
-from torch import nn
+from torch import Tensor, nn
 
 from fairseq_sru import SRUCell
 from fairseq_sru.layers import linear as module
 from fairseq_sru.models.attention import Coverage, GlobalAttention, Source, attend
 from fairseq_sru.models.config import presets
-from fairseq_sru.models.convolution import Convolution
+from fairseq_sru.models.convolution import CausalConvolution, Convolution
 from fairseq_sru.models.sru import check
 from fairseq_sru.models.units import LSTM, packed
 
@@ -258,6 +258,44 @@ def test_the_convolution_is_torchs_depthwise_one(kernel_size, length):
         torch.testing.assert_close(mine, truth)
     mask[-2:, 1] = True
     assert convolution(x.detach().masked_fill(mask.unsqueeze(-1), float("nan")), mask).isfinite().all()
+
+
+@pytest.mark.parametrize("kernel_size", [2, 3, 5])
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [9, 7, 0], [3, 1, 4]])
+def test_the_causal_convolution_goes_on_where_it_was(kernel_size, lengths):
+    """Against torch's, a sentence at a time, cut in two anywhere; padded on the right, and what is there isn't read."""
+    convolution = CausalConvolution(6, kernel_size)
+    for cut in range(max(lengths) + 1):
+        parts = [[min(cut, n) for n in lengths], [max(0, n - cut) for n in lengths]]
+        texts = [torch.randn(n, 6) for n in lengths]
+        found: list[list[Tensor]] = [[] for _ in texts]
+        state = None
+        for part, at in zip(parts, (0, cut), strict=True):
+            if not max(part):
+                continue
+            x = torch.full((max(part), len(texts), 6), float("nan"))
+            for row, (text, n) in enumerate(zip(texts, part, strict=True)):
+                x[:n, row] = text[at : at + n]
+            y, state = convolution(x, x[..., 0].isnan(), state)
+            for row, n in enumerate(part):
+                found[row].append(y[:n, row])
+        assert state is not None
+        for text, got, last in zip(texts, found, state, strict=True):
+            padded = torch.nn.functional.pad(text.t(), (kernel_size - 1, 0))
+            torch.testing.assert_close(last, padded[:, len(text) :].t().flatten())
+            if len(text):
+                expected = torch.nn.functional.conv1d(padded, convolution.weight.t().unsqueeze(1), groups=6).t()
+                torch.testing.assert_close(torch.cat(got), expected)
+
+
+def test_the_causal_convolution_without_a_mask_and_its_gradients():
+    convolution, x = CausalConvolution(6, 3).double(), torch.randn(5, 2, 6, dtype=torch.double, requires_grad=True)
+    before = torch.randn(2, 12, dtype=torch.double, requires_grad=True)
+    mask = torch.zeros(5, 2, dtype=torch.bool)
+    for state in (None, before):
+        for got, expected in zip(convolution(x, None, state), convolution(x, mask, state), strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda x, before: convolution(x, None, before), (x, before))
 
 
 def test_the_convolution_differentiates_twice_and_follows_autocast():

@@ -27,6 +27,7 @@ BAD = [
     (TRANSLATION, {"encoder_layers": 0}, "--encoder-layers must be at least 1; got 0"),
     (ALL, {"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
     (["sru"], {"encoder_kernel_size": 0}, "--encoder-kernel-size must be at least 1; got 0"),
+    (["sru_lm"], {"decoder_kernel_size": 0}, "--decoder-kernel-size must be at least 1; got 0"),
     (["sru", "sru_lm"], {"decoder_hidden_size": -4}, "--decoder-hidden-size must be at least 1; got -4"),
     (["transformer_sru"], {"decoder_ffn_embed_dim": 0}, "--decoder-ffn-embed-dim must be at least 1; got 0"),
     (["transformer_sru"], {"encoder_embed_dim": 2}, "--encoder-embed-dim must be at least 4; got 2"),

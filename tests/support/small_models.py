@@ -81,6 +81,8 @@ LM_VARIANTS: dict[str, Options] = {
     "tied": {"share_decoder_input_output_embed": True, "decoder_hidden_size": 12, "decoder_layers": 3},
     "identity": {"sru_activation": "identity"},
     "lstm": {"recurrent_unit": "lstm"},
+    "convolution": {"decoder_kernel_size": 4},
+    "lstm, convolution": {"recurrent_unit": "lstm", "decoder_kernel_size": 2},
     "adaptive softmax": ADAPTIVE,
     **{
         name: {**options, "decoder_embed_dim": 16, "decoder_hidden_size": 12, "decoder_out_embed_dim": 16}

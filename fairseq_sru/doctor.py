@@ -207,8 +207,7 @@ def advice(found: dict[str, Any]) -> list[str]:
     for name, said in found["backends"].items():
         if said != "ready" and DEVICES.get(name) in auto:
             first, *rest = said.strip().splitlines()  # compilers say much, and most at the end
-            unset = "; unset CXX, or let it name another compiler" if name == "native" and os.environ.get("CXX") else ""
-            lines.append(" ".join([f"{name}: {first}", *rest[-1:]]) + unset)
+            lines.append(" ".join([f"{name}: {first}", *rest[-1:]]))
         elif name in found["trials"] and not Trial(**found["trials"][name]).right:
             others = [n for n in BACKENDS if n in found["trials"] and Trial(**found["trials"][n]).right]
             avoid = f"{BACKEND_VARIABLE}={others[0]} avoids it" if others else "no backend computes right"

@@ -37,7 +37,7 @@ _CPU = Path("/proc/cpuinfo")
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and not (_CPU.is_file() and "GenuineIntel" in _CPU.read_text())
+    and not (_CPU.is_file() and "GenuineIntel" in _CPU.read_text(errors="replace"))
 )
 SMALL = 2**18  # multiplications
 
@@ -67,6 +67,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
+        x = x.contiguous() if x.stride(0) < x.size(1) else x  # rows that overlap; oneDNN takes no such weight
         # with create_graph=True, products that autograd can differentiate again
         product = (lambda a, b: a @ b.t()) if torch.is_grad_enabled() or batched(grad) else _product
         return (

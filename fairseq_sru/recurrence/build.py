@@ -31,8 +31,10 @@ CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an entry, which l
 PATIENCE = 60.0  # seconds to wait for another process that compiles the same
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
-# No fast-math: NaN and infinity mean something. The two that are switched off never change a result.
-HOST_FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+# No fast-math, which is the default of Intel's compiler: NaN and infinity mean something. The two that are switched off
+# after it never change a result.
+EXACT = ("-fno-fast-math", "-fno-math-errno", "-fno-trapping-math")
+HOST_FLAGS = ("-std=c++17", "-O3", "-march=native", *EXACT, "-fPIC", "-shared")
 
 
 class Unavailable(RuntimeError):
@@ -68,11 +70,10 @@ def user_cache() -> tuple[Path, str]:
     """
     _check_system()
     named = os.environ.get(CACHE_VARIABLE)
-    folder = Path(named or "~/.cache/fairseq_sru")
+    folder = Path(named or "~/.cache/fairseq_sru")  # as the message has it
     other = f"{CACHE_VARIABLE} can name another folder"
     try:
-        if not named:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "fairseq_sru"
+        folder = Path(named or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/fairseq_sru").expanduser()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         real = folder.resolve()  # programs change their folder, and links their targets
         why = _why_not_private(folder, real)
@@ -231,9 +232,13 @@ def host_compiler() -> tuple[tuple[str, ...], str]:
             done = _run([*words, "--version"])
             if done.returncode == 0:
                 return tuple(words), done.stdout
-    raise Unavailable(
-        f"CXX is {named!r}, which doesn't run" if named else "no C++ compiler (Debian, Ubuntu: apt install g++)"
-    )
+    if named:
+        raise Unavailable(f"CXX is {named!r}, which doesn't run{_remedy()}")
+    raise Unavailable("no C++ compiler (Debian, Ubuntu: apt install g++)")
+
+
+def _remedy() -> str:
+    return "; unset CXX, or let it name another compiler" if os.environ.get("CXX") else ""
 
 
 def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
@@ -244,7 +249,7 @@ def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
 def cpu_features() -> str:
     """What -march=native depends on: a cache in a shared home folder serves different processors."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
     except OSError:
         lines = []
     wanted = ("flags", "Features", "model name", "CPU part")
@@ -263,17 +268,19 @@ def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
     """
     command, version = host_compiler()
     words = [*command, *HOST_FLAGS, *options]
+    source = kernel_folder() / name
+    texts = kernel_text() if name in kernel_text() else {**kernel_text(), name: source.read_text()}
 
     def make(path: Path) -> None:
-        source = kernel_folder() / name
+        for file, text in texts.items():  # what the entry's name is of, though the package may be another by now
+            (path.parent / file).write_text(text)
         try:
-            done = _run([*words, "-x", "c++", str(source), "-o", str(path)])
+            done = _run([*words, "-x", "c++", str(path.parent / name), "-o", str(path)])
         except OSError as error:  # not of the cache
             raise Unavailable(f"{command[0]} can't be started: {error}") from error
         if done.returncode or not path.exists():
             path.write_bytes(bytes(2**20))  # raises where there was no room
             said = done.stderr.strip()[-3000:] or f"exit status {done.returncode}, nothing said, nothing made"
-            raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{said}")
+            raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{said}{_remedy()}")
 
-    text = [(kernel_folder() / name).read_text(), *kernel_text().values()]
-    return cached([*words, version, platform.machine(), cpu_features(), *text], ".so", make)
+    return cached([*words, version, platform.machine(), cpu_features(), *texts.values()], ".so", make)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import nvrtc
 from .build import Unavailable
-from .kernels import KEPT, Argument, Kernels, Shape, Variant
+from .kernels import KEPT, Argument, Kernels, Shape, Variant, nowhere
 
 
 class Stream(NamedTuple):
@@ -132,7 +132,7 @@ class Cuda(Kernels):
             raise
         except Exception as error:  # CuPy's, for the driver
             raise Unavailable(
-                f"the driver doesn't take what NVRTC {self.compiler.version} compiles: {error}"
+                f"the driver doesn't take what NVRTC {self.compiler.version} compiles: {error}; a newer driver may"
             ) from error
 
     def chunk_length(self, variant: Variant, length: int, columns: int, device: torch.device) -> int:
@@ -143,7 +143,7 @@ class Cuda(Kernels):
         bits = 16
         for a in arguments:
             if isinstance(a, Tensor):
-                values.append(a.data_ptr())
+                values.append(a.data_ptr() or nowhere(a))
                 bits |= 0 if a.dtype is torch.bool else a.data_ptr()
             elif isinstance(a, float):  # CuPy packs a float of Python's as double
                 values.append(a if variant.value == 3 else np.float32(a))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .autograd import Backend, Recurrence, recorded, transformed
 from .build import Unavailable
+from .kernels import VALUES
 from .native import Native
 from .reference import ACTIVATIONS, Options, Tensors, Torch, reference
 
@@ -167,6 +168,7 @@ def choose(name: str, device: str) -> Backend | None:
         RuntimeError: it was asked for by name and can't run here.
     """
     check_backend(name)
+    source = f" (named by {BACKEND_VARIABLE})" if name == "auto" else ""
     if name == "auto":
         name = os.environ.get(BACKEND_VARIABLE) or "auto"
         if name != "auto" and name not in BACKENDS:
@@ -174,11 +176,11 @@ def choose(name: str, device: str) -> Backend | None:
     if name == "auto":
         return _best(device)
     if DEVICES.get(name, device) != device:
-        raise ValueError(f"backend {name!r} needs tensors on the device {DEVICES[name]!r}; u is on {device!r}")
+        raise ValueError(f"backend {name!r}{source} needs tensors on the device {DEVICES[name]!r}; u is on {device!r}")
     try:
         return set_up(name)
     except Unavailable as error:
-        raise RuntimeError(f"backend {name!r} can't run: {error}") from error
+        raise RuntimeError(f"backend {name!r}{source} can't run: {error}") from error
 
 
 def forget() -> None:
@@ -222,8 +224,8 @@ def check_tensors(tensors: Tensors, padding_mask: Tensor | None, activation: str
         raise ValueError(f"bidirectional needs an even number of channels in u; got {width}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}; got {activation!r}")
-    if not u.is_floating_point():
-        raise TypeError(f"u must be a floating-point tensor; got {u.dtype}")
+    if u.dtype not in VALUES:
+        raise TypeError(f"u must be a tensor of float32, float16, bfloat16 or float64; got {u.dtype}")
     gates = 1 if planes == 2 else 2
     _fits("x", x, (length, batch, width), u)
     _fits("bias", bias, (gates, width), u)

@@ -63,6 +63,17 @@ class Shape(NamedTuple):
         return self.chunk_length < self.length
 
 
+def nowhere(t: Tensor) -> int:
+    """The address of a tensor that has none: 0 where it has no elements, either.
+
+    Raises:
+        TypeError: its elements are elsewhere, as a DTensor's are.
+    """
+    if t.numel():
+        raise TypeError(f"compiled kernels can't read a {type(t).__name__}: it holds no values itself")
+    return 0
+
+
 class Kernels:
     """forward and backward of :func:`fairseq_sru.sru_recurrence` by the CUDA source."""
 

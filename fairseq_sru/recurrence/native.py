@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .build import Unavailable, host_library
-from .kernels import DEFAULT_VARIANT, KEPT, VALUES, Argument, Kernels, Shape, Variant
+from .kernels import DEFAULT_VARIANT, KEPT, VALUES, Argument, Kernels, Shape, Variant, nowhere
 
 MAX_LANES = 256  # channels that a thread of the text works on at most
 ENOUGH = 16384  # elements below which a second core costs more than it brings
@@ -61,7 +61,7 @@ def run(
     """Pack the arguments as struct Launch in kernels/host.h has them, and call."""
     values: list[int | float] = [threads, group, workers, *openmp()]
     for a in arguments:
-        values.append(0 if a is None else a.data_ptr() if isinstance(a, Tensor) else a)
+        values.append(0 if a is None else a.data_ptr() or nowhere(a) if isinstance(a, Tensor) else a)
     numbers = f"{len(values) - 1}qd" if isinstance(values[-1], float) else f"{len(values)}q"
     built[kernel](struct.pack(numbers + "5q", *values, *shape))
 
@@ -82,7 +82,7 @@ def compiled(file: str, dtype: torch.dtype, names: tuple[str, ...]) -> list[Any]
 def call(entry: Any, threads: int, elements: int, *arguments: Argument) -> None:
     """Run an entry of :func:`compiled` for so many of its threads, on as many cores as the elements are worth."""
     workers = min(threads_here(), 1 + elements // ENOUGH)
-    numbers = [0 if a is None else a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
+    numbers = [0 if a is None else a.data_ptr() or nowhere(a) if isinstance(a, Tensor) else a for a in arguments]
     kinds = "".join("d" if isinstance(a, float) else "q" for a in numbers)
     entry(struct.pack("6q" + kinds, threads, 1, workers, *openmp(), *numbers))
 

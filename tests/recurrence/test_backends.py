@@ -6,6 +6,7 @@ import os
 import subprocess
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,34 @@ def test_a_backend_of_another_device_is_an_error() -> None:
         sru_recurrence(torch.zeros(1, 1, 3, 1), backend="cuda")
 
 
+def test_a_backend_that_the_environment_names_is_told_from_one_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "cuda")
+    dispatch.forget()
+    with pytest.raises(ValueError, match=r"backend 'cuda' \(named by FAIRSEQ_SRU_BACKEND\) needs tensors on"):
+        sru_recurrence(torch.zeros(1, 1, 3, 1))
+
+
+class Wrapper(torch.Tensor):
+    """A tensor whose values are in another one, as a DTensor's."""
+
+    @classmethod
+    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if "contiguous" in str(function) else NotImplemented
+
+
+def test_a_tensor_without_values_of_its_own_is_refused_and_not_read() -> None:
+    c0 = torch.Tensor._make_wrapper_subclass(Wrapper, (1, 1))  # type: ignore[attr-defined]
+    with torch.no_grad(), pytest.raises(TypeError, match="compiled kernels can't read a Wrapper: it holds no values"):
+        sru_recurrence(torch.zeros(1, 1, 3, 1), c0=c0, backend="native")
+    h, _ = sru_recurrence(torch.zeros(0, 1, 3, 1), c0=torch.zeros(1, 1), backend="native")
+    assert h.shape == (0, 1, 1)
+
+
+def test_other_floating_point_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"u must be a tensor of float32, float16, bfloat16 or float64; got .*float8"):
+        sru_recurrence(torch.zeros(1, 1, 3, 1).to(torch.float8_e4m3fn))
+
+
 def test_without_a_compiler_pytorch_runs_and_says_so_once(tmp_path: Path) -> None:
     out = python("-c", SCRIPT, PATH=str(tmp_path), CXX="").stdout
     assert out.count("warning:") == 1
@@ -80,7 +109,9 @@ def test_without_a_compiler_pytorch_runs_and_says_so_once(tmp_path: Path) -> Non
 
 def test_a_compiler_that_is_named_and_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler -O2")
-    assert fairseq_sru.backends()["native"] == "CXX is 'no-such-compiler -O2', which doesn't run"
+    assert fairseq_sru.backends()["native"] == (
+        "CXX is 'no-such-compiler -O2', which doesn't run; unset CXX, or let it name another compiler"
+    )
     with pytest.raises(RuntimeError, match="backend 'native' can't run: CXX is"):
         sru_recurrence(torch.zeros(1, 1, 3, 1), backend="native")
 
@@ -124,7 +155,7 @@ def test_an_entry_is_for_one_compiler_processor_text_and_set_of_options(
 
     def compile_nothing(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         Path(words[-1]).write_text("")
-        made.append(words)
+        made.append([*words, Path(words[-3]).read_text()])
         return subprocess.CompletedProcess(words, 0, "", "")
 
     build.host_compiler()
@@ -142,6 +173,7 @@ def test_an_entry_is_for_one_compiler_processor_text_and_set_of_options(
             patch.setattr(build, name, lambda value=changed: value)
             others.append(build.host_library(("-DA",)))
     assert len({first, *others}) == 5
+    assert made[-1][-1] == "another text", "what is hashed is compiled, though the files may have changed since"
     assert "-march=native" in made[0], "why the processor counts"
     assert "flags" in build.cpu_features() or not Path("/proc/cpuinfo").exists() or "Features" in build.cpu_features()
 

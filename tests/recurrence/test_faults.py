@@ -156,6 +156,15 @@ def test_the_folder_is_the_same_after_a_change_of_folder(tmp_path: Path, monkeyp
     assert put() == path == tmp_path / "cache" / path.name
 
 
+def test_a_folder_in_the_home_folder_may_be_named_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no shell has read the variable, as in a container's ENV."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", "~/cache")
+    path = put()
+    assert path.parent == tmp_path / "home" / "cache" and not Path("~").exists()
+
+
 def test_a_temporary_folder_goes_with_its_process(tmp_path: Path) -> None:
     """And not with the end of a process that it has forked."""
     (tmp_path / "file").write_text("")

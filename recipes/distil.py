@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -73,20 +74,26 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--beam", type=at_least_one, default=5, metavar="N", help="of the teacher's search (5)")
     parser.add_argument("--max-tokens", type=at_least_one, default=4000, metavar="N", help="of a batch (4000)")
     args = parser.parse_args(argv)
-    for path in map(Path, args.path.split(":")):
-        if not path.is_file():
-            parser.error(f"argument --path: no such file: {path}")
+    data, out = args.data.absolute(), args.out.absolute()
+    teacher = [Path(path) for path in args.path.split(":")]
+    for checkpoint in teacher:
+        if not checkpoint.is_file():
+            parser.error(f"argument --path: no such file: {checkpoint}")
     try:
-        manifest = json.loads((args.data / "manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
         source, target = manifest["source"], manifest["target"]
         pair = f"train.{source}-{target}"
-        total = len(data_utils.load_indexed_dataset(str(args.data / "bin" / f"{pair}.{source}")))
+        total = len(data_utils.load_indexed_dataset(str(data / "bin" / f"{pair}.{source}")))
     except (OSError, ValueError, LookupError, TypeError):  # the last without the data set
         parser.error(f"argument DATA: {args.data} is not a folder that prepare.py has finished")
-    out: Path = args.out
+    teacher = [checkpoint.absolute() for checkpoint in teacher]
+    if (args.out / "manifest.json").exists():
+        parser.error(f"argument --out: {args.out} is a data set already: name another folder")
+    os.chdir(ROOT)  # so that the command is the same wherever it is given
     targets = out / f"train.{target}"
     logs = [out / "translations" / f"{shard}.txt" for shard in range(min(SHARDS, -(-total // SHARD)))]
-    flags = {"path": args.path, "beam": args.beam, "max-tokens": args.max_tokens, "max-len-b": LONGEST}
+    path = ":".join(str(checkpoint) for checkpoint in teacher)
+    flags = {"path": path, "beam": args.beam, "max-tokens": args.max_tokens, "max-len-b": LONGEST}
 
     def make() -> None:
         best: list[str] = []
@@ -95,14 +102,14 @@ def main(argv: list[str] | None = None) -> None:
                 best += (line for line in printed if line.startswith("H-"))
         found = hypotheses("".join(best))
         write_text(targets, "".join(f"{line}\n" for line in found))
-        binarise(args.data, f"{pair}.{target}", targets, out / "bin")
+        binarise(data, f"{pair}.{target}", targets, out / "bin")
 
     with working_in(out, parser):
         stages = Stages(out / "stamps", tqdm.write)
-        translate(stages, args.data, logs, total, **flags)
-        outputs = [targets, *(out / "bin" / path.name for path in sorted((args.data / "bin").iterdir()))]
+        translate(stages, data, logs, total, **flags)
+        outputs = [targets, *(out / "bin" / path.name for path in sorted((data / "bin").iterdir()))]
         stages.function("binarise", pair, make, inputs=logs, outputs=outputs)
-    print(f"{out}: {total:,} translations; train with {out}/bin")
+    print(f"{args.out}: {total:,} translations; train with {args.out}/bin")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,25 @@ def recorded(archive: Archive, folder: Path) -> Path:
     return folder / f"{archive.name}.sha256"
 
 
+def _trouble(path: Path, name: str) -> str:
+    """What is wrong with a file of that name, as it tells itself; or ""."""
+    try:
+        if name.endswith("gz"):
+            with gzip.open(path) as file:
+                while file.read(BLOCK):
+                    pass
+        elif name.endswith(".zip"):
+            with zipfile.ZipFile(path) as packed:
+                bad = packed.testzip()
+            return f"damaged (in {bad})" if bad else ""
+        else:  # some networks answer everything with a page of theirs
+            with path.open("rb") as plain:
+                return "a web page" if plain.read(BLOCK).lstrip()[:1] == b"<" else ""
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        return f"cut off or damaged ({error})"
+    return ""
+
+
 def check(path: Path, archive: Archive) -> dict[str, Any]:
     """Make sure that a file is whole and the right one.
 
@@ -83,7 +102,7 @@ def check(path: Path, archive: Archive) -> dict[str, Any]:
         Facts for the manifest: name, url, bytes, sha256.
 
     Raises:
-        RecipeError: its size or checksum is wrong, or, with no checksum known, its gzip data is cut off or damaged.
+        RecipeError: its size or checksum is wrong, or, with no checksum known, it is cut off, damaged or a web page.
     """
     remedy = f"fetch it again from {archive.url}"
     size = path.stat().st_size
@@ -92,19 +111,17 @@ def check(path: Path, archive: Archive) -> dict[str, Any]:
     found = digest(path)
     wanted, first = archive.sha256, recorded(archive, path.parent)
     if wanted is None and first.is_file():
-        wanted = first.read_text().split()[0]
+        try:
+            wanted = first.read_text().split()[0]
+        except (ValueError, IndexError):  # bytes that are no text; nothing
+            raise RecipeError(f"{first} holds no checksum: remove it") from None
         remedy += f", or remove {first} if the file was changed where it comes from"
     if wanted is not None and found != wanted:
         raise RecipeError(f"{path} has sha256 {found}, not {wanted}: {remedy}")
     if archive.md5 is not None and (md5 := digest(path, "md5")) != archive.md5:
         raise RecipeError(f"{path} has MD5 {md5}, not {archive.md5}: {remedy}")
-    if wanted is None and archive.md5 is None and archive.name.endswith("gz"):
-        try:
-            with gzip.open(path) as file:
-                while file.read(BLOCK):
-                    pass
-        except (OSError, EOFError, zlib.error) as error:
-            raise RecipeError(f"{path} is cut off or damaged ({error}): {remedy}") from None
+    if wanted is None and archive.md5 is None and (trouble := _trouble(path, archive.name)):
+        raise RecipeError(f"{path} is {trouble}: {remedy}")
     return {"name": archive.name, "url": archive.url, "bytes": size, "sha256": found}
 
 

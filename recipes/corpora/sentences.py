@@ -145,9 +145,13 @@ def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
 
         def text() -> Iterator[tuple[str, Any]]:
             file.seek(0 if len(header) != 2 else file.tell())
+            seen = 0
             for line in file:
                 word, *numbers = line.decode("utf-8", "replace").rstrip().rsplit(" ", size)
+                seen += 1
                 yield word, numbers
+            if len(header) == 2 and seen < int(header[0]):  # GloVe's form doesn't tell
+                raise wrong
 
         try:
             every = binary() if path.suffix == ".bin" else text()

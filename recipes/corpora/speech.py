@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from .archives import Archive, check, fetch
 from .building import described, seal
+from .subwords import train_sentencepiece
 
 Wave = np.ndarray[Any, Any]  # float32 (samples), in [-1, 1]
 
@@ -121,7 +122,7 @@ def subwords(texts: Iterable[str], size: int, to: Path) -> str:
     special = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
     try:
         with (to / "spm.model").open("wb") as file:
-            sentencepiece.SentencePieceTrainer.train(
+            train_sentencepiece(
                 sentence_iterator=iter(texts),
                 model_writer=file,
                 vocab_size=size,
@@ -185,6 +186,8 @@ class Speech(NamedTuple):
             for name, path in files.items()
         ]
         if not files:
+            if self.local_dir and archive and not (self.local_dir / archive.name).is_file():
+                raise RecipeError(f"argument --local-dir: {self.local_dir} has nothing of {self.name}")
             files, sources = fetch(self.archives, self.local_dir, archives)
         splits = {split: list(utterances) for split, utterances in known.splits(self, files, work).items()}
         train = [split for split in splits if split.startswith("train")]

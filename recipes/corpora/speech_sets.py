@@ -93,7 +93,9 @@ def recordings(files: dict[str, Path], work: Path) -> dict[str, dict[str, list[P
     for path in paths:
         if not (parts := re.fullmatch(r"([0-9])_(.+)_([0-9]+)", path.stem)):
             raise RecipeError(f"{path}: must be named DIGIT_SPEAKER_NUMBER.wav, as 7_theo_12.wav")
-        named.setdefault((parts[2], parts[1], int(parts[3])), path)
+        known = named.setdefault((parts[2], parts[1], int(parts[3])), path)
+        if known != path and path in files.values():
+            raise RecipeError(f"{known} and {path} have the same digit, speaker and number")
     by_speaker: dict[str, dict[str, list[Path]]] = {}
     for (speaker, digit, _), path in sorted(named.items()):
         by_speaker.setdefault(speaker, {}).setdefault(digit, []).append(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +30,16 @@ Result = TypeVar("Result")
 _work: Callable[[Any], Any]  # of a worker process
 
 
+def train_sentencepiece(**options: Any) -> None:
+    """As sentencepiece's trainer, which would look at Ctrl-C at its end alone, and take what Python makes of it for the
+    end of the text: here it ends the process at once."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        sentencepiece.SentencePieceTrainer.train(**options)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
     """Get a worker process ready; it ends with the process that started it, however that ends."""
     global _work
@@ -40,6 +51,7 @@ def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the one that started it
     _work = make()
 
 
@@ -58,12 +70,15 @@ def in_order(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
         return
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (make,)) as pool:
         under_way: deque[Future[Result]] = deque()
-        for item in items:
-            under_way.append(pool.submit(_run, item))
-            if len(under_way) > 2 * processes:
+        try:
+            for item in items:
+                under_way.append(pool.submit(_run, item))
+                if len(under_way) > 2 * processes:
+                    yield under_way.popleft().result()
+            while under_way:
                 yield under_way.popleft().result()
-        while under_way:
-            yield under_way.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def cores() -> int:
@@ -154,7 +169,7 @@ class Encoder:
             words = self.words()
             lines = (text for chunk in chunks(bar) for pair in words(chunk) for text in pair)
             with self.model.open("wb") as file:
-                sentencepiece.SentencePieceTrainer.train(
+                train_sentencepiece(
                     sentence_iterator=lines,
                     model_writer=file,  # model_prefix would be in the model, which then differs from run to run
                     vocab_size=vocab_size,

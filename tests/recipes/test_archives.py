@@ -14,6 +14,7 @@ import sys
 import tarfile
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -174,6 +175,30 @@ def test_gzip_without_known_checksum_must_be_whole(damage: str, server: Server, 
     assert names(tmp_path) == set()
     server.content = whole
     assert archives.download(Archive(url), tmp_path).read_bytes() == whole
+
+
+def test_other_files_without_known_checksum_are_looked_at_too(server: Server, tmp_path: Path) -> None:
+    """A network that answers everything with its own page must not leave that, with a checksum to hold on to."""
+    packed = tmp_path / "whole.zip"
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("text", os.urandom(1000))
+    whole, zipped = packed.read_bytes(), server.url.replace("text.bin", "text.zip")
+    packed.unlink()
+    for content, url, message in (
+        (b"\n<html>log in</html>", server.url, "is a web page"),
+        (b"<html>log in</html>", zipped, "is cut off or damaged"),
+        (whole[:-5], zipped, "is cut off or damaged"),
+        (whole.replace(whole[100:110], bytes(10)), zipped, r"is damaged \(in text\)"),
+    ):
+        server.content = content
+        with pytest.raises(RecipeError, match=f"the download {message}"):
+            archives.download(Archive(url), tmp_path)
+        assert names(tmp_path) == set()
+    server.content = whole
+    assert archives.download(Archive(zipped), tmp_path).read_bytes() == whole
+    (tmp_path / "text.zip.sha256").write_text("\n")
+    with pytest.raises(RecipeError, match=r"text.zip.sha256 holds no checksum: remove it"):
+        archives.check(tmp_path / "text.zip", Archive(zipped))
 
 
 def test_the_first_checksum_is_shown_and_kept(

@@ -75,3 +75,26 @@ def test_a_data_folder_without_its_training_text_is_named(tmp_path: Path, capsys
     with pytest.raises(SystemExit):
         distil.main([str(tmp_path), "--path", __file__, "--out", str(tmp_path / "out")])
     assert f"argument DATA: {tmp_path} is not a folder that prepare.py has finished" in capsys.readouterr().err
+
+
+def test_the_teachers_data_are_not_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "manifest.json").write_text('{"source": "en", "target": "de"}')
+    monkeypatch.setattr(distil.data_utils, "load_indexed_dataset", lambda _: [0])
+    with pytest.raises(SystemExit):
+        distil.main([str(tmp_path), "--path", __file__, "--out", str(tmp_path)])
+    assert f"argument --out: {tmp_path} is a data set already: name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With relative paths of there."""
+    folder, _ = trained(tmp_path, "sentencepiece")
+    monkeypatch.chdir(folder)
+    distil.main(["data", "--path", "save/checkpoint_last.pt", "--out", "../student", "--beam", "1"])
+    made = (tmp_path / "student" / "translations" / "0.txt").stat().st_mtime_ns
+    monkeypatch.chdir(tmp_path)
+    teacher = folder / "save" / "checkpoint_last.pt"
+    distil.main([str(folder / "data"), "--path", str(teacher), "--out", "student", "--beam", "1"])
+    assert (tmp_path / "student" / "translations" / "0.txt").stat().st_mtime_ns == made

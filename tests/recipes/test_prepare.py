@@ -700,6 +700,39 @@ def test_a_killed_run_can_be_repeated(moment: str, own: Own, tmp_path: Path) -> 
 # --- subwords ---------------------------------------------------------------------------------------------------------
 
 
+ENDLESS = """
+import itertools, sys
+sys.path.insert(0, {recipes!r})
+from corpora.subwords import train_sentencepiece
+def lines():
+    for number in itertools.count():
+        if number == 1000:
+            print("begun", flush=True)
+        yield f"{{number}} words"
+with open({model!r}, "wb") as file:
+    train_sentencepiece(sentence_iterator=lines(), model_writer=file, vocab_size=100, minloglevel=2)
+"""
+
+
+def test_ctrl_c_ends_the_learning_of_subwords_at_once(tmp_path: Path) -> None:
+    """sentencepiece would take it for the end of the text, and learn from the part."""
+    script = ENDLESS.format(recipes=str(ROOT / "recipes"), model=str(tmp_path / "model"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == -signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with (tmp_path / "model").open("wb") as file:
+        subwords.train_sentencepiece(
+            sentence_iterator=iter(["a b"] * 9), model_writer=file, vocab_size=8, minloglevel=2
+        )
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_moses_as_for_wmt(own: Own, quick: None, tmp_path: Path) -> None:
     """In the words of Moses: punctuation made plain, split at hyphens, escaped."""
     en, de = own.lines("test.en"), own.lines("test.de")

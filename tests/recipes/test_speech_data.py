@@ -183,6 +183,9 @@ def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
     (tmp_path / "some" / "LibriSpeech" / "dev-clean").mkdir(parents=True)
     (tmp_path / "some" / "en-de" / "data" / "dev").mkdir(parents=True)
     single = digits(tmp_path / "single", ("theo", "bob"), takes=1)
+    twice = digits(tmp_path / "twice", ("theo", "bob"), takes=2)
+    again = twice / "recordings" / "3_bob_01.wav"
+    again.write_bytes((twice / "recordings" / "3_bob_1.wav").read_bytes())
     none = "LibriSpeech must have train-clean-100 or the like"
     for name, local, more, message in (
         ("spoken-digits", folder, ["--test-speakers", "dora"], "--test-speakers: dora must be one of ada, bob, cleo"),
@@ -192,6 +195,13 @@ def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
             single,
             [],
             "validation needs a second recording of a digit by a speaker",
+        ),
+        ("spoken-digits", tmp_path / "empty", [], f"--local-dir: {tmp_path / 'empty'} has nothing of spoken-digits"),
+        (
+            "spoken-digits",
+            twice,
+            [],
+            f"{again} and {again.with_name('3_bob_1.wav')} have the same digit, speaker and number",
         ),
         ("must-c", tmp_path / "empty", [], f"must be a folder that has en-de/data; got {tmp_path / 'empty'}"),
         ("librispeech", tmp_path / "empty", [], f"must be a folder that has LibriSpeech; got {tmp_path / 'empty'}"),

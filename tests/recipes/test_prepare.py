@@ -728,7 +728,7 @@ def test_ctrl_c_ends_the_learning_of_subwords_at_once(tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with (tmp_path / "model").open("wb") as file:
         subwords.train_sentencepiece(
-            sentence_iterator=iter(["a b"] * 9), model_writer=file, vocab_size=8, minloglevel=2
+            sentence_iterator=iter(["a b"] * 9), model_writer=file, vocab_size=6, minloglevel=2
         )
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

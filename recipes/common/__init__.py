@@ -1,1 +1,1 @@
-"""What all rooms of the recipes share."""
+"""What the other packages of the recipes share."""

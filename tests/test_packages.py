@@ -1,4 +1,4 @@
-"""The rooms: which file imports which, that there is no circle, and that files fit in the head."""
+"""The packages: which file imports which, that there is no circle, and that files fit in the head."""
 
 from __future__ import annotations
 

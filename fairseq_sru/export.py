@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,9 @@ def main(argv: list[str] | None = None) -> None:
         save(model_of(trained, task, text), subword_model, args.out, args.int8)
     except (ModelError, OSError, ValueError, ImportError) as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        print("export: stopped", file=sys.stderr)
+        sys.exit(130)
     size = sum(path.stat().st_size for path in args.out.iterdir())
     print(f"{args.out}: {size / 1e6:.1f} MB, {'int8' if args.int8 else 'float32'}")
 

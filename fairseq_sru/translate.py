@@ -2,14 +2,16 @@
 
     python -m fairseq_sru.translate model --beam 5 < source.txt > translation.txt
 
-It translates lines as they come, at most 2,048 at a time, and writes them in their order; empty lines stay. An error is
-one line on stderr, after the translations of all lines before it. With --nbest N each line has N translations, the best
-first, and with --scores each begins with its score, the mean log probability of its tokens, and a tab.
+It translates lines as they come, at most 2,048 at a time, and writes them in their order; empty lines stay. A line that
+is too long or not UTF-8 ends it with one line on stderr, after the translations of all lines before it. With --nbest N
+each line has N translations, the best first, and with --scores each begins with its score, the mean log probability of
+its tokens, and a tab.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -113,6 +115,9 @@ def main(argv: list[str] | None = None) -> None:
     options = vars(parser.parse_args(argv))
     if sys.stdin is None or sys.stdout is None:
         parser.error("stdin and stdout must be open: it translates the one to the other")
+    for stream in (sys.stdin, sys.stdout):  # where one doesn't wait, nothing there looks like the end
+        with contextlib.suppress(OSError, ValueError):  # it is no file
+            os.set_blocking(stream.fileno(), True)
     try:
         from tqdm import tqdm
 

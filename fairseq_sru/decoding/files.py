@@ -1,5 +1,6 @@
 """A model for the translator as a folder: ``config.json``, ``vocabulary.json``, ``weights.safetensors`` and the subword
-model. Nothing in it is code; what is read is checked before any of it reaches compiled code."""
+model. Nothing in it is code; what is read is checked before any of it reaches compiled code, but for the subword model,
+which sentencepiece reads as it is."""
 
 from __future__ import annotations
 
@@ -58,7 +59,7 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         int8: matrices in int8.
 
     Raises:
-        ModelError: the folder is there and not empty, or the subword model is of other text.
+        ModelError: the folder is there and not empty, the subword model is of other text, or the model is too large.
         ValueError: the subword model is none.
         OSError: it can't be written; the folder is then empty.
     """
@@ -86,6 +87,8 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
                     value = name
                 made[key] = value
             ops.append(made)
+        if (widest := max(program.widths)) > LARGEST:
+            raise ModelError(f"a dictionary or layer of {widest:,} is too large: at most {LARGEST:,}")
         written[side] = {"slots": program.widths, "ops": ops}
     config: dict[str, Any] = {
         "format": FORMAT,

@@ -60,7 +60,7 @@ class SentencePiece:
     def decode(self, tokens: Sequence[str]) -> str:
         """The line of a translation."""
         if any(BYTE.fullmatch(token) for token in tokens):  # of a model with byte_fallback
-            return self.model.decode(list(tokens))  # type: ignore[no-any-return]
+            return " ".join(self.model.decode(list(tokens)).split())  # a byte may be the end of a line
         return "".join(tokens).replace("\u2581", " ").strip()
 
 
@@ -97,7 +97,10 @@ class MosesBPE:
     def decode(self, tokens: Sequence[str]) -> str:
         """The line of a translation."""
         words = (" ".join(tokens) + " ").replace("@@ ", "").split()
-        return self.detokenizer.detokenize(words)  # type: ignore[no-any-return]
+        try:
+            return self.detokenizer.detokenize(words)  # type: ignore[no-any-return]
+        except TypeError:  # of sacremoses, at some Czech words
+            return " ".join(self.detokenizer.unescape_xml(word) for word in words)
 
 
 Subwords = SentencePiece | MosesBPE

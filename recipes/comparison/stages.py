@@ -155,6 +155,11 @@ class Stages:
         """Whether what is known of a stage is of this command and these inputs."""
         return self.stamp(name).get("key") == self._key(essence(command), inputs)
 
+    def again(self, name: str) -> None:
+        """Let a stage run anew that may be done."""
+        if stamp := self.stamp(name):
+            self._write(name, {**stamp, "done": False})
+
     def _begin(
         self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False
     ) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def cpu_backend() -> str:
         return str(error)
 
 
+SPEEDS = {"updates_per_second", "tokens_per_second"}
 OTHER = "{} was trained with other settings: remove it, or name another out=DIR"
 
 
@@ -165,34 +166,46 @@ class Training:
         """In turns, and as many at a time as runs will be: they slow one another."""
 
         def timed(number: int, system: str) -> None:
-            runs = [run for run in self.runs if run.system == system]
-            other = self.timed_beside(system)
-            self.attempt(runs, partial(self.slice, system, number))
-            if other is not None:
-                self.attempt(runs, partial(self.slice, other, number, f" beside {system}"))
+            self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
 
         turns = list(itertools.product(range(1, self.settings.slices.rounds + 1), self.settings.systems))
         with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
             side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: bar.update())
 
-    def timed_beside(self, system: str) -> str | None:
-        """Of a system that was added to others: the one that is trained already and timed beside it again, since the
-        machine may have become slower or faster."""
-        rounds = range(1, self.settings.slices.rounds + 1)
-        others = [other for other in self.settings.systems if other != system]
-        for other in others:
-            if self.stages.stamp(f"slice {other} 1 beside {system}"):
-                return other
-        if all(self.stages.stamp(f"slice {system} {number}").get("done") for number in rounds):
-            return None
-        return next((run.system for run in self.runs if run.system in others and self.finished(run)), None)
+    def slice(self, system: str, number: int) -> None:
+        """Measure a system's speed once. Where others are trained already, one of them is measured again beside it: the
+        machine may be slower or faster than it was then.
 
-    def slice(self, system: str, number: int, beside: str = "") -> None:
-        name = f"slice {system} {number}{beside}"
-        folder = self.out / "slices" / f"{system}-{number}{beside.replace(' ', '-')}"
+        Raises:
+            FolderError: it would change the updates of what was trained to the end.
+        """
+        name = f"slice {system} {number}"
+        _, command, inputs = self.measuring(name, system, number)
+        done, same = self.stages.stamp(name).get("done"), self.stages.is_of(name, command, inputs)
+        kept = [str(path) for run in self.runs if run.system == system for path in self.finished(run)]
+        if self.settings.budget.minutes is not None and done and kept and not same:
+            raise FolderError(OTHER.format(" and ".join(kept)))
+        others = (run.system for run in self.runs if run.system != system and self.finished(run))
+        then = None
+        if not (done and same) and (other := next(others, None)):
+            beside = f"{name} beside {other}"
+            self.stages.again(beside)
+            again = self.measure(beside, other, number)
+            then = {unit: self.training_speed(other, unit) / again[unit] for unit in again.keys() & SPEEDS}
+        self.measure(name, system, number, then)
+
+    def measuring(self, name: str, system: str, number: int) -> tuple[Path, list[str], list[Path]]:
+        """Folder, command and inputs of a measurement."""
+        folder = self.out / "slices" / name.removeprefix("slice ").replace(" ", "-")
         updates = self.settings.slices.updates
+        more = {"disable-validation": True, "keep-interval-updates": None}  # the checkpoint before is read, too
+        return folder, self.commands.train(system, number, 2 * updates, updates, folder, **more), self.inputs(system)
 
-        def measured() -> dict[str, float]:
+    def measure(self, name: str, system: str, number: int, then: dict[str, float] | None = None) -> dict[str, Any]:
+        """The stage of a measurement; its stamp. ``then``: how many times as fast the machine was."""
+        folder, command, inputs = self.measuring(name, system, number)
+
+        def measured() -> dict[str, Any]:
             seen = {now.updates: now for now in map(trained, folder.glob("checkpoint*.pt"))}
             last = seen.pop(max(seen))
             # fairseq leaves the first out where it falls on an epoch's end
@@ -202,17 +215,11 @@ class Training:
             return {
                 "updates_per_second": (last.updates - first.updates) / seconds,
                 "tokens_per_second": (last.tokens - first.tokens) / seconds,
+                "then": then or {},
             }
 
-        more = {"disable-validation": True, "keep-interval-updates": None}  # the checkpoint before is read, too
-        command = self.commands.train(system, number, 2 * updates, updates, folder, **more)
-        inputs = self.inputs(system)
-        known = self.settings.budget.minutes is not None and self.stages.stamp(name).get("done")
-        kept = [str(path) for run in self.runs if run.system == system for path in self.finished(run)] if known else []
-        if kept and not self.stages.is_of(name, command, inputs):
-            # measured anew, it would give other updates: what was trained would not fit the old settings either
-            raise FolderError(OTHER.format(" and ".join(kept)))
-        self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=measured)
+        log = self.log(name)
+        return self.stages.command(name, command, inputs=inputs, outputs=[folder], log=log, facts=measured)
 
     def preset(self, system: str) -> list[Path]:
         """The file of this project's preset that the system is of, if it is of one."""
@@ -224,17 +231,10 @@ class Training:
         return [self.manifest, *self.preset(system)]
 
     def training_speed(self, system: str, unit: str) -> float:
-        """Median of the slices; ``unit`` is updates_per_second or tokens_per_second. That of a system that was added is
-        its ratio to the other's, at that one's speed of before."""
-
-        def slices(name: str, beside: str = "") -> list[float]:
-            rounds = range(1, self.settings.slices.rounds + 1)
-            return [self.stages.stamp(f"slice {name} {number}{beside}")[unit] for number in rounds]
-
-        if (other := self.timed_beside(system)) is None:
-            return statistics.median(slices(system))
-        pairs = zip(slices(system), slices(other, f" beside {system}"), strict=True)
-        return self.training_speed(other, unit) * statistics.median(own / again for own, again in pairs)
+        """Median of the slices, as the machine was then; ``unit`` is updates_per_second or tokens_per_second."""
+        rounds = range(1, self.settings.slices.rounds + 1)
+        stamps = [self.stages.stamp(f"slice {system} {number}") for number in rounds]
+        return statistics.median(stamp[unit] * stamp.get("then", {}).get(unit, 1.0) for stamp in stamps)
 
     def updates(self, system: str) -> int:
         budget, checkpoints = self.settings.budget, self.settings.checkpoints

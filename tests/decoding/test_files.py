@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from support.exported import LINES, exported, fuzzed
 
 from fairseq_sru import Translator
+from fairseq_sru.decoding import files
 from fairseq_sru.decoding.files import ModelError, load, save
 from fairseq_sru.decoding.text import TextOptions
 from fairseq_sru.export import model_of
@@ -66,6 +67,13 @@ def test_nothing_of_the_users_is_replaced(model: Path, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="model is there already"):
         exported(tmp_path / "model", "sru, defaults")
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
+
+
+def test_a_model_that_could_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "LARGEST", 20)
+    with pytest.raises(ModelError, match=r"^a dictionary or layer of \d+ is too large: at most 20$"):
+        exported(tmp_path / "model", "sru, defaults")
+    assert not (tmp_path / "model").exists()
 
 
 def test_others_may_read_all_of_a_model(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import re
 import signal
@@ -93,16 +94,19 @@ def test_an_error_is_one_line_after_what_was_before_it(line: bytes, said: str, m
     assert out.decode().splitlines() == Translator(model).translate(["the window", "is open"], max_length=9)
 
 
-def test_lines_are_translated_as_they_come(model: Path) -> None:
-    """Of a program that waits for one before it writes the next."""
+@pytest.mark.parametrize("waits", [True, False])
+def test_lines_are_translated_as_they_come(waits: bool, model: Path) -> None:
+    """Of a program that waits for one before it writes the next, and of one whose pipe gives nothing at once."""
     command = [sys.executable, *TRANSLATE, str(model), "--max-length", "9"]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdin is not None and process.stdout is not None
+    read, write = os.pipe()
+    os.set_blocking(read, waits)
+    with subprocess.Popen(command, cwd=ROOT, stdin=read, stdout=subprocess.PIPE, text=True) as process:
+        os.close(read)
+        assert process.stdout is not None
         for line in LINES[:2]:
-            process.stdin.write(f"{line}\n")
-            process.stdin.flush()
+            os.write(write, f"{line}\n".encode())
             assert process.stdout.readline() == f"{Translator(model).translate([line], max_length=9)[0]}\n"
-        process.stdin.close()
+        os.close(write)
         assert process.wait(60) == 0
 
 
@@ -217,6 +221,18 @@ def test_a_file_of_embeddings_may_be_gone(prepared: tuple[Path, list[str]], tmp_
     line = (folder / "test.en").read_text().splitlines()[:1]
     export.main([*words, "--out", str(tmp_path / "as it was")])
     assert Translator(tmp_path / "model").translate(line) == Translator(tmp_path / "as it was").translate(line)
+
+
+def test_ctrl_c_ends_an_export_with_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "loaded", stopped)
+    with pytest.raises(SystemExit) as ended:
+        export.main(["--path", __file__, "--sentencepiece-model", __file__, "--out", str(tmp_path / "model")])
+    assert ended.value.code == 130 and capsys.readouterr().err == "export: stopped\n"
 
 
 def test_what_cannot_be_exported_is_said(

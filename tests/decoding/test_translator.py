@@ -145,6 +145,13 @@ def test_bytes_of_a_subword_model_become_characters() -> None:
     made = subwords(TextOptions("sentencepiece", "", ""), model.getvalue())
     (tokens,) = made.encode(["Gar\u00e7on, the window"])
     assert "<0xC3>" in tokens and made.decode(tokens) == "Gar\u00e7on, the window"
+    the, window = made.encode(["the", "window"])
+    assert made.decode([*the, "<0x0A>", *window]) == "the window"  # one line stays one
+
+
+def test_what_moses_cannot_join_is_joined_by_spaces() -> None:
+    made = subwords(TextOptions("moses-bpe", "en", "cs"), b"#version: 0.2\nw o\n")
+    assert made.decode(["d@@", "'", "-", "li", "&amp;"]) == "d' - li &"
 
 
 def test_a_copy_of_a_translator_is_another(tmp_path: Path) -> None:

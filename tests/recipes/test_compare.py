@@ -36,8 +36,10 @@ from comparison import (
     settings,
     short_report,
     stages,
+    training,
     verdict,
 )
+from comparison.fairseq_output import Trained
 from comparison.training import Run
 from conftest import ROOT, ended, write_pairs
 from support.paired import check_paired
@@ -307,38 +309,43 @@ def test_speed_is_the_median_of_the_slices(recipe, tmp_path):
 def test_a_system_that_is_added_is_timed_beside_one_that_is_trained(recipe, tmp_path, monkeypatch):
     """Today the machine is half as fast as on the day of the first slices."""
     comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}", "budget={updates: null, minutes: 2}"]))
+    comparison.manifest = tmp_path / "manifest.json"
     made: list[str] = []
     speeds = {"a": 4.0, "b": 3.0}
 
-    def measured(name: str, command: list[str], **_: Any) -> None:
-        if not comparison.stages.stamp(name).get("done"):
-            made.append(name)
-            stamp = {
-                "key": "",
-                "done": True,
-                "updates_per_second": speeds[name.split()[1]] + 0.1 * int(name.split()[2]),
-            }
-            write_text(tmp_path / "stamps" / f"{name.replace(' ', '-')}.json", json.dumps(stamp))
+    def always(name: str, command: list[str], log: Path, **_: Any) -> dict[str, Any]:
+        """Leaves what fairseq-train would."""
+        made.append(name)
+        speed = speeds[name.split()[-1] if "beside" in name else name.split()[1]] + 0.1 * int(name.split()[2])
+        folder = Path(command[command.index("--save-dir") + 1])
+        for updates in (1, 2):
+            write_text(folder / f"checkpoint_1_{updates}.pt", json.dumps([1, updates, updates / speed, 0, 7 * updates]))
+        write_text(log, "")
+        return {}
 
-    monkeypatch.setattr(comparison.stages, "command", measured)
-    monkeypatch.setattr(comparison.stages, "is_of", lambda *_: True)
-    comparison.manifest = tmp_path / "manifest.json"
-    both, alone = comparison.settings.systems, {"a": comparison.settings.systems["a"]}
-    comparison.settings.systems = alone
-    comparison.time_training()
-    assert made == ["slice a 1", "slice a 2", "slice a 3"] and comparison.timed_beside("a") is None
-    comparison.settings.systems = both
-    assert comparison.timed_beside("b") is None  # nothing is trained: a stopped measurement goes on
-    finished(comparison, Run("a", 1), speed=4.1)
+    monkeypatch.setattr(comparison.stages, "always", always)
+    monkeypatch.setattr(training, "trained", lambda path: Trained(*json.loads(path.read_text()), None, False))
+
+    def timed(*systems: str) -> list[str]:
+        made.clear()
+        comparison.settings.systems = {name: both[name] for name in systems}
+        comparison.time_training()
+        return made
+
+    both = comparison.settings.systems
+    assert timed("a") == ["slice a 1", "slice a 2", "slice a 3"]
+    write_text(tmp_path / "stamps" / "train-a-1.json", json.dumps({"done": True}))
+    write_text(comparison.last(Run("a", 1)), "")
     speeds["a"], speeds["b"] = 2.0, 1.5
-    made.clear()
-    comparison.time_training()
-    assert made == [f"slice {name}" for n in "123" for name in (f"b {n}", f"a {n} beside b")]
-    assert comparison.training_speed("a", "updates_per_second") == 4.2
+    assert timed("a", "b") == [f"slice b {n}{beside}" for n in "123" for beside in (" beside a", "")]
+    assert comparison.training_speed("a", "updates_per_second") == pytest.approx(4.2)
     assert comparison.training_speed("b", "updates_per_second") == pytest.approx(4.2 * 1.7 / 2.2)
-    made.clear()
-    comparison.time_training()
-    assert made == []
+    assert comparison.training_speed("b", "tokens_per_second") == pytest.approx(7 * 4.2 * 1.7 / 2.2)
+    assert timed("a", "b") == []
+    assert timed("b") == []  # what b was given holds without a
+    assert comparison.training_speed("b", "updates_per_second") == pytest.approx(4.2 * 1.7 / 2.2)
+    both["b"] = {**both["b"], "dropout": 0.3}
+    assert len(timed("a", "b")) == 6  # b anew, and beside it a
 
 
 def test_slices_keep_the_checkpoint_that_ends_the_warm_up(recipe, tmp_path, monkeypatch):
@@ -351,12 +358,12 @@ def test_slices_keep_the_checkpoint_that_ends_the_warm_up(recipe, tmp_path, monk
     assert "--save-interval-updates" in seen[0] and "--keep-interval-updates" not in seen[0]
 
 
-def finished(comparison: runs.Comparison, run: Run, speed: float = 1.0) -> None:
+def finished(comparison: runs.Comparison, run: Run) -> None:
     """As if it had been trained to the end, with the settings of a stamp that knows none."""
     comparison.manifest = comparison.out / "manifest.json"
     comparison.last(run).parent.mkdir(parents=True)
     comparison.last(run).touch()
-    stamp = {"key": "", "done": True, "outputs": [stages.digest(comparison.last(run))], "updates_per_second": speed}
+    stamp = {"key": "", "done": True, "outputs": [stages.digest(comparison.last(run))]}
     for name in (f"slice {run.system} 1", run.stage("train")):
         write_text(comparison.out / "stamps" / f"{name.replace(' ', '-')}.json", json.dumps(stamp))
 

@@ -31,6 +31,7 @@ from benchmarks.decoding import CELLS, CT2_FLOAT32, CT2_INT8, FLOAT32, INT8, MOD
 from benchmarks.timing import going_on_without, machine, short, table
 from common.arguments import at_least_one, file, output_file
 from common.files import write_text
+from common.machine import files
 from comparison import scores
 from comparison.command_line import ROOT
 from comparison.report import number
@@ -47,6 +48,7 @@ def convert(args: argparse.Namespace, stages: Stages, work: Path) -> dict[str, s
     """
     models = {name: str(path.absolute()) for name, kind in MODELS.items() if (path := vars(args)[kind])}
     data: Path = args.data.absolute()
+    ours = files("kernels/*", "fairseq_sru/**/*.py")
     for name, more in ((FLOAT32, []), (INT8, ["--int8"])):
         folder = work / name.replace(", ", "-")
         words = ["--path", models[name], "--sentencepiece-model", data / "spm.model", "--data", data / "bin"]
@@ -54,7 +56,7 @@ def convert(args: argparse.Namespace, stages: Stages, work: Path) -> dict[str, s
         outputs = [folder / file for file in (*FILES, "spm.model")]
         log = work / "logs" / f"{name}.log"
         try:
-            stages.command(f"export {name}", command, inputs=[args.sru], outputs=outputs, log=log)
+            stages.command(f"export {name}", command, inputs=[args.sru, *ours], outputs=outputs, log=log)
         except StageError as error:
             raise StageError(f"{name} can't take part: {str(error).splitlines()[-1]}") from None
         models[name] = str(folder)
@@ -172,7 +174,10 @@ def main(argv: list[str] | None = None) -> None:
         stages = Stages(work / "stamps", tqdm.write)
         models = convert(args, stages, work)
         task = {"data": str(args.data.absolute()), "threads": args.threads, "sentences": args.sentences, "cells": CELLS}
-        task |= {"lines": source, "models": models, "on": {**here, "date": ""}}
+        versions = {"fairseq": version("fairseq")}
+        if CT2_INT8 in models:
+            versions["ctranslate2"] = version("ctranslate2")
+        task |= {"lines": source, "models": models, "on": {**here, **versions, "date": ""}}
         trained = [path for kind in dict.fromkeys(MODELS.values()) if (path := vars(args)[kind])]
         found = measured(task, trained, stages, work, args.turns)
     plain = found[decoding.PLAIN][0]["cells"]
@@ -180,9 +185,6 @@ def main(argv: list[str] | None = None) -> None:
         name: summed(runs, references, target, plain if MODELS[name] == MODELS[decoding.PLAIN] else None)
         for name, runs in found.items()
     }
-    versions = {"fairseq": version("fairseq")}
-    if CT2_INT8 in systems:
-        versions["ctranslate2"] = version("ctranslate2")
     report = {
         "machine": {**here, "threads": args.threads},
         "versions": versions,

@@ -46,6 +46,15 @@ def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
     return systems
 
 
+def is_of(path: Path, recipe: str, minutes: float) -> bool:
+    """Whether a file is of an earlier call for the same recipe and minutes."""
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return bool(known["recipe"] == recipe and known["minutes"] == minutes)
+    except (OSError, ValueError, LookupError, TypeError):  # none, or another one
+        return False
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = recipe_parser(__doc__, output="written when the speeds are known, and after each system")
     args = parser.parse_intermixed_args(argv)
@@ -64,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
             write_text(args.output, json.dumps(report, indent=1) + "\n")
 
         comparison.time_training()
-        if not args.output.exists():  # else it has more than speeds
+        if not is_of(args.output, args.recipe.stem, given.budget.minutes):  # else it may have more than speeds
             note()
         for run in comparison.runs:
             comparison.attempt([run], partial(comparison.train, run))

@@ -2,9 +2,10 @@
 
     PYTHONPATH=recipes python -m gpu [OUT] [--minutes N]
 
-OUT is recipes/results/gpu/CARD unless given. There report.json says how each part ended, report.md has the tables, and
-the other files are the parts' own. OUT/work has logs and all that is not a result. Run again, what is done and made of
-the same source is kept, and the rest done again. The exit status is 1 where a part is not done.
+OUT is recipes/results/gpu/CARD unless given (runs/gpu/dry without a GPU). There report.json says how each part ended,
+report.md has the tables, and the other files are the parts' own. OUT/work has logs and all that is not a result. Run
+again, what is done and made of the same source on the same machine is kept, and the rest done again. The exit status is
+1 where a part is not done.
 
 With FAIRSEQ_SRU_GPU_DRY=1 all parts run at small sizes without a GPU.
 """
@@ -38,7 +39,7 @@ MINUTES = 10
 END = 15  # seconds that it takes
 WORTH = 5.0  # seconds; with less left nothing is begun
 SOURCES = ("kernels/*", "fairseq_sru/**/*.py", "tests/recurrence/*.py", "recipes/benchmarks/*.py", "recipes/speed.py")
-MODELS = ("recipes/steps.py", "recipes/equal_time.py", "recipes/comparison/*.py")
+MODELS = ("recipes/steps.py", "recipes/equal_time.py", "recipes/comparison/*.py", "recipes/configs/lohelp.yaml")
 
 
 class Day:
@@ -50,7 +51,9 @@ class Day:
         taken = now - float(os.environ.get("FAIRSEQ_SRU_GPU_BEGUN", now))  # by gpu.sh
         self.until = time.monotonic() + 60 * minutes - END - taken
         self.stages = Stages(self.work / "stamps" / card())
-        self.inputs = files(*SOURCES, *MODELS)
+        here = {**machine(), "date": "", "sanitizer": shutil.which("compute-sanitizer")}
+        write_text(self.work / "machine.json", json.dumps(here))
+        self.inputs = [self.work / "machine.json", *files(*SOURCES, *MODELS)]
         self.states: dict[str, dict[str, Any]] = {}
 
     def run(self, part: Part) -> dict[str, Any]:
@@ -133,7 +136,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(
             "torch sees no CUDA GPU: python -m fairseq_sru.doctor says more; FAIRSEQ_SRU_GPU_DRY=1 does without"
         )
-    out = (args.out or ROOT / "recipes" / "results" / "gpu" / card()).absolute()
+    results = ROOT / "runs" / "gpu" if DRY else ROOT / "recipes" / "results" / "gpu"
+    out = (args.out or results / card()).absolute()
     if (out / "report.json").exists() and not (out / "work").exists():
         parser.error(f"argument OUT: {out} has results, and no folder work to go on from: name another, or remove it")
     with working_in(out / "work", parser):

@@ -291,6 +291,22 @@ def test_it_ends_with_the_reader_of_its_output():
     assert done.returncode == 128 + signal.SIGPIPE and not done.stderr
 
 
+def test_equal_time_keeps_a_file_of_the_same_recipe_and_minutes_alone(tmp_path):
+    path = tmp_path / "found.json"
+    for content, kept in (
+        ('{"recipe": "lohelp", "minutes": 2}', True),
+        ('{"recipe": "lohelp", "minutes": 3}', False),
+        ('{"recipe": "debian", "minutes": 2}', False),
+        ("[]", False),
+        ("", False),
+        (None, False),
+    ):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        assert equal_time.is_of(path, "lohelp", 2) == kept
+
+
 def test_equal_time_gives_updates_by_speed():
     assert settings.updates_in(10, 7.0, 10) == 4200
     assert settings.updates_in(10, 3.5, 10) == 2100

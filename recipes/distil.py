@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     os.chdir(ROOT)  # so that the command is the same wherever it is given
     targets = out / f"train.{target}"
     logs = [out / "translations" / f"{shard}.txt" for shard in range(min(SHARDS, -(-total // SHARD)))]
-    path = ":".join(str(checkpoint) for checkpoint in teacher)
+    path = ":".join(str(checkpoint).removeprefix(f"{ROOT}/") for checkpoint in teacher)
     flags = {"path": path, "beam": args.beam, "max-tokens": args.max_tokens, "max-len-b": LONGEST}
 
     def make() -> None:

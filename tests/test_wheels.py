@@ -11,11 +11,9 @@ from pathlib import Path
 import pytest
 import wheels
 from conftest import ROOT
+from support.network import NETWORK
 
 slow = pytest.mark.slow
-# what pip ends with where the network fails; its warnings of tries that it repeats are none of these
-NETWORK = r"No matching distribution|Could not find a version|^ERROR: HTTP error 5"
-NETWORK += r"|^pip\._vendor\.\S+(Timeout|Connection|Protocol)"
 
 
 @pytest.fixture(scope="module")

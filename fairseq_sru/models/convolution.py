@@ -106,6 +106,8 @@ class CausalConvolution(Convolution):
         """
         if padding_mask is not None:
             x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        if not len(x):
+            return x, x.new_zeros(x.size(1), self.own * x.size(2)) if before is None else before
         if before is None:
             seen, y = x, self._convolve(x)
         else:

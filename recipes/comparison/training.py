@@ -98,6 +98,7 @@ class Training:
             self.here["backend"] = cpu_backend()
         self.stages = Stages(self.out / "stamps", tqdm.write, self.here)
         self.failures: dict[Run, str] = {}
+        self.rounds = range(1, given.slices.rounds + 1)
         seeds = given.all_seeds()
         self.runs = [Run(n, seed) for seed in seeds for n in given.systems if seed in given.seeds_of(n)]
 
@@ -168,7 +169,7 @@ class Training:
         def timed(number: int, system: str) -> None:
             self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
 
-        turns = list(itertools.product(range(1, self.settings.slices.rounds + 1), self.settings.systems))
+        turns = list(itertools.product(self.rounds, self.settings.systems))
         with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
             side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: bar.update())
 
@@ -179,20 +180,24 @@ class Training:
         Raises:
             FolderError: it would change the updates of what was trained to the end.
         """
-        name = f"slice {system} {number}"
-        _, command, inputs = self.measuring(name, system, number)
-        done, same = self.stages.stamp(name).get("done"), self.stages.is_of(name, command, inputs)
+        name, timed, then = f"slice {system} {number}", self.is_timed(system, number), None
         kept = [str(path) for run in self.runs if run.system == system for path in self.finished(run)]
-        if self.settings.budget.minutes is not None and done and kept and not same:
+        if self.settings.budget.minutes is not None and kept and not timed and self.stages.stamp(name).get("done"):
             raise FolderError(OTHER.format(" and ".join(kept)))
-        others = (run.system for run in self.runs if run.system != system and self.finished(run))
-        then = None
-        if not (done and same) and (other := next(others, None)):
+        trained = dict.fromkeys(run.system for run in self.runs if run.system != system and self.finished(run))
+        others = (other for other in trained if all(self.is_timed(other, number) for number in self.rounds))
+        if not timed and (other := next(others, None)):
             beside = f"{name} beside {other}"
             self.stages.again(beside)
             again = self.measure(beside, other, number)
             then = {unit: self.training_speed(other, unit) / again[unit] for unit in again.keys() & SPEEDS}
         self.measure(name, system, number, then)
+
+    def is_timed(self, system: str, number: int) -> bool:
+        """Whether a measurement is there, of the settings as they are."""
+        name = f"slice {system} {number}"
+        _, command, inputs = self.measuring(name, system, number)
+        return bool(self.stages.stamp(name).get("done")) and self.stages.is_of(name, command, inputs)
 
     def measuring(self, name: str, system: str, number: int) -> tuple[Path, list[str], list[Path]]:
         """Folder, command and inputs of a measurement."""
@@ -232,8 +237,7 @@ class Training:
 
     def training_speed(self, system: str, unit: str) -> float:
         """Median of the slices, as the machine was then; ``unit`` is updates_per_second or tokens_per_second."""
-        rounds = range(1, self.settings.slices.rounds + 1)
-        stamps = [self.stages.stamp(f"slice {system} {number}") for number in rounds]
+        stamps = [self.stages.stamp(f"slice {system} {number}") for number in self.rounds]
         return statistics.median(stamp[unit] * stamp.get("then", {}).get(unit, 1.0) for stamp in stamps)
 
     def updates(self, system: str) -> int:
@@ -309,17 +313,10 @@ class Training:
                 "peak_gpu_memory": int((float(total[1]) - min(free)) * 2**30) if free and total else None,
             }
 
+        outputs = [self.folder(run), last]
+        told: dict[str, Any] = {"on_line": show, "resume": resume, "facts": facts}
         with bar:
-            self.stages.command(
-                name,
-                command,
-                inputs=inputs,
-                outputs=[self.folder(run), last],
-                log=log,
-                on_line=show,
-                resume=resume,
-                facts=facts,
-            )
+            self.stages.command(name, command, inputs=inputs, outputs=outputs, log=log, **told)
 
     def last(self, run: Run) -> Path:
         return self.folder(run) / "checkpoint_last.pt"

@@ -151,7 +151,8 @@ def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
                 seen += 1
                 yield word, numbers
             if len(header) == 2 and seen < int(header[0]):  # GloVe's form doesn't tell
-                raise wrong
+                told = f"not the {header[0].decode()} of its first line"
+                raise RecipeError(f"argument --embeddings: {path} has {seen:,} vectors, {told}")
 
         try:
             every = binary() if path.suffix == ".bin" else text()

@@ -186,7 +186,7 @@ class Speech(NamedTuple):
             for name, path in files.items()
         ]
         if not files:
-            if self.local_dir and archive and not (self.local_dir / archive.name).is_file():
+            if self.local_dir and archive:
                 raise RecipeError(f"argument --local-dir: {self.local_dir} has nothing of {self.name}")
             files, sources = fetch(self.archives, self.local_dir, archives)
         splits = {split: list(utterances) for split, utterances in known.splits(self, files, work).items()}

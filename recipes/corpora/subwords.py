@@ -33,11 +33,14 @@ _work: Callable[[Any], Any]  # of a worker process
 def train_sentencepiece(**options: Any) -> None:
     """As sentencepiece's trainer, which would look at Ctrl-C at its end alone, and take what Python makes of it for the
     end of the text: here it ends the process at once."""
-    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, or somebody's
+    if usual := usual and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         sentencepiece.SentencePieceTrainer.train(**options)
     finally:
-        signal.signal(signal.SIGINT, before)
+        if usual:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:
@@ -78,7 +81,8 @@ def in_order(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
             while under_way:
                 yield under_way.popleft().result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            for future in under_way:
+                future.cancel()
 
 
 def cores() -> int:

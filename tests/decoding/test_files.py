@@ -69,6 +69,24 @@ def test_nothing_of_the_users_is_replaced(model: Path, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["mine"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("sru, lstm", "sru, no residual", "sru, global attention", "sru, no attention", "sru, adaptive softmax"),
+        *(
+            "transformer_sru, transformer",
+            "transformer_sru, ssru, feed-forward sru",
+            "transformer_sru, adaptive softmax",
+        ),
+        "sru_lm, defaults",
+    ],
+)
+def test_models_that_the_translator_does_not_run_are_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"^the translator can't run this model, only --arch sru with SRU units"):
+        exported(tmp_path / "model", name)
+    assert not (tmp_path / "model").exists()
+
+
 def test_a_model_that_could_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LARGEST", 20)
     with pytest.raises(ModelError, match=r"^a dictionary or layer of \d+ is too large: at most 20$"):

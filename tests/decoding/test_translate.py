@@ -223,6 +223,21 @@ def test_a_file_of_embeddings_may_be_gone(prepared: tuple[Path, list[str]], tmp_
     assert Translator(tmp_path / "model").translate(line) == Translator(tmp_path / "as it was").translate(line)
 
 
+def test_data_that_have_moved_are_named(prepared: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, words = prepared
+    state = torch.load(words[1], weights_only=False)
+    data = Path(state["cfg"]["task"]["data"])
+    state["cfg"]["task"]["data"] = str(tmp_path / "gone")
+    torch.save(state, tmp_path / "moved.pt")
+    export.main(
+        ["--path", str(tmp_path / "moved.pt"), *words[2:], "--data", str(data), "--out", str(tmp_path / "model")]
+    )
+    export.main([*words, "--out", str(tmp_path / "as it was")])
+    names = ("config.json", "vocabulary.json", "weights.safetensors")
+    moved, before = ([(tmp_path / out / name).read_bytes() for name in names] for out in ("model", "as it was"))
+    assert moved == before
+
+
 def test_ctrl_c_ends_an_export_with_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

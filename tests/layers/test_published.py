@@ -33,11 +33,7 @@ def sru() -> Iterator[Any]:
         now.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
         now.setattr(cpp_extension, "CUDA_HOME", None)  # its CUDA part would take minutes; it does without
         warnings.simplefilter("ignore")
-        try:
-            import sru
-        except Exception as error:  # no package, no compiler, no ninja
-            pytest.skip(f"the package sru can't be imported: {error}")
-        yield sru
+        yield pytest.importorskip("sru")
 
 
 pytestmark = [

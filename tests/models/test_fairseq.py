@@ -276,6 +276,7 @@ def test_hydra_prints_no_warnings(folder: Path) -> None:
     words = hydra_words(folder / "bin", folder / "hydra", "sru/sru_tiny", *options, "checkpoint.no_save=true")
     done = run_cli("hydra-train", *words, cwd=folder)
     assert done.stderr == ""
+    assert "done training" in done.stdout
     assert all(re.match(r"\[\S+ \S+\]\[\w+(\.\w+)*\]\[INFO\] - ", line) for line in done.stdout.splitlines())
 
 

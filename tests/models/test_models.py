@@ -296,6 +296,9 @@ def test_the_causal_convolution_without_a_mask_and_its_gradients():
         for got, expected in zip(convolution(x, None, state), convolution(x, mask, state), strict=True):
             torch.testing.assert_close(got, expected, rtol=0, atol=0)
     assert torch.autograd.gradcheck(lambda x, before: convolution(x, None, before), (x, before))
+    for state in (None, before):
+        y, after = convolution(x[:0], mask[:0], state)
+        assert y.shape == (0, 2, 6) and torch.equal(after, torch.zeros(2, 12).double() if state is None else state)
 
 
 def test_the_convolution_differentiates_twice_and_follows_autocast():

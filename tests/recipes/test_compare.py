@@ -362,6 +362,12 @@ def test_a_system_that_is_added_is_timed_beside_one_that_is_trained(recipe, tmp_
     assert comparison.training_speed("b", "updates_per_second") == pytest.approx(4.2 * 1.7 / 2.2)
     both["b"] = {**both["b"], "dropout": 0.3}
     assert len(timed("a", "b")) == 6  # b anew, and beside it a
+    comparison.rounds = range(1, 5)
+    assert timed("a", "b") == [
+        "slice a 4",
+        "slice b 4 beside a",
+        "slice b 4",
+    ]  # a, of which one lacks, is beside nobody
 
 
 def test_slices_keep_the_checkpoint_that_ends_the_warm_up(recipe, tmp_path, monkeypatch):
@@ -732,7 +738,7 @@ def test_what_runs_beside_a_failure_is_stopped(failure, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux ends the children of a killed process on demand")
 def test_no_command_outlives_a_killed_comparison(tmp_path):
-    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(3600)"
     code = "import pathlib; from comparison import processes; "
     code += f"processes.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
     parent = subprocess.Popen(

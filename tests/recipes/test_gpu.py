@@ -138,7 +138,7 @@ time.sleep(3600)
     todo = [
         Part("first", (*SAY, "print('shown')"), 60, shown="first.txt"),
         Part("fails", (*SAY, "raise SystemExit('no such card')"), 60),
-        Part("hangs", (*SAY, hang), 3, shown="hangs.txt"),
+        Part("hangs", (*SAY, hang), 10, shown="hangs.txt"),
         Part("last", (*SAY, ""), 60),
     ]
     assert run(*todo) == {"first": "done", "fails": "failed", "hangs": "stopped", "last": "done"}
@@ -147,7 +147,7 @@ time.sleep(3600)
     assert ended(grandchild.read_text()), "what it had started ended with it"
     page = (tmp_path / "report.md").read_text()
     assert "| fails | failed |" in page and "| fails: exit status 1 |" in page
-    assert "| hangs: stopped after 3 seconds |" in page
+    assert "| hangs: stopped after 10 seconds |" in page
 
 
 def test_what_is_done_is_not_done_again(run: Any, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from support.archives import (
     tgz,
     wmt14_archives,
 )
+from support.processes import LONG
 
 BIN = Path(sys.executable).parent  # of the commands of packages
 
@@ -700,32 +701,32 @@ def test_a_killed_run_can_be_repeated(moment: str, own: Own, tmp_path: Path) -> 
 # --- subwords ---------------------------------------------------------------------------------------------------------
 
 
-ENDLESS = """
-import itertools, sys
+LEARNING = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.{handler})
 sys.path.insert(0, {recipes!r})
 from corpora.subwords import train_sentencepiece
 def lines():
-    for number in itertools.count():
-        if number == 1000:
-            print("begun", flush=True)
-        yield f"{{number}} words"
+    yield from (f"{{number}} words" for number in range(1000))
+    print("begun", flush=True)
+    sys.stdin.readline()
 with open({model!r}, "wb") as file:
-    train_sentencepiece(sentence_iterator=lines(), model_writer=file, vocab_size=100, minloglevel=2)
+    train_sentencepiece(sentence_iterator=lines(), model_writer=file, vocab_size=20, minloglevel=2)
 """
 
 
-def test_ctrl_c_ends_the_learning_of_subwords_at_once(tmp_path: Path) -> None:
-    """sentencepiece would take it for the end of the text, and learn from the part."""
-    script = ENDLESS.format(recipes=str(ROOT / "recipes"), model=str(tmp_path / "model"))
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    with process:
+@pytest.mark.parametrize("handler", ["default_int_handler", "SIG_IGN"])
+def test_ctrl_c_ends_the_learning_of_subwords_at_once(handler: str, tmp_path: Path) -> None:
+    """sentencepiece would take it for the end of the text, and learn from the part. A job that ignores it goes on."""
+    script = LEARNING.format(handler=handler, recipes=str(ROOT / "recipes"), model=str(tmp_path / "model"))
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", script], text=True, **pipes) as process:
         assert process.stdout is not None and process.stdout.readline() == "begun\n"
         process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=60) == ("", "")
-    assert process.returncode == -signal.SIGINT
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ignored = handler == "SIG_IGN"
+        assert process.communicate("\n" if ignored else None, timeout=LONG) == ("", "")
+    assert process.returncode == (0 if ignored else -signal.SIGINT)
+    assert bool((tmp_path / "model").stat().st_size) == ignored
     with (tmp_path / "model").open("wb") as file:
         subwords.train_sentencepiece(
             sentence_iterator=iter(["a b"] * 9), model_writer=file, vocab_size=6, minloglevel=2

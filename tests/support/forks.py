@@ -14,11 +14,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+LOADED = ("OMP_NUM_THREADS", "PYTHONPATH")  # variables that count when Python and torch are read
 READ = ("torch._dynamo", "fairseq.trainer", "fairseq.sequence_generator", "hydra.experimental")
 
 
 def run(command: list[str], *, cwd: Path, env: dict[str, str], given: str = "") -> subprocess.CompletedProcess[str]:
-    """As subprocess.run of a script of Python's, whose variables are there once torch and fairseq have been read."""
+    """As subprocess.run of a script of Python's, whose variables are there once torch and fairseq have been read; where
+    one counts before that and is another, it is just that."""
+    if any(env.get(name) != _environment().get(name) for name in LOADED):
+        return subprocess.run(command, cwd=cwd, env=env, input=given, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:
         names = [str(Path(folder, name)) for name in ("stdin", "stdout", "stderr")]
         for name, text in zip(names, (given, "", ""), strict=True):
@@ -32,12 +36,14 @@ def run(command: list[str], *, cwd: Path, env: dict[str, str], given: str = "") 
         return subprocess.CompletedProcess(command, int(code), *(Path(name).read_text() for name in names[1:]))
 
 
+def _environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 @functools.cache
 def _server() -> subprocess.Popen[str]:  # which ends when its input does, with this process
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-    )
+    command = [sys.executable, "-P", __file__]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment())
 
 
 def serve() -> None:

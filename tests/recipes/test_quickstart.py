@@ -3,12 +3,14 @@ table."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -248,3 +250,34 @@ def test_quickstart_reaches_its_score(tmp_path):
     assert unexpected(printed, START + TRAINED + DECODED, PLAIN) == []
     assert len(printed.splitlines()) <= 150  # three screens
     shutil.rmtree(out)
+
+
+@pytest.mark.slow
+def test_the_readmes_own_words_train_on_text_of_your_own(tmp_path: Path) -> None:
+    """Its blocks by bash, with relative paths, as they stand but for the number of updates."""
+    for name in ("fairseq_sru", "kernels", "recipes"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    section = (ROOT / "README.md").read_text().partition("## Train on your own text\n")[2].partition("\n## ")[0]
+    blocks = [textwrap.dedent(block) for block in re.findall(r"(?:^ {4}.*\n)+", section, re.MULTILINE)]
+    assert sum("--max-update 4000" in block for block in blocks) == 1
+    pipe = re.search(r"replace `--scoring sacrebleu` by `(\|.*?)`", section)
+    assert pipe is not None
+    blocks.append(blocks[-1].replace(" --scoring sacrebleu", f" {pipe[1]}"))
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    said = [
+        subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", block.replace("--max-update 4000", "--max-update 40")],
+            cwd=tmp_path,
+            env={**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for block in blocks
+    ]
+    assert len(said) == 6
+    assert "\nD-0\t" in said[2]
+    assert said[3].splitlines()[0].startswith("runs/mine/model: ") and len(said[3].splitlines()) == 2
+    assert "Generate test with beam=5: BLEU" in said[4]
+    assert json.loads(said[5])["name"] == "BLEU"
+    assert {path.name for path in tmp_path.iterdir()} == {"fairseq_sru", "kernels", "recipes", "runs"}

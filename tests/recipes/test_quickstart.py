@@ -136,6 +136,12 @@ def test_quickstart_leaves_a_foreign_folder_alone(tmp_path):
     assert [path.name for path in tmp_path.rglob("*")] == ["checkpoints", "checkpoint_last.pt"]
 
 
+def test_quickstart_tells_how_it_is_called():
+    process = quickstart(Path("--help"))
+    said = process.communicate()[0]
+    assert process.returncode == 2 and "bash recipes/quickstart.sh [OUT [options of fairseq-train]]\n" in said
+
+
 def test_quickstart_prints_commands_that_can_be_copied(run):
     out, _, text = run
     commands = [line[2:] for line in text.splitlines() if line.startswith("+ ")]
@@ -171,7 +177,7 @@ def test_quickstart_prints_commands_progress_and_scores_alone(run):
 def test_quickstart_repeats_nothing(run):
     out = run[0]
     before = files(out)
-    again = quickstart(out, *OPTIONS)
+    again = quickstart(Path(out.name), *OPTIONS, cwd=out.parent)  # as it is typed there
     text = again.communicate()[0]
     assert again.returncode == 0, text
     assert files(out) == before

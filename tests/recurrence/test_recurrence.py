@@ -258,7 +258,7 @@ def test_bad_values_are_named(change, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"u": torch.zeros(5, 3, 3, 4, dtype=torch.long)}, "u must be a floating-point"),
+        ({"u": torch.zeros(5, 3, 3, 4, dtype=torch.long)}, "u must be a tensor of float32, float16"),
         ({"u": None}, "u must be a tensor; got NoneType"),
         ({"c0": (torch.zeros(3, 4),) * 2}, r"c0 must be a tensor of shape \(3, 4\); got tuple"),
         ({"padding_mask": torch.zeros(5, 3)}, "padding_mask must be a bool"),

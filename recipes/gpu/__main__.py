@@ -29,7 +29,7 @@ from benchmarks.timing import DRY, machine
 from common.arguments import at_least_one
 from common.files import write_text
 from common.machine import files, source
-from comparison.stages import Late, StageError, Stages, working_in
+from comparison.stages import Late, StageError, Stages, remove, working_in
 
 from . import tables
 from .packages import ROOT
@@ -61,7 +61,11 @@ class Day:
         log = self.work / "logs" / f"{part.name}.log"
         begun = time.monotonic()
         left = self.until - begun
+        outputs = [self.out / name for name in (part.made, part.outcomes) if name]
         if left < WORTH:
+            if self.stages.stamp(part.name) and not self.stages.is_of(part.name, part.command, self.inputs):
+                for path in outputs:  # of other source, they are no result of this day
+                    remove(path)
             return {"state": "not begun", "why": "no time was left"}
         limit = min(part.limit, left)
         state = {"state": "done", "seconds": 0.0, "why": ""}
@@ -73,7 +77,7 @@ class Day:
                 part.name,
                 part.command,
                 inputs=self.inputs,
-                outputs=[self.out / name for name in (part.made, part.outcomes) if name],
+                outputs=outputs,
                 resume=(lambda _: {}) if part.made else None,
                 log=log,
                 limit=limit,

@@ -233,6 +233,15 @@ def test_outcomes_of_an_earlier_run_are_not_taken_for_this_ones(run: Any, tmp_pa
     assert not xml.exists()
 
 
+def test_what_was_made_of_other_source_is_no_result_of_a_part_that_does_not_begin(run: Any, tmp_path: Path) -> None:
+    made = tmp_path / "made.json"
+    part = Part("makes", (*SAY, f"open({str(made)!r}, 'w').write('x')"), 60, made="made.json")
+    assert run(part) == {"makes": "done"}
+    assert run(part, minutes=0) == {"makes": "not begun"} and made.exists()
+    assert run(part._replace(command=(*SAY, "other")), minutes=0) == {"makes": "not begun"}
+    assert not made.exists()
+
+
 def test_it_begins_without_fairseq() -> None:
     """Which is built while the first parts run."""
     code = "import sys; sys.modules['fairseq'] = None; import gpu.__main__"

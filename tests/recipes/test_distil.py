@@ -90,7 +90,8 @@ def test_the_teachers_data_are_not_written_to(
 @pytest.mark.slow
 def test_it_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With relative paths of there."""
-    folder, _ = trained(tmp_path, "sentencepiece")
+    (tmp_path / "teacher").mkdir()
+    folder, _ = trained(tmp_path / "teacher", "sentencepiece")
     monkeypatch.chdir(folder)
     distil.main(["data", "--path", "save/checkpoint_last.pt", "--out", "../student", "--beam", "1"])
     made = (tmp_path / "student" / "translations" / "0.txt").stat().st_mtime_ns

@@ -76,9 +76,9 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     data, out = args.data.absolute(), args.out.absolute()
     teacher = [Path(path) for path in args.path.split(":")]
-    for checkpoint in teacher:
-        if not checkpoint.is_file():
-            parser.error(f"argument --path: no such file: {checkpoint}")
+    for path in teacher:
+        if not path.is_file():
+            parser.error(f"argument --path: no such file: {path}")
     try:
         manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))
         source, target = manifest["source"], manifest["target"]
@@ -86,14 +86,13 @@ def main(argv: list[str] | None = None) -> None:
         total = len(data_utils.load_indexed_dataset(str(data / "bin" / f"{pair}.{source}")))
     except (OSError, ValueError, LookupError, TypeError):  # the last without the data set
         parser.error(f"argument DATA: {args.data} is not a folder that prepare.py has finished")
-    teacher = [checkpoint.absolute() for checkpoint in teacher]
     if (args.out / "manifest.json").exists():
         parser.error(f"argument --out: {args.out} is a data set already: name another folder")
+    ensemble = ":".join(str(path.absolute()).removeprefix(f"{ROOT}/") for path in teacher)
     os.chdir(ROOT)  # so that the command is the same wherever it is given
     targets = out / f"train.{target}"
     logs = [out / "translations" / f"{shard}.txt" for shard in range(min(SHARDS, -(-total // SHARD)))]
-    path = ":".join(str(checkpoint).removeprefix(f"{ROOT}/") for checkpoint in teacher)
-    flags = {"path": path, "beam": args.beam, "max-tokens": args.max_tokens, "max-len-b": LONGEST}
+    flags = {"path": ensemble, "beam": args.beam, "max-tokens": args.max_tokens, "max-len-b": LONGEST}
 
     def make() -> None:
         best: list[str] = []

@@ -37,7 +37,7 @@ def cpu_backend() -> str:
         return str(error)
 
 
-SPEEDS = {"updates_per_second", "tokens_per_second"}
+SPEEDS = ("updates_per_second", "tokens_per_second")
 OTHER = "{} was trained with other settings: remove it, or name another out=DIR"
 
 
@@ -190,7 +190,7 @@ class Training:
             beside = f"{name} beside {other}"
             self.stages.again(beside)
             again = self.measure(beside, other, number)
-            then = {unit: self.training_speed(other, unit) / again[unit] for unit in again.keys() & SPEEDS}
+            then = {unit: self.training_speed(other, unit) / again[unit] for unit in SPEEDS}
         self.measure(name, system, number, then)
 
     def is_timed(self, system: str, number: int) -> bool:

@@ -33,8 +33,9 @@ _work: Callable[[Any], Any]  # of a worker process
 def train_sentencepiece(**options: Any) -> None:
     """As sentencepiece's trainer, which would look at Ctrl-C at its end alone, and take what Python makes of it for the
     end of the text: here it ends the process at once."""
-    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, or somebody's
-    if usual := usual and threading.current_thread() is threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    usual = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, or somebody's
+    if usual:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         sentencepiece.SentencePieceTrainer.train(**options)

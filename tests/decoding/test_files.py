@@ -72,12 +72,14 @@ def test_nothing_of_the_users_is_replaced(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("sru, lstm", "sru, no residual", "sru, global attention", "sru, no attention", "sru, adaptive softmax"),
-        *(
-            "transformer_sru, transformer",
-            "transformer_sru, ssru, feed-forward sru",
-            "transformer_sru, adaptive softmax",
-        ),
+        "sru, lstm",
+        "sru, no residual",
+        "sru, global attention",
+        "sru, no attention",
+        "sru, adaptive softmax",
+        "transformer_sru, transformer",
+        "transformer_sru, ssru, feed-forward sru",
+        "transformer_sru, adaptive softmax",
         "sru_lm, defaults",
     ],
 )

@@ -21,7 +21,8 @@ READ = ("torch._dynamo", "fairseq.trainer", "fairseq.sequence_generator", "hydra
 def run(command: list[str], *, cwd: Path, env: dict[str, str], given: str = "") -> subprocess.CompletedProcess[str]:
     """As subprocess.run of a script of Python's, whose variables are there once torch and fairseq have been read; where
     one counts before that and is another, it is just that."""
-    if any(env.get(name) != _environment().get(name) for name in LOADED):
+    read = _environment()
+    if any(env.get(name) != read.get(name) for name in LOADED):
         return subprocess.run(command, cwd=cwd, env=env, input=given, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:
         names = [str(Path(folder, name)) for name in ("stdin", "stdout", "stderr")]

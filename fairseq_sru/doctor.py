@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import importlib
 import importlib.metadata
 import json
@@ -77,6 +78,16 @@ def driver() -> list[str]:
     return lines if done.returncode == 0 else [f"nvidia-smi fails: {' '.join(lines) or done.stderr.strip()}"]
 
 
+def driver_cuda() -> int | None:
+    """The newest CUDA that the driver knows, as 13020 for 13.2; None where its library can't be asked."""
+    version = ctypes.c_int()
+    try:
+        failed = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
+        return None
+    return None if failed else version.value
+
+
 def gpus() -> dict[str, Any]:
     """The GPUs that torch sees, the versions of CUDA on the way to them, and whether these go together."""
     cuda = torch.version.cuda
@@ -86,9 +97,9 @@ def gpus() -> dict[str, Any]:
         return found
     newest = None
     if torch.cuda.is_available():
-        version = torch._C._cuda_getDriverVersion()  # type: ignore[attr-defined]
-        newest = version // 1000
-        found["driver's CUDA"] = f"{newest}.{version % 1000 // 10}"
+        if (version := driver_cuda()) is not None:
+            newest = version // 1000
+            found["driver's CUDA"] = f"{newest}.{version % 1000 // 10}"
         for i in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(i)
             found["devices"].append(

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
@@ -301,7 +302,7 @@ class Machine:
 
     def knows(self, version: int) -> None:
         """The driver's CUDA."""
-        self.patch.setattr(torch._C, "_cuda_getDriverVersion", lambda: version, raising=False)
+        self.patch.setattr(doctor, "driver_cuda", lambda: version)
 
     def has_nvrtc(self, version: tuple[int, int]) -> None:
         found = SimpleNamespace(version=version, path=f"/lib/libnvrtc.so.{version[0]}")
@@ -323,6 +324,24 @@ class Machine:
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Machine:
     return Machine(monkeypatch, tmp_path)
+
+
+def test_the_drivers_cuda_is_asked_of_its_library(tmp_path: Path) -> None:
+    asks = "from fairseq_sru import doctor; print(doctor.driver_cuda())"
+    (tmp_path / "cuda.c").write_text("int cuDriverGetVersion(int *version) { *version = 13020; return 0; }")
+    compiler = build.host_compiler()[0][0]
+    subprocess.run(
+        [compiler, "-shared", "-fPIC", "-x", "c", tmp_path / "cuda.c", "-o", tmp_path / "libcuda.so.1"], check=True
+    )
+    assert python("-c", asks, LD_LIBRARY_PATH=str(tmp_path)).stdout == "13020\n"
+
+
+def test_a_driver_without_its_library_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(doctor.ctypes, "CDLL", missing)
+    assert doctor.driver_cuda() is None
 
 
 def test_a_gpu_that_is_well(machine: Machine, examine: Examine) -> None:

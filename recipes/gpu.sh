@@ -28,7 +28,8 @@ else
         packages rivals || echo "gpu.sh: going on without others' kernels" >&2
     fi
 fi
-export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH} PATH=$PWD/runs/gpu/fairseq/bin:$site/bin:$PATH
+export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH}
+export PATH=$PWD/runs/gpu/fairseq/bin:$site/bin:$PATH:/usr/local/cuda/bin # nvcc and compute-sanitizer
 export TORCH_EXTENSIONS_DIR=$PWD/runs/gpu/extensions # where others' kernels are built
 arch=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>/dev/null) || arch=
 case $arch in [0-9]*) export TORCH_CUDA_ARCH_LIST=$arch ;; esac # and for this card alone

@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from benchmarks import layer
 from benchmarks import scans as others
-from benchmarks.layer import BOTH, FORWARD, LONG, PLAIN, SCANS, SHAPES, STEPS, VARIANTS, WIDE, Case
+from benchmarks.layer import BOTH, FORWARD, GRAPH, LONG, PLAIN, SCANS, SHAPES, STEPS, VARIANTS, WIDE, Case
 from benchmarks.timing import (
     DEVICE,
     DRY,
@@ -81,13 +81,16 @@ def main(arguments: list[str] | None = None) -> None:
     if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
         cases += [Case(*plan, mode=PLAIN) for plan in ((FORWARD, *one), (BOTH, *one), *((FORWARD, *s) for s in steps))]
-    if ON_GPU:  # what is aimed at first; what takes long last
-        cases.sort(key=lambda c: (c[1:4] == LONG, c[1:4] not in AIMS))
+    if (
+        ON_GPU
+    ):  # what is aimed at first; what takes long last; graphs at the end, as a capture that fails may spoil the rest
+        cases.sort(key=lambda c: (c.mode == GRAPH, c[1:4] == LONG, c[1:4] not in AIMS))
     scanned = list(dict(VARIANTS).items())  # the last mode
     report: dict[str, Any] = {
         "machine": here,
         "turns": args.turns,
         "copy_gb_per_s": bandwidth,
+        "l2_bytes": torch.cuda.get_device_properties(DEVICE).L2_cache_size if ON_GPU else None,
         "contestants": {},
         "recurrence": [],
         "other_kernels": [],
@@ -108,8 +111,9 @@ def main(arguments: list[str] | None = None) -> None:
         write_text(path, json.dumps(report, indent=1) + "\n")
 
     if args.rivals:
-        if package:
-            layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"), rivals=True)
+        eager = [case for case in cases if case.mode != GRAPH]
+        for wanted in (eager, cases) if package else ():
+            layer.all_cases(left("cases", wanted), package, args.turns, partial(keep, "cases"), rivals=True)
         wanted = left("other_kernels", others.cases_of(scans, scanned))
         others.all_others(wanted, args.turns, partial(keep, "other_kernels"))
     else:

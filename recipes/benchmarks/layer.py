@@ -282,7 +282,10 @@ Keep = Callable[[dict[str, Any]], object]  # takes each entry of the report as s
 def all_cases(cases: list[Case], package: Package, turns: int, keep: Keep, rivals: bool = False) -> None:
     def rows() -> Iterator[list[str]]:
         for case in tqdm(cases, disable=None, leave=False):
-            took = measure(callers(case, package, rivals), turns)
+            functions = callers(case, package, rivals)
+            if not functions:
+                continue
+            took = measure(functions, turns)
             ms = {name: spread._asdict() for name, spread in took.items()}
             keep({**case._asdict(), "ms": ms, "ratios": ratios(took)})
             medians = [took[name].median if name in took else None for name in NAMES]
@@ -303,7 +306,13 @@ def all_scans(backend: Backend, cases: list[Case], turns: int, keep: Keep) -> No
 
     def rows() -> Iterator[list[str]]:
         for case in cases:
-            took = measure(passes(backend, case), turns)
+            try:
+                took = measure(passes(backend, case), turns)
+            except RuntimeError as error:
+                if case.mode != GRAPH:
+                    raise
+                going_on_without(f"{case}, alone", f"{type(error).__name__}: {error}")
+                continue
             for name, count in traffic(DTYPES[case.dtype].itemsize).items():
                 this, ms, copy = case._replace(what=name), took[name], took[f"copy {name}"]
                 moved, share = count * case.length * case.batch * case.size, copy.median / ms.median

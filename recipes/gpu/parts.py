@@ -86,7 +86,8 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
     rivals = (*speed, "--rivals")
     steps = ("python", "recipes/steps.py", *few, "--resume")
     beside = ("nice", "-n", "19", sys.executable, "-m", "gpu.packages")  # what is measured meanwhile goes before
-    chosen, slow = "TestOnTheGpu and not test_every_variant and not sanitizer", "TestOnTheGpu and test_every_variant"
+    slow = "test_every_variant or test_torch_compile"
+    chosen, slow = f"TestOnTheGpu and not ({slow} or sanitizer)", f"TestOnTheGpu and ({slow})"
     spread = ("-n", "0" if dry else processes)
     found = [
         Part("fairseq", (*beside, "fairseq", str(ROOT / "wheels"), str(FAIRSEQ)), 240, beside=True),

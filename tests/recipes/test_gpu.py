@@ -14,13 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks import scans
+from benchmarks import layer, scans
+from benchmarks.layer import EAGER, FORWARD, GRAPH, Case
 from comparison.processes import execute
 from conftest import ROOT, ended
 from gpu import __main__ as day
 from gpu import packages, parts, tables
 from gpu.parts import Part
 from support.processes import python
+
+from fairseq_sru.recurrence.dispatch import choose
 
 # What the others' packages offer, by plain torch.
 STAND_INS = {
@@ -257,6 +260,54 @@ def test_a_part_goes_on_with_what_it_has_made_of_the_same_source(run: Any, tmp_p
     assert file.read_text() == "xxx"
     assert run(part._replace(command=(*SAY, f"{add} # other"))) == {"adds": "failed"}
     assert file.read_text() == "x"
+
+
+XDIST = """
+[gw0] [ 33%] PASSED tests/recurrence/test_cuda.py::TestOnTheGpu::test_x[sru v2-1]
+[gw1] [ 66%] FAILED tests/recurrence/test_cuda.py::TestOnTheGpu::test_x[lstm]
+[gw1] [100%] SKIPPED tests/recurrence/test_cuda.py::TestOnTheGpu::test_y
+tests/recurrence/test_cuda.py::TestOnTheGpu::test_z
+"""
+PLAIN = """
+tests/recurrence/test_cuda.py::TestOnTheGpu::test_x[sru v2-1] PASSED   [ 33%]
+tests/recurrence/test_cuda.py::TestOnTheGpu::test_x[lstm] FAILED       [ 66%]
+tests/recurrence/test_cuda.py::TestOnTheGpu::test_y SKIPPED (no tool)  [100%]
+"""
+
+
+@pytest.mark.parametrize("said", [XDIST, PLAIN], ids=["xdist", "plain"])
+def test_outcomes_of_tests_that_were_stopped_are_told(tmp_path: Path, said: str) -> None:
+    """pytest's XML comes at its end."""
+    (tmp_path / "tests.txt").write_text(said)
+    assert tables.tests(tmp_path).splitlines()[2:] == ["| tests | 1 | 1 | 1 | test_x[lstm] |"]
+
+
+def test_what_stays_in_the_cache_is_no_share_of_a_large_copy(tmp_path: Path) -> None:
+    entry = {"what": "forward", "length": 64, "batch": 256, "dtype": "float32", "mode": "CUDA graph", "share": 0.9}
+    entry |= {"size": 1024, "ms": {"median": 1.0}, "bytes": 2**27}
+    machine = {"device": "Tesla Z1", "threads": 1, "torch": "2.13", "date": "2026-11-29"}
+    report = {"machine": machine, "turns": 1, "copy_gb_per_s": 200.0, "l2_bytes": 2**25}
+    report |= {"recurrence": [entry, {**entry, "length": 32, "bytes": 2**26}]}
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "speed.json").write_text(json.dumps(report))
+    rows = [line.split(" | ")[2:] for line in tables.recurrence(tmp_path).splitlines()[-2:]]
+    assert rows == [["134", "67%", "90% |"], ["67", "–", "90% |"]]
+
+
+def test_a_graph_that_cannot_be_captured_costs_no_other_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(function: Any, seconds: float = 0.0) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    for module in (layer, scans):
+        monkeypatch.setattr(module, "graphed", refuses)
+    cases = [Case(FORWARD, 2, 2, 8, mode=mode) for mode in (GRAPH, EAGER)]
+    backend = choose("auto", "cpu")
+    assert backend is not None
+    kept: list[dict[str, Any]] = []
+    layer.all_cases(cases, None, 1, kept.append)
+    layer.all_scans(backend, cases, 1, kept.append)
+    scans.all_others(cases, 1, kept.append)
+    assert [entry["mode"] for entry in kept] == [EAGER] * 4  # the second has two passes
 
 
 def test_aims_are_told(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_cli
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, ListDataset, data_utils
 from fairseq.data.iterators import CountingIterator, EpochBatchIterator, GroupedIterator
 from fairseq.dataclass.configs import EMAConfig, FairseqConfig
@@ -25,7 +25,9 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.ema import EMA
 from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq.optim import adam
 from fairseq.optim.adam import Adam
+from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from omegaconf import OmegaConf
 from support.commands import PLUGIN, SMOOTHED, hydra_words, train
@@ -457,18 +459,63 @@ def test_adam_in_one_pass_makes_the_same_updates(weight_decay: float) -> None:
     made = []
     for fused in (False, True):
         weights = [torch.nn.Parameter(w.clone()) for w in start]
-        adam = Adam(weights, lr=0.01, betas=(0.9, 0.98), eps=1e-4, weight_decay=weight_decay)
-        adam.fused = fused
+        found = Adam(weights, lr=0.01, betas=(0.9, 0.98), eps=1e-4, weight_decay=weight_decay)
+        found.fused = fused
         draws = torch.Generator().manual_seed(1)
         for step in range(20):
             for number, weight in enumerate(weights):
                 grad = 1e-3 * torch.randn(weight.shape, generator=draws)
                 weight.grad = None if (step + number) % 3 == 0 else grad
-            adam.step()
-        made.append((weights, adam.state_dict()["state"]))
+            found.step()
+        made.append((weights, found.state_dict()["state"]))
     torch.testing.assert_close(made[1][0], made[0][0], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(made[1][1], made[0][1], rtol=1e-5, atol=1e-9)
     assert (made[0][0][1] - start[1]).abs().max() > 0.05
+
+
+@pytest.fixture
+def torch_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch says that there is one, and no tensor is there, as with --cpu."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+
+@pytest.mark.usefixtures("torch_with_a_gpu")
+def test_clipping_stays_on_the_cpu() -> None:
+    weights = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2))]
+    for weight in weights:
+        weight.grad = torch.full_like(weight, 2.0)
+    assert float(utils.clip_grad_norm_(weights, 1.0)) == pytest.approx(2 * 5**0.5)
+    assert torch.cat([w.grad for w in weights if w.grad is not None]).norm() == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.usefixtures("torch_with_a_gpu")
+def test_apexs_adam_is_not_for_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adam, "get_fused_adam_class", lambda: pytest.fail)
+    cfg = OmegaConf.structured(adam.FairseqAdamConfig(tpu=False, lr=[0.1]))
+    assert type(adam.FairseqAdam(cfg, [torch.nn.Parameter(torch.zeros(2))]).optimizer) is Adam
+
+
+def test_mixed_precision_of_a_gpu_divides_gradients_once_by_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scaler runs on the CPU here. Plain descent shows by how much a gradient was divided."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(_scaler, torch.amp.GradScaler))
+    cfg = OmegaConf.create(
+        {
+            "common": {"amp_init_scale": 1024, "fp16_init_scale": 8, "amp_scale_window": None, "min_loss_scale": 1e-4},
+            "optimizer": {"_name": "sgd", "lr": [0.5], "momentum": 0.0, "weight_decay": 0.0},
+        }
+    )
+    weight = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = AMPOptimizer.build_optimizer(cfg, [weight])
+    assert optimizer.scaler.get_scale() == 1024
+    optimizer.backward((weight**2).sum() / 2)
+    assert float(optimizer.clip_grad_norm(0.0)) == pytest.approx(5**0.5)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([0.5, 1.0]))
+
+
+def _scaler(real: Any, device: str, **options: Any) -> Any:
+    assert device == "cuda"
+    return real("cpu", **options)
 
 
 WATCHED = """

@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
         chosen = "sentencepiece" if args.sentencepiece_model else "moses-bpe"
         text = TextOptions(chosen, *languages, args.lowercase, not args.no_normalise)
         save(model_of(trained, task, text), subword_model, args.out, args.int8)
-    except (ModelError, OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         print("export: stopped", file=sys.stderr)

@@ -163,7 +163,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="install_fairseq_") as temporary:
         folder = Path(temporary)
         sdist = arguments.sdist or download(folder)
-        check_sdist(sdist)
         wheel = build(sdist, folder)
         if arguments.wheel_dir:
             print(shutil.copy(wheel, arguments.wheel_dir))

@@ -14,7 +14,7 @@
 #include "products.h"
 
 enum Code : int64 { EMBED, NORM, LINEAR, RECUR, ATTEND, SCAN, CONVOLVE, SELF_ATTEND };
-enum Flag : int64 { RELU = 1, TANH = 2, ADD = 4, KEEP = 8, TOP = 16, BOTH_WAYS = 32 };
+enum Flag : int64 { RELU = 1, TANH = 2, ADD = 4, KEEP = 8, BOTH_WAYS = 16 };
 
 struct Op {  // program.py's order
     int64 code, in, out, n, k, flags, at;
@@ -414,7 +414,7 @@ static void attend(const Step& s, const Op& op) {
             if (op.weight)
 #pragma GCC ivdep
                 for (int64 i = first; i < first + places; ++i) s.new_past[i] = s.past[i] + s.weights[i];
-            if (op.flags & KEEP || (op.flags & TOP && s.need_weights)) std::copy_n(mean + m * places, places, s.weights + first);
+            if (op.flags & KEEP || s.need_weights) std::copy_n(mean + m * places, places, s.weights + first);
         }
     });
 }

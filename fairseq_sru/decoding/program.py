@@ -23,7 +23,7 @@ from ..recurrence.dispatch import set_up
 from ..recurrence.native import functions, threads_here
 
 EMBED, NORM, LINEAR, RECUR, ATTEND, SCAN, CONVOLVE, SELF_ATTEND = range(8)
-RELU, TANH, ADD, KEEP, TOP, BOTH_WAYS = 1, 2, 4, 8, 16, 32
+RELU, TANH, ADD, KEEP, BOTH_WAYS = 1, 2, 4, 8, 16
 ACTIVATIONS = {"identity": 0, "relu": RELU, "tanh": TANH}
 OP = "7q3qd"  # struct Op: code, in, out, n, k, flags, at; weight, scale, bias; number
 OPTIONS = ("-fopenmp-simd",)
@@ -203,7 +203,7 @@ class Program:
         n = self.widths[out] if self._room(out, 1) else 0
         fits = self._room(x, n) and x != out and heads > 0 and n % heads == 0
         fits = fits and (coverage is None or coverage.shape == (3, heads))
-        at, flags = len(self.attentions), KEEP if keep else TOP
+        at, flags = len(self.attentions), KEEP * keep
         self._write("attend", fits, call, ATTEND, x, out, n, heads, flags, at, coverage, None, scale)
         self.attentions.append((n, heads))
         self.coverage = self.coverage or coverage is not None

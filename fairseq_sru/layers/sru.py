@@ -43,7 +43,7 @@ class SRU(nn.Module):
 
     Raises:
         ValueError: a size is below 1, a probability outside [0, 1) or a backend unknown; the message names it.
-        TypeError: a number is none, or dtype another.
+        TypeError: a size or a probability isn't a number, or dtype is another one.
     """
 
     def __init__(

@@ -40,7 +40,7 @@ SUBSETS = ["train_subset", "valid_subset"]
 REFUSED = (CrossLingualLMTask, MaskedLMTask, MultilingualTranslationTask, SentenceRankingTask)
 
 
-def register_architectures(model: str, check: Callable[[Any], None], task: str = "translation") -> None:
+def register_architectures(model: str, check: Callable[[Any], object], task: str = "translation") -> None:
     """Register the presets of a model, and the model's own name, as architectures.
 
     Args:
@@ -56,7 +56,9 @@ def register_architectures(model: str, check: Callable[[Any], None], task: str =
         register_model_architecture(model, name)(_architecture(name, options, check, task))
 
 
-def _architecture(name: str, options: dict[str, Any], check: Callable[[Any], None], task: str) -> Callable[[Any], None]:
+def _architecture(
+    name: str, options: dict[str, Any], check: Callable[[Any], object], task: str
+) -> Callable[[Any], None]:
     def apply(args: Any) -> None:
         """fairseq calls this when the command line is parsed (a Namespace) and when the model is built (a
         DictConfig)."""

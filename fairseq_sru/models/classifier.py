@@ -84,11 +84,13 @@ class Classifier(BaseFairseqModel):
         return self.max_source_positions  # type: ignore[no-any-return]
 
 
-def check(cfg: Any) -> None:
-    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
+def check(cfg: Any) -> Namespace:
+    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
+    allowed."""
     cfg = options.completed(cfg, ClassifierConfig)
     check_encoder(cfg)
     options.one_of(cfg, "pooling", POOLINGS)
+    return cfg
 
 
 @register_model("sru_classifier", dataclass=ClassifierConfig)
@@ -102,8 +104,7 @@ class SRUClassifier(Classifier):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRUClassifier:
         """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
-        check(cfg)
-        cfg = options.completed(cfg, ClassifierConfig)
+        cfg = check(cfg)
         dictionary = task.source_dictionary
         read = cfg.pooling != "last"
         return cls(cfg, SRUEncoder(cfg, dictionary, embedding_of(cfg, "encoder", dictionary), read))
@@ -119,13 +120,14 @@ def _widths(cfg: Namespace) -> list[int]:
     return options.numbers(cfg, "filter_widths", "numbers of words, as 3,4,5", lambda width: width > 0)
 
 
-def check_cnn(cfg: Any) -> None:
+def check_cnn(cfg: Any) -> Namespace:
     """As :func:`check`."""
     cfg = options.completed(cfg, CNNClassifierConfig)
     options.at_least_one(cfg, ["encoder_embed_dim", "filters"])
     options.probabilities(cfg, ["dropout"])
     options.embedding_file(cfg, "encoder")
     _widths(cfg)
+    return cfg
 
 
 @register_model("cnn_classifier", dataclass=CNNClassifierConfig)
@@ -144,8 +146,7 @@ class CNNClassifier(Classifier):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> CNNClassifier:
         """As of :meth:`SRUClassifier.build_model`."""
-        check_cnn(cfg)
-        cfg = options.completed(cfg, CNNClassifierConfig)
+        cfg = check_cnn(cfg)
         return cls(cfg, embedding_of(cfg, "encoder", task.source_dictionary))
 
     def encode(self, src_tokens: Tensor) -> Tensor:

@@ -80,7 +80,6 @@ class SRUDecoder(BaseDecoder):
 
     With global attention, :class:`GlobalAttention` takes the place of the linear map; without attention the layers
     start from the encoder's last state. No input feeding, so nothing but the recurrence runs step by step in training.
-    The incremental state is the state of each layer's unit.
 
     Args:
         cfg: options of :class:`SRUConfig`, completed.

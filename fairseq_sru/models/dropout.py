@@ -23,6 +23,8 @@ class _Dropped(torch.autograd.Function):
         ctx: Any, x: Tensor, sum: Tensor | None, dtype: torch.dtype, seed: int, level: int
     ) -> Tensor:
         ctx.drawn = x.dtype, seed, level
+        if sum is None and x.dtype.itemsize < dtype.itemsize:  # the gradient of a gradient
+            x = x.to(dtype)
         x = x.contiguous()
         y = x.new_empty(x.shape, dtype=dtype)
         functions = compiled("dropout.cpp", min(x.dtype, dtype, key=lambda d: d.itemsize), NAMES)

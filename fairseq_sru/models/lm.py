@@ -112,8 +112,9 @@ class SRULanguageDecoder(BaseDecoder):
         return F.pad(x.squeeze(0), (0, 0, seen, 0))
 
 
-def check(cfg: Any) -> None:
-    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
+def check(cfg: Any) -> Namespace:
+    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
+    allowed."""
     outputs = getattr(cfg, "output_dictionary_size", -1)  # the task's, on the command line
     cfg = options.completed(cfg, SRULanguageModelConfig)
     sizes = ("embed_dim", "hidden_size", "layers", "out_embed_dim", "kernel_size")
@@ -127,6 +128,7 @@ def check(cfg: Any) -> None:
             raise ValueError(
                 "--output-dictionary-size: can't be had with --share-decoder-input-output-embed, which some presets set"
             )
+    return cfg
 
 
 @register_model("sru_lm", dataclass=SRULanguageModelConfig)
@@ -142,8 +144,7 @@ class SRULanguageModel(FairseqLanguageModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRULanguageModel:
         """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
-        check(cfg)
-        cfg = options.completed(cfg, SRULanguageModelConfig)
+        cfg = check(cfg)
         source, target = task.source_dictionary, task.target_dictionary
         if options.tied(cfg) and len(source) != len(target):
             raise ValueError(

@@ -74,10 +74,11 @@ def _kernels(cfg: Namespace) -> list[int]:
     return options.numbers(cfg, "conv_kernel_sizes", "odd numbers of frames, as 5,5", lambda size: size % 2)
 
 
-def check(cfg: Any) -> None:
-    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
-    sru.check(cfg)
+def check(cfg: Any) -> Namespace:
+    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
+    allowed."""
     cfg = options.completed(cfg, SpeechConfig)
+    sru.check(cfg)
     _kernels(cfg)
     options.at_least_one(cfg, ["input_feat_per_channel", "input_channels"])
     if cfg.conv_channels < 2 or cfg.conv_channels % 2:
@@ -85,6 +86,7 @@ def check(cfg: Any) -> None:
     for name in ("share_all_embeddings", "encoder_embed_path", "encoder_freeze_embed"):
         if getattr(cfg, name):
             raise ValueError(f"{options.flag(name)}: speech has no embedding; got {getattr(cfg, name)}")
+    return cfg
 
 
 @register_model("s2t_sru", dataclass=SpeechConfig)
@@ -94,8 +96,7 @@ class SpeechModel(TranslationModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SpeechModel:
         """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
-        check(cfg)
-        cfg = options.completed(cfg, SpeechConfig)
+        cfg = check(cfg)
         encoder = SpeechEncoder(cfg, read=options.attention(cfg) != 0)
         target, embed = task.target_dictionary, embedding_of(cfg, "decoder", task.target_dictionary)
         return cls(encoder, SRUDecoder(cfg, target, embed, encoder.output_units, encoder.state_units))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from typing import Any
 
 from fairseq.models import register_model
@@ -15,8 +16,9 @@ from .encoder import SRUEncoder, check_encoder
 from .translation import TranslationModel
 
 
-def check(cfg: Any) -> None:
-    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
+def check(cfg: Any) -> Namespace:
+    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
+    allowed."""
     cfg = options.completed(cfg, SRUConfig)
     check_encoder(cfg)
     options.at_least_one(cfg, [f"decoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "out_embed_dim")])
@@ -34,6 +36,7 @@ def check(cfg: Any) -> None:
         )
     for shared in ("share_all_embeddings", "share_decoder_input_output_embed"):
         options.must_match(cfg, shared, "decoder_embed_dim", "decoder_out_embed_dim")
+    return cfg
 
 
 @register_model("sru", dataclass=SRUConfig)
@@ -48,8 +51,7 @@ class SRUModel(TranslationModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRUModel:
         """Build the model for a task's dictionaries; a ValueError names the flag of options that don't go together."""
-        check(cfg)
-        cfg = options.completed(cfg, SRUConfig)
+        cfg = check(cfg)
         source, target = task.source_dictionary, task.target_dictionary
         options.joint_dictionary(cfg, source, target)
         encoder_embed, decoder_embed = embeddings(cfg, source, target)

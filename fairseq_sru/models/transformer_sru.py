@@ -193,8 +193,9 @@ def _visible(padding_mask: Tensor, last: int) -> Tensor:
     return (at < here) & ~padding_mask[:, None, None, :] | (at == here)
 
 
-def check(cfg: Any) -> None:
-    """Check the options against one another; a ValueError names the flag, its value and what is allowed."""
+def check(cfg: Any) -> Namespace:
+    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
+    allowed."""
     cfg = options.completed(cfg, TransformerSRUConfig)
     options.one_of(cfg, "decoder_autoreg", AUTOREGRESSIONS)
     options.one_of(cfg, "feed_forward", FEED_FORWARDS)
@@ -213,6 +214,7 @@ def check(cfg: Any) -> None:
     options.probabilities(cfg, ("dropout", "rnn_dropout"))
     options.cutoffs(cfg)
     options.must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")
+    return cfg
 
 
 @register_model("transformer_sru", dataclass=TransformerSRUConfig)
@@ -229,8 +231,7 @@ class TransformerSRUModel(TranslationModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> TransformerSRUModel:
         """Build the model for a task's dictionaries; a ValueError names the flag of options that don't go together."""
-        check(cfg)
-        cfg = options.completed(cfg, TransformerSRUConfig)
+        cfg = check(cfg)
         source, target = task.source_dictionary, task.target_dictionary
         options.joint_dictionary(cfg, source, target)
         encoder_embed, decoder_embed = embeddings(cfg, source, target)

@@ -33,7 +33,7 @@ BACKENDS: dict[str, Callable[[], Backend] | None] = {
     "reference": None,
 }
 DEVICES = {"cuda": "cuda", "native": "cpu"}  # of those that run on one kind of device alone
-BEST = {"cuda": "cuda", "cpu": "native"}  # by device
+BEST = {device: name for name, device in DEVICES.items()}
 
 
 def sru_recurrence(
@@ -96,7 +96,7 @@ def sru_recurrence(
     tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
     check_tensors(tensors, padding_mask, activation, bidirectional)
     options = Options(activation, bidirectional, float(skip_scale))
-    keep = torch.is_grad_enabled() and (u.requires_grad or any(t is not None and t.requires_grad for t in tensors))
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if transformed():
         return reference(tensors, padding_mask, options)
     compiling = torch.compiler.is_compiling()

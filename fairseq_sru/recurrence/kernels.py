@@ -57,11 +57,6 @@ class Shape(NamedTuple):
     def chunks(self) -> int:
         return -(-self.length // self.chunk_length)
 
-    @property
-    def summarised(self) -> bool:
-        """Whether there are several chunks, whose summaries are computed first."""
-        return self.chunk_length < self.length
-
 
 def nowhere(t: Tensor) -> int:
     """The address of a tensor that has none: 0 where it has no elements, either.
@@ -89,7 +84,7 @@ class Kernels:
         return (u.size(0) + 1, u.size(1), u.size(3))
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
-        """Run a kernel; the numbers of the shape follow the arguments, and the skip term's scale where it has one."""
+        """Run a kernel on the arguments, whose last is the skip term's scale where there is one, and the shape."""
         raise NotImplementedError
 
     def chunk_length(self, variant: Variant, length: int, columns: int, device: torch.device) -> int:
@@ -187,7 +182,7 @@ class Kernels:
         return variant, shape, torch.float64 if dtype == torch.float64 else torch.float32
 
     def _summary(self, like: Tensor, shape: Shape) -> Tensor | None:
-        return like.new_empty(shape.chunks, 2, shape.batch, shape.width) if shape.summarised else None
+        return like.new_empty(shape.chunks, 2, shape.batch, shape.width) if shape.chunks > 1 else None
 
 
 @overload

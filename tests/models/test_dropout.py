@@ -78,6 +78,17 @@ def test_differentiates_twice():
     assert 20 < kept.sum() < 80
 
 
+def test_differentiates_twice_beside_a_residual_of_float32():
+    layer, x = trained(0.5), torch.randn(1000, dtype=torch.bfloat16, requires_grad=True)
+    residual = torch.zeros(1000)
+    torch.manual_seed(1)
+    y = layer.plus(residual, x)
+    kept = y.detach() != 0
+    (grad,) = torch.autograd.grad((y**3).sum(), x, create_graph=True)
+    (twice,) = torch.autograd.grad(grad.float().sum(), x)
+    torch.testing.assert_close(twice.float(), torch.where(kept, 6 * 2**3 * x.float(), 0.0), rtol=0.03, atol=1e-3)
+
+
 def test_all_cores_draw_what_one_does(monkeypatch):
     x = torch.ones(300_000)
     found = []

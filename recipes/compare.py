@@ -24,6 +24,7 @@ from comparison.command_line import ROOT, recipe_parser
 from comparison.runs import Comparison
 from comparison.settings import Settings, load
 from comparison.stages import working_in
+from comparison.training import Run
 from comparison.uses import USES, Language, Sentences, Use
 from corpora.sentences import VECTORS
 
@@ -63,11 +64,10 @@ def dry_run(given: Settings) -> None:
             check(train, options.get_training_parser())
         if isinstance(comparison, Sentences):  # tests by no command of fairseq's
             return
-        last = folder / "checkpoint_last.pt"
         if isinstance(comparison, Use):
-            test = comparison.test_command(last)
+            test = comparison.test_command(folder / "checkpoint_best.pt")
         else:
-            test = commands.generate(commands.data / "bin", "test", last)
+            test = commands.generate(commands.data / "bin", "test", comparison.final(Run(system, seed)))
         print(shlex.join(test))
         at = test.index("--path")
         del test[at : at + 2]  # the model that isn't there yet

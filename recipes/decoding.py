@@ -69,7 +69,8 @@ def convert(args: argparse.Namespace, stages: Stages, work: Path) -> dict[str, s
             continue
         folder = work / name.replace(", ", "-")
         again = partial(for_ctranslate2, models[name], data / "bin", folder, name == CT2_INT8)
-        stages.function(f"convert {name}", name, again, inputs=[args.transformer], outputs=[folder / "model.bin"])
+        by, inputs = [name, version("ctranslate2")], [args.transformer, Path(__file__)]
+        stages.function(f"convert {name}", by, again, inputs=inputs, outputs=[folder / "model.bin"])
         models[name] = str(folder)
     return models
 

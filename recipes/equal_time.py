@@ -46,11 +46,11 @@ def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
     return systems
 
 
-def is_of(path: Path, recipe: str, minutes: float) -> bool:
-    """Whether a file is of an earlier call for the same recipe and minutes."""
+def is_of(path: Path, of: dict[str, Any]) -> bool:
+    """Whether a file is of an earlier call for the same recipe and settings."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
-        return bool(known["recipe"] == recipe and known["minutes"] == minutes)
+        return all(known[key] == value for key, value in of.items())
     except (OSError, ValueError, LookupError, TypeError):  # none, or another one
         return False
 
@@ -66,14 +66,16 @@ def main(argv: list[str] | None = None) -> int:
         comparison = Comparison(given)
         comparison.prepare()
         tested: list[Run] = []
+        of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes}
+        # folders are of this machine
+        of["overrides"] = [given for given in args.overrides if not given.startswith(("out=", "prepare.out="))]
 
         def note() -> None:
-            of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes}
             report = {**where(comparison), **of, "systems": found(comparison, tested)}
             write_text(args.output, json.dumps(report, indent=1) + "\n")
 
         comparison.time_training()
-        if not is_of(args.output, args.recipe.stem, given.budget.minutes):  # else it may have more than speeds
+        if not is_of(args.output, of):  # else it may have more than speeds
             note()
         for run in comparison.runs:
             comparison.attempt([run], partial(comparison.train, run))

@@ -15,15 +15,15 @@ from common.files import write_text
 from comparison.collecting import noted, where
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.commands import Commands
-from comparison.runs import Comparison
 from comparison.stages import StageError, working_in
+from comparison.training import Training
 
 from fairseq_sru.layers.linear import bfloat16_gain
 
 PRECISIONS = {"float32": False, "bfloat16": True}
 
 
-def measured(comparison: Comparison) -> dict[str, dict[str, float]]:
+def measured(comparison: Training) -> dict[str, dict[str, float]]:
     """Target tokens a second of each system by precision.
 
     Raises:
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         for precision, amp in PRECISIONS.items()
     }
     with working_in(Path(given.out), parser):
-        comparison = Comparison(given)
+        comparison = Training(given)
         found = measured(comparison)
     here = where(comparison)
     report = {

@@ -25,7 +25,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from common.arguments import file
+from common.arguments import at_least_one, file
 from common.errors import RecipeError
 from common.hold import FolderError, held
 from corpora.building import Task
@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     parser.add_argument("--tokenizer", choices=MODELS, help="of parallel text (default: sentencepiece)")
     parser.add_argument(
         "--vocab-size",
-        type=int,
+        type=at_least_one,
         metavar="N",
         help="subwords in the joint vocabulary; with moses-bpe, merge operations (default: the data set's; 8000)",
     )
@@ -132,9 +132,7 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
     for option in ("embeddings", "test_speakers"):
         if getattr(args, option):
             parser.error(f"argument --{option.replace('_', '-')}: is not for parallel text")
-    vocab_size = corpus.vocab_size if args.vocab_size is None else args.vocab_size
-    if vocab_size < 1:
-        parser.error(f"argument --vocab-size: {vocab_size} is not a positive number")
+    vocab_size = args.vocab_size or corpus.vocab_size
     return Task(name, corpus, texts, domains, args.tokenizer or "sentencepiece", vocab_size, args.local_dir)
 
 

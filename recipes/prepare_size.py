@@ -33,6 +33,7 @@ from typing import Any
 from unittest import mock
 
 import prepare
+from common.arguments import at_least_one
 from common.files import write_text
 from common.machine import processor
 from corpora import building
@@ -202,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="a folder for archives and results")
     parser.add_argument("--results", type=Path, metavar="FILE", help="default: DIR/size.json")
     parser.add_argument("--percent", type=float, default=100, help="of WMT'14's pairs (default: %(default)g)")
-    parser.add_argument("--vocab-size", type=int, metavar="N", help="prepare.py's option, for small trials")
+    parser.add_argument("--vocab-size", type=at_least_one, metavar="N", help="prepare.py's option, for small trials")
     parser.add_argument("--tokenizer", choices=MODELS, nargs="+", default=list(MODELS), help="default: both")
     args = parser.parse_args(argv)
     for side in SIDES:

@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
     backend = choose("auto", DEVICE.type)
     shapes, steps, scans = (SHAPES[:1], STEPS[1:2], SHAPES[:1]) if args.quick else (SHAPES, STEPS, SCANS)
     one = shapes[0] if args.quick else (32, 32, 512)
-    here = machine(backend=backend.name if backend else "reference")
+    here = machine(backend=backend.name if backend else "reference", package="there" if package else "none")
     title = TITLE.format(**here)
     count = 2**30 if ON_GPU else 2**28
     warm_up()

@@ -32,17 +32,16 @@ from comparison.collecting import machine, precision
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.commands import Commands
 from comparison.processes import side_by_side
-from comparison.runs import Comparison
 from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
-from comparison.training import Run, complete
+from comparison.training import Run, Training, complete
 from comparison.trials import at_edge, finals, trials
 from tqdm import tqdm
 
 SEED = 1
 
 
-class Search(Comparison):
+class Search(Training):
     """A comparison whose systems are trials (:func:`of_trials`).
 
     Args:
@@ -279,7 +278,9 @@ def main(argv: list[str] | None = None) -> None:
     def same_text(files: dict[str, Any]) -> None:
         now = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
         if report.setdefault("data_sha256", now) != now:
-            raise StageError(f"{output} has losses of other data than {given.out}/data: give the name of a new file")
+            raise StageError(
+                f"{output} has losses of other data than {Commands(given).data}: give the name of a new file"
+            )
 
     systems = report["systems"]
     with working_in(Path(given.out), parser):

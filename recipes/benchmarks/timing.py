@@ -1,4 +1,4 @@
-"""What the benchmarks share: the clock, tables, what a report says of the machine, arguments."""
+"""What the benchmarks share: the clock, tables, what a report says of the machine."""
 
 from __future__ import annotations
 

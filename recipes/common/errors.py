@@ -5,8 +5,7 @@ import signal
 
 def end_with_reader() -> None:
     """End without a word when nobody reads the output any more, as after ``| head``."""
-    if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 
 
 class RecipeError(Exception):

@@ -1,4 +1,4 @@
-"""A data set from its sources to fairseq's binarised files, and into the user's folder."""
+"""A data set from its sources to fairseq's binarised files."""
 
 from __future__ import annotations
 

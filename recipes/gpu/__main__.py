@@ -38,7 +38,10 @@ from .parts import Part, parts
 MINUTES = 10
 END = 15  # seconds that it takes
 WORTH = 5.0  # seconds; with less left nothing is begun
-SOURCES = ("kernels/*", "fairseq_sru/**/*.py", "tests/recurrence/*.py", "recipes/benchmarks/*.py", "recipes/speed.py")
+SOURCES = (
+    *("kernels/*", "fairseq_sru/**/*.py", "tests/recurrence/*.py", "tests/support/*.py"),
+    *("recipes/common/*.py", "recipes/benchmarks/*.py", "recipes/gpu/packages.py", "recipes/speed.py"),
+)
 MODELS = ("recipes/steps.py", "recipes/equal_time.py", "recipes/comparison/*.py", "recipes/configs/lohelp.yaml")
 
 
@@ -62,8 +65,10 @@ class Day:
         begun = time.monotonic()
         left = self.until - begun
         outputs = [self.out / name for name in (part.made, part.outcomes) if name]
-        if left < WORTH:
-            if self.stages.stamp(part.name) and not self.stages.is_of(part.name, part.command, self.inputs):
+        known = self.stages.stamp(part.name)
+        ours = bool(known) and self.stages.is_of(part.name, part.command, self.inputs)
+        if left < WORTH and not (ours and known.get("done")):
+            if known and not ours:
                 for path in outputs:  # of other source, they are no result of this day
                     remove(path)
             return {"state": "not begun", "why": "no time was left"}

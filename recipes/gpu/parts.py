@@ -61,7 +61,7 @@ def training(out: Path, of: str, name: str, batch: int, limit: float, *overrides
     # by name: what can't run there then fails, where by itself it would go on in plain torch
     python = ("env", "FAIRSEQ_SRU_BACKEND=cuda", sys.executable) if ON_GPU else ("python",)
     command = (*python, "recipes/equal_time.py", LOHELP, *options)
-    return Part(name, command, limit, ("fairseq",), outcomes=f"{name}.json")
+    return Part(name, command, limit, ("fairseq",), made=f"{name}.json")
 
 
 def parts(out: Path, dry: bool, of: str) -> list[Part]:

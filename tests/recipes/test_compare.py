@@ -151,6 +151,15 @@ def test_subwords_are_joined_as_they_were_made(recipe):
     assert "bpe" not in flags("kind=language")
 
 
+@pytest.mark.parametrize("name", ["debian", "iwslt14", "lohelp", "multi30k", "wmt14", "wmt14-paper"])
+def test_recipes_go_with_either_tokenizer(name):
+    path = ROOT / "recipes" / "configs" / f"{name}.yaml"
+    for tokenizer, joined in (("sentencepiece", "sentencepiece"), ("moses-bpe", "subword_nmt")):
+        given = settings.load(path, [f"prepare.tokenizer={tokenizer}"])
+        command = commands.Commands(given).generate(Path("x"), "test", Path("y"))
+        assert command[command.index("--remove-bpe") + 1] == joined
+
+
 def test_a_system_may_have_seeds_of_its_own(recipe):
     given = settings.load(recipe, ["seeds=[1,2]", "systems.a.seeds=[2,3]"])
     assert runs.Comparison(given).runs == [("b", 1), ("a", 2), ("b", 2), ("a", 3)]
@@ -291,12 +300,15 @@ def test_it_ends_with_the_reader_of_its_output():
     assert done.returncode == 128 + signal.SIGPIPE and not done.stderr
 
 
-def test_equal_time_keeps_a_file_of_the_same_recipe_and_minutes_alone(tmp_path):
+def test_equal_time_keeps_a_file_of_the_same_recipe_and_settings_alone(tmp_path):
     path = tmp_path / "found.json"
+    of = {"recipe": "lohelp", "minutes": 2, "overrides": ["seeds=[2]"]}
     for content, kept in (
-        ('{"recipe": "lohelp", "minutes": 2}', True),
-        ('{"recipe": "lohelp", "minutes": 3}', False),
-        ('{"recipe": "debian", "minutes": 2}', False),
+        (json.dumps({**of, "systems": {}}), True),
+        (json.dumps({**of, "minutes": 3}), False),
+        (json.dumps({**of, "recipe": "debian"}), False),
+        (json.dumps({**of, "overrides": []}), False),
+        ('{"recipe": "lohelp", "minutes": 2}', False),
         ("[]", False),
         ("", False),
         (None, False),
@@ -304,7 +316,7 @@ def test_equal_time_keeps_a_file_of_the_same_recipe_and_minutes_alone(tmp_path):
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_text(content)
-        assert equal_time.is_of(path, "lohelp", 2) == kept
+        assert equal_time.is_of(path, of) == kept
 
 
 def test_equal_time_gives_updates_by_speed():

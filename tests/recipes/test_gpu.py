@@ -240,7 +240,7 @@ def test_what_was_made_of_other_source_is_no_result_of_a_part_that_does_not_begi
     made = tmp_path / "made.json"
     part = Part("makes", (*SAY, f"open({str(made)!r}, 'w').write('x')"), 60, made="made.json")
     assert run(part) == {"makes": "done"}
-    assert run(part, minutes=0) == {"makes": "not begun"} and made.exists()
+    assert run(part, minutes=0) == {"makes": "done"} and made.exists()
     assert run(part._replace(command=(*SAY, "other")), minutes=0) == {"makes": "not begun"}
     assert not made.exists()
 

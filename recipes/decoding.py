@@ -108,7 +108,8 @@ def measured(
             return of_turn
 
         command = ["python", str(Path(decoding.__file__)), name, str(given)]
-        stamp = stages.command(f"{name} {turn}", command, inputs=[given, *trained], outputs=[], log=log, facts=told)
+        inputs = [given, *trained, Path(__file__), Path(decoding.__file__)]
+        stamp = stages.command(f"{name} {turn}", command, inputs=inputs, outputs=[], log=log, facts=told)
         found[name].append(stamp)
     return found
 

@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
         tested: list[Run] = []
         of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes}
         # folders are of this machine
-        of["overrides"] = [given for given in args.overrides if not given.startswith(("out=", "prepare.out="))]
+        of["overrides"] = [word for word in args.overrides if not word.startswith(("out=", "prepare.out="))]
 
         def note() -> None:
             report = {**where(comparison), **of, "systems": found(comparison, tested)}

@@ -15,7 +15,7 @@ what else the machine does falls on all alike. A run is one call, or as many as 
 runs; JSON has their quartiles. A second table has the recurrence alone next to copying the bytes that it must move.
 
 Files in DIR (runs/speed): speed.json, written after each case, speed.svg, speed.png. With --resume it goes on
-with speed.json; that of another machine or source ends it.
+with speed.json; that of another machine or source, or with another package, ends it.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def main(arguments: list[str] | None = None) -> None:
     backend = choose("auto", DEVICE.type)
     shapes, steps, scans = (SHAPES[:1], STEPS[1:2], SHAPES[:1]) if args.quick else (SHAPES, STEPS, SCANS)
     one = shapes[0] if args.quick else (32, 32, 512)
-    here = machine(backend=backend.name if backend else "reference", package="there" if package else "none")
+    here = machine(
+        backend=backend.name if backend else "reference", package="there" if package and not args.rivals else "none"
+    )
     title = TITLE.format(**here)
     count = 2**30 if ON_GPU else 2**28
     warm_up()
@@ -81,9 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
         cases += [Case(*plan, mode=PLAIN) for plan in ((FORWARD, *one), (BOTH, *one), *((FORWARD, *s) for s in steps))]
-    if (
-        ON_GPU
-    ):  # what is aimed at first; what takes long last; graphs at the end, as a capture that fails may spoil the rest
+    # What is aimed at first, what takes long last; graphs behind all, as one that fails may spoil the rest.
+    if ON_GPU:
         cases.sort(key=lambda c: (c.mode == GRAPH, c[1:4] == LONG, c[1:4] not in AIMS))
     scanned = list(dict(VARIANTS).items())  # the last mode
     report: dict[str, Any] = {
@@ -112,10 +113,13 @@ def main(arguments: list[str] | None = None) -> None:
 
     if args.rivals:
         eager = [case for case in cases if case.mode != GRAPH]
-        for wanted in (eager, cases) if package else ():
-            layer.all_cases(left("cases", wanted), package, args.turns, partial(keep, "cases"), rivals=True)
+        beside = partial(layer.all_cases, package=package, turns=args.turns, keep=partial(keep, "cases"), rivals=True)
+        if package:
+            beside(left("cases", eager))
         wanted = left("other_kernels", others.cases_of(scans, scanned))
         others.all_others(wanted, args.turns, partial(keep, "other_kernels"))
+        if package:
+            beside(left("cases", cases))
     else:
         if backend:
             all_scans = [Case(FORWARD, *s, *variant) for s in scans for variant in scanned]

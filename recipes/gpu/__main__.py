@@ -65,13 +65,14 @@ class Day:
         begun = time.monotonic()
         left = self.until - begun
         outputs = [self.out / name for name in (part.made, part.outcomes) if name]
-        known = self.stages.stamp(part.name)
-        ours = bool(known) and self.stages.is_of(part.name, part.command, self.inputs)
-        if left < WORTH and not (ours and known.get("done")):
-            if known and not ours:
-                for path in outputs:  # of other source, they are no result of this day
+        if left < WORTH:
+            known = self.stages.stamp(part.name)
+            ours = bool(known) and self.stages.is_of(part.name, part.command, self.inputs)
+            if known and not ours:  # of other source, they are no result of this day
+                for path in [*outputs, *([self.out / part.shown] if part.shown else [])]:
                     remove(path)
-            return {"state": "not begun", "why": "no time was left"}
+            if not (ours and known.get("done")):
+                return {"state": "not begun", "why": "no time was left"}
         limit = min(part.limit, left)
         state = {"state": "done", "seconds": 0.0, "why": ""}
         try:

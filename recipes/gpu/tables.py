@@ -93,7 +93,7 @@ def recurrence(folder: Path) -> str:
         ms = found["ms"]["median"]
         speed = found["bytes"] / ms / 1e6
         # what stays in the second cache is not what a large copy moves
-        far = found["bytes"] > 2 * (report["l2_bytes"] or 0)
+        far = found["bytes"] > 2 * (report.get("l2_bytes") or 0)
         of_large = f"{speed / report['copy_gb_per_s']:.0%}" if far else "–"
         rows.append([str(Case.of(found)), short(ms), f"{speed:,.0f}", of_large, f"{found['share']:.0%}"])
     head = ["recurrence alone", "ms", "GB/s", "of the speed of a large copy", "of copying as many bytes"]

@@ -210,6 +210,8 @@ def test_parts_name_what_is_there() -> None:
             for word in part.command:
                 if re.match(r"(recipes|tests)/", word):
                     assert (ROOT / word).is_file(), word
+        for name in ("training", "training2000"):  # what is stopped keeps what was found
+            assert todo[names.index(name)].made == f"{name}.json"
     # all that is aimed at, within ten minutes
     todo = [part for part in parts.parts(Path("out"), False, "card") if not part.beside]
     required = todo[: [part.name for part in todo].index("training") + 1]
@@ -237,12 +239,12 @@ def test_outcomes_of_an_earlier_run_are_not_taken_for_this_ones(run: Any, tmp_pa
 
 
 def test_what_was_made_of_other_source_is_no_result_of_a_part_that_does_not_begin(run: Any, tmp_path: Path) -> None:
-    made = tmp_path / "made.json"
-    part = Part("makes", (*SAY, f"open({str(made)!r}, 'w').write('x')"), 60, made="made.json")
+    made, told = tmp_path / "made.json", tmp_path / "made.txt"
+    part = Part("makes", (*SAY, f"open({str(made)!r}, 'w').write('x')"), 60, made="made.json", shown="made.txt")
     assert run(part) == {"makes": "done"}
-    assert run(part, minutes=0) == {"makes": "done"} and made.exists()
+    assert run(part, minutes=0) == {"makes": "done"} and made.exists() and told.exists()
     assert run(part._replace(command=(*SAY, "other")), minutes=0) == {"makes": "not begun"}
-    assert not made.exists()
+    assert not made.exists() and not told.exists()
 
 
 def test_it_begins_without_fairseq() -> None:
@@ -301,7 +303,7 @@ def test_a_graph_that_cannot_be_captured_costs_no_other_figure(monkeypatch: pyte
     for module in (layer, scans):
         monkeypatch.setattr(module, "graphed", refuses)
     cases = [Case(FORWARD, 2, 2, 8, mode=mode) for mode in (GRAPH, EAGER)]
-    backend = choose("auto", "cpu")
+    backend = choose("auto", layer.DEVICE.type)
     assert backend is not None
     kept: list[dict[str, Any]] = []
     layer.all_cases(cases, None, 1, kept.append)

@@ -154,6 +154,7 @@ def test_the_machine_is_named(ran):
     assert (machine["threads"], machine["torch"], ran.report["turns"]) == (1, torch.__version__, 2)
     chosen = choose("auto", timing.DEVICE.type)
     assert machine["backend"] == (chosen.name if chosen else "reference")
+    assert machine["package"] == "none"  # as a quick run goes without
     assert ran.printed.startswith(f"{machine['device']}, threads: 1, torch {torch.__version__}; medians of 2;")
     for name, note in ran.report["contestants"].items():
         assert f"\n- {name}: {note}\n" in ran.printed

@@ -162,7 +162,7 @@ def small(given: settings.Settings) -> list[str]:
     words += ["prepare.vocab-size=250"] if "vocab-size" in given.prepare else []
     gpus = torch.cuda.device_count()
     words += [f"processes={min(given.processes, gpus or 2)}"] if given.processes > 1 else []
-    words += ["train.fp16=false"] if given.train.get("fp16") and not gpus else []
+    words += ["train.fp16=false"] if given.train.get("fp16") and not gpus else []  # it takes long on a CPU
     return words
 
 

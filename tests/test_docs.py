@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from common.arguments import file
+from common.arguments import file, folder
 from conftest import ROOT
 from support.exported import exported
 from support.ptx import least
@@ -443,8 +443,8 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
         convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=rest))
     else:
         for action in parser._actions:
-            if action.type is file:
-                action.type = None  # what a page names need not be there
+            if action.type in (file, folder):
+                action.type = None  # what a page names need not be there, and is not made
         parser.parse_args(rest)
     return parser
 

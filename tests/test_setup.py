@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.network import NETWORK
 
+from fairseq_sru import install_fairseq as install
 from fairseq_sru import versions
-from fairseq_sru.install_fairseq import is_usable
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "fairseq_sru"
@@ -83,9 +83,9 @@ def test_installed_fairseq_has_this_patch() -> None:
 
 
 def test_an_earlier_patch_is_replaced() -> None:
-    assert not is_usable({"fairseq": "0.12.2+py311"})
-    assert not is_usable({"fairseq": "0.12.2+py311.2"})
-    assert is_usable({"fairseq": "0.12.2"})  # what is installed imports
+    assert not install.is_usable({"fairseq": "0.12.2+py311"})
+    assert not install.is_usable({"fairseq": "0.12.2+py311.2"})
+    assert install.is_usable({"fairseq": "0.12.2"})  # what is installed imports
 
 
 def install_fairseq(*arguments: str | Path, env: dict[str, str] | None = None) -> str:
@@ -143,6 +143,46 @@ def test_what_pip_leaves_when_it_is_stopped_is_not_whole(
     env = {"PYTHONPATH": f"{tmp_path}:{ROOT / 'fairseq_sru'}"}
     done = subprocess.run([sys.executable, "-S", "-c", code], env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
+
+
+class Calls:
+    """What install_fairseq runs, instead of running it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, found: dict[str, str], whole: bool = True) -> None:
+        self.made: list[tuple[str, ...]] = []
+        patch.setattr(install, "installed", lambda: found)
+        patch.setattr(install, "is_whole", lambda: whole)
+        patch.setattr(install, "run", lambda _, *words, **more: self.made.append(tuple(map(str, words))))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_install_fairseq_replaces_what_owns_its_files(
+    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(monkeypatch, {}, whole)
+    wheel = tmp_path / "fairseq-0.12.2-x.whl"
+    install.install(wheel, {"fairseq": "0.10.0", "fairseq-fork": "0.12.2"})
+    removed, added, *again = calls.made
+    assert removed == ("pip", "uninstall", "--yes", "fairseq-fork")
+    assert added == ("pip", "install", "--constraint", str(tmp_path / "constraints.txt"), str(wheel))
+    assert {versions.TORCH, versions.NUMPY} <= set((tmp_path / "constraints.txt").read_text().splitlines())
+    assert again == ([] if whole else [("pip", "install", "--ignore-installed", "--no-deps", str(wheel))])
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ({"fairseq": versions.FAIRSEQ_PATCHED}, f"fairseq {versions.FAIRSEQ_PATCHED} is installed\n"),
+        ({"fairseq": "0.12.2"}, "fairseq 0.12.2 is installed and imports: left as it is\n"),
+    ],
+)
+def test_install_fairseq_leaves_what_works(
+    found: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = Calls(monkeypatch, found)
+    monkeypatch.setattr(sys, "argv", ["install_fairseq"])
+    install.main()
+    assert (capsys.readouterr().out, calls.made) == (said, [])
 
 
 @pytest.mark.slow

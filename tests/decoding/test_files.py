@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,8 +98,12 @@ def test_a_model_that_could_not_be_read_is_not_written(tmp_path: Path, monkeypat
 
 
 def test_others_may_read_all_of_a_model(tmp_path: Path) -> None:
-    exported(tmp_path / "model", "sru, defaults")
-    assert len({path.stat().st_mode for path in (tmp_path / "model").iterdir()}) == 1
+    before = os.umask(0o022)
+    try:
+        exported(tmp_path / "model", "sru, defaults")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o644}
 
 
 def test_a_model_in_memory_does_not_change_with_its_file(tmp_path: Path) -> None:

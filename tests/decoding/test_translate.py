@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import random
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ import torch
 from conftest import ROOT, run_cli
 from support.commands import hypotheses
 from support.exported import LINES, exported, trained
-from support.processes import python
+from support.processes import LONG, python
 
 from fairseq_sru import Translator, export
 from fairseq_sru.translate import chunks, main
@@ -103,11 +105,16 @@ def test_lines_are_translated_as_they_come(waits: bool, model: Path) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdin=read, stdout=subprocess.PIPE, text=True) as process:
         os.close(read)
         assert process.stdout is not None
-        for line in LINES[:2]:
-            os.write(write, f"{line}\n".encode())
-            assert process.stdout.readline() == f"{Translator(model).translate([line], max_length=9)[0]}\n"
-        os.close(write)
-        assert process.wait(60) == 0
+        late = threading.Timer(LONG, process.kill)  # one that waits for the end of its input
+        late.start()
+        try:
+            for line in LINES[:2]:
+                os.write(write, f"{line}\n".encode())
+                assert process.stdout.readline() == f"{Translator(model).translate([line], max_length=9)[0]}\n"
+        finally:
+            os.close(write)
+        assert process.wait(LONG) == 0
+        late.cancel()
 
 
 @pytest.mark.parametrize("read", [1, 3, 5, 100])
@@ -207,7 +214,21 @@ def test_an_exported_model_gives_fairseq_generates_tokens(prepared: tuple[Path, 
     assert [" ".join(h[0].tokens) for h in found] == [expected[i] for i in range(len(lines))]
     assert len(set(expected.values())) > 5
     for h in found:  # moses-bpe: what was split is joined, and what Moses escapes is what it was
-        assert not {"@@", "&apos;", "&quot;", "\u2581"} & set(h[0].text)
+        assert not any(mark in h[0].text for mark in ("@@", "&apos;", "&quot;", "\u2581"))
+
+
+def test_how_text_is_treated_is_exported(prepared: tuple[Path, list[str]], tmp_path: Path) -> None:
+    folder, words = prepared
+    more = ("--lowercase", "--no-normalise", "--data", folder / "data" / "bin", "--out", tmp_path / "model")
+    done = python(*EXPORT, *words, *more, check=False)
+    if "--sentencepiece-model" in words:
+        assert "argument --no-normalise: is for --subword-nmt-codes" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
+    text = json.loads((tmp_path / "model" / "config.json").read_text())["text"]
+    assert (text["lowercase"], text["normalise"]) == (True, False)
+    plain = json.loads((folder / "model" / "config.json").read_text())["text"]
+    assert (plain["lowercase"], plain["normalise"]) == (False, True)
 
 
 def test_a_file_of_embeddings_may_be_gone(prepared: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -457,12 +457,6 @@ def test_second_derivatives(options):
     assert torch.autograd.gradgradcheck(run, (x, c0, weight), fast_mode=True)
 
 
-def test_data_parallel_on_a_cpu_changes_nothing():
-    rnn = SRU(5, 4)
-    x = torch.randn(3, 2, 5)
-    close(torch.nn.DataParallel(rnn)(x), rnn(x), 0.0)
-
-
 # ---------------------------------------------------------------- torch.compile, torch.export, torch.jit
 
 KINDS = {

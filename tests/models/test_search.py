@@ -138,7 +138,7 @@ def test_with_other_options_fairseq_searches(options: dict[str, Any], model: Any
     assert all(found(model, sample_of(LENGTHS), **options))
 
 
-def test_a_prefix_constraints_and_ensembles_are_fairseqs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prefix_and_ensembles_are_fairseqs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "beam_search", lambda *_: pytest.fail("it knows nothing of them"))
     prefix = torch.tensor([[6], [7], [8], [9], [6]])
     prefixed = generator_of(model).generate([model], sample_of(LENGTHS), prefix_tokens=prefix)

@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import gpu_wheels
 import pytest
 from benchmarks import layer, scans
 from benchmarks.layer import EAGER, FORWARD, GRAPH, Case
@@ -402,6 +403,27 @@ def test_others_kernels_are_downloaded_where_they_lack(tmp_path: Path, monkeypat
     monkeypatch.setattr(packages, "installed", lambda: {"einops", "fla-core", "accelerated-scan"})
     packages.main(["rivals", str(tmp_path)])
     assert len(asked) == 1
+
+
+def test_wheels_are_brought_along_but_for_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def pip(*words: Any) -> None:
+        asked.append(words)
+        for name in ("numpy-2.4.6-cp312-x.whl", "hydra_core-1.3.2-py3-none-any.whl", "cython-3.2.4-cp312-x.whl"):
+            (tmp_path / name).write_bytes(b"wheel")
+
+    monkeypatch.setattr(gpu_wheels, "pip", pip)
+    monkeypatch.setattr(gpu_wheels, "download", lambda folder: (folder / "fairseq-0.12.2.tar.gz").write_bytes(b"sdist"))
+    gpu_wheels.main([str(tmp_path), "--python", "3.13", "--cuda", "12", "--without", "Hydra.Core", "cython"])
+    _, wanted, rivals = asked
+    assert wanted[wanted.index("--python-version") + 1] == rivals[rivals.index("--python-version") + 1] == "3.13"
+    assert any(str(word).startswith("cupy-cuda12x==") for word in wanted)
+    assert any(str(word).startswith("cython==") for word in wanted), "fairseq is built with it"
+    assert not any(str(word).startswith("hydra-core") for word in wanted)
+    left = {"cython-3.2.4-cp312-x.whl": 5, "fairseq-0.12.2.tar.gz": 5, "numpy-2.4.6-cp312-x.whl": 5}
+    assert json.loads((tmp_path / "wheels.json").read_text()) == {"python": "3.13", "bytes": left}
+    assert not (tmp_path / "hydra_core-1.3.2-py3-none-any.whl").exists()
 
 
 STUB = """#!/bin/bash

@@ -223,7 +223,9 @@ def test_what_is_made_is_known_again(tmp_path, capsys):
 
 
 def test_all_sets_have_classes_and_forms():
-    assert set(SETS) == {"cr", "mr", "mpqa", "subj", "trec", "sst1", "sst2"}
+    classes = {name: data_set.classes for name, data_set in SETS.items()}
+    assert classes == {"cr": 2, "mr": 2, "mpqa": 2, "subj": 2, "trec": 6, "sst1": 5, "sst2": 2}
+    assert all(data_set.train and all(data_set.train) for data_set in SETS.values())
 
 
 def test_significance_is_that_of_all_signs():

@@ -207,6 +207,7 @@ def test_a_recipe_runs_as_its_first_line_says(
     again = typed(command, checkout, internet)
     first_time, second_time = (re.findall(r"^\+ (.*)", text, re.MULTILINE) for text in (printed, again))
     left_out = [name for name, system in found["systems"].items() if "missing" in system.get("translator", {})]
+    assert not left_out or recipe.stem == "wmt14-paper"  # whose layers are plain: no translator is for them
     folders = tuple(f"/{name}-1-float32" for name in left_out)
     assert second_time == [first_time[0], *(command for command in first_time if command.endswith(folders))]
     changed = {name for name, text in contents(checkout).items() if done.get(name) != text}

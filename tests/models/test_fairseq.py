@@ -4,6 +4,7 @@ noise."""
 from __future__ import annotations
 
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import sys
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,16 +21,22 @@ import torch
 from conftest import ROOT, run_cli
 from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, ListDataset, data_utils
+from fairseq.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatasetBuilder
 from fairseq.data.iterators import CountingIterator, EpochBatchIterator, GroupedIterator
-from fairseq.dataclass.configs import EMAConfig, FairseqConfig
+from fairseq.dataclass.configs import CheckpointConfig, EMAConfig, FairseqConfig
 from fairseq.distributed import utils as distributed_utils
+from fairseq.logging import progress_bar
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.ema import EMA
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim import adam
 from fairseq.optim.adam import Adam
 from fairseq.optim.amp_optimizer import AMPOptimizer
+from fairseq.options import get_training_parser, parse_args_and_arch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq_cli import interactive
+from fairseq_cli.train import should_stop_early
 from omegaconf import OmegaConf
 from support.commands import PLUGIN, SMOOTHED, hydra_words, train
 from support.lines import DECODED, OUTPUT, START, TRAINED, unexpected
@@ -297,6 +305,121 @@ def test_a_second_attempt_to_save_begins_anew(monkeypatch: pytest.MonkeyPatch) -
     checkpoint_utils._torch_persistent_save({"a": 1}, file)
     file.seek(0)
     assert torch.load(file, weights_only=True) == {"a": 1}
+
+
+class Trainer:
+    """What save_checkpoint asks of one; ``saved`` has what was given with each file."""
+
+    data_parallel_rank, checkpoint_suffix, should_save_checkpoint_on_current_rank = 0, "", True
+
+    def __init__(self) -> None:
+        self.saved: dict[str, dict[str, Any]] = {}
+
+    def get_num_updates(self) -> int:
+        return len(self.saved)
+
+    def consolidate_optimizer(self) -> None: ...
+
+    def save_checkpoint(self, path: str, extra: dict[str, Any]) -> None:
+        self.saved[Path(path).name] = extra
+        Path(path).touch()
+
+
+def saves(folder: Path, losses: list[float], **options: Any) -> Trainer:
+    """One epoch for each loss, each better than none at first."""
+    trainer = Trainer()
+    cfg = OmegaConf.structured(CheckpointConfig(save_dir=str(folder), **options))
+    for epoch, loss in enumerate(losses, 1):
+        state = SimpleNamespace(epoch=epoch, end_of_epoch=lambda: True, state_dict=dict)
+        checkpoint_utils.save_checkpoint(cfg, trainer, state, loss)
+    return trainer
+
+
+def test_the_best_checkpoints_are_kept_from_the_first_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_utils.save_checkpoint, "best", 3.0, raising=False)
+    saves(tmp_path, [3.0, 3.3, 3.1, 3.2], keep_best_checkpoints=3, no_epoch_checkpoints=True)
+    kept = sorted(path.name[:-4] for path in tmp_path.glob("checkpoint.best_*"))  # a random digit each
+    assert kept == [f"checkpoint.best_loss_{loss}00" for loss in ("3.0", "3.1", "3.2")]
+
+
+def test_patience_is_a_part_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint_utils.save_checkpoint, "early_stop", {})
+    assert "early_stop" not in saves(tmp_path, [3.0]).saved["checkpoint1.pt"]
+    cfg = OmegaConf.structured(FairseqConfig)
+    cfg.checkpoint.patience = 2
+    assert not should_stop_early(cfg, 3.0) and not should_stop_early(cfg, 3.5)
+    assert saves(tmp_path, [3.5]).saved["checkpoint1.pt"]["early_stop"] == {"best": 3.0, "num_runs": 1}
+    assert should_stop_early(cfg, 3.2)
+
+
+@slow
+def test_patience_counts_on_after_a_restart(folder: Path) -> None:
+    words = [*PLUGIN, *SMALL, "--lr", 0, "--max-update", 1000, "--save-dir", "patient", "--patience", 2]
+    run_cli("train", "bin", *words, "--max-epoch", 2, cwd=folder)
+    done = run_cli("train", "bin", *words, "--max-epoch", 9, cwd=folder)
+    assert "hasn't improved for last 2 runs" in done.stdout + done.stderr
+    state = torch.load(folder / "patient" / "checkpoint_last.pt", weights_only=True)["extra_state"]
+    assert state["train_iterator"]["epoch"] == 4 and state["early_stop"]["num_runs"] == 2
+
+
+def test_a_log_file_has_each_line_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", progress_bar.logger.name)
+    path = tmp_path / "log"
+    try:
+        for epoch in (1, 2):
+            bar = progress_bar.progress_bar([], log_format="json", log_file=str(path), epoch=epoch)
+            bar.print({"loss": f"{epoch}"}, tag="train")
+        assert [json.loads(line.partition("{")[1] + line.partition("{")[2])["epoch"] for line in path.open()] == [1, 2]
+    finally:
+        for handler in [h for h in progress_bar.logger.handlers if getattr(h, "baseFilename", "") == str(path)]:
+            progress_bar.logger.removeHandler(handler)
+            handler.close()
+
+
+def test_a_training_set_may_have_several_parts(toy_data: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(toy_data, tmp_path / "bin")
+    for path in list(data.glob("valid.*")):
+        shutil.copyfile(path, data / path.name.replace("valid", "train1"))
+    task = TranslationTask.setup_task(
+        TranslationConfig(data=str(data), source_lang="en", target_lang="de", dataset_impl="mmap")
+    )
+    task.load_dataset("train", combine=True)
+    assert len(task.dataset("train")) == 1500 + 50
+
+
+def test_addresses_beyond_two_gigabytes(tmp_path: Path) -> None:
+    """What several processes have prepared is joined."""
+    parts = []
+    for name in ("one", "both"):
+        part = MMapIndexedDatasetBuilder(tmp_path / f"{name}.bin", dtype=np.int32)
+        part.add_item(torch.ones(1000, dtype=torch.int32))
+        parts.append(part)
+    parts[0].finalize(tmp_path / "one.idx")
+    parts[1].merge_file_(str(tmp_path / "one"))
+    index = MMapIndexedDataset.Index.writer(str(tmp_path / "many.idx"), np.int32)
+    with index as writer:
+        addresses = writer._get_pointers(parts[1]._sizes * 2**19)
+    assert addresses[-1] == 4000 * (2**20 - 1)
+
+
+def test_interactive_keeps_no_batch(toy_data: Path) -> None:
+    cfg = OmegaConf.structured(FairseqConfig)
+    cfg.dataset.max_tokens = 400
+    task = TranslationTask.setup_task(TranslationConfig(data=str(toy_data), source_lang="en", target_lang="de"))
+    batches = list(interactive.make_batches(["a b", "c"], cfg, task, 100, lambda line: line))
+    assert sum(len(batch.ids) for batch in batches) == 2 and task.dataset_to_epoch_iter == {}
+
+
+def test_torchs_launcher_names_the_process() -> None:
+    assert parse_args_and_arch(get_training_parser(), ["x", "--arch", "lstm", "--local-rank=1"]).device_id == 1
+
+
+@slow
+def test_generate_scores_by_sacrebleu_where_asked(folder: Path) -> None:
+    run_cli("train", "bin", *PLUGIN, *SMALL, "--save-dir", "scored", "--max-update", 1, cwd=folder)
+    words = ["bin", *PLUGIN, "--path", "scored/checkpoint_last.pt", "--cpu", "--beam", 1, "--max-len-b", 5]
+    for more, said in ((["--sacrebleu"], "BLEU = "), ([], "BLEU4 = ")):
+        assert f"beam=1: {said}" in run_cli("generate", *words, *more, cwd=folder).stdout
 
 
 def test_tied_weights_decay_once_an_update() -> None:

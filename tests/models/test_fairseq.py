@@ -414,6 +414,27 @@ def test_torchs_launcher_names_the_process() -> None:
     assert parse_args_and_arch(get_training_parser(), ["x", "--arch", "lstm", "--local-rank=1"]).device_id == 1
 
 
+@pytest.mark.parametrize(
+    "alignment",
+    [[(1, 0), (2, 2)], [["0.1", "0.7", "0.2"], ["1", "0", "0"], ["0.2", "0.3", "0.5"]]],
+    ids=["hard", "soft"],
+)
+def test_unknown_words_are_those_of_the_source(alignment: list[Any]) -> None:
+    replaced = partial(utils.replace_unk, "<unk> b <unk>", "x y z", alignment, unk="<unk>")
+    assert replaced(align_dict={}) == "y b z"
+    assert replaced(align_dict={"z": "Z"}) == "y b Z"
+
+
+@slow
+@pytest.mark.parametrize("more", [[], ["--print-alignment"]])
+def test_replace_unk(more: list[str], folder: Path) -> None:
+    run_cli("train", "bin", *PLUGIN, *SMALL, "--save-dir", "unknown", "--max-update", 1, cwd=folder)
+    words = ["bin", *PLUGIN, "--path", "unknown/checkpoint_last.pt", "--cpu", "--beam", 2, "--unkpen", -1000, *more]
+    done = run_cli("interactive", *words, "--replace-unk", "--max-len-b", 4, cwd=folder, text_in="nowhere seen\n")
+    found = re.findall(r"^H-0\t[^\t]*\t(.*)$", done.stdout, re.MULTILINE)[0].split()
+    assert found and set(found) <= {"nowhere", "seen"}
+
+
 @slow
 def test_generate_scores_by_sacrebleu_where_asked(folder: Path) -> None:
     run_cli("train", "bin", *PLUGIN, *SMALL, "--save-dir", "scored", "--max-update", 1, cwd=folder)

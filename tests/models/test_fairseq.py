@@ -435,6 +435,24 @@ def test_replace_unk(more: list[str], folder: Path) -> None:
     assert found and set(found) <= {"nowhere", "seen"}
 
 
+def test_batches_are_shuffled_after_a_curriculum() -> None:
+    made = EpochBatchIterator(
+        ListDataset(list(range(50))), list, [[i] for i in range(50)], seed=1, reuse_dataloader=True
+    )
+    orders = [[batch[0] for batch in made.next_epoch_itr(shuffle=epoch > 1)] for epoch in (1, 2, 3)]
+    assert orders[0] == list(range(50)) and orders[1] != orders[0] != orders[2] != orders[1]
+    assert all(sorted(order) == orders[0] for order in orders)
+
+
+@slow
+def test_the_training_set_may_be_validated_on(folder: Path) -> None:
+    words = ["--save-dir", "both", "--valid-subset", "valid,train", "--max-epoch", 2]
+    run_cli("train", "bin", *PLUGIN, *SMALL, *words, cwd=folder)
+    epochs = [folder / "both" / f"checkpoint{epoch}.pt" for epoch in (1, 2)]
+    made = [torch.load(path, weights_only=True)["extra_state"]["train_iterator"]["epoch"] for path in epochs]
+    assert made == [2, 3]
+
+
 @slow
 def test_generate_scores_by_sacrebleu_where_asked(folder: Path) -> None:
     run_cli("train", "bin", *PLUGIN, *SMALL, "--save-dir", "scored", "--max-update", 1, cwd=folder)

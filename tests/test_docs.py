@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from common.arguments import file, folder
+from common.arguments import file, folder, output_file
 from conftest import ROOT
 from support.exported import exported
 from support.ptx import least
@@ -443,7 +443,7 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
         convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=rest))
     else:
         for action in parser._actions:
-            if action.type in (file, folder):
+            if action.type in (file, folder, output_file):
                 action.type = None  # what a page names need not be there, and is not made
         parser.parse_args(rest)
     return parser

@@ -106,6 +106,7 @@ def test_lines_are_translated_as_they_come(waits: bool, model: Path) -> None:
         os.close(read)
         assert process.stdout is not None
         late = threading.Timer(LONG, process.kill)  # one that waits for the end of its input
+        late.daemon = True
         late.start()
         try:
             for line in LINES[:2]:
@@ -227,7 +228,8 @@ def test_how_text_is_treated_is_exported(prepared: tuple[Path, list[str]], tmp_p
     assert done.returncode == 0, done.stderr
     text = json.loads((tmp_path / "model" / "config.json").read_text())["text"]
     assert (text["lowercase"], text["normalise"]) == (True, False)
-    plain = json.loads((folder / "model" / "config.json").read_text())["text"]
+    python(*EXPORT, *words, "--out", tmp_path / "plain")
+    plain = json.loads((tmp_path / "plain" / "config.json").read_text())["text"]
     assert (plain["lowercase"], plain["normalise"]) == (False, True)
 
 

@@ -326,7 +326,7 @@ class Trainer:
 
 
 def saves(folder: Path, losses: list[float], **options: Any) -> Trainer:
-    """One epoch for each loss, each better than none at first."""
+    """One epoch for each loss."""
     trainer = Trainer()
     cfg = OmegaConf.structured(CheckpointConfig(save_dir=str(folder), **options))
     for epoch, loss in enumerate(losses, 1):
@@ -344,6 +344,7 @@ def test_the_best_checkpoints_are_kept_from_the_first_on(tmp_path: Path, monkeyp
 
 def test_patience_is_a_part_of_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoint_utils.save_checkpoint, "early_stop", {})
+    monkeypatch.setattr(checkpoint_utils.save_checkpoint, "best", 3.0, raising=False)
     assert "early_stop" not in saves(tmp_path, [3.0]).saved["checkpoint1.pt"]
     cfg = OmegaConf.structured(FairseqConfig)
     cfg.checkpoint.patience = 2
@@ -411,18 +412,31 @@ def test_interactive_keeps_no_batch(toy_data: Path) -> None:
 
 
 def test_torchs_launcher_names_the_process() -> None:
-    assert parse_args_and_arch(get_training_parser(), ["x", "--arch", "lstm", "--local-rank=1"]).device_id == 1
+    for flag in ("--local-rank", "--local_rank"):
+        assert parse_args_and_arch(get_training_parser(), ["x", "--arch", "lstm", f"{flag}=1"]).device_id == 1
 
 
 @pytest.mark.parametrize(
     "alignment",
-    [[(1, 0), (2, 2)], [["0.1", "0.7", "0.2"], ["1", "0", "0"], ["0.2", "0.3", "0.5"]]],
-    ids=["hard", "soft"],
+    [
+        [(1, 0), (2, 2)],
+        [["0.1", "0.6", "0.2", "0.1"], ["1", "0", "0", "0"], ["0.1", "0.1", "0.2", "0.6"]],  # the last is the end's
+        torch.tensor([1, 0, 2]),
+    ],
+    ids=["hard", "soft", "positions"],
 )
 def test_unknown_words_are_those_of_the_source(alignment: list[Any]) -> None:
     replaced = partial(utils.replace_unk, "<unk> b <unk>", "x y z", alignment, unk="<unk>")
     assert replaced(align_dict={}) == "y b z"
     assert replaced(align_dict={"z": "Z"}) == "y b Z"
+
+
+def test_unknown_subwords_are_those_that_are_aligned(dictionary: Dictionary) -> None:
+    unknown = dictionary.unk()
+    tokens, alignment = torch.tensor([unknown, 5, unknown]), [(0, 0), (1, 1), (3, 2)]
+    done = utils.post_process_prediction(tokens, "o@@ ther x y", alignment, {}, dictionary, remove_bpe="@@ ")
+    assert done[1] == f"o{dictionary[5]} y"
+    assert utils.post_process_prediction(tokens, "x", None, {}, dictionary)[1] == f"<unk> {dictionary[5]} <unk>"
 
 
 @slow

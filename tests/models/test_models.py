@@ -408,7 +408,7 @@ def test_an_alignment_of_an_attention_that_is_not_there_is_said(build, caplog):
     for attention, said in (("True", 0), ("global", 0), ("False", 1)):
         caplog.clear()
         build(decoder_attention=attention).prepare_for_inference_(cfg)
-        assert caplog.text.count("--print-alignment: a model without attention has none") == said
+        assert caplog.text.count("a model without attention has no alignment") == said
 
 
 def test_a_config_of_an_older_version_takes_the_defaults_of_what_it_lacks(build):

@@ -25,7 +25,7 @@ from fairseq.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatasetB
 from fairseq.data.iterators import CountingIterator, EpochBatchIterator, GroupedIterator
 from fairseq.dataclass.configs import CheckpointConfig, EMAConfig, FairseqConfig
 from fairseq.distributed import utils as distributed_utils
-from fairseq.logging import progress_bar
+from fairseq.logging import metrics, progress_bar
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.ema import EMA
 from fairseq.ngram_repeat_block import NGramRepeatBlock
@@ -447,6 +447,20 @@ def test_replace_unk(more: list[str], folder: Path) -> None:
     done = run_cli("interactive", *words, "--replace-unk", "--max-len-b", 4, cwd=folder, text_in="nowhere seen\n")
     found = re.findall(r"^H-0\t[^\t]*\t(.*)$", done.stdout, re.MULTILINE)[0].split()
     assert found and set(found) <= {"nowhere", "seen"}
+
+
+def test_counts_go_on_where_training_does() -> None:
+    metrics.reset()
+    metrics.log_scalar("counted", 2.0)
+    state = metrics.state_dict()
+    metrics.reset()
+    try:
+        metrics.load_state_dict(state)
+        metrics.log_scalar("counted", 4.0)
+        assert metrics.get_meter("default", "counted").sum == 6.0
+        assert metrics.state_dict()["default"][0][3]["sum"] == 6.0  # what the next checkpoint has
+    finally:
+        metrics.reset()
 
 
 def test_batches_are_shuffled_after_a_curriculum() -> None:

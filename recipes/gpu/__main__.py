@@ -32,7 +32,7 @@ from common.machine import files, source
 from comparison.stages import Late, StageError, Stages, remove, working_in
 
 from . import tables
-from .packages import ROOT
+from .packages import ROOT, unlock
 from .parts import Part, parts
 
 MINUTES = 10
@@ -107,6 +107,7 @@ class Day:
                 continue
             for needed in part.needs:
                 beside[needed].join()
+                unlock()
             self.do(part)
             self.note(todo)
         for thread in beside.values():

@@ -122,10 +122,15 @@ def mend_sru() -> None:
     importlib.invalidate_caches()
 
 
+def unlock() -> None:
+    """Remove the locks of builds that were stopped, for whose end torch would wait."""
+    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", "/nowhere")).glob("**/lock"):
+        lock.unlink(missing_ok=True)
+
+
 def build() -> None:
     """Import what builds itself then, so that nobody has to wait for it in the middle of a measurement."""
-    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", "/nowhere")).glob("**/lock"):
-        lock.unlink(missing_ok=True)  # of a build that was stopped, for whose end torch would wait
+    unlock()
     mend_sru()
     beside = Path(sys.executable).parent
     os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja

@@ -431,7 +431,10 @@ def test_unknown_words_are_those_of_the_source(alignment: list[Any]) -> None:
     assert replaced(align_dict={"z": "Z"}) == "y b Z"
 
 
-def test_unknown_subwords_are_those_that_are_aligned(dictionary: Dictionary) -> None:
+def test_unknown_subwords_are_those_that_are_aligned() -> None:
+    dictionary = Dictionary()  # one of its own: words are added to it
+    dictionary.add_symbol("ther")
+    dictionary.add_symbol("seen")
     unknown = dictionary.unk()
     tokens, alignment = torch.tensor([unknown, 5, unknown]), [(0, 0), (1, 1), (3, 2)]
     done = utils.post_process_prediction(tokens, "o@@ ther x y", alignment, {}, dictionary, remove_bpe="@@ ")

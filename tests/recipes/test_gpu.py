@@ -394,6 +394,16 @@ def test_any_cupy_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages.installed() == {"cupy-cuda12x", "cupy-cuda13x", "some-thing"}
 
 
+def test_a_build_that_was_stopped_holds_nobody_up(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch waits for ever for the end of one whose lock is there."""
+    lock = tmp_path / "extensions" / "sru_cuda" / "lock"
+    lock.parent.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    builds = Part("extensions", (*SAY, f"open({str(lock)!r}, 'w'); import time; time.sleep(3600)"), 3, beside=True)
+    takes = Part("rivals", (*SAY, f"import os; os.path.exists({str(lock)!r}) and exit(1)"), 60, ("extensions",))
+    assert run(builds, takes) == {"extensions": "stopped", "rivals": "done"}
+
+
 def test_others_kernels_are_downloaded_where_they_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words))

@@ -257,7 +257,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         rows.
         """
         if need_attn and not self.attentions():
-            logger.warning("a model without attention has no alignment; in an ensemble the others have")
+            logger.warning("a model without attention has no alignment; an ensemble has that of its other models")
         if retain_dropout and any(
             isinstance(m, SRUCell | LSTM) and (m.dropout or m.rnn_dropout) for m in self.modules()
         ):

@@ -97,6 +97,7 @@ def measured(
         StageError: one fails.
     """
     given, names = work / "task.json", list(task["models"])
+    inputs = [given, *trained, Path(__file__), Path(decoding.__file__)]
     write_text(given, json.dumps(task))
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     order = [(turn, names[(turn + i) % len(names)]) for turn in range(turns) for i in range(len(names))]
@@ -108,7 +109,6 @@ def measured(
             return of_turn
 
         command = ["python", str(Path(decoding.__file__)), name, str(given)]
-        inputs = [given, *trained, Path(__file__), Path(decoding.__file__)]
         stamp = stages.command(f"{name} {turn}", command, inputs=inputs, outputs=[], log=log, facts=told)
         found[name].append(stamp)
     return found

@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None) -> int:
         comparison = Comparison(given)
         comparison.prepare()
         tested: list[Run] = []
-        of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes}
-        # folders are of this machine
-        of["overrides"] = [word for word in args.overrides if not word.startswith(("out=", "prepare.out="))]
+        # without folders, which are of this machine
+        overrides = [word for word in args.overrides if not word.startswith(("out=", "prepare.out="))]
+        of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes, "overrides": overrides}
 
         def note() -> None:
             report = {**where(comparison), **of, "systems": found(comparison, tested)}

@@ -69,8 +69,8 @@ class Day:
             known = self.stages.stamp(part.name)
             ours = bool(known) and self.stages.is_of(part.name, part.command, self.inputs)
             if known and not ours:  # of other source, they are no result of this day
-                for path in [*outputs, *([self.out / part.shown] if part.shown else [])]:
-                    remove(path)
+                for name in filter(None, (part.made, part.outcomes, part.shown)):
+                    remove(self.out / name)
             if not (ours and known.get("done")):
                 return {"state": "not begun", "why": "no time was left"}
         limit = min(part.limit, left)
@@ -107,6 +107,7 @@ class Day:
                 continue
             for needed in part.needs:
                 beside[needed].join()
+            if not any(thread.is_alive() for thread in beside.values()):  # what still builds needs its lock
                 unlock()
             self.do(part)
             self.note(todo)

@@ -39,10 +39,11 @@ def outcomes(folder: Path, name: str) -> dict[str, str]:
     """PASSED, FAILED, ERROR or SKIPPED by the name of a test."""
     path, said = folder / f"{name}.xml", folder / f"{name}.txt"
     if path.is_file():
-        kinds = {"failure": "FAILED", "error": "ERROR", "skipped": "SKIPPED"}
-        cases = ElementTree.parse(path).iter("testcase")
-        found = {case: next((kinds[sub.tag] for sub in case if sub.tag in kinds), "PASSED") for case in cases}
-        return {case.get("name", ""): outcome for case, outcome in found.items()}
+        tags = {"failure": "FAILED", "error": "ERROR", "skipped": "SKIPPED"}
+        return {
+            case.get("name", ""): next((tags[sub.tag] for sub in case if sub.tag in tags), "PASSED")
+            for case in ElementTree.parse(path).iter("testcase")
+        }
     if not said.is_file():
         return {}
     # it was stopped before its end, where pytest writes the XML; a line of xdist's, or one without

@@ -370,7 +370,7 @@ def test_a_log_file_has_each_line_once(tmp_path: Path, caplog: pytest.LogCapture
         for epoch in (1, 2):
             bar = progress_bar.progress_bar([], log_format="json", log_file=str(path), epoch=epoch)
             bar.print({"loss": f"{epoch}"}, tag="train")
-        assert [json.loads(line.partition("{")[1] + line.partition("{")[2])["epoch"] for line in path.open()] == [1, 2]
+        assert [json.loads(line[line.index("{") :])["epoch"] for line in path.open()] == [1, 2]
     finally:
         for handler in [h for h in progress_bar.logger.handlers if getattr(h, "baseFilename", "") == str(path)]:
             progress_bar.logger.removeHandler(handler)

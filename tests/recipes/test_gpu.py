@@ -404,6 +404,19 @@ def test_a_build_that_was_stopped_holds_nobody_up(run: Any, tmp_path: Path, monk
     assert run(builds, takes) == {"extensions": "stopped", "rivals": "done"}
 
 
+def test_a_build_that_goes_on_keeps_its_lock(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch removes it at its end, and fails where it is gone. What needs another part begins meanwhile."""
+    lock, begun = tmp_path / "extensions" / "sru_cuda" / "lock", tmp_path / "begun"
+    lock.parent.mkdir(parents=True)
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    wait = "import os, time\nwhile not os.path.exists({!r}): time.sleep(0.1)\n"
+    other = Part("fairseq", (*SAY, wait.format(str(lock))), 60, beside=True)
+    builds = f"open({str(lock)!r}, 'w')\n{wait.format(str(begun))}os.remove({str(lock)!r})"
+    updates = Part("updates", (*SAY, f"open({str(begun)!r}, 'w')"), 60, ("fairseq",))
+    todo = (other, Part("extensions", (*SAY, builds), 60, beside=True), updates)
+    assert run(*todo) == {"fairseq": "done", "extensions": "done", "updates": "done"}
+
+
 def test_others_kernels_are_downloaded_where_they_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
     monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words))

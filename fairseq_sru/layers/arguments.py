@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
@@ -31,6 +32,8 @@ def number(name: str, value: float) -> float:
     """As a float, whatever number it is, of numpy's, too."""
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number; got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number; got {value!r}")
     return float(value)
 
 
@@ -61,7 +64,7 @@ def check_input(x: Tensor, features: int, order: str = "length, batch", step: bo
     raise ValueError(f"x must have shape {wanted}; got {tuple(x.shape)}{hint}")
 
 
-def check_c0(c0: Tensor, shape: tuple[int, ...]) -> None:
+def check_c0(c0: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
     if not isinstance(c0, Tensor):
         raise TypeError(
             f"c0 must be a tensor of shape {shape}, the state c alone (there is no h as with nn.LSTM); "
@@ -69,6 +72,8 @@ def check_c0(c0: Tensor, shape: tuple[int, ...]) -> None:
         )
     if c0.shape != shape:
         raise ValueError(f"c0 must have shape {shape}; got {tuple(c0.shape)}")
+    if c0.device != x.device:
+        raise ValueError(f"c0 must be on x's device, {x.device}; got {c0.device}")
 
 
 def check_padding_mask(padding_mask: Tensor, x: Tensor) -> None:
@@ -80,6 +85,8 @@ def check_padding_mask(padding_mask: Tensor, x: Tensor) -> None:
             f"padding_mask must have shape {tuple(x.shape[:-1])}, as x has {tuple(x.shape)}; "
             f"got {tuple(padding_mask.shape)}"
         )
+    if padding_mask.device != x.device:
+        raise ValueError(f"padding_mask must be on x's device, {x.device}; got {padding_mask.device}")
 
 
 def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
@@ -91,7 +98,8 @@ def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:  # of what isn't a number
         raise TypeError(f"{wanted}; got {lengths!r}") from error
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        raise ValueError(f"{wanted}; got {lengths.dtype} {tuple(lengths.shape)}")
+        hint = "; a mask is given as padding_mask=" if lengths.dtype == torch.bool else ""
+        raise ValueError(f"{wanted}; got {lengths.dtype} {tuple(lengths.shape)}{hint}")
     # a GPU would have to be awaited; what is traced or transformed has no numbers yet
     seen = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if not (seen or recorded()) and lengths.device.type == "cpu" and batch:

@@ -151,13 +151,16 @@ class SRUCell(nn.Module):
         """
         weight = self.weight
         check_input(x, self.input_size, step=True)
-        cast = x.is_floating_point() and torch.is_autocast_enabled(x.device.type)
-        if x.dtype != weight.dtype and (not cast or torch.float64 in (x.dtype, weight.dtype)):  # which autocast leaves
+        if x.dtype != weight.dtype and (
+            not x.is_floating_point()
+            or torch.float64 in (x.dtype, weight.dtype)  # which autocast leaves
+            or not torch.is_autocast_enabled(x.device.type)
+        ):
             raise TypeError(f"x must be of the parameters' dtype, {weight.dtype}; got {x.dtype}")
         if x.device != weight.device:
             raise ValueError(f"x must be on the parameters' device, {weight.device}; got {x.device}")
         if c0 is not None:
-            check_c0(c0, (x.size(-2), self.output_size))
+            check_c0(c0, (x.size(-2), self.output_size), x)
         if padding_mask is not None:
             check_padding_mask(padding_mask, x)
             grads = torch.is_grad_enabled() or torch.jit.is_tracing()

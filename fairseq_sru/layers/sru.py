@@ -96,6 +96,9 @@ class SRU(nn.Module):
             )
             for i in range(num_layers)
         )
+        for layer in list(self.layers)[1:]:
+            assert isinstance(layer, SRUCell)
+            layer.finite_padding = True  # 0, of the layer below
 
     __prepare_scriptable__ = refuse_scripting
 
@@ -138,7 +141,7 @@ class SRU(nn.Module):
                 raise ValueError("lengths and padding_mask must not be given with a PackedSequence, which has lengths")
             return self._packed(x, c0)
         check_input(x, self.input_size, "batch, length" if self.batch_first else "length, batch")
-        self._check_c0(c0, x.size(0) if self.batch_first else x.size(1))
+        self._check_c0(c0, x, x.size(0) if self.batch_first else x.size(1))
         if padding_mask is not None:
             if lengths is not None:
                 raise ValueError("lengths and padding_mask must not be given both")
@@ -162,7 +165,7 @@ class SRU(nn.Module):
         """In the order of the packed sequences, as nn.LSTM: sorted by length; c0 and c_states in the caller's."""
         x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
         check_input(x, self.input_size)
-        self._check_c0(c0, x.size(1))
+        self._check_c0(c0, x, x.size(1))
         order, back = packed.sorted_indices, packed.unsorted_indices
         if c0 is not None and order is not None:
             c0 = c0.index_select(1, order)
@@ -170,9 +173,9 @@ class SRU(nn.Module):
         data = pack_padded_sequence(h, lengths).data
         return PackedSequence(data, packed.batch_sizes, order, back), c if back is None else c.index_select(1, back)
 
-    def _check_c0(self, c0: Tensor | None, batch: int) -> None:
+    def _check_c0(self, c0: Tensor | None, x: Tensor, batch: int) -> None:
         if c0 is not None:
-            check_c0(c0, (self.num_layers, batch, self.output_size))
+            check_c0(c0, (self.num_layers, batch, self.output_size), x)
 
     @classmethod
     def from_sru_state_dict(

@@ -71,18 +71,18 @@ def _architecture(
         try:
             check(args)
         except ValueError as error:
-            _exit(str(error))
+            exit_with(str(error))
         data, look = getattr(args, "data", None), CHECKS.get(getattr(args, "task", None))
         if data and look and not getattr(args, "path", None):  # which decoding has alone
             folder = Path(utils.split_paths(data)[0])
             if not folder.is_dir():
-                _exit(f"argument data: no such folder: {folder}")
+                exit_with(f"argument data: no such folder: {folder}")
             look(args, folder)
 
     return apply
 
 
-def _exit(message: str) -> NoReturn:
+def exit_with(message: str) -> NoReturn:
     """End as argparse does at a bad command line: one line, status 2."""
     print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     raise SystemExit(2)
@@ -94,12 +94,14 @@ def _check_task(args: Any, arch: str, task: str) -> None:
     found = TASK_REGISTRY.get(name, object)
     others = [known for reader, (_, tasks) in READERS.items() if reader != task for known in tasks]
     if issubclass(found, (*others, *REFUSED)) and not issubclass(found, READERS[task][1]):
-        _exit(f"--arch {arch} is {READERS[task][0]}: it goes with --task {task}; got --task {name}")
+        exit_with(f"--arch {arch} is {READERS[task][0]}: it goes with --task {task}; got --task {name}")
     if name == task == "sentence_prediction" and not hasattr(args, "classification_head_name"):
-        _exit(f"--task sentence_prediction goes with --criterion sentence_prediction; got --criterion {args.criterion}")
+        exit_with(
+            f"--task sentence_prediction goes with --criterion sentence_prediction; got --criterion {args.criterion}"
+        )
     for flag in ("share_all_embeddings", "share_decoder_input_output_embed"):
         if name == "online_backtranslation" and getattr(args, flag, False):  # it wants an output layer to change
-            _exit(f"--{flag.replace('_', '-')}: can't be had with --task {name}")
+            exit_with(f"--{flag.replace('_', '-')}: can't be had with --task {name}")
 
 
 def _splits(args: Any, validated: bool = False) -> list[tuple[str, str]]:
@@ -114,7 +116,7 @@ def _check_splits(splits: list[tuple[str, str]], folder: Path, *patterns: str) -
     for flag, split in splits:
         names = [pattern.format(split) for pattern in patterns]
         if not any(glob.glob(os.path.join(glob.escape(str(folder)), name)) for name in names):
-            _exit(f"{flag} {split}: {folder} holds no {names[0]}")
+            exit_with(f"{flag} {split}: {folder} holds no {names[0]}")
 
 
 def _words(dictionary: Path) -> list[bytes]:
@@ -129,11 +131,11 @@ def _check_data(args: Any, folder: Path) -> None:
     found = [path for name in wanted for path in sorted(folder.glob(name))]
     for name in wanted:
         if not any(folder.glob(name)):
-            _exit(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
+            exit_with(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
     shared = getattr(args, "share_all_embeddings", False)
     words = [_words(path) for path in found] if shared else []
     if len(words) == 2 and words[0] != words[1]:
-        _exit(
+        exit_with(
             "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
             f"got {found[0].name} and {found[1].name}, which differ"
         )
@@ -143,7 +145,7 @@ def _check_data(args: Any, folder: Path) -> None:
 def _check_text(args: Any, folder: Path) -> None:
     """Is there a dictionary in the data folder of a language model?"""
     if not (folder / "dict.txt").is_file():
-        _exit(f"argument data: {folder} holds no dict.txt; fairseq-preprocess --only-source makes it")
+        exit_with(f"argument data: {folder} holds no dict.txt; fairseq-preprocess --only-source makes it")
     _check_splits(_splits(args), folder, "{}.*", "{}")
 
 
@@ -152,7 +154,9 @@ def _check_sentences(args: Any, folder: Path) -> None:
     regression = getattr(args, "regression_target", False)
     for name in ("input0",) if regression else ("input0", "label"):
         if not (folder / name / "dict.txt").is_file():
-            _exit(f"argument data: {folder} holds no {name}/dict.txt; recipes/prepare.py makes both for its data sets")
+            exit_with(
+                f"argument data: {folder} holds no {name}/dict.txt; recipes/prepare.py makes both for its data sets"
+            )
     _check_splits(_splits(args), folder, "input0/{}.*", "input0/{}")
     labelled = _splits(args, validated=True)
     if regression:
@@ -162,7 +166,7 @@ def _check_sentences(args: Any, folder: Path) -> None:
     dictionary = Dictionary.load(str(folder / "label" / "dict.txt"))
     labels = [word for word in dictionary.symbols[dictionary.nspecial :] if not word.startswith("madeupword")]
     if labels and args.num_classes < len(labels):
-        _exit(f"--num-classes must be {len(labels)}, the labels of {folder}/label/dict.txt; got {args.num_classes}")
+        exit_with(f"--num-classes must be {len(labels)}, the labels of {folder}/label/dict.txt; got {args.num_classes}")
     for _, split in labelled:
         _check_labels(folder, split, dictionary)
 
@@ -176,24 +180,24 @@ def _check_labels(folder: Path, split: str, dictionary: Dictionary) -> None:
     if getattr(found, "supports_prefetch", False):
         found.prefetch(range(len(found)))
     if len(found) != len(sentences):
-        _exit(f"{path}: {len(found):,} labels for {len(sentences):,} sentences; must be as many")
+        exit_with(f"{path}: {len(found):,} labels for {len(sentences):,} sentences; must be as many")
     for line, label in enumerate(found, 1):
         if len(label) != 2 or label[0] < dictionary.nspecial:
             said = dictionary.string(label) or "no label"
-            _exit(f"{path}, line {line:,}: must be one label of {path.with_name('dict.txt')}; got {said}")
+            exit_with(f"{path}, line {line:,}: must be one label of {path.with_name('dict.txt')}; got {said}")
 
 
 def _check_speech(args: Any, folder: Path) -> None:
     """Are the configuration of speech, its dictionary and the folder of its features there?"""
     config = folder / args.config_yaml
     if not config.is_file():
-        _exit(f"argument data: {folder} holds no {args.config_yaml}; recipes/prepare.py makes it for its data sets")
+        exit_with(f"argument data: {folder} holds no {args.config_yaml}; recipes/prepare.py makes it for its data sets")
     read = S2TDataConfig(config)
     dictionary = folder / read.vocab_filename
     if not dictionary.is_file():
-        _exit(f"--config-yaml: {config} names the dictionary {dictionary}, which is not there")
+        exit_with(f"--config-yaml: {config} names the dictionary {dictionary}, which is not there")
     if read.audio_root and not Path(read.audio_root).is_dir():
-        _exit(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
+        exit_with(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
     _check_splits(_splits(args), folder, "{}.tsv")
 
 

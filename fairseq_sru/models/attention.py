@@ -21,7 +21,8 @@ class Source(NamedTuple):
     """What attention reads of the source.
 
     ``key``: ``(sentences, heads, src_len, head_size)``. ``value``: ``(sentences, heads, src_len, value_size)``.
-    ``mask``: ``(sentences, 1, 1, src_len)``, what is added to the scores: 0, and -inf at padding.
+    ``mask``: ``(sentences, 1, 1, src_len)``, what is added to the scores: 0, and -inf at padding. Padding alone has 0,
+    since a softmax of nothing is NaN.
     """
 
     key: Tensor
@@ -41,6 +42,7 @@ def dot_product_attention(
 
 
 def _source(key: Tensor, value: Tensor, padding_mask: Tensor) -> Source:
+    padding_mask = padding_mask & ~padding_mask.all(1, keepdim=True)
     mask = key.new_zeros(padding_mask.shape).masked_fill_(padding_mask, -math.inf)
     return Source(key, value, mask[:, None, None, :])
 

@@ -12,6 +12,8 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 )
 from torch import Tensor
 
+from .architectures import exit_with
+
 
 @dataclass
 class RDropConfig(LabelSmoothedCrossEntropyCriterionConfig):
@@ -30,7 +32,7 @@ class RDropCriterion(LabelSmoothedCrossEntropyCriterion):
     an alpha of 0 it is what ``label_smoothed_cross_entropy`` has. In validation there is one pass, as there.
 
     Raises:
-        ValueError: rdrop_alpha is below 0.
+        ValueError: rdrop_alpha is below 0; fairseq-train ends with its one line.
     """
 
     def __init__(
@@ -46,6 +48,13 @@ class RDropCriterion(LabelSmoothedCrossEntropyCriterion):
         if not rdrop_alpha >= 0:  # nor NaN
             raise ValueError(f"--rdrop-alpha: must be at least 0; got {rdrop_alpha}")
         self.alpha = rdrop_alpha
+
+    @classmethod
+    def build_criterion(cls, cfg: RDropConfig, task: Any) -> Any:
+        try:
+            return super().build_criterion(cfg, task)
+        except ValueError as error:
+            exit_with(str(error))
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
         """As of fairseq's criterions; both passes are one of a batch twice as large."""

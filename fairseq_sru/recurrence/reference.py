@@ -169,7 +169,7 @@ class Torch:
             f.sigmoid_()
             if pad is not None:
                 f.masked_fill_(pad, 1.0)
-            torch.addcmul(candidate, f, candidate, value=-1, out=c)  # (1 - f) candidate; the loop adds f c_{t-1}
+            torch.mul(candidate, 1 - f, out=c)  # the loop adds f c_{t-1}
         for d, backward in _directions(width, options.bidirectional):
             previous = None if c0 is None else c0[:, d]
             if v is None:
@@ -180,13 +180,11 @@ class Torch:
             else:
                 for t in reversed(range(length)) if backward else range(length):
                     f_t, c_t = f[t, :, d], c[t, :, d]
-                    if previous is not None:
-                        f_t.addcmul_(v[0, d], previous)
-                    f_t.sigmoid_()
+                    previous = torch.zeros_like(c_t) if previous is None else previous
+                    f_t.addcmul_(v[0, d], previous).sigmoid_()
                     if pad is not None:
                         f_t.masked_fill_(pad[t], 1.0)
-                    previous = torch.zeros_like(c_t) if previous is None else previous
-                    torch.lerp(candidate[t, :, d], previous, f_t, out=c_t)
+                    torch.addcmul((1 - f_t) * candidate[t, :, d], f_t, previous, out=c_t)
                     previous = c_t
             finals.append(u.new_zeros(batch, d.stop - d.start, dtype=dtype) if previous is None else previous)
         c_n = torch.cat(finals, dim=-1)  # a copy: c is kept for the backward pass
@@ -202,7 +200,7 @@ class Torch:
             if pad is not None:
                 r.masked_fill_(pad, 0.0)
             skip = _skip(u, x, options.skip_scale, dtype)
-            h = h * r if skip is None else torch.lerp(skip, h, r)
+            h = h * r if skip is None else torch.addcmul(h * r, 1 - r, skip)  # lerp has inf - inf
         if pad is not None:
             h = h.masked_fill(pad, 0.0)
         return h.to(u.dtype, copy=h.data_ptr() == c.data_ptr()), c_n, saved if keep else None

@@ -746,6 +746,16 @@ def test_dropout_of_a_single_layer_is_told():
 def test_another_device_is_named():
     with pytest.raises(ValueError, match=r"^x must be on the parameters' device, meta; got cpu$"):
         SRU(6, 4, device="meta")(torch.randn(5, 3, 6))
+    for layer, shape in ((SRU(6, 4), (2, 3, 4)), (SRUCell(6, 4), (3, 4))):
+        with pytest.raises(ValueError, match=r"^c0 must be on x's device, cpu; got meta$"):
+            layer(torch.randn(5, 3, 6), torch.zeros(shape, device="meta"))
+        with pytest.raises(ValueError, match=r"^padding_mask must be on x's device, cpu; got meta$"):
+            layer(torch.randn(5, 3, 6), padding_mask=torch.zeros(5, 3, dtype=torch.bool, device="meta"))
+
+
+def test_shapes_are_found_without_numbers():
+    h, c = SRU(6, 4, device="meta")(torch.empty(5, 3, 6, device="meta"))
+    assert (h.device.type, h.shape, c.shape) == ("meta", (5, 3, 4), (2, 3, 4))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -789,6 +799,7 @@ def test_bad_sizes_are_named(arguments, message):
         ({"dropout": "a"}, TypeError, "dropout must be a number; got 'a'"),
         ({"rnn_dropout": None}, TypeError, "rnn_dropout must be a number; got None"),
         ({"highway_bias": "a"}, TypeError, "highway_bias must be a number; got 'a'"),
+        ({"highway_bias": math.inf}, ValueError, "highway_bias must be a finite number; got inf"),
         (
             {"dtype": torch.int64},
             TypeError,
@@ -918,6 +929,8 @@ def test_lengths_that_are_no_numbers_are_named(lengths):
         SRU(6, 4)(X, lengths=lengths)
     with pytest.raises(ValueError, match=r"lengths must be 2 integers, one a sequence; got torch.bool \(2,\)"):
         SRU(6, 4)(X, lengths=torch.tensor([True, False]))
+    with pytest.raises(ValueError, match=r"got torch.bool \(3, 2\); a mask is given as padding_mask="):
+        SRU(6, 4)(X, None, torch.zeros(3, 2, dtype=torch.bool))  # its place in the sru package
 
 
 def test_integers_are_refused_under_autocast_too():

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fairseq_sru.models import RDropCriterion
+from fairseq_sru.models.rdrop import RDropConfig
 
 DICTIONARY = numbered(20)
 TASK = Namespace(target_dictionary=DICTIONARY)
@@ -99,9 +100,12 @@ def test_models_that_want_the_longest_sentence_first_have_it(sample):
     assert loss.isfinite()
 
 
-def test_a_negative_weight_is_refused():
+def test_a_negative_weight_is_refused(capsys):
     with pytest.raises(ValueError, match=r"^--rdrop-alpha: must be at least 0; got -1$"):
         rdrop(-1)
+    with pytest.raises(SystemExit):
+        RDropCriterion.build_criterion(RDropConfig(label_smoothing=0.1, rdrop_alpha=-1, sentence_avg=False), TASK)
+    assert capsys.readouterr().err.endswith("error: --rdrop-alpha: must be at least 0; got -1\n")
 
 
 def test_sentences_are_counted_once(model, sample):

@@ -411,7 +411,7 @@ def assert_special_numbers_propagate(recurrent: Recurrent, case: Case) -> None:
 
 @each_case
 def test_special_numbers_propagate(case):
-    for recurrent in (native, by(Host(1, 8)), by(Host(2, 4, 3))):
+    for recurrent in (native, functools.partial(sru_recurrence, backend="torch"), by(Host(1, 8)), by(Host(2, 4, 3))):
         assert_special_numbers_propagate(recurrent, case)
 
 

@@ -166,10 +166,13 @@ def test_rows_of_padding_alone(cell, dtype, backend):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("attention", ["True", "False", "global"])
-def test_sources_of_padding_alone(attention, dtype, build, dictionary):
+@pytest.mark.parametrize(
+    "options",
+    [{"decoder_attention": attention} for attention in ("True", "False", "global")] + [{"decoder_coverage": "True"}],
+)
+def test_sources_of_padding_alone(options, dtype, build, dictionary):
     """In a model such a sentence leaves the loss and all gradients finite, and those of others as they are."""
-    model = build(decoder_attention=attention, encoder_bidirectional=True, dropout=0.0).to(dtype).train()
+    model = build(**options, encoder_bidirectional=True, dropout=0.0).to(dtype).train()
     src, target = sources(dictionary, [4, 6, 5]), prefixes(dictionary, 3, 5)
     src[1] = dictionary.pad()
     found = []

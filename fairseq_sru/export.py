@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .decoding.files import Model, ModelError, save
+from .decoding.files import SPECIAL, Model, ModelError, save
 from .decoding.program import LONGEST_SOURCE
-from .decoding.text import TextOptions
+from .decoding.text import BYTE, TextOptions
 
 REFUSED = (
     "the translator can't run this model, only --arch sru with SRU units, residual connections and attention in its "
@@ -79,6 +80,12 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     return trained.float().eval(), task
 
 
+def without_capitals(words: Sequence[str]) -> bool:
+    """Whether text of these subwords has small letters alone; no language without case has."""
+    letters = {letter for word in words if word not in SPECIAL and not BYTE.fullmatch(word) for letter in word}
+    return any(map(str.islower, letters)) and not any(map(str.isupper, letters))
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_sru.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
@@ -111,12 +118,16 @@ def main(argv: list[str] | None = None) -> None:
         languages = (getattr(task.cfg, "source_lang", None) or "", getattr(task.cfg, "target_lang", None) or "")
         chosen = "sentencepiece" if args.sentencepiece_model else "moses-bpe"
         text = TextOptions(chosen, *languages, args.lowercase, not args.no_normalise)
-        save(model_of(trained, task, text), subword_model, args.out, args.int8)
+        model = model_of(trained, task, text)
+        save(model, subword_model, args.out, args.int8)
     except (OSError, ValueError, ImportError) as error:
         parser.error(str(error))
     except KeyboardInterrupt:
-        print("export: stopped", file=sys.stderr)
+        if sys.stderr:
+            print("export: stopped", file=sys.stderr)
         sys.exit(130)
+    if not args.lowercase and without_capitals(model.source):
+        logging.warning("the source dictionary has no capital letter: was the text in lower case? That is --lowercase")
     size = sum(path.stat().st_size for path in args.out.iterdir())
     print(f"{args.out}: {size / 1e6:.1f} MB, {'int8' if args.int8 else 'float32'}")
 

@@ -122,12 +122,13 @@ def main(argv: list[str] | None = None) -> None:
         from tqdm import tqdm
 
         translator = Translator(options.pop("model"), options.pop("threads"))
-        with tqdm(unit="line", disable=True if sys.stdout.isatty() else None) as bar:
+        with tqdm(unit="line", disable=True if sys.stdout.isatty() or not sys.stderr else None) as bar:
             for count, text in translated(translator, sys.stdin.buffer, **options):
                 write(text.encode())
                 bar.update(count)
     except KeyboardInterrupt:
-        print("translate: stopped", file=sys.stderr)
+        if sys.stderr:
+            print("translate: stopped", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OverflowError, RuntimeError, ImportError, MemoryError, OSError) as error:
         if isinstance(error, OSError):  # what could not be written would be tried again, and Python complain

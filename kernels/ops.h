@@ -9,6 +9,8 @@
 #include "host.h"
 
 #include <algorithm>
+#include <atomic>
+#include <new>
 #include <vector>
 
 #include "products.h"
@@ -84,14 +86,20 @@ static void each(const Cores& cores, int64 count, int64 operations, const Work& 
         const Cores& cores;
         int64 count;
         const Work& work;
-    } job{cores, count, work};
+        std::atomic<bool> failed;
+    } job{cores, count, work, {false}};
     cores.parallel(
         [](void* all) {
-            const Job& job = *(const Job*)all;
+            Job& job = *(Job*)all;
             const int64 i = job.cores.worker(), n = job.cores.team();
-            for (int64 j = job.count * i / n; j < job.count * (i + 1) / n; ++j) job.work(j);
+            try {
+                for (int64 j = job.count * i / n; j < job.count * (i + 1) / n; ++j) job.work(j);
+            } catch (const std::exception&) {  // none may leave a parallel region
+                job.failed = true;
+            }
         },
         (void*)&job, unsigned(workers), 0);
+    if (job.failed) throw std::bad_alloc();
 }
 
 // to = y, of a block of columns; with BIAS, RELU and ADD known to the compiler, or the loop doesn't vectorise.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..versions import __version__
 from .program import LONGEST_INT8, Program, Quantised, quantised
-from .text import FILES, SentencePiece, Subwords, TextOptions, subwords
+from .text import FILES, Subwords, TextOptions, subwords
 
 FORMAT = 1
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
@@ -125,12 +125,9 @@ def _write(model: Model, content: bytes, folder: Path, config: dict[str, Any], t
 
 
 def _check_subwords(subword_model: Subwords, model: Model, path: Path) -> None:
-    if not isinstance(subword_model, SentencePiece):
-        return  # others can't tell
-    pieces = {subword_model.model.id_to_piece(i) for i in range(subword_model.model.get_piece_size())}
     for words in (model.source, model.target):
         own = [word for word in words[len(SPECIAL) :] if not word.startswith("madeupword")]  # fairseq-preprocess's
-        strange = [word for word in own if word not in pieces]
+        strange = [word for word in own if not subword_model.makes(word)]
         if len(strange) > 0.2 * len(own):  # rare characters may be outside of it
             share = f"{len(strange)} of {len(own)} words of the dictionary are no subwords, such as {strange[0]!r}"
             raise ModelError(f"{path} is of other text than the model: {share}")

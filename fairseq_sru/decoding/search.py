@@ -6,6 +6,7 @@ import struct
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,7 +51,8 @@ class Search:
 
     def run(
         self,
-        batches: Sequence[Sequence[Sequence[int]]],
+        lines: Sequence[Sequence[int]],
+        batches: int,
         threads: int,
         beam: int,
         max_length: int,
@@ -58,11 +60,12 @@ class Search:
         scored: bool = True,
         penalty: float = 1.0,
         nbest: int | None = None,
-    ) -> list[list[list[Found]]]:
-        """The hypotheses of each sentence of each batch, the best first.
+    ) -> list[list[Found]]:
+        """The hypotheses of each sentence, the best first.
 
         Args:
-            batches: sentences, as the numbers of their tokens with the end of sentence.
+            lines: sentences, as the numbers of their tokens with the end of sentence.
+            batches: so many of them, each with long and short sentences.
             threads: batches that are searched at a time.
             beam: hypotheses that are followed.
             max_length: tokens of a hypothesis, without its end.
@@ -76,10 +79,16 @@ class Search:
         """
         options = (beam, max_length, no_repeat, scored, PAD, EOS, float(penalty))
         one = partial(self._run, options, (beam, max_length + 1), nbest)
-        if min(len(batches), threads) < 2:
-            return list(map(one, batches))
-        with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(one, batches))  # what fails, or Ctrl-C, cancels what has not begun
+        order = sorted(range(len(lines)), key=lambda i: -len(lines[i]))  # the shortest fill up the end
+        shares = [order[i::batches] for i in range(min(batches, len(order)))]
+        work = [[lines[i] for i in share] for share in shares]
+        if min(len(work), threads) < 2:
+            found = list(map(one, work))
+        else:
+            with ThreadPoolExecutor(threads) as pool:
+                found = list(pool.map(one, work))  # what fails, or Ctrl-C, cancels what has not begun
+        of = dict(zip(chain(*shares), chain(*found), strict=True))
+        return [of[i] for i in range(len(lines))]
 
     def _run(
         self, options: tuple[Any, ...], shape: tuple[int, int], nbest: int | None, batch: Sequence[Sequence[int]]
@@ -108,7 +117,7 @@ class Search:
             )
         return [
             [
-                Found(out[n, i, :length].tolist(), score, totals[n, i, :length])
+                Found(out[n, i, :length].tolist(), score, totals[n, i, :length].copy())
                 for i, (length, score) in enumerate(zip(*found, strict=True))
                 if length
             ]

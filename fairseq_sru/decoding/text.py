@@ -52,6 +52,10 @@ class SentencePiece:
         except RuntimeError:
             raise ValueError(f"{FILES['sentencepiece']} is not a sentencepiece model") from None
 
+    def makes(self, token: str) -> bool:
+        """Whether text may have this subword."""
+        return self.model.id_to_piece(self.model.piece_to_id(token)) == token
+
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
         """The subwords of each line."""
         lines = [plain(line).lower() if self.lowercase else plain(line) for line in lines]
@@ -76,19 +80,29 @@ class MosesBPE:
         self.options = options
         self.normalizer = MosesPunctNormalizer(options.source)
         self.tokenizer = MosesTokenizer(options.source)
+        lower, letters = frozenset(self.tokenizer.IsLower), frozenset(self.tokenizer.IsAlpha)
+        self.tokenizer.islower = lower.issuperset  # its own make a new set of all the world's letters each time
+        self.tokenizer.isanyalpha = lambda text: not letters.isdisjoint(text)
         self.detokenizer = MosesDetokenizer(options.target)
         try:
             self.bpe = BPE(io.StringIO(codes.decode()))
-        except (ValueError, SystemExit, IndexError):
+            self.bpe.process_line("ab")  # which fails at codes of another version
+        except (ValueError, SystemExit, IndexError, NotImplementedError):
             raise ValueError(f"{FILES['moses-bpe']} are not codes of subword-nmt") from None
 
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
         """The subwords of each line."""
-        if len(self.bpe.cache) > REMEMBERED:
-            self.bpe.cache = {}  # another thread may read the old one
         return [self._tokens(plain(line)).split() for line in lines]
 
+    def makes(self, token: str) -> bool:
+        """Whether text may have this subword."""
+        part = token.removesuffix("@@")
+        last = part if part != token else f"{part}</w>"
+        return len(part) == 1 or last in self.bpe.bpe_codes_reverse
+
     def _tokens(self, line: str) -> str:
+        if len(self.bpe.cache) > REMEMBERED:
+            self.bpe.cache = {}  # another thread may read the old one
         dashes = self.options.normalise
         line = self.normalizer.normalize(line) if self.options.normalise else line
         line = self.tokenizer.tokenize(line, aggressive_dash_splits=dashes, return_str=True)

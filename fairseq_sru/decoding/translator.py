@@ -129,20 +129,17 @@ class Translator:
         if not math.isfinite(lenpen):
             raise ValueError(f"lenpen must be a finite number; got {lenpen}")
         numbers = self.encode(lines)
-        order = sorted((i for i, line in enumerate(numbers) if len(line) > 1), key=lambda i: -len(numbers[i]))
-        size = min(positive("batch_size", batch_size), max(1, -(-len(order) // self.threads)))
-        tokens = sum(len(numbers[i]) for i in order)
-        count = max(-(-len(order) // size), -(-tokens // TOKENS))
-        batches = [order[i::count] for i in range(min(count, len(order)))]  # the longest first
+        at = [i for i, line in enumerate(numbers) if len(line) > 1]
+        work = [numbers[i] for i in at]
+        size = min(positive("batch_size", batch_size), max(1, -(-len(work) // self.threads)))
+        batches = max(-(-len(work) // size), -(-sum(map(len, work)) // TOKENS))
+        options = (beam, longest, no_repeat, scored or beam > 1, lenpen, nbest)
         found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
-        work = [[numbers[i] for i in batch] for batch in batches]
-        results = self._beam_search.run(work, self.threads, beam, longest, no_repeat, scored or beam > 1, lenpen, nbest)
-        for batch, result in zip(batches, results, strict=True):
-            for i, hypotheses in zip(batch, result, strict=True):
-                if not hypotheses:
-                    raise RuntimeError("the model gives no finite scores: it is damaged, or its training diverged")
-                found[i] = [self._hypothesis(h) for h in hypotheses]
-                found[i] += [Hypothesis("", -math.inf, [])] * (nbest - len(found[i]))  # of a tiny vocabulary
+        for i, hypotheses in zip(at, self._beam_search.run(work, batches, self.threads, *options), strict=True):
+            if not hypotheses:
+                raise RuntimeError("the model gives no finite scores: it is damaged, or its training diverged")
+            found[i] = [self._hypothesis(h) for h in hypotheses]
+            found[i] += [Hypothesis("", -math.inf, [])] * (nbest - len(found[i]))  # of a tiny vocabulary
         return found
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:

@@ -12,7 +12,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from ..decoding.program import Program, available
-from ..decoding.search import EOS, PAD, Search
+from ..decoding.search import EOS, PAD, Found, Search
 from ..recurrence.native import threads_here
 from .loss import usual_probabilities
 from .step import compilable, remembered
@@ -89,31 +89,27 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
     if longest < 1:
         return None
     threads = min(threads_here(), len(lines))
-    order = sorted(range(len(lines)), key=lambda i: -len(lines[i]))  # the shortest fill up the end
-    shares = [order[i::threads] for i in range(threads)]
     blocker = generator.repeat_ngram_blocker
     found = search.run(
-        [[lines[i] for i in share] for share in shares],
+        lines,
+        threads,
         threads,
         generator.beam_size,
         longest,
         0 if blocker is None else blocker.no_repeat_ngram_size,
         penalty=generator.len_penalty if generator.normalize_scores else 0.0,
     )
-    if not all(one for batch in found for one in batch):
+    if not all(found):
         return None  # a model with NaN has none: fairseq stops
-    result: Hypotheses = [[] for _ in lines]
-    for share, batch in zip(shares, found, strict=True):
-        for i, hypotheses in zip(share, batch, strict=True):
-            for one in hypotheses:
-                totals = torch.tensor(one.totals)
-                result[i].append(
-                    {
-                        "tokens": torch.tensor(one.tokens),
-                        "score": torch.tensor(one.score),
-                        "attention": torch.empty(0),
-                        "alignment": torch.empty(0),
-                        "positional_scores": torch.diff(totals, prepend=totals.new_zeros(1)),
-                    }
-                )
-    return result
+    return [[_told(one) for one in hypotheses] for hypotheses in found]
+
+
+def _told(one: Found) -> dict[str, Tensor]:
+    totals = torch.tensor(one.totals)
+    return {
+        "tokens": torch.tensor(one.tokens),
+        "score": torch.tensor(one.score),
+        "attention": torch.empty(0),
+        "alignment": torch.empty(0),
+        "positional_scores": torch.diff(totals, prepend=totals.new_zeros(1)),
+    }

@@ -55,6 +55,12 @@ def test_a_subword_model_of_other_text_is_named(model: Path, tmp_path: Path) -> 
         model_type="bpe", minloglevel=2,
     )  # fmt: skip
     (tmp_path / "spm.model").write_bytes(other.getvalue())
+    (tmp_path / "bpe.codes").write_text("#version: 0.2\nt h\nth e</w>\n")
+    moses = load(model)[0]._replace(text=TextOptions("moses-bpe", "en", "de"))
+    with pytest.raises(
+        ModelError, match=r"^\S+bpe.codes is of other text than the model: \d+ of 57 words .* are no subw"
+    ):
+        save(moses, tmp_path / "bpe.codes", tmp_path / "out")
     with pytest.raises(
         ModelError, match=r"^\S+spm.model is of other text than the model: \d+ of 57 words .* are no subw"
     ):

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from support.exported import LINES, exported, trained
 from support.processes import LONG, python
 
 from fairseq_sru import Translator, export
+from fairseq_sru.decoding.files import SPECIAL
 from fairseq_sru.translate import chunks, main
 
 TRANSLATE = ("-m", "fairseq_sru.translate")
@@ -153,6 +155,16 @@ def test_no_ngram_is_longer_than_a_translation(model: Path, translate: Any) -> N
     assert translate(model, b"the window\n", "--no-repeat-ngram-size", "9" * 20) == translate(model, b"the window\n")
 
 
+def test_no_errors_are_needed(model: Path) -> None:
+    """As of a daemon, whose stderr is closed."""
+    command = shlex.join([sys.executable, *TRANSLATE, str(model), "--max-length", "9"])
+    done = subprocess.run(
+        ["bash", "-c", f"{command} 2>&-"], cwd=ROOT, input=b"the window\n", stdout=subprocess.PIPE, timeout=600
+    )
+    assert done.returncode == 0
+    assert done.stdout.decode().splitlines() == Translator(model).translate(["the window"], max_length=9)
+
+
 def test_no_model_is_one_line(tmp_path: Path, translate: Any) -> None:
     code, out, errors = translate(tmp_path / "none", b"window\n")
     assert (code, out) == (1, b"")
@@ -231,6 +243,19 @@ def test_how_text_is_treated_is_exported(prepared: tuple[Path, list[str]], tmp_p
     python(*EXPORT, *words, "--out", tmp_path / "plain")
     plain = json.loads((tmp_path / "plain" / "config.json").read_text())["text"]
     assert (plain["lowercase"], plain["normalise"]) == (False, True)
+
+
+def test_text_in_lower_case_is_noticed(
+    prepared: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for words, expected in ((["the", "\u2581\u00fc", "<0x0A>"], True), (["the", "The"], False), (["\u7a93"], False)):
+        assert export.without_capitals([*SPECIAL, *words]) == expected
+    _, words = prepared
+    monkeypatch.setattr(export, "without_capitals", lambda words: True)
+    for flags, told in (([], True), (["--lowercase"], False)):
+        caplog.clear()
+        export.main([*words, *flags, "--out", str(tmp_path / f"model{len(flags)}")])
+        assert ("That is --lowercase" in caplog.text) == told
 
 
 def test_a_file_of_embeddings_may_be_gone(prepared: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import sentencepiece
 import torch
 from corpora import cleaning, moses
 from fairseq.sequence_generator import SequenceGenerator
+from subword_nmt.learn_bpe import learn_bpe
 from support.exported import LINES, exported, subword_model, torch_alone, words
 from support.processes import python
 
@@ -208,13 +209,13 @@ def test_long_lines_are_few_in_a_batch(tmp_path: Path, monkeypatch: pytest.Monke
     sizes: list[int] = []
     lines = ["the window " * n for n in (1, 20, 3, 20, 20)]
     expected = translator.translate(lines, max_length=5)
-    run = translator._beam_search.run
+    run = translator._beam_search._run
 
-    def seen(work: Any, *rest: Any) -> Any:
-        sizes.extend(map(len, work))
-        return run(work, *rest)
+    def seen(*arguments: Any) -> Any:
+        sizes.append(len(arguments[-1]))
+        return run(*arguments)
 
-    monkeypatch.setattr(translator._beam_search, "run", seen)
+    monkeypatch.setattr(translator._beam_search, "_run", seen)
     monkeypatch.setattr("fairseq_sru.decoding.translator.TOKENS", 2 * max(map(len, translator.encode(lines))))
     assert translator.translate(lines, max_length=5) == expected
     assert sizes == [3, 2]
@@ -241,8 +242,27 @@ def test_moses_gets_plain_text_and_forgets_in_time(monkeypatch: pytest.MonkeyPat
         assert made.encode([line]) == [expected]
     monkeypatch.setattr("fairseq_sru.decoding.text.REMEMBERED", 1)
     before = made.bpe.cache
-    made.encode(["Hello"])
-    assert made.bpe.cache is not before and len(before) == 2  # another thread may still read it
+    made.encode(["Hello", "word", "x"])
+    assert made.bpe.cache is not before and len(made.bpe.cache) <= 2  # within a call, too
+    assert len(before) == 3  # another thread may still read it
+
+
+def test_subwords_of_codes_are_known() -> None:
+    codes = io.StringIO()
+    learn_bpe(LINES * 4, codes, 60)
+    made = subwords(TextOptions("moses-bpe", "en", "de"), codes.getvalue().encode())
+    found = {token for line in made.encode([*LINES, "windowopen thefile"]) for token in line}
+    assert any(token.endswith("@@") for token in found) and all(map(made.makes, found))
+    assert not any(map(made.makes, ("\u2581window", "window@@", "Morgen")))
+    for header in (b"#version: 0.3\nw o\n", b"the 20\nwindow 7 x\n"):
+        with pytest.raises(ValueError, match=r"^bpe\.codes are not codes of subword-nmt$"):
+            subwords(TextOptions("moses-bpe", "en", "de"), header)
+
+
+def test_what_a_search_returns_holds_no_memory_of_its_batch(tmp_path: Path) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    search = Translator(tmp_path / "model")._beam_search
+    assert all(one.totals.base is None for (one,) in search.run([[9, 2], [8, 9, 2]], 1, 1, 1, 50))
 
 
 def test_lines_may_come_from_a_file_and_length_is_what_the_model_allows(tmp_path: Path) -> None:
@@ -260,7 +280,7 @@ def test_there_are_as_many_hypotheses_as_asked_for(tmp_path: Path, monkeypatch: 
     exported(tmp_path / "model", "sru, defaults")
     translator = Translator(tmp_path / "model")
     one = Found([9, 2], -1.0, np.zeros(2, np.float32))
-    monkeypatch.setattr(translator._beam_search, "run", lambda work, *_: [[[one] for _ in batch] for batch in work])
+    monkeypatch.setattr(translator._beam_search, "run", lambda lines, *_: [[one] for _ in lines])
     assert [h.score for h in translator.hypotheses(["window"], nbest=3)[0]] == [-1.0, -math.inf, -math.inf]
 
 

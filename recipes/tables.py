@@ -23,6 +23,7 @@ from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE
 from benchmarks.timing import place, short
 from comparison import settings
 from comparison.report import number, table
+from comparison.short_report import compared
 from comparison.uses import USES
 from comparison.verdict import decoding_ratios, mean, spread, tested
 from gpu import tables as gpu
@@ -227,21 +228,22 @@ def tuning() -> str:
 
 def uses(kind: str) -> str:
     """A row for each system of each comparison on another task; beside the published figures where there are some."""
-    rows: list[list[str]] = []
+    rows, places = [], []
     speeds: dict[str, None] = {}
-    places = []
-    found = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "uses").glob("*/report.json"))]
-    for report in (report for report in found if report["score"] == USES[kind].score):
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "uses").glob("*/report.json"))]
+    found = [report for report in every if report["score"] == USES[kind].score]
+    paired = any(map(compared, found))
+    for report in found:
         places.append(where_made(report["data"], report))
         link = f"[{report['data']}](../recipes/results/uses/{report['data']}/report.md)"
         for system, its in tested(report).items():
             speeds |= dict.fromkeys(its["speeds"])
-            row = [link, system, mean(spread(its["scores"]), 1), number(its["p_value"], ".4f")]
+            row = [link, system, mean(spread(its["scores"]), 1), *([number(its["p_value"], ".4f")] if paired else [])]
             rows.append([*row, *(short(speed) for speed in its["speeds"].values())])
         for name, accuracies in PUBLISHED.items():
             if report["data"] in accuracies:
-                rows.append([link, name, f"{accuracies[report['data']]}", *["–"] * (1 + len(speeds))])
-    head = ["data", "system", USES[kind].score, "p", *speeds]
+                rows.append([link, name, f"{accuracies[report['data']]}", *["–"] * (paired + len(speeds))])
+    head = ["data", "system", USES[kind].score, *(["p"] if paired else []), *speeds]
     return f"{' '.join(places)}\n\n{table(head, rows)}" if rows else "No report is published yet.\n"
 
 

@@ -38,6 +38,8 @@ def render(report: dict[str, Any]) -> str:
         "with its mean over seeds. It is about the choice of these items, not of the seeds, and not corrected for the "
         "number of systems."
     )
+    if pairs := [f"{names} {value:.4f}" for names, value in report.get("pairs", {}).items()]:
+        p += f" That of other pairs: {', '.join(pairs)}."
     seeds = {name: system["seeds"] for name, system in report["systems"].items()}
     parts = [
         f"# {report['name']}\n\nData: {report['data']}. {conditions(report, tested(report), seeds)}\n",
@@ -50,8 +52,9 @@ def render(report: dict[str, Any]) -> str:
     return "\n".join(filter(None, parts))
 
 
-def write(use: Use, systems: dict[str, Any], commands: list[str]) -> None:
-    """Write the report of a comparison whose systems came to this, by these commands, and print its table."""
+def write(use: Use, systems: dict[str, Any], pairs: dict[str, float], commands: list[str]) -> None:
+    """Write the report of a comparison whose systems came to this, and pairs of them to this p, by these commands, and
+    print its table."""
     report = {
         **of_all(use),
         "data": use.data["data_set"],
@@ -59,6 +62,7 @@ def write(use: Use, systems: dict[str, Any], commands: list[str]) -> None:
         "counted": use.counted,
         "commands": commands,
         "systems": systems,
+        "pairs": pairs,
     }
     texts = {"report.json": json.dumps(report, indent=1, ensure_ascii=False) + "\n", "report.md": render(report)}
     files = [use.out / name for name in texts]

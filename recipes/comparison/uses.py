@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,9 @@ class Use(Training):
             }
             stamps = [self.stages.stamp(runs[0].stage("train")), noted[0]] if runs else []
             commands += [shlex.join(stamp["command"]) for stamp in stamps if stamp]
-        write(self, found, commands)
+        others = {name: mine for name, mine in items.items() if mine is not None and mine is not baseline}
+        pairs = {f"{a} and {b}": paired_p(others[a], others[b]) for a, b in combinations(others, 2)}
+        write(self, found, pairs, commands)
 
     def items(self, runs: list[Run]) -> np.ndarray[Any, Any] | None:
         """What each test item adds to the score, the mean over seeds; None where there are no runs or no items."""

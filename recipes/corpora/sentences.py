@@ -114,6 +114,8 @@ def examples(path: Path) -> list[Example]:
             break
         except UnicodeDecodeError:
             pass
+    if encoding != "utf-8-sig":
+        print(f"{path.name}: is not UTF-8; read as Windows-1252", flush=True)
     found, own = [], next((label for end, label in OF_ONE.items() if path.name.endswith(end)), None)
     for at, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         if not own and not line.strip():
@@ -248,6 +250,8 @@ class Sentences(NamedTuple):
         words = {word for part in parts.values() for example in part for word in example.words}
         found = vectors(self.embeddings, words) if self.embeddings else {}
         cut = list(folds(parts))
+        if not all(fold[split] for fold in cut for split in SPLITS):
+            raise RecipeError(f"{self.name}: {len(parts['train'])} sentences are too few for {FOLDS} folds")
         for k, fold in enumerate(cut):
             binarise(fold, set(found), made / "folds" / str(k))
         if self.embeddings:

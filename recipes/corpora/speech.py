@@ -42,7 +42,8 @@ def read(path: Path, rate: int, start: int = 0, samples: int = -1, may_be_silent
     """A recording, or a part of it.
 
     Raises:
-        RecipeError: it isn't there, can't be read, is silent and may not be, or not of one channel at that rate.
+        RecipeError: it isn't there, can't be read, is empty or silent and may not be, has samples that are no numbers,
+            or not one channel at that rate.
     """
     import soundfile
 
@@ -54,8 +55,10 @@ def read(path: Path, rate: int, start: int = 0, samples: int = -1, may_be_silent
         raise RecipeError(f"{path} can't be read: {error}") from None
     if found != rate or wave.shape[1] != 1:
         raise RecipeError(f"{path}: must have one channel at {rate:,} Hz; got {wave.shape[1]} at {found:,} Hz")
+    if not np.isfinite(wave).all():
+        raise RecipeError(f"{path}: has samples that are no numbers")
     if not wave.any() and not may_be_silent:
-        raise RecipeError(f"{path}: is silent")
+        raise RecipeError(f"{path}: is {'silent' if len(wave) else 'empty'}")
     return wave[:, 0]
 
 

@@ -28,7 +28,7 @@ DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 FSDD = Archive("https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/tags/v1.0.10.tar.gz")
 PACKED = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".zip")
 NAMES = ("*digit*", "v[0-9]*", "master", "main")  # of the archive; the latter are GitHub's
-WAVES = "[!.]*.[wW][aA][vV]"  # files that begin with a dot are a file system's own
+WAVES = ("[!.]*.[wW][aA][vV]", "[!.]*.[fF][lL][aA][cC]")  # files that begin with a dot are a file system's own
 STRINGS = {"train": 20_000, "valid": 200, "test": 500}
 TEST_SPEAKERS = "theo"
 LOUDNESS = 0.1  # root mean square of a recording's louder half
@@ -39,8 +39,8 @@ SPEEDS, BANDS, GAIN = (0.85, 1.18), 6, 6.0
 
 def louder_half(wave: Wave) -> float:
     """Root mean square of the half of a recording that is louder, by windows of 200 samples."""
-    power = np.convolve(wave**2, np.ones(200) / 200, "same")
-    return float(np.sqrt(power[power >= np.median(power)].mean()))
+    power = np.sort(np.convolve(wave**2, np.ones(200) / 200, "same"))
+    return float(np.sqrt(power[len(power) // 2 :].mean()))
 
 
 def varied(wave: Wave, speed: float, gains: list[float]) -> Wave:
@@ -75,17 +75,18 @@ def string(
     return " ".join(DIGITS[int(digit)] for digit in digits), wave
 
 
-def recordings(files: dict[str, Path], work: Path) -> dict[str, dict[str, list[Path]]]:
-    """The files DIGIT_SPEAKER_NUMBER.wav among these and in the archives among them, by speaker and digit; a file goes
-    before one of the same name in an archive.
+def recordings(files: dict[str, Path], work: Path, rate: int) -> dict[str, dict[str, list[Path]]]:
+    """The files DIGIT_SPEAKER_NUMBER.wav or .flac among these and in the archives among them, by speaker and digit; a
+    file goes before one of the same name in an archive.
 
     Raises:
-        RecipeError: there are none, or one is named otherwise.
+        RecipeError: there are none, one is named otherwise, or as :func:`~corpora.speech.read`.
     """
-    packed = [path for path in files.values() if path.suffix.lower() != ".wav"]
+    packed = [path for path in files.values() if path.suffix.lower() not in (".wav", ".flac")]
     paths = [path for path in files.values() if path not in packed]
     for n, archive in enumerate(packed):
-        paths += sorted(unpack_all(archive, work / f"unpacked{n}").rglob(WAVES))
+        folder = unpack_all(archive, work / f"unpacked{n}")
+        paths += sorted(path for pattern in WAVES for path in folder.rglob(pattern))
     if not paths:
         names = " and ".join(map(str, packed))
         raise RecipeError(f"{names} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav")
@@ -96,6 +97,15 @@ def recordings(files: dict[str, Path], work: Path) -> dict[str, dict[str, list[P
         known = named.setdefault((parts[2], parts[1], int(parts[3])), path)
         if known != path and path in files.values():
             raise RecipeError(f"{known} and {path} have the same digit, speaker and number")
+    faults = []  # of all, before features are made of any
+    for path in named.values():
+        try:
+            read(path, rate)
+        except RecipeError as error:
+            faults.append(str(error))
+    if faults:
+        more = f" (and {len(faults) - 1:,} more can't be used)" if faults[1:] else ""
+        raise RecipeError(faults[0] + more)
     by_speaker: dict[str, dict[str, list[Path]]] = {}
     for (speaker, digit, _), path in sorted(named.items()):
         by_speaker.setdefault(speaker, {}).setdefault(digit, []).append(path)
@@ -105,7 +115,7 @@ def recordings(files: dict[str, Path], work: Path) -> dict[str, dict[str, list[P
 
 
 def spoken_digits(task: Speech, files: dict[str, Path], work: Path) -> Splits:
-    by_speaker = recordings(files, work)
+    by_speaker = recordings(files, work, task.known.rate)
     tested = task.chosen["test_speakers"].split(",")
     if unknown := sorted(set(tested) - by_speaker.keys()):
         raise RecipeError(f"argument --test-speakers: {unknown[0]} must be one of {', '.join(sorted(by_speaker))}")
@@ -201,7 +211,7 @@ SPEECH = {
         40,
         SPOKEN_DIGITS,
         spoken_digits,
-        (f"**/{WAVES}", *(f"{name}{ending}" for name in NAMES for ending in PACKED)),
+        (*(f"**/{pattern}" for pattern in WAVES), *(f"{name}{ending}" for name in NAMES for ending in PACKED)),
         FSDD,
         cmvn="global_cmvn",  # that of a short utterance depends on how much of it is silent
         settings={"strings": STRINGS["train"], "speeds": list(SPEEDS), "equaliser": [BANDS, GAIN]},

@@ -195,6 +195,21 @@ def test_labels_are_checked_before_training(labels, message, tmp_path, capsys):
         ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given, **more, disable_validation=True))
 
 
+def test_labels_of_the_test_set_are_looked_at(tmp_path, caplog):
+    """fairseq-validate knows no architecture that could check them."""
+    for name, text in {"input0": "a b\nc d\na d\n", "label": "yes\nno\nno\n"}.items():
+        (tmp_path / f"train.{name}").write_text(text)
+        (tmp_path / f"test.{name}").write_text(text.replace("yes", "maybe"))
+        words = ["--only-source", "--trainpref", tmp_path / f"train.{name}", "--destdir", tmp_path / "data" / name]
+        run_cli(
+            "preprocess", *words, "--validpref", tmp_path / f"train.{name}", "--testpref", tmp_path / f"test.{name}"
+        )
+    given = {"task": "sentence_prediction", "data": str(tmp_path / "data"), "num_classes": 2}
+    given |= {"classification_head_name": "head", "train_subset": "train", "valid_subset": "valid"}
+    ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given))
+    assert "fairseq-validate can't read the test set: " in caplog.text and "label/test, line 1: must be" in caplog.text
+
+
 def test_regression_needs_no_labels_dictionary(tmp_path):
     (tmp_path / "input0").mkdir()
     (tmp_path / "input0" / "dict.txt").touch()

@@ -105,10 +105,11 @@ def test_a_set_with_a_test_set_is_one_folder(tmp_path):
 
 
 @pytest.mark.parametrize("encoding, dots", [("cp1252", "…"), ("latin-1", "\x81 \x85")])
-def test_text_of_before_unicode_is_read_and_an_old_line_break_ends_no_line(encoding, dots, tmp_path):
+def test_text_of_before_unicode_is_read_and_an_old_line_break_ends_no_line(encoding, dots, tmp_path, capsys):
     lines = [f"{n % 2} un cliché {dots} {n % 5}" for n in range(100)]
     write(tmp_path / "archives" / "subj.all", lines, encoding)
     out = run("subj", tmp_path)
+    assert "subj.all: is not UTF-8; read as Windows-1252\n" in capsys.readouterr().out
     expected = {" ".join(f"{n % 2} un cliché {dots} {n % 5}".replace("\x81", " \x81 ").split()) for n in range(100)}
     assert set(read(out / "folds" / "3", "train")) == expected
 
@@ -147,6 +148,8 @@ def test_bad_input_is_named_in_a_line(tmp_path, capsys):
     write(archives / "subj.all", ["good film", "bad film", "odd film", "good one", "bad one"])
     message = "subj.all: must have 2 labels, each line one and a sentence; got 3 (bad, good, odd); the first line with "
     assert f"{message}the rarest: odd film" in refused(capsys, "subj", tmp_path)
+    write(archives / "subj.all", labelled(8, 1))
+    assert "subj: 8 sentences are too few for 10 folds" in refused(capsys, "subj", tmp_path)
     (archives / "mpqa.neg").write_text("one half\n")
     message = f"argument --local-dir: {archives} must have mpqa.all, or mpqa.neg and mpqa.pos"
     assert message in refused(capsys, "mpqa", tmp_path)
@@ -250,6 +253,8 @@ def test_a_comparison_runs_and_goes_on(tmp_path, capsys):
     assert "| lstm (baseline) |" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {name: len(system["scores"]) for name, system in report["systems"].items()} == dict(sru=2, lstm=2, cnn=2)
+    p = report["pairs"]["sru and cnn"]  # beside the p of each against the baseline
+    assert f"That of other pairs: sru and cnn {p:.4f}.\n" in (tmp_path / "out" / "report.md").read_text()
     assert not list((tmp_path / "out" / "checkpoints").glob("*/*.pt"))
     truth = [*(line[0] for line in labelled(80, 3)), "1"]
     for seed, score in enumerate(report["systems"]["sru"]["scores"], 1):

@@ -119,6 +119,14 @@ def test_digits_are_equally_loud_however_they_were_recorded(tmp_path):
         np.testing.assert_allclose(loud, soft, rtol=0, atol=1e-2)
 
 
+def test_the_louder_half_is_half_of_a_recording():
+    """Whatever part of it is digital silence."""
+    loud, soft = (factor * tone(300, 0.5, 8000) for factor in (1.0, 0.1))
+    assert speech_sets.louder_half(np.concatenate([soft, loud])) == pytest.approx(np.sqrt((loud**2).mean()), rel=0.02)
+    quarter = np.concatenate([loud, np.zeros(3 * len(loud), "f4")])
+    assert speech_sets.louder_half(quarter) == pytest.approx(np.sqrt((loud**2).mean() / 2), rel=0.02)
+
+
 def test_digits_for_training_vary_in_speed_and_colour():
     wave = tone(1000, 0.5, 8000)
     assert np.abs(speech_sets.varied(wave, 1.0, [0.0] * 6) - wave).max() < 1e-5
@@ -145,8 +153,12 @@ def test_the_same_is_made_again_and_from_an_archive(tmp_path):
 
 
 def test_a_speaker_of_your_own_is_tested_with_those_of_the_data_set(tmp_path, capsys):
-    """Recordings of one more speaker beside the archive, which has the name that it is downloaded under."""
+    """Recordings of one more speaker, some of them FLAC, beside the archive, which has the name that it is downloaded
+    under."""
     own = digits(tmp_path / "own", ("dora",), takes=2)
+    for path in sorted((own / "recordings").iterdir())[::2]:
+        soundfile.write(path.with_suffix(".flac"), *soundfile.read(path))
+        path.unlink()
     with pytest.raises(SystemExit):
         run("spoken-digits", own, tmp_path / "out", "--test-speakers", "dora")
     assert f"{speech_sets.FSDD.url}, into --local-dir, too" in capsys.readouterr().err
@@ -158,20 +170,30 @@ def test_a_speaker_of_your_own_is_tested_with_those_of_the_data_set(tmp_path, ca
     assert {row["speaker"] for row in rows(tmp_path / "out", "test")} == {"dora"}
 
 
-def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys):
+def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("corpora.speech.features", None)  # before any are made
     folder = digits(tmp_path / "in", takes=2)
     path = folder / "recordings" / "3_bob_0.wav"
     for wave, rate, message in (
         (np.zeros(1600, "f4"), 8000, f"{path}: is silent"),
+        (np.zeros(0, "f4"), 8000, f"{path}: is empty"),
+        (np.full(1600, np.nan, "f4"), 8000, f"{path}: has samples that are no numbers"),
         (np.ones((1600, 2), "f4") / 2, 8000, f"{path}: must have one channel at 8,000 Hz; got 2 at 8,000"),
         (tone(300, 0.2, 44_100), 44_100, f"{path}: must have one channel at 8,000 Hz; got 1 at 44,100"),
         (None, 0, f"{path} can't be read"),
     ):
-        path.write_bytes(b"RIFF") if wave is None else soundfile.write(path, wave, rate)
+        path.write_bytes(b"RIFF") if wave is None else soundfile.write(path, wave, rate, subtype="FLOAT")
         with pytest.raises(SystemExit):
             run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
         assert message in capsys.readouterr().err.splitlines()[-1]
         assert not (tmp_path / "out").exists()
+    more = path.with_name("4_ada_0.wav")
+    for broken in (path, more):
+        broken.write_bytes(b"RIFF")
+    with pytest.raises(SystemExit):
+        run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
+    assert capsys.readouterr().err.splitlines()[-1].endswith(" (and 1 more can't be used)")
+    more.unlink()
     for name in ("three_bob_0.wav", "3-bob-0.WAV", "3_bob.wav"):
         path = path.rename(path.with_name(name))
         with pytest.raises(SystemExit):

@@ -54,18 +54,18 @@ def main(argv: list[str] | None = None) -> None:
     with working_in(Path(given.out), parser):
         comparison = Training(given)
         found = measured(comparison)
-    here = where(comparison)
-    report = {
-        "machine": {**here["machine"], "torch": noted(comparison, "torch")},
-        "date": here["date"],
-        "fairseq": noted(comparison, "fairseq"),
-        "recipe": args.recipe.stem,
-        "overrides": args.overrides,
-        "slices": vars(given.slices),
-        "gain_of_a_product": round(bfloat16_gain(), 2),
-        "tokens_per_second": found,
-    }
-    write_text(args.output, json.dumps(report, indent=1) + "\n")
+        here = where(comparison)
+        report = {
+            "machine": {**here["machine"], "torch": noted(comparison, "torch")},
+            "date": here["date"],
+            "versions": {name: noted(comparison, name) for name in ("fairseq_sru", "fairseq")},
+            "recipe": args.recipe.stem,
+            "overrides": args.overrides,
+            "slices": vars(given.slices),
+            "gain_of_a_product": round(bfloat16_gain(), 2),
+            "tokens_per_second": found,
+        }
+        write_text(args.output, json.dumps(report, indent=1) + "\n")
     for name, speeds in found.items():
         print(f"{name}: {speeds['float32']:,.0f} in float32, {speeds['bfloat16']:,.0f} target tokens/s in bfloat16")
 

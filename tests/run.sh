@@ -20,7 +20,10 @@ while true; do
             _sru_run python -m pip install "$cupy" ||
             echo "run.sh: $cupy can't be installed (is there no network?); the test of the real CuPy is skipped" >&2
         ;;
-    --coverage) pytest=(python -m coverage run -m pytest) ;;
+    --coverage)
+        pytest=(python -m coverage run -m pytest)
+        python -m coverage erase # of a run that failed
+        ;;
     *) break ;;
     esac
     shift

@@ -148,7 +148,8 @@ class Comparison(Training):
                 return {"point": {**at, "loss": now.loss, "BLEU": bleu}}
 
             inputs = [checkpoint, *self.subset_files("valid")]
-            self.stages.command(name, command, inputs=inputs, outputs=[], log=self.log(name), facts=point)
+            if not self.stages.outlived(name, command, inputs):
+                self.stages.command(name, command, inputs=inputs, outputs=[], log=self.log(name), facts=point)
 
     def time_decoding(self) -> None:
         speed = self.settings.speed
@@ -171,8 +172,12 @@ class Comparison(Training):
                 raise ValueError(f"{self.log(name)} does not tell the speed")
             return {"sentences_per_second": float(found[1])}
 
-        inputs = [self.final(run), *self.subset_files("test")]
+        inputs = [*self.in_turns(), *self.subset_files("test")]
         self.stages.command(name, command, inputs=inputs, outputs=[], log=self.log(name), facts=measured)
+
+    def in_turns(self) -> list[Path]:
+        """The models whose decoding is timed: where one is new, all are timed anew, as the machine is now."""
+        return [self.final(run) for run in self.first().values()]
 
     def score(self) -> None:
         """Scores of all translations, to scores.json."""

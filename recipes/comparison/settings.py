@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from corpora.registry import CORPORA
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -197,6 +198,8 @@ def _check_kind(s: Settings) -> None:
         for key in OF_TRANSLATION:
             if getattr(s, key) != getattr(Settings(), key):
                 wrong(key, f"is for the kind translation alone; this is {s.kind}")
+    elif s.data is not None and s.data not in CORPORA:
+        wrong("data", f"must be one of {', '.join(CORPORA)}, or null for text of your own; got {s.data}")
     elif s.prepare.get("tokenizer") == "moses-bpe":
         for key, allowed in JOINING["moses-bpe"].items():
             if (given := s.generate.get(key, allowed)) != allowed:

@@ -155,6 +155,12 @@ class Stages:
         """Whether what is known of a stage is of this command and these inputs."""
         return self.stamp(name).get("key") == self._key(essence(command), inputs)
 
+    def outlived(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
+        """Whether this command is done, and inputs of it have been removed since, as to free the disk."""
+        stamp = self.stamp(name)
+        same = stamp.get("done") and essence(stamp["command"]) == essence(command)
+        return bool(same) and not all(path.is_file() for path in inputs)
+
     def again(self, name: str) -> None:
         """Let a stage run anew that may be done."""
         if stamp := self.stamp(name):

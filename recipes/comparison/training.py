@@ -232,8 +232,9 @@ class Training:
         return list(PRESETS.glob(f"*/{arch}.yaml"))
 
     def inputs(self, system: str) -> list[Path]:
-        """What a system's training depends on beside its command."""
-        return [self.manifest, *self.preset(system)]
+        """What a system's training depends on beside its command: files that its flags name, too."""
+        given = [Path(value) for value in self.commands.options(system).values() if isinstance(value, str)]
+        return [self.manifest, *self.preset(system), *(path for path in given if path.is_file())]
 
     def training_speed(self, system: str, unit: str) -> float:
         """Median of the slices, as the machine was then; ``unit`` is updates_per_second or tokens_per_second."""
@@ -311,6 +312,7 @@ class Training:
                 "jobs": self.jobs,
                 "parameters": now.parameters,
                 "peak_gpu_memory": int((float(total[1]) - min(free)) * 2**30) if free and total else None,
+                "checkpoints": {path.name: number for number, path in self._numbered(run)},
             }
 
         outputs = [self.folder(run), last]
@@ -321,16 +323,16 @@ class Training:
     def last(self, run: Run) -> Path:
         return self.folder(run) / "checkpoint_last.pt"
 
+    def _numbered(self, run: Run) -> list[tuple[int, Path]]:
+        found = ((re.fullmatch(r"checkpoint_\d+_(\d+)\.pt", path.name), path) for path in self.folder(run).glob("*.pt"))
+        return [(int(number[1]), path) for number, path in found if number]
+
     def checkpoints(self, run: Run) -> list[tuple[int, Path]]:
-        """A run's checkpoints with their numbers of updates, in order."""
-        numbered = {
-            int(found[1]): path
-            for path in self.folder(run).glob("checkpoint_*.pt")
-            if (found := re.fullmatch(r"checkpoint_\d+_(\d+)\.pt", path.name))
-        }
+        """A run's checkpoints with their numbers of updates, in order; some may have been removed since."""
+        stamp = self.stages.stamp(run.stage("train"))
+        noted = [(number, self.folder(run) / name) for name, number in stamp.get("checkpoints", {}).items()]
         # fairseq numbers none that falls on an epoch's end
-        numbered.setdefault(self.stages.stamp(run.stage("train"))["updates"], self.last(run))
-        return sorted(numbered.items())
+        return sorted({stamp["updates"]: self.last(run), **dict(noted or self._numbered(run))}.items())
 
     def average(self, run: Run) -> None:
         if self.settings.average > 1:
@@ -339,7 +341,8 @@ class Training:
             if len(inputs) < self.settings.average:
                 tqdm.write(f"{name}: of {len(inputs)} checkpoints; fairseq keeps none that falls on an epoch's end")
             command = self.commands.average(inputs, self.final(run))
-            self.stages.command(name, command, inputs=inputs, outputs=[self.final(run)], log=self.log(name))
+            if not self.stages.outlived(name, command, inputs) or not self.final(run).is_file():
+                self.stages.command(name, command, inputs=inputs, outputs=[self.final(run)], log=self.log(name))
 
     def final(self, run: Run) -> Path:
         """The model that is tested."""

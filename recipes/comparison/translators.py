@@ -31,8 +31,8 @@ OURS = ("sru", "transformer_sru")  # what architectures begin with that it may b
 OPTIONS = {"lenpen": "lenpen", "max-len-b": "max_length", "no-repeat-ngram-size": "no_repeat_ngram_size"}
 # of fairseq-generate, that it doesn't know
 OTHERS = [
-    *("constraints", "diverse-beam-groups", "lm-path", "match-source-len", "max-len-a", "min-len", "prefix-size"),
-    *("replace-unk", "sampling", "temperature", "unkpen", "unnormalized"),
+    *("constraints", "diverse-beam-groups", "diversity-rate", "lm-path", "match-source-len", "max-len-a", "min-len"),
+    *("prefix-size", "replace-unk", "retain-dropout", "sampling", "temperature", "unkpen", "unnormalized"),
 ]
 MANY = 64  # sentences at a time where nothing is timed
 
@@ -77,7 +77,10 @@ class Translators:
         cells = list(itertools.product(speed.beams, speed.batches))
         for run, weights in itertools.product(self.systems().values(), WEIGHTS):
             name = f"speed {run.system} translator {weights} {number}"
-            self._attempt(run.system, partial(self._translate, name, run, weights, cells, self.c.chosen["test"]))
+            more = {"beside": self.c.in_turns()}
+            self._attempt(
+                run.system, partial(self._translate, name, run, weights, cells, self.c.chosen["test"], **more)
+            )
 
     def _attempt(self, system: str, work: Callable[[], object]) -> None:
         if self._refused:
@@ -107,9 +110,16 @@ class Translators:
         c.stages.command(name, command, inputs=inputs, outputs=outputs, log=c.log(name))
 
     def _translate(
-        self, name: str, run: Run, weights: str, cells: list[tuple[int, int]], chosen: Sequence[int]
+        self,
+        name: str,
+        run: Run,
+        weights: str,
+        cells: list[tuple[int, int]],
+        chosen: Sequence[int],
+        beside: Sequence[Path] = (),
     ) -> None:
-        """A stage that notes speed and BLEU of these sentences of the test set in each cell."""
+        """A stage that notes speed and BLEU of these sentences of the test set in each cell; beside: what is timed in
+        the same turns."""
         c, folder, test = self.c, self._folder(run, weights), self.c.text["test"]
         task = {
             "data": str(c.commands.data),
@@ -140,7 +150,7 @@ class Translators:
             }
 
         command = ["python", "recipes/benchmarks/decoding.py", WEIGHTS[weights], str(file)]
-        inputs = [file, *sorted(folder.iterdir())]
+        inputs = [file, *sorted(folder.iterdir()), *beside]
         c.stages.command(name, command, inputs=inputs, outputs=[], log=c.log(name), facts=measured)
 
     def found(self, system: str) -> dict[str, Any]:

@@ -68,6 +68,7 @@ def recipe(tmp_path: Path) -> Path:
         ("checkpoints", r"^checkpoints: must be key=value$"),
         ("checkpoints=0", r"^checkpoints: must be above 0; got 0$"),
         ("speed.beams=[1,0]", r"^speed.beams: must be above 0; got 0$"),
+        ("data=trec", r"^data: must be one of lohelp-en-de, .*, or null for text of your own; got trec$"),
         ("baseline=c", r"^baseline: must be one of a, b; got c$"),
         ("systems.b=null", r"^baseline: must be one of a; got b$"),
         ("budget.minutes=3", r"^budget: must have either updates or minutes; got 100 and 3.0$"),
@@ -184,6 +185,15 @@ def test_a_system_depends_on_its_preset(recipe):
     given = settings.load(recipe, ["systems.a.arch=sru_tiny", "systems.b.arch=transformer"])
     files = {system: runs.Comparison(given).preset(system) for system in "ab"}
     assert files == {"a": [ROOT / "fairseq_sru" / "config" / "model" / "sru" / "sru_tiny.yaml"], "b": []}
+
+
+def test_a_system_depends_on_files_that_its_flags_name(recipe, tmp_path):
+    (tmp_path / "vectors").touch()
+    given = settings.load(recipe, [f"systems.a.encoder-embed-path={tmp_path / 'vectors'}", "systems.b.lr=1e-3"])
+    comparison = runs.Comparison(given)
+    comparison.manifest = tmp_path / "manifest.json"
+    found = {system: comparison.inputs(system) for system in "ab"}
+    assert found["a"][-1] == tmp_path / "vectors" and tmp_path / "vectors" not in found["b"]
 
 
 def test_flags_are_words():
@@ -424,6 +434,46 @@ def test_a_run_that_lacks_its_last_checkpoint_is_left_alone(recipe, tmp_path):
     with pytest.raises(FolderError, match=r"a-1 lacks checkpoint_last.pt: put it back, or remove the folder$"):
         comparison.train(run)
     assert other.is_file()
+
+
+def test_what_was_made_of_checkpoints_outlives_them(recipe, tmp_path, monkeypatch):
+    """As they may be removed to free the disk."""
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path / 'out'}", "average=2"]))
+    run, made = Run("a", 1), []
+    finished(comparison, run)
+    comparison.subset = tmp_path
+    comparison.source, comparison.target = "en", "de"
+    comparison.text, comparison.chosen = {"valid": {"de": ["ein Satz"]}}, {"valid": [0]}
+    names = {"checkpoint_1_50.pt": 50, "checkpoint_2_100.pt": 100}
+    for name in names:
+        (comparison.folder(run) / name).write_text(name)
+    stamp = comparison.stages.stamp("train a 1")
+    write_text(
+        tmp_path / "out" / "stamps" / "train-a-1.json", json.dumps({**stamp, "updates": 100, "checkpoints": names})
+    )
+
+    def always(name: str, command: list[str], log: Path, **_: Any) -> dict[str, Any]:
+        made.append(name)
+        if name.startswith("average"):
+            comparison.final(run).write_text("average")
+        write_text(log, "D-0\t0\tein Satz\n")
+        return {}
+
+    monkeypatch.setattr(comparison.stages, "always", always)
+    monkeypatch.setattr(runs, "trained", lambda path: Trained(1, 50, 1.0, 1.0, 9, None, False))
+
+    def work() -> list[str]:
+        made.clear()
+        comparison.average(run)
+        comparison.curve(run)
+        return made
+
+    assert work() == ["average a 1", "curve a 1 50", "curve a 1 100"] and work() == []
+    (comparison.folder(run) / "checkpoint_1_50.pt").unlink()
+    assert work() == [] and comparison.final(run).read_text() == "average"
+    assert [number for number, _ in comparison.checkpoints(run)] == [50, 100]
+    comparison.settings.generate["lenpen"] = 2
+    assert work() == ["curve a 1 50", "curve a 1 100"], "of another search they would have to be made anew"
 
 
 @pytest.mark.parametrize(
@@ -1188,11 +1238,12 @@ def test_what_changed_is_done_again_and_a_failure_stops_nothing_else(undisturbed
         assert again.returncode == 1
         done = re.findall(r"^([a-z]+ .*|score|report|subset)$\n\+ |^(score|report|subset)$", again.stdout, re.MULTILINE)
         names = ["".join(pair) for pair in done]
-        assert {name.split()[1] for name in names if " " in name} == {"two", "bad"}
+        assert {name.split()[1] for name in names if " " in name and not name.startswith("speed")} == {"two", "bad"}
+        assert {name.split()[1] for name in names if name.startswith("speed")} == {"one", "two"}  # in turns
         assert names[-2:] == ["score", "report"]
         for name, text in stamps.items():
             assert ((out / "stamps" / name).read_text() == text) == (
-                "two" not in name and name not in ("score.json", "report.json")
+                "two" not in name and not name.startswith("speed-") and name not in ("score.json", "report.json")
             )
         found = json.loads((out / "report.json").read_text())
         jsonschema.validate(found, SCHEMA)

@@ -207,6 +207,7 @@ class Speech(NamedTuple):
             "audio_root": str(there),
             "input_channels": 1,
             "input_feat_per_channel": known.bins,
+            "sample_rate": known.rate,
             "specaugment": {"time_wrap_W": 0, **known.specaugment},
             "transforms": {"*": [known.cmvn], "_train": [known.cmvn, "specaugment"]},
         }

@@ -173,7 +173,7 @@ def odd(toy_data, tmp_path_factory) -> list:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["legacy_ddp", "no_c10d"])
+@pytest.mark.parametrize("backend", ["legacy_ddp", "no_c10d", "pytorch_ddp", "c10d"])
 @pytest.mark.parametrize("optimizer", [["sgd", "--lr", 0.5], ["adam", "--lr", 5e-3]], ids=lambda words: words[0])
 def test_an_epoch_whose_batches_are_odd_in_number(optimizer, backend, odd, toy_data, tmp_path):
     """At the end one of the processes has no batch; what it sends must count for nothing."""
@@ -181,6 +181,17 @@ def test_an_epoch_whose_batches_are_odd_in_number(optimizer, backend, odd, toy_d
     train(toy_data, tmp_path / "two", *options, "--ddp-backend", backend, processes=2)
     train(toy_data, tmp_path / "one", *options, "--update-freq", 2)
     assert_same(tmp_path / "two", tmp_path / "one", **ROUNDING)
+
+
+@pytest.mark.slow
+def test_fairseqs_transformer_has_weights_that_no_process_waits_for(toy_data, tmp_path):
+    words = ["--arch", "transformer", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16, "--max-update", 3]
+    words += ["--encoder-attention-heads", 2, "--decoder-attention-heads", 2, "--encoder-layers", 2, "--cpu"]
+    words += ["--optimizer", "adam", "--batch-size", 16, "--save-dir", tmp_path, *GLOO, "--ddp-backend", "pytorch_ddp"]
+    done = start(torchrun("train", toy_data, *words))
+    log = done.communicate()[0]
+    assert done.returncode == 0, log[-6000:]
+    assert state(tmp_path)["optimizer_history"][-1]["num_updates"] == 3
 
 
 @pytest.mark.slow
@@ -364,8 +375,6 @@ def test_bfloat16_by_hydra(toy_data, tmp_path):
 
 
 REFUSED = {
-    "--ddp-backend pytorch_ddp": "DistributedDataParallel device_ids and output_device arguments only work with",
-    "--ddp-backend c10d": "DistributedDataParallel device_ids and output_device arguments only work with",
     "--ddp-backend fully_sharded": "Cannot find FullyShardedDataParallel. Please install fairscale",
     "--ddp-backend slowmo": "Cannot find SlowMoDistributedDataParallel. Please install fairscale",
 }

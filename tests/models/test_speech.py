@@ -166,6 +166,9 @@ def test_it_learns_to_write_down_what_it_hears(arch, speech, tmp_path):
     said = {int(n): text for n, text in re.findall(r"^D-(\d+)\t[^\t]*\t(.*)$", done.stdout, re.M)}
     truth = [line.split("\t")[3] for line in (speech / "test.tsv").read_text().splitlines()[1:]]
     assert sum(said[n] == text for n, text in enumerate(truth)) >= 0.8 * len(truth)
+    named = "".join(f"{speech}/features/test{n}.npy\n" for n in range(5))
+    again = run_cli("interactive", speech, *TASK, "--path", tmp_path / "checkpoint_best.pt", text_in=named)
+    assert re.findall(r"^D-\d+\t[^\t]*\t(.*)$", again.stdout, re.M) == [said[n] for n in range(5)]
 
 
 def test_what_does_not_go_together_is_told_in_a_line(speech, tmp_path):

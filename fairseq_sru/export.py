@@ -9,6 +9,7 @@ the training data.
 from __future__ import annotations
 
 import argparse
+import html
 import logging
 import sys
 from collections.abc import Sequence
@@ -82,7 +83,9 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
 
 def without_capitals(words: Sequence[str]) -> bool:
     """Whether text of these subwords has small letters alone; no language without case has."""
-    letters = {letter for word in words if word not in SPECIAL and not BYTE.fullmatch(word) for letter in word}
+    strange = (*SPECIAL, "madeupword")  # and what Moses writes for characters, as &quot;
+    text = (html.unescape(word) for word in words if not word.startswith(strange) and not BYTE.fullmatch(word))
+    letters = {letter for word in text for letter in word}
     return any(map(str.islower, letters)) and not any(map(str.isupper, letters))
 
 

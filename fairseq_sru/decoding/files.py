@@ -125,7 +125,8 @@ def _write(model: Model, content: bytes, folder: Path, config: dict[str, Any], t
 
 
 def _check_subwords(subword_model: Subwords, model: Model, path: Path) -> None:
-    for words in (model.source, model.target):
+    one = model.text.kind == "sentencepiece"  # for both sides; of codes, those of the target are not needed
+    for words in (model.source, model.target) if one else (model.source,):
         own = [word for word in words[len(SPECIAL) :] if not word.startswith("madeupword")]  # fairseq-preprocess's
         strange = [word for word in own if not subword_model.makes(word)]
         if len(strange) > 0.2 * len(own):  # rare characters may be outside of it

@@ -145,7 +145,7 @@ class SRUCell(nn.Module):
             float32 whatever x is (float64 for float64).
 
         Raises:
-            ValueError: a shape is not as described.
+            ValueError: a shape or a device is not as described.
             TypeError: an argument is not a tensor, or of another dtype.
             RuntimeError: the backend that was asked for can't run here.
         """

@@ -98,7 +98,7 @@ class SRU(nn.Module):
         )
         for layer in list(self.layers)[1:]:
             assert isinstance(layer, SRUCell)
-            layer.finite_padding = True  # 0, of the layer below
+            layer.finite_padding = True  # the layer below gives 0 at padding
 
     __prepare_scriptable__ = refuse_scripting
 
@@ -131,8 +131,8 @@ class SRU(nn.Module):
             batch, D)``.
 
         Raises:
-            ValueError: a shape or a length is not as described; lengths on a GPU, which would have to be awaited, are
-                not looked at.
+            ValueError: a shape, a device or a length is not as described; lengths on a GPU, which would have to be
+                awaited, are not looked at.
             TypeError: an argument is not a tensor, or of another dtype.
             RuntimeError: the backend that was asked for can't run here.
         """

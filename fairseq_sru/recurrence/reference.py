@@ -169,7 +169,7 @@ class Torch:
             f.sigmoid_()
             if pad is not None:
                 f.masked_fill_(pad, 1.0)
-            torch.mul(candidate, 1 - f, out=c)  # the loop adds f c_{t-1}
+            torch.neg(f, out=c).add_(1).mul_(candidate)  # the loop adds f c_{t-1}
         for d, backward in _directions(width, options.bidirectional):
             previous = None if c0 is None else c0[:, d]
             if v is None:
@@ -184,7 +184,7 @@ class Torch:
                     f_t.addcmul_(v[0, d], previous).sigmoid_()
                     if pad is not None:
                         f_t.masked_fill_(pad[t], 1.0)
-                    torch.addcmul((1 - f_t) * candidate[t, :, d], f_t, previous, out=c_t)
+                    torch.neg(f_t, out=c_t).add_(1).mul_(candidate[t, :, d]).addcmul_(f_t, previous)
                     previous = c_t
             finals.append(u.new_zeros(batch, d.stop - d.start, dtype=dtype) if previous is None else previous)
         c_n = torch.cat(finals, dim=-1)  # a copy: c is kept for the backward pass
@@ -200,7 +200,7 @@ class Torch:
             if pad is not None:
                 r.masked_fill_(pad, 0.0)
             skip = _skip(u, x, options.skip_scale, dtype)
-            h = h * r if skip is None else torch.addcmul(h * r, 1 - r, skip)  # lerp has inf - inf
+            h = h * r if skip is None else (h * r).addcmul_(1 - r, skip)  # lerp has inf - inf
         if pad is not None:
             h = h.masked_fill(pad, 0.0)
         return h.to(u.dtype, copy=h.data_ptr() == c.data_ptr()), c_n, saved if keep else None

@@ -86,7 +86,7 @@ class Commands:
         if s.processes > 1 or s.torchrun != Settings().torchrun:
             start = ["torchrun", *s.torchrun, f"--nproc-per-node={s.processes}", "-m", "fairseq_cli.train"]
             if self.cpu:  # fairseq's default wants a GPU
-                flags |= {"distributed-backend": "gloo", "ddp-backend": "legacy_ddp"}
+                flags["distributed-backend"] = "gloo"
         else:
             start = ["fairseq-train"]
             flags["distributed-world-size"] = None if self.cpu else 1  # else it takes every GPU that it sees

@@ -148,18 +148,21 @@ class Stages:
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
         write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
 
-    def _key(self, what: Any, inputs: Sequence[Path]) -> str:
-        return hashlib.sha256(json.dumps([what, [digest(path) for path in inputs]]).encode()).hexdigest()
+    def _key(self, what: Any, inputs: Sequence[str | None]) -> str:
+        return hashlib.sha256(json.dumps([what, inputs]).encode()).hexdigest()
 
     def is_of(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
         """Whether what is known of a stage is of this command and these inputs."""
-        return self.stamp(name).get("key") == self._key(essence(command), inputs)
+        return self.stamp(name).get("key") == self._key(essence(command), list(map(digest, inputs)))
 
     def outlived(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
-        """Whether this command is done, and inputs of it have been removed since, as to free the disk."""
-        stamp = self.stamp(name)
-        same = stamp.get("done") and essence(stamp["command"]) == essence(command)
-        return bool(same) and not all(path.is_file() for path in inputs)
+        """Whether this command is done, and inputs of it have been removed since, as to free the disk, but not
+        changed."""
+        stamp, now = self.stamp(name), list(map(digest, inputs))
+        if not stamp.get("done") or essence(stamp["command"]) != essence(command) or None not in now:
+            return False
+        before = stamp.get("inputs", [])
+        return len(before) == len(now) and all(look in (None, noted) for look, noted in zip(now, before, strict=True))
 
     def again(self, name: str) -> None:
         """Let a stage run anew that may be done."""
@@ -174,7 +177,8 @@ class Stages:
         Raises:
             StageError: an output is there that this stage has not made, or not like that.
         """
-        key, stamp = self._key(what, inputs), self.stamp(name)
+        looks = list(map(digest, inputs))
+        key, stamp = self._key(what, looks), self.stamp(name)
         same = stamp.get("key") == key
         if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
             return stamp
@@ -187,7 +191,7 @@ class Stages:
                 raise StageError(f"{name}: {changed[0]} was changed, and would have to be made anew: move it")
             for path in outputs:  # before the stamp changes: a kill in between leaves nothing that would pass for new
                 remove(path)
-            stamp = {"key": key, "done": False}
+            stamp = {"key": key, "inputs": looks, "done": False}
             self._write(name, stamp)
         return stamp
 

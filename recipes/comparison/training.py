@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import re
 import statistics
 from collections.abc import Callable, Iterator
@@ -233,8 +234,8 @@ class Training:
 
     def inputs(self, system: str) -> list[Path]:
         """What a system's training depends on beside its command: files that its flags name, too."""
-        given = [Path(value) for value in self.commands.options(system).values() if isinstance(value, str)]
-        return [self.manifest, *self.preset(system), *(path for path in given if path.is_file())]
+        given = [value for value in self.commands.options(system).values() if isinstance(value, str)]
+        return [self.manifest, *self.preset(system), *(Path(value) for value in given if os.path.isfile(value))]
 
     def training_speed(self, system: str, unit: str) -> float:
         """Median of the slices, as the machine was then; ``unit`` is updates_per_second or tokens_per_second."""

@@ -115,7 +115,7 @@ def examples(path: Path) -> list[Example]:
         except UnicodeDecodeError:
             pass
     if encoding != "utf-8-sig":
-        print(f"{path.name}: is not UTF-8; read as Windows-1252", flush=True)
+        print(f"{path.name}: is not UTF-8; read as {encoding}", flush=True)
     found, own = [], next((label for end, label in OF_ONE.items() if path.name.endswith(end)), None)
     for at, line in enumerate(text.removesuffix("\n").split("\n"), 1):
         if not own and not line.strip():

@@ -89,11 +89,11 @@ def recordings(files: dict[str, Path], work: Path, rate: int) -> dict[str, dict[
         paths += sorted(path for pattern in WAVES for path in folder.rglob(pattern))
     if not paths:
         names = " and ".join(map(str, packed))
-        raise RecipeError(f"{names} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav")
+        raise RecipeError(f"{names} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav or .flac")
     named: dict[tuple[str, str, int], Path] = {}
     for path in paths:
         if not (parts := re.fullmatch(r"([0-9])_(.+)_([0-9]+)", path.stem)):
-            raise RecipeError(f"{path}: must be named DIGIT_SPEAKER_NUMBER.wav, as 7_theo_12.wav")
+            raise RecipeError(f"{path}: must be named DIGIT_SPEAKER_NUMBER.wav or .flac, as 7_theo_12.wav")
         known = named.setdefault((parts[2], parts[1], int(parts[3])), path)
         if known != path and path in files.values():
             raise RecipeError(f"{known} and {path} have the same digit, speaker and number")

@@ -248,7 +248,11 @@ def test_how_text_is_treated_is_exported(prepared: tuple[Path, list[str]], tmp_p
 def test_text_in_lower_case_is_noticed(
     prepared: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for words, expected in ((["the", "\u2581\u00fc", "<0x0A>"], True), (["the", "The"], False), (["\u7a93"], False)):
+    for words, expected in (
+        (["the", "\u2581\u00fc", "<0x0A>"], True),
+        (["the", "The"], False),
+        (["\u7a93", "madeupword0000", "&quot;"], False),
+    ):
         assert export.without_capitals([*SPECIAL, *words]) == expected
     _, words = prepared
     monkeypatch.setattr(export, "without_capitals", lambda words: True)

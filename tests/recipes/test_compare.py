@@ -472,6 +472,8 @@ def test_what_was_made_of_checkpoints_outlives_them(recipe, tmp_path, monkeypatc
     (comparison.folder(run) / "checkpoint_1_50.pt").unlink()
     assert work() == [] and comparison.final(run).read_text() == "average"
     assert [number for number, _ in comparison.checkpoints(run)] == [50, 100]
+    comparison.subset_files("valid")[0].touch()
+    assert work() == ["curve a 1 50", "curve a 1 100"], "of other sentences they would have to be made anew"
     comparison.settings.generate["lenpen"] = 2
     assert work() == ["curve a 1 50", "curve a 1 100"], "of another search they would have to be made anew"
 

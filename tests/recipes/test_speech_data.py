@@ -6,6 +6,7 @@ import io
 import json
 import math
 import tarfile
+from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from corpora.speech import features  # noqa: E402
 from fairseq.data.audio.audio_utils import get_features_or_waveform  # noqa: E402
 from fairseq.data.audio.data_cfg import S2TDataConfig  # noqa: E402
 from fairseq.data.audio.feature_transforms import CompositeAudioFeatureTransform  # noqa: E402
+from fairseq.tasks.speech_to_text import SpeechToTextTask  # noqa: E402
 from support.speech import SPEAKERS, digits, tone  # noqa: E402
 
 SPLITS = ("train", "valid", "test")
@@ -114,6 +116,20 @@ def test_fairseq_normalises_digits_by_the_training_data(tmp_path):
         expected = [(x - frames.mean(0)) / frames.std(0) for x in found]
         for x, y in zip(found, expected, strict=True):
             np.testing.assert_allclose(transform(x), y, rtol=1e-4, atol=1e-4)
+
+
+def test_fairseq_interactive_reads_recordings_as_the_configuration_says(tmp_path):
+    out = tmp_path / "out"
+    run("spoken-digits", digits(tmp_path / "in"), out, "--test-speakers", "bob")
+    given = Namespace(data=str(out), config_yaml="config.yaml", max_source_positions=6000, max_target_positions=1024)
+    task = SpeechToTextTask.setup_task(given)
+    soundfile.write(tmp_path / "a.wav", tone(440, 0.5, 8000), 8000)
+    lines, lengths = task.get_interactive_tokens_and_lengths([str(tmp_path / "a.wav")], None)
+    (item,) = task.build_dataset_for_inference(lines, lengths)
+    assert item.source.shape == (lengths[0], 40) == (48, 40)
+    soundfile.write(tmp_path / "a.wav", tone(440, 0.5, 16_000), 16_000)
+    with pytest.raises(ValueError, match=r"a\.wav: must be sampled at 8,000 Hz; got 16,000 Hz$"):
+        task.get_interactive_tokens_and_lengths([str(tmp_path / "a.wav")], None)
 
 
 def test_digits_are_equally_loud_however_they_were_recorded(tmp_path):

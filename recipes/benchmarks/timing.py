@@ -28,7 +28,7 @@ DRY = os.environ.get("FAIRSEQ_SRU_GPU_DRY") == "1"  # what is measured on a GPU 
 RUN = 0.005  # seconds that a run takes at least
 REPLAY = 0.001  # seconds that a replay of small kernels takes at least
 MOST = 200  # calls in a graph
-TITLE = "{device}, threads: {threads}, torch {torch}"  # of what machine() gives
+TITLE = "{device}, threads: {threads}, torch {torch}, {date:.10}"  # of what machine() gives
 
 
 class Spread(NamedTuple):

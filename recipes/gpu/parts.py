@@ -101,6 +101,6 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
         training(out, of, "training", 1000, 170, *times),  # so far 570 s of gpu.sh's ten minutes
         Part("rivals", (*rivals, "--out", str(out / "rivals")), 150, ("extensions",), made="rivals/speed.json"),
         tests(out, "variants", slow, 120, *spread),
-        training(out, of, "training2000", 2000, 240, *times),
+        training(out, of, "training4096", 4096, 240, *times),
     ]
     return [part._replace(limit=10 * part.limit) for part in found] if dry else found

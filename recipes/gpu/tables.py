@@ -182,7 +182,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "Recurrences of others, which compute less: the cell state alone, from gates that are given": others,
     "One layer. A CUDA graph replays a recorded call, without Python's part of it": layers,
     "Whole models": models,
-    "Training on the text that ships, with its batches of 1,000 tokens and with batches of 2,000": training,
+    "Training on the text that ships, with its batches of 1,000 tokens and with those of Multi30k, of 4,096": training,
 }
 
 
@@ -198,5 +198,8 @@ def headed(folders: list[Path]) -> list[str]:
 
 
 def published(results: Path) -> str:
-    """The tables of all cards that were measured."""
-    return "\n".join(headed([path.parent for path in sorted(results.glob("*/report.json"))])) or NONE
+    """The tables of all cards that were measured, and the plot of a layer on each."""
+    cards = [path.parent for path in sorted(results.glob("*/report.json"))]
+    plots = [card for card in cards if (card / "speed" / "speed.svg").is_file()]
+    lines = [f"![one layer, {card.name}](../recipes/results/gpu/{card.name}/speed/speed.svg)\n" for card in plots]
+    return "\n".join([*headed(cards), *lines]) or NONE

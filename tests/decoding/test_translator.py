@@ -39,6 +39,7 @@ KINDS = [
     "transformer_sru, ssru",
     "transformer_sru, sru",
     "transformer_sru, sizes differ",
+    "transformer_sru, ssru, coverage",
 ]
 TEXT = [*LINES, "", "window", "  ", "the file the file the file", "new " * 30]
 

@@ -22,6 +22,7 @@ KINDS = [
     "sru, sru_tiny",
     "transformer_sru, ssru",
     "transformer_sru, sizes differ",
+    "transformer_sru, ssru, coverage",
 ]
 LENGTHS = [5, 1, 9, 3, 7]
 

@@ -23,6 +23,7 @@ KINDS = {
     "sru": {"encoder_kernel_size": 3},
     "lstm": {"recurrent_unit": "lstm"},
     "no attention": {"decoder_attention": "False"},
+    "coverage": {"decoder_coverage": "True", "decoder_layers": 3},
     "three convolutions": {"conv_kernel_sizes": "3,5,1"},
 }
 

@@ -39,6 +39,7 @@ COMPILED = {
     f"transformer_sru, {name}"
     for name in (
         "ssru",
+        "ssru, coverage",
         "sru",
         "sizes differ",
         "tied",

@@ -84,7 +84,7 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     for name, preset, cases in (("updates", "sru_wmt", 3), ("steps", "sru_iwslt_de_en", 6)):
         steps = json.loads((out / name / "steps.json").read_text())
         assert (steps["preset"], len(steps["cases"])) == (preset, cases)
-    for name, tokens in (("training", 1000), ("training2000", 2000)):
+    for name, tokens in (("training", 1000), ("training4096", 4096)):
         trained = json.loads((out / f"{name}.json").read_text())
         assert list(trained["systems"]) == ["sru", "lstm", "fairseq-lstm", "transformer"]
         for system in trained["systems"].values():
@@ -101,6 +101,7 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
         ("variants", "0"),
     }
     assert tables.layers(out) in tables.published(out.parent)
+    assert f"(../recipes/results/gpu/{out.name}/speed/speed.svg)\n" in tables.published(out.parent)
 
     before = {path: path.stat().st_mtime_ns for path in (out / "work" / "stamps" / "dry").iterdir()}
     again = dry(out, tmp_path / "beside")
@@ -211,7 +212,7 @@ def test_parts_name_what_is_there() -> None:
             for word in part.command:
                 if re.match(r"(recipes|tests)/", word):
                     assert (ROOT / word).is_file(), word
-        for name in ("training", "training2000"):  # what is stopped keeps what was found
+        for name in ("training", "training4096"):  # what is stopped keeps what was found
             assert todo[names.index(name)].made == f"{name}.json"
     # all that is aimed at, within ten minutes
     todo = [part for part in parts.parts(Path("out"), False, "card") if not part.beside]

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import prepare
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("kaldi_native_fbank")
@@ -127,9 +128,20 @@ def test_fairseq_interactive_reads_recordings_as_the_configuration_says(tmp_path
     lines, lengths = task.get_interactive_tokens_and_lengths([str(tmp_path / "a.wav")], None)
     (item,) = task.build_dataset_for_inference(lines, lengths)
     assert item.source.shape == (lengths[0], 40) == (48, 40)
-    soundfile.write(tmp_path / "a.wav", tone(440, 0.5, 16_000), 16_000)
-    with pytest.raises(ValueError, match=r"a\.wav: must be sampled at 8,000 Hz; got 16,000 Hz$"):
-        task.get_interactive_tokens_and_lengths([str(tmp_path / "a.wav")], None)
+    soundfile.write(tmp_path / "b.wav", np.stack([tone(440, 0.5, 8000)] * 2, 1), 8000)  # both channels are alike
+    (both,) = task.build_dataset_for_inference([str(tmp_path / "b.wav")], lengths)
+    assert torch.equal(both.source, item.source)
+    soundfile.write(tmp_path / "c.wav", tone(440, 0.5, 16_000), 16_000)
+    (tmp_path / "d.wav").write_bytes(b"RIFF")
+    for path, said in (
+        (tmp_path / "c.wav", r"c\.wav': \S+c\.wav: must be sampled at 8,000 Hz; got 16,000 Hz$"),
+        (tmp_path / "d.wav", r"d\.wav': Error opening "),
+        (tmp_path / "none.wav", r"none\.wav': Error opening "),
+        (tmp_path / "a.mp3", r"a\.mp3': File not found: "),
+        ("", r"'': File not found: $"),
+    ):
+        with pytest.raises(SystemExit, match=rf"^fairseq-interactive: error: .*{said}"):
+            task.get_interactive_tokens_and_lengths([str(path)], None)
 
 
 def test_digits_are_equally_loud_however_they_were_recorded(tmp_path):

@@ -155,7 +155,8 @@ def test_the_machine_is_named(ran):
     chosen = choose("auto", timing.DEVICE.type)
     assert machine["backend"] == (chosen.name if chosen else "reference")
     assert machine["package"] == "none"  # as a quick run goes without
-    assert ran.printed.startswith(f"{machine['device']}, threads: 1, torch {torch.__version__}; medians of 2;")
+    day = machine["date"][:10]
+    assert ran.printed.startswith(f"{machine['device']}, threads: 1, torch {torch.__version__}, {day}; medians of 2;")
     for name, note in ran.report["contestants"].items():
         assert f"\n- {name}: {note}\n" in ran.printed
         assert re.search(r": (oneDNN|cuDNN|cuBLAS|MKL|torch's BLAS) \([a-z_]", note), note

@@ -71,6 +71,7 @@ TRANSFORMER_VARIANTS: dict[str, Options] = {
     "transformer": {"decoder_autoreg": "self-attention", "encoder_layers": 2, "decoder_layers": 2},
     "ssru, feed-forward sru": {"feed_forward": "sru", "encoder_layers": 1, "decoder_layers": 2},
     "coverage": {"decoder_coverage": "True", "decoder_autoreg": "self-attention", "decoder_layers": 3},
+    "ssru, coverage": {"decoder_coverage": "True", "decoder_layers": 3, "encoder_layers": 1},
     "sizes differ": {"encoder_embed_dim": 12, "encoder_layers": 1, "decoder_layers": 1},
     "tied": {"share_all_embeddings": True, "encoder_layers": 1, "decoder_layers": 1},
     "adaptive softmax": {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "10,20", "decoder_embed_dim": 16},

@@ -19,8 +19,9 @@ from pathlib import Path
 from unittest import mock
 
 from common.errors import end_with_reader
+from common.machine import ROOT
 from comparison.collecting import report_on
-from comparison.command_line import ROOT, recipe_parser
+from comparison.command_line import recipe_parser
 from comparison.runs import Comparison
 from comparison.settings import Settings, load
 from comparison.stages import working_in

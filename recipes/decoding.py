@@ -31,9 +31,8 @@ from benchmarks.decoding import CELLS, CT2_FLOAT32, CT2_INT8, FLOAT32, INT8, MOD
 from benchmarks.timing import going_on_without, machine, short, table
 from common.arguments import at_least_one, file, output_file
 from common.files import write_text
-from common.machine import files
+from common.machine import ROOT, files
 from comparison import scores
-from comparison.command_line import ROOT
 from comparison.report import number
 from comparison.stages import StageError, Stages, working_in
 from comparison.translators import FILES

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from common.arguments import at_least_one
 from common.files import write_text
-from comparison.command_line import ROOT
+from common.machine import ROOT
 from comparison.commands import words
 from comparison.fairseq_output import hypotheses
 from comparison.stages import StageError, Stages, working_in

@@ -16,11 +16,11 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, SCRIPTED, Case
 from benchmarks.timing import place, short
+from common.machine import ROOT
 from comparison import settings
 from comparison.report import number, table
 from comparison.short_report import compared
@@ -28,7 +28,6 @@ from comparison.uses import USES
 from comparison.verdict import decoding_ratios, mean, spread, tested
 from gpu import tables as gpu
 
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "recipes" / "results"
 COMPARISONS = ("lohelp", "debian")
 PUBLISHED = {  # accuracies: Kim (2014), table 2, CNN-rand; Lei et al. (2018), table 1, the best SRU

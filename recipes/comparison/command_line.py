@@ -6,13 +6,11 @@ import argparse
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from common.arguments import at_least_one, file, output_file
+from common.machine import ROOT
 
 from .settings import Settings, load
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def recipe_parser(about: str | None, *, jobs: str | None = None, output: str | None = None) -> argparse.ArgumentParser:

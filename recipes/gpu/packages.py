@@ -24,7 +24,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+from common.machine import ROOT
+
 VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))  # an import of the package would load torch
 SITE, FAIRSEQ = ROOT / "runs" / "gpu" / "site", ROOT / "runs" / "gpu" / "fairseq"
 

@@ -16,6 +16,7 @@ from fairseq import checkpoint_utils
 from fairseq.criterions.label_smoothed_cross_entropy_with_alignment import (
     LabelSmoothedCrossEntropyCriterionWithAlignment as WithAlignment,
 )
+from fairseq.data import Dictionary
 from fairseq.data.indexed_dataset import IndexedCachedDataset, IndexedDataset, IndexedDatasetBuilder
 from fairseq.dataclass.configs import CheckpointConfig, EMAConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
@@ -118,8 +119,8 @@ def test_validation_is_of_translation_unless_told() -> None:
     assert get_validation_parser().parse_known_args(["data"])[0].task == "translation"
 
 
-def test_options_of_a_pretrained_bart_are_at_hand(dictionary: Any) -> None:
-    given = Namespace(langs="en,de", source_lang="en", target_lang="de")
+def test_options_of_a_pretrained_bart_are_at_hand() -> None:
+    given, dictionary = Namespace(langs="en,de", source_lang="en", target_lang="de"), Dictionary()  # words are added
     assert TranslationFromPretrainedBARTTask(given, dictionary, dictionary).args is given
 
 

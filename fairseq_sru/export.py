@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .decoding.files import SPECIAL, Model, ModelError, save
+from .decoding.files import Model, ModelError, of_text, save
 from .decoding.program import LONGEST_SOURCE
 from .decoding.text import BYTE, TextOptions
 
@@ -82,10 +82,9 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
 
 
 def without_capitals(words: Sequence[str]) -> bool:
-    """Whether text of these subwords has small letters alone; no language without case has."""
-    strange = (*SPECIAL, "madeupword")  # and what Moses writes for characters, as &quot;
-    text = (html.unescape(word) for word in words if not word.startswith(strange) and not BYTE.fullmatch(word))
-    letters = {letter for word in text for letter in word}
+    """Whether text of a dictionary has small letters alone; no language without case has."""
+    # Moses writes &quot; for a character
+    letters = {letter for word in of_text(words) if not BYTE.fullmatch(word) for letter in html.unescape(word)}
     return any(map(str.islower, letters)) and not any(map(str.isupper, letters))
 
 

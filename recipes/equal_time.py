@@ -16,7 +16,7 @@ from typing import Any
 
 from common.files import write_text
 from comparison import scores
-from comparison.collecting import noted, where
+from comparison.collecting import versions, where
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.fairseq_output import trained
 from comparison.runs import Comparison
@@ -71,8 +71,8 @@ def main(argv: list[str] | None = None) -> int:
         of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes, "overrides": overrides}
 
         def note() -> None:
-            versions = {name: noted(comparison, name) for name in ("fairseq_sru", "fairseq")}
-            report = {**where(comparison), "versions": versions, **of, "systems": found(comparison, tested)}
+            here = {**where(comparison), "versions": versions(comparison, "fairseq_sru", "fairseq")}
+            report = {**here, **of, "systems": found(comparison, tested)}
             write_text(args.output, json.dumps(report, indent=1) + "\n")
 
         comparison.time_training()

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 
 from common.files import write_text
-from comparison.collecting import noted, where
+from comparison.collecting import noted, versions, where
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.commands import Commands
 from comparison.stages import StageError, working_in
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         report = {
             "machine": {**here["machine"], "torch": noted(comparison, "torch")},
             "date": here["date"],
-            "versions": {name: noted(comparison, name) for name in ("fairseq_sru", "fairseq")},
+            "versions": versions(comparison, "fairseq_sru", "fairseq"),
             "recipe": args.recipe.stem,
             "overrides": args.overrides,
             "slices": vars(given.slices),

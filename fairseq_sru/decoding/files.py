@@ -124,10 +124,15 @@ def _write(model: Model, content: bytes, folder: Path, config: dict[str, Any], t
             path.replace(folder / path.name)
 
 
+def of_text(words: Sequence[str]) -> list[str]:
+    """A dictionary's words without those that fairseq puts into each, the last to fill it up."""
+    return [word for word in words[len(SPECIAL) :] if not word.startswith("madeupword")]
+
+
 def _check_subwords(subword_model: Subwords, model: Model, path: Path) -> None:
     one = model.text.kind == "sentencepiece"  # for both sides; of codes, those of the target are not needed
     for words in (model.source, model.target) if one else (model.source,):
-        own = [word for word in words[len(SPECIAL) :] if not word.startswith("madeupword")]  # fairseq-preprocess's
+        own = of_text(words)
         strange = [word for word in own if not subword_model.makes(word)]
         if len(strange) > 0.2 * len(own):  # rare characters may be outside of it
             share = f"{len(strange)} of {len(own)} words of the dictionary are no subwords, such as {strange[0]!r}"

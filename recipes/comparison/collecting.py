@@ -43,6 +43,11 @@ def noted(c: Training, fact: str) -> str:
     return ", then ".join(map(str, c.stages.noted(fact))) or str(c.here[fact])
 
 
+def versions(c: Training, *packages: str) -> dict[str, str]:
+    """Those that the stages ran with."""
+    return {name: noted(c, name) for name in packages}
+
+
 def where(c: Training) -> dict[str, Any]:
     """Where and when the stages ran."""
     cpu = c.commands.cpu
@@ -62,7 +67,7 @@ def of_all(c: Training, *packages: str) -> dict[str, Any]:
         "machine": {**here["machine"], "jobs": max(c.stages.noted("jobs"), default=c.jobs)},
         "versions": {
             "python": platform.python_version(),
-            **{name: noted(c, name) for name in ("fairseq_sru", "torch", "fairseq")},
+            **versions(c, "fairseq_sru", "torch", "fairseq"),
             **{name: version(name) for name in packages},
         },
     }

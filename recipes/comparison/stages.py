@@ -158,11 +158,12 @@ class Stages:
     def outlived(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
         """Whether this command is done, and inputs of it have been removed since, as to free the disk, but not
         changed."""
-        stamp, now = self.stamp(name), list(map(digest, inputs))
-        if not stamp.get("done") or essence(stamp["command"]) != essence(command) or None not in now:
-            return False
+        stamp = self.stamp(name)
         before = stamp.get("inputs", [])
-        return len(before) == len(now) and all(look in (None, noted) for look, noted in zip(now, before, strict=True))
+        if all(path.is_file() for path in inputs) or not stamp.get("done") or len(before) != len(inputs):
+            return False
+        same = all(digest(path) in (None, noted) for path, noted in zip(inputs, before, strict=True))
+        return same and essence(stamp["command"]) == essence(command)
 
     def again(self, name: str) -> None:
         """Let a stage run anew that may be done."""

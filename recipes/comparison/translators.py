@@ -75,12 +75,10 @@ class Translators:
         """A round of decoding, on the sentences that fairseq-generate's speed is measured on."""
         speed = self.c.settings.speed
         cells = list(itertools.product(speed.beams, speed.batches))
+        chosen, beside = self.c.chosen["test"], self.c.in_turns()
         for run, weights in itertools.product(self.systems().values(), WEIGHTS):
             name = f"speed {run.system} translator {weights} {number}"
-            more = {"beside": self.c.in_turns()}
-            self._attempt(
-                run.system, partial(self._translate, name, run, weights, cells, self.c.chosen["test"], **more)
-            )
+            self._attempt(run.system, partial(self._translate, name, run, weights, cells, chosen, beside))
 
     def _attempt(self, system: str, work: Callable[[], object]) -> None:
         if self._refused:

@@ -166,8 +166,7 @@ def test_unknown_words_of_raw_text_are_replaced_and_words_compared(tmp_path: Pat
     run_cli("preprocess", "-s", "en", "-t", "de", *both, "--destdir", data, "--dataset-impl", "raw")
     run_cli("train", data, *PLUGIN, *SMALL, "--dataset-impl", "raw", "--max-update", 1, "--save-dir", save)
     words = [data, *PLUGIN, "--path", save / "checkpoint_last.pt", "--cpu", "--beam", 1, "--max-len-b", 5]
-    words += ["--max-tokens", 400]
-    words += ["--dataset-impl", "raw", "--replace-unk", "--remove-bpe", "-s", "en", "-t", "de"]
+    words += ["--max-tokens", 400, "--dataset-impl", "raw", "--replace-unk", "--remove-bpe", "-s", "en", "-t", "de"]
     printed = run_cli("generate", *words).stdout
     assert set(re.findall(r"^[ST]-\d+\t(.*)$", printed, re.MULTILINE)) == {"a bc", "bc a"}
     (data / "test.en-de.de").unlink()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -132,9 +133,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     for word in overrides:
         if not re.match(r"[^=]+=", word):
             raise ValueError(f"{word}: must be key=value")
+    home = [re.sub(r"=(~(/.*)?)$", lambda found: f"={os.path.expanduser(found[1])}", word) for word in overrides]
     try:
         recipe: Any = OmegaConf.load(path)
-        merged = OmegaConf.merge(Settings, recipe, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(Settings, recipe, OmegaConf.from_dotlist(home))  # shells leave ~ behind =
         settings = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         if not dataclasses.is_dataclass(error.object_type):
@@ -204,9 +206,9 @@ def _check_kind(s: Settings) -> None:
         for key, allowed in JOINING["moses-bpe"].items():
             if (given := s.generate.get(key, allowed)) != allowed:
                 wrong(f"generate.{key}", f"must be {allowed} where prepare.tokenizer is moses-bpe; got {given}")
-    for key in ("source-lang", "target-lang"):
-        if not isinstance(language := s.prepare.get(key, ""), str):
-            wrong(f"prepare.{key}", f"must be a language; YAML reads no, without quotes, as false; got {language}")
+    for key in ("source-lang", "target-lang", "test-speakers"):
+        if not isinstance(name := s.prepare.get(key, ""), str):
+            wrong(f"prepare.{key}", f"must be text; YAML reads no as false, 01 as 1: quote it; got {name}")
 
 
 def _check(s: Settings) -> None:

@@ -166,10 +166,11 @@ class Speech(NamedTuple):
             raise RecipeError(f"speech needs the package {error.name}: pip install -r requirements.txt") from None
         return {"data_set": self.name, **self.chosen, **(self.known.settings or {}), "versions": versions}
 
-    def vocabulary(self, texts: list[str], made: Path) -> dict[str, Any]:
+    def vocabulary(self, texts: list[str], made: Path, there: Path) -> dict[str, Any]:
         """Learn the subwords or list the words; what config.yaml says of them."""
         if size := self.chosen.get("vocab_size"):
-            tokenizer = {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}
+            # the whole path, since fairseq prefers a file of that name in the current folder
+            tokenizer = {"bpe": "sentencepiece", "sentencepiece_model": str(there / "spm.model")}
             try:
                 return {"vocab_filename": subwords(texts, size, made), "bpe_tokenizer": tokenizer}
             except RecipeError as error:
@@ -197,7 +198,7 @@ class Speech(NamedTuple):
         texts = [utterance.text for split in train for utterance in splits[split]]
         if not any(texts):
             raise RecipeError(f"there is no text in {' or '.join(train)}")
-        vocabulary = self.vocabulary(texts, made)
+        vocabulary = self.vocabulary(texts, made, there)
         found = {}
         with zipfile.ZipFile(made / FEATURES, "w", zipfile.ZIP_STORED) as pack:
             for split, utterances in splits.items():

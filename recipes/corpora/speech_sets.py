@@ -169,6 +169,13 @@ def at_hand(task: Speech, place: str, train: str, utterances: Callable[[Path], I
     return {split: utterances(folder) for split, folder in found.items()}
 
 
+def there(path: Path) -> Path:
+    """The recording's path; that one is missing should be known before hours of features."""
+    if not path.is_file():
+        raise RecipeError(f"no such file: {path}")
+    return path
+
+
 def must_c(task: Speech, files: dict[str, Path], work: Path) -> Splits:
     language, rate = task.chosen["language"], task.known.rate
 
@@ -185,7 +192,7 @@ def must_c(task: Speech, files: dict[str, Path], work: Path) -> Splits:
             raise RecipeError(f"{text}.{language} has {len(lines):,} lines for {len(segments):,} segments")
         both = zip(places, lines, strict=True)
         for name, of_talk in groupby(both, lambda pair: pair[0][0]):
-            path = folder / "wav" / name
+            path = there(folder / "wav" / name)
             for n, ((_, start, seconds, speaker), line) in enumerate(sorted(of_talk, key=lambda pair: pair[0][1])):
                 wave = partial(read, path, rate, int(start * rate), int(seconds * rate), may_be_silent=True)
                 yield Utterance(f"{path.stem}_{n}", wave, " ".join(line.split()), speaker)
@@ -198,7 +205,8 @@ def librispeech(task: Speech, files: dict[str, Path], work: Path) -> Splits:
         for chapter in sorted(folder.glob("*/*/*.trans.txt")):
             for line in read_text(chapter).splitlines():
                 name, _, text = line.partition(" ")
-                wave = partial(read, chapter.with_name(f"{name}.flac"), task.known.rate, may_be_silent=True)
+                path = there(chapter.with_name(f"{name}.flac"))
+                wave = partial(read, path, task.known.rate, may_be_silent=True)
                 yield Utterance(name, wave, " ".join(text.lower().split()), name.split("-")[0])
 
     return at_hand(task, "LibriSpeech", "train-clean-100 or the like", utterances)

@@ -26,12 +26,14 @@ class TextSet(NamedTuple):
         file: of each split, where {} stands for the split.
         archive: that has the files; None where Debian's packages do.
         vocab_size: subwords; None where the text is words already.
+        largest: bytes of the training text, at most; None where its name tells enough.
     """
 
     about: str
     file: str
     archive: Archive | None
     vocab_size: int | None = None
+    largest: int | None = None
 
     def files(self) -> dict[str, str]:
         return {split: self.file.format(split) for split in SPLITS}
@@ -41,7 +43,9 @@ PTB = Archive("http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz")
 WIKITEXT = Archive("https://wikitext.smerity.com/wikitext-2-v1.zip")
 TEXTS = {
     "ptb": TextSet("Penn Treebank, 930,000 words; not tried; licence of the LDC", "ptb.{}.txt", PTB),
-    "wikitext-2": TextSet("2 million words of Wikipedia; not tried; CC BY-SA 3.0", "wiki.{}.tokens", WIKITEXT),
+    "wikitext-2": TextSet(
+        "2 million words of Wikipedia; not tried; CC BY-SA 3.0", "wiki.{}.tokens", WIKITEXT, largest=2 * 10**7
+    ),
     "debian-de": TextSet("the German side of debian-en-de, in 8,000 subwords", "{}.de", None, 8000),
 }
 
@@ -104,6 +108,9 @@ class Text(NamedTuple):
         made, folder, vocab_size = work / "made", work / "made" / "bin", TEXTS[self.name].vocab_size
         folder.mkdir(parents=True)
         texts, sources = self.gather(archives, work)
+        size, largest = texts["train"].stat().st_size, TEXTS[self.name].largest
+        if largest and size > largest:  # WikiText-103 has the same names
+            raise RecipeError(f"{texts['train']} has {size:,} bytes, {self.name} at most {largest:,}: it is other text")
         lines = {split: read_text(path).removesuffix("\n").split("\n") for split, path in texts.items()}
         for split, path in texts.items():
             if not any(line.strip() for line in lines[split]):

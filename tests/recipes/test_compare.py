@@ -131,14 +131,19 @@ def test_values_of_the_command_line_go_before_the_recipe(recipe):
     given = settings.load(recipe, ["systems.a.lr=4e-3", "systems.c={arch: transformer}", "seeds=[3,4]", "out=o"])
     assert given.systems == {"a": {"arch": "sru", "lr": 0.004}, "b": {"arch": "lstm"}, "c": {"arch": "transformer"}}
     assert (given.seeds, given.out, given.budget.updates, given.checkpoints) == ([3, 4], "o", 100, 10)
+    given = settings.load(recipe, ["prepare.local-dir=~/text", "out=~", "systems.a.note=a~/b"])
+    assert (given.prepare["local-dir"], given.out) == (str(Path.home() / "text"), str(Path.home()))
+    assert given.systems["a"]["note"] == "a~/b"
 
 
 def test_subwords_are_joined_as_they_were_made(recipe):
     overrides = ["prepare.tokenizer=moses-bpe", "generate.remove-bpe=sentencepiece"]
     with pytest.raises(ValueError, match=r"^generate.remove-bpe: must be subword_nmt where prepare.tokenizer is moses"):
         settings.load(recipe, overrides)
-    with pytest.raises(ValueError, match=r"^prepare.target-lang: must be a language; YAML reads no, without quotes"):
-        settings.load(recipe, ["prepare.target-lang=no"])
+    for word in ("target-lang=no", "test-speakers=01"):
+        with pytest.raises(ValueError, match=rf"^prepare.{word[:-3]}: must be text; YAML reads no as false, 01 as 1"):
+            settings.load(recipe, [f"prepare.{word}"])
+    assert settings.load(recipe, ['prepare.test-speakers="01"']).prepare["test-speakers"] == "01"
 
     def flags(*overrides: str) -> str:
         return " ".join(commands.Commands(settings.load(recipe, overrides)).generate(Path("x"), "test", Path("y")))

@@ -89,6 +89,8 @@ def test_a_file_may_hold_one_class(name, files, tmp_path):
         lines = [line[2:] for line in labelled(60, 4) if int(line[0]) == label]
         write(tmp_path / "archives" / file, lines)
     out = run(name, tmp_path)
+    sources = json.loads((out / "manifest.json").read_text())["sources"]
+    assert {source["name"]: "url" in source for source in sources} == dict.fromkeys(files, False)
     found = [
         line for k in range(10) for line in (out / "folds" / str(k) / "labelled-test.txt").read_text().splitlines()
     ]

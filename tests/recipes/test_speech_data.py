@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import tarfile
 from argparse import Namespace
 from pathlib import Path
@@ -128,14 +129,20 @@ def test_fairseq_interactive_reads_recordings_as_the_configuration_says(tmp_path
     lines, lengths = task.get_interactive_tokens_and_lengths([str(tmp_path / "a.wav")], None)
     (item,) = task.build_dataset_for_inference(lines, lengths)
     assert item.source.shape == (lengths[0], 40) == (48, 40)
-    soundfile.write(tmp_path / "b.wav", np.stack([tone(440, 0.5, 8000)] * 2, 1), 8000)  # both channels are alike
-    (both,) = task.build_dataset_for_inference([str(tmp_path / "b.wav")], lengths)
+    both_channels = np.stack([tone(440, 0.5, 8000)] * 2, 1)  # are alike
+    soundfile.write(tmp_path / "b.WAV", both_channels, 8000, format="WAV")
+    (both,) = task.build_dataset_for_inference([str(tmp_path / "b.WAV")], lengths)
     assert torch.equal(both.source, item.source)
     soundfile.write(tmp_path / "c.wav", tone(440, 0.5, 16_000), 16_000)
     (tmp_path / "d.wav").write_bytes(b"RIFF")
+    for name, seconds in (("long", 61), ("short", 0.02), ("empty", 0)):
+        soundfile.write(tmp_path / f"{name}.wav", tone(440, seconds, 8000), 8000)
     for path, said in (
         (tmp_path / "c.wav", r"c\.wav': \S+c\.wav: must be sampled at 8,000 Hz; got 16,000 Hz$"),
         (tmp_path / "d.wav", r"d\.wav': Error opening "),
+        (tmp_path / "long.wav", r"long\.wav': must have 1 to 6,000 frames of 10 ms; got 6,098$"),
+        (tmp_path / "short.wav", r"short\.wav': must have 1 to 6,000 frames of 10 ms; got 0$"),
+        (tmp_path / "empty.wav", r"empty\.wav': must have 1 to 6,000 frames of 10 ms; got 0$"),
         (tmp_path / "none.wav", r"none\.wav': Error opening "),
         (tmp_path / "a.mp3", r"a\.mp3': File not found: "),
         ("", r"'': File not found: $"),
@@ -341,7 +348,7 @@ def test_the_archive_is_found_under_its_usual_names(name, tmp_path, capsys):
     assert "recordings: ada (" in capsys.readouterr().out
 
 
-def test_must_c_in_miniature(tmp_path, capsys):
+def test_must_c_in_miniature(tmp_path, capsys, monkeypatch):
     data = tmp_path / "MUSTC" / "en-de" / "data"
     for split, talks in (("train", 3), ("dev", 1), ("tst-COMMON", 1)):
         (data / split / "wav").mkdir(parents=True)
@@ -369,7 +376,7 @@ def test_must_c_in_miniature(tmp_path, capsys):
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=0, atol=0.2)
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert config["bpe_tokenizer"] == {"bpe": "sentencepiece", "sentencepiece_model": "spm.model"}
+    assert config["bpe_tokenizer"] == {"bpe": "sentencepiece", "sentencepiece_model": str(out / "spm.model")}
     assert len((out / "spm.txt").read_text().splitlines()) == 24
     counts = json.loads((out / "manifest.json").read_text())["counts"]["train"]
     assert counts == {"kept": 12, "silent": 1, "left out": 0}
@@ -391,9 +398,15 @@ def test_must_c_in_miniature(tmp_path, capsys):
             prepare.main([*again[:4], str(tmp_path / "new"), *again[5:]])
         assert message in capsys.readouterr().err.splitlines()[-1]
         path.write_text(before)
+    monkeypatch.setattr("corpora.speech.features", None)  # what is missing is known before any are made
+    missing = data / "dev" / "wav" / "ted_dev_0.wav"
+    missing.unlink()
+    with pytest.raises(SystemExit):
+        prepare.main([*again[:4], str(tmp_path / "new"), *again[5:]])
+    assert f"no such file: {missing}" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_librispeech_in_miniature(tmp_path):
+def test_librispeech_in_miniature(tmp_path, capsys, monkeypatch):
     for split, chapters in (("train-clean-100", 3), ("dev-clean", 1)):
         for chapter in range(chapters):
             folder = tmp_path / "LibriSpeech" / split / "19" / str(chapter)
@@ -417,6 +430,11 @@ def test_librispeech_in_miniature(tmp_path):
     }
     expected = features(tone(300, 0.5, 16_000), 16_000, 80)
     np.testing.assert_allclose(get_features_or_waveform(f"{out}/{made[0]['audio']}"), expected, rtol=0, atol=0.2)
+    monkeypatch.setattr("corpora.speech.features", None)
+    (tmp_path / "LibriSpeech" / "train-clean-100" / "19" / "2" / "19-2-0003.flac").unlink()
+    with pytest.raises(SystemExit):
+        prepare.main(["librispeech", "--local-dir", str(tmp_path), "--out", str(tmp_path / "new")])
+    assert re.search(r"no such file: .*19-2-0003.flac", capsys.readouterr().err.splitlines()[-1])
 
 
 def test_a_zip_is_read_by_anyone(tmp_path):

@@ -121,6 +121,15 @@ def test_text_that_cannot_be_used_is_named_in_a_line(tmp_path, capsys):
     assert "error: a vocabulary of 8000 subwords: " in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_wikitext_103_is_not_taken_for_wikitext_2(tmp_path, capsys):
+    write(tmp_path / "text", WIKI)
+    with (tmp_path / "text" / WIKI["train"]).open("a") as file:
+        file.write(" a word more \n" * 1_700_000)
+    with pytest.raises(SystemExit):
+        prepare.main(["wikitext-2", "--local-dir", str(tmp_path / "text"), "--out", str(tmp_path / "out")])
+    assert "bytes, wikitext-2 at most 20,000,000: it is other text" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_a_kind_has_its_data(tmp_path):
     given = settings.load(CONFIGS / "sentences.yaml", ["data=mr", "prepare.embeddings=vectors.txt", "out=x"])
     assert uses.Sentences.completed(given).train["num-classes"] == 2

@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     title = TITLE.format(**here)
     count = 2**30 if ON_GPU else 2**28
     warm_up()
-    bandwidth = count / measure({"copy": layer.copying(count)}, args.turns)["copy"].median / 1e6
+    bandwidth = count / layer.fastest(measure(layer.copying(count), args.turns)).median / 1e6
     print(f"{title}; medians of {args.turns}; copying reads and writes {bandwidth:,.0f} GB/s")
 
     plans = [(what, *s) for s in shapes for what in (FORWARD, BOTH)] + [(FORWARD, *s) for s in steps]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from common.files import write
@@ -119,7 +120,15 @@ def contestants(case: Case, package: Package) -> dict[str, nn.Module]:
             layers[SCRIPTED] = torch.jit.script(layers[PACKAGE].eval())
     product = layers[GEMM] = Linear(size, 3 * size, bias=False)
     product.weight = ours.layers[0].weight  # type: ignore[assignment]
-    return {name: layer.to(DEVICE, DTYPES[case.dtype]) for name, layer in layers.items()}
+    made = {name: layer.to(DEVICE, DTYPES[case.dtype]) for name, layer in layers.items()}
+    # cuDNN's weights in one piece: those of bfloat16 torch leaves apart, whatever cuDNN can, and copies at each call
+    with mock.patch.object(torch.backends.cudnn, "CUDNN_TENSOR_DTYPES", set(DTYPES.values())):
+        for rnn in (made[LSTM], made[GRU]) if ON_GPU else ():
+            try:
+                rnn.flatten_parameters()  # type: ignore[operator]
+            except RuntimeError as error:  # of a cuDNN that has no bfloat16
+                going_on_without(f"weights in one piece, {case.dtype}", str(error))
+    return made
 
 
 def without_onednn(function: Function) -> None:
@@ -155,7 +164,10 @@ def caller(name: str, layer: nn.Module, case: Case) -> Function:
 def callers(case: Case, package: Package, rivals: bool = False) -> dict[str, Function]:
     """Of those contestants that can run here; rivals: of SRU and the published package alone."""
     found = {}
-    for name, layer in contestants(case, package).items():
+    made = contestants(case, package)
+    if case.mode == GRAPH:  # SRU first: after a capture that fails, others may
+        made = {name: made[name] for name in (OURS, GEMM, *made)}
+    for name, layer in made.items():
         if rivals and name not in (OURS, PACKAGE):
             continue
         if case.mode == GRAPH and case[1:4] == LONG and name in (LSTM, GRU):
@@ -206,10 +218,17 @@ def traffic(value: int) -> dict[str, int]:
     return {FORWARD: u + x + h + c, BACKWARD: 2 * (u + x) + h + c}
 
 
-def copying(count: int) -> Function:
-    """Moves count bytes: reads half of them and writes as many."""
+def copying(count: int) -> dict[str, Function]:
+    """Functions that move count bytes: read half of them and write as many. The faster one tells what memory can: on a
+    GPU copy_ is no kernel, and a graph may take longer to begin it."""
     source = torch.randn(count // 8, device=DEVICE)  # zeros are moved faster
-    return partial(torch.empty_like(source).copy_, source)
+    target = torch.empty_like(source)
+    return {"copy": partial(target.copy_, source), "negate": partial(torch.neg, source, out=target)}
+
+
+def fastest(took: Mapping[str, Spread], what: str = "") -> Spread:
+    """Of the functions of :func:`copying`, as :func:`measure` found them; what: their names' ending."""
+    return min(took[f"{name}{what}"] for name in ("copy", "negate"))
 
 
 def passes(backend: Backend, case: Case) -> dict[str, Function]:
@@ -227,7 +246,7 @@ def passes(backend: Backend, case: Case) -> dict[str, Function]:
         BACKWARD: partial(backend.backward, tensors, None, options, saved, gradient, None, needed),
     }
     for name, count in traffic(x.element_size()).items():
-        functions[f"copy {name}"] = copying(count * x.numel())
+        functions |= {f"{how} {name}": moves for how, moves in copying(count * x.numel()).items()}
     return {name: graphed(f, REPLAY) for name, f in functions.items()} if case.mode == GRAPH else functions
 
 
@@ -314,7 +333,7 @@ def all_scans(backend: Backend, cases: list[Case], turns: int, keep: Keep) -> No
                 going_on_without(f"{case}, alone", f"{type(error).__name__}: {error}")
                 continue
             for name, count in traffic(DTYPES[case.dtype].itemsize).items():
-                this, ms, copy = case._replace(what=name), took[name], took[f"copy {name}"]
+                this, ms, copy = case._replace(what=name), took[name], fastest(took, f" {name}")
                 moved, share = count * case.length * case.batch * case.size, copy.median / ms.median
                 spreads = {"ms": ms._asdict(), "copy_ms": copy._asdict()}
                 keep({**this._asdict(), **spreads, "bytes": moved, "share": share})

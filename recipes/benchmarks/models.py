@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from unittest import mock
 
@@ -194,7 +194,7 @@ DECODING = {"step": stepper, "decode": searcher}  # what is timed
 OTHER = "the rest, and Python"
 KINDS = {
     "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_linear_pointwise", "mkldnn_rnn_layer"),
-    "attention and softmax": ("softmax", "scaled_dot_product", "masked_fill"),
+    "attention and softmax": ("softmax", "scaled_dot_product", "efficient_attention", "flash_attention", "masked_fill"),
     "recurrence": ("Recurrence",),
     "compiled step": ("CompiledStep",),
     "layer norm": ("layer_norm",),
@@ -225,13 +225,22 @@ def shares(function: Function) -> dict[str, float]:
         for _ in range(1 if DEVICE.type == "cuda" else 3):  # there it takes long to read
             with record_function("all"):  # by itself: what is outside of torch, Python
                 function()
+    return by_kind(seen.key_averages(), DEVICE.type == "cuda")
+
+
+def by_kind(events: Iterable[Any], on_gpu: bool) -> dict[str, float]:
+    """What part of the time of a profile each kind of operator has by itself."""
     found = dict.fromkeys([*KINDS, OTHER], 0.0)
-    for event in seen.key_averages():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            continue  # the kernels of an operator, whose time is the operator's
-        took = event.self_device_time_total if DEVICE.type == "cuda" else event.self_cpu_time_total
+    for event in events:
         name = event.key.removeprefix("aten::")
         kinds = (k for k, parts in KINDS.items() if any(name == p or (len(p) > 4 and p in name) for p in parts))
-        found[next(kinds, OTHER)] += took
+        kind = next(kinds, OTHER)
+        if event.device_type == torch.autograd.DeviceType.CUDA:  # a kernel's time is its operator's
+            if name.startswith("sru_"):  # but the recurrence's, which outside of autograd has none
+                found["recurrence"] += event.self_device_time_total
+        elif not on_gpu:
+            found[kind] += event.self_cpu_time_total
+        elif kind != "recurrence":
+            found[kind] += event.self_device_time_total
     all_of_it = sum(found.values()) or 1.0
     return {kind: took / all_of_it for kind, took in found.items()}

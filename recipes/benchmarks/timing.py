@@ -93,10 +93,13 @@ def graphed(function: Function, seconds: float = 0.0) -> Function:
             function()
     torch.cuda.current_stream().wait_stream(side)
     calls = max(1, min(MOST, math.ceil(seconds / run(function, 5)))) if seconds else 1
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(calls):
-            function()
+    graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph):
+            for _ in range(calls):
+                function()
+    finally:
+        torch.cuda.set_stream(before)  # which torch leaves out where a capture fails at its end
     return Replay(graph, calls, function)
 
 

@@ -115,10 +115,10 @@ def mend_sru() -> None:
         shutil.copytree(source, target, dirs_exist_ok=True)
     kernel = target / "csrc" / "sru_cuda_kernel.cu"
     text = kernel.read_text()
-    if "CUDAContext.h" not in text:
+    if "CUDAStream.h" not in text:
         text = text.replace("U.type()", "U.scalar_type()")
-        text = text.replace("<<<blocks, threads>>>", "<<<blocks, threads, 0, at::cuda::getCurrentCUDAStream()>>>")
-        kernel.write_text(f"#include <ATen/cuda/CUDAContext.h>\n{text}")
+        text = text.replace("<<<blocks, threads>>>", "<<<blocks, threads, 0, c10::cuda::getCurrentCUDAStream()>>>")
+        kernel.write_text(f"#include <c10/cuda/CUDAStream.h>\n{text}")  # of torch's headers, what needs CUDA's least
     sys.path.insert(0, str(SITE))
     importlib.invalidate_caches()
 

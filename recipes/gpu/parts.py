@@ -41,7 +41,9 @@ class Part(NamedTuple):
 def tests(out: Path, name: str, select: str, limit: float, *options: str) -> Part:
     """pytest on the tests that need a GPU. Outcomes go to NAME.xml; one by one to NAME.txt, as it may be stopped."""
     outcomes = f"{name}.xml"
-    command = ("python", "-m", "pytest", TESTS, "-v", "-rfEs", "-k", select, f"--junitxml={out / outcomes}", *options)
+    # a thread a process: each compares with the definition on the CPU
+    python = ("env", "OMP_NUM_THREADS=1", sys.executable)
+    command = (*python, "-m", "pytest", TESTS, "-v", "-rfEs", "-k", select, f"--junitxml={out / outcomes}", *options)
     return Part(name, command, limit, shown=f"{name}.txt", outcomes=outcomes)
 
 

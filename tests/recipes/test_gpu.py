@@ -349,6 +349,20 @@ def test_aims_are_told(tmp_path: Path) -> None:
     assert "LSTM / SRU" not in tables.aims(tmp_path)
 
 
+def test_a_loop_of_torch_is_no_rival(tmp_path: Path) -> None:
+    spread = {"median": 2.0, "low": 1.0, "high": 3.0}
+    ms = {name: {**spread, "median": median} for name, median in (("LSTM", 9.0), ("SRU", 2.0))}
+    case = {"what": "forward", "length": 32, "batch": 32, "size": 512, "mode": "eager", "ms": ms}
+    here = {"device": "X", "threads": 1, "torch": "2", "date": "2026-01-01"}
+    notes = {"LSTM": "nn.LSTM: cuDNN (_cudnn_rnn)", "LSTM, bfloat16": "nn.LSTM: cuBLAS (addmm)"}
+    report = {"machine": here, "turns": 1, "contestants": notes}
+    report["cases"] = [{**case, "dtype": dtype} for dtype in ("float32", "bfloat16")]
+    (tmp_path / "speed").mkdir()
+    (tmp_path / "speed" / "speed.json").write_text(json.dumps(report))
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables.layers(tmp_path).splitlines()[-3:]]
+    assert [row[6] for row in rows[-2:]] == ["4.50", "–"]
+
+
 def test_the_published_package_is_mended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tmp_path / "environment" / "sru" / "csrc"
     source.mkdir(parents=True)
@@ -360,7 +374,7 @@ def test_the_published_package_is_mended(tmp_path: Path, monkeypatch: pytest.Mon
     for _ in range(2):
         packages.mend_sru()
         text = (tmp_path / "site" / "sru" / "csrc" / "sru_cuda_kernel.cu").read_text()
-        assert text.count("CUDAContext.h") == text.count("getCurrentCUDAStream") == text.count("U.scalar_type()") == 1
+        assert text.count("CUDAStream.h") == text.count("getCurrentCUDAStream") == text.count("U.scalar_type()") == 1
     assert "U.type()" in (source / "sru_cuda_kernel.cu").read_text(), "the environment stays as it is"
 
 

@@ -189,3 +189,34 @@ def test_the_systems_are_of_one_size() -> None:
     sizes = {name: models.size(model) for name, model in made.items()}
     for size in sizes.values():
         assert size == pytest.approx(sizes[models.SRU], rel=0.02), sizes
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_times_are_of_the_kind_of_their_operator(on_gpu: bool) -> None:
+    """On a GPU the recurrence's time is its kernels': outside of autograd the profiler gives it to no operator."""
+    events = [
+        ("aten::mm", "CPU", 1, 8),
+        ("Recurrence", "CPU", 2, 4),
+        ("aten::_efficient_attention_forward", "CPU", 3, 2),
+        ("all", "CPU", 4, 0),
+        ("sru_forward", "CUDA", 0, 6),
+        ("ampere_sgemm", "CUDA", 0, 8),
+    ]
+    told = [
+        Namespace(
+            key=key,
+            device_type=getattr(torch.autograd.DeviceType, device),
+            self_cpu_time_total=on_cpu,
+            self_device_time_total=there,
+        )
+        for key, device, on_cpu, there in events
+        if on_gpu or device == "CPU"
+    ]
+    found = models.by_kind(told, on_gpu)
+    expected = {"matrix products": 8, "attention and softmax": 2, "recurrence": 6, models.OTHER: 0}
+    if not on_gpu:
+        expected = {"matrix products": 1, "attention and softmax": 3, "recurrence": 2, models.OTHER: 4}
+    total = sum(expected.values())
+    assert {kind: share for kind, share in found.items() if share or kind == models.OTHER} == {
+        kind: pytest.approx(took / total) for kind, took in expected.items()
+    }

@@ -51,4 +51,6 @@ setup(
         "fairseq_sru.kernels": ["*.cu", "*.cpp", "*.h"],
     },
     zip_safe=False,
+    # A line of sys.path; a finder would come behind a folder of this name, which a checkout is for the folder above it
+    options={"editable_wheel": {"mode": "compat"}},
 )

@@ -2,8 +2,8 @@
 
     python -m fairseq_sru.install_fairseq [--sdist FILE] [--wheel-dir DIR]
 
-Does nothing where that is installed already. Standard library only: recipes/setup.sh runs this file by its path, before
-torch is there.
+Does nothing where that is installed already. Standard library only: where torch isn't there yet, run this file by its
+path, as recipes/setup.sh does.
 """
 
 import argparse
@@ -30,6 +30,7 @@ PATCH = Path(__file__).with_name(f"fairseq-{versions.FAIRSEQ}.patch")
 SDIST = f"fairseq-{versions.FAIRSEQ}.tar.gz"
 COMPILER = "Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++"
 OFFLINE = "without network, make the wheel on another machine with --wheel-dir DIR and `pip install` it here"
+PATIENCE = 30  # seconds for pip to remove what it has unpacked, when it is interrupted
 
 
 def run(failure: str, *arguments: str | Path, shown: bool = False, env: dict[str, str] | None = None) -> None:
@@ -40,9 +41,18 @@ def run(failure: str, *arguments: str | Path, shown: bool = False, env: dict[str
     env = {**os.environ, **(env or {})}
     env.pop("PIP_CONSTRAINT", None)  # of NVIDIA's containers: it would hold for what builds fairseq, too
     env["PIP_USER"] = "0"  # into this environment
-    done = subprocess.run(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True, errors="replace")
-    if done.returncode:
-        print(*(done.stdout or "").splitlines()[-20:], sep="\n", file=sys.stderr)
+    if not shown:
+        env["PIP_NO_INPUT"] = "1"  # nobody would see that it asks for a password
+    process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True, errors="replace")
+    try:
+        said, _ = process.communicate()
+    except KeyboardInterrupt:  # of the terminal, which tells pip, too
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
+            process.communicate(timeout=PATIENCE)
+        process.kill()
+        raise
+    if process.returncode:
+        print(*(said or "").splitlines()[-20:], sep="\n", file=sys.stderr)
         sys.exit(f"install_fairseq: {failure}")
 
 
@@ -73,7 +83,11 @@ def is_usable(found: dict[str, str]) -> bool:
 
 
 def check_compiler() -> None:
-    cxx = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+    named = os.environ.get("CXX", "").strip() or sysconfig.get_config_var("CXX") or "c++"
+    try:
+        cxx = shlex.split(named)[0]
+    except ValueError:  # a quotation mark that is not closed
+        cxx = named
     own = f"3.{sys.version_info.minor}"  # the distribution's python3 may be another
     if not shutil.which(cxx):
         sys.exit(f"install_fairseq: no C++ compiler ({cxx}) to build fairseq with; set CXX or install one ({COMPILER})")
@@ -175,3 +189,6 @@ if __name__ == "__main__":
         main()
     except OSError as error:
         sys.exit(f"install_fairseq: {error}")
+    except KeyboardInterrupt:
+        print("install_fairseq: stopped; the same command begins again", file=sys.stderr)
+        sys.exit(130)

@@ -3,6 +3,7 @@
 #     bash recipes/quickstart.sh [OUT [options of fairseq-train]]
 # OUT is runs/quickstart unless given. Run again, it goes on where it stopped and repeats nothing that is done.
 set -euo pipefail
+trap 'exit 130' INT # also where what was interrupted ends as if it had failed
 case ${1:-} in -*)
     sed -n '2,4s/^# //p' "$0"
     exit 2

@@ -61,13 +61,13 @@ _sru_make_venv() { # FOLDER
 
 # Whether there is an NVIDIA GPU whose driver runs nothing newer than CUDA 12.
 _sru_has_old_driver() {
-    nvidia-smi 2>/dev/null | grep -E 'CUDA [A-Z ]*Version: *1[0-2]\.' >/dev/null
+    timeout 60 nvidia-smi 2>/dev/null | grep -E 'CUDA [A-Z ]*Version: *1[0-2]\.' >/dev/null
 }
 
 # What is missing in the environment, whose python is the first on PATH. One at a time, where there is flock.
 _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
-    local pins=$2/requirements.txt
-    local -x PIP_USER=0
+    local pins=$2/requirements.txt halves isolation=
+    local -x PIP_USER=0 PIP_CONSTRAINT='' # the latter of NVIDIA's containers: for their own environment
     if command -v flock >/dev/null && ! flock -n 8; then
         printf 'setup.sh: waiting for another set-up\n' >&2
         flock 8 || : # a file system without locks
@@ -76,14 +76,14 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
     if [ -n "${3:-}" ]; then
         _sru_is_venv "$1" || _sru_make_venv "$1" || return
         hash -r
-        local -x PIP_CONSTRAINT='' # of NVIDIA's containers: for their own environment
     fi
     _sru_is_recent "$1/bin/python" ||
         _sru_fail "no Python 3.11, 3.12 or 3.13 in $1; activate an environment that has one, or deactivate or remove this one" || return
     [ -w "$1" ] || _sru_fail "$1 can't be written; deactivate it, or activate one of your own" || return
-    python -c 'import pip' 2>/dev/null || _sru_run python -m ensurepip --default-pip ||
+    python -c 'import pip._internal.cli.main' 2>/dev/null || _sru_run python -m ensurepip --default-pip ||
         _sru_fail "no pip in $1; install it there" || return
-    if _sru_has_old_driver && ! python -c 'import torch' 2>/dev/null; then # before fairseq, which brings the newest
+    # before fairseq, which brings the newest
+    if _sru_has_old_driver && ! python -c 'import torch; assert [*map(int, torch.__version__.split(".")[:2])] >= [2, 6]' 2>/dev/null; then
         _sru_run python -m pip install 'torch>=2.6,<2.11' || return        # the last of PyPI's for CUDA 12
     fi
     # fairseq first: where it cannot be built, that shows before torch is downloaded.
@@ -93,14 +93,20 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
         grep -v '^nvidia-cuda-nvrtc' "$2/requirements.txt" >"$pins" || return
     fi
     _sru_run python -m pip install -r "$pins" || return
+    # What pip was stopped in lacks INSTALLER, which it writes last, and is taken for installed.
+    halves=$(python -c 'import sys, importlib.metadata as m; here = lambda d: str(d.locate_file("")).startswith(sys.prefix); '\
+'half = lambda d: here(d) and d.read_text("METADATA") and not d.read_text("INSTALLER"); '\
+'print(*(f"{d.name}=={d.version}" for d in m.distributions() if half(d)))') || return
+    # shellcheck disable=SC2086 # words
+    [ -z "$halves" ] || _sru_run python -m pip install --force-reinstall --no-deps $halves || return
     # so that the recipes find the package; isolation would download setuptools, which is there but for an old torch
-    _sru_run python -m pip install --no-deps --no-build-isolation -e "$2" ||
-        _sru_run python -m pip install --no-deps -e "$2" || return
+    python -c 'import setuptools; assert int(setuptools.__version__.split(".")[0]) >= 77' 2>/dev/null && isolation=--no-build-isolation
+    _sru_run python -m pip install --no-deps ${isolation:+"$isolation"} -e "$2" || return
     _sru_state "$1" "$2" >"$1/fairseq_sru.stamp.new" && mv -- "$1/fairseq_sru.stamp.new" "$1/fairseq_sru.stamp"
 }
 
 _sru_setup() {
-    local root prefix ours=
+    local root prefix lock ours=
     root=$(CDPATH='' cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P) || return
     prefix=${VIRTUAL_ENV:-${CONDA_PREFIX:-}}
     if [ -z "$prefix" ]; then
@@ -115,7 +121,9 @@ _sru_setup() {
     export PATH="$prefix/bin:$PATH"
     ! _sru_is_ready "$prefix" "$root" || return 0
     [ -w "$root" ] || _sru_fail "$root can't be written" || return
-    _sru_install "$prefix" "$root" "$ours" 8>"$root/.setup.lock"
+    lock=$root/.setup.lock # a .venv is made anew, another environment may be that of other checkouts, too
+    [ -n "$ours" ] || [ ! -w "$prefix" ] || lock=$prefix/fairseq_sru.lock
+    _sru_install "$prefix" "$root" "$ours" 8>"$lock"
 }
 
 _sru_setup

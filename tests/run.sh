@@ -5,6 +5,7 @@
 # (70 MB), for the one that needs it and no GPU. --coverage ends with the lines and branches that no test ran, in child
 # processes either.
 set -euo pipefail
+trap 'exit 130' INT # also where what was interrupted ends as if it had failed
 CDPATH='' cd -- "$(dirname -- "$0")/.."
 . recipes/setup.sh
 

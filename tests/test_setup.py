@@ -4,8 +4,10 @@ import importlib.metadata
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -185,6 +187,42 @@ def test_install_fairseq_leaves_what_works(
     assert (capsys.readouterr().out, calls.made) == (said, [])
 
 
+def test_what_is_interrupted_may_tidy_up(tmp_path: Path) -> None:
+    """As pip does, whose unpacked wheels would stay in /tmp."""
+    begun, tidied = tmp_path / "begun", tmp_path / "tidied"
+    lines = ["import pathlib, time", "try:", f"    pathlib.Path({str(begun)!r}).touch()", "    time.sleep(60)"]
+    lines += ["finally:", "    time.sleep(1)", f"    pathlib.Path({str(tidied)!r}).touch()"]
+    (tmp_path / "slow.py").write_text("\n".join(lines))
+    code = "import install_fairseq; install_fairseq.run('failed', 'slow')"
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{PACKAGE}"}
+    process = subprocess.Popen([sys.executable, "-c", code], env=env, start_new_session=True, stderr=subprocess.DEVNULL)
+    while not begun.exists():
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) != 0
+    assert tidied.exists()
+
+
+def test_a_folder_above_the_checkout_does_not_hide_the_package(tmp_path: Path) -> None:
+    """A checkout is named as the package is: a folder without __init__.py, found before what a finder would find."""
+    checkout = tmp_path / "fairseq_sru"
+    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in ("fairseq_sru", "kernels"):
+        shutil.copytree(ROOT / name, checkout / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, checkout)
+    code = "import setuptools.build_meta as b; b.build_editable('made')"
+    (checkout / "made").mkdir()
+    done = run(sys.executable, "-c", code, cwd=checkout)
+    assert done.returncode == 0, done.stderr
+    site = tmp_path / "site"
+    with zipfile.ZipFile(next((checkout / "made").glob("*.whl"))) as archive:
+        archive.extractall(site)
+    code = f"import site, importlib.util as u; site.addsitedir({str(site)!r}); print(u.find_spec('fairseq_sru').origin)"
+    done = run(sys.executable, "-S", "-c", code, cwd=tmp_path, env={"PYTHONPATH": ""})
+    assert done.stdout.strip() == str(checkout / "fairseq_sru" / "__init__.py"), done.stderr
+
+
 @pytest.mark.slow
 def test_install_fairseq_builds(tmp_path: Path) -> None:
     done = run(sys.executable, INSTALL_FAIRSEQ, "--wheel-dir", tmp_path)
@@ -224,7 +262,7 @@ class Machine:
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.root / name)
         self.bin.mkdir()
-        for tool in ("bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "mv", "sh", "touch"):
+        for tool in ("bash", "cat", "cksum", "cp", "dirname", "grep", "mkdir", "mv", "sh", "timeout", "touch"):
             (self.bin / tool).symlink_to(str(shutil.which(tool)))
         self.write_python(self.bin / "python3", python3)
 
@@ -324,11 +362,19 @@ def test_setup_clears_nothing_that_is_no_venv(tmp_path: Path) -> None:
 
 
 def test_setup_takes_torch_for_an_old_driver_before_fairseq_brings_the_newest(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, python3=STUB.replace("--version)", '"-c import torch") exit 1 ;;\n--version)'))
+    machine = Machine(tmp_path, python3=STUB.replace("--version)", '"-c import torch;"*) exit 1 ;;\n--version)'))
     machine.write_python(machine.bin / "nvidia-smi", "#!/bin/sh\necho '| CUDA Version: 12.4 |'\n")
     done, calls = machine.setup()
     assert done.returncode == 0, done.stderr
     assert calls[1] == "-m pip install torch>=2.6,<2.11" and calls[2].endswith("install_fairseq.py")
+
+
+def test_setup_installs_again_what_pip_was_stopped_in(tmp_path: Path) -> None:
+    halves = "ruff==0.1 torch==2.6"
+    machine = Machine(tmp_path, python3=STUB.replace("--version)", f'"-c import sys"*) echo {halves} ;;\n--version)'))
+    done, calls = machine.setup()
+    assert done.returncode == 0, done.stderr
+    assert calls[-2] == f"-m pip install --force-reinstall --no-deps {halves}"
 
 
 def test_setup_leaves_the_nvrtc_of_a_torch_alone(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,35 @@ def test_interactive_answers_line_by_line_empty_ones_too(trained, toy_data):
     )
     assert sorted(hypotheses(done.stdout)) == [0, 1, 2]
     assert unexpected(done.stdout + done.stderr, START + DECODED, OUTPUT) == []
+
+
+def test_interactive_keeps_step_with_a_file(trained, toy_data, tmp_path):
+    """Whatever its lines are: a carriage return within one, or more words than the model takes."""
+    (tmp_path / "source").write_bytes(b"a b\r c\n" + b"a " * 1100 + b"\nd c b\n")
+    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--skip-invalid-size-inputs-valid-test"]
+    done = run_cli("interactive", toy_data, *PLUGIN, *words, "--input", tmp_path / "source", "--buffer-size", 5)
+    found = re.findall(r"^D-(\d+)\t([^\t]*)\t(.*)$", done.stdout, re.M)
+    alone = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c\nd c b\n")
+    first, last = re.findall(r"^D-\d+\t[^\t]*\t(.*)$", alone.stdout, re.M)
+    assert [(n, text) for n, _, text in found] == [("0", first), ("1", ""), ("2", last)]
+
+
+@pytest.mark.slow
+def test_interactive_answers_before_it_is_asked_again(trained, toy_data):
+    """Through pipes, as a program asks."""
+    words = [toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu"]
+    command = [str(Path(sys.executable).with_name("fairseq-interactive")), *map(str, words)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        patience = threading.Timer(120, process.kill)
+        patience.start()
+        for line in ("a b c", "d c b"):
+            process.stdin.write(f"{line}\n")
+            process.stdin.flush()
+            assert any(said.startswith("D-") for said in process.stdout)
+        process.stdin.close()
+        assert process.wait() == 0
+        patience.cancel()
 
 
 def test_interactive_puts_in_the_words_that_are_asked_for(trained, toy_data):

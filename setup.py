@@ -1,6 +1,7 @@
 """For `pip install .`. Versions are those of fairseq_sru/versions.py. fairseq: python -m fairseq_sru.install_fairseq"""
 
 import runpy
+import sys
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -8,8 +9,11 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))
 
+# The CUDA source lies beside the package in a checkout, and inside it where it is installed. Without that, an editable
+# install is a line of sys.path; what it is else comes behind any folder named fairseq_sru, as a checkout may be.
+INSIDE = (ROOT / "kernels").is_dir() and "editable_wheel" not in sys.argv
 packages = find_packages(include=["fairseq_sru", "fairseq_sru.*"])
-if (ROOT / "kernels").is_dir():
+if INSIDE:
     packages.append("fairseq_sru.kernels")
 
 setup(
@@ -44,13 +48,10 @@ setup(
         "test": VERSIONS["TEST"],
     },
     packages=packages,
-    # The CUDA source lies beside the package in a checkout, and inside it where it is installed.
-    package_dir={"fairseq_sru.kernels": "kernels"},
+    package_dir={"fairseq_sru.kernels": "kernels"} if INSIDE else {"": "."},
     package_data={
         "fairseq_sru": ["*.patch", "py.typed", "config/**/*.yaml"],
         "fairseq_sru.kernels": ["*.cu", "*.cpp", "*.h"],
     },
     zip_safe=False,
-    # A line of sys.path; a finder would come behind a folder of this name, which a checkout is for the folder above it
-    options={"editable_wheel": {"mode": "compat"}},
 )

@@ -67,7 +67,7 @@ _sru_has_old_driver() {
 # What is missing in the environment, whose python is the first on PATH. One at a time, where there is flock.
 _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
     local pins=$2/requirements.txt halves isolation=
-    local -x PIP_USER=0 PIP_CONSTRAINT='' # the latter of NVIDIA's containers: for their own environment
+    local -x PIP_USER=0 PIP_CONSTRAINT='' # NVIDIA's containers set it for their own packages; install_fairseq.py leaves it out, too
     if command -v flock >/dev/null && ! flock -n 8; then
         printf 'setup.sh: waiting for another set-up\n' >&2
         flock 8 || : # a file system without locks
@@ -84,7 +84,7 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
         _sru_fail "no pip in $1; install it there" || return
     # before fairseq, which brings the newest
     if _sru_has_old_driver && ! python -c 'import torch; assert [*map(int, torch.__version__.split(".")[:2])] >= [2, 6]' 2>/dev/null; then
-        _sru_run python -m pip install 'torch>=2.6,<2.11' || return        # the last of PyPI's for CUDA 12
+        _sru_run python -m pip install 'torch>=2.6,<2.11' || return # the last of PyPI's for CUDA 12
     fi
     # fairseq first: where it cannot be built, that shows before torch is downloaded.
     _sru_run python "$2/fairseq_sru/install_fairseq.py" || return
@@ -93,7 +93,7 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
         grep -v '^nvidia-cuda-nvrtc' "$2/requirements.txt" >"$pins" || return
     fi
     _sru_run python -m pip install -r "$pins" || return
-    # What pip was stopped in lacks INSTALLER, which it writes last, and is taken for installed.
+    # What pip was stopped in lacks INSTALLER, which comes behind all files; pip takes it for installed.
     halves=$(python -c 'import sys, importlib.metadata as m; here = lambda d: str(d.locate_file("")).startswith(sys.prefix); '\
 'half = lambda d: here(d) and d.read_text("METADATA") and not d.read_text("INSTALLER"); '\
 'print(*(f"{d.name}=={d.version}" for d in m.distributions() if half(d)))') || return
@@ -121,8 +121,10 @@ _sru_setup() {
     export PATH="$prefix/bin:$PATH"
     ! _sru_is_ready "$prefix" "$root" || return 0
     [ -w "$root" ] || _sru_fail "$root can't be written" || return
-    lock=$root/.setup.lock # a .venv is made anew, another environment may be that of other checkouts, too
-    [ -n "$ours" ] || [ ! -w "$prefix" ] || lock=$prefix/fairseq_sru.lock
+    lock=$root/.setup.lock # of .venv, which may be made anew, activated or not; others may be those of more checkouts
+    if [ -w "$prefix" ] && { [ -L "$root/.venv" ] || ! [ "$prefix" -ef "$root/.venv" ]; }; then
+        lock=$prefix/fairseq_sru.lock
+    fi
     _sru_install "$prefix" "$root" "$ours" 8>"$lock"
 }
 

@@ -193,13 +193,21 @@ def test_what_is_interrupted_may_tidy_up(tmp_path: Path) -> None:
     lines = ["import pathlib, time", "try:", f"    pathlib.Path({str(begun)!r}).touch()", "    time.sleep(60)"]
     lines += ["finally:", "    time.sleep(1)", f"    pathlib.Path({str(tidied)!r}).touch()"]
     (tmp_path / "slow.py").write_text("\n".join(lines))
-    code = "import install_fairseq; install_fairseq.run('failed', 'slow')"
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored by jobs in the background
+    )
+    code += "import install_fairseq; install_fairseq.run('failed', 'slow')"
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{PACKAGE}"}
     process = subprocess.Popen([sys.executable, "-c", code], env=env, start_new_session=True, stderr=subprocess.DEVNULL)
-    while not begun.exists():
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) != 0
+    try:
+        until = time.monotonic() + 60
+        while not begun.exists() and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        assert begun.exists()
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) != 0
+    finally:
+        process.kill()
     assert tidied.exists()
 
 

@@ -121,14 +121,23 @@ def contestants(case: Case, package: Package) -> dict[str, nn.Module]:
     product = layers[GEMM] = Linear(size, 3 * size, bias=False)
     product.weight = ours.layers[0].weight  # type: ignore[assignment]
     made = {name: layer.to(DEVICE, DTYPES[case.dtype]) for name, layer in layers.items()}
-    # cuDNN's weights in one piece: those of bfloat16 torch leaves apart, whatever cuDNN can, and copies at each call
-    with mock.patch.object(torch.backends.cudnn, "CUDNN_TENSOR_DTYPES", set(DTYPES.values())):
-        for rnn in (made[LSTM], made[GRU]) if ON_GPU else ():
-            try:
-                rnn.flatten_parameters()  # type: ignore[operator]
-            except RuntimeError as error:  # of a cuDNN that has no bfloat16
-                going_on_without(f"weights in one piece, {case.dtype}", str(error))
+    for rnn in (made[LSTM], made[GRU]) if ON_GPU else ():
+        flatten(rnn, case.dtype)
     return made
+
+
+def flatten(rnn: nn.Module, dtype: str) -> None:
+    """Put cuDNN's weights into one piece: those of bfloat16 torch leaves apart, and copies at each call."""
+    with mock.patch.object(torch.backends.cudnn, "is_acceptable", _acceptable):
+        try:
+            rnn.flatten_parameters()  # type: ignore[operator]
+        except RuntimeError as error:  # of a cuDNN that has no bfloat16
+            going_on_without(f"weights in one piece, {dtype}", str(error))
+
+
+def _acceptable(tensor: Tensor) -> bool:
+    """To cuDNN; torch's own answer leaves bfloat16 out, whatever cuDNN can."""
+    return torch.backends.cudnn.is_available()
 
 
 def without_onednn(function: Function) -> None:

@@ -133,10 +133,11 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     for word in overrides:
         if not re.match(r"[^=]+=", word):
             raise ValueError(f"{word}: must be key=value")
-    home = [re.sub(r"=(~(/.*)?)$", lambda found: f"={os.path.expanduser(found[1])}", word) for word in overrides]
+    # shells leave ~/ behind = as it is; ~ alone is YAML's null
+    home = [re.sub(r"^([^=]+=)(~/.*)", lambda at: at[1] + os.path.expanduser(at[2]), word) for word in overrides]
     try:
         recipe: Any = OmegaConf.load(path)
-        merged = OmegaConf.merge(Settings, recipe, OmegaConf.from_dotlist(home))  # shells leave ~ behind =
+        merged = OmegaConf.merge(Settings, recipe, OmegaConf.from_dotlist(home))
         settings = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         if not dataclasses.is_dataclass(error.object_type):

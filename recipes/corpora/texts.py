@@ -110,7 +110,8 @@ class Text(NamedTuple):
         texts, sources = self.gather(archives, work)
         size, largest = texts["train"].stat().st_size, TEXTS[self.name].largest
         if largest and size > largest:  # WikiText-103 has the same names
-            raise RecipeError(f"{texts['train']} has {size:,} bytes, {self.name} at most {largest:,}: it is other text")
+            said = f"{texts['train']} has {size:,} bytes; {self.name} has at most {largest:,}"
+            raise RecipeError(f"{said}: this is another text")
         lines = {split: read_text(path).removesuffix("\n").split("\n") for split, path in texts.items()}
         for split, path in texts.items():
             if not any(line.strip() for line in lines[split]):

@@ -15,6 +15,7 @@ from typing import Any
 
 import gpu_wheels
 import pytest
+import torch
 from benchmarks import layer, scans
 from benchmarks.layer import EAGER, FORWARD, GRAPH, Case
 from comparison.processes import execute
@@ -347,6 +348,20 @@ def test_aims_are_told(tmp_path: Path) -> None:
     speed["contestants"] = {"LSTM, bfloat16": "nn.LSTM: cuBLAS (addmm)"}  # torch's own loop is no rival
     (tmp_path / "speed" / "speed.json").write_text(json.dumps(speed))
     assert "LSTM / SRU" not in tables.aims(tmp_path)
+
+
+def test_cudnn_is_given_bfloat16_weights_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch asks whether cuDNN accepts them, and itself says no."""
+    said: list[bool] = []
+
+    class Probe(torch.nn.Module):
+        def flatten_parameters(self) -> None:
+            said.append(torch.backends.cudnn.is_acceptable(torch.zeros(1, dtype=torch.bfloat16)))
+
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    layer.flatten(Probe(), "bfloat16")
+    Probe().flatten_parameters()
+    assert said == [True, False]
 
 
 def test_a_loop_of_torch_is_no_rival(tmp_path: Path) -> None:

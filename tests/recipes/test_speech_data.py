@@ -151,6 +151,17 @@ def test_fairseq_interactive_reads_recordings_as_the_configuration_says(tmp_path
             task.get_interactive_tokens_and_lengths([str(path)], None)
 
 
+def test_a_long_recording_may_be_skipped(tmp_path):
+    """Where --skip-invalid-size-inputs-valid-test leaves it out of the batches."""
+    out = tmp_path / "out"
+    run("spoken-digits", digits(tmp_path / "in"), out, "--test-speakers", "bob")
+    given = Namespace(data=str(out), config_yaml="config.yaml", max_source_positions=40, max_target_positions=1024)
+    given.skip_invalid_size_inputs_valid_test = True
+    soundfile.write(tmp_path / "long.wav", tone(440, 0.5, 8000), 8000)
+    paths = [str(tmp_path / "long.wav")]
+    assert SpeechToTextTask.setup_task(given).get_interactive_tokens_and_lengths(paths, None) == (paths, [48])
+
+
 def test_digits_are_equally_loud_however_they_were_recorded(tmp_path):
     """A microphone's level changes nothing, not even the noise."""
     folder = digits(tmp_path / "in")

@@ -127,7 +127,7 @@ def test_wikitext_103_is_not_taken_for_wikitext_2(tmp_path, capsys):
         file.write(" a word more \n" * 1_700_000)
     with pytest.raises(SystemExit):
         prepare.main(["wikitext-2", "--local-dir", str(tmp_path / "text"), "--out", str(tmp_path / "out")])
-    assert "bytes, wikitext-2 at most 20,000,000: it is other text" in capsys.readouterr().err.splitlines()[-1]
+    assert "bytes; wikitext-2 has at most 20,000,000: this is another text" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_kind_has_its_data(tmp_path):

@@ -127,17 +127,12 @@ def contestants(case: Case, package: Package) -> dict[str, nn.Module]:
 
 
 def flatten(rnn: nn.Module, dtype: str) -> None:
-    """Put cuDNN's weights into one piece: those of bfloat16 torch leaves apart, and copies at each call."""
-    with mock.patch.object(torch.backends.cudnn, "is_acceptable", _acceptable):
+    """Put cuDNN's weights into one piece: torch takes bfloat16 for nothing that cuDNN can, and copies at each call."""
+    with mock.patch.object(torch.backends.cudnn, "is_acceptable", lambda _: torch.backends.cudnn.is_available()):
         try:
             rnn.flatten_parameters()  # type: ignore[operator]
         except RuntimeError as error:  # of a cuDNN that has no bfloat16
             going_on_without(f"weights in one piece, {dtype}", str(error))
-
-
-def _acceptable(tensor: Tensor) -> bool:
-    """To cuDNN; torch's own answer leaves bfloat16 out, whatever cuDNN can."""
-    return torch.backends.cudnn.is_available()
 
 
 def without_onednn(function: Function) -> None:

@@ -131,7 +131,9 @@ def test_values_of_the_command_line_go_before_the_recipe(recipe):
     given = settings.load(recipe, ["systems.a.lr=4e-3", "systems.c={arch: transformer}", "seeds=[3,4]", "out=o"])
     assert given.systems == {"a": {"arch": "sru", "lr": 0.004}, "b": {"arch": "lstm"}, "c": {"arch": "transformer"}}
     assert (given.seeds, given.out, given.budget.updates, given.checkpoints) == ([3, 4], "o", 100, 10)
-    given = settings.load(recipe, ["prepare.local-dir=~/text", "out=~/o", "systems.a.note=x=~/b", "systems.b=~"])
+    given = settings.load(
+        recipe, ["prepare.local-dir=~/text", "out=~/o", "systems.a.note=x=~/b", "systems.b=~", "baseline=a"]
+    )
     assert (given.prepare["local-dir"], given.out) == (str(Path.home() / "text"), str(Path.home() / "o"))
     assert given.systems == {"a": {"arch": "sru", "note": "x=~/b"}}
 

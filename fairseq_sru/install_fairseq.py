@@ -65,12 +65,23 @@ def installed() -> dict[str, str]:
     return found
 
 
+def came_to_its_end(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether pip did when it installed this: it writes INSTALLER behind the files and programs."""
+    return bool(distribution.read_text("INSTALLER"))
+
+
 def is_whole() -> bool:
-    """Whether pip came to the end when it installed fairseq: it writes INSTALLER behind the files and programs."""
+    """Whether fairseq is there, and whole."""
     try:
-        return bool(importlib.metadata.distribution("fairseq").read_text("INSTALLER"))
+        return came_to_its_end(importlib.metadata.distribution("fairseq"))
     except importlib.metadata.PackageNotFoundError:
         return False
+
+
+def halves() -> list[str]:
+    """What pip was stopped in, in this environment, as ``NAME==VERSION``: pip takes it for installed."""
+    here = (d for d in importlib.metadata.distributions() if str(d.locate_file("")).startswith(sys.prefix))
+    return [f"{d.name}=={d.version}" for d in here if d.read_text("METADATA") and not came_to_its_end(d)]
 
 
 def is_usable(found: dict[str, str]) -> bool:

@@ -93,10 +93,7 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
         grep -v '^nvidia-cuda-nvrtc' "$2/requirements.txt" >"$pins" || return
     fi
     _sru_run python -m pip install -r "$pins" || return
-    # What pip was stopped in lacks INSTALLER, which comes behind all files; pip takes it for installed.
-    halves=$(python -c 'import sys, importlib.metadata as m; here = lambda d: str(d.locate_file("")).startswith(sys.prefix); '\
-'half = lambda d: here(d) and d.read_text("METADATA") and not d.read_text("INSTALLER"); '\
-'print(*(f"{d.name}=={d.version}" for d in m.distributions() if half(d)))') || return
+    halves=$(PYTHONPATH="$2/fairseq_sru" python -c 'import install_fairseq; print(*install_fairseq.halves())') || return
     # shellcheck disable=SC2086 # words
     [ -z "$halves" ] || _sru_run python -m pip install --force-reinstall --no-deps $halves || return
     # so that the recipes find the package; isolation would download setuptools, which is there but for an old torch

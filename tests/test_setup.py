@@ -147,6 +147,18 @@ def test_what_pip_leaves_when_it_is_stopped_is_not_whole(
     assert done.stdout.strip() == expected
 
 
+def test_the_halves_of_an_environment_are_found(tmp_path: Path) -> None:
+    for name, files in (("whole", ("METADATA", "INSTALLER")), ("half", ("METADATA",)), ("empty", ())):
+        about = tmp_path / f"{name}-1.0.dist-info"
+        about.mkdir()
+        for file in files:
+            (about / file).write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    code = f"import sys, install_fairseq; sys.prefix = {str(tmp_path)!r}; print(*install_fairseq.halves())"
+    env = {"PYTHONPATH": f"{tmp_path}:{ROOT / 'fairseq_sru'}"}
+    done = subprocess.run([sys.executable, "-S", "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["half==1.0"]
+
+
 class Calls:
     """What install_fairseq runs, instead of running it."""
 
@@ -193,9 +205,8 @@ def test_what_is_interrupted_may_tidy_up(tmp_path: Path) -> None:
     lines = ["import pathlib, time", "try:", f"    pathlib.Path({str(begun)!r}).touch()", "    time.sleep(60)"]
     lines += ["finally:", "    time.sleep(1)", f"    pathlib.Path({str(tidied)!r}).touch()"]
     (tmp_path / "slow.py").write_text("\n".join(lines))
-    code = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # ignored by jobs in the background
-    )
+    # jobs in the background ignore the signal
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
     code += "import install_fairseq; install_fairseq.run('failed', 'slow')"
     env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{PACKAGE}"}
     process = subprocess.Popen([sys.executable, "-c", code], env=env, start_new_session=True, stderr=subprocess.DEVNULL)
@@ -379,7 +390,9 @@ def test_setup_takes_torch_for_an_old_driver_before_fairseq_brings_the_newest(tm
 
 def test_setup_installs_again_what_pip_was_stopped_in(tmp_path: Path) -> None:
     halves = "ruff==0.1 torch==2.6"
-    machine = Machine(tmp_path, python3=STUB.replace("--version)", f'"-c import sys"*) echo {halves} ;;\n--version)'))
+    machine = Machine(
+        tmp_path, python3=STUB.replace("--version)", f'"-c import install_fairseq"*) echo {halves} ;;\n--version)')
+    )
     done, calls = machine.setup()
     assert done.returncode == 0, done.stderr
     assert calls[-2] == f"-m pip install --force-reinstall --no-deps {halves}"

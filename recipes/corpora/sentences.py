@@ -245,7 +245,7 @@ class Sentences(NamedTuple):
             raise RecipeError(f"argument --local-dir: {self.local_dir} must have {forms}")
         paths, sources = fetch(self.archives, self.local_dir, archives)
         if self.local_dir:  # a file of another name than those that are fetched has no address
-            sources = [s if s["name"] in SHA256 else described(paths[s["name"]], s["name"]) for s in sources]
+            sources = [{k: v for k, v in s.items() if k != "url" or s["name"] in SHA256} for s in sources]
         names = {"train": self.form(), **{s: (n,) for s, n in (("valid", known.valid), ("test", known.test)) if n}}
         parts = {split: [e for name in files for e in examples(paths[name])] for split, files in names.items()}
         self.check(parts)

@@ -52,7 +52,7 @@ def packages() -> dict[str, str | None]:
 
 
 def models() -> str | None:
-    """Why the models can't be had of a fairseq that is installed; None where they can."""
+    """Why the models can't be imported though fairseq is installed; None where they can."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # fairseq names packages that it would like
     try:

@@ -65,15 +65,15 @@ def installed() -> dict[str, str]:
     return found
 
 
-def came_to_its_end(distribution: importlib.metadata.Distribution) -> bool:
-    """Whether pip did when it installed this: it writes INSTALLER behind the files and programs."""
+def is_complete(distribution: importlib.metadata.Distribution) -> bool:
+    """Whether pip finished installing this: it writes INSTALLER after all files and programs."""
     return bool(distribution.read_text("INSTALLER"))
 
 
 def is_whole() -> bool:
     """Whether fairseq is there, and whole."""
     try:
-        return came_to_its_end(importlib.metadata.distribution("fairseq"))
+        return is_complete(importlib.metadata.distribution("fairseq"))
     except importlib.metadata.PackageNotFoundError:
         return False
 
@@ -81,7 +81,7 @@ def is_whole() -> bool:
 def halves() -> list[str]:
     """What pip was stopped in, in this environment, as ``NAME==VERSION``: pip takes it for installed."""
     here = (d for d in importlib.metadata.distributions() if str(d.locate_file("")).startswith(sys.prefix))
-    return [f"{d.name}=={d.version}" for d in here if d.read_text("METADATA") and not came_to_its_end(d)]
+    return [f"{d.name}=={d.version}" for d in here if d.read_text("METADATA") and not is_complete(d)]
 
 
 def is_usable(found: dict[str, str]) -> bool:

@@ -79,9 +79,15 @@ def translated(
 
 
 def write(text: bytes) -> None:
-    """Write whole lines to stdout: Ctrl-C waits for their end."""
+    """Write whole lines to stdout: Ctrl-C waits for their end, a second one doesn't."""
     asked: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+
+    def note(number: int, _: object) -> None:
+        if asked and before is not signal.SIG_IGN:  # nobody may be reading
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
     try:
         rest = memoryview(text)
         while rest:  # a signal cuts a write short

@@ -9,8 +9,8 @@ struct Pack {
     const T* from;
 
     Pack() {}
-    Pack(const T* p, int lanes) { load(p, lanes); }
-    void load(const T* p, int) { from = p; }
+    Pack(const T* p) { load(p); }
+    void load(const T* p) { from = p; }
     T raw(int j) const { return from[j]; }
     state_t operator[](int j) const { return state_t(from[j]); }
 };
@@ -39,8 +39,8 @@ struct Pack {
     };
 
     DEVICE Pack() {}
-    DEVICE Pack(const T* p, int lanes) { load(p, lanes); }
-    DEVICE void load(const T* p, int) { v = *(const Vector<T, LANES>*)p; }
+    DEVICE Pack(const T* p) { load(p); }
+    DEVICE void load(const T* p) { v = *(const Vector<T, LANES>*)p; }
     DEVICE T raw(int j) const { return v.lane[j]; }
     DEVICE state_t operator[](int j) const { return state_t(v.lane[j]); }
 };
@@ -59,7 +59,7 @@ struct Store {
 
 DEVICE void fill(state_t* lane, const state_t* from, int64 at, int lanes, int otherwise) {
     if (from) {
-        const Pack<state_t> p(from + at, lanes);
+        const Pack<state_t> p(from + at);
         FOR_EACH_LANE(j, lanes) lane[j] = p[j];
     } else {
         FOR_EACH_LANE(j, lanes) lane[j] = state_t(otherwise);

@@ -52,7 +52,7 @@ static inline int64 padded(int64 count) { return (count + BLOCK - 1) / BLOCK * B
 
 struct Cores {
     int64 workers;
-    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // as of struct Launch
+    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // see struct Launch
     int (*worker)();
     int (*team)();
 };
@@ -107,7 +107,7 @@ template <bool BIASED, bool RELUS, bool ADDS>
 static void put_block(const float* RESTRICT y, const float* RESTRICT bias, float* RESTRICT to, int64 count) {
     float sum[BLOCK];
     for (int64 j = 0; j < BLOCK; ++j) sum[j] = BIASED ? y[j] + bias[j] : y[j];
-    for (int64 j = 0; j < BLOCK; ++j) sum[j] = RELUS && !(sum[j] > 0.f) ? 0.f : sum[j];
+    for (int64 j = 0; j < BLOCK; ++j) sum[j] = RELUS && sum[j] < 0.f ? 0.f : sum[j];  // NaN stays
     if (count == BLOCK)
         for (int64 j = 0; j < BLOCK; ++j) to[j] = ADDS ? to[j] + sum[j] : sum[j];
     else
@@ -256,7 +256,7 @@ static void recur_row(const float* RESTRICT u, const float* RESTRICT b, int64 pl
         now[j] = f * c[j] + (1.f - f) * u[j];
         float h = now[j];
         if (ACTIVATION == TANH) h = hyperbolic_tangent(h);
-        if (ACTIVATION == RELU) h = h > 0.f ? h : 0.f;
+        if (ACTIVATION == RELU) h = h < 0.f ? 0.f : h;
         to[j] += GATE ? h * sigmoid(u[2 * plane + j] + b[plane + j]) : h;
     }
 }

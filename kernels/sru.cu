@@ -13,6 +13,7 @@
 //     SKIP        1: x is the skip term (PLANES 3)
 //     PEEPHOLE    1: the gates see the cell state through v (v2)
 //     VEC, AHEAD  see above
+//     WIDE        the CPU's form: VEC is the most lanes that a thread has
 //
 // Layouts, contiguous, G = 1 gate for PLANES 2, else 2:
 //     u (length, batch, PLANES, width)   x, h (length, batch, width)   pad (length, batch), nonzero at padding
@@ -212,8 +213,8 @@ DEVICE int64 summary_at(const Columns& me, int64 chunk, int which) {
 }
 
 DEVICE void pass_chunk(const Columns& me, const state_t* summary, count_t chunk, state_t* through) {
-    const Pack<state_t> factor(summary + summary_at(me, chunk, 0), me.lanes);
-    const Pack<state_t> constant(summary + summary_at(me, chunk, 1), me.lanes);
+    const Pack<state_t> factor(summary + summary_at(me, chunk, 0));
+    const Pack<state_t> constant(summary + summary_at(me, chunk, 1));
     FOR_EACH_LANE(j, me.lanes) through[j] = factor[j] * through[j] + constant[j];
 }
 
@@ -281,7 +282,7 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
     UNROLL_BY(8)
     for (count_t q = (me.length - 1) / count_t(chunk_length); q > me.chunk; --q) pass_chunk(me, summary, q, carry);
     Pack<state_t> c;
-    c.load(c_all + me.at(int64(me.end) * batch + me.b, 1, 0), me.lanes);
+    c.load(c_all + me.at(int64(me.end) * batch + me.b, 1, 0));
 
     Source<value_t> products[PLANES], skips = me.source(x), grads_h = me.source(grad_h);
     UNROLL

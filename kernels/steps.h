@@ -57,7 +57,7 @@ template <class R, class Each, class Step>
 DEVICE void pipeline(count_t count, Each each, Step step) {
     for (count_t i = 0; i < count; ++i) {
         Reads<R> in;
-        each(in, [](auto& source, auto& pack) { pack.load(source.keep ? source.rows.next() : zero(pack.from), 0); });
+        each(in, [](auto& source, auto& pack) { pack.load(source.keep ? source.rows.next() : zero(pack.from)); });
         step(in);
     }
 }

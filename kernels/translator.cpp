@@ -1,7 +1,9 @@
 // A decoder's step, and beam search over a whole batch of sentences: encoder, decoder and the choice of hypotheses, for
-// fairseq_sru/models/step.py and fairseq_sru/decoding/search.py. What the search finds is what fairseq 0.12.2's SequenceGenerator finds with its defaults: two
-// candidates a hypothesis; an end of sentence counts among the best `beam` alone; a sentence is done when `beam` of its
-// hypotheses have ended, and then leaves the batch; scores are divided by the length to the power of the penalty.
+// fairseq_sru/models/step.py and fairseq_sru/decoding/search.py.
+//
+// What the search finds is what fairseq 0.12.2's SequenceGenerator finds with its defaults: two candidates a hypothesis;
+// an end of sentence counts among the best `beam` alone; a sentence is done when `beam` of its hypotheses have ended, and
+// then leaves the batch; scores are divided by the length to the power of the penalty.
 #include "ops.h"
 
 #include <exception>
@@ -9,7 +11,6 @@
 #include <mutex>
 #include <new>
 #include <numeric>
-#include <thread>
 
 // ---- one step, for all rows of a beam, as fairseq's own search asks for it
 
@@ -411,10 +412,11 @@ struct Search {
 
 // Returns whether there was memory enough.
 extern "C" int64 translate(const Job* job) {
-    constexpr size_t MOST = 1 << 24;  // numbers that stay
+    constexpr size_t MOST = 1 << 26;  // numbers that stay, of all threads
     // never destroyed: a thread may be at work when the process ends
     static std::mutex& lock = *new std::mutex;
-    static auto& spare = *new std::vector<std::unique_ptr<Memory>>;  // as many as there were threads, or cores
+    static auto& spare = *new std::vector<std::unique_ptr<Memory>>;
+    static size_t kept = 0;
     try {
         std::unique_ptr<Memory> memory;
         {
@@ -422,13 +424,16 @@ extern "C" int64 translate(const Job* job) {
             if (!spare.empty()) {
                 memory = std::move(spare.back());
                 spare.pop_back();
+                kept -= memory->numbers();
             }
         }
         if (!memory) memory = std::make_unique<Memory>();
         Search(*job).run(*memory);
         const std::lock_guard<std::mutex> held(lock);
-        if (memory->numbers() <= MOST && spare.size() < std::thread::hardware_concurrency())
+        if (const size_t more = memory->numbers(); kept + more <= MOST) {
             spare.push_back(std::move(memory));
+            kept += more;
+        }
         return 1;
     } catch (const std::exception&) {  // bad_alloc or length_error
         return 0;

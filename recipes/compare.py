@@ -15,6 +15,7 @@ import logging
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -34,9 +35,13 @@ def comparison_of(given: Settings) -> Comparison | Use:
     return Comparison(given) if given.kind == "translation" else USES[given.kind](given)
 
 
-def dry_run(given: Settings) -> None:
-    """Check fairseq's flags and print the commands, of the first seed and the last system's model; under an
-    equal-time budget with a number of updates that stands for what will be measured.
+def check_flags(given: Settings, show: Callable[[str], object]) -> None:
+    """Check fairseq's flags.
+
+    Args:
+        given: the recipe.
+        show: is given the commands, of the first seed and the last system's model; under an equal-time budget with a
+            number of updates that stands for what will be measured.
 
     Raises:
         SystemExit: fairseq doesn't take a flag; it says which.
@@ -45,7 +50,7 @@ def dry_run(given: Settings) -> None:
 
     comparison, out = comparison_of(given), Path(given.out)
     commands = comparison.commands
-    print(shlex.join(commands.prepare()))
+    show(shlex.join(commands.prepare()))
     with mock.patch.dict("fairseq_sru.models.architectures.CHECKS", clear=True):  # of the data, which may not be there
 
         def check(command: list[str], parser: argparse.ArgumentParser) -> None:
@@ -61,7 +66,7 @@ def dry_run(given: Settings) -> None:
             folder = out / "checkpoints" / f"{system}-{seed}"
             every = updates // given.checkpoints
             train = commands.train(system, seed, updates, every, folder)
-            print(shlex.join(train))
+            show(shlex.join(train))
             check(train, options.get_training_parser())
         if isinstance(comparison, Sentences):  # tests by no command of fairseq's
             return
@@ -69,7 +74,7 @@ def dry_run(given: Settings) -> None:
             test = comparison.test_command(folder / "checkpoint_best.pt")
         else:
             test = commands.generate(commands.data / "bin", "test", comparison.final(Run(system, seed)))
-        print(shlex.join(test))
+        show(shlex.join(test))
         at = test.index("--path")
         del test[at : at + 2]  # the model that isn't there yet
         tests_text = isinstance(comparison, Language)
@@ -88,8 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.disable(logging.INFO)  # of fairseq and sacreBLEU, in this process
     os.chdir(ROOT)  # where the commands that are printed can be copied to
     if args.dry_run:
-        dry_run(given)
+        check_flags(given, print)
         return 0
+    check_flags(given, lambda _: None)  # better now than after training
     out = Path(given.out)
     comparison = comparison_of(given)
     comparison.jobs = args.jobs

@@ -29,7 +29,7 @@ from typing import Any
 from benchmarks import decoding
 from benchmarks.decoding import CELLS, CT2_FLOAT32, CT2_INT8, FLOAT32, INT8, MODELS
 from benchmarks.timing import going_on_without, machine, short, table
-from common.arguments import at_least_one, file, output_file
+from common.arguments import at_least_one, file, new_file
 from common.files import write_text
 from common.machine import ROOT, files
 from comparison import scores
@@ -149,7 +149,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the prepared data, by sentencepiece")
     for kind in ("sru", "lstm", "transformer"):
         parser.add_argument(f"--{kind}", type=file, required=kind == "sru", metavar="CHECKPOINT")
-    parser.add_argument("--output", type=output_file, required=True, metavar="FILE.json", help="written at the end")
+    parser.add_argument("--output", type=new_file, required=True, metavar="FILE.json", help="written at the end")
     parser.add_argument("--threads", type=at_least_one, default=1, help="of each system (%(default)s)")
     parser.add_argument("--turns", type=at_least_one, default=3, help="runs of each system (%(default)s)")
     parser.add_argument("--sentences", type=at_least_one, default=200, help="that go one by one (%(default)s)")
@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         versions = {"fairseq": version("fairseq")}
         if CT2_INT8 in models:
             versions["ctranslate2"] = version("ctranslate2")
-        task |= {"lines": source, "models": models, "on": {**here, **versions, "date": ""}}
+        task |= {"lines": source, "models": models, "on": {**here, **versions, "threads": args.threads, "date": ""}}
         trained = [path for kind in dict.fromkeys(MODELS.values()) if (path := vars(args)[kind])]
         found = measured(task, trained, stages, work, args.turns)
     plain = found[decoding.PLAIN][0]["cells"]

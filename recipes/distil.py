@@ -32,7 +32,7 @@ from tqdm import tqdm
 SHARD, SHARDS = 5_000, 200  # sentences between which it can be stopped; parts at most, since each loads the model
 
 
-LONGEST = 250  # tokens, as of training text
+LONGEST = 250  # tokens, as in training text
 
 
 def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags: Any) -> None:

@@ -29,7 +29,7 @@ FIXED = ("checkpoints=1", "average=1", "train.validate-interval=1000000")  # val
 def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
     """What is known of each system, tokens being target tokens; ``tested``: the runs that are of these settings."""
     given = comparison.settings
-    batches = {name: {**given.train, **options}.get("max-tokens") for name, options in given.systems.items()}
+    batches = {name: given.flags_of(name).get("max-tokens") for name in given.systems}
     systems: dict[str, dict[str, Any]] = {name: {"max_tokens": batch} for name, batch in batches.items()}
     for run in comparison.good():
         known = systems[run.system]
@@ -61,14 +61,16 @@ def main(argv: list[str] | None = None) -> int:
     given = read_recipe(parser, args, "equal-time", *FIXED)
     if given.budget.minutes is None:
         parser.error(f"{args.recipe}: budget.minutes must be given; it is {given.budget.minutes}")
+    # without folders, which are of this machine
+    overrides = [word for word in args.overrides if not word.startswith(("out=", "prepare.out="))]
+    of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes, "overrides": overrides}
+    if (there := args.output.exists()) and not is_of(args.output, of):
+        parser.error(f"argument --output: {args.output} is not of this recipe and these settings; name another file")
     given.systems = {name: {**options, "seeds": given.seeds_of(name)[:1]} for name, options in given.systems.items()}
     with working_in(Path(given.out), parser):
         comparison = Comparison(given)
         comparison.prepare()
         tested: list[Run] = []
-        # without folders, which are of this machine
-        overrides = [word for word in args.overrides if not word.startswith(("out=", "prepare.out="))]
-        of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes, "overrides": overrides}
 
         def note() -> None:
             here = {**where(comparison), "versions": versions(comparison, "fairseq_sru", "fairseq")}
@@ -76,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             write_text(args.output, json.dumps(report, indent=1) + "\n")
 
         comparison.time_training()
-        if not is_of(args.output, of):  # else it may have more than speeds
+        if not there:  # else it may have more than speeds
             note()
         for run in comparison.runs:
             comparison.attempt([run], partial(comparison.train, run))

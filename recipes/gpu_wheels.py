@@ -22,7 +22,8 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 TESTS = ("hypothesis", "pytest", "pytest-xdist")
 OF_FAIRSEQ = ("bitarray", "cffi", "regex")
 OF_RIVALS = ("ninja",)  # builds their CUDA source
-SOURCES = ("antlr4-python3-runtime==4.9.3", "pynvrtc==9.2", "sru==2.6.0")  # of Python alone, without wheels
+# of Python alone, without wheels
+SOURCES = (VERSIONS["ANTLR"], *(pin for pin in VERSIONS["TEST"] if pin.split("==")[0] in ("pynvrtc", "sru")))
 
 
 def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
@@ -30,6 +31,7 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     of_build = [*VERSIONS["FAIRSEQ_BUILD"], VERSIONS["PATCH_NG"]]
     without -= {key(pin.split("==")[0]) for pin in of_build}
     folder.mkdir(parents=True, exist_ok=True)
+    there = set(folder.iterdir())
     for_it = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     for_it += [word for name in PLATFORMS for word in ("--platform", name)]
     pip("wheel", "--no-deps", "--wheel-dir", folder, *SOURCES)
@@ -40,7 +42,7 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     pip("download", "--no-deps", *for_it, "--dest", folder, *RIVALS)
     download(folder)
     for wheel in folder.glob("*.whl"):
-        if package(wheel) in without:
+        if package(wheel) in without and wheel not in there:
             wheel.unlink()
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.suffix in (".whl", ".gz")}
     write_text(folder / "wheels.json", json.dumps({"python": python, "bytes": sizes}, indent=1) + "\n")

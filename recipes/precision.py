@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from common.arguments import new_file
 from common.files import write_text
 from comparison.collecting import noted, versions, where
 from comparison.command_line import read_recipe, recipe_parser
@@ -41,7 +42,7 @@ def measured(comparison: Training) -> dict[str, dict[str, float]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = recipe_parser(__doc__, output="written at the end")
+    parser = recipe_parser(__doc__, output="written at the end", as_output=new_file)
     args = parser.parse_intermixed_args(argv)
     given = read_recipe(parser, args, "precision")
     if not Commands(given).cpu:

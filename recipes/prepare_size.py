@@ -212,15 +212,23 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 < args.percent <= 100:
         parser.error(f"argument --percent: {args.percent:g} is not above 0 and at most 100")
     folders = {tokenizer: args.work / f"{tokenizer}-{args.percent:g}" for tokenizer in args.tokenizer}
-    for folder in folders.values():
-        if folder.exists():
+    results = args.results or args.work / "size.json"
+    try:
+        report = json.loads(results.read_text()) if results.is_file() else {"runs": {}}
+        done = [*report["runs"]]
+    except (ValueError, LookupError, TypeError):
+        parser.error(f"argument --results: {results} is not of prepare_size.py")
+    for tokenizer, folder in list(folders.items()):
+        if not folder.exists():
+            continue
+        if tokenizer not in done:  # stopped half-way
             parser.error(f"argument --work: {folder} is there, and would not be made again: remove it, or name another")
+        print(f"{tokenizer} is done: {results}")
+        del folders[tokenizer]
     archives = args.work / f"archives-{args.percent:g}"
     made = archives / "made.json"
     if not made.is_file():
         write_text(made, json.dumps(make_archives(args.text, archives, args.percent)))
-    results = args.results or args.work / "size.json"
-    report = json.loads(results.read_text()) if results.is_file() else {"runs": {}}
     report |= {
         "machine": {"device": processor(), "cores": cores(), "system": sys.platform},
         "versions": {name: version(name) for name in ("fairseq", "sacremoses", "sentencepiece", "subword-nmt")},

@@ -38,6 +38,7 @@ from benchmarks.timing import (
     demand_kernels,
     machine,
     measure,
+    refuse_overwriting,
     resumed,
     warm_up,
 )
@@ -60,6 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     if args.rivals and not (ON_GPU or DRY):
         parser.error("argument --rivals: is for a GPU, and torch sees none")
+    path = args.out / "speed.json"
+    refuse_overwriting(parser, path, args.resume)
     if args.threads:
         torch.set_num_threads(args.threads)
     demand_kernels()
@@ -97,7 +100,6 @@ def main(arguments: list[str] | None = None) -> None:
         "other_kernels": [],
         "cases": [],
     }
-    path = args.out / "speed.json"
     if args.resume:
         report = resumed(path, report, *(report.keys() - {"machine", "turns"}))
 

@@ -41,6 +41,7 @@ from benchmarks.timing import (
     graphed,
     machine,
     measure,
+    refuse_overwriting,
     resumed,
     short,
     table,
@@ -68,6 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="one sentence alone")
     parser.add_argument("--resume", action="store_true", help="go on with the file that is there")
     args = parser.parse_args(arguments)
+    path = args.out / "steps.json"
+    refuse_overwriting(parser, path, args.resume)
     if args.threads:
         torch.set_num_threads(args.threads)
     demand_kernels()
@@ -99,7 +102,6 @@ def main(arguments: list[str] | None = None) -> None:
             cases[f"step, CUDA graph, batch {sentences}, beam {beam}"] = of_step, only(decoding)
     report: dict[str, Any] = {"machine": here, "turns": args.turns, "vocabulary": args.vocabulary}
     report |= {"preset": args.preset, "tokens": args.pairs * made.SOURCE, "parameters": sizes, "cases": {}}
-    path = args.out / "steps.json"
     report = resumed(path, report, "cases") if args.resume else report
     found: dict[str, dict[str, dict[str, Any]]] = report["cases"]
 

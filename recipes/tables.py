@@ -20,12 +20,13 @@ from typing import Any
 
 from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, SCRIPTED, Case
 from benchmarks.timing import place, short
+from common.files import write_text
 from common.machine import ROOT
 from comparison import settings
 from comparison.report import number, table
 from comparison.short_report import compared
 from comparison.uses import USES
-from comparison.verdict import decoding_ratios, mean, spread, tested
+from comparison.verdict import decoding_ratios, mean, setting, spread, tested
 from gpu import tables as gpu
 
 RESULTS = ROOT / "recipes" / "results"
@@ -144,7 +145,7 @@ def translating() -> str:
             cells, last = found["cells"], found["cells"][-1]
             speeds, same = [f"{cell['words_per_second']:,}" for cell in cells], number(last["same"], ".1f", 0.01)
             rows.append([name, *speeds, f"{last['bleu']:.1f}", same, number(found["megabytes"], ".0f")])
-        heads = [*(f"beam {cell['beam']}, batch {cell['batch']}" for cell in cells), "BLEU", "same, %", "MB"]
+        heads = [*map(setting, cells), "BLEU", "same, %", "MB"]
         made += place(report, report["data_set"]) + table(["words a second", *heads], rows) + "\n"
     return made.removesuffix("\n")
 
@@ -339,7 +340,7 @@ def main(argv: list[str] | None = None) -> None:
         if new != text and check:
             wrong.append(f"{name}: out of date; run python recipes/tables.py")
         elif new != text:
-            page.write_text(new, encoding="utf-8")
+            write_text(page, new)
             print(f"wrote {name}")
     if wrong:
         sys.exit("\n".join(wrong))

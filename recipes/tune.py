@@ -39,6 +39,7 @@ from comparison.trials import at_edge, finals, trials
 from tqdm import tqdm
 
 SEED = 1
+MADE = ("threads", "torch", "fairseq", "fairseq_sru")  # what a trial that is done notes of where it was trained
 
 
 class Search(Training):
@@ -119,7 +120,7 @@ class Search(Training):
         inputs = self.inputs(run.system)
         stamp = self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=facts)
         told: dict[str, Any] = stamp["told"]
-        return told
+        return {**told, "made": {name: stamp[name] for name in MADE if name in stamp}}
 
 
 def of_trials(given: Settings, flags: dict[str, list[dict[str, Any]]], share: float) -> Settings:
@@ -218,7 +219,7 @@ def search(
         system, _, i = name.rpartition("-")
         trial = found[system][int(i)]
         trial.pop("failure", None)
-        trial |= {"precision": precision(work, name), **told, "machine": here}
+        trial |= {"precision": precision(work, name), **told, "machine": {**here, **told.pop("made", {})}}
         if killed(trial):
             trial["kills"] = trial.get("kills", 0) + 1
         keep()
@@ -264,7 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     given, output = read_recipe(parser, args, "tune"), args.output
     if same := [system for system in given.systems if not given.tune.space_of(system)]:
         parser.error(f"{args.recipe}: tune.space: must have a flag that varies in {', '.join(same)}")
-    if any({**given.train, **given.systems[name]}.get("maximize-best-checkpoint-metric") for name in given.systems):
+    if any(given.flags_of(name).get("maximize-best-checkpoint-metric") for name in given.systems):
         parser.error(f"{args.recipe}: train.maximize-best-checkpoint-metric: the best trial is that of the lowest loss")
     try:
         report = begun(given, args.recipe.stem, args.overrides, output)

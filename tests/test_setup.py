@@ -371,6 +371,27 @@ def test_setup_follows_a_link_and_clears_nothing_there(tmp_path: Path) -> None:
     assert (theirs / "kept").exists()
 
 
+@pytest.mark.parametrize("ours", [False, True])
+def test_setup_clears_no_moved_venv_but_its_own(ours: bool, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB)
+    venv = machine.root / ".venv"
+    if ours:
+        machine.setup()
+    else:
+        machine.write_python(venv / "bin" / "python", STUB)
+        for name in ("pyvenv.cfg", "bin/activate"):
+            (venv / name).touch()
+    machine.write_python(venv / "bin" / "pip", "#!/where/it/was/bin/python\n")
+    (venv / "fairseq_sru.stamp").unlink(missing_ok=True)  # which has the place where it was
+    done, calls = machine.setup()
+    if ours:
+        assert done.returncode == 0
+        assert calls[0] == f"-m venv --clear {venv}"
+    else:
+        assert (done.returncode, calls) == (1, [])
+        assert f"{venv} doesn't work here: it was moved or copied; remove it" in done.stderr
+
+
 def test_setup_clears_nothing_that_is_no_venv(tmp_path: Path) -> None:
     machine = Machine(tmp_path, python3=STUB)
     (machine.root / ".venv" / "conda-meta").mkdir(parents=True)

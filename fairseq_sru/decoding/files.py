@@ -243,10 +243,9 @@ def _check(model: Model) -> None:
             raise ValueError(f"the {side} must have one embedding, of the vocabulary's {len(words)} words")
     if decoder.widths[-1] != len(model.target):
         raise ValueError("the decoder must end with a number for each word of the vocabulary")
-    read = [(encoder.widths[slot] // 2, heads) for slot, heads in encoder.sources]
-    if read != decoder.attentions:
+    if encoder.handed_over != decoder.attentions:
         raise ValueError("what the encoder hands over and what the decoder attends to differ")
-    if len({slot for slot, _ in encoder.sources}) < len(read):
+    if len({slot for slot, _ in encoder.sources}) < len(encoder.sources):
         raise ValueError("each attention must have a slot of its own")
     if decoder.positions is not None or (encoder.positions or model.max_source) < model.max_source:
         raise ValueError("positions must be the encoder's, and max_source of them")

@@ -76,8 +76,8 @@ Weight = Tensor | Quantised
 
 
 def quantised(weight: Tensor) -> Quantised:
-    """Each row of a float32 matrix in int8, rounded to the nearest of 255 steps between its largest number and that
-    negated."""
+    """Each row of a float32 matrix ``(n, k)`` as int8: rounded to the nearest of 255 steps between minus and plus the
+    row's largest absolute value."""
     scale = weight.abs().amax(1) / 127
     steps = torch.where(scale > 0, weight.t() / scale, 0.0).t().round()
     return Quantised(steps.clamp(-127, 127).to(torch.int8), scale)
@@ -124,6 +124,10 @@ class Program:
     def _room(self, slot: int, numbers: int) -> bool:
         return 0 <= slot < len(self.widths) and 0 < numbers <= self.widths[slot]
 
+    def _recurrence_fits(self, x: int, out: int, bias: Tensor) -> bool:
+        gates, n = bias.shape
+        return gates in (1, 2) and self._room(x, (gates + 1) * n) and self._room(out, n) and x != out
+
     def embed(self, out: int, weight: Weight, positions: Tensor | None = None, scale: float = 1.0) -> None:
         """``scale`` times a token's row of ``weight`` ``(words, n)``, plus that of ``positions`` ``(length, n)`` for
         its place."""
@@ -161,8 +165,7 @@ class Program:
         """
         call = locals().copy()
         gates, n = bias.shape
-        fits = gates in (1, 2) and self._room(x, (gates + 1) * n) and self._room(out, n) and x != out
-        flags = ACTIVATIONS[activation]
+        fits, flags = self._recurrence_fits(x, out, bias), ACTIVATIONS[activation]
         self._write("recur", fits, call, RECUR, x, out, n, gates + 1, flags, self.state_size, None, bias, 0.0)
         self.state_size += n
 
@@ -170,9 +173,8 @@ class Program:
         """As :meth:`recur`, all steps of each sentence."""
         call = locals().copy()
         gates, n = bias.shape
-        fits = gates in (1, 2) and self._room(x, (gates + 1) * n) and self._room(out, n) and x != out
+        fits = self._recurrence_fits(x, out, bias) and not (bidirectional and n % 2)
         flags = ACTIVATIONS[activation] + BOTH_WAYS * bidirectional
-        fits = fits and not (bidirectional and n % 2)
         self._write("scan", fits, call, SCAN, x, out, n, gates + 1, flags, 0, None, bias, 0.0)
 
     def convolve(self, x: int, out: int, weight: Tensor) -> None:
@@ -214,6 +216,11 @@ class Program:
         fits = self._room(slot, 2) and heads > 0 and self.widths[slot] % (2 * heads) == 0
         self._write("source", fits, call)
         self.sources.append((slot, heads))
+
+    @property
+    def handed_over(self) -> list[tuple[int, int]]:
+        """Of an encoder: the width and the heads of what each attention reads, as in a decoder's ``attentions``."""
+        return [(self.widths[slot] // 2, heads) for slot, heads in self.sources]
 
     def packed(self) -> Packed:
         """As compiled code reads it.

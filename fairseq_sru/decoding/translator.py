@@ -7,19 +7,19 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, Unpack
 
-from ..layers.arguments import positive, whole
+from ..layers.arguments import number, positive, whole
 from .files import load
 from .program import library, mind_fork
 from .search import EOS, UNK, Found, Search
 
 TOKENS = 8192  # of the sentences of a batch, whose keys and values are kept, or a few more
-LONGEST = 200  # tokens of a translation unless told otherwise, as of fairseq-generate
+LONGEST = 200  # tokens of a translation unless told otherwise, as in fairseq-generate
 
 
 def cores() -> int:
-    """That this process may use, of a container's share, too."""
+    """CPU cores that this process may use, within a container's quota."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with suppress(OSError, ValueError):  # the latter where the share is "max"
         quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
@@ -34,6 +34,25 @@ class Hypothesis(NamedTuple):
     text: str
     score: float
     tokens: list[str]
+
+
+class SearchOptions(TypedDict, total=False):
+    """Options of a search beside the beam.
+
+    Attributes:
+        nbest: hypotheses of the beam's that are returned; 1.
+        batch_size: sentences that a thread takes at a time; 64.
+        max_length: tokens of a translation, or what the model was trained for where that is less; 200.
+        no_repeat_ngram_size: so many tokens never stand twice in a translation; 0: no matter.
+        lenpen: log probabilities are divided by the length to this power, so a lower one prefers shorter translations;
+            1.
+    """
+
+    nbest: int
+    batch_size: int
+    max_length: int
+    no_repeat_ngram_size: int
+    lenpen: float
 
 
 class TooLong(ValueError):
@@ -59,7 +78,7 @@ class Translator:
 
     Raises:
         ModelError: the folder isn't a model that this version can read; a ValueError.
-        RuntimeError: there is no C++ compiler; in translation: the model gives no finite scores.
+        RuntimeError: there is no C++ compiler.
         ImportError: the package of the subword model isn't installed.
     """
 
@@ -76,32 +95,34 @@ class Translator:
     def __reduce__(self) -> Any:
         return type(self), (self._folder, self.threads)
 
-    def translate(self, lines: Iterable[str], beam: int = 5, **options: Any) -> list[str]:
+    def translate(self, lines: Iterable[str], beam: int = 5, **options: Unpack[SearchOptions]) -> list[str]:
         """The best translation of each line.
 
         Args:
             lines: sentences; one without a word stays empty.
             beam: hypotheses that are followed; 1 is greedy search.
-            options: of :meth:`hypotheses`.
+            options: of :class:`SearchOptions`.
 
         Raises:
             ValueError: an option is out of its range, or a line too long (:class:`TooLong`).
+            TypeError: lines is one str, or has something else than str.
+            RuntimeError: the model gives no finite scores.
+            MemoryError: a batch doesn't fit.
         """
         return [best[0].text for best in self._search(lines, beam, scored=False, **options)]
 
-    def hypotheses(self, lines: Iterable[str], beam: int = 5, **options: Any) -> list[list[Hypothesis]]:
+    def hypotheses(
+        self, lines: Iterable[str], beam: int = 5, **options: Unpack[SearchOptions]
+    ) -> list[list[Hypothesis]]:
         """The ``nbest`` hypotheses of each line, the best first.
 
         Args:
             lines: sentences; one without a word has empty hypotheses.
             beam: hypotheses that are followed.
-            options: ``nbest`` (1): of the beam's; ``batch_size`` (64): sentences that a thread takes at a time;
-                ``max_length`` (200): tokens of a translation, or what the model was trained for where that is less;
-                ``no_repeat_ngram_size`` (0): so many tokens never stand twice in a translation; ``lenpen`` (1): log
-                probabilities are divided by the length to this power, so a lower one prefers shorter translations.
+            options: of :class:`SearchOptions`.
 
         Raises:
-            ValueError: as of :meth:`translate`.
+            ValueError, TypeError, RuntimeError, MemoryError: as in :meth:`translate`.
         """
         return self._search(lines, beam, scored=True, **options)
 
@@ -126,8 +147,7 @@ class Translator:
             raise ValueError(f"nbest must be at most beam, {beam}; got {nbest}")
         beam = min(beam, len(self._target) - 1)  # as in fairseq
         no_repeat = min(whole("no_repeat_ngram_size", no_repeat_ngram_size, 0), longest + 2)  # none is so long
-        if not math.isfinite(lenpen):
-            raise ValueError(f"lenpen must be a finite number; got {lenpen}")
+        lenpen = number("lenpen", lenpen)
         numbers = self.encode(lines)
         at = [i for i, line in enumerate(numbers) if len(line) > 1]
         work = [numbers[i] for i in at]

@@ -21,6 +21,14 @@ def refuse_scripting(layer: nn.Module) -> NoReturn:
     )
 
 
+def variational_mask(x: Tensor, p: float, width: int) -> Tensor:
+    """A factor for each sequence of x ``(length, batch, ...)`` and channel, ``(batch, width)``: 0 with probability p,
+    else 1 / (1 - p)."""
+    if torch._C._are_functorch_transforms_active():  # vmap over the parameters: x alone has no batch of masks
+        return torch.bernoulli(x.new_full((x.size(1), width), 1 - p)) / (1 - p)
+    return x.new_empty(x.size(1), width).bernoulli_(1 - p).div_(1 - p)
+
+
 class SRUCell(nn.Module):
     """One SRU layer over a sequence: by default the v1 cell of Lei et al. 2017 (arXiv 1709.02755v1, equations 3-7).
 
@@ -173,7 +181,7 @@ class SRUCell(nn.Module):
         length, batch, _ = x.shape
         inputs = x if self.layer_norm is None else self.layer_norm(x)
         if self.training and self.rnn_dropout:
-            inputs = inputs * self._mask(x, self.rnn_dropout, self.input_size)
+            inputs = inputs * variational_mask(x, self.rnn_dropout, self.input_size)
         u = linear(inputs, weight).view(length, batch, self.planes, self.output_size)
         own_skip = self.planes == 4
         h, c = sru_recurrence(
@@ -185,16 +193,13 @@ class SRUCell(nn.Module):
             activation=self.activation,
             bidirectional=self.bidirectional,
             skip_scale=1.0 if own_skip else self.skip_scale,
-            dropout_mask=self._mask(x, self.dropout, self.output_size) if self.training and self.dropout else None,
+            dropout_mask=variational_mask(x, self.dropout, self.output_size)
+            if self.training and self.dropout
+            else None,
             padding_mask=padding_mask,
             backend=self.backend,
         )
         return h.squeeze(0) if single else h, c
-
-    def _mask(self, x: Tensor, p: float, width: int) -> Tensor:
-        if torch._C._are_functorch_transforms_active():  # vmap over the parameters: x alone has no batch of masks
-            return torch.bernoulli(x.new_full((x.size(1), width), 1 - p)) / (1 - p)
-        return x.new_empty(x.size(1), width).bernoulli_(1 - p).div_(1 - p)
 
     __prepare_scriptable__ = refuse_scripting
 

@@ -119,7 +119,7 @@ class Attention(nn.Module):
         return _source(key, value, padding_mask)
 
     def forward(
-        self, x: Tensor, source: Source, need_weights: bool = False, bias: Tensor | None = None
+        self, x: Tensor, source: Source, need_weights: bool, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Attend.
 
@@ -130,7 +130,7 @@ class Attention(nn.Module):
             bias: of :class:`Coverage`.
 
         Returns:
-            ``(tgt_len, batch, query_size)``, and the weights as of :func:`attend`.
+            ``(tgt_len, batch, query_size)``, and the weights as :func:`attend` gives them.
         """
         context, weights = attend(self.query(x), source, self.scale, need_weights, bias)
         return self.out(context), weights
@@ -196,7 +196,7 @@ class GlobalAttention(nn.Module):
         source = source.transpose(0, 1).unsqueeze(1)
         return _source(self.key(source), source, padding_mask)
 
-    def forward(self, x: Tensor, source: Source, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, source: Source, need_weights: bool) -> tuple[Tensor, Tensor | None]:
         """As :meth:`Attention.forward`, but for the result's ``out_size`` features."""
         context, weights = attend(x, source, 1.0, need_weights)
         return torch.tanh(self.out(torch.cat([context, x], dim=-1))), weights

@@ -26,6 +26,8 @@ Extra = dict[str, list[Tensor] | None]  # fairseq's, too
 
 SOURCE = ("keys", "values", "masks")  # under these names the encoder's result holds Source's fields, for each attention
 
+ALIGNED = "label_smoothed_cross_entropy_with_alignment"  # the criterion that reads the weights in training
+
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +75,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
     The incremental state is each layer's :data:`State`; :meth:`cached` reads it, :meth:`cache` writes it.
 
     Args:
-        cfg: the model's options: max_target_positions.
+        cfg: the model's options: max_target_positions and criterion.
         dictionary: of the tokens that are predicted.
         embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
     """
@@ -87,10 +89,16 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.padding_idx = dictionary.pad()
         self.max_target_positions = cfg.max_target_positions
         self.need_attn = True
+        self.aligned = cfg.criterion == ALIGNED
         self.embed_tokens = embed_tokens
         self.tied: Tensor | None
         self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
         self.register_load_state_dict_post_hook(_forget_tied)
+
+    @property
+    def need_weights(self) -> bool:
+        """Whether the features come with the weights of the top attention."""
+        return self.need_attn and (self.aligned or not self.training)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Weights of before coverage: with zeros for its own it changes nothing, and can be learnt from there."""
@@ -103,7 +111,6 @@ class BaseDecoder(FairseqIncrementalDecoder):
         prev_output_tokens: Tensor,
         encoder_out: dict[str, Any] | None = None,
         incremental_state: IncrementalState | None = None,
-        src_lengths: Tensor | None = None,
         features_only: bool = False,
         **_: Any,
     ) -> tuple[Tensor, Extra]:
@@ -114,7 +121,6 @@ class BaseDecoder(FairseqIncrementalDecoder):
                 state that holds earlier steps the result is that of the last token alone.
             encoder_out: the encoder's result, where there is an encoder.
             incremental_state: fairseq's cache; None computes all positions at once.
-            src_lengths: not needed; fairseq passes it.
             features_only: leave the output layer out.
 
         Returns:
@@ -137,22 +143,23 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return made
 
     def features_program(self) -> Program | None:
-        """As of :meth:`program`, without the output layer: to the last slot's features."""
+        """As :meth:`program`, without the output layer: the last slot has the features."""
         return None
 
     def train(self, mode: bool = True) -> BaseDecoder:
-        """As of nn.Module."""
+        """As in nn.Module; also forgets the compiled code."""
         forget(self)
         return super().train(mode)
 
-    def _step(self, first: bool) -> Step | None:
-        """The compiled step, where there is one for this decoder as it is now."""
+    def _step(self, look: bool) -> Step | None:
+        """The compiled step, where there is one for this decoder; look: as it is now, with any new weights and hooks,
+        which takes time."""
 
         def make() -> Step | None:
             program = self.program() if compilable(self) and available() else None
             return None if program is None else Step(program)
 
-        return remembered(self, make, look=first)
+        return remembered(self, make, look)
 
     def _stepped(
         self, prev_output_tokens: Tensor, encoder_out: dict[str, Any], incremental_state: IncrementalState
@@ -163,15 +170,16 @@ class BaseDecoder(FairseqIncrementalDecoder):
         unusual = self.training or recorded or torch.is_autocast_enabled("cpu")
         if unusual or not prev_output_tokens.is_cpu or (not kept and prev_output_tokens.size(1) > 1):
             return None
-        step = self._step(first=not kept)
-        if step is not None and kept and "c" not in kept:  # the first steps were torch's, and nobody has looked
-            step = self._step(first=True)
+        compiled_before = "c" in kept
+        step = self._step(look=not kept)
+        if step is not None and kept and not compiled_before:  # the first steps were torch's, and nobody has looked
+            step = self._step(look=True)
         if step is None:
             return None
         sources = self.sources(encoder_out)
-        if "c" not in kept and not readable(sources):  # else an earlier step has looked
+        if not compiled_before and not readable(sources):
             return None
-        if kept and "c" not in kept:
+        if kept and not compiled_before:
             states = self.cached(incremental_state)
             kept = {"c": torch.cat([state["c"] for state in states], dim=1), "coverage": states[-1].get("coverage")}
         given = prev_output_tokens[:, -1], sources, kept.get("c"), kept.get("coverage")

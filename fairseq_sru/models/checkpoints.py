@@ -22,8 +22,6 @@ import omegaconf
 import torch
 from omegaconf.base import ContainerMetadata, Metadata
 
-__all__ = ["allow_fairseq_checkpoints"]
-
 # what OmegaConf's nodes are made of
 _NODES = [omegaconf.DictConfig, omegaconf.ListConfig, omegaconf.AnyNode, ContainerMetadata, Metadata, Any]
 _NODES += [collections.defaultdict, dict, list, int]

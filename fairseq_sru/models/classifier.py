@@ -64,14 +64,11 @@ class Classifier(BaseFairseqModel):
         """Tokens ``(batch, length)``, padded on either side, to ``(batch, size)``."""
         raise NotImplementedError
 
-    def forward(
-        self, src_tokens: Tensor, src_lengths: Tensor | None = None, classification_head_name: str = "", **_: Any
-    ) -> tuple[Tensor, None]:
+    def forward(self, src_tokens: Tensor, classification_head_name: str = "", **_: Any) -> tuple[Tensor, None]:
         """Classify.
 
         Args:
             src_tokens: ``(batch, length)``, padded on either side.
-            src_lengths: not needed; fairseq passes it.
             classification_head_name: of a head that was registered.
 
         Returns:
@@ -110,7 +107,7 @@ class SRUClassifier(Classifier):
         return cls(cfg, SRUEncoder(cfg, dictionary, embedding_of(cfg, "encoder", dictionary), read))
 
     def encode(self, src_tokens: Tensor) -> Tensor:
-        """As of :meth:`Classifier.encode`."""
+        """See :meth:`Classifier.encode`."""
         encoded = self.encoder(src_tokens)
         padding = encoded["encoder_padding_mask"][0].t().unsqueeze(-1)
         return POOLINGS[self.args.pooling](encoded["encoder_out"][0], padding, encoded)
@@ -145,12 +142,12 @@ class CNNClassifier(Classifier):
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> CNNClassifier:
-        """As of :meth:`SRUClassifier.build_model`."""
+        """See :meth:`SRUClassifier.build_model`."""
         cfg = check_cnn(cfg)
         return cls(cfg, embedding_of(cfg, "encoder", task.source_dictionary))
 
     def encode(self, src_tokens: Tensor) -> Tensor:
-        """As of :meth:`Classifier.encode`. A filter sees each place that has a word; what lies outside counts as 0."""
+        """See :meth:`Classifier.encode`. A filter sees each place that has a word; what lies outside counts as 0."""
         padding = src_tokens.eq(self.padding_idx)
         x = self.embed_tokens(src_tokens).masked_fill(padding.unsqueeze(-1), 0.0).transpose(1, 2)
         words = (~padding).to(x.dtype).unsqueeze(1)

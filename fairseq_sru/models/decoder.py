@@ -22,8 +22,13 @@ from .units import UNITS
 class SRUDecoderLayer(nn.Module):
     """A :class:`RecurrentLayer`, then (with heads) ``x + dropout(attention(layer_norm(x)))``.
 
-    ``coverage``: the attention knows what the one below has attended to. ``recurrent`` are options of the
-    :class:`RecurrentLayer`.
+    Args:
+        size: features of inputs and outputs.
+        source_size: features of the encoder outputs.
+        heads: attention heads; 0: no attention.
+        coverage: the attention knows what the one below has attended to.
+        dropout: dropout on the output of each block.
+        recurrent: options of :class:`RecurrentLayer`.
     """
 
     def __init__(
@@ -104,9 +109,9 @@ class SRUDecoder(BaseDecoder):
             SRUDecoderLayer(
                 size,
                 source_size,
-                cfg.decoder_attention_heads if i in attended else 0,
-                coverage and i == layers - 1,
-                dropout,
+                heads=cfg.decoder_attention_heads if i in attended else 0,
+                coverage=coverage and i == layers - 1,
+                dropout=dropout,
                 rnn_dropout=cfg.rnn_dropout,
                 unit=self.unit,
                 activation=cfg.sru_activation,
@@ -142,27 +147,26 @@ class SRUDecoder(BaseDecoder):
             padding = UNITS[self.unit].padding(padding_mask.t(), incremental_state is None)
             states = self._initial_states(encoder_out, len(prev_output_tokens))
         source_of: dict[Any, Source] = dict(zip(self.attentions(), self.sources(encoder_out), strict=True))
-        need_weights = self.need_attn and not self.training
 
         x = self.project_in(self.dropout_in(self.embed_tokens(prev_output_tokens.t())))
         after: list[State] = []
         weights = None
         for i, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
-            need = need_weights if i == len(states) - 1 else i == self.covered
+            need = self.need_weights if i == len(states) - 1 else i == self.covered
             source = source_of.get(layer.attention)
             x, state, weights = layer(x, state, padding, source, need, weights, padding_mask)
             after.append(state)
         self.cache(incremental_state, after)
         x = self.norm(x)
         if self.global_attention is not None:
-            x, weights = self.global_attention(x, source_of[self.global_attention], need_weights)
+            x, weights = self.global_attention(x, source_of[self.global_attention], self.need_weights)
         else:
             assert self.project_out is not None
             x = self.project_out(x)
-        return self.dropout_out(x).transpose(0, 1), extra(weights if need_weights else None)
+        return self.dropout_out(x).transpose(0, 1), extra(weights if self.need_weights else None)
 
     def features_program(self) -> Program | None:
-        """As of :meth:`BaseDecoder.features_program`."""
+        """See :meth:`BaseDecoder.features_program`."""
         layers: list[Any] = list(self.layers)
         cells = [getattr(layer.rnn, layer.rnn.unit) for layer in layers]
         attending = any(layer.attention is not None for layer in layers)

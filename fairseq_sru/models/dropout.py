@@ -54,11 +54,11 @@ class Dropout(FairseqDropout):
         module_name: by which ``--retain-dropout-modules`` knows it.
     """
 
-    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """``x`` of any shape, dropped out in training; ``inplace`` as of nn.functional.dropout where torch draws."""
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` of any shape and floating dtype, dropped out in training."""
         level = self._level(x)
         if level is None:
-            return super().forward(x, inplace)  # type: ignore[no-any-return]
+            return super().forward(x)  # type: ignore[no-any-return]
         return _Dropped.apply(x, None, x.dtype, _seed(), level)  # type: ignore[no-any-return]
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, 
 
 
 def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embedding | None = None) -> nn.Embedding:
-    """The embedding of the encoder or the decoder, as of :func:`embeddings`; ``shared`` is taken for it."""
+    """The embedding of the encoder or the decoder, as in :func:`embeddings`; ``shared`` is taken for it."""
     module = shared or Embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
     if not shared and (path := getattr(cfg, f"{side}_embed_path", None)):
         try:

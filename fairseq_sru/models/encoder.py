@@ -61,7 +61,7 @@ class RecurrentEncoder(BaseEncoder):
             padding_mask: ``(batch, length)`` bool, True at padding, which may be on either side.
 
         Returns:
-            As of :meth:`BaseEncoder.result`, and encoder_state ``[(batch, state_units)]``, the top layer's last state.
+            See :meth:`BaseEncoder.result`; and encoder_state ``[(batch, state_units)]``, the top layer's last state.
         """
         padding = UNITS[self.unit].padding(padding_mask.t(), False)
         x = self.project_in(self.dropout_in(x))
@@ -91,12 +91,12 @@ class SRUEncoder(RecurrentEncoder):
             src_lengths: not needed; fairseq passes it.
 
         Returns:
-            As of :meth:`RecurrentEncoder.encode`.
+            See :meth:`RecurrentEncoder.encode`.
         """
         return self.encode(self.embed_tokens(src_tokens.t()), src_tokens.eq(self.padding_idx))
 
     def program(self) -> Program | None:
-        """As of :meth:`BaseEncoder.program`."""
+        """See :meth:`BaseEncoder.program`."""
         layers: list[Any] = list(self.layers)
         cells = [getattr(layer, layer.unit) for layer in layers]
         if not all(plain(cell, bidirectional=True) for cell in cells) or not isinstance(self.norm, nn.LayerNorm):

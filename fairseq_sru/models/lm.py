@@ -154,7 +154,7 @@ class SRULanguageModel(FairseqLanguageModel):
         return cls(SRULanguageDecoder(cfg, target, embedding_of(cfg, "decoder", source)))
 
     def prepare_for_inference_(self, cfg: Any) -> None:
-        """As of fairseq; for fairseq-eval-lm with a context window over blocks of one text, carry the state.
+        """As in fairseq; for fairseq-eval-lm with a context window over blocks of one text, carry the state.
 
         Raises:
             ValueError: the blocks would not come in their order.

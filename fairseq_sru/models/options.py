@@ -22,9 +22,9 @@ FOLLOWS = {
 
 
 def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
-    """A model's options alone; those that cfg lacks or leaves at None have the value that their help text names. What
-    fairseq's command line fills in from the task or the criterion is, where nothing has, UNLIMITED for a longest
-    sequence, or else None."""
+    """A model's options alone; those that cfg lacks or leaves at None have the value that their help text names. One
+    that fairseq takes from the task or the criterion, and didn't, is UNLIMITED if it is a longest sequence, else None.
+    """
 
     def value(name: str) -> Any:
         given = getattr(cfg, name, None)

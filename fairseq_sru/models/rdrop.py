@@ -57,7 +57,7 @@ class RDropCriterion(LabelSmoothedCrossEntropyCriterion):
             exit_with(str(error))
 
     def forward(self, model: Any, sample: dict[str, Any], reduce: bool = True) -> tuple[Tensor, int, dict[str, Any]]:
-        """As of fairseq's criterions; both passes are one of a batch twice as large."""
+        """As fairseq's criterions; both passes are one of a batch twice as large."""
         if not (model.training and self.alpha and reduce):
             found: tuple[Tensor, int, dict[str, Any]] = super().forward(model, sample, reduce)
             return found

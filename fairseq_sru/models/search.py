@@ -30,8 +30,7 @@ def programs(model: Any) -> tuple[Program, Program] | None:
         kept = reading.slot(attention.key_value.out_features)
         reading.linear(reading.result, kept, attention.key_value.weight)
         reading.source(kept, attention.heads)
-    read = [(reading.widths[slot] // 2, heads) for slot, heads in reading.sources]
-    return (reading, writing) if read == writing.attentions else None
+    return (reading, writing) if reading.handed_over == writing.attentions else None
 
 
 def _search(model: Any) -> Search | None:
@@ -79,6 +78,9 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
     search = remembered(model, partial(_search, model))
     if search is None:
         return None
+    padding_mask = tokens == PAD
+    if bool((padding_mask[:, 1:] != padding_mask[:, :-1]).sum(1).gt(1).any()):
+        return None  # some is inside a line, where torch's encoder keeps its place
     lines = [line[line != PAD].tolist() for line in tokens]
     most = search.positions or tokens.size(1)
     if not lines or not all(0 < len(line) <= most for line in lines):

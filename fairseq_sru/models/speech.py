@@ -62,7 +62,7 @@ class SpeechEncoder(RecurrentEncoder):
             src_lengths: ``(batch)``, frames of each.
 
         Returns:
-            As of :meth:`RecurrentEncoder.encode`.
+            See :meth:`RecurrentEncoder.encode`.
         """
         padding_mask = torch.arange(src_tokens.size(1), device=src_lengths.device) >= src_lengths[:, None]
         dtype = next(self.subsample.parameters()).dtype  # fairseq-generate --fp16 leaves frames in float32

@@ -122,7 +122,7 @@ class TransformerSRUEncoderLayer(nn.Module):
         self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
     def forward(self, x: Tensor, visible: Tensor, padding_mask: Tensor) -> Tensor:
-        """``(length, batch, size)`` to the same; visible as of :class:`SelfAttention`, padding_mask as of
+        """``(length, batch, size)`` to the same; visible as in :class:`SelfAttention`, padding_mask as in
         :class:`FeedForward`."""
         x = self.dropout.plus(x, self.self_attention(self.self_attention_norm(x), visible)[0])
         return self.dropout.plus(x, self.feed_forward(self.feed_forward_norm(x), None, padding_mask)[0])
@@ -139,9 +139,9 @@ class TransformerSRUDecoderLayer(nn.Module):
         source_size: features of the encoder outputs.
         inner: features inside the feed-forward block.
         heads: attention heads.
+        coverage: the attention knows what the one below has attended to.
         autoreg: ``ssru``, ``sru`` or ``self-attention``.
         feed_forward: ``linear`` or ``sru``.
-        coverage: the attention knows what the one below has attended to.
         dropout: dropout on the output of each block.
         rnn_dropout: variational dropout on the input of an SRU.
     """
@@ -183,7 +183,7 @@ class TransformerSRUDecoderLayer(nn.Module):
         padding_mask: Tensor,
         source: Source,
         need_weights: bool,
-        below: Tensor | None = None,
+        below: Tensor | None,
     ) -> tuple[Tensor, State, Tensor | None]:
         """Run the layer.
 

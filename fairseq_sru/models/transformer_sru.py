@@ -53,7 +53,7 @@ class TransformerSRUEncoder(BaseEncoder):
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any) -> dict[str, Any]:
-        """As of :meth:`SRUEncoder.forward`."""
+        """See :meth:`SRUEncoder.forward`."""
         padding_mask = src_tokens.eq(self.padding_idx)
         x = math.sqrt(self.output_units) * self.embed_tokens(src_tokens) + self.embed_positions(src_tokens)
         x = self.dropout(x).transpose(0, 1)
@@ -62,7 +62,7 @@ class TransformerSRUEncoder(BaseEncoder):
         return self.result(self.norm(x), padding_mask)
 
     def program(self) -> Program | None:
-        """As of :meth:`BaseEncoder.program`."""
+        """See :meth:`BaseEncoder.program`."""
         layers: list[Any] = list(self.layers)
         if any(layer.feed_forward.inner is None for layer in layers):
             return None
@@ -111,12 +111,12 @@ class TransformerSRUDecoder(BaseDecoder):
                 size,
                 source_size,
                 cfg.decoder_ffn_embed_dim,
-                cfg.decoder_attention_heads,
-                coverage and i == cfg.decoder_layers - 1,
-                cfg.decoder_autoreg,
-                cfg.feed_forward,
-                cfg.dropout,
-                cfg.rnn_dropout,
+                heads=cfg.decoder_attention_heads,
+                coverage=coverage and i == cfg.decoder_layers - 1,
+                autoreg=cfg.decoder_autoreg,
+                feed_forward=cfg.feed_forward,
+                dropout=cfg.dropout,
+                rnn_dropout=cfg.rnn_dropout,
             )
             for i in range(cfg.decoder_layers)
         )
@@ -143,19 +143,18 @@ class TransformerSRUDecoder(BaseDecoder):
             visible = _visible(prev_output_tokens.eq(self.padding_idx), tokens.size(1))
         x = self.dropout(x).transpose(0, 1)
         padding_mask = tokens.eq(self.padding_idx).t().contiguous()  # once for all layers
-        need_weights = self.need_attn and not self.training
 
         after: list[State] = []
         weights = None
         for i, (layer, state, source) in enumerate(zip(self.layers, states, self.sources(encoder_out), strict=True)):
-            need = need_weights if i == len(states) - 1 else i == self.covered
+            need = self.need_weights if i == len(states) - 1 else i == self.covered
             x, state, weights = layer(x, state, visible, padding_mask, source, need, weights)
             after.append(state)
         self.cache(incremental_state, after)
-        return self.norm(x).transpose(0, 1), extra(weights if need_weights else None)
+        return self.norm(x).transpose(0, 1), extra(weights if self.need_weights else None)
 
     def features_program(self) -> Program | None:
-        """As of :meth:`BaseDecoder.features_program`."""
+        """See :meth:`BaseDecoder.features_program`."""
         layers: list[Any] = list(self.layers)
         if not all(plain(layer.sru) and layer.feed_forward.inner is not None for layer in layers):
             return None

@@ -25,7 +25,7 @@ class TranslationModel(FairseqEncoderDecoderModel):
         encoder.project = decoder.project  # type: ignore[method-assign]
 
     def train(self, mode: bool = True) -> TranslationModel:
-        """As of nn.Module."""
+        """As in nn.Module; also forgets the compiled code."""
         forget(self)
         return super().train(mode)
 

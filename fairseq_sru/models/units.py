@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from ..layers import SRUCell
+from ..layers.cell import SRUCell, variational_mask
 
 
 class Packing(NamedTuple):
@@ -84,8 +84,7 @@ class LSTM(nn.LSTM):
             The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``.
         """
         if self.training and self.rnn_dropout:
-            keep = 1 - self.rnn_dropout
-            x = x * x.new_empty(x.shape[1:]).bernoulli_(keep).div_(keep)
+            x = x * variational_mask(x, self.rnn_dropout, x.size(-1))
         before = None
         if state is not None:
             h0, c0 = state.to(x.dtype).unflatten(-1, (2, -1, self.hidden_size)).permute(1, 2, 0, 3).contiguous()

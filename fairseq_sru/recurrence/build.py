@@ -144,7 +144,7 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: b
     if not fresh and _is_sound(path):
         return path
     try:
-        return _put(path, make)
+        return _put(path, make, fresh)
     except OSError as error:
         trouble = f"{path.parent} can't be written ({error.strerror}); {CACHE_VARIABLE} can name another folder"
     try:
@@ -155,7 +155,7 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: b
 
 @contextlib.contextmanager
 def alone(parts: list[str]) -> Iterator[None]:
-    """Of many processes and threads that want an entry let one make it, while the others wait and then find it.
+    """Let one process or thread at a time make an entry; the others wait, then find it in the cache.
 
     The lock is the operating system's and goes with its holder. Whoever has waited PATIENCE seconds, or is in a folder
     without locks, goes on without.
@@ -197,7 +197,7 @@ def _is_sound(path: Path) -> bool:
     return hashlib.sha256(content[:-CHECKSUM]).digest() == content[-CHECKSUM:]
 
 
-def _put(path: Path, make: Callable[[Path], None]) -> Path:
+def _put(path: Path, make: Callable[[Path], None], fresh: bool = False) -> Path:
     for left in path.parent.glob("new_*"):  # by who was killed
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > 24 * 3600:
@@ -208,7 +208,8 @@ def _put(path: Path, make: Callable[[Path], None]) -> Path:
         content = new.read_bytes()
         new.write_bytes(content + hashlib.sha256(content).digest())
         new.chmod(0o600)
-        new.replace(path)
+        if fresh or not _is_sound(path):  # else another process was first, and others may have it loaded
+            new.replace(path)
     return path
 
 

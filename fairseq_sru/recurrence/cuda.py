@@ -30,7 +30,7 @@ class Stream(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """vec, ahead: what the text is compiled for; see kernels/sru.cu."""
+    """vec, ahead: what the source is compiled for; see kernels/sru.cu."""
 
     vec: int
     ahead: int

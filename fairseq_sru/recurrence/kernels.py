@@ -13,7 +13,7 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from .reference import ACTIVATIONS, Options, Tensors
+from .reference import ACTIVATIONS, Options, Tensors, as_needed
 
 VALUES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.float64: 3}
 
@@ -59,10 +59,10 @@ class Shape(NamedTuple):
 
 
 def nowhere(t: Tensor) -> int:
-    """The address of a tensor that has none: 0 where it has no elements, either.
+    """0, the address of a tensor without elements.
 
     Raises:
-        TypeError: its elements are elsewhere, as a DTensor's are.
+        TypeError: it has elements, which are elsewhere, as a DTensor's are.
     """
     if t.numel():
         raise TypeError(f"compiled kernels can't read a {type(t).__name__}: it holds no values itself")
@@ -165,10 +165,7 @@ class Kernels:
             None if grad_v is None else grad_v.sum((0, 1)),
             None if grad_mask is None else grad_mask.sum(0) if chunks > 1 else grad_mask[0],
         )
-        return tuple(
-            None if not wanted or grad is None or t is None else _like(grad, t.dtype)
-            for wanted, grad, t in zip(needed, grads, tensors, strict=True)
-        )
+        return as_needed(grads, tensors, needed)
 
     def _plan(
         self, u: torch.Size, dtype: torch.dtype, device: torch.device, options: Options, skip: bool, peephole: bool

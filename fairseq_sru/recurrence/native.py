@@ -16,7 +16,7 @@ from torch import Tensor
 from .build import Unavailable, host_library
 from .kernels import DEFAULT_VARIANT, KEPT, VALUES, Argument, Kernels, Shape, Variant, nowhere
 
-MAX_LANES = 256  # channels that a thread of the text works on at most
+MAX_LANES = 256  # channels that a thread of the CUDA source works on at most
 ENOUGH = 16384  # elements below which a second core costs more than it brings
 
 
@@ -39,7 +39,7 @@ class Native(Kernels):
 
 @functools.lru_cache(maxsize=KEPT)
 def cut(shape: Shape, most: int) -> tuple[int, int, int]:
-    """Into how many threads of the text, of how many channels, and how many of the machine's, of most, work on them."""
+    """Threads of the CUDA source, the channels of each, and the CPU threads that run them, at most ``most``."""
     half = shape.width // shape.directions
     rows = shape.batch * shape.directions * shape.chunks
     workers = min(most, 1 + shape.length * shape.batch * shape.width // ENOUGH)

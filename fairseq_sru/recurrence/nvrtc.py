@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..versions import CUDA
 from .build import CHECKSUM, Unavailable, alone, cached, kernel_text
-
-__all__ = ["Compiled", "Compiler", "compiler"]
 
 NVRTC_VARIABLE = "FAIRSEQ_SRU_NVRTC"
 FLAGS = ("--std=c++17", "--device-as-default-execution-space")  # of every compilation
@@ -42,7 +41,7 @@ class Compiler:
             from pynvrtc.compiler import Program
             from pynvrtc.interface import NVRTCInterface
         except ImportError as error:
-            raise Unavailable(f"pynvrtc can't be imported ({error}); pip install pynvrtc==9.2") from error
+            raise Unavailable(f"pynvrtc can't be imported ({error}); pip install {CUDA[0]}") from error
         self.path = path
         self._program = Program
         try:
@@ -89,7 +88,7 @@ class Compiler:
         return self._compile(text["sru.cu"], headers, options, target)
 
     def empty(self, target: str) -> bytes:
-        """A kernel that does nothing: whether the driver takes what this NVRTC compiles shows in it."""
+        """Code of an empty kernel, which tests whether the driver takes what this NVRTC compiles."""
         return self._compile('extern "C" __global__ void empty() {}', {}, (), target).code
 
     def _compile(self, text: str, headers: dict[str, str], options: tuple[str, ...], target: str) -> Compiled:

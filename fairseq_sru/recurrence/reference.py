@@ -17,7 +17,7 @@ The gradients, with a' = dL/da and all products elementwise (reverse directions 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -53,6 +53,14 @@ class Tensors(NamedTuple):
 def state_dtype(u: Tensor) -> torch.dtype:
     """The dtype of the cell state: float64 for float64, else float32."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32
+
+
+def as_needed(grads: Sequence[Tensor | None], tensors: Tensors, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    """Each gradient in its tensor's dtype; None where it isn't needed."""
+    return tuple(
+        None if not wanted or grad is None or t is None else grad.to(t.dtype)
+        for wanted, grad, t in zip(needed, grads, tensors, strict=True)
+    )
 
 
 def _directions(width: int, bidirectional: bool) -> Iterator[tuple[slice, bool]]:
@@ -288,7 +296,4 @@ class Torch:
             torch.stack([(grad * before).sum((0, 1)) for grad in gates]) if need["weight_c"] else None,
             grad_mask,
         )
-        return tuple(
-            None if not wanted or grad is None or t is None else grad.to(t.dtype)
-            for wanted, grad, t in zip(needed, grads, tensors, strict=True)
-        )
+        return as_needed(grads, tensors, needed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import functools
 import json
@@ -28,6 +29,7 @@ DRY = os.environ.get("FAIRSEQ_SRU_GPU_DRY") == "1"  # what is measured on a GPU 
 RUN = 0.005  # seconds that a run takes at least
 REPLAY = 0.001  # seconds that a replay of small kernels takes at least
 MOST = 200  # calls in a graph
+WARM_UP = 1.0  # seconds
 TITLE = "{device}, threads: {threads}, torch {torch}, {date:.10}"  # of what machine() gives
 
 
@@ -108,11 +110,11 @@ def going_on_without(what: str, reason: str) -> None:
     tqdm.write(f"going on without {what}: {reason.strip().splitlines()[0]}", file=sys.stderr)
 
 
-def warm_up(seconds: float = 1.0) -> None:
+def warm_up() -> None:
     """Keep a GPU busy until its clocks are up."""
     if not ON_GPU:
         return
-    x, until = torch.randn(4096, 4096, device=DEVICE), time.perf_counter() + seconds
+    x, until = torch.randn(4096, 4096, device=DEVICE), time.perf_counter() + WARM_UP
     while time.perf_counter() < until:
         x @ x
         torch.cuda.synchronize()
@@ -123,6 +125,12 @@ def demand_kernels() -> None:
     measured."""
     if ON_GPU and (said := backends()["cuda"]) != "ready":
         sys.exit(f"the kernels don't run on this GPU: {said}")
+
+
+def refuse_overwriting(parser: argparse.ArgumentParser, path: Path, resume: bool) -> None:
+    """End the program where a report is there that isn't to be gone on with."""
+    if path.exists() and not resume:
+        parser.error(f"argument --out: {path} is there already: --resume goes on with it; or name another folder")
 
 
 def resumed(path: Path, report: dict[str, Any], *measured: str) -> dict[str, Any]:

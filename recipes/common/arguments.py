@@ -23,6 +23,14 @@ def output_file(text: str) -> Path:
     return path
 
 
+def new_file(text: str) -> Path:
+    """An :func:`output_file` that isn't there yet."""
+    path = output_file(text)
+    if path.exists():
+        raise argparse.ArgumentTypeError(f"{path} is there already: remove it, or name another file")
+    return path
+
+
 def at_least_one(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1; got {text!r}")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from common.arguments import at_least_one, file, output_file
 from common.machine import ROOT
@@ -13,13 +14,20 @@ from common.machine import ROOT
 from .settings import Settings, load
 
 
-def recipe_parser(about: str | None, *, jobs: str | None = None, output: str | None = None) -> argparse.ArgumentParser:
+def recipe_parser(
+    about: str | None,
+    *,
+    jobs: str | None = None,
+    output: str | None = None,
+    as_output: Callable[[str], Path] = output_file,
+) -> argparse.ArgumentParser:
     """A parser with a recipe and ``key=value``.
 
     Args:
         about: the script's docstring.
         jobs: what ``--jobs`` counts; without it, there is none.
         output: help of ``--output``; likewise.
+        as_output: its type.
     """
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("recipe", type=file, metavar="RECIPE.yaml")
@@ -27,7 +35,7 @@ def recipe_parser(about: str | None, *, jobs: str | None = None, output: str | N
     if jobs:
         parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help=f"{jobs} at a time (%(default)s)")
     if output:
-        parser.add_argument("--output", type=output_file, required=True, metavar="FILE.json", help=output)
+        parser.add_argument("--output", type=as_output, required=True, metavar="FILE.json", help=output)
     return parser
 
 

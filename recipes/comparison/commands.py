@@ -29,6 +29,11 @@ def words(flags: Mapping[str, Any]) -> list[str]:
     return line
 
 
+def files_named(flags: Mapping[str, Any]) -> list[Path]:
+    """The files that flags name."""
+    return [Path(value) for value in flags.values() if isinstance(value, str) and Path(value).is_file()]
+
+
 @dataclass(frozen=True)
 class Commands:
     """The commands of a comparison, as they can be copied into a shell."""
@@ -68,15 +73,18 @@ class Commands:
 
     def options(self, system: str) -> dict[str, Any]:
         """A system's flags of fairseq-train: on a CPU in bfloat16 where that pays, unless the settings say how."""
-        given = {**self.settings.train, **self.settings.systems[system]}
+        given = self.settings.flags_of(system)
         said = given.keys() & {"amp", "bf16", "fp16", "memory-efficient-bf16", "memory-efficient-fp16"}
         return given if said else {"amp": self.cpu and self.pays, **given}
+
+    def read_in_decoding(self) -> list[Path]:
+        """The files that the flags of fairseq-generate name, such as a language model."""
+        return files_named(self.settings.generate)
 
     def train(self, system: str, seed: int, updates: int, every: int, folder: Path, **more: Any) -> list[str]:
         """Train for ``updates`` updates with a checkpoint after ``every``; a warm-up below 1 is a share of them."""
         s = self.settings
         flags = {**self.options(system), **more, "seed": seed, "max-update": updates}
-        flags.pop("seeds", None)
         if isinstance(warmup := flags.get("warmup-updates"), float) and warmup < 1:
             flags["warmup-updates"] = round(warmup * updates)
         if flags.get("lr-scheduler") == "polynomial_decay":

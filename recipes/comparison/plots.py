@@ -14,7 +14,7 @@ from common.files import write
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from .verdict import tested
+from .verdict import setting, tested
 
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
 matplotlib.rcParams.update({"grid.alpha": 0.3, "font.size": 10, "svg.hashsalt": "fairseq_sru"})
@@ -59,7 +59,7 @@ def speed(systems: dict[str, Any]) -> Figure:
     """Bars: speed of training, and of decoding in each setting."""
     settings = next(iter(systems.values()))["decoding"] if systems else []
     titles = ["training\ntarget tokens/s"]
-    titles += [f"decoding, sentences/s\nbeam {d['beam']}, batch {d['batch']}" for d in settings]
+    titles += [f"decoding, sentences/s\n{setting(d)}" for d in settings]
     values = [[system["training_tokens_per_second"] for system in systems.values()]]
     values += [[s["decoding"][i]["sentences_per_second"] for s in systems.values()] for i in range(len(settings))]
     height = 1.2 + 0.35 * max(len(systems), 2)

@@ -266,8 +266,11 @@ def main(argv: list[str] | None = None) -> None:
         render(report)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         parser.error(f"argument report.json: {path} is no report on translation: {type(error).__name__}: {error}")
+    stages, made = Stages(path.parent / "stamps"), [path.parent / name for name in FILES]
+    if changed := stages.changed("report", [file for file in made if file != path]):
+        parser.error(f"argument report.json: {changed[0]}, which is written anew beside it, was changed: move it")
     write(report, path.parent)
-    Stages(path.parent / "stamps").remade("report", [path.parent / name for name in FILES])
+    stages.remade("report", made)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ class Comparison(Training):
         """The data, and from it the sentences that checkpoints are scored and decoding is timed on.
 
         Raises:
-            StageError: as of :class:`Training`; or sacreBLEU lacks what its scores of the language need.
+            StageError: see :class:`Training`; or sacreBLEU lacks what its scores of the language need.
         """
         super().prepare()
         self.source, self.target = self.data["source"], self.data["target"]
@@ -127,7 +127,7 @@ class Comparison(Training):
             self.stages.command(
                 name,
                 command,
-                inputs=[self.final(run), self.manifest],
+                inputs=[self.final(run), self.manifest, *self.commands.read_in_decoding()],
                 outputs=[self.output(run)],
                 log=self.log(name),
                 on_line=lambda line: bar.update(line.startswith("D-")),
@@ -147,7 +147,7 @@ class Comparison(Training):
                 at = {"updates": now.updates, "train_seconds": now.seconds, "clock_seconds": now.clock}
                 return {"point": {**at, "loss": now.loss, "BLEU": bleu}}
 
-            inputs = [checkpoint, *self.subset_files("valid")]
+            inputs = [checkpoint, *self.subset_files("valid"), *self.commands.read_in_decoding()]
             if not self.stages.outlived(name, command, inputs):
                 self.stages.command(name, command, inputs=inputs, outputs=[], log=self.log(name), facts=point)
 
@@ -172,7 +172,7 @@ class Comparison(Training):
                 raise ValueError(f"{self.log(name)} does not tell the speed")
             return {"sentences_per_second": float(found[1])}
 
-        inputs = [*self.in_turns(), *self.subset_files("test")]
+        inputs = [*self.in_turns(), *self.subset_files("test"), *self.commands.read_in_decoding()]
         self.stages.command(name, command, inputs=inputs, outputs=[], log=self.log(name), facts=measured)
 
     def in_turns(self) -> list[Path]:

@@ -117,6 +117,10 @@ class Settings:
     torchrun: list[str] = field(default_factory=lambda: ["--standalone"])  # its options beside --nproc-per-node
     split_compounds: bool = False  # also a BLEU over tokens with hyphenated words split
 
+    def flags_of(self, system: str) -> dict[str, Any]:
+        """Flags of fairseq-train: the system's own, and those of all systems that it doesn't have."""
+        return {name: value for name, value in {**self.train, **self.systems[system]}.items() if name != "seeds"}
+
     def seeds_of(self, system: str) -> list[int]:
         return self.systems[system].get("seeds", self.seeds)
 

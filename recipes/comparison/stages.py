@@ -187,8 +187,7 @@ class Stages:
             there = [path for path in outputs if path.exists()]
             if not stamp and there:
                 raise StageError(f"{name}: {there[0]} is there, and not of this comparison: move it")
-            changed = [path for path in there if path.is_file() and digest(path) not in stamp.get("outputs", [])]
-            if stamp.get("done") and changed:
+            if changed := self.changed(name, there):
                 raise StageError(f"{name}: {changed[0]} was changed, and would have to be made anew: move it")
             for path in outputs:  # before the stamp changes: a kill in between leaves nothing that would pass for new
                 remove(path)
@@ -202,6 +201,12 @@ class Stages:
         stamp = {**stamp, **facts, "done": True, "finished": finished, "outputs": looks}
         self._write(name, stamp)
         return stamp
+
+    def changed(self, name: str, outputs: Sequence[Path]) -> list[Path]:
+        """Outputs of a stage that is done which are not as it made them."""
+        stamp = self.stamp(name)
+        there = [path for path in outputs if path.is_file()] if stamp.get("done") else []
+        return [path for path in there if digest(path) not in stamp["outputs"]]
 
     def remade(self, name: str, outputs: Sequence[Path]) -> None:
         """Note that another command of ours made a stage's outputs anew."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
 import statistics
 from collections.abc import Callable, Iterator
@@ -23,7 +22,7 @@ from fairseq_sru.recurrence.dispatch import choose
 from fairseq_sru.versions import __version__
 
 from . import settings, stages
-from .commands import Commands
+from .commands import Commands, files_named
 from .fairseq_output import Trained, trained
 from .processes import side_by_side
 from .settings import Settings
@@ -159,13 +158,15 @@ class Training:
         if self.stages.noted("gpu" if self.commands.cpu else "backend"):
             was, remedy = ("a GPU", "let torch see it") if self.commands.cpu else ("a CPU", "give cpu=true")
             raise StageError(f"{self.out} was begun on {was}: {remedy}, or begin anew with out=DIR")
+        if others := [was for was in self.stages.noted("fairseq_sru") if was != self.here["fairseq_sru"]]:
+            tqdm.write(f"{self.out} has results of fairseq_sru {others[-1]}: they stay, the rest is made by today's")
         self.stages.always("prepare", self.commands.prepare(), self.log("prepare"))
         self.commands.keep()
         self.manifest = self.commands.data / "manifest.json"
         self.data = json.loads(self.manifest.read_text(encoding="utf-8"))
 
     def time_training(self) -> None:
-        """In turns, and as many at a time as runs will be: they slow one another."""
+        """Measure the speed of training, systems in turns, as many at a time as runs will be: they slow one another."""
 
         def timed(number: int, system: str) -> None:
             self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
@@ -229,13 +230,11 @@ class Training:
 
     def preset(self, system: str) -> list[Path]:
         """The file of this project's preset that the system is of, if it is of one."""
-        arch = {**self.settings.train, **self.settings.systems[system]}["arch"]
-        return list(PRESETS.glob(f"*/{arch}.yaml"))
+        return list(PRESETS.glob(f"*/{self.settings.flags_of(system)['arch']}.yaml"))
 
     def inputs(self, system: str) -> list[Path]:
         """What a system's training depends on beside its command: files that its flags name, too."""
-        given = [value for value in self.commands.options(system).values() if isinstance(value, str)]
-        return [self.manifest, *self.preset(system), *(Path(value) for value in given if os.path.isfile(value))]
+        return [self.manifest, *self.preset(system), *files_named(self.commands.options(system))]
 
     def training_speed(self, system: str, unit: str) -> float:
         """Median of the slices, as the machine was then; ``unit`` is updates_per_second or tokens_per_second."""

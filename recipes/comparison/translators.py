@@ -56,9 +56,8 @@ class Translators:
         """The first run of each system that it may be able to run."""
         if not self.c.commands.cpu:
             return {}
-        given = self.c.settings
-        arch = {system: {**given.train, **options}["arch"] for system, options in given.systems.items()}
-        return {system: run for system, run in self.c.first().items() if arch[system].startswith(OURS)}
+        flags_of = self.c.settings.flags_of
+        return {system: run for system, run in self.c.first().items() if flags_of(system)["arch"].startswith(OURS)}
 
     def score(self) -> None:
         """Translate the test set with each run's model."""

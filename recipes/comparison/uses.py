@@ -82,8 +82,8 @@ class Use(Training):
             found = self.tested(self.log(name).read_text(encoding="utf-8"))
             return {**found, "parameters": self.stages.stamp(run.stage("train"))["parameters"]}
 
-        command = self.test_command(best)
-        self.stages.command(name, command, inputs=[best, self.manifest], outputs=[], log=self.log(name), facts=facts)
+        command, inputs = self.test_command(best), [best, self.manifest, *self.commands.read_in_decoding()]
+        self.stages.command(name, command, inputs=inputs, outputs=[], log=self.log(name), facts=facts)
 
     def test_command(self, checkpoint: Path) -> list[str]:
         """The command that tests a checkpoint."""

@@ -97,8 +97,8 @@ class Day:
             if part.shown and logs:
                 shutil.copyfile(logs[0], self.out / part.shown)
 
-    def all(self, todo: list[Part]) -> bool:
-        """Whether all are done."""
+    def run_all(self, todo: list[Part]) -> bool:
+        """Run the parts in order; whether all are done."""
         beside: dict[str, Thread] = {}
         for part in todo:
             if part.beside:  # a daemon ends with this process, and what it runs ends with it
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"argument OUT: {out} has results, and no folder work to go on from: name another, or remove it")
     with working_in(out / "work", parser):
         day = Day(out, args.minutes)
-        done = day.all(parts(out, DRY, f"{card()}-{source(*SOURCES, *MODELS)}"))
+        done = day.run_all(parts(out, DRY, f"{card()}-{source(*SOURCES, *MODELS)}"))
     print(f"\n{tables.ended(out)}\n{out / 'report.md'}")
     print("all is done" if done else "run the same command to do the rest")
     return 0 if done else 1

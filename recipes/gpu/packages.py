@@ -29,7 +29,7 @@ from common.machine import ROOT
 VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))  # an import of the package would load torch
 SITE, FAIRSEQ = ROOT / "runs" / "gpu" / "site", ROOT / "runs" / "gpu" / "fairseq"
 
-RIVALS = ("accelerated-scan==0.3.1", "fla-core==0.6.0", "einops")  # the second: kernels of flash-linear-attention
+RIVALS = VERSIONS["RIVALS"]
 # of these, others than those that are brought along don't do
 EXACT = {"antlr4-python3-runtime", "cuda-pathfinder", "filelock", "hydra-core", "omegaconf", "pynvrtc"}
 EXTENSIONS = ("sru", "accelerated_scan.warp")  # build CUDA source when they are first imported

@@ -8,6 +8,9 @@ from argparse import Namespace
 
 import pytest
 import torch
+from fairseq.criterions.label_smoothed_cross_entropy_with_alignment import (
+    LabelSmoothedCrossEntropyCriterionWithAlignment,
+)
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
@@ -86,6 +89,29 @@ def test_an_ensemble_scores_references_whichever_of_its_models_attend(first, opt
         expected = mean[row].log().gather(-1, words[row, :, None])[:, 0]
         torch.testing.assert_close(hypothesis["positional_scores"], expected, check_dtype=False)
         assert hypothesis["attention"] is not None
+
+
+@pytest.mark.parametrize("name", ["defaults", "coverage", "lstm", "global attention"])
+def test_a_decoder_learns_alignments(name, build, dictionary):
+    """Garg et al. 2019, equation 6: minus the log of the top attention's weight for each given pair."""
+    options = {**SRU_VARIANTS[name], "dropout": 0.0, "rnn_dropout": 0.0}
+    model = build(**options, criterion="label_smoothed_cross_entropy_with_alignment").train()
+    task = Namespace(target_dictionary=dictionary)
+    criterion = LabelSmoothedCrossEntropyCriterionWithAlignment(task, False, 0.1, 0.5)
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 4)
+    net_input = {"src_tokens": src, "src_lengths": None, "prev_output_tokens": target}
+    sample = {"net_input": net_input, "target": target, "ntokens": 8, "nsentences": 2}
+    pairs, weights = torch.tensor([[1, 0], [4, 2], [3, 5]]), torch.tensor([1.0, 0.5, 0.5])  # (source, flat target)
+    without, *_ = criterion(model, sample)
+    loss, _, told = criterion(model, {**sample, "alignments": pairs, "align_weights": weights})
+    found = model(**net_input)[1]["attn"][0]
+    expected = -(weights * found.flatten(0, 1)[pairs[:, 1], pairs[:, 0]].log()).sum()
+    torch.testing.assert_close(loss - without, 0.5 * expected, check_dtype=False)
+    assert told["alignment_loss"] == pytest.approx(expected.item())
+    model.zero_grad()
+    (loss - without).backward()
+    assert all(weight.grad.abs().sum() > 0 for weight in model.encoder.layers.parameters())
+    assert build(**options).train()(**net_input)[1]["attn"] is None
 
 
 @pytest.mark.parametrize("need_weights", [False, True])
@@ -178,7 +204,7 @@ def test_global_attention_is_the_published_equation():
     """Luong et al. 2015, equations 5, 7 and 8 ("general")."""
     module = GlobalAttention(4, 6, 5).double()
     source, x = torch.randn(7, 1, 6).double(), torch.randn(2, 1, 4).double()
-    out, _ = module(x, module.project(source, torch.zeros(1, 7).bool()))
+    out, _ = module(x, module.project(source, torch.zeros(1, 7).bool()), False)
     for t in range(2):
         scores = torch.stack([x[t, 0] @ module.key.weight @ h for h in source[:, 0]])
         context = (torch.exp(scores) / torch.exp(scores).sum()) @ source[:, 0]

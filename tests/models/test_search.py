@@ -193,6 +193,15 @@ def test_weights_that_change_are_seen(model: Any) -> None:
     assert found(model, sample)[0][0]["score"] == before[0][0]["score"]
 
 
+def test_padding_inside_a_line_is_torchs(model: Any) -> None:
+    """Of the word <pad>: a convolution sees a place there, which compiled code would not."""
+    sample = sample_of(LENGTHS)
+    assert model.beam_search(generator_of(model), sample) is not None
+    sample["net_input"]["src_tokens"][0, -3] = words().pad()
+    assert model.beam_search(generator_of(model), sample) is None
+    assert len(found(model, sample)) == len(LENGTHS)
+
+
 def test_a_token_that_is_not_of_the_dictionary_is_an_error(model: Any) -> None:
     sample = sample_of(LENGTHS)
     sample["net_input"]["src_tokens"][0, -2] = len(words())
@@ -203,7 +212,17 @@ def test_a_token_that_is_not_of_the_dictionary_is_an_error(model: Any) -> None:
         found(model, sample)
 
 
-def test_of_a_model_with_nan_fairseq_speaks(model: Any) -> None:
+NAN = {
+    "attention": ("sru, coverage", "decoder.layers.1.attention.query.weight"),
+    "ssru": ("transformer_sru, ssru", "decoder.layers.0.sru.weight"),
+    "feed-forward": ("transformer_sru, ssru", "decoder.layers.0.feed_forward.inner.bias"),
+}
+
+
+@pytest.mark.parametrize("name, weight", NAN.values(), ids=NAN)
+def test_of_a_model_with_nan_fairseq_speaks(name: str, weight: str) -> None:
+    """Also where it goes through a relu, which makes a 0 of what is not above 0 unless care is taken."""
+    model = model_of(name)
     with torch.no_grad():
-        model.decoder.attentions()[0].query.weight.fill_(float("nan"))
+        model.get_parameter(weight).fill_(float("nan"))
     assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None

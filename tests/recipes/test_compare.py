@@ -118,7 +118,7 @@ def test_wrong_settings_end_the_program_with_one_line(recipe, capsys):
 @pytest.mark.parametrize("order", permutations(["--dry-run", "out=x", "systems.c.arch=sru"]), ids=" ".join)
 def test_flags_and_values_come_in_any_order(order, recipe, monkeypatch):
     seen: list[settings.Settings] = []
-    monkeypatch.setattr(compare, "dry_run", seen.append)
+    monkeypatch.setattr(compare, "check_flags", lambda given, _: seen.append(given))
     monkeypatch.chdir(ROOT)
     for at in range(len(order)):
         if not any("=" in word for word in order[:at]):  # the recipe is the first word that is no flag
@@ -256,7 +256,7 @@ def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert path.read_text().startswith(f"# python recipes/compare.py recipes/configs/{path.name}\n")
     given = settings.load(path)
-    compare.dry_run(given)
+    compare.check_flags(given, print)
     assert capsys.readouterr().out.count("--save-dir") == len(given.systems)
 
 
@@ -264,7 +264,9 @@ def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
 def test_unknown_flags_of_fairseq_are_named_before_anything_is_run(group, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
-        compare.dry_run(settings.load(ROOT / "recipes" / "configs" / "lohelp.yaml", [f"{group}.no-such-flag=1"]))
+        compare.check_flags(
+            settings.load(ROOT / "recipes" / "configs" / "lohelp.yaml", [f"{group}.no-such-flag=1"]), print
+        )
     assert "unrecognized arguments: --no-such-flag 1" in capsys.readouterr().err
 
 
@@ -334,6 +336,45 @@ def test_equal_time_keeps_a_file_of_the_same_recipe_and_settings_alone(tmp_path)
         if content is not None:
             path.write_text(content)
         assert equal_time.is_of(path, of) == kept
+
+
+def test_equal_time_leaves_the_file_of_other_minutes_alone(recipe, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "found.json"
+    path.write_text(json.dumps({"recipe": recipe.stem, "minutes": 1, "overrides": ["budget.minutes=1"]}))
+    before = path.read_text()
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit):
+        equal_time.main([str(recipe), "budget.updates=null", "budget.minutes=5", "--output", str(path)])
+    assert f"argument --output: {path} is not of this recipe and these settings" in capsys.readouterr().err
+    assert path.read_text() == before
+
+
+def test_a_model_that_decodes_beside_is_an_input(recipe, tmp_path, monkeypatch):
+    beside = tmp_path / "lm.pt"
+    beside.write_bytes(b"one")
+    comparison = runs.Comparison(settings.load(recipe, [f"generate.lm-path={beside}", f"out={tmp_path / 'out'}"]))
+    assert comparison.commands.read_in_decoding() == [beside]
+    seen = []
+    monkeypatch.setattr(comparison.stages, "command", lambda *_, inputs, **__: seen.append(inputs))
+    monkeypatch.setattr(comparison, "subset_files", lambda _: [])
+    comparison.manifest, comparison.subset = tmp_path / "manifest.json", tmp_path / "subset"
+    comparison.text = {"test": {"en": [""], "de": [""]}}
+    comparison.source, comparison.target = "en", "de"
+    comparison.translate(comparison.runs[0])
+    comparison.time(comparison.runs[0], 1, 1, 1)
+    assert len(seen) == 2 and all(beside in inputs for inputs in seen)
+
+
+def test_a_report_that_the_user_changed_stays(tmp_path, capsys):
+    found, files = canned(lstm=[(20.0, None)], sru=[(21.0, 0.01)]), [tmp_path / name for name in report.FILES]
+    known = stages.Stages(tmp_path / "stamps")
+    known.function("report", 1, lambda: report.write(found, tmp_path), inputs=[], outputs=files)
+    report.main([str(tmp_path / "report.json")])
+    (tmp_path / "report.md").write_text("my notes")
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path / "report.json")])
+    assert f"{tmp_path / 'report.md'}, which is written anew beside it, was changed: move it" in capsys.readouterr().err
+    assert (tmp_path / "report.md").read_text() == "my notes"
 
 
 def test_equal_time_gives_updates_by_speed():

@@ -65,6 +65,10 @@ def test_a_model_that_cannot_be_exported_ends_it_with_one_line(
     with pytest.raises(SystemExit):
         decoding.main([*map(str, words[:-1]), str(tmp_path)])
     assert f"argument --output: {tmp_path} can't be written" in capsys.readouterr().err
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(SystemExit):
+        decoding.main([*map(str, words[:-1]), str(tmp_path / "mine")])
+    assert f"argument --output: {tmp_path / 'mine'} is there already: remove it" in capsys.readouterr().err
     (tmp_path / "manifest.json").unlink()
     with pytest.raises(SystemExit):
         decoding.main(list(map(str, words)))

@@ -124,7 +124,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def go(*todo: Part, minutes: int = 10) -> dict[str, str]:
         ran = day.Day(tmp_path, minutes)
         ran.inputs = []
-        ran.all(list(todo))
+        ran.run_all(list(todo))
         return {
             name: part["state"] for name, part in json.loads((tmp_path / "report.json").read_text())["parts"].items()
         }
@@ -466,6 +466,8 @@ def test_wheels_are_brought_along_but_for_what_is_there(tmp_path: Path, monkeypa
         for name in ("numpy-2.4.6-cp312-x.whl", "hydra_core-1.3.2-py3-none-any.whl", "cython-3.2.4-cp312-x.whl"):
             (tmp_path / name).write_bytes(b"wheel")
 
+    mine = tmp_path / "hydra_core-1.3.1-py3-none-any.whl"
+    mine.write_bytes(b"mine")
     monkeypatch.setattr(gpu_wheels, "pip", pip)
     monkeypatch.setattr(gpu_wheels, "download", lambda folder: (folder / "fairseq-0.12.2.tar.gz").write_bytes(b"sdist"))
     gpu_wheels.main([str(tmp_path), "--python", "3.13", "--cuda", "12", "--without", "Hydra.Core", "cython"])
@@ -474,7 +476,7 @@ def test_wheels_are_brought_along_but_for_what_is_there(tmp_path: Path, monkeypa
     assert any(str(word).startswith("cupy-cuda12x==") for word in wanted)
     assert any(str(word).startswith("cython==") for word in wanted), "fairseq is built with it"
     assert not any(str(word).startswith("hydra-core") for word in wanted)
-    left = {"cython-3.2.4-cp312-x.whl": 5, "fairseq-0.12.2.tar.gz": 5, "numpy-2.4.6-cp312-x.whl": 5}
+    left = {"cython-3.2.4-cp312-x.whl": 5, "fairseq-0.12.2.tar.gz": 5, "numpy-2.4.6-cp312-x.whl": 5, mine.name: 4}
     assert json.loads((tmp_path / "wheels.json").read_text()) == {"python": "3.13", "bytes": left}
     assert not (tmp_path / "hydra_core-1.3.2-py3-none-any.whl").exists()
 

@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 import speed
+import steps
 import torch
 from benchmarks import layer, timing
 from benchmarks.layer import BACKWARD, BOTH, CONV, FORWARD, GEMM, NAMES, PACKAGE, SCRIPTED, Case
@@ -309,6 +310,16 @@ def test_numbers_below_one_are_an_error(option, given, tmp_path, capsys):
     assert ended.value.code == 2
     assert f"argument {option}: must be an integer of at least 1; got {given!r}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("script", [speed, steps])
+def test_a_report_that_is_there_is_no_victim(script, tmp_path, capsys):
+    path = tmp_path / f"{script.__name__}.json"
+    path.write_text("of an hour")
+    with pytest.raises(SystemExit):
+        script.main(["--quick", "--out", str(tmp_path)])
+    assert f"argument --out: {path} is there already: --resume goes on with it" in capsys.readouterr().err
+    assert path.read_text() == "of an hour"
 
 
 def test_out_must_be_a_folder(tmp_path, monkeypatch, capsys):

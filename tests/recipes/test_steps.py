@@ -52,11 +52,9 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         for kind in ("recurrence", "compiled step")
     }
     assert seen == {"recurrence": [True, False, True], "compiled step": [False, True, True]}  # the encoder's
-    assert (
-        report["cases"]["train"]["shares"]["dropout"]
-        > 0
-        == report["cases"]["step, batch 2, beam 2"]["shares"]["dropout"]
-    )
+    dropout = {name: found["shares"]["dropout"] for name, found in report["cases"].items()}
+    assert dropout["train"] > 0
+    assert dropout["step, batch 2, beam 2"] == 0
     printed = capsys.readouterr().out
     for case in report["cases"]:
         assert printed.count(f"| {case} ") == 2

@@ -229,6 +229,15 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
         assert f"{system}: loss {min(whole):.3f}" in first
     assert (tmp_path / "found.svg").read_text().startswith("<?xml")
 
+    # another file from what is there: it was trained where it was, whatever this machine has now
+    for stamp in (tmp_path / "out" / "stamps").glob("trial-*.json"):
+        stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "torch": "2.6"}))
+    (tmp_path / "found.json").unlink()
+    assert "\ntrial " not in searched()
+    other = json.loads((tmp_path / "found.json").read_text())
+    made = [trial["machine"] for tried in other["systems"].values() for trial in tried["trials"]]
+    assert {machine["torch"] for machine in made} == {"2.6"} and all("source" in one["fairseq_sru"] for one in made)
+
     # as if it had been stopped before this one, and gone on with on another machine
     stopped = json.loads(json.dumps(found))
     stopped["systems"]["sru"]["trials"][1] = {"flags": stopped["systems"]["sru"]["trials"][1]["flags"]}

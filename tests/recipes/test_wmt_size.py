@@ -138,5 +138,11 @@ def test_the_size_of_wmt_is_measured(tmp_path: Path) -> None:
     assert run["cpu_minutes"] > 0
     assert 0 < sum(step["minutes"] for step in run["steps"].values()) <= run["minutes"] + 0.05
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert f"argument --work: {tmp_path}/sentencepiece-0.02 is there" in again.stderr
+    assert again.stdout == f"sentencepiece is done: {tmp_path}/size.json\n"
     assert json.loads((tmp_path / "size.json").read_text()) == report
+    (tmp_path / "size.json").unlink()  # as if it had been stopped in between
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert f"argument --work: {tmp_path}/sentencepiece-0.02 is there" in again.stderr
+    (tmp_path / "size.json").write_text("[]")
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert f"argument --results: {tmp_path}/size.json is not of prepare_size.py" in again.stderr

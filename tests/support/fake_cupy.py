@@ -25,8 +25,9 @@ from fairseq_sru.recurrence import cuda, nvrtc
 from fairseq_sru.recurrence.build import host_library, kernel_text
 from fairseq_sru.recurrence.kernels import Argument, Shape, Variant
 
+from .ptx import VALUE_SIZES
+
 GUARD = 256  # bytes before and after each tensor
-ITEMS = {0: 4, 1: 2, 2: 2, 3: 8}  # bytes of a value by VALUE
 NAN = 0xFF  # this byte repeated is a NaN in every floating-point format
 
 
@@ -118,7 +119,7 @@ def execute(code: bytes, launch: Launch) -> None:
     needed = -(-shape.width // shape.directions // vec) * shape.directions * shape.batch * shape.chunks
     assert needed <= threads < needed + launch.block, f"{threads} threads run, {needed} are needed"
 
-    item = ITEMS[launch.options["VALUE"]]
+    item = VALUE_SIZES[launch.options["VALUE"]]
     sizes = {"value_t": item, "state_t": max(item, 4), "uint8": 1}
     numbers = counts(launch.options, shape)
     slots: list[int | float] = [threads, 0, 1, 0, 0, 0]  # struct Launch in kernels/host.h

@@ -253,7 +253,7 @@ MUTATIONS = [
         "backward pass reads every state twice",
         "sru.cu",
         "c = in.of.c_before;",
-        "c.load(states.rows.next(), me.lanes);",
+        "c.load(states.rows.next());",
         "moves_no_byte_more and k3-input-float32-tanh",
     ),
 ]

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from fairseq_sru.recurrence.kernels import Variant
 
-VALUE_SIZES = {0: 4, 1: 2, 2: 2, 3: 8}
+VALUE_SIZES = {0: 4, 1: 2, 2: 2, 3: 8}  # bytes of a value by VALUE
 
 
 class Access(NamedTuple):

@@ -163,11 +163,17 @@ def test_validate(trained, toy_data):
 
 
 def test_validate_by_another_criterion(toy_data, tmp_path):
-    """fairseq puts its options where the model's own name it."""
+    """fairseq built the checkpoint's own, and put the other one's options where the model's own name it."""
     train(toy_data, tmp_path, "--max-update", 1, arch=["--arch", "sru", *SMALL[2:]])
     words = ["--task", "translation", "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--max-tokens", 400]
-    done = run_cli("validate", toy_data, *PLUGIN, *words, "--criterion", "cross_entropy")
-    assert "valid on 'valid' subset" in done.stdout + done.stderr
+    told = []
+    for more in ((), ("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1)):
+        done = run_cli("validate", toy_data, *PLUGIN, *words, *more)
+        line = re.search(r"valid on 'valid' subset.*", done.stdout + done.stderr)
+        assert line
+        told.append(dict(re.findall(r"(\w+) ([\d.]+)(?= |$)", line[0])))
+    plain, smoothed = told
+    assert plain["loss"] == smoothed["nll_loss"] != smoothed["loss"]
 
 
 @pytest.mark.slow

@@ -133,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
                 write(text.encode())
                 bar.update(count)
     except KeyboardInterrupt:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end waits for who doesn't read
         if sys.stderr:
             print("translate: stopped", file=sys.stderr)
         sys.exit(130)

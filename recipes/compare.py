@@ -4,8 +4,8 @@
     python recipes/compare.py recipes/configs/lohelp.yaml out=runs/mine seeds=[1,2,3] systems.sru.dropout=0.2
 
 Stopped and run again, it goes on where it stopped; with other settings, what they concern is done again, but it ends
-before it would train anew what was trained to the end. ``--dry-run`` prints the commands and checks their flags. The
-exit status is 1 if a system failed.
+before it would train anew what was trained to the end. fairseq's flags are checked before anything is run;
+``--dry-run`` does that alone, and prints the commands. The exit status is 1 if a system failed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python recipes/decoding.py --data runs/lohelp/data --sru runs/lohelp/checkpoints/sru-1/checkpoint_last.pt \\
         --lstm runs/lohelp/checkpoints/fairseq-lstm-1/checkpoint_last.pt \\
         --transformer runs/lohelp/checkpoints/transformer-1/checkpoint_last.pt \\
-        --output recipes/results/decoding/lohelp.json
+        --output runs/decoding.json
 
 It trains nothing: the models are a comparison's, and data the folder that recipes/prepare.py wrote for them. The test
 set is translated with beams of 1 and 5, by batches of 64 sentences and, --sentences of it, one by one. Each system runs

@@ -31,7 +31,8 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     of_build = [*VERSIONS["FAIRSEQ_BUILD"], VERSIONS["PATCH_NG"]]
     without -= {key(pin.split("==")[0]) for pin in of_build}
     folder.mkdir(parents=True, exist_ok=True)
-    there = set(folder.iterdir())
+    ours = json.loads(made.read_text())["bytes"] if (made := folder / "wheels.json").is_file() else {}
+    theirs = {path for path in folder.iterdir() if path.name not in ours}
     for_it = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     for_it += [word for name in PLATFORMS for word in ("--platform", name)]
     pip("wheel", "--no-deps", "--wheel-dir", folder, *SOURCES)
@@ -42,10 +43,10 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     pip("download", "--no-deps", *for_it, "--dest", folder, *RIVALS)
     download(folder)
     for wheel in folder.glob("*.whl"):
-        if package(wheel) in without and wheel not in there:
+        if package(wheel) in without and wheel not in theirs:
             wheel.unlink()
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.suffix in (".whl", ".gz")}
-    write_text(folder / "wheels.json", json.dumps({"python": python, "bytes": sizes}, indent=1) + "\n")
+    write_text(made, json.dumps({"python": python, "bytes": sizes}, indent=1) + "\n")
     for name, size in sizes.items():
         print(f"{size / 2**20:8.2f} MiB  {name}")
     print(f"{sum(sizes.values()) / 2**20:8.2f} MiB  in all, in {folder}")

@@ -44,6 +44,7 @@ from sacrebleu.dataset import DATASETS
 
 SIDES = ("en", "de")
 WMT = "wmt14-en-de"
+MEASURED = "measured"  # the file of a folder whose figures are in the results
 COUNTS = {  # pairs of WMT'14, and the mean of their English words
     "training-parallel-europarl-v7.tgz": ("training/europarl-v7.de-en", 1_920_209, 25),
     "training-parallel-commoncrawl.tgz": ("commoncrawl.de-en", 2_399_123, 25),
@@ -221,10 +222,12 @@ def main(argv: list[str] | None = None) -> None:
     for tokenizer, folder in list(folders.items()):
         if not folder.exists():
             continue
-        if tokenizer not in done:  # stopped half-way
+        if tokenizer not in done or not (folder / MEASURED).is_file():  # stopped half-way
             parser.error(f"argument --work: {folder} is there, and would not be made again: remove it, or name another")
         print(f"{tokenizer} is done: {results}")
         del folders[tokenizer]
+    if not folders:
+        return
     archives = args.work / f"archives-{args.percent:g}"
     made = archives / "made.json"
     if not made.is_file():
@@ -244,6 +247,7 @@ def main(argv: list[str] | None = None) -> None:
         command = f"python recipes/prepare_size.py TEXT --work DIR --percent {args.percent:g} {shlex.join(options)}"
         report["runs"][tokenizer] = {"command": command, "date": date, **figures}
         write_text(results, json.dumps(report, indent=1) + "\n")
+        (folder / MEASURED).touch()
         print(f"{tokenizer}: {figures['minutes']} minutes, {figures['cpu_minutes']} of CPU, {figures['peak_gb']} GB")
 
 

@@ -39,7 +39,8 @@ from comparison.trials import at_edge, finals, trials
 from tqdm import tqdm
 
 SEED = 1
-MADE = ("threads", "torch", "fairseq", "fairseq_sru")  # what a trial that is done notes of where it was trained
+# what a trial that is done notes of where it was trained, and how the report calls it
+MADE = {"processor": "cpu", "threads": "threads", "torch": "torch", "fairseq": "fairseq", "fairseq_sru": "fairseq_sru"}
 
 
 class Search(Training):
@@ -120,7 +121,7 @@ class Search(Training):
         inputs = self.inputs(run.system)
         stamp = self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=facts)
         told: dict[str, Any] = stamp["told"]
-        return {**told, "made": {name: stamp[name] for name in MADE if name in stamp}}
+        return {**told, "made": {MADE[name]: stamp[name] for name in MADE if name in stamp}}
 
 
 def of_trials(given: Settings, flags: dict[str, list[dict[str, Any]]], share: float) -> Settings:
@@ -219,7 +220,8 @@ def search(
         system, _, i = name.rpartition("-")
         trial = found[system][int(i)]
         trial.pop("failure", None)
-        trial |= {"precision": precision(work, name), **told, "machine": {**here, **told.pop("made", {})}}
+        made = told.pop("made", {})
+        trial |= {"precision": precision(work, name), **told, "machine": {**here, **made}}
         if killed(trial):
             trial["kills"] = trial.get("kills", 0) + 1
         keep()

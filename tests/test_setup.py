@@ -261,7 +261,10 @@ STUB = """#!/bin/sh
 echo "$*" >>"$LOG"
 case "$*" in
 --version) echo Python 3.12.0 ;;
-"-m venv --clear "*) mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && touch "$4/bin/activate" "$4/pyvenv.cfg" ;;
+"-m venv --clear "*)
+    mkdir -p "$4/bin" && cp "$0" "$4/bin/python" && touch "$4/bin/activate"
+    echo "command = python $*" >"$4/pyvenv.cfg"
+    ;;
 "-m pip install "*) cp "$0" "${0%/*}/fairseq-train" ;;
 esac
 """
@@ -389,7 +392,7 @@ def test_setup_clears_no_moved_venv_but_its_own(ours: bool, tmp_path: Path) -> N
         assert calls[0] == f"-m venv --clear {venv}"
     else:
         assert (done.returncode, calls) == (1, [])
-        assert f"{venv} doesn't work here: it was moved or copied; remove it" in done.stderr
+        assert f"{venv} doesn't work: it was moved or copied, or its Python is gone; remove it" in done.stderr
 
 
 def test_setup_clears_nothing_that_is_no_venv(tmp_path: Path) -> None:

@@ -40,12 +40,12 @@ class SearchOptions(TypedDict, total=False):
     """Options of a search beside the beam.
 
     Attributes:
-        nbest: hypotheses of the beam's that are returned; 1.
-        batch_size: sentences that a thread takes at a time; 64.
-        max_length: tokens of a translation, or what the model was trained for where that is less; 200.
-        no_repeat_ngram_size: so many tokens never stand twice in a translation; 0: no matter.
-        lenpen: log probabilities are divided by the length to this power, so a lower one prefers shorter translations;
-            1.
+        nbest: how many hypotheses of the beam are returned (1).
+        batch_size: sentences that a thread takes at a time (64).
+        max_length: tokens of a translation, or what the model was trained for where that is less (200).
+        no_repeat_ngram_size: no sequence of so many tokens occurs twice in a translation; 0: any may (0).
+        lenpen: log probabilities are divided by the length to this power, so a lower one prefers shorter translations
+            (1).
     """
 
     nbest: int
@@ -105,7 +105,7 @@ class Translator:
 
         Raises:
             ValueError: an option is out of its range, or a line too long (:class:`TooLong`).
-            TypeError: lines is one str, or has something else than str.
+            TypeError: lines is one str or has something other than str, or lenpen is no number.
             RuntimeError: the model gives no finite scores.
             MemoryError: a batch doesn't fit.
         """

@@ -36,7 +36,7 @@ class CommonConfig(DropoutConfig):
     share_decoder_input_output_embed: bool = field(
         default=False, metadata={"help": "share decoder input and output embeddings"}
     )
-    # set elsewhere on the command line; fairseq-validate --criterion puts the criterion's options here
+    # set elsewhere on the command line; --model-overrides may put the criterion's options here
     criterion: Any = II("criterion._name")  # noqa: RUF009
 
 

@@ -22,8 +22,9 @@ FOLLOWS = {
 
 
 def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
-    """A model's options alone; those that cfg lacks or leaves at None have the value that their help text names. One
-    that fairseq takes from the task or the criterion, and didn't, is UNLIMITED if it is a longest sequence, else None.
+    """A model's options alone; those that cfg lacks or leaves at None have the value that their help text names. An
+    option that fairseq should have filled in from the task or the criterion, but has not, is UNLIMITED where it is a
+    longest sequence, else None.
     """
 
     def value(name: str) -> Any:

@@ -55,7 +55,8 @@ def _usual(generator: SequenceGenerator, words: int) -> bool:
 
 def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]) -> Hypotheses | None:
     """The hypotheses of a batch, as ``SequenceGenerator.generate`` returns them; None where torch has to search: on a
-    GPU, in training, with an option that the compiled search doesn't know, or where attention weights are wanted.
+    GPU, in training, with an option that the compiled search doesn't know, with padding inside a line, or where
+    attention weights are wanted.
 
     Args:
         model: a :class:`TranslationModel`.
@@ -80,7 +81,7 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         return None
     padding_mask = tokens == PAD
     if bool((padding_mask[:, 1:] != padding_mask[:, :-1]).sum(1).gt(1).any()):
-        return None  # some is inside a line, where torch's encoder keeps its place
+        return None  # padding inside a line, which torch's encoder counts as a place
     lines = [line[line != PAD].tolist() for line in tokens]
     most = search.positions or tokens.size(1)
     if not lines or not all(0 < len(line) <= most for line in lines):

@@ -128,7 +128,7 @@ def demand_kernels() -> None:
 
 
 def refuse_overwriting(parser: argparse.ArgumentParser, path: Path, resume: bool) -> None:
-    """End the program where a report is there that isn't to be gone on with."""
+    """End the program where a report is there already and --resume isn't given."""
     if path.exists() and not resume:
         parser.error(f"argument --out: {path} is there already: --resume goes on with it; or name another folder")
 

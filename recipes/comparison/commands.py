@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,7 @@ def words(flags: Mapping[str, Any]) -> list[str]:
 
 def files_named(flags: Mapping[str, Any]) -> list[Path]:
     """The files that flags name."""
-    return [Path(value) for value in flags.values() if isinstance(value, str) and Path(value).is_file()]
+    return [Path(value) for value in flags.values() if isinstance(value, str) and os.path.isfile(value)]
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument report.json: {path} is no report on translation: {type(error).__name__}: {error}")
     stages, made = Stages(path.parent / "stamps"), [path.parent / name for name in FILES]
     if changed := stages.changed("report", [file for file in made if file != path]):
-        parser.error(f"argument report.json: {changed[0]}, which is written anew beside it, was changed: move it")
+        parser.error(f"argument report.json: {changed[0]} was changed by hand and would be overwritten: move it")
+    stages.again("report")  # a kill in between leaves what is made anew
     write(report, path.parent)
     stages.remade("report", made)
 

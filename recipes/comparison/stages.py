@@ -160,9 +160,9 @@ class Stages:
         changed."""
         stamp = self.stamp(name)
         before = stamp.get("inputs", [])
-        if all(path.is_file() for path in inputs) or not stamp.get("done") or len(before) != len(inputs):
+        if all(path.is_file() for path in inputs) or not stamp.get("done") or not before or len(before) > len(inputs):
             return False
-        same = all(digest(path) in (None, noted) for path, noted in zip(inputs, before, strict=True))
+        same = all(digest(path) in (None, noted) for path, noted in zip(inputs, before, strict=False))
         return same and essence(stamp["command"]) == essence(command)
 
     def again(self, name: str) -> None:

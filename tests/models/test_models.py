@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from argparse import Namespace
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from fairseq.criterions.label_smoothed_cross_entropy_with_alignment import (
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
-from support.small_models import SRU_VARIANTS, UNITS, log_probs, prefixes, preset, size, sources
+from support.small_models import SRU_VARIANTS, UNITS, VARIANTS, log_probs, made, prefixes, preset, size, sources
 from torch import Tensor, nn
 
 from fairseq_sru import SRUCell
@@ -91,11 +92,14 @@ def test_an_ensemble_scores_references_whichever_of_its_models_attend(first, opt
         assert hypothesis["attention"] is not None
 
 
-@pytest.mark.parametrize("name", ["defaults", "coverage", "lstm", "global attention"])
-def test_a_decoder_learns_alignments(name, build, dictionary):
+@pytest.mark.parametrize(
+    "name", ["sru, defaults", "sru, coverage", "sru, lstm", "sru, global attention", "transformer_sru, ssru, coverage"]
+)
+def test_a_decoder_learns_alignments(name, dictionary):
     """Garg et al. 2019, equation 6: minus the log of the top attention's weight for each given pair."""
-    options = {**SRU_VARIANTS[name], "dropout": 0.0, "rnn_dropout": 0.0}
-    model = build(**options, criterion="label_smoothed_cross_entropy_with_alignment").train()
+    kind, options = VARIANTS[name]
+    build = partial(made, kind, dictionary, **options, dropout=0.0, rnn_dropout=0.0)
+    model = build(criterion="label_smoothed_cross_entropy_with_alignment").train()
     task = Namespace(target_dictionary=dictionary)
     criterion = LabelSmoothedCrossEntropyCriterionWithAlignment(task, False, 0.1, 0.5)
     src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 4)
@@ -111,7 +115,7 @@ def test_a_decoder_learns_alignments(name, build, dictionary):
     model.zero_grad()
     (loss - without).backward()
     assert all(weight.grad.abs().sum() > 0 for weight in model.encoder.layers.parameters())
-    assert build(**options).train()(**net_input)[1]["attn"] is None
+    assert build().train()(**net_input)[1]["attn"] is None
 
 
 @pytest.mark.parametrize("need_weights", [False, True])

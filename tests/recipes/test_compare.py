@@ -261,12 +261,12 @@ def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("group", ["systems.sru", "train", "generate"])
-def test_unknown_flags_of_fairseq_are_named_before_anything_is_run(group, capsys, monkeypatch):
+def test_unknown_flags_of_fairseq_are_named_before_anything_is_run(group, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(compare, "working_in", None)  # which a run begins with
     with pytest.raises(SystemExit):
-        compare.check_flags(
-            settings.load(ROOT / "recipes" / "configs" / "lohelp.yaml", [f"{group}.no-such-flag=1"]), print
-        )
+        compare.main(["recipes/configs/lohelp.yaml", f"out={tmp_path / 'out'}", f"{group}.no-such-flag=1"])
+    assert not (tmp_path / "out").exists()
     assert "unrecognized arguments: --no-such-flag 1" in capsys.readouterr().err
 
 
@@ -373,7 +373,7 @@ def test_a_report_that_the_user_changed_stays(tmp_path, capsys):
     (tmp_path / "report.md").write_text("my notes")
     with pytest.raises(SystemExit):
         report.main([str(tmp_path / "report.json")])
-    assert f"{tmp_path / 'report.md'}, which is written anew beside it, was changed: move it" in capsys.readouterr().err
+    assert f"{tmp_path / 'report.md'} was changed by hand and would be overwritten: move it" in capsys.readouterr().err
     assert (tmp_path / "report.md").read_text() == "my notes"
 
 
@@ -1279,7 +1279,7 @@ def test_what_changed_is_done_again_and_a_failure_stops_nothing_else(undisturbed
     try:
         before = facts(out)
         stamps = {path.name: path.read_text() for path in (out / "stamps").iterdir()}
-        changed = ["systems.two.dropout=0.5", "systems.bad.arch=no_such_architecture"]
+        changed = ["systems.two.dropout=0.5", "systems.bad.train-subset=no_such_subset"]
         refused = run_small(undisturbed, "whole", *changed)
         assert refused.returncode == 2 and facts(out) == before
         assert re.search(r"error: out: \S*two-1 was trained with other settings: remove it, or name an", refused.stderr)
@@ -1297,7 +1297,7 @@ def test_what_changed_is_done_again_and_a_failure_stops_nothing_else(undisturbed
             )
         found = json.loads((out / "report.json").read_text())
         jsonschema.validate(found, SCHEMA)
-        assert "no_such_architecture" in found["systems"]["bad"]["failures"][0]
+        assert "no_such_subset" in found["systems"]["bad"]["failures"][0]
         assert found["verdict"].endswith("Failed: bad; see the end.")
         assert (out / "translations" / "one-1.de").read_text() == before["texts"]["one-1.de"]
     finally:

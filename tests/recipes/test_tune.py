@@ -237,6 +237,7 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
     other = json.loads((tmp_path / "found.json").read_text())
     made = [trial["machine"] for tried in other["systems"].values() for trial in tried["trials"]]
     assert {machine["torch"] for machine in made} == {"2.6"} and all("source" in one["fairseq_sru"] for one in made)
+    assert not any("made" in trial for tried in other["systems"].values() for trial in tried["trials"])
 
     # as if it had been stopped before this one, and gone on with on another machine
     stopped = json.loads(json.dumps(found))

@@ -94,7 +94,7 @@ def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
     steps, batch, _ = x.shape
     wanted = f"lengths must be {batch} integers, one a sequence"
     try:
-        lengths = torch.as_tensor(lengths, dtype=torch.int64 if isinstance(lengths, list) and not lengths else None)
+        lengths = torch.as_tensor(lengths, dtype=None if isinstance(lengths, Tensor) or len(lengths) else torch.int64)
     except (TypeError, ValueError, RuntimeError) as error:  # of what isn't a number
         raise TypeError(f"{wanted}; got {lengths!r}") from error
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..recurrence import check_backend, sru_recurrence
+from ..recurrence.autograd import leaves
 from .arguments import check_c0, check_input, check_padding_mask, floating, number, positive, probability
 from .linear import linear
 
@@ -171,7 +172,7 @@ class SRUCell(nn.Module):
             check_c0(c0, (x.size(-2), self.output_size), x)
         if padding_mask is not None:
             check_padding_mask(padding_mask, x)
-            grads = torch.is_grad_enabled() or torch.jit.is_tracing()
+            grads = torch.is_grad_enabled() or leaves()  # what is exported may be trained later
             if grads and not self.finite_padding:  # NaN times 0 is NaN: in the weights' gradients
                 x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
         single = x.dim() == 2

@@ -53,6 +53,14 @@ def recorded() -> bool:
     )
 
 
+_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has none
+
+
+def leaves() -> bool:
+    """Whether what is computed is stored, to run later and elsewhere: by torch.jit.trace, torch.export, make_fx."""
+    return torch.jit.is_tracing() or (_is_exporting() if torch.compiler.is_compiling() else recorded())
+
+
 def batched(*grads: Tensor | None) -> bool:
     """Whether gradients come many at once, by vmap."""
     known = (torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .autograd import Backend, Recurrence, recorded, transformed
+from .autograd import Backend, Recurrence, leaves, transformed
 from .build import Unavailable
 from .kernels import VALUES
 from .native import Native
@@ -99,17 +99,15 @@ def sru_recurrence(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if transformed():
         return reference(tensors, padding_mask, options)
-    compiling = torch.compiler.is_compiling()
-    leaves = torch.jit.is_tracing() or (not compiling and recorded())
-    if leaves or compiling:
+    stored = leaves()
+    if stored or torch.compiler.is_compiling():
         if torch.onnx.is_in_onnx_export():
             raise RuntimeError(
                 "export to ONNX is not supported: ONNX has no operator for the SRU recurrence; torch.export works"
             )
-        leaves = leaves or _is_exporting()  # what is made here may run elsewhere
-        name = check_backend(backend) if leaves else _choose_name(backend, u.device.type)
+        name = check_backend(backend) if stored else _choose_name(backend, u.device.type)
         if name != "reference":
-            named = (name, keep and not leaves)
+            named = (name, keep and not stored)
             return torch.ops.fairseq_sru.recurrence(*tensors, padding_mask, *options, *named)[:2]  # type: ignore[no-any-return]
         return reference(tensors, padding_mask, options)
     chosen = choose(backend, u.device.type)
@@ -187,9 +185,6 @@ def forget() -> None:
     """Look up anew what can run here, when a backend is next asked for."""
     set_up.cache_clear()
     choose.cache_clear()
-
-
-_is_exporting = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.6 has none
 
 
 def _choose_name(name: str, device: str) -> str:

@@ -100,9 +100,11 @@ def reference(tensors: Tensors, padding_mask: Tensor | None, options: Options) -
     b = u.new_zeros(gates, width, dtype=dtype) if bias is None else bias.to(dtype)
     v = _state(weight_c, dtype)
     c_first = u.new_zeros(batch, width, dtype=dtype) if c0 is None else c0.to(dtype)
+    # each step's part once: the gradient of an index into all of them has all of their size
+    states, skips = state.unbind(0), None if skip is None else skip.unbind(0)
 
     def gate(i: int, t: int, d: slice, c: Tensor) -> Tensor:
-        before = state[t, :, 1 + i, d] + b[i, d]
+        before = states[t][:, 1 + i, d] + b[i, d]
         return torch.sigmoid(before if v is None else before + v[i, d] * c)  # not + 0 c, which may be NaN
 
     outputs, finals = [], []
@@ -111,15 +113,15 @@ def reference(tensors: Tensors, padding_mask: Tensor | None, options: Options) -
         h: list[Tensor] = [u.new_empty(0)] * length
         for t in reversed(range(length)) if backward else range(length):
             f = gate(0, t, d, c)
-            c_next = f * c + (1 - f) * state[t, :, 0, d]
+            c_next = f * c + (1 - f) * states[t][:, 0, d]
             h_t = g(c_next)
             if dropout_mask is not None:
                 h_t = h_t * dropout_mask[:, d].to(dtype)
             if gates == 2:
                 r = gate(1, t, d, c)
                 h_t = r * h_t
-                if skip is not None:
-                    h_t = h_t + (1 - r) * skip[t, :, d]
+                if skips is not None:
+                    h_t = h_t + (1 - r) * skips[t][:, d]
             if padding_mask is not None:
                 pad = padding_mask[t, :, None]
                 c_next = torch.where(pad, c, c_next)

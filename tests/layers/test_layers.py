@@ -708,6 +708,19 @@ def test_a_compiled_layer_takes_sequences_of_a_batch_first(backend):
     close(gradients(rnn, fast, x), gradients(rnn, rnn, x), 1e-5)
 
 
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_is_exported_without_gradients_can_be_trained(strict):
+    """And what padding holds does no harm then, either."""
+    rnn, x, mask = SRU(6, 4, 1), torch.randn(5, 3, 6), torch.zeros(5, 3, dtype=torch.bool)
+    mask[3:, 1] = True
+    with torch.no_grad():
+        module = torch.export.export(rnn, (x,), {"padding_mask": mask}, strict=strict).module()
+    h, _ = module(x.masked_fill(mask.unsqueeze(-1), float("nan")), padding_mask=mask)
+    h.sum().backward()
+    grads = [parameter.grad for parameter in module.parameters()]
+    assert grads and all(grad is not None and grad.isfinite().all() for grad in grads)
+
+
 def test_an_export_can_be_differentiated_twice():
     rnn = SRU(6, 4)
     x = torch.randn(5, 3, 6, requires_grad=True)
@@ -825,7 +838,8 @@ def test_options_are_given_by_name_and_in_one_order():
 
 
 def test_a_batch_of_none_has_a_list_of_no_lengths():
-    assert SRU(6, 4)(torch.zeros(3, 0, 6), lengths=[])[0].shape == (3, 0, 4)
+    for empty in ([], (), torch.tensor([], dtype=torch.int64)):
+        assert SRU(6, 4)(torch.zeros(3, 0, 6), lengths=empty)[0].shape == (3, 0, 4)
 
 
 @pytest.mark.parametrize("layer", [SRU, SRUCell])

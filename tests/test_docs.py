@@ -480,7 +480,7 @@ def test_commands_and_flags_exist(
     monkeypatch.setattr(architectures, "CHECKS", {})  # of data, which isn't there
     torch.save({}, tmp_path / "checkpoint.pt")  # fairseq looks whether there is one
     folders = {name: str(tmp_path) for name in ("TEXT", "SENTENCES", "SPEECH")}
-    folders |= dict.fromkeys(("DATA", "runs/mine/data/bin", "runs/distilled/bin"), str(toy_data))
+    folders |= dict.fromkeys(("DATA", "DIR/bin", "runs/mine/data/bin", "runs/distilled/bin"), str(toy_data))
     checkpoint = re.compile(r"([\w/]+\.pt:?)+")
 
     read = set()

@@ -67,7 +67,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight = ctx.saved_tensors
-        if x.stride(0) < x.size(1) * x.stride(1):  # rows that overlap; oneDNN takes no such weight
+        if x.stride(0) < x.size(1) * max(x.stride(1), 1):  # rows that overlap; oneDNN takes no such weight
             x = x.contiguous()
         # with create_graph=True, products that autograd can differentiate again
         product = (lambda a, b: a @ b.t()) if torch.is_grad_enabled() or batched(grad) else _product

@@ -28,7 +28,7 @@ def test_the_library_is_the_one_that_is_tested(library):
 
 @pytest.mark.parametrize("shape", [(7, 5, 24), (1, 24), (35, 24), (0, 24), (2, 3, 4, 24)])
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("how", ["dense", "strided", "overlapping", "strided and overlapping"])
+@pytest.mark.parametrize("how", ["dense", "strided", "overlapping", "strided and overlapping", "expanded"])
 def test_equals_torch_with_its_gradients(shape, bias, how):
     results = []
     x = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2] if how == "strided" else torch.randn(shape)
@@ -36,6 +36,8 @@ def test_equals_torch_with_its_gradients(shape, bias, how):
         x = torch.randn(5 * len(x.flatten(0, -2)) + 19).unfold(0, 24, 5).view(shape)
     elif "and" in how and x.numel():  # of one channel of two
         x = torch.randn(12 * len(x.flatten(0, -2)) + 12, 2)[:, 0].unfold(0, 24, 12).view(shape)
+    elif how == "expanded":
+        x = torch.randn(*shape[:-1], 1).expand(shape)
     w, b = torch.randn(16, 24), torch.randn(16) if bias else None
     grad = torch.randn(*shape[:-1], 16)
     for function in (linear, F.linear):

@@ -99,6 +99,11 @@ def write(text: bytes) -> None:
         raise KeyboardInterrupt
 
 
+def give_up_output() -> None:
+    """Let what is still to be written to stdout go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_sru.translate", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
@@ -133,13 +138,13 @@ def main(argv: list[str] | None = None) -> None:
                 write(text.encode())
                 bar.update(count)
     except KeyboardInterrupt:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the end waits for who doesn't read
+        give_up_output()  # or the end waits for who doesn't read
         if sys.stderr:
             print("translate: stopped", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OverflowError, RuntimeError, ImportError, MemoryError, OSError) as error:
         if isinstance(error, OSError):  # what could not be written would be tried again, and Python complain
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            give_up_output()
         unread = isinstance(error, BrokenPipeError)
         sys.exit(f"translate: {'nobody reads the output any more' if unread else ' '.join(str(error).split())}")
 

@@ -16,7 +16,6 @@ import os
 import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from unittest import mock
 
 from common.errors import end_with_reader
@@ -35,11 +34,11 @@ def comparison_of(given: Settings) -> Comparison | Use:
     return Comparison(given) if given.kind == "translation" else USES[given.kind](given)
 
 
-def check_flags(given: Settings, show: Callable[[str], object]) -> None:
+def check_flags(comparison: Comparison | Use, show: Callable[[str], object]) -> None:
     """Check fairseq's flags.
 
     Args:
-        given: the recipe.
+        comparison: the recipe's.
         show: is given the commands, of the first seed and the last system's model; under an equal-time budget with a
             number of updates that stands for what will be measured.
 
@@ -48,8 +47,7 @@ def check_flags(given: Settings, show: Callable[[str], object]) -> None:
     """
     from fairseq import options
 
-    comparison, out = comparison_of(given), Path(given.out)
-    commands = comparison.commands
+    given, commands = comparison.settings, comparison.commands
     show(shlex.join(commands.prepare()))
     with mock.patch.dict("fairseq_sru.models.architectures.CHECKS", clear=True):  # of the data, which may not be there
 
@@ -63,7 +61,7 @@ def check_flags(given: Settings, show: Callable[[str], object]) -> None:
         for system in given.systems:
             updates = given.budget.updates or given.checkpoints
             seed = given.seeds_of(system)[0]
-            folder = out / "checkpoints" / f"{system}-{seed}"
+            folder = comparison.out / "checkpoints" / f"{system}-{seed}"
             every = updates // given.checkpoints
             train = commands.train(system, seed, updates, every, folder)
             show(shlex.join(train))
@@ -92,12 +90,12 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"{args.recipe}: {error}")
     logging.disable(logging.INFO)  # of fairseq and sacreBLEU, in this process
     os.chdir(ROOT)  # where the commands that are printed can be copied to
-    if args.dry_run:
-        check_flags(given, print)
-        return 0
-    check_flags(given, lambda _: None)  # better now than after training
-    out = Path(given.out)
     comparison = comparison_of(given)
+    if args.dry_run:
+        check_flags(comparison, print)
+        return 0
+    check_flags(comparison, lambda _: None)  # better now than after training
+    out = comparison.out
     comparison.jobs = args.jobs
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
     # made by the first command of a dry run

@@ -82,7 +82,7 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
     padding_mask = tokens == PAD
     if bool((padding_mask[:, 1:] != padding_mask[:, :-1]).sum(1).gt(1).any()):
         return None  # padding inside a line, which torch's encoder counts as a place
-    lines = [line[line != PAD].tolist() for line in tokens]
+    lines = [line[~hidden].tolist() for line, hidden in zip(tokens, padding_mask, strict=True)]
     most = search.positions or tokens.size(1)
     if not lines or not all(0 < len(line) <= most for line in lines):
         return None

@@ -118,7 +118,7 @@ def test_wrong_settings_end_the_program_with_one_line(recipe, capsys):
 @pytest.mark.parametrize("order", permutations(["--dry-run", "out=x", "systems.c.arch=sru"]), ids=" ".join)
 def test_flags_and_values_come_in_any_order(order, recipe, monkeypatch):
     seen: list[settings.Settings] = []
-    monkeypatch.setattr(compare, "check_flags", lambda given, _: seen.append(given))
+    monkeypatch.setattr(compare, "check_flags", lambda comparison, _: seen.append(comparison.settings))
     monkeypatch.chdir(ROOT)
     for at in range(len(order)):
         if not any("=" in word for word in order[:at]):  # the recipe is the first word that is no flag
@@ -256,7 +256,7 @@ def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert path.read_text().startswith(f"# python recipes/compare.py recipes/configs/{path.name}\n")
     given = settings.load(path)
-    compare.check_flags(given, print)
+    compare.check_flags(compare.comparison_of(given), print)
     assert capsys.readouterr().out.count("--save-dir") == len(given.systems)
 
 

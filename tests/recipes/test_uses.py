@@ -159,7 +159,8 @@ def test_vectors_that_are_not_made_yet_stop_no_dry_run(tmp_path, capsys, monkeyp
         "systems.lstm=null",
         "baseline=cnn",
     ]
-    compare.check_flags(uses.Sentences.completed(settings.load(CONFIGS / "sentences.yaml", words)), print)
+    given = uses.Sentences.completed(settings.load(CONFIGS / "sentences.yaml", words))
+    compare.check_flags(compare.comparison_of(given), print)
     assert f"--encoder-embed-path {tmp_path}/data/embeddings.txt" in capsys.readouterr().out
 
 

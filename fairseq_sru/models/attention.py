@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.linear import Linear
+from .dropout import Dropout
 
 
 class Source(NamedTuple):
@@ -31,14 +32,14 @@ class Source(NamedTuple):
 
 
 def dot_product_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None = None
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scale: float | None = None, dropout: float = 0.0
 ) -> Tensor:
     """torch's; in float32 under autocast on a CPU, where torch's kernel for bfloat16 takes several times as long."""
     if query.is_cpu and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
-            return dot_product_attention(query.float(), key.float(), value.float(), mask, scale)
+            return dot_product_attention(query.float(), key.float(), value.float(), mask, scale, dropout)
     mask = mask if mask.dtype == torch.bool else mask.to(query.dtype)
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=scale)
 
 
 def _source(key: Tensor, value: Tensor, padding_mask: Tensor) -> Source:
@@ -48,9 +49,14 @@ def _source(key: Tensor, value: Tensor, padding_mask: Tensor) -> Source:
 
 
 def attend(
-    query: Tensor, source: Source, scale: float, need_weights: bool, bias: Tensor | None = None
+    query: Tensor,
+    source: Source,
+    scale: float,
+    need_weights: bool,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """``softmax(scale query key^T + bias) value`` for each head.
+    """``dropout(softmax(scale query key^T + bias)) value`` for each head.
 
     Args:
         query: ``(tgt_len, batch, heads * head_size)``; batch is a multiple of sentences.
@@ -58,16 +64,17 @@ def attend(
         scale: of the scores.
         need_weights: return the weights, too.
         bias: of :class:`Coverage`.
+        dropout: probability that a weight becomes 0.
 
     Returns:
-        ``(tgt_len, batch, heads * value_size)``, and the weights ``(batch, tgt_len, src_len)`` averaged over heads, or
-        None.
+        ``(tgt_len, batch, heads * value_size)``, and the weights before dropout ``(batch, tgt_len, src_len)``, averaged
+        over heads, or None.
     """
     if need_weights and query.is_cpu and torch.is_autocast_enabled("cpu"):
         # in bfloat16 each of the many shapes of these small products needs code of its own (layers/bfloat16.py)
         with torch.autocast("cpu", enabled=False):
             wide = Source(source.key.float(), source.value.float(), source.mask)
-            return attend(query.float(), wide, scale, need_weights, bias)
+            return attend(query.float(), wide, scale, need_weights, bias, dropout)
     key, value, mask = source
     tgt_len, batch, _ = query.shape
     sentences, heads, _, head_size = key.shape
@@ -80,10 +87,10 @@ def attend(
         scores = (scale * query) @ key.transpose(-1, -2)  # in this order for float16's range
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         probabilities = torch.softmax(scores + mask, dim=-1)
-        context = probabilities.to(value.dtype) @ value
+        context = F.dropout(probabilities, dropout).to(value.dtype) @ value
         weights = probabilities.mean(dim=1).view(batch, tgt_len, -1)
     else:
-        context = dot_product_attention(query, key, value, mask, scale)
+        context = dot_product_attention(query, key, value, mask, scale, dropout)
     context = context.unflatten(2, (rows, tgt_len)).permute(3, 0, 2, 1, 4)
     return context.reshape(tgt_len, batch, -1), weights
 
@@ -95,11 +102,13 @@ class Attention(nn.Module):
         query_size: features of the decoder states, and of the result.
         source_size: features of the encoder outputs.
         heads: number of heads; divides query_size.
+        dropout: dropout on the weights.
     """
 
-    def __init__(self, query_size: int, source_size: int, heads: int) -> None:
+    def __init__(self, query_size: int, source_size: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
+        self.dropout = Dropout(dropout, module_name=type(self).__name__)
         self.scale = 1 / math.sqrt(query_size // heads)
         self.query = Linear(query_size, query_size, bias=False)
         self.key_value = Linear(source_size, 2 * query_size, bias=False)
@@ -132,7 +141,7 @@ class Attention(nn.Module):
         Returns:
             ``(tgt_len, batch, query_size)``, and the weights as :func:`attend` gives them.
         """
-        context, weights = attend(self.query(x), source, self.scale, need_weights, bias)
+        context, weights = attend(self.query(x), source, self.scale, need_weights, bias, self.dropout.rate)
         return self.out(context), weights
 
 
@@ -182,10 +191,12 @@ class GlobalAttention(nn.Module):
         query_size: features of the decoder states.
         source_size: features of the encoder outputs.
         out_size: features of the result.
+        dropout: dropout on the weights.
     """
 
-    def __init__(self, query_size: int, source_size: int, out_size: int) -> None:
+    def __init__(self, query_size: int, source_size: int, out_size: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = Dropout(dropout, module_name=type(self).__name__)
         self.key = Linear(source_size, query_size, bias=False)
         self.out = Linear(source_size + query_size, out_size, bias=False)
         nn.init.xavier_uniform_(self.key.weight)
@@ -198,5 +209,5 @@ class GlobalAttention(nn.Module):
 
     def forward(self, x: Tensor, source: Source, need_weights: bool) -> tuple[Tensor, Tensor | None]:
         """As :meth:`Attention.forward`, but for the result's ``out_size`` features."""
-        context, weights = attend(x, source, 1.0, need_weights)
+        context, weights = attend(x, source, 1.0, need_weights, None, self.dropout.rate)
         return torch.tanh(self.out(torch.cat([context, x], dim=-1))), weights

@@ -61,6 +61,7 @@ class TranslationConfig(CommonConfig):
         default=False,
         metadata={"help": "share encoder, decoder and output embeddings (requires shared dictionary and embed dim)"},
     )
+    attention_dropout: float = field(default=0.0, metadata={"help": "dropout probability for attention weights"})
     decoder_coverage: str = field(
         default="False",
         metadata={

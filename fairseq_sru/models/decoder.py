@@ -28,16 +28,24 @@ class SRUDecoderLayer(nn.Module):
         heads: attention heads; 0: no attention.
         coverage: the attention knows what the one below has attended to.
         dropout: dropout on the output of each block.
+        attention_dropout: dropout on the attention's weights.
         recurrent: options of :class:`RecurrentLayer`.
     """
 
     def __init__(
-        self, size: int, source_size: int, heads: int, coverage: bool, dropout: float, **recurrent: Any
+        self,
+        size: int,
+        source_size: int,
+        heads: int,
+        coverage: bool,
+        dropout: float,
+        attention_dropout: float,
+        **recurrent: Any,
     ) -> None:
         super().__init__()
         self.rnn = RecurrentLayer(size, dropout, **recurrent)
         self.attention_norm = nn.LayerNorm(size) if heads else None
-        self.attention = Attention(size, source_size, heads) if heads else None
+        self.attention = Attention(size, source_size, heads, attention_dropout) if heads else None
         self.coverage = Coverage(heads) if coverage else None
         self.dropout = Dropout(dropout, module_name=type(self).__name__)
 
@@ -112,6 +120,7 @@ class SRUDecoder(BaseDecoder):
                 heads=cfg.decoder_attention_heads if i in attended else 0,
                 coverage=coverage and i == layers - 1,
                 dropout=dropout,
+                attention_dropout=cfg.attention_dropout,
                 rnn_dropout=cfg.rnn_dropout,
                 unit=self.unit,
                 activation=cfg.sru_activation,
@@ -123,7 +132,7 @@ class SRUDecoder(BaseDecoder):
         self.norm = nn.Identity() if cfg.no_residual else output_norm(size)
         self.global_attention = self.project_out = None
         if where == "global":
-            self.global_attention = GlobalAttention(size, source_size, out_embed_dim)
+            self.global_attention = GlobalAttention(size, source_size, out_embed_dim, cfg.attention_dropout)
         else:
             self.project_out = biased(size, out_embed_dim)
         self.dropout_out = Dropout(dropout, module_name=type(self).__name__)

@@ -54,6 +54,11 @@ class Dropout(FairseqDropout):
         module_name: by which ``--retain-dropout-modules`` knows it.
     """
 
+    @property
+    def rate(self) -> float:
+        """The probability as things are: 0 in evaluation, where ``--retain-dropout`` doesn't keep it."""
+        return self.p if self.training or self.apply_during_inference else 0.0
+
     def forward(self, x: Tensor) -> Tensor:
         """``x`` of any shape and floating dtype, dropped out in training."""
         level = self._level(x)
@@ -70,10 +75,9 @@ class Dropout(FairseqDropout):
 
     def _level(self, x: Tensor) -> int | None:
         """Below which a draw keeps its element; None where torch has to do it."""
-        active = self.p > 0 and (self.training or self.apply_during_inference)
         level = round((1 - self.p) * LEVELS)
         usual = x.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-        if not (active and usual and 0 < level < LEVELS and x.dtype in (torch.float32, torch.bfloat16)):
+        if not (self.rate > 0 and usual and 0 < level < LEVELS and x.dtype in (torch.float32, torch.bfloat16)):
             return None
         return level if compiled("dropout.cpp", x.dtype, NAMES) else None
 

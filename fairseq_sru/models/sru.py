@@ -22,7 +22,7 @@ def check(cfg: Any) -> Namespace:
     cfg = options.completed(cfg, SRUConfig)
     check_encoder(cfg)
     options.at_least_one(cfg, [f"decoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "out_embed_dim")])
-    options.probabilities(cfg, ["decoder_dropout_in", "decoder_dropout_out"])
+    options.probabilities(cfg, ["decoder_dropout_in", "decoder_dropout_out", "attention_dropout"])
     if options.attention(cfg) not in (0, "global"):
         options.must_divide(cfg, "decoder_attention_heads", "decoder_hidden_size")
     options.coverage(cfg, len(options.attended(cfg)))

@@ -23,10 +23,12 @@ class SelfAttention(nn.Module):
     Args:
         size: features of inputs and outputs.
         heads: number of heads; divides size.
+        dropout: dropout on the weights.
     """
 
-    def __init__(self, size: int, heads: int) -> None:
+    def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
+        self.dropout = Dropout(dropout, module_name=type(self).__name__)
         self.heads = heads
         self.query_key_value = Linear(size, 3 * size, bias=False)
         self.out = Linear(size, size, bias=False)
@@ -48,7 +50,7 @@ class SelfAttention(nn.Module):
         query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 1, 3, 0, 4)
         if earlier is not None:
             key, value = torch.cat([earlier[0], key], dim=2), torch.cat([earlier[1], value], dim=2)
-        context = dot_product_attention(query, key, value, visible)
+        context = dot_product_attention(query, key, value, visible, dropout=self.dropout.rate)
         return self.out(context.permute(2, 0, 1, 3).flatten(2)), key, value
 
 
@@ -108,15 +110,23 @@ class TransformerSRUEncoderLayer(nn.Module):
         heads: attention heads.
         feed_forward: ``linear`` or ``sru``.
         dropout: dropout on the output of each block.
+        attention_dropout: dropout on the attention's weights.
         rnn_dropout: variational dropout on the input of an SRU.
     """
 
     def __init__(
-        self, size: int, inner: int, heads: int, feed_forward: str, dropout: float, rnn_dropout: float
+        self,
+        size: int,
+        inner: int,
+        heads: int,
+        feed_forward: str,
+        dropout: float,
+        attention_dropout: float,
+        rnn_dropout: float,
     ) -> None:
         super().__init__()
         self.self_attention_norm = nn.LayerNorm(size)
-        self.self_attention = SelfAttention(size, heads)
+        self.self_attention = SelfAttention(size, heads, attention_dropout)
         self.feed_forward_norm = nn.LayerNorm(size)
         self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=True)
         self.dropout = Dropout(dropout, module_name=type(self).__name__)
@@ -143,6 +153,7 @@ class TransformerSRUDecoderLayer(nn.Module):
         autoreg: ``ssru``, ``sru`` or ``self-attention``.
         feed_forward: ``linear`` or ``sru``.
         dropout: dropout on the output of each block.
+        attention_dropout: dropout on the weights of each attention.
         rnn_dropout: variational dropout on the input of an SRU.
     """
 
@@ -156,6 +167,7 @@ class TransformerSRUDecoderLayer(nn.Module):
         autoreg: str,
         feed_forward: str,
         dropout: float,
+        attention_dropout: float,
         rnn_dropout: float,
     ) -> None:
         super().__init__()
@@ -163,13 +175,13 @@ class TransformerSRUDecoderLayer(nn.Module):
         self.self_attention: SelfAttention | None = None
         self.sru: SRU | None = None
         if autoreg == "self-attention":
-            self.self_attention = SelfAttention(size, heads)
+            self.self_attention = SelfAttention(size, heads, attention_dropout)
         elif autoreg == "ssru":
             self.sru = SRU(size, size, rnn_dropout=rnn_dropout, use_relu=1, reset_gate=False)
         else:
             self.sru = SRU(size, size, rnn_dropout=rnn_dropout, highway=False)
         self.attention_norm = nn.LayerNorm(size)
-        self.attention = Attention(size, source_size, heads)
+        self.attention = Attention(size, source_size, heads, attention_dropout)
         self.coverage = Coverage(heads) if coverage else None
         self.feed_forward_norm = nn.LayerNorm(size)
         self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=False)

@@ -46,7 +46,9 @@ class TransformerSRUEncoder(BaseEncoder):
         inner, heads = cfg.encoder_ffn_embed_dim, cfg.encoder_attention_heads
         self.embed_positions = SinusoidalPositionalEmbedding(size, self.padding_idx)
         self.layers = nn.ModuleList(
-            TransformerSRUEncoderLayer(size, inner, heads, cfg.feed_forward, cfg.dropout, cfg.rnn_dropout)
+            TransformerSRUEncoderLayer(
+                size, inner, heads, cfg.feed_forward, cfg.dropout, cfg.attention_dropout, cfg.rnn_dropout
+            )
             for _ in range(cfg.encoder_layers)
         )
         self.norm = nn.LayerNorm(size)
@@ -116,6 +118,7 @@ class TransformerSRUDecoder(BaseDecoder):
                 autoreg=cfg.decoder_autoreg,
                 feed_forward=cfg.feed_forward,
                 dropout=cfg.dropout,
+                attention_dropout=cfg.attention_dropout,
                 rnn_dropout=cfg.rnn_dropout,
             )
             for i in range(cfg.decoder_layers)
@@ -210,7 +213,7 @@ def check(cfg: Any) -> Namespace:
             f"got {cfg.encoder_ffn_embed_dim}"
         )
     options.coverage(cfg, cfg.decoder_layers)
-    options.probabilities(cfg, ("dropout", "rnn_dropout"))
+    options.probabilities(cfg, ("dropout", "attention_dropout", "rnn_dropout"))
     options.cutoffs(cfg)
     options.must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")
     return cfg

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from fairseq_sru import SRUCell
 from fairseq_sru.layers import linear as module
-from fairseq_sru.models.attention import Coverage, GlobalAttention, Source, attend
+from fairseq_sru.models.attention import Attention, Coverage, GlobalAttention, Source, attend
 from fairseq_sru.models.config import presets
 from fairseq_sru.models.convolution import CausalConvolution, Convolution
 from fairseq_sru.models.sru import check
+from fairseq_sru.models.transformer_layers import SelfAttention
 from fairseq_sru.models.units import LSTM, packed
 
 
@@ -183,6 +184,50 @@ def test_a_bias_is_added_to_the_scores():
         torch.testing.assert_close(one[:, row], expected)
 
 
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_dropout_takes_weights_away_and_scales_the_others(need_weights):
+    """Values that are the rows of a unit matrix show the weights; those that are returned are before dropout."""
+    query, key = torch.randn(400, 2, 3), torch.randn(1, 1, 5, 3)
+    source = Source(key, torch.eye(5)[None, None], torch.zeros(1, 1, 1, 5))
+    whole, _ = attend(query, source, 0.6, False)
+    dropped, weights = attend(query, source, 0.6, need_weights, dropout=0.3)
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], whole[kept] / 0.7)
+    assert 0.66 < kept.float().mean() < 0.74
+    if need_weights:
+        torch.testing.assert_close(weights.transpose(0, 1), whole)
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("sru", {}),
+        ("sru", {"decoder_attention": "global"}),
+        ("sru", {"recurrent_unit": "lstm"}),
+        ("sru", {"decoder_coverage": "True"}),
+        ("transformer_sru", {}),
+        ("transformer_sru", {"decoder_autoreg": "self-attention"}),
+    ],
+)
+def test_attention_dropout_is_that_of_each_attention_in_training(kind, options, dictionary):
+    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
+    model = made(kind, dictionary, dropout=0.0, attention_dropout=0.5, **options)
+    without = made(kind, dictionary, dropout=0.0, **options)
+    without.load_state_dict(model.state_dict())
+    attentions = [m for m in model.modules() if isinstance(m, Attention | GlobalAttention | SelfAttention)]
+    assert attentions and all(attention.dropout.p == 0.5 for attention in attentions)
+    for attention in attentions:  # one at a time
+        for other in attentions:
+            other.dropout.train(other is attention)
+        first, second = (model(src, None, target)[0] for _ in range(2))
+        assert not torch.allclose(first, second)
+    torch.testing.assert_close(model.eval()(src, None, target)[0], without.eval()(src, None, target)[0])
+    cfg = OmegaConf.structured(FairseqConfig)
+    cfg.generation.retain_dropout = True
+    model.prepare_for_inference_(cfg)
+    assert not torch.allclose(model(src, None, target)[0], model(src, None, target)[0])
+
+
 @pytest.mark.parametrize(
     "attention, coverage, has",
     [("1", "auto", True), ("2", "auto", False), ("global", "auto", False), ("1", "False", False), ("1", "True", True)],
@@ -206,7 +251,7 @@ def test_coverage_reads_the_attention_below_the_top(build, dictionary):
 
 def test_global_attention_is_the_published_equation():
     """Luong et al. 2015, equations 5, 7 and 8 ("general")."""
-    module = GlobalAttention(4, 6, 5).double()
+    module = GlobalAttention(4, 6, 5, dropout=0.0).double()
     source, x = torch.randn(7, 1, 6).double(), torch.randn(2, 1, 4).double()
     out, _ = module(x, module.project(source, torch.zeros(1, 7).bool()), False)
     for t in range(2):

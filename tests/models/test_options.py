@@ -76,6 +76,7 @@ BAD = [
         "--encoder-ffn-embed-dim must be even with --feed-forward sru, .*; got 7",
     ),
     (ALL, {"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),
+    (TRANSLATION, {"attention_dropout": 1.0}, r"--attention-dropout must be in \[0, 1\); got 1.0"),
     (ALL, {"rnn_dropout": -0.1}, r"--rnn-dropout must be in \[0, 1\); got -0.1"),
     (["sru_lm"], {"rnn_dropout": 2}, r"--rnn-dropout must be in \[0, 1\); got 2"),
     (["sru", "sru_lm"], {"decoder_dropout_in": 1.0}, r"--decoder-dropout-in must be in \[0, 1\); got 1.0"),

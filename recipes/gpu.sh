@@ -25,7 +25,7 @@ else
     cuda=$(python -c 'import torch; print((torch.version.cuda or "").partition(".")[0])')
     if [ -n "$cuda" ]; then
         has cupy || _sru_run python -m pip install -e ".[cuda$cuda]"
-        packages rivals || echo "gpu.sh: going on without others' kernels" >&2
+        PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=10 packages rivals || echo "gpu.sh: going on without others' kernels" >&2
     fi
 fi
 export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH}

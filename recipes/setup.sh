@@ -98,7 +98,8 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
     _sru_run python -m pip install -r "$pins" || return
     halves=$(PYTHONPATH="$2/fairseq_sru" python -c 'import install_fairseq; print(*install_fairseq.halves())') || return
     # shellcheck disable=SC2086 # words
-    [ -z "$halves" ] || _sru_run python -m pip install --force-reinstall --no-deps $halves || return
+    [ -z "$halves" ] || _sru_run python -m pip install --force-reinstall --no-deps $halves ||
+        _sru_fail "pip was stopped while it installed $halves: install that once more, the way you did" || return
     # so that the recipes find the package; isolation would download setuptools, which is there but for an old torch
     python -c 'import setuptools; assert int(setuptools.__version__.split(".")[0]) >= 77' 2>/dev/null && isolation=--no-build-isolation
     _sru_run python -m pip install --no-deps ${isolation:+"$isolation"} -e "$2" || return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -20,6 +21,9 @@ hypothesis.settings.register_profile("search", deadline=None, derandomize=False)
 hypothesis.settings.load_profile("tests")
 
 os.environ.pop("FAIRSEQ_SRU_BACKEND", None)  # a user's own would decide what is tested
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as jobs in the background do; what they start would, too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = ["support.debian_packages"]  # fixtures of several files
 

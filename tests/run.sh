@@ -16,7 +16,8 @@ while true; do
     case "${1:-}" in
     --all)
         tier=(--hypothesis-profile search)
-        cupy=$(python -c 'import runpy; print(runpy.run_path("fairseq_sru/versions.py")["CUDA13"][0])')
+        cuda=$(python -c 'import torch; print("CUDA12" if (torch.version.cuda or "").startswith("12.") else "CUDA13")')
+        cupy=$(python -c "import runpy; print(runpy.run_path('fairseq_sru/versions.py')['$cuda'][0])")
         python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("cupy") is None)' ||
             _sru_run python -m pip install "$cupy" ||
             echo "run.sh: $cupy can't be installed (is there no network?); the test of the real CuPy is skipped" >&2

@@ -15,12 +15,14 @@ import tarfile
 import textwrap
 from collections.abc import Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 from common.arguments import file, folder, output_file
+from comparison.settings import load
 from conftest import ROOT
 from support.exported import exported
 from support.ptx import least
@@ -428,6 +430,11 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
     elif program == "python" and rest[:1] == ["-m"] and rest[1].startswith("fairseq_sru."):
         parser, rest = parser_of(rest[1]), rest[2:]
     else:
+        if whole and program == "bash" and rest:
+            assert (ROOT / rest[0]).is_file(), words
+        elif whole and program == "python" and rest[:1] == ["-m"]:
+            file_of = rest[1].replace(".", "/") + ".py"
+            assert any((ROOT / at / file_of).is_file() for at in ("recipes", "tests")) or find_spec(rest[1]), words
         return None
     if not whole:
         unknown = {word for word in rest if word.startswith("--")} - set(parser._option_string_actions)
@@ -445,7 +452,9 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
         for action in parser._actions:
             if action.type in (file, folder, output_file):
                 action.type = None  # what a page names need not be there, and is not made
-        parser.parse_args(rest)
+        args = parser.parse_intermixed_args(rest)
+        if (recipe := ROOT / str(getattr(args, "recipe", "none"))).is_file():
+            load(recipe, args.overrides)
     return parser
 
 

@@ -28,14 +28,18 @@ from fairseq_sru.versions import FAIRSEQ_PATCHED
 
 VARIABLES = ("FAIRSEQ_SRU_BACKEND", "FAIRSEQ_SRU_NVRTC", "CXX")
 
+DRIVER = doctor.driver
+
 _forget = pytest.fixture(autouse=True)(forgetting)
 
 
 @pytest.fixture(autouse=True)
 def _unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is set that a test doesn't set."""
+    """Nothing is set that a test doesn't set, and no GPU is there that it doesn't make up."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(doctor, "driver", list)
 
 
 Examine = Callable[[], tuple[int, dict[str, Any]]]
@@ -291,6 +295,7 @@ class Machine:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.version, "cuda", "13.0")
         patch.setitem(dispatch.DEVICES, "cuda", "cpu")
+        patch.setattr(doctor, "driver", DRIVER)
         self.knows(13000)
         self.has_nvrtc((13, 0))
         self.backend(lambda: made)

@@ -60,6 +60,19 @@ def test_nothing_is_lacking_and_the_wheel_has_nothing_else(built: tuple[Path, Pa
     }
 
 
+def test_the_extras_of_the_readme_bring_their_packages(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[1]) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("/METADATA")]
+        about = archive.read(name).decode()
+    extras = {"cuda12": "CUDA12", "cuda13": "CUDA13", "recipes": "RECIPES", "test": "TEST"}
+    assert re.findall("^Provides-Extra: (.+)$", about, re.M) == list(extras)
+    for extra, names in extras.items():
+        found = re.findall(rf"^Requires-Dist: ([^;\s]+);.*extra == .{extra}.$", about, re.M)
+        assert found == [requirement.partition(";")[0] for requirement in wheels.VERSIONS[names]]
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"pip install -e '\.\[(\w+)\]'", readme)) <= extras.keys()
+
+
 @pytest.mark.parametrize(
     "end", ["licenses/LICENSE", "fairseq_sru/py.typed", "sru/sru_tiny.yaml", "kernels/sru.cu", "0.12.2.patch"]
 )

@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from fairseq.models import FairseqEncoderDecoderModel
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..decoding.program import Packed, Program, address, library
 from ..layers import SRUCell
@@ -171,8 +172,10 @@ def _usual(module: nn.Module) -> bool:
 
 def compilable(module: nn.Module) -> bool:
     """Whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
-    return all(map(_usual, module.modules())) and all(
-        x.is_cpu and x.dtype == torch.float32 for x in module.parameters()
+    return (
+        all(map(_usual, module.modules()))
+        and not _has_any_global_hook()
+        and all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
     )
 
 
@@ -180,7 +183,7 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What changes when a weight does, but by an optimizer that writes to ``weight.data``, or :func:`compilable`."""
     # weights made in inference mode count no versions; those of another dtype or device lie elsewhere
     versions = ((x.data_ptr(), 0 if x.is_inference() else x._version) for x in module.parameters())
-    return all(map(_usual, module.modules())), *versions
+    return all(map(_usual, module.modules())), bool(_has_any_global_hook()), *versions
 
 
 def forget(module: nn.Module) -> None:

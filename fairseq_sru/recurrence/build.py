@@ -268,6 +268,7 @@ def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
         Unavailable: no compiler, or it fails; the message holds its output.
     """
     command, version = host_compiler()
+    libc = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
     words = [*command, *HOST_FLAGS, *options]
     source = kernel_folder() / name
     texts = kernel_text() if name in kernel_text() else {**kernel_text(), name: source.read_text()}
@@ -284,4 +285,4 @@ def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
             said = done.stderr.strip()[-3000:] or f"exit status {done.returncode}, nothing said, nothing made"
             raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{said}{_remedy()}")
 
-    return cached([*words, version, platform.machine(), cpu_features(), *texts.values()], ".so", make)
+    return cached([*words, version, str(libc), platform.machine(), cpu_features(), *texts.values()], ".so", make)

@@ -190,7 +190,8 @@ class Cuda(Kernels):
                     if threading.main_thread().is_alive():  # else the process ends, and waits for this thread
                         self.compiler.cubin(options, target)
 
-        threading.Thread(target=compile_all, name=BACKGROUND).start()
+        with contextlib.suppress(RuntimeError):  # no thread can be started: then each is compiled when it is wanted
+            threading.Thread(target=compile_all, name=BACKGROUND).start()
 
     def _target(self, device: int) -> str:
         major, minor = torch.cuda.get_device_capability(device)

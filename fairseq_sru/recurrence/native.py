@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,7 +77,10 @@ def compiled(file: str, dtype: torch.dtype, names: tuple[str, ...]) -> list[Any]
     """
     try:
         return functions(host_library((f"-DVALUE={VALUES[dtype]}", "-fopenmp-simd"), file), *names)
-    except Unavailable:
+    except Unavailable as error:
+        with contextlib.suppress(Unavailable):
+            library(DEFAULT_VARIANT)
+            warnings.warn(f"{file} runs in plain PyTorch, which is slower: {error}", stacklevel=2)
         return None
 
 
@@ -97,7 +102,9 @@ def functions(path: Path, *names: str) -> list[Any]:
         opened = ctypes.CDLL(str(path))
         return [getattr(opened, name) for name in names]
     except OSError as error:
-        raise Unavailable(f"{error}; FAIRSEQ_SRU_CACHE can name another folder, which allows programs") from error
+        folder = "FAIRSEQ_SRU_CACHE can name another folder, which allows programs"
+        remedy = folder if "failed to map" in str(error) else "CXX can name another compiler"
+        raise Unavailable(f"{error}; {remedy}") from error
     except AttributeError as error:
         raise Unavailable(f"{error}; CXX can name a compiler that doesn't hide it") from error
 

@@ -5,6 +5,7 @@ Environment: ``FAIRSEQ_SRU_NVRTC`` names the library's file where it can't be fo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -162,6 +163,10 @@ def compiler() -> Compiler:
         except Unavailable as error:
             failure = failure or error
             continue
+        if found.version[0] == int(major):
+            return found
+    with contextlib.suppress(Unavailable):  # the system's or conda's
+        found = Compiler(f"libnvrtc.so.{major}")
         if found.version[0] == int(major):
             return found
     if failure is not None:

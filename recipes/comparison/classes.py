@@ -56,7 +56,7 @@ class Classes:
             for sentence in sentences[start : start + BATCH]:
                 numbers = words.encode_line(" ".join(self.tokens(sentence)), add_if_not_exist=False)
                 batch.append(torch.tensor([*first, *numbers.tolist()])[:longest])
-                if len(first) + len(numbers) > longest:
+                if len(first) + len(numbers) - 1 > longest:  # the end token is no word
                     print(f"only the first {longest} words are read of: {sentence[:60]}...", file=sys.stderr)
             source = data_utils.collate_tokens(batch, words.pad())
             with torch.no_grad():

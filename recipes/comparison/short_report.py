@@ -25,7 +25,9 @@ def rows(report: dict[str, Any]) -> str:
     found, head = [], ["system", report["counted"], report["score"], "runs"]
     for name, system in tested(report).items():
         columns = {"p": number(system["p_value"], ".4f")} if compared(report) else {}
-        columns |= {unit: f"{speed:,.4g}" for unit, speed in system["speeds"].items()}
+        columns |= {
+            unit: f"{speed:,.0f}" if speed >= 1000 else f"{speed:.4g}" for unit, speed in system["speeds"].items()
+        }
         score, runs = mean(spread(system["scores"]), 2), str(len(system["scores"]))
         found.append([title(report, name), f"{system['parameters']:,}", score, runs, *columns.values()])
         head[4:] = columns

@@ -105,6 +105,13 @@ class Use(Training):
         """Speeds of a system by their names."""
         raise NotImplementedError
 
+    def minutes(self, system: str) -> dict[str, float]:
+        """What training took, for :meth:`speeds`: the mean over runs."""
+        runs = [run for run in self.good() if run.system == system]
+        return {
+            "training, min": statistics.fmean(self.stages.stamp(r.stage("train"))["train_seconds"] for r in runs) / 60
+        }
+
     def report(self) -> None:
         """The last stage: report.json and report.md; prints the table."""
         by_system = {name: [run for run in self.good() if run.system == name] for name in self.settings.systems}
@@ -227,9 +234,8 @@ class Language(Use):
 
     def speeds(self, system: str) -> dict[str, float]:
         runs = [run for run in self.good() if run.system == system]
-        minutes = statistics.fmean(self.stages.stamp(run.stage("train"))["train_seconds"] for run in runs) / 60
         return {
-            "training, min": minutes,
+            **self.minutes(system),
             "training, tokens/s": self.training_speed(system, "tokens_per_second"),
             "evaluation, tokens/s": statistics.median(self.measured(run)[0]["tokens_per_second"] for run in runs),
         }
@@ -255,7 +261,8 @@ class Speech(Use):
 
     def speeds(self, system: str) -> dict[str, float]:
         tokens = sum(len(text.split()) + 1 for text in self.rows("train"))  # each ends with one
-        return {"seconds an epoch": tokens / self.training_speed(system, "tokens_per_second")}
+        epoch = tokens / self.training_speed(system, "tokens_per_second")
+        return {**self.minutes(system), "seconds an epoch": epoch}
 
 
 USES: dict[str, type[Use]] = {"sentences": Sentences, "language": Language, "speech": Speech}

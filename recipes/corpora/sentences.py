@@ -131,8 +131,11 @@ def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
     """The vectors of some words, from a file of GloVe's form, or of word2vec's: text or binary.
 
     Raises:
-        RecipeError: it is of no such form, is cut off, or has none of the words.
+        RecipeError: it is compressed, of no such form, is cut off, or has none of the words.
     """
+    with path.open("rb") as file:
+        if file.read(2) in (b"\x1f\x8b", b"PK"):
+            raise RecipeError(f"argument --embeddings: {path} is compressed: unpack it, and name what was in it")
     wrong = RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec, or is cut off")
     with path.open("rb") as file:
         header = file.readline().split()

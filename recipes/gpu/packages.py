@@ -92,13 +92,15 @@ def rivals(site: Path) -> None:
 
 
 def fairseq(folder: Path, site: Path) -> None:
-    """Build fairseq from its sdist in a folder, where there is no fairseq, and put it into another."""
-    if "fairseq" in installed():
-        print(f"fairseq {importlib.metadata.version('fairseq')} is there")
+    """Build fairseq from its sdist in a folder, where it isn't there as it is patched now, and put it into another."""
+    wanted = VERSIONS["FAIRSEQ_PATCHED"]
+    if "fairseq" in installed() and importlib.metadata.version("fairseq") == wanted:
+        print(f"fairseq {wanted} is there")
         return
     (sdist,) = folder.glob("fairseq-*.tar.gz")
-    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder.absolute())}
+    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder.absolute().as_uri()}  # pip splits words at spaces
     made = site.with_name("wheel")
+    shutil.rmtree(made, ignore_errors=True)  # of an earlier patch, or for another Python
     program = ROOT / "fairseq_sru" / "install_fairseq.py"
     command = [sys.executable, str(program), "--sdist", str(sdist), "--wheel-dir", str(made)]
     subprocess.run(command, check=True, env={**os.environ, **offline})

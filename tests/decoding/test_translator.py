@@ -20,7 +20,7 @@ from corpora import cleaning, moses
 from fairseq.sequence_generator import SequenceGenerator
 from subword_nmt.learn_bpe import learn_bpe
 from support.exported import LINES, exported, subword_model, torch_alone, words
-from support.processes import python
+from support.processes import LONG, python
 
 from fairseq_sru import Translator
 from fairseq_sru.decoding.search import Found
@@ -192,7 +192,7 @@ one = Translator(sys.argv[1])
 torch.randn(1000, 1000).add_(1)
 child = multiprocessing.get_context("fork").Process(target=Translator, args=[sys.argv[1]])
 child.start()
-child.join(60)
+child.join({limit})
 print(child.exitcode)
 child.kill()
 """
@@ -201,7 +201,7 @@ child.kill()
 def test_a_forked_process_makes_one_of_its_own(tmp_path: Path) -> None:
     """Where torch's threads are its parent's; matrices are large enough for several."""
     exported(tmp_path / "model", "sru, defaults", decoder_hidden_size=512, encoder_hidden_size=256)
-    assert python("-c", FORKED, tmp_path / "model").stdout == "0\n"
+    assert python("-c", FORKED.format(limit=LONG), tmp_path / "model").stdout == "0\n"
 
 
 def test_long_lines_are_few_in_a_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

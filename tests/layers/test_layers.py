@@ -22,6 +22,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 from fairseq_sru import SRU, SRUCell
 from fairseq_sru.layers.linear import SMALL
 from fairseq_sru.recurrence import dispatch
+from fairseq_sru.recurrence.native import Native
+from fairseq_sru.recurrence.reference import Torch
 
 G = {"identity": lambda c: c, "tanh": torch.tanh, "relu": lambda c: c.clamp(min=0.0)}
 
@@ -497,10 +499,18 @@ def test_compiles_with_the_usual_compiler(kind):
 
 
 def test_compiles_with_the_backend_that_is_named():
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
     x = torch.randn(4, 3, 6)
-    for backend in ("torch", "reference"):
-        rnn = SRU(6, 4, backend=backend)
-        close(compiled(rnn, backend="aot_eager")(x), rnn(x), 1e-5)
+    for name in ("torch", "native", "reference"):
+        rnn = SRU(6, 4, backend=name)
+        close(compiled(rnn, backend=backend)(x), rnn(x), 1e-5)
+        calls = [node for node in graphs[-1].graph.nodes if "fairseq_sru" in str(node.target)]
+        assert [name in node.args for node in calls] == [True] * (name != "reference") * len(rnn.layers)
 
 
 def test_compiled_dropout_is_drawn_anew():
@@ -601,14 +611,23 @@ def test_exports_and_traces_load_in_a_new_process_with_other_backends(tmp_path):
 
 
 def test_an_export_does_what_the_variable_says_where_it_runs(monkeypatch):
-    rnn = SRU(6, 4).eval()
+    rnn, ran = SRU(6, 4).eval(), set()
     x = torch.randn(5, 3, 6)
     program = torch.export.export(rnn, (x,)).module()
+
+    def spied(name, forward):
+        return lambda *given: ran.add(name) or forward(*given)
+
+    for kind in (Native, Torch):
+        monkeypatch.setattr(kind, "forward", spied(kind.name, kind.forward))
     for backend in ("reference", "native", "torch"):
         monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", backend)
         dispatch.forget()  # it is read once a process
-        close(program(x), rnn(x), 1e-5)
-        close(compiled(rnn, backend="aot_eager")(x), rnn(x), 1e-5)
+        expected = rnn(x)
+        for run in (program, compiled(rnn, backend="aot_eager")):
+            ran.clear()
+            close(run(x), expected, 1e-5)
+            assert ran == {backend} - {"reference"}
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "fast")
     dispatch.forget()
     with pytest.raises(ValueError, match="FAIRSEQ_SRU_BACKEND must be one of auto"):

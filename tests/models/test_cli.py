@@ -13,6 +13,7 @@ import torch
 from conftest import ROOT, run_cli, write_pairs
 from support.commands import PLUGIN, SMALL, SMOOTHED, generate, hydra_words, hypotheses, reverses, train
 from support.lines import DECODED, OUTPUT, START, unexpected
+from support.processes import LONG
 
 from fairseq_sru.models import SRUModel
 
@@ -135,7 +136,7 @@ def test_interactive_answers_before_it_is_asked_again(trained, toy_data):
     command = [str(Path(sys.executable).with_name("fairseq-interactive")), *map(str, words)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
-        patience = threading.Timer(120, process.kill)
+        patience = threading.Timer(LONG, process.kill)
         patience.start()
         for line in ("a b c", "d c b"):
             process.stdin.write(f"{line}\n")

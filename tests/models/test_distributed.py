@@ -17,6 +17,7 @@ import torch
 from conftest import ROOT, run_cli
 from fairseq.options import get_training_parser, parse_args_and_arch
 from support.commands import hydra_words
+from support.processes import LONG
 from support.small_models import made, numbered
 from torch.nn.parallel import DistributedDataParallel
 
@@ -44,7 +45,7 @@ def train(data: Path, save: Path, *more, processes: int = 1, fails: bool = False
         log = done.stdout + done.stderr
     else:
         done = start(torchrun("train", data, *SMALL, "--save-dir", save, *GLOO, *more, processes=processes))
-        log = done.communicate()[0]
+        log = done.communicate(timeout=LONG)[0]
     assert (done.returncode != 0) is fails, log[-6000:]
     return log
 
@@ -189,7 +190,7 @@ def test_fairseqs_transformer_has_weights_that_no_process_waits_for(toy_data, tm
     words += ["--encoder-attention-heads", 2, "--decoder-attention-heads", 2, "--encoder-layers", 2, "--cpu"]
     words += ["--optimizer", "adam", "--batch-size", 16, "--save-dir", tmp_path, *GLOO, "--ddp-backend", "pytorch_ddp"]
     done = start(torchrun("train", toy_data, *words))
-    log = done.communicate()[0]
+    log = done.communicate(timeout=LONG)[0]
     assert done.returncode == 0, log[-6000:]
     assert state(tmp_path)["optimizer_history"][-1]["num_updates"] == 3
 
@@ -256,7 +257,7 @@ def hydra(data: Path, save: Path, *more: str, processes: int = 2) -> str:
     words += ["model.encoder_layers=1", "model.decoder_layers=1", "model.dropout=0.0"]
     words += ["distributed_training.distributed_backend=gloo", "distributed_training.ddp_backend=legacy_ddp"]
     process = start(torchrun("hydra_train", *words, *more, processes=processes))
-    log = process.communicate()[0]
+    log = process.communicate(timeout=LONG)[0]
     assert process.returncode == 0, log[-6000:]
     return log
 

@@ -70,7 +70,7 @@ def test_lazy_data_are_trained_on(tmp_path: Path) -> None:
     run_cli("preprocess", "-s", "en", "-t", "de", *both, "--destdir", data, "--dataset-impl", "lazy")
     for implementation in ("lazy", "cached"):
         words = ["--dataset-impl", implementation, "--num-workers", 2, "--max-update", 2, "--no-save"]
-        run_cli("train", data, *PLUGIN, *SMALL, *words)
+        run_cli("train", data, *PLUGIN, *SMALL, *words, "--save-dir", tmp_path / "none")
 
 
 def test_an_average_keeps_the_last_layer_norms(transformer: Any) -> None:

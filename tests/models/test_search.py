@@ -11,6 +11,7 @@ from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator
 from support.exported import torch_alone, words
 from support.small_models import VARIANTS, made
+from torch.nn.modules.module import register_module_forward_hook
 
 from fairseq_sru.models import search
 
@@ -164,6 +165,10 @@ def test_where_torch_has_to_run_the_model_it_searches(model: Any, monkeypatch: p
     assert not model.eval().double().beam_search(generator, sample)
     assert model.float().beam_search(generator, sample)
     hook = model.encoder.layers[0].register_forward_hook(lambda *_: None)
+    assert not searches()
+    hook.remove()
+    assert searches()
+    hook = register_module_forward_hook(lambda *_: None)
     assert not searches()
     hook.remove()
     assert searches()

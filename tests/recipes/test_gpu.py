@@ -26,6 +26,7 @@ from gpu.parts import Part
 from support.processes import python
 
 from fairseq_sru.recurrence.dispatch import choose
+from fairseq_sru.versions import FAIRSEQ_PATCHED
 
 # What the others' packages offer, by plain torch.
 STAND_INS = {
@@ -418,6 +419,32 @@ def test_only_what_lacks_is_installed(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert not list((tmp_path / "site").glob("*orch*")) and not list((tmp_path / "site").glob("*aml*"))
 
 
+def test_another_fairseq_than_ours_does_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a project whose path has a space, beside a wheel of an earlier patch."""
+    wheels = tmp_path / "my wheels"
+    wheels.mkdir()
+    (wheels / "fairseq-0.12.2.tar.gz").touch()
+    made = tmp_path / "wheel"
+    made.mkdir()
+    wheel(made, "fairseq", "0.12.2+earlier")
+    asked: list[Any] = []
+
+    def builds(command: list[str], env: dict[str, str], **_: Any) -> None:
+        assert not made.exists()
+        asked.append(env["PIP_FIND_LINKS"])
+        made.mkdir()
+        wheel(made, "fairseq", "0.12.2+now")
+
+    monkeypatch.setattr(packages.importlib.metadata, "version", lambda _: "0.12.2+earlier")
+    monkeypatch.setattr(packages.subprocess, "run", builds)
+    monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words[-1]))
+    packages.fairseq(wheels, tmp_path / "site")
+    assert asked == [f"file://{tmp_path}/my%20wheels", made / "fairseq-0.12.2+now-py3-none-any.whl"]
+    monkeypatch.setattr(packages.importlib.metadata, "version", lambda _: FAIRSEQ_PATCHED)
+    packages.fairseq(wheels, tmp_path / "site")
+    assert len(asked) == 2
+
+
 def test_any_cupy_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [type("Found", (), {"metadata": {"Name": name}}) for name in ("cupy-cuda12x", "Some.Thing", None)]
     monkeypatch.setattr(packages.importlib.metadata, "distributions", lambda: found)
@@ -429,9 +456,12 @@ def test_a_build_that_was_stopped_holds_nobody_up(run: Any, tmp_path: Path, monk
     lock = tmp_path / "extensions" / "sru_cuda" / "lock"
     lock.parent.mkdir(parents=True)
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
-    builds = Part("extensions", (*SAY, f"open({str(lock)!r}, 'w'); import time; time.sleep(3600)"), 3, beside=True)
+    begun = tmp_path / "begun"
+    code = f"open({str(lock)!r}, 'w'); open({str(begun)!r}, 'w'); import time; time.sleep(3600)"
+    builds = Part("extensions", (*SAY, code), 20, beside=True)
     takes = Part("rivals", (*SAY, f"import os; os.path.exists({str(lock)!r}) and exit(1)"), 60, ("extensions",))
     assert run(builds, takes) == {"extensions": "stopped", "rivals": "done"}
+    assert begun.exists(), "there was a lock"
 
 
 def test_a_build_that_goes_on_keeps_its_lock(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import re
@@ -171,6 +172,8 @@ def test_bad_input_is_named_in_a_line(tmp_path, capsys):
     assert message in refused(capsys, "subj", tmp_path, *vectors)
     (tmp_path / "vectors").write_text("3 2\ngood 0.1 0.2\nfilm 0.3 0.1\n")  # word2vec's form tells how many
     assert "vectors has 2 vectors, not the 3 of its first line" in refused(capsys, "subj", tmp_path, *vectors)
+    (tmp_path / "vectors").write_bytes(gzip.compress(b"good 0.1 0.2\n"))
+    assert "vectors is compressed: unpack it" in refused(capsys, "subj", tmp_path, *vectors)
     cut = tmp_path / "vectors.bin"
     for rest in (b"", b"film ", b"film \0\0\0\0"):
         cut.write_bytes(b"3 2\ngood " + np.zeros(2, "f4").tobytes() + rest)

@@ -14,6 +14,7 @@ import prepare
 import pytest
 from comparison import settings, uses
 from comparison.commands import Commands
+from comparison.short_report import rows
 from conftest import ROOT
 from fairseq import options, tasks
 from fairseq.data import Dictionary, data_utils
@@ -207,6 +208,14 @@ def test_language_models_are_compared_and_the_perplexity_is_fairseqs(tmp_path):
     assert " p is" not in text
 
 
+def test_large_speeds_are_whole_numbers():
+    system = {"parameters": 1234, "scores": [5.0], "p_value": None, "seeds": [1]}
+    report = {"counted": "parameters", "score": "perplexity", "baseline": "a", "systems": {}}
+    for name, speed in (("a", 12345.6), ("b", 1.23456)):
+        report["systems"][name] = {**system, "speeds": {"tokens/s": speed}}
+    assert [line.split(" | ")[-1] for line in rows(report).splitlines()[2:]] == ["12,346 |", "1.235 |"]
+
+
 @pytest.mark.slow
 def test_speech_models_are_compared_and_the_error_rate_is_fairseqs(tmp_path, monkeypatch):
     from corpora import speech_sets
@@ -231,4 +240,5 @@ def test_speech_models_are_compared_and_the_error_rate_is_fairseqs(tmp_path, mon
         printed = (out / "logs" / f"test-{name}-1.log").read_text()
         (stated,) = re.findall(r"WER: ([\d.]+)", printed)
         assert report["systems"][name]["scores"] == [pytest.approx(float(stated), abs=0.01)]
+        assert list(report["systems"][name]["speeds"]) == ["training, min", "seconds an epoch"]
         assert report["systems"][name]["speeds"]["seconds an epoch"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,26 @@ def test_on_windows_pytorch_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert "Windows" in fairseq_sru.backends()["native"]
 
 
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (OSError("x.so: failed to map segment"), "x.so: failed to map segment; FAIRSEQ_SRU_CACHE can name another "),
+        (OSError("libimf.so: cannot open shared object file"), "shared object file; CXX can name another compiler"),
+        (AttributeError("undefined symbol"), "undefined symbol; CXX can name a compiler that doesn't hide it"),
+    ],
+)
+def test_a_library_that_can_not_be_loaded(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system allows no programs, or the compiler's linker does as it likes."""
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(native.ctypes, "CDLL", fail)
+    assert said in fairseq_sru.backends()["native"]
+    with pytest.warns(UserWarning, match="runs in plain PyTorch on cpu"):
+        assert choose("auto", "cpu") is set_up("torch")
+
+
 def test_an_installation_without_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(build, "__file__", str(tmp_path / "fairseq_sru" / "recurrence" / "build.py"))
     assert "no kernels/sru.cu" in fairseq_sru.backends()["native"]
@@ -178,34 +199,52 @@ def test_an_entry_is_for_one_compiler_processor_text_and_set_of_options(
     assert "flags" in build.cpu_features() or not Path("/proc/cpuinfo").exists() or "Features" in build.cpu_features()
 
 
-def test_threads_follow_torch_and_change_no_bit() -> None:
+def test_threads_follow_torch_and_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     u, x = torch.randn(50, 8, 3, 200, requires_grad=True), torch.randn(50, 8, 200)
     bias = torch.randn(2, 200, requires_grad=True)
     before = torch.get_num_threads()
     seen, results = [], []
-    built = native.library(DEFAULT_VARIANT)
 
-    def spy(packed: bytes) -> None:
-        seen.append(int.from_bytes(packed[16:24], "little"))
-        built["sru_forward"](packed)
+    def spied(entry: Callable[[bytes], None]) -> Callable[[bytes], None]:
+        def spy(packed: bytes) -> None:
+            seen.append(int.from_bytes(packed[16:24], "little"))
+            entry(packed)
 
+        return spy
+
+    real = native.library
+    monkeypatch.setattr(native, "library", lambda of: {name: spied(entry) for name, entry in real(of).items()})
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             h, c = sru_recurrence(u, x, bias, backend="native")
             results.append([h, c, *torch.autograd.grad(h.square().sum() + c.sum(), (u, bias))])
-            native.run({"k": spy}, "k", 8, 256, threads, *_arguments(h.detach(), u, x, bias))
     finally:
         torch.set_num_threads(before)
-    assert seen == [1, 2, 3]
+    assert seen == [1, 1, 2, 2, 3, 3], "forward and backward"
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-def _arguments(h: torch.Tensor, u: torch.Tensor, x: torch.Tensor, bias: torch.Tensor) -> tuple:
-    shape = native.Shape(50, 8, 200, 1, 50)
-    c_n = torch.empty(8, 200)
-    return shape, (u, x, bias, None, None, None, None, None, torch.empty_like(h), None, c_n, 1.0)
+def test_what_alone_can_not_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing can, the recurrence tells."""
+    native.library(DEFAULT_VARIANT)
+    native.compiled.cache_clear()
+
+    def unavailable(*_: object) -> Path:
+        raise build.Unavailable("cc1plus: killed")
+
+    monkeypatch.setattr(native, "host_library", unavailable)
+    try:
+        with pytest.warns(UserWarning, match=r"^loss.cpp runs in plain PyTorch, which is slower: cc1plus: killed$"):
+            assert native.compiled("loss.cpp", torch.float32, ("run_loss",)) is None
+        native.compiled.cache_clear()
+        native.library.cache_clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert native.compiled("loss.cpp", torch.float32, ("run_loss",)) is None
+    finally:
+        native.compiled.cache_clear()
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc to look the loaded libraries up in")

@@ -3,7 +3,6 @@ themselves, and the compiler, which needs no GPU. With one (mark ``gpu``): the k
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import re
@@ -21,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cuda_cases import BARE, CASE, by_cuda, check
 from support.fake_cupy import Cuda, Gpu, Launch, signatures
+from support.gpu_forms import gpu_compiler
 from support.processes import python
 from support.variants import COVERING, OPTIONS, TENSORS, Case, make, moved, results
 from torch import Tensor
@@ -441,11 +441,8 @@ def test_what_is_cut_into_chunks() -> None:
 # ---------------------------------------------------------------- NVRTC
 
 
-@functools.cache
 def library() -> str:
-    from cuda import pathfinder
-
-    return str(pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path)
+    return gpu_compiler().path
 
 
 @pytest.fixture(scope="module")
@@ -630,6 +627,15 @@ def test_the_right_nvrtc_beside_a_wrong_one(present: pytest.MonkeyPatch, tmp_pat
     versions = {str(wheel): (12, 8)}
     present.setattr(nvrtc, "Compiler", lambda path: SimpleNamespace(path=path, version=versions.get(path, (13, 0))))
     assert find_nvrtc().path == str(wheel)
+
+
+def test_the_systems_nvrtc_where_there_is_no_other(present: pytest.MonkeyPatch) -> None:
+    """Conda's or that of /usr/local/cuda, beside pip's for another CUDA."""
+    present.setattr(nvrtc, "_nvidia_packages", lambda: [])
+    present.setattr(torch.version, "cuda", "12.8")
+    version = {"libnvrtc.so.12": (12, 8)}
+    present.setattr(nvrtc, "Compiler", lambda path: SimpleNamespace(path=path, version=version.get(path, (13, 0))))
+    assert find_nvrtc().path == "libnvrtc.so.12"
 
 
 def test_an_nvrtc_that_cannot_be_loaded_is_passed_over(present: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def decoding_in_short() -> str:
     ratios = [c["ratios"]["fairseq lstm"] for name, c in report["cases"].items() if name.startswith("decode")]
     found.append((f"untrained, {report['machine']['device']}", ratios))
     rows = [[what, f"{min(r):.2f} to {max(r):.2f}", f"{sum(x > 1 for x in r)} of {len(r)}"] for what, r in found]
-    return table(["models", "speed of SRU / speed of `lstm`", "settings in which SRU is faster"], rows)
+    return table(["models", "speed of SRU / speed of fairseq's `lstm`", "settings in which SRU is faster"], rows)
 
 
 def translating() -> str:

@@ -4,30 +4,28 @@
     python recipes/compare.py recipes/configs/lohelp.yaml out=runs/mine seeds=[1,2,3] systems.sru.dropout=0.2
 
 Stopped and run again, it goes on where it stopped; with other settings, what they concern is done again, but it ends
-before it would train anew what was trained to the end. fairseq's flags are checked before anything is run;
+before it would train anew what has a checkpoint. fairseq's flags are checked before anything is run;
 ``--dry-run`` does that alone, and prints the commands. The exit status is 1 if a system failed.
 """
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable
-from unittest import mock
 
 from common.errors import end_with_reader
 from common.machine import ROOT
 from comparison.collecting import report_on
 from comparison.command_line import recipe_parser
+from comparison.flags import check_training, takes
 from comparison.runs import Comparison
 from comparison.settings import Settings, load
 from comparison.stages import working_in
 from comparison.training import Run
 from comparison.uses import USES, Language, Sentences, Use
-from corpora.sentences import VECTORS
 
 
 def comparison_of(given: Settings) -> Comparison | Use:
@@ -39,8 +37,7 @@ def check_flags(comparison: Comparison | Use, show: Callable[[str], object]) -> 
 
     Args:
         comparison: the recipe's.
-        show: is given the commands, of the first seed and the last system's model; under an equal-time budget with a
-            number of updates that stands for what will be measured.
+        show: is given the commands, of the first seed and the last system's model.
 
     Raises:
         SystemExit: fairseq doesn't take a flag; it says which.
@@ -48,35 +45,23 @@ def check_flags(comparison: Comparison | Use, show: Callable[[str], object]) -> 
     from fairseq import options
 
     given, commands = comparison.settings, comparison.commands
+    if given.budget.updates is None:
+        show("# Each system's updates will be those of the budget: the numbers below stand for them.")
     show(shlex.join(commands.prepare()))
-    with mock.patch.dict("fairseq_sru.models.architectures.CHECKS", clear=True):  # of the data, which may not be there
-
-        def check(command: list[str], parser: argparse.ArgumentParser) -> None:
-            flags = command[command.index("--user-dir") :]
-            if (vectors := str(commands.data / VECTORS)) in flags:  # that aren't there yet
-                at = flags.index(vectors)
-                del flags[at - 1 : at + 1]
-            options.parse_args_and_arch(parser, input_args=[str(commands.data), *flags])
-
-        for system in given.systems:
-            updates = given.budget.updates or given.checkpoints
-            seed = given.seeds_of(system)[0]
-            folder = comparison.out / "checkpoints" / f"{system}-{seed}"
-            every = updates // given.checkpoints
-            train = commands.train(system, seed, updates, every, folder)
-            show(shlex.join(train))
-            check(train, options.get_training_parser())
-        if isinstance(comparison, Sentences):  # tests by no command of fairseq's
-            return
-        if isinstance(comparison, Use):
-            test = comparison.test_command(folder / "checkpoint_best.pt")
-        else:
-            test = commands.generate(commands.data / "bin", "test", comparison.final(Run(system, seed)))
-        show(shlex.join(test))
-        at = test.index("--path")
-        del test[at : at + 2]  # the model that isn't there yet
-        tests_text = isinstance(comparison, Language)
-        check(test, options.get_eval_lm_parser() if tests_text else options.get_generation_parser())
+    check_training(comparison, show)
+    if isinstance(comparison, Sentences):  # tests by no command of fairseq's
+        return
+    last = list(given.systems)[-1]
+    run = Run(last, given.seeds_of(last)[0])
+    if isinstance(comparison, Use):
+        test = comparison.test_command(comparison.folder(run) / "checkpoint_best.pt")
+    else:
+        test = commands.generate(commands.data / "bin", "test", comparison.final(run))
+    show(shlex.join(test))
+    at = test.index("--path")
+    del test[at : at + 2]  # the model that isn't there yet
+    tests_text = isinstance(comparison, Language)
+    takes(commands, test, options.get_eval_lm_parser() if tests_text else options.get_generation_parser())
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -50,7 +50,9 @@ def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags:
             command += words({**flags, "shard-id": shard})
             name = f"translate {shard}"
             if stages.stamp(name).get("done") and log.is_file() and not stages.is_of(name, command, inputs):
-                raise StageError(f"{log} is by another teacher or of other options: name another --out")
+                raise StageError(
+                    f"{log} is by another teacher, of other options, or made with or without a GPU: name another --out"
+                )
             on_line = lambda line: bar.update(line.startswith("H-"))  # noqa: E731
             stages.command(name, command, inputs=inputs, outputs=[log], log=log, on_line=on_line)
 

@@ -31,6 +31,7 @@ from comparison import plots, stages
 from comparison.collecting import machine, precision
 from comparison.command_line import read_recipe, recipe_parser
 from comparison.commands import Commands
+from comparison.flags import check_training
 from comparison.processes import side_by_side
 from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
@@ -196,11 +197,13 @@ def search(
         text: is told the files of the data, with their checksums, before anything is tried.
 
     Raises:
+        SystemExit: fairseq doesn't take a flag; it says which.
         StageError: the data can't be prepared, or a system doesn't train with its own settings, or a trial was killed
             for the first time.
     """
     made = of_trials(recipe, {name: [trial["flags"] for trial in every] for name, every in found.items()}, share)
     work = Search(made, {name: every[0]["updates"] for name, every in found.items() if "updates" in every[0]})
+    check_training(work)  # better now than in one trial after the other
     work.prepare()
     here = {**machine(Commands(recipe).cpu), "jobs": jobs, **{name: version(name) for name in ("torch", "fairseq")}}
     text(work.data["files"])
@@ -258,7 +261,9 @@ def begin_finals(recipe: Settings, report: dict[str, Any]) -> None:
         flags = finals(recipe, [trial["flags"] for trial in kept["trials"]], kept["best"])
         new = [{"flags": each} for each in flags]
         if [{"flags": each["flags"]} for each in kept.setdefault("finals", new)] != new:
-            raise ValueError("is of a search with other finals; give the name of a new file")
+            raise ValueError(
+                "is of a search with other finals; remove `finals` from it, or give the name of a new file"
+            )
 
 
 def main(argv: list[str] | None = None) -> None:

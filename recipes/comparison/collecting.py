@@ -123,7 +123,7 @@ def collected(c: Comparison) -> dict[str, Any]:
     made = {
         **of_all(c, "sacrebleu"),
         "data": {
-            **{key: c.data[key] for key in ("data_set", "source", "target", "tokenizer")},
+            **{key: c.data[key] for key in ("data_set", "source", "target", "tokenizer", "lower") if key in c.data},
             "test_sentences": len(c.text["test"][c.source]),
             "curve_sentences": len(c.chosen["valid"]),
             "speed_sentences": len(c.chosen["test"]),

@@ -129,12 +129,13 @@ def conditions(report: Report, systems: dict[str, Any], seeds: dict[str, list[in
 def summary(report: Report) -> str:
     data = report["data"]
     seeds = {name: [run["seed"] for run in system["runs"]] for name, system in report["systems"].items()}
+    lower = ", in lower case" * data.get("lower", False)
     return (
         f"""# {report["name"]}
 
 {report["verdict"]}
 
-Data: {data["data_set"]}, {data["source"]}-{data["target"]}, test set of {data["test_sentences"]} sentences. \
+Data: {data["data_set"]}, {data["source"]}-{data["target"]}, test set of {data["test_sentences"]} sentences{lower}. \
 {conditions(report, tested(report), seeds)}
 
 {quality_table(report)}

@@ -76,6 +76,7 @@ class Comparison(Training):
             scores.metrics(self.target)
         except RuntimeError as error:  # better now than after training
             raise StageError(" ".join(str(error).split())) from None
+        self.check_lengths()
         self.text = {
             split: {language: lines(self.raw(split, language)) for language in (self.source, self.target)}
             for split in SPLITS
@@ -90,6 +91,28 @@ class Comparison(Training):
             inputs=[self.manifest],
             outputs=[path for split in SPLITS for path in self.subset_files(split)],
         )
+
+    def check_lengths(self) -> None:
+        """Look for lines that fairseq refuses, which would show at the first validation, or after all training.
+
+        Raises:
+            StageError: there is one; the message says where.
+        """
+        from fairseq.data.data_utils import load_indexed_dataset
+
+        given, place = self.settings, self.commands.data / "bin"
+        every = [given.flags_of(system) for system in given.systems]
+        positions = [flags.get(f"max-{side}-positions", 1024) for flags in every for side in ("source", "target")]
+        batches = [flags.get("max-tokens-valid", flags.get("max-tokens")) for flags in every]
+        most = {"valid": [*positions, *batches], "test": [*positions, given.generate.get("max-tokens")]}
+        for split, limits in most.items():
+            limit = min(int(number) for number in limits if number)
+            for side in (self.source, self.target):
+                name = f"{split}.{self.source}-{self.target}.{side}"
+                sizes = load_indexed_dataset(str(place / name)).sizes
+                if (longest := int(sizes.max())) > limit:
+                    line = f"line {int(sizes.argmax()) + 1} of {split}.{side} has {longest} tokens"
+                    raise StageError(f"{line}; max-tokens and positions of this recipe take {limit}")
 
     def subset_files(self, split: str) -> list[Path]:
         pair = f"{split}.{self.source}-{self.target}"

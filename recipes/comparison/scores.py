@@ -20,14 +20,19 @@ SPLIT = "BLEU, compounds split"
 LONGEST = 4  # words of a repeated n-gram
 
 
+def language(code: str) -> str:
+    """As sacreBLEU knows it: ``zh`` of ``zh_CN``."""
+    return code.partition("_")[0].lower()
+
+
 def metrics(target: str) -> dict[str, Any]:
     """Of translations into a language.
 
     Raises:
         RuntimeError: sacreBLEU lacks what finds that language's words; it says what to install.
     """
-    asian = target in WITHOUT_SPACES
-    return {"BLEU": BLEU(trg_lang=target), "chrF2": CHRF(), "TER": TER(normalized=asian, asian_support=asian)}
+    asian = language(target) in WITHOUT_SPACES
+    return {"BLEU": BLEU(trg_lang=language(target)), "chrF2": CHRF(), "TER": TER(normalized=asian, asian_support=asian)}
 
 
 def compare(
@@ -63,7 +68,7 @@ def compare(
 
 def bleu(references: Sequence[str], output: Sequence[str], target: str) -> float:
     """BLEU as the ``sacrebleu`` command gives it for that language."""
-    return float(BLEU(trg_lang=target).corpus_score(list(output), [list(references)]).score)
+    return float(BLEU(trg_lang=language(target)).corpus_score(list(output), [list(references)]).score)
 
 
 def bleu_by_domain(

@@ -257,17 +257,16 @@ class Training:
         return [self.folder(run)] if done and self.last(run).is_file() else []
 
     def keep(self, name: str, command: list[str], inputs: list[Path], made: Path, kept: Path) -> None:
-        """Make sure that a stage doesn't train anew what was trained to the end.
+        """Make sure that a stage doesn't train anew what was trained, to the end or to a checkpoint.
 
         Raises:
             FolderError: ``made`` is there, and not of this command and inputs, or it is gone from a folder ``kept``.
         """
-        if not self.stages.stamp(name).get("done"):
-            return
+        stamp = self.stages.stamp(name)
         if not made.is_file():
-            if kept.is_dir():
+            if stamp.get("done") and kept.is_dir():
                 raise FolderError(f"{kept} lacks {made.name}: put it back, or remove the folder")
-        elif not self.stages.is_of(name, command, inputs):
+        elif stamp and not self.stages.is_of(name, command, inputs):
             raise FolderError(OTHER.format(kept))
 
     def train(self, run: Run) -> None:

@@ -108,6 +108,7 @@ class Task(NamedTuple):
         lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
         binarise(languages, [made / f"{split}.{ending}" for split in SPLITS], pairs > FEW, made / "bin")
         facts = self.options() | {
+            **({"lower": True} if corpus.lower else {}),
             "sources": sources,
             "counts": {split: tally.pairs for split, tally in tallies.items()},
             "dropped": {split: tally.dropped for split, tally in tallies.items()},

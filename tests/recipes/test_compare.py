@@ -16,11 +16,13 @@ from collections.abc import Callable
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import compare
 import equal_time
 import jsonschema
+import numpy as np
 import pytest
 import torch
 from common.errors import RecipeError
@@ -257,7 +259,9 @@ def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
     assert path.read_text().startswith(f"# python recipes/compare.py recipes/configs/{path.name}\n")
     given = settings.load(path)
     compare.check_flags(compare.comparison_of(given), print)
-    assert capsys.readouterr().out.count("--save-dir") == len(given.systems)
+    out = capsys.readouterr().out
+    assert out.count("--save-dir") == len(given.systems)
+    assert out.startswith("# Each system's updates will be") == (given.budget.minutes is not None)
 
 
 @pytest.mark.parametrize("group", ["systems.sru", "train", "generate"])
@@ -458,6 +462,38 @@ def finished(comparison: runs.Comparison, run: Run) -> None:
     stamp = {"key": "", "done": True, "outputs": [stages.digest(comparison.last(run))]}
     for name in (f"slice {run.system} 1", run.stage("train")):
         write_text(comparison.out / "stamps" / f"{name.replace(' ', '-')}.json", json.dumps(stamp))
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_a_run_that_has_a_checkpoint_is_not_trained_anew(done, recipe, tmp_path):
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path / 'out'}"]))
+    finished(comparison, Run("a", 1))
+    path = comparison.out / "stamps" / "train-a-1.json"
+    write_text(path, json.dumps({**json.loads(path.read_text()), "done": done}))
+    with pytest.raises(FolderError, match=r"out/checkpoints/a-1 was trained with other settings: remove it, or name"):
+        comparison.train(Run("a", 1))
+    assert comparison.last(Run("a", 1)).is_file()
+
+
+@pytest.mark.parametrize("split, kept", [("valid", "max-tokens"), ("test", "source-positions")])
+def test_a_line_that_fairseq_refuses_is_told_before_training(split, kept, recipe, tmp_path, monkeypatch):
+    """The third of four; in fairseq's end token counts, too."""
+    given = settings.load(recipe, ["systems.b.max-tokens=20"])
+    comparison = runs.Comparison(given)
+    comparison.source, comparison.target = "en", "de"
+    longest = 20 if kept == "max-tokens" else 1024
+    sizes = {"en": [3, 4, longest, 5], "de": [2, 3, 4, 5]}
+
+    def load(name: str) -> Any:
+        right = Path(name).name.startswith(split)
+        return SimpleNamespace(sizes=np.array(sizes[name[-2:]] if right else [1]))
+
+    monkeypatch.setattr("fairseq.data.data_utils.load_indexed_dataset", load)
+    comparison.check_lengths()
+    sizes["en"][2] += 1
+    message = f"^line 3 of {split}.en has {longest + 1} tokens; max-tokens and positions of this recipe take {longest}$"
+    with pytest.raises(stages.StageError, match=message):
+        comparison.check_lengths()
 
 
 def test_a_speed_is_not_measured_anew_under_what_was_trained_for_minutes(recipe, tmp_path):

@@ -55,8 +55,10 @@ def test_words_of_chinese_are_found(tmp_path):
     output = [line[:-3] + "\u5bb6\u3002" for line in references]
     expected = sacrebleu(tmp_path, "-tok", "zh", ref=references, a=output)
     assert scores.bleu(references, output, "zh") == pytest.approx(expected) and expected > 40
-    found = scores.compare(references, {"a": output}, "a", "zh")
-    assert "tok:zh" in found["signatures"]["BLEU"] and found["systems"]["a"]["TER"]["score"] < 60
+    for code in ("zh", "zh_CN"):
+        found = scores.compare(references, {"a": output}, "a", code)
+        assert "tok:zh" in found["signatures"]["BLEU"] and found["systems"]["a"]["TER"]["score"] < 60
+        assert scores.bleu(references, output, code) == pytest.approx(expected)
 
 
 def test_equal_outputs_do_not_differ():

@@ -105,8 +105,18 @@ def test_other_finals_than_those_of_the_file_are_refused(recipe: Path) -> None:
     report["systems"]["sru"]["finals"][0]["loss"] = 1.0
     begin_finals(load(recipe, ["out=x"]), report)
     assert [each["flags"].get("dropout") for each in report["systems"]["sru"]["finals"]] == [None, 0.0, 0.3]
-    with pytest.raises(ValueError, match="is of a search with other finals; give the name of a new file"):
+    with pytest.raises(ValueError, match="is of a search with other finals; remove `finals` from it, or give"):
         begin_finals(load(recipe, ["out=x", "tune.finals.dropout=[0.1]"]), report)
+
+
+def test_a_flag_of_the_space_that_fairseq_does_not_take_is_told_at_once(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Search, "prepare", None)  # what is first run
+    words = [str(recipe), f"out={recipe.parent / 'out'}", "tune.space.dropuot=[0.1,0.2]"]
+    with pytest.raises(SystemExit):
+        tune.main([*words, "--output", str(recipe.parent / "found.json")])
+    assert "unrecognized arguments: --dropuot 0." in capsys.readouterr().err
 
 
 def test_the_first_trial_is_the_recipes_own(recipe: Path) -> None:

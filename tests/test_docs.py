@@ -13,6 +13,7 @@ import re
 import shlex
 import tarfile
 import textwrap
+from argparse import Namespace
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,6 +33,8 @@ from torch import Tensor
 
 from fairseq_sru import SRUCell, sru_recurrence
 from fairseq_sru.models.attention import Coverage
+from fairseq_sru.models.config import SRUConfig, presets
+from fairseq_sru.models.options import completed
 from fairseq_sru.recurrence import dispatch
 from fairseq_sru.recurrence.kernels import VALUES, Variant
 from fairseq_sru.versions import __version__
@@ -315,6 +318,36 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for block in blocks:
         exec(block, names)
     assert {"SRU", "outputs"} <= names.keys()
+
+
+def test_the_presets_have_the_sizes_of_the_readme() -> None:
+    """Layers as `3 layers of 2 x 136` or `2 layers of 500`."""
+    size = r"(\d+) layers of (?:(2) x )?(\d+)"
+    found = re.findall(rf"^\| `(\w+)` \|.*\| {size} \| {size} \|$", (ROOT / "README.md").read_text(), re.M)
+    assert {name for name, *_ in found} == {name for name in presets() if name.startswith("sru")} | {"sru"}
+    for name, *rest in found:
+        cfg = completed(Namespace(**presets().get(name, {})), SRUConfig)
+        both = "2" if cfg.encoder_bidirectional else ""
+        encoder = (str(cfg.encoder_layers), both, str(cfg.encoder_hidden_size))
+        assert rest == [*encoder, str(cfg.decoder_layers), "", str(cfg.decoder_hidden_size)], name
+
+
+def test_the_defaults_of_the_training_page_are_those_of_the_options() -> None:
+    section = (DOCS / "training.md").read_text().partition("## Options of `--arch sru`")[2].partition("\n## ")[0]
+    cfg = completed(Namespace(), SRUConfig)
+    checked = 0
+    for flags, default in re.findall(r"^\| (`--.*?) \| .* \| (.*?) \|$", section, re.M):
+        given = default.partition(";")[0].strip("`")
+        for flag in re.findall(r"`--([\w-]+)`", flags):
+            value = getattr(cfg, flag.replace("-", "_"))
+            if given == "off":
+                assert value is False, flag
+            elif given == "the embedding size":
+                assert value == cfg.decoder_embed_dim, flag
+            elif given:
+                assert str(value) == given or value == float(given), flag
+            checked += bool(given)
+    assert checked > 15
 
 
 def test_python_of_the_translators_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

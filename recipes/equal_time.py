@@ -78,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
             write_text(args.output, json.dumps(report, indent=1) + "\n")
 
         comparison.time_training()
-        # what it has beside speeds stays until there is as much
+        # what it has beside speeds stays until there is as much, or until the end
         before = json.loads(args.output.read_text(encoding="utf-8"))["systems"] if there else {}
         had = {name for name, known in before.items() if "bleu" in known}
         if not had:

@@ -291,6 +291,8 @@ def main(argv: list[str] | None = None) -> None:
             )
 
     systems = report["systems"]
+    whole = {f"{name}-whole": finals(given, [own], 0) for name, own in given.systems.items()}
+    check_training(Search(of_trials(given, whole, 1.0), {}))  # better now than after all trials
     with working_in(Path(given.out), parser):
         tried = {name: kept["trials"] for name, kept in systems.items()}
         search(given, args.jobs, tried, given.tune.budget, keep, same_text)

@@ -73,7 +73,7 @@ def compiled(file: str, dtype: torch.dtype, names: tuple[str, ...]) -> list[Any]
     """Entries of another file of the kernels' folder, for values of a dtype.
 
     Returns:
-        None where they can't be built, of which the recurrence's own warning tells.
+        None where they can't be built: it warns, or, where nothing can be built, the recurrence does.
     """
     try:
         return functions(host_library((f"-DVALUE={VALUES[dtype]}", "-fopenmp-simd"), file), *names)

@@ -50,7 +50,8 @@ class Compiler:
             self.version: tuple[int, int] = tuple(NVRTCInterface(path).nvrtcVersion())
             self._library = ctypes.CDLL(path)
             builtins = Path(path).resolve().with_name("libnvrtc-builtins.so.{}.{}".format(*self.version))
-            if builtins.exists():  # NVRTC opens it by its bare name when it compiles, and doesn't look beside itself
+            # NVRTC opens it by its bare name when it compiles, and doesn't look beside itself
+            if "/" in path and builtins.exists():
                 ctypes.CDLL(str(builtins))
         except Exception as error:  # of ctypes, and pynvrtc's own
             raise Unavailable(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from .training import Run, Training, carry
 from .translators import Translators
 
 SPLITS = ("valid", "test")
+POSITIONS = 1024  # tokens of a sentence that fairseq takes unless told otherwise
 
 
 def write_subset(bin_data: Path, folder: Path, source: str, target: str, chosen: dict[str, list[int]]) -> None:
@@ -76,13 +78,13 @@ class Comparison(Training):
             scores.metrics(self.target)
         except RuntimeError as error:  # better now than after training
             raise StageError(" ".join(str(error).split())) from None
-        self.check_lengths()
         self.text = {
             split: {language: lines(self.raw(split, language)) for language in (self.source, self.target)}
             for split in SPLITS
         }
         counts = {"valid": self.settings.curve.sentences, "test": self.settings.speed.sentences}
         self.chosen = {split: evenly(counts[split], len(self.text[split][self.source])) for split in SPLITS}
+        self.check_lengths()
         self.subset = self.out / "subset"
         self.stages.function(
             "subset",
@@ -96,23 +98,27 @@ class Comparison(Training):
         """Look for lines that fairseq refuses, which would show at the first validation, or after all training.
 
         Raises:
-            StageError: there is one; the message says where.
+            StageError: there is one; the message says where, and what it exceeds.
         """
         from fairseq.data.data_utils import load_indexed_dataset
 
-        given, place = self.settings, self.commands.data / "bin"
-        every = [given.flags_of(system) for system in given.systems]
-        positions = [flags.get(f"max-{side}-positions", 1024) for flags in every for side in ("source", "target")]
-        batches = [flags.get("max-tokens-valid", flags.get("max-tokens")) for flags in every]
-        most = {"valid": [*positions, *batches], "test": [*positions, given.generate.get("max-tokens")]}
-        for split, limits in most.items():
-            limit = min(int(number) for number in limits if number)
-            for side in (self.source, self.target):
-                name = f"{split}.{self.source}-{self.target}.{side}"
-                sizes = load_indexed_dataset(str(place / name)).sizes
-                if (longest := int(sizes.max())) > limit:
-                    line = f"line {int(sizes.argmax()) + 1} of {split}.{side} has {longest} tokens"
-                    raise StageError(f"{line}; max-tokens and positions of this recipe take {limit}")
+        generate, systems = self.settings.generate, list(map(self.settings.flags_of, self.settings.systems))
+        batch = min(flags.get("max-tokens-valid") or flags.get("max-tokens") or math.inf for flags in systems)
+        skipped = all(flags.get("skip-invalid-size-inputs-valid-test") for flags in systems)
+        for side, language in (("source", self.source), ("target", self.target)):
+            flag = f"max-{side}-positions"
+            trained = min(flags.get(flag) or POSITIONS for flags in systems)
+            validation = {"train.max-tokens": batch, f"train.{flag}": math.inf if skipped else trained}
+            decoding = {"generate.max-tokens": generate.get("max-tokens") or math.inf, f"train.{flag}": trained}
+            decoding[f"generate.{flag}"] = generate.get(flag) or POSITIONS
+            for split, limits in (("valid", validation), ("valid", decoding), ("test", decoding)):
+                name = f"{split}.{self.source}-{self.target}.{language}"
+                sizes = load_indexed_dataset(str(self.commands.data / "bin" / name)).sizes
+                scored = self.chosen["valid"] if split == "valid" and limits is decoding else range(len(sizes))
+                longest, limit = max(scored, key=lambda i: sizes[i]), min(limits, key=lambda name: limits[name])
+                if sizes[longest] > limits[limit]:
+                    line = f"line {longest + 1} of {split}.{language} has {sizes[longest]} tokens"
+                    raise StageError(f"{line}; {limit} is {limits[limit]}")
 
     def subset_files(self, split: str) -> list[Path]:
         pair = f"{split}.{self.source}-{self.target}"

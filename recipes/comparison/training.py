@@ -180,13 +180,13 @@ class Training:
         machine may be slower or faster than it was then.
 
         Raises:
-            FolderError: it would change the updates of what was trained to the end.
+            FolderError: it would change the updates of what was trained, to the end or to a checkpoint.
         """
         name, timed, then = f"slice {system} {number}", self.is_timed(system, number), None
-        kept = [str(path) for run in self.runs if run.system == system for path in self.finished(run)]
+        kept = [str(path) for run in self.runs if run.system == system for path in self.begun(run)]
         if self.settings.budget.minutes is not None and kept and not timed and self.stages.stamp(name).get("done"):
             raise FolderError(OTHER.format(" and ".join(kept)))
-        trained = dict.fromkeys(run.system for run in self.runs if run.system != system and self.finished(run))
+        trained = dict.fromkeys(run.system for run in self.runs if run.system != system and self.begun(run))
         others = (other for other in trained if all(self.is_timed(other, number) for number in self.rounds))
         if not timed and (other := next(others, None)):
             beside = f"{name} beside {other}"
@@ -251,16 +251,16 @@ class Training:
     def folder(self, run: Run) -> Path:
         return self.out / "checkpoints" / run.file
 
-    def finished(self, run: Run) -> list[Path]:
-        """What would have to be removed to train a run anew that was trained to the end; empty where none was."""
-        done = self.stages.stamp(run.stage("train")).get("done")
-        return [self.folder(run)] if done and self.last(run).is_file() else []
+    def begun(self, run: Run) -> list[Path]:
+        """What would have to be removed to train a run anew that has a checkpoint; empty where there is none."""
+        return [self.folder(run)] if self.stages.stamp(run.stage("train")) and self.last(run).is_file() else []
 
     def keep(self, name: str, command: list[str], inputs: list[Path], made: Path, kept: Path) -> None:
-        """Make sure that a stage doesn't train anew what was trained, to the end or to a checkpoint.
+        """Make sure that a stage doesn't train anew what was trained.
 
         Raises:
-            FolderError: ``made`` is there, and not of this command and inputs, or it is gone from a folder ``kept``.
+            FolderError: ``made`` is there, and not of this command and inputs, or the stage was done and it is gone
+                from a folder ``kept``.
         """
         stamp = self.stages.stamp(name)
         if not made.is_file():

@@ -172,7 +172,7 @@ class Sentences(Use):
         """What a run's model says of the test sentences."""
         return self.out / "labels" / f"{run.file}-{fold}.txt"
 
-    def finished(self, run: Run) -> list[Path]:
+    def begun(self, run: Run) -> list[Path]:
         done = [fold for fold in self.folds if self.stages.stamp(self.stage(run, fold)).get("done")]
         return [path for fold in done if (path := self.labels(run, fold)).is_file()]
 

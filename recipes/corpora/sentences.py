@@ -134,7 +134,7 @@ def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
         RecipeError: it is compressed, of no such form, is cut off, or has none of the words.
     """
     with path.open("rb") as file:
-        if file.read(2) in (b"\x1f\x8b", b"PK"):
+        if file.read(4).startswith((b"\x1f\x8b", b"PK\x03\x04")):
             raise RecipeError(f"argument --embeddings: {path} is compressed: unpack it, and name what was in it")
     wrong = RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec, or is cut off")
     with path.open("rb") as file:

@@ -92,10 +92,10 @@ def rivals(site: Path) -> None:
 
 
 def fairseq(folder: Path, site: Path) -> None:
-    """Build fairseq from its sdist in a folder, where it isn't there as it is patched now, and put it into another."""
-    wanted = VERSIONS["FAIRSEQ_PATCHED"]
-    if "fairseq" in installed() and importlib.metadata.version("fairseq") == wanted:
-        print(f"fairseq {wanted} is there")
+    """Build fairseq from its sdist in a folder, and put it into another, where there is none or an older patch's."""
+    found = importlib.metadata.version("fairseq") if "fairseq" in installed() else None
+    if found and ("+py311" not in found or found == VERSIONS["FAIRSEQ_PATCHED"]):
+        print(f"fairseq {found} is there")
         return
     (sdist,) = folder.glob("fairseq-*.tar.gz")
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder.absolute().as_uri()}  # pip splits words at spaces

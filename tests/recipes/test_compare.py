@@ -475,38 +475,51 @@ def test_a_run_that_has_a_checkpoint_is_not_trained_anew(done, recipe, tmp_path)
     assert comparison.last(Run("a", 1)).is_file()
 
 
-@pytest.mark.parametrize("split, kept", [("valid", "max-tokens"), ("test", "source-positions")])
-def test_a_line_that_fairseq_refuses_is_told_before_training(split, kept, recipe, tmp_path, monkeypatch):
-    """The third of four; in fairseq's end token counts, too."""
-    given = settings.load(recipe, ["systems.b.max-tokens=20"])
-    comparison = runs.Comparison(given)
-    comparison.source, comparison.target = "en", "de"
-    longest = 20 if kept == "max-tokens" else 1024
-    sizes = {"en": [3, 4, longest, 5], "de": [2, 3, 4, 5]}
+@pytest.mark.parametrize(
+    "longest, split, overrides, limit",
+    [
+        (20, "valid", ["systems.b.max-tokens=20"], "train.max-tokens is 20"),
+        (30, "valid", ["systems.b.max-tokens=20", "systems.b.max-tokens-valid=30"], "train.max-tokens is 30"),
+        (1024, "valid", [], "train.max-source-positions is 1024"),
+        (50, "valid", ["generate.max-tokens=50", "curve.sentences=4"], "generate.max-tokens is 50"),
+        (1024, "test", [], "train.max-source-positions is 1024"),
+        (1024, "test", ["train.max-source-positions=2048"], "generate.max-source-positions is 1024"),
+        (60, "test", ["generate.max-tokens=60"], "generate.max-tokens is 60"),
+    ],
+)
+def test_a_line_that_fairseq_refuses_is_told_before_training(longest, split, overrides, limit, recipe, monkeypatch):
+    comparison = runs.Comparison(settings.load(recipe, overrides))
+    comparison.source, comparison.target, comparison.chosen = "en", "de", {"valid": [1, 2]}
+    sizes = [3, 4, longest, 5]
 
     def load(name: str) -> Any:
-        right = Path(name).name.startswith(split)
-        return SimpleNamespace(sizes=np.array(sizes[name[-2:]] if right else [1]))
+        return SimpleNamespace(sizes=np.array(sizes if Path(name).name == f"{split}.en-de.en" else [1, 1, 1, 1]))
 
     monkeypatch.setattr("fairseq.data.data_utils.load_indexed_dataset", load)
     comparison.check_lengths()
-    sizes["en"][2] += 1
-    message = f"^line 3 of {split}.en has {longest + 1} tokens; max-tokens and positions of this recipe take {longest}$"
-    with pytest.raises(stages.StageError, match=message):
+    sizes[2] += 1
+    with pytest.raises(stages.StageError, match=f"^line 3 of {split}.en has {longest + 1} tokens; {limit}$"):
+        comparison.check_lengths()
+    comparison.chosen["valid"] = [0, 1]  # of what is validated, training can leave some out
+    comparison.settings.train |= {"skip-invalid-size-inputs-valid-test": True}
+    if split == "valid" and "max-tokens is" not in limit:
         comparison.check_lengths()
 
 
-def test_a_speed_is_not_measured_anew_under_what_was_trained_for_minutes(recipe, tmp_path):
+@pytest.mark.parametrize("done", [True, False])
+def test_a_speed_is_not_measured_anew_under_what_was_trained_for_minutes(done, recipe, tmp_path):
     """Or an override that was tried once would change the updates of the settings before, too."""
     overrides = [f"out={tmp_path / 'out'}", "budget={updates: null, minutes: 2}"]
     comparison = runs.Comparison(settings.load(recipe, overrides))
     finished(comparison, Run("a", 1))
+    path = comparison.out / "stamps" / "train-a-1.json"
+    write_text(path, json.dumps({**json.loads(path.read_text()), "done": done}))
     before = comparison.stages.stamp("slice a 1")
     with pytest.raises(FolderError, match=r"out/checkpoints/a-1 was trained with other settings: remove it, or name"):
         comparison.slice("a", 1)
     assert comparison.stages.stamp("slice a 1") == before
     shutil.rmtree(comparison.folder(Run("a", 1)))
-    assert comparison.finished(Run("a", 1)) == []
+    assert comparison.begun(Run("a", 1)) == []
 
 
 def test_a_run_that_lacks_its_last_checkpoint_is_left_alone(recipe, tmp_path):

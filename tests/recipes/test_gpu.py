@@ -419,7 +419,7 @@ def test_only_what_lacks_is_installed(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert not list((tmp_path / "site").glob("*orch*")) and not list((tmp_path / "site").glob("*aml*"))
 
 
-def test_another_fairseq_than_ours_does_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fairseq_of_an_earlier_patch_does_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a project whose path has a space, beside a wheel of an earlier patch."""
     wheels = tmp_path / "my wheels"
     wheels.mkdir()
@@ -435,13 +435,14 @@ def test_another_fairseq_than_ours_does_not_do(tmp_path: Path, monkeypatch: pyte
         made.mkdir()
         wheel(made, "fairseq", "0.12.2+now")
 
-    monkeypatch.setattr(packages.importlib.metadata, "version", lambda _: "0.12.2+earlier")
+    monkeypatch.setattr(packages.importlib.metadata, "version", lambda _: "0.12.2+py311")
     monkeypatch.setattr(packages.subprocess, "run", builds)
     monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words[-1]))
     packages.fairseq(wheels, tmp_path / "site")
     assert asked == [f"file://{tmp_path}/my%20wheels", made / "fairseq-0.12.2+now-py3-none-any.whl"]
-    monkeypatch.setattr(packages.importlib.metadata, "version", lambda _: FAIRSEQ_PATCHED)
-    packages.fairseq(wheels, tmp_path / "site")
+    for version in (FAIRSEQ_PATCHED, "0.12.2"):  # the second is somebody's that works
+        monkeypatch.setattr(packages.importlib.metadata, "version", lambda _, version=version: version)
+        packages.fairseq(wheels, tmp_path / "site")
     assert len(asked) == 2
 
 

@@ -113,10 +113,11 @@ def test_a_flag_of_the_space_that_fairseq_does_not_take_is_told_at_once(
     recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Search, "prepare", None)  # what is first run
-    words = [str(recipe), f"out={recipe.parent / 'out'}", "tune.space.dropuot=[0.1,0.2]"]
-    with pytest.raises(SystemExit):
-        tune.main([*words, "--output", str(recipe.parent / "found.json")])
-    assert "unrecognized arguments: --dropuot 0." in capsys.readouterr().err
+    for place in ("space", "finals"):
+        words = [str(recipe), f"out={recipe.parent / 'out'}", f"tune.{place}.dropuot=[0.1,0.2]"]
+        with pytest.raises(SystemExit):
+            tune.main([*words, "--output", str(recipe.parent / "found.json")])
+        assert "unrecognized arguments: --dropuot 0." in capsys.readouterr().err
 
 
 def test_the_first_trial_is_the_recipes_own(recipe: Path) -> None:

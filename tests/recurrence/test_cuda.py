@@ -608,7 +608,15 @@ def test_the_nvrtc_of_torch_is_found(present: pytest.MonkeyPatch) -> None:
 
 def test_an_nvrtc_of_another_cuda(present: pytest.MonkeyPatch) -> None:
     present.setattr(torch.version, "cuda", "12.8")
-    present.setattr(nvrtc, "_nvidia_packages", lambda: [])  # whatever wheels there are
+    present.setattr(nvrtc, "_nvidia_packages", lambda: [])  # whatever wheels there are, and the system has
+    real = nvrtc.Compiler
+
+    def compiler(path: str) -> nvrtc.Compiler:
+        if "/" not in path:
+            raise Unavailable("not there")
+        return real(path)
+
+    present.setattr(nvrtc, "Compiler", compiler)
     message = r"torch is for CUDA 12\.8, and .*libnvrtc\S* is not: pip install 'nvidia-cuda-nvrtc-cu12==12\.\*'"
     with pytest.raises(Unavailable, match=message):
         find_nvrtc()

@@ -610,6 +610,19 @@ def test_exports_and_traces_load_in_a_new_process_with_other_backends(tmp_path):
     assert native.startswith("backend 'native' can't run: no C++ compiler")
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_an_export_of_the_definition_needs_no_package(tmp_path):
+    """It has operations of torch alone, of as many steps as the example."""
+    rnn, x = SRU(6, 4, backend="reference").eval(), torch.randn(5, 3, 6)
+    torch.export.save(torch.export.export(rnn, (x,)), tmp_path / "export")
+    torch.save((x, rnn(x)), tmp_path / "expected.pt")
+    script = "import sys; sys.modules['fairseq_sru'] = None; import torch; folder = sys.argv[1]\n"
+    script += "x, expected = torch.load(f'{folder}/expected.pt')\n"
+    script += "got = torch.export.load(f'{folder}/export').module()(x)\n"
+    script += "print(all(torch.allclose(a, b, atol=1e-5) for a, b in zip(got, expected, strict=True)))"
+    assert python("-c", script, tmp_path).stdout == "True\n"
+
+
 def test_an_export_does_what_the_variable_says_where_it_runs(monkeypatch):
     rnn, ran = SRU(6, 4).eval(), set()
     x = torch.randn(5, 3, 6)
@@ -624,10 +637,10 @@ def test_an_export_does_what_the_variable_says_where_it_runs(monkeypatch):
         monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", backend)
         dispatch.forget()  # it is read once a process
         expected = rnn(x)
-        for run in (program, compiled(rnn, backend="aot_eager")):
+        for run, definition in ((program, {"torch"}), (compiled(rnn, backend="aot_eager"), set())):
             ran.clear()
             close(run(x), expected, 1e-5)
-            assert ran == {backend} - {"reference"}
+            assert ran == (definition if backend == "reference" else {backend})
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "fast")
     dispatch.forget()
     with pytest.raises(ValueError, match="FAIRSEQ_SRU_BACKEND must be one of auto"):

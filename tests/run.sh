@@ -16,8 +16,9 @@ while true; do
     case "${1:-}" in
     --all)
         tier=(--hypothesis-profile search)
-        cuda=$(python -c 'import torch; print("CUDA12" if (torch.version.cuda or "").startswith("12.") else "CUDA13")')
-        cupy=$(python -c "import runpy; print(runpy.run_path('fairseq_sru/versions.py')['$cuda'][0])")
+        pick='import runpy, torch; pins = runpy.run_path("fairseq_sru/versions.py"); '
+        pick+='print(pins["CUDA12" if (torch.version.cuda or "").startswith("12.") else "CUDA13"][0])'
+        cupy=$(python -c "$pick")
         python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("cupy") is None)' ||
             _sru_run python -m pip install "$cupy" ||
             echo "run.sh: $cupy can't be installed (is there no network?); the test of the real CuPy is skipped" >&2

@@ -509,7 +509,8 @@ def test_commands_and_flags_exist(
     from fairseq_sru.models import architectures  # and what the commands name is registered
 
     texts = {page.name: page.read_text() for page in PAGES}
-    known = {"--fix"} | set(re.findall(r"--[a-z]+", (ROOT / "tests" / "run.sh").read_text()))  # the first is ruff's
+    scripts = [(ROOT / name).read_text() for name in ("tests/run.sh", "recipes/gpu.sh")]
+    known = {"--fix"} | set(re.findall(r"--[a-z]+", "".join(scripts)))  # the first is ruff's
     known |= set(hydra_parser()._option_string_actions) | set(torchrun_parser()._option_string_actions)
     modules = [path.stem for path in (ROOT / "recipes").glob("*.py") if "\ndef main" in path.read_text()]
     for module in [*modules, *(f"fairseq_sru.{name}" for name in ("doctor", "install_fairseq", "export", "translate"))]:

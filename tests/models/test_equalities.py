@@ -272,7 +272,9 @@ def test_training_in_float32_is_bit_for_bit_that_with_torchs_own_functions(make,
         monkeypatch.setattr(
             module,
             "dot_product_attention",
-            lambda q, k, v, mask, scale=None: F.scaled_dot_product_attention(q, k, v, mask, scale=scale),
+            lambda q, k, v, mask, scale=None, dropout=0.0: F.scaled_dot_product_attention(
+                q, k, v, mask, dropout, scale=scale
+            ),
         )
     monkeypatch.setattr(units.SRU, "finite_padding", False)
     torchs = trained()

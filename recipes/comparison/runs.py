@@ -113,7 +113,8 @@ class Comparison(Training):
             decoding[f"generate.{flag}"] = generate.get(flag) or POSITIONS
             for split, limits in (("valid", validation), ("valid", decoding), ("test", decoding)):
                 name = f"{split}.{self.source}-{self.target}.{language}"
-                sizes = load_indexed_dataset(str(self.commands.data / "bin" / name)).sizes
+                dataset = load_indexed_dataset(str(self.commands.data / "bin" / name))
+                sizes = dataset.sizes  # of a file that is closed where dataset is gone
                 scored = self.chosen["valid"] if split == "valid" and limits is decoding else range(len(sizes))
                 longest, limit = max(scored, key=lambda i: sizes[i]), min(limits, key=lambda name: limits[name])
                 if sizes[longest] > limits[limit]:

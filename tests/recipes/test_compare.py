@@ -464,6 +464,15 @@ def finished(comparison: runs.Comparison, run: Run) -> None:
         write_text(comparison.out / "stamps" / f"{name.replace(' ', '-')}.json", json.dumps(stamp))
 
 
+def test_lines_of_real_files_are_measured(recipe, toy_data, monkeypatch):
+    """Which fairseq closes with the data set: a read after that ends the process."""
+    comparison = runs.Comparison(settings.load(recipe, ["train.max-tokens=7"]))
+    comparison.source, comparison.target, comparison.chosen = "en", "de", {"valid": [1, 2]}
+    monkeypatch.setattr(commands.Commands, "data", toy_data.parent)
+    with pytest.raises(stages.StageError, match=r"^line \d+ of valid.en has 8 tokens; train.max-tokens is 7$"):
+        comparison.check_lengths()
+
+
 @pytest.mark.parametrize("done", [True, False])
 def test_a_run_that_has_a_checkpoint_is_not_trained_anew(done, recipe, tmp_path):
     comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path / 'out'}"]))

@@ -197,13 +197,11 @@ def search(
         text: is told the files of the data, with their checksums, before anything is tried.
 
     Raises:
-        SystemExit: fairseq doesn't take a flag; it says which.
         StageError: the data can't be prepared, or a system doesn't train with its own settings, or a trial was killed
             for the first time.
     """
     made = of_trials(recipe, {name: [trial["flags"] for trial in every] for name, every in found.items()}, share)
     work = Search(made, {name: every[0]["updates"] for name, every in found.items() if "updates" in every[0]})
-    check_training(work)  # better now than in one trial after the other
     work.prepare()
     here = {**machine(Commands(recipe).cpu), "jobs": jobs, **{name: version(name) for name in ("torch", "fairseq")}}
     text(work.data["files"])
@@ -291,8 +289,9 @@ def main(argv: list[str] | None = None) -> None:
             )
 
     systems = report["systems"]
-    whole = {f"{name}-whole": finals(given, [own], 0) for name, own in given.systems.items()}
-    check_training(Search(of_trials(given, whole, 1.0), {}))  # better now than after all trials
+    for name, own in given.systems.items():  # better now than in one trial after the other
+        tried_with = [*(trial["flags"] for trial in systems[name]["trials"]), *finals(given, [own], 0)]
+        check_training(Search(of_trials(given, {name: tried_with}, 1.0), {}))
     with working_in(Path(given.out), parser):
         tried = {name: kept["trials"] for name, kept in systems.items()}
         search(given, args.jobs, tried, given.tune.budget, keep, same_text)

@@ -170,20 +170,21 @@ def _usual(module: nn.Module) -> bool:
     )
 
 
+def _as_written(module: nn.Module) -> bool:
+    """Whether a module and those in it do what a program of them says."""
+    return all(map(_usual, module.modules())) and not _has_any_global_hook()
+
+
 def compilable(module: nn.Module) -> bool:
     """Whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
-    return (
-        all(map(_usual, module.modules()))
-        and not _has_any_global_hook()
-        and all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
-    )
+    return _as_written(module) and all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
 
 
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What changes when a weight does, but by an optimizer that writes to ``weight.data``, or :func:`compilable`."""
     # weights made in inference mode count no versions; those of another dtype or device lie elsewhere
     versions = ((x.data_ptr(), 0 if x.is_inference() else x._version) for x in module.parameters())
-    return all(map(_usual, module.modules())), bool(_has_any_global_hook()), *versions
+    return _as_written(module), *versions
 
 
 def forget(module: nn.Module) -> None:

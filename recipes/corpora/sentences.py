@@ -133,12 +133,12 @@ def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
     Raises:
         RecipeError: it is compressed, of no such form, is cut off, or has none of the words.
     """
-    with path.open("rb") as file:
-        if file.read(4).startswith((b"\x1f\x8b", b"PK\x03\x04")):
-            raise RecipeError(f"argument --embeddings: {path} is compressed: unpack it, and name what was in it")
     wrong = RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec, or is cut off")
     with path.open("rb") as file:
-        header = file.readline().split()
+        first = file.readline()
+        if first.startswith((b"\x1f\x8b", b"PK\x03\x04")):
+            raise RecipeError(f"argument --embeddings: {path} is compressed: unpack it, and name what was in it")
+        header = first.split()
         size = int(header[1]) if len(header) == 2 and header[1].isdigit() else len(header) - 1
 
         def binary() -> Iterator[tuple[str, Any]]:

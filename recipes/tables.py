@@ -25,16 +25,12 @@ from common.machine import ROOT
 from comparison import settings
 from comparison.report import number, table
 from comparison.short_report import compared
-from comparison.uses import USES
+from comparison.uses import PUBLISHED, USES
 from comparison.verdict import decoding_ratios, mean, setting, spread, tested
 from gpu import tables as gpu
 
 RESULTS = ROOT / "recipes" / "results"
 COMPARISONS = ("lohelp", "debian")
-PUBLISHED = {  # accuracies: Kim (2014), table 2, CNN-rand; Lei et al. (2018), table 1, the best SRU
-    "CNN of Kim, random vectors": {"mr": 76.1, "sst2": 82.7, "subj": 89.6, "trec": 91.2, "cr": 79.8, "mpqa": 83.4},
-    "SRU of Lei et al., word2vec, best depth": {"mr": 83.1, "sst2": 89.6, "subj": 93.8, "trec": 94.8, "cr": 86.4},
-}
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 
@@ -234,16 +230,16 @@ def uses(kind: str) -> str:
     found = [report for report in every if report["score"] == USES[kind].score]
     paired = any(map(compared, found))
     for report in found:
-        places.append(where_made(report["data"], report))
-        link = f"[{report['data']}](../recipes/results/uses/{report['data']}/report.md)"
+        places.append(where_made(report["name"], report))
+        link = f"[{report['name']}](../recipes/results/uses/{report['name']}/report.md)"
         for system, its in tested(report).items():
             speeds |= dict.fromkeys(its["speeds"])
             row = [link, system, mean(spread(its["scores"]), 1), *([number(its["p_value"], ".4f")] if paired else [])]
             rows.append([*row, *(short(speed) for speed in its["speeds"].values())])
-        for name, accuracies in PUBLISHED.items():
+        for name, accuracies in PUBLISHED["vectors" in report].items():
             if report["data"] in accuracies:
                 rows.append([link, name, f"{accuracies[report['data']]}", *["–"] * (paired + len(speeds))])
-    head = ["data", "system", USES[kind].score, *(["p"] if paired else []), *speeds]
+    head = ["report", "system", USES[kind].score, *(["p"] if paired else []), *speeds]
     return f"{' '.join(places)}\n\n{table(head, rows)}" if rows else "No report is published yet.\n"
 
 
@@ -253,7 +249,7 @@ def recipes() -> str:
         given = settings.load(path)
         count = sum(len(given.seeds_of(system)) for system in given.systems)
         minutes, updates = given.budget.minutes, given.budget.updates
-        report = RESULTS / (path.stem if given.kind == "translation" else f"uses/{given.data}") / "report.md"
+        report = RESULTS / (path.stem if given.kind == "translation" else f"uses/{given.out.name}") / "report.md"
         link = f"[report](../{report.relative_to(ROOT)})" if report.is_file() else "none yet"
         budget = f"{minutes:g} minutes" if minutes else f"{updates:,} updates"
         device = "CPU" if given.cpu is True else "GPU or CPU" if given.processes == 1 else f"{given.processes} GPUs"

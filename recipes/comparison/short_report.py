@@ -43,8 +43,9 @@ def render(report: dict[str, Any]) -> str:
     if pairs := [f"{names} {value:.4f}" for names, value in report.get("pairs", {}).items()]:
         p += f" That of other pairs: {', '.join(pairs)}."
     seeds = {name: system["seeds"] for name, system in report["systems"].items()}
+    vectors = f" Vectors of words: {report['vectors']}." if "vectors" in report else ""
     parts = [
-        f"# {report['name']}\n\nData: {report['data']}. {conditions(report, tested(report), seeds)}\n",
+        f"# {report['name']}\n\nData: {report['data']}.{vectors} {conditions(report, tested(report), seeds)}\n",
         rows(report),
         f"± is the standard deviation over runs.{p if compared(report) else ''}\n",
         machine(report),
@@ -59,7 +60,7 @@ def write(use: Use, systems: dict[str, Any], pairs: dict[str, float], commands: 
     print its table."""
     report = {
         **of_all(use),
-        "data": use.data["data_set"],
+        **use.about_data(),
         "score": use.score,
         "counted": use.counted,
         "commands": commands,

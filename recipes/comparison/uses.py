@@ -136,6 +136,10 @@ class Use(Training):
         pairs = {f"{a} and {b}": paired_p(others[a], others[b]) for a, b in combinations(others, 2)}
         write(self, found, pairs, commands)
 
+    def about_data(self) -> dict[str, Any]:
+        """What the report tells of the data."""
+        return {"data": self.data["data_set"]}
+
     def items(self, runs: list[Run]) -> np.ndarray[Any, Any] | None:
         """What each test item adds to the score, the mean over seeds; None where there are no runs or no items."""
         noted = [[part["items"] for part in self.measured(run)] for run in runs]
@@ -157,6 +161,10 @@ class Sentences(Use):
         if given.prepare.get("embeddings"):
             flags["encoder-embed-path"] = f"{Commands(given).data}/{VECTORS}"
         return replace(given, train={**flags, **given.train})
+
+    def about_data(self) -> dict[str, Any]:
+        vectors = self.settings.prepare.get("embeddings")
+        return {**super().about_data(), **({"vectors": Path(str(vectors)).name} if vectors else {})}
 
     @property
     def folds(self) -> range:
@@ -265,4 +273,13 @@ class Speech(Use):
         return {**self.minutes(system), "seconds an epoch": epoch}
 
 
+PUBLISHED: dict[bool, dict[str, dict[str, float]]] = {  # accuracies, by whether they are with vectors of other text
+    # Kim (2014), table 2, CNN-rand
+    False: {"CNN of Kim": {"mr": 76.1, "sst2": 82.7, "subj": 89.6, "trec": 91.2, "cr": 79.8, "mpqa": 83.4}},
+    # Kim (2014), table 2, CNN-static; Lei et al. (2018), table 1, the best SRU
+    True: {
+        "CNN of Kim, word2vec": {"mr": 81.0, "sst2": 86.8, "subj": 93.0, "trec": 92.8, "cr": 84.7, "mpqa": 89.6},
+        "SRU of Lei et al., word2vec, best depth": {"mr": 83.1, "sst2": 89.6, "subj": 93.8, "trec": 94.8, "cr": 86.4},
+    },
+}
 USES: dict[str, type[Use]] = {"sentences": Sentences, "language": Language, "speech": Speech}

@@ -88,18 +88,21 @@ def test_other_uses_stand_beside_published_accuracies(tmp_path: Path, monkeypatc
     }
     report = {"score": "accuracy, %", "data": "trec", "systems": found, "date": "2026-01-02 03:04"}
     report["machine"] = {"cpu": "Abacus", "threads": 1}
-    (tmp_path / "uses" / "trec").mkdir(parents=True)
-    (tmp_path / "uses" / "trec" / "report.json").write_text(json.dumps(report))
-    link = "[trec](../recipes/results/uses/trec/report.md)"
+    for name, more in {"trec": {}, "trec-glove": {"vectors": "glove.txt"}}.items():
+        (tmp_path / "uses" / name).mkdir(parents=True)
+        (tmp_path / "uses" / name / "report.json").write_text(json.dumps({**report, **more, "name": name}))
+    link, glove = (f"[{name}](../recipes/results/uses/{name}/report.md)" for name in ("trec", "trec-glove"))
+    ours = ["sru | 93.5 ± 0.7 | 0.2500 | 2.50 |", "lstm | 92.2 ± 0.4 | – | 5.00 |"]
     assert tables.uses("sentences").splitlines() == [
-        "trec: Abacus, threads: 1, 2026-01-02.",
+        "trec: Abacus, threads: 1, 2026-01-02. trec-glove: Abacus, threads: 1, 2026-01-02.",
         "",
-        "| data | system | accuracy, % | p | seconds an epoch |",
+        "| report | system | accuracy, % | p | seconds an epoch |",
         "| --- | --- | --- | --- | --- |",
-        f"| {link} | sru | 93.5 ± 0.7 | 0.2500 | 2.50 |",
-        f"| {link} | lstm | 92.2 ± 0.4 | – | 5.00 |",
-        f"| {link} | CNN of Kim, random vectors | 91.2 | – | – |",
-        f"| {link} | SRU of Lei et al., word2vec, best depth | 94.8 | – | – |",
+        *(f"| {link} | {row}" for row in ours),
+        f"| {link} | CNN of Kim | 91.2 | – | – |",
+        *(f"| {glove} | {row}" for row in ours),
+        f"| {glove} | CNN of Kim, word2vec | 92.8 | – | – |",
+        f"| {glove} | SRU of Lei et al., word2vec, best depth | 94.8 | – | – |",
     ]
     assert tables.uses("speech") == "No report is published yet.\n"
 

@@ -16,6 +16,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, SCRIPTED, Case
@@ -249,7 +250,7 @@ def recipes() -> str:
         given = settings.load(path)
         count = sum(len(given.seeds_of(system)) for system in given.systems)
         minutes, updates = given.budget.minutes, given.budget.updates
-        report = RESULTS / (path.stem if given.kind == "translation" else f"uses/{given.out.name}") / "report.md"
+        report = RESULTS / (path.stem if given.kind == "translation" else f"uses/{Path(given.out).name}") / "report.md"
         link = f"[report](../{report.relative_to(ROOT)})" if report.is_file() else "none yet"
         budget = f"{minutes:g} minutes" if minutes else f"{updates:,} updates"
         device = "CPU" if given.cpu is True else "GPU or CPU" if given.processes == 1 else f"{given.processes} GPUs"

@@ -73,7 +73,9 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     try:
         (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
     except FileNotFoundError as error:
-        raise ModelError(f"no such file: {error.filename}; --data names the folder of the dictionaries") from None
+        raise ModelError(
+            f"no such file: {error.filename or error}; --data names the folder of the dictionaries"
+        ) from None
     except Exception as error:  # of torch, pickle, omegaconf, fairseq: whatever lies in the file
         said = " ".join(str(error).split())[:300]
         wrong = f"{path} can't be read, or not with its dictionaries (--data names their folder)"
@@ -93,9 +95,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m fairseq_sru.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("--path", type=Path, required=True, metavar="CHECKPOINT")
-    kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="the text's spm.model")
-    kind.add_argument("--subword-nmt-codes", type=Path, metavar="FILE", help="the text's bpe.codes, on Moses' tokens")
+    kinds = parser.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="the text's spm.model")
+    kinds.add_argument("--subword-nmt-codes", type=Path, metavar="FILE", help="the text's bpe.codes, on Moses' tokens")
     parser.add_argument("--lowercase", action="store_true", help="the text was in lower case (iwslt14)")
     parser.add_argument(
         "--no-normalise",
@@ -109,7 +111,8 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     subword_model = args.sentencepiece_model or args.subword_nmt_codes
-    for flag, path in (("--path", args.path), ("the subword model", subword_model)):
+    kind = "--sentencepiece-model" if args.sentencepiece_model else "--subword-nmt-codes"
+    for flag, path in (("--path", args.path), (kind, subword_model)):
         if not path.is_file():
             parser.error(f"argument {flag}: no such file: {path}")
     if args.no_normalise and not args.subword_nmt_codes:

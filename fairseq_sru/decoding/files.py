@@ -149,6 +149,7 @@ def load(folder: Path) -> tuple[Model, Subwords]:
 
     Raises:
         ModelError: it isn't one that this version can read.
+        ImportError: safetensors, or the package of the subword model, isn't installed.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -113,7 +113,8 @@ class Search:
         )
         if not library().translate(struct.pack("20qd4q", *job)):
             raise MemoryError(
-                f"a batch of {len(batch)} with a beam of {shape[0]} doesn't fit: lower batch_size, beam or max_length"
+                f"a batch of {len(batch)} with a beam of {shape[0]} doesn't fit: smaller batches, a smaller beam or "
+                "shorter translations take less"
             )
         return [
             [

@@ -79,7 +79,7 @@ class Translator:
     Raises:
         ModelError: the folder isn't a model that this version can read; a ValueError.
         RuntimeError: there is no C++ compiler.
-        ImportError: the package of the subword model isn't installed.
+        ImportError: safetensors, or the package of the subword model, isn't installed.
     """
 
     def __init__(self, folder: str | os.PathLike[str], threads: int | None = None) -> None:

@@ -62,6 +62,9 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         model: a :class:`TranslationModel`.
         generator: with the options.
         sample: fairseq's batch.
+
+    Raises:
+        MemoryError: the batch doesn't fit.
     """
     given = sample["net_input"]
     tokens = given.get("src_tokens")

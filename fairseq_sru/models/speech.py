@@ -78,14 +78,14 @@ def check(cfg: Any) -> Namespace:
     """The options, completed and checked against one another; a ValueError names the flag, its value and what is
     allowed."""
     cfg = options.completed(cfg, SpeechConfig)
+    for name in ("share_all_embeddings", "encoder_embed_path", "encoder_freeze_embed"):
+        if getattr(cfg, name):
+            raise ValueError(f"{options.flag(name)}: speech has no embedding; got {getattr(cfg, name)}")
     sru.check(cfg)
     _kernels(cfg)
     options.at_least_one(cfg, ["input_feat_per_channel", "input_channels"])
     if cfg.conv_channels < 2 or cfg.conv_channels % 2:
         raise ValueError(f"--conv-channels must be even and at least 2; got {cfg.conv_channels}")
-    for name in ("share_all_embeddings", "encoder_embed_path", "encoder_freeze_embed"):
-        if getattr(cfg, name):
-            raise ValueError(f"{options.flag(name)}: speech has no embedding; got {getattr(cfg, name)}")
     return cfg
 
 

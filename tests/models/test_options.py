@@ -91,6 +91,11 @@ BAD = [
         {"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 6},
         "--share-decoder-input-output-embed requires --decoder-embed-dim to match --decoder-out-embed-dim; got 8 and 6",
     ),
+    (
+        ["sru"],
+        {"decoder_attention": "False", "criterion": "label_smoothed_cross_entropy_with_alignment"},
+        "--criterion label_smoothed_cross_entropy_with_alignment goes with attention; got --decoder-attention False",
+    ),
     *(  # read, not evaluated
         (
             ALL,
@@ -109,6 +114,13 @@ BAD = [
 def test_bad_options_are_named(kind, options, message, dictionary):
     with pytest.raises(ValueError, match=message):
         made(kind, dictionary, **options)
+
+
+@pytest.mark.parametrize("flag", ["share_all_embeddings", "share_decoder_input_output_embed"])
+def test_an_adaptive_softmax_has_a_size_of_its_own(flag, dictionary):
+    cutoff = {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": "10"}
+    model = made("sru", dictionary, **cutoff, **{flag: True, "decoder_out_embed_dim": 6})
+    assert model.decoder.adaptive_softmax.head.in_features == 6
 
 
 @translating

@@ -112,7 +112,11 @@ def test_lstm_has_the_parameters_of_sru(dictionary):
         ({"conv_kernel_sizes": "4,5"}, "--conv-kernel-sizes must be odd numbers of frames, as 5,5; got '4,5'"),
         ({"conv_kernel_sizes": ""}, "--conv-kernel-sizes must be odd numbers of frames, as 5,5; got ''"),
         ({"conv_channels": 7}, "--conv-channels must be even and at least 2; got 7"),
-        ({"share_all_embeddings": True}, "--share-all-embeddings: speech has no embedding; got True"),
+        (
+            {"share_all_embeddings": True, "encoder_embed_dim": 6},
+            "--share-all-embeddings: speech has no embedding; got True",
+        ),
+        ({"encoder_embed_path": "none"}, "--encoder-embed-path: speech has no embedding; got none"),
         ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
     ],
 )

@@ -16,6 +16,7 @@ import shlex
 import sys
 from collections.abc import Callable
 
+from common import hold
 from common.errors import end_with_reader
 from common.machine import ROOT
 from comparison.collecting import report_on
@@ -79,13 +80,13 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run:
         check_flags(comparison, print)
         return 0
-    check_flags(comparison, lambda _: None)  # better now than after training
     out = comparison.out
     comparison.jobs = args.jobs
     inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    # made by the first command of a dry run
-    ours = inside == {"data"} and (out / "data" / "manifest.json").is_file()
+    # made, or begun, by the first command of a dry run
+    ours = inside == {"data"} and (out / "data" / hold.NAME).is_file()
     with working_in(out, parser, mixed=ours):
+        check_flags(comparison, lambda _: None)  # better now than after training
         comparison.run()
         report_on(comparison) if isinstance(comparison, Comparison) else comparison.report()
     return 1 if comparison.failures else 0

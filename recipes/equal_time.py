@@ -17,7 +17,7 @@ from typing import Any
 from common.files import write_text
 from comparison import scores
 from comparison.collecting import versions, where
-from comparison.command_line import read_recipe, recipe_parser
+from comparison.command_line import portable, read_recipe, recipe_parser
 from comparison.fairseq_output import trained
 from comparison.runs import Comparison
 from comparison.stages import lines, working_in
@@ -61,9 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     given = read_recipe(parser, args, "equal-time", *FIXED)
     if given.budget.minutes is None:
         parser.error(f"{args.recipe}: budget.minutes must be given; it is {given.budget.minutes}")
-    # without folders, which are of this machine
-    overrides = [word for word in args.overrides if not word.startswith(("out=", "prepare.out="))]
-    of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes, "overrides": overrides}
+    of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes, "overrides": portable(args.overrides)}
     if (there := args.output.exists()) and not is_of(args.output, of):
         parser.error(f"argument --output: {args.output} is not of this recipe and these settings; name another file")
     given.systems = {name: {**options, "seeds": given.seeds_of(name)[:1]} for name, options in given.systems.items()}

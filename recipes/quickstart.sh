@@ -44,7 +44,7 @@ step() {
 }
 
 options=$*
-[ -e "$out/options" ] || printf '%s\n' "$options" >"$out/options"
+[ -e "$out/options" ] || { printf '%s\n' "$options" >"$out/options.part" && mv "$out/options.part" "$out/options"; }
 if begun=$(cat "$out/options") && [ "$begun" != "$options" ]; then
     printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$begun" "$options" >&2
     exit 2

@@ -29,13 +29,14 @@ from common.errors import end_with_reader
 from common.files import write, write_text
 from comparison import plots, stages
 from comparison.collecting import machine, precision
-from comparison.command_line import read_recipe, recipe_parser
+from comparison.command_line import FOLDERS, portable, read_recipe, recipe_parser
 from comparison.commands import Commands
+from comparison.fairseq_output import complete
 from comparison.flags import check_training
 from comparison.processes import side_by_side
 from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
-from comparison.training import Run, Training, complete
+from comparison.training import Run, Training
 from comparison.trials import at_edge, finals, trials
 from tqdm import tqdm
 
@@ -140,10 +141,13 @@ def of_trials(given: Settings, flags: dict[str, list[dict[str, Any]]], share: fl
 
 
 def plan(report: dict[str, Any]) -> dict[str, Any]:
-    """What a search is to do, of its report."""
+    """What a search is to do, of its report, on any machine."""
     flags = {system: [trial["flags"] for trial in kept["trials"]] for system, kept in report["systems"].items()}
     keys = ("recipe", "overrides", "data", "prepare", "train", "budget", "share", "space")
-    return {key: report[key] for key in keys if key in report} | {"flags": flags}
+    found = {key: report[key] for key in keys if key in report}
+    if "prepare" in found:
+        found["prepare"] = {key: told for key, told in found["prepare"].items() if f"prepare.{key}" not in FOLDERS}
+    return {**found, "overrides": portable(found["overrides"]), "flags": flags}
 
 
 def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> dict[str, Any]:
@@ -289,10 +293,10 @@ def main(argv: list[str] | None = None) -> None:
             )
 
     systems = report["systems"]
-    for name, own in given.systems.items():  # better now than in one trial after the other
-        tried_with = [*(trial["flags"] for trial in systems[name]["trials"]), *finals(given, [own], 0)]
-        check_training(Search(of_trials(given, {name: tried_with}, 1.0), {}))
     with working_in(Path(given.out), parser):
+        for name, own in given.systems.items():  # better now than in one trial after the other
+            tried_with = [*(trial["flags"] for trial in systems[name]["trials"]), *finals(given, [own], 0)]
+            check_training(Search(of_trials(given, {name: tried_with}, 1.0), {}))
         tried = {name: kept["trials"] for name, kept in systems.items()}
         search(given, args.jobs, tried, given.tune.budget, keep, same_text)
         for kept in systems.values():

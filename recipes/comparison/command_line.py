@@ -13,6 +13,13 @@ from common.machine import ROOT
 
 from .settings import Settings, load
 
+FOLDERS = ("out", "prepare.out", "prepare.local-dir")
+
+
+def portable(overrides: Sequence[str]) -> list[str]:
+    """Without folders, which are of one machine."""
+    return [word for word in overrides if word.partition("=")[0] not in FOLDERS]
+
 
 def recipe_parser(
     about: str | None,

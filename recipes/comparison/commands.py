@@ -7,14 +7,18 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from common.files import write_text
+from common.machine import processor, source
 from corpora.registry import CORPORA
 
 from fairseq_sru.layers.linear import bfloat16_pays
+from fairseq_sru.recurrence.dispatch import choose
+from fairseq_sru.versions import __version__
 
 from .settings import JOINING, Settings
 
@@ -33,6 +37,14 @@ def words(flags: Mapping[str, Any]) -> list[str]:
 def files_named(flags: Mapping[str, Any]) -> list[Path]:
     """The files that flags name."""
     return [Path(value) for value in flags.values() if isinstance(value, str) and os.path.isfile(value)]
+
+
+def cpu_backend() -> str:
+    """Of the recurrence, on a CPU; or why none runs."""
+    try:
+        return getattr(choose("auto", "cpu"), "name", "reference")
+    except (RuntimeError, ValueError) as error:  # of what the environment names
+        return str(error)
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,17 @@ class Commands:
     @property
     def _kept(self) -> Path:
         return Path(self.settings.out, "stamps", "bfloat16.json")
+
+    def here(self) -> dict[str, Any]:
+        """What of this machine decides how fast the commands are, and the packages that they run."""
+        packages = {name: version(name) for name in ("torch", "fairseq")}
+        packages["fairseq_sru"] = f"{__version__} (source {source('kernels/*', 'fairseq_sru/**/*.py')})"
+        found = {"processor": processor(), "threads": torch.get_num_threads(), **packages}
+        if self.cpu:  # on a GPU it would take memory of it
+            found["backend"] = cpu_backend()
+        elif torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+        return found
 
     @cached_property
     def pays(self) -> bool:

@@ -66,3 +66,22 @@ def trained(checkpoint: Path) -> Trained:
         loss=extra["val_loss"],
         at_epoch_end=extra["train_iterator"]["iterations_in_epoch"] == 0,
     )
+
+
+def carry(now: Trained, carried: list[list[float]]) -> Trained:
+    """Seconds and tokens from the run's begin. ``carried`` has updates, seconds and tokens at each place where fairseq
+    counted from 0 again."""
+    _, seconds, tokens = max((c for c in carried if c[0] < now.updates), default=(0, 0.0, 0))
+    return now._replace(seconds=now.seconds + seconds, tokens=int(now.tokens + tokens))
+
+
+def complete(checkpoint: Path, updates: int) -> Trained:
+    """What a run's last checkpoint tells.
+
+    Raises:
+        ValueError: it has made fewer updates.
+    """
+    now = trained(checkpoint)
+    if now.updates < updates:
+        raise ValueError(f"stopped after {now.updates} of {updates} updates (--max-epoch, --patience, ...?)")
+    return now

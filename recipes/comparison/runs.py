@@ -16,10 +16,10 @@ from common.files import write_text
 from tqdm import tqdm
 
 from . import scores
-from .fairseq_output import hypotheses, trained
+from .fairseq_output import carry, hypotheses, trained
 from .settings import Settings
 from .stages import StageError, evenly, lines
-from .training import Run, Training, carry
+from .training import Run, Training
 from .translators import Translators
 
 SPLITS = ("valid", "test")
@@ -104,20 +104,25 @@ class Comparison(Training):
 
         generate, systems = self.settings.generate, list(map(self.settings.flags_of, self.settings.systems))
         batch = min(flags.get("max-tokens-valid") or flags.get("max-tokens") or math.inf for flags in systems)
-        skipped = all(flags.get("skip-invalid-size-inputs-valid-test") for flags in systems)
+        skipped, cut, unseen = (
+            all(flags.get(flag) for flags in systems)
+            for flag in ("skip-invalid-size-inputs-valid-test", "truncate-source", "disable-validation")
+        )
         for side, language in (("source", self.source), ("target", self.target)):
             flag = f"max-{side}-positions"
             trained = min(flags.get(flag) or POSITIONS for flags in systems)
             validation = {"train.max-tokens": batch, f"train.{flag}": math.inf if skipped else trained}
             decoding = {"generate.max-tokens": generate.get("max-tokens") or math.inf, f"train.{flag}": trained}
-            decoding[f"generate.{flag}"] = generate.get(flag) or POSITIONS
-            for split, limits in (("valid", validation), ("valid", decoding), ("test", decoding)):
+            decoding[f"generate.{flag}"] = read = generate.get(flag) or POSITIONS
+            cuts = (cut and trained, generate.get("truncate-source") and read) if side == "source" else (None, None)
+            parts = [("valid", validation, cuts[0])] * (not unseen)
+            for split, limits, most in [*parts, ("valid", decoding, cuts[1]), ("test", decoding, cuts[1])]:
                 name = f"{split}.{self.source}-{self.target}.{language}"
                 dataset = load_indexed_dataset(str(self.commands.data / "bin" / name))
                 sizes = dataset.sizes  # of a file that is closed where dataset is gone
                 scored = self.chosen["valid"] if split == "valid" and limits is decoding else range(len(sizes))
                 longest, limit = max(scored, key=lambda i: sizes[i]), min(limits, key=lambda name: limits[name])
-                if sizes[longest] > limits[limit]:
+                if min(sizes[longest], most or math.inf) > limits[limit]:
                     line = f"line {longest + 1} of {split}.{language} has {sizes[longest]} tokens"
                     raise StageError(f"{line}; {limit} is {limits[limit]}")
 
@@ -178,8 +183,7 @@ class Comparison(Training):
                 return {"point": {**at, "loss": now.loss, "BLEU": bleu}}
 
             inputs = [checkpoint, *self.subset_files("valid"), *self.commands.read_in_decoding()]
-            if not self.stages.outlived(name, command, inputs):
-                self.stages.command(name, command, inputs=inputs, outputs=[], log=self.log(name), facts=point)
+            self.stages.command(name, command, inputs=inputs, outputs=[], log=self.log(name), facts=point)
 
     def time_decoding(self) -> None:
         speed = self.settings.speed

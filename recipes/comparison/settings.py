@@ -128,6 +128,15 @@ class Settings:
         return sorted({seed for system in self.systems for seed in self.seeds_of(system)})
 
 
+def at_home(node: Any) -> Any:
+    """With ~/ at the beginning of values as shells have it; ~ alone is YAML's null."""
+    if isinstance(node, dict):
+        return {key: at_home(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return list(map(at_home, node))
+    return os.path.expanduser(node) if isinstance(node, str) and node.startswith("~/") else node
+
+
 def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     """Read a YAML file; ``key=value`` in ``overrides`` goes before it.
 
@@ -137,11 +146,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     for word in overrides:
         if not re.match(r"[^=]+=", word):
             raise ValueError(f"{word}: must be key=value")
-    # shells leave ~/ behind = as it is; ~ alone is YAML's null
-    home = [re.sub(r"^([^=]+=)(~/.*)", lambda at: at[1] + os.path.expanduser(at[2]), word) for word in overrides]
     try:
         recipe: Any = OmegaConf.load(path)
-        merged = OmegaConf.merge(Settings, recipe, OmegaConf.from_dotlist(home))
+        given = OmegaConf.merge(recipe, OmegaConf.from_dotlist(list(overrides)))
+        merged = OmegaConf.merge(Settings, at_home(OmegaConf.to_container(given)))
         settings = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
         if not dataclasses.is_dataclass(error.object_type):

@@ -155,16 +155,6 @@ class Stages:
         """Whether what is known of a stage is of this command and these inputs."""
         return self.stamp(name).get("key") == self._key(essence(command), list(map(digest, inputs)))
 
-    def outlived(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
-        """Whether this command is done, and inputs of it have been removed since, as to free the disk, but not
-        changed."""
-        stamp = self.stamp(name)
-        before = stamp.get("inputs", [])
-        if all(path.is_file() for path in inputs) or not stamp.get("done") or not before or len(before) > len(inputs):
-            return False
-        same = all(digest(path) in (None, noted) for path, noted in zip(inputs, before, strict=False))
-        return same and essence(stamp["command"]) == essence(command)
-
     def again(self, name: str) -> None:
         """Let a stage run anew that may be done."""
         if stamp := self.stamp(name):
@@ -173,17 +163,23 @@ class Stages:
     def _begin(
         self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False
     ) -> dict[str, Any]:
-        """The stage's stamp. Where the stage begins anew, its outputs are removed.
+        """The stage's stamp. Where the stage begins anew, its outputs are removed. What was made of inputs outlives
+        them: they may be removed, as to free the disk.
 
         Raises:
-            StageError: an output is there that this stage has not made, or not like that.
+            StageError: an output is there that this stage has not made, or not like that; or it can't be made anew.
         """
-        looks = list(map(digest, inputs))
-        key, stamp = self._key(what, looks), self.stamp(name)
+        stamp, looks = self.stamp(name), list(map(digest, inputs))
+        gone = [path for path in inputs if not path.is_file()] if stamp.get("done") else []
+        if gone and len(before := stamp.get("inputs", [])) == len(looks):
+            looks = [look or noted for look, noted in zip(looks, before, strict=True)]
+        key = self._key(what, looks)
         same = stamp.get("key") == key
         if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
             return stamp
         if not (same and not stamp["done"] and goes_on):
+            if gone:
+                raise StageError(f"{name}: can't be made anew, {gone[0]} is gone")
             there = [path for path in outputs if path.exists()]
             if not stamp and there:
                 raise StageError(f"{name}: {there[0]} is there, and not of this comparison: move it")

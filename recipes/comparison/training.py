@@ -8,37 +8,24 @@ import re
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from common.hold import FolderError
-from common.machine import processor, source
 from tqdm import tqdm
 
 from fairseq_sru.models.config import PRESETS
-from fairseq_sru.recurrence.dispatch import choose
-from fairseq_sru.versions import __version__
 
 from . import settings, stages
 from .commands import Commands, files_named
-from .fairseq_output import Trained, trained
+from .fairseq_output import carry, complete, trained
 from .processes import side_by_side
 from .settings import Settings
 from .stages import StageError, Stages
 
-
-def cpu_backend() -> str:
-    """Of the recurrence, on a CPU; or why none runs."""
-    try:
-        return getattr(choose("auto", "cpu"), "name", "reference")
-    except (RuntimeError, ValueError) as error:  # of what the environment names
-        return str(error)
-
-
 SPEEDS = ("updates_per_second", "tokens_per_second")
-OTHER = "{} was trained with other settings: remove it, or name another out=DIR"
+OTHER = "{}: trained with other settings; remove that, or name another out=DIR"
 
 
 class Run(NamedTuple):
@@ -55,23 +42,15 @@ class Run(NamedTuple):
         return f"{self.system}-{self.seed}"
 
 
-def carry(now: Trained, carried: list[list[float]]) -> Trained:
-    """Seconds and tokens from the run's begin. ``carried`` has updates, seconds and tokens at each place where fairseq
-    counted from 0 again."""
-    _, seconds, tokens = max((c for c in carried if c[0] < now.updates), default=(0, 0.0, 0))
-    return now._replace(seconds=now.seconds + seconds, tokens=int(now.tokens + tokens))
+class TrainingStage(NamedTuple):
+    """A stage that trains: its name, command and inputs, the file that is there once it has trained, and what has to be
+    removed to train anew."""
 
-
-def complete(checkpoint: Path, updates: int) -> Trained:
-    """What a run's last checkpoint tells.
-
-    Raises:
-        ValueError: it has made fewer updates.
-    """
-    now = trained(checkpoint)
-    if now.updates < updates:
-        raise ValueError(f"stopped after {now.updates} of {updates} updates (--max-epoch, --patience, ...?)")
-    return now
+    name: str
+    command: list[str]
+    inputs: list[Path]
+    made: Path
+    kept: Path
 
 
 class Training:
@@ -89,13 +68,7 @@ class Training:
         self.jobs = 1
         self.commands = Commands(given, self.reads)
         self.out = Path(given.out)
-        packages = {name: version(name) for name in ("torch", "fairseq")}
-        packages["fairseq_sru"] = f"{__version__} (source {source('kernels/*', 'fairseq_sru/**/*.py')})"
-        self.here = {"processor": processor(), "threads": torch.get_num_threads(), **packages}
-        if not self.commands.cpu and torch.cuda.is_available():
-            self.here["gpu"] = torch.cuda.get_device_name()
-        if self.commands.cpu:  # on a GPU it would take memory of it
-            self.here["backend"] = cpu_backend()
+        self.here = self.commands.here()
         self.stages = Stages(self.out / "stamps", tqdm.write, self.here)
         self.failures: dict[Run, str] = {}
         self.rounds = range(1, given.slices.rounds + 1)
@@ -117,7 +90,14 @@ class Training:
         raise NotImplementedError
 
     def do_runs(self) -> None:
-        """The stages of all runs."""
+        """The stages of all runs.
+
+        Raises:
+            FolderError: something would train anew that has trained; the message names all of it.
+        """
+        every = [part for run in self.good() for part in self.trainings(run)]
+        if other := [str(part.kept) for part in every if self.is_of_others(part)]:
+            raise FolderError(OTHER.format(", ".join(other)))
 
         def whole(run: Run) -> None:
             for part in self.parts(run):
@@ -166,12 +146,21 @@ class Training:
         self.data = json.loads(self.manifest.read_text(encoding="utf-8"))
 
     def time_training(self) -> None:
-        """Measure the speed of training, systems in turns, as many at a time as runs will be: they slow one another."""
+        """Measure the speed of training, systems in turns, as many at a time as runs will be: they slow one another.
+
+        Raises:
+            StageError: some of it was measured with another number at a time.
+        """
 
         def timed(number: int, system: str) -> None:
             self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
 
         turns = list(itertools.product(self.rounds, self.settings.systems))
+        known = [turn for turn in turns if self.is_timed(*reversed(turn))]
+        were = {self.stages.stamp(f"slice {system} {number}").get("jobs", self.jobs) for number, system in known}
+        if other := were - {self.jobs} if len(known) < len(turns) else None:
+            was = max(other)
+            raise StageError(f"{self.out} was begun with --jobs {was}: give that again, or begin anew with out=DIR")
         with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
             side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: bar.update())
 
@@ -185,7 +174,7 @@ class Training:
         name, timed, then = f"slice {system} {number}", self.is_timed(system, number), None
         kept = [str(path) for run in self.runs if run.system == system for path in self.begun(run)]
         if self.settings.budget.minutes is not None and kept and not timed and self.stages.stamp(name).get("done"):
-            raise FolderError(OTHER.format(" and ".join(kept)))
+            raise FolderError(OTHER.format(", ".join(kept)))
         trained = dict.fromkeys(run.system for run in self.runs if run.system != system and self.begun(run))
         others = (other for other in trained if all(self.is_timed(other, number) for number in self.rounds))
         if not timed and (other := next(others, None)):
@@ -223,6 +212,7 @@ class Training:
                 "updates_per_second": (last.updates - first.updates) / seconds,
                 "tokens_per_second": (last.tokens - first.tokens) / seconds,
                 "then": then or {},
+                "jobs": self.jobs,
             }
 
         log = self.log(name)
@@ -255,31 +245,33 @@ class Training:
         """What would have to be removed to train a run anew that has a checkpoint; empty where there is none."""
         return [self.folder(run)] if self.stages.stamp(run.stage("train")) and self.last(run).is_file() else []
 
-    def keep(self, name: str, command: list[str], inputs: list[Path], made: Path, kept: Path) -> None:
-        """Make sure that a stage doesn't train anew what was trained.
+    def train_command(self, commands: Commands, run: Run, folder: Path) -> list[str]:
+        updates = self.updates(run.system)
+        return commands.train(*run, updates, updates // self.settings.checkpoints, folder)
+
+    def trainings(self, run: Run) -> list[TrainingStage]:
+        """The stages that train a run."""
+        folder = self.folder(run)
+        command = self.train_command(self.commands, run, folder)
+        return [TrainingStage(run.stage("train"), command, self.inputs(run.system), self.last(run), folder)]
+
+    def is_of_others(self, part: TrainingStage) -> bool:
+        """Whether a stage trained with another command or other inputs.
 
         Raises:
-            FolderError: ``made`` is there, and not of this command and inputs, or the stage was done and it is gone
-                from a folder ``kept``.
+            FolderError: it was done, and what it made is gone from its folder.
         """
-        stamp = self.stages.stamp(name)
-        if not made.is_file():
-            if stamp.get("done") and kept.is_dir():
-                raise FolderError(f"{kept} lacks {made.name}: put it back, or remove the folder")
-        elif stamp and not self.stages.is_of(name, command, inputs):
-            raise FolderError(OTHER.format(kept))
+        stamp = self.stages.stamp(part.name)
+        if part.made.is_file():
+            return bool(stamp) and not self.stages.is_of(part.name, part.command, part.inputs)
+        if stamp.get("done") and part.kept.is_dir():
+            raise FolderError(f"{part.kept} lacks {part.made.name}: put it back, or remove the folder")
+        return False
 
     def train(self, run: Run) -> None:
-        """Train a run.
-
-        Raises:
-            FolderError: as :meth:`keep`.
-        """
-        name, log, last = run.stage("train"), self.folder(run) / "train.log", self.last(run)
-        updates = self.updates(run.system)
-        command = self.commands.train(*run, updates, updates // self.settings.checkpoints, self.folder(run))
-        inputs = self.inputs(run.system)
-        self.keep(name, command, inputs, last, self.folder(run))
+        """Train a run."""
+        [(name, command, inputs, last, folder)] = self.trainings(run)
+        log, updates = folder / "train.log", self.updates(run.system)
         bar = tqdm(total=updates, desc=name, unit="update", leave=False, disable=None)
 
         def resume(stamp: dict[str, Any]) -> dict[str, Any] | None:
@@ -314,7 +306,7 @@ class Training:
                 "checkpoints": {path.name: number for number, path in self._numbered(run)},
             }
 
-        outputs = [self.folder(run), last]
+        outputs = [folder, last]
         told: dict[str, Any] = {"on_line": show, "resume": resume, "facts": facts}
         with bar:
             self.stages.command(name, command, inputs=inputs, outputs=outputs, log=log, **told)
@@ -340,8 +332,7 @@ class Training:
             if len(inputs) < self.settings.average:
                 tqdm.write(f"{name}: of {len(inputs)} checkpoints; fairseq keeps none that falls on an epoch's end")
             command = self.commands.average(inputs, self.final(run))
-            if not self.stages.outlived(name, command, inputs) or not self.final(run).is_file():
-                self.stages.command(name, command, inputs=inputs, outputs=[self.final(run)], log=self.log(name))
+            self.stages.command(name, command, inputs=inputs, outputs=[self.final(run)], log=self.log(name))
 
     def final(self, run: Run) -> Path:
         """The model that is tested."""

@@ -20,11 +20,11 @@ from corpora.texts import TEXTS
 from . import stages
 from .collecting import precision
 from .commands import Commands
-from .fairseq_output import hypotheses
+from .fairseq_output import complete, hypotheses
 from .settings import Settings, wrong
 from .short_report import write
 from .stages import lines
-from .training import Run, Training, complete
+from .training import Run, Training, TrainingStage
 
 DRAWS = 10_000  # of signs
 
@@ -184,19 +184,24 @@ class Sentences(Use):
         done = [fold for fold in self.folds if self.stages.stamp(self.stage(run, fold)).get("done")]
         return [path for fold in done if (path := self.labels(run, fold)).is_file()]
 
-    def classify(self, run: Run, fold: int) -> None:
-        """Train and test. The checkpoints go when the test sentences have labels, or folds would fill the disk.
+    def folder_of(self, run: Run, fold: int) -> Path:
+        return self.folder(run).with_name(f"{run.file}-{fold}")
 
-        Raises:
-            FolderError: as :meth:`keep`.
-        """
+    def training(self, run: Run, fold: int) -> TrainingStage:
+        folder, output = self.folder_of(run, fold), self.labels(run, fold)
+        command = self.train_command(Commands(self.settings, f"folds/{fold}"), run, folder)
+        return TrainingStage(self.stage(run, fold), command, self.inputs(run.system), output, output)
+
+    def trainings(self, run: Run) -> list[TrainingStage]:
+        return [self.training(run, fold) for fold in self.folds]
+
+    def classify(self, run: Run, fold: int) -> None:
+        """Train and test. The checkpoints go when the test sentences have labels, or folds would fill the disk."""
         from .classes import Classes
 
-        name, commands = self.stage(run, fold), Commands(self.settings, f"folds/{fold}")
-        data, folder = commands.data / commands.folder, self.folder(run).with_name(f"{run.file}-{fold}")
-        output = self.labels(run, fold)
+        name, command, inputs, output, _ = self.training(run, fold)
+        data, folder = self.commands.data / f"folds/{fold}", self.folder_of(run, fold)
         updates = self.updates(run.system)
-        command = commands.train(*run, updates, updates // self.settings.checkpoints, folder)
 
         def tested() -> dict[str, Any]:
             complete(folder / "checkpoint_last.pt", updates)
@@ -210,8 +215,6 @@ class Sentences(Use):
             facts = {"parameters": sum(weights), "score": 100 * statistics.fmean(right), "items": right}
             return {**facts, "jobs": self.jobs}
 
-        inputs = self.inputs(run.system)
-        self.keep(name, command, inputs, output, output)
         self.stages.command(name, command, inputs=inputs, outputs=[folder, output], log=self.log(name), facts=tested)
 
     def measured(self, run: Run) -> list[dict[str, Any]]:

@@ -138,6 +138,10 @@ def test_values_of_the_command_line_go_before_the_recipe(recipe):
     )
     assert (given.prepare["local-dir"], given.out) == (str(Path.home() / "text"), str(Path.home() / "o"))
     assert given.systems == {"a": {"arch": "sru", "note": "x=~/b"}}
+    more = ", prepare: {local-dir: ~/text, train-prefix: [~/a, b~/c]}}"
+    recipe.write_text(MINIMAL.rstrip().removesuffix("}") + more)
+    given = settings.load(recipe)
+    assert given.prepare == {"local-dir": str(Path.home() / "text"), "train-prefix": [str(Path.home() / "a"), "b~/c"]}
 
 
 def test_subwords_are_joined_as_they_were_made(recipe):
@@ -267,7 +271,7 @@ def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
 @pytest.mark.parametrize("group", ["systems.sru", "train", "generate"])
 def test_unknown_flags_of_fairseq_are_named_before_anything_is_run(group, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(compare, "working_in", None)  # which a run begins with
+    monkeypatch.setattr(runs.Comparison, "run", None)
     with pytest.raises(SystemExit):
         compare.main(["recipes/configs/lohelp.yaml", f"out={tmp_path / 'out'}", f"{group}.no-such-flag=1"])
     assert not (tmp_path / "out").exists()
@@ -400,6 +404,7 @@ def test_a_system_that_is_added_is_timed_beside_one_that_is_trained(recipe, tmp_
     """Today the machine is half as fast as on the day of the first slices."""
     comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}", "budget={updates: null, minutes: 2}"]))
     comparison.manifest = tmp_path / "manifest.json"
+    comparison.manifest.touch()
     made: list[str] = []
     speeds = {"a": 4.0, "b": 3.0}
 
@@ -435,6 +440,11 @@ def test_a_system_that_is_added_is_timed_beside_one_that_is_trained(recipe, tmp_
     assert timed("b") == []  # what b was given holds without a
     assert comparison.training_speed("b", "updates_per_second") == pytest.approx(4.2 * 1.7 / 2.2)
     both["b"] = {**both["b"], "dropout": 0.3}
+    comparison.jobs = 2
+    assert timed("a") == []
+    with pytest.raises(stages.StageError, match=r"was begun with --jobs 1: give that again, or begin"):
+        timed("a", "b")
+    comparison.jobs = 1
     assert len(timed("a", "b")) == 6  # b anew, and beside it a
     comparison.rounds = range(1, 5)
     assert timed("a", "b") == [
@@ -479,8 +489,9 @@ def test_a_run_that_has_a_checkpoint_is_not_trained_anew(done, recipe, tmp_path)
     finished(comparison, Run("a", 1))
     path = comparison.out / "stamps" / "train-a-1.json"
     write_text(path, json.dumps({**json.loads(path.read_text()), "done": done}))
-    with pytest.raises(FolderError, match=r"out/checkpoints/a-1 was trained with other settings: remove it, or name"):
-        comparison.train(Run("a", 1))
+    finished(comparison, Run("b", 1))
+    with pytest.raises(FolderError, match=r"/a-1, \S+/checkpoints/b-1: trained with other settings; remove that, or "):
+        comparison.do_runs()
     assert comparison.last(Run("a", 1)).is_file()
 
 
@@ -513,6 +524,10 @@ def test_a_line_that_fairseq_refuses_is_told_before_training(longest, split, ove
     comparison.settings.train |= {"skip-invalid-size-inputs-valid-test": True}
     if split == "valid" and "max-tokens is" not in limit:
         comparison.check_lengths()
+    comparison.settings.train["disable-validation"] = True
+    comparison.settings.generate["truncate-source"] = True
+    if split == "valid" or "generate.max-source-positions" in limit:
+        comparison.check_lengths()
 
 
 @pytest.mark.parametrize("done", [True, False])
@@ -524,7 +539,7 @@ def test_a_speed_is_not_measured_anew_under_what_was_trained_for_minutes(done, r
     path = comparison.out / "stamps" / "train-a-1.json"
     write_text(path, json.dumps({**json.loads(path.read_text()), "done": done}))
     before = comparison.stages.stamp("slice a 1")
-    with pytest.raises(FolderError, match=r"out/checkpoints/a-1 was trained with other settings: remove it, or name"):
+    with pytest.raises(FolderError, match=r"out/checkpoints/a-1: trained with other settings; remove that, or name"):
         comparison.slice("a", 1)
     assert comparison.stages.stamp("slice a 1") == before
     shutil.rmtree(comparison.folder(Run("a", 1)))
@@ -538,7 +553,7 @@ def test_a_run_that_lacks_its_last_checkpoint_is_left_alone(recipe, tmp_path):
     other = comparison.folder(run) / "checkpoint_1_50.pt"
     comparison.last(run).rename(other)
     with pytest.raises(FolderError, match=r"a-1 lacks checkpoint_last.pt: put it back, or remove the folder$"):
-        comparison.train(run)
+        comparison.do_runs()
     assert other.is_file()
 
 
@@ -550,9 +565,11 @@ def test_what_was_made_of_checkpoints_outlives_them(recipe, tmp_path, monkeypatc
     comparison.subset = tmp_path
     comparison.source, comparison.target = "en", "de"
     comparison.text, comparison.chosen = {"valid": {"de": ["ein Satz"]}}, {"valid": [0]}
-    names = {"checkpoint_1_50.pt": 50, "checkpoint_2_100.pt": 100}
+    names = {"checkpoint_1_25.pt": 25, "checkpoint_1_50.pt": 50, "checkpoint_2_100.pt": 100}
     for name in names:
         (comparison.folder(run) / name).write_text(name)
+    for file in comparison.subset_files("valid"):
+        file.touch()
     stamp = comparison.stages.stamp("train a 1")
     write_text(
         tmp_path / "out" / "stamps" / "train-a-1.json", json.dumps({**stamp, "updates": 100, "checkpoints": names})
@@ -574,14 +591,25 @@ def test_what_was_made_of_checkpoints_outlives_them(recipe, tmp_path, monkeypatc
         comparison.curve(run)
         return made
 
-    assert work() == ["average a 1", "curve a 1 50", "curve a 1 100"] and work() == []
+    curve = [f"curve a 1 {updates}" for updates in names.values()]
+    assert work() == ["average a 1", *curve] and work() == []
     (comparison.folder(run) / "checkpoint_1_50.pt").unlink()
     assert work() == [] and comparison.final(run).read_text() == "average"
-    assert [number for number, _ in comparison.checkpoints(run)] == [50, 100]
-    comparison.subset_files("valid")[0].touch()
-    assert work() == ["curve a 1 50", "curve a 1 100"], "of other sentences they would have to be made anew"
+    assert [number for number, _ in comparison.checkpoints(run)] == [25, 50, 100]
+    comparison.subset_files("valid")[0].write_text("other")
+    points = [comparison.stages.stamp(name) for name in curve[1:]]
+    with pytest.raises(stages.StageError, match=r"^curve a 1 50: can't be made anew, \S*checkpoint_1_50.pt is gone$"):
+        work()
+    assert made == [curve[0]], "of other sentences"
     comparison.settings.generate["lenpen"] = 2
-    assert work() == ["curve a 1 50", "curve a 1 100"], "of another search they would have to be made anew"
+    with pytest.raises(stages.StageError, match=r"^curve a 1 50: can't be made anew"):
+        work()
+    assert made == [curve[0]], "of another search"
+    comparison.settings.average = 3
+    with pytest.raises(stages.StageError, match=r"^average a 1: can't be made anew"):
+        work()
+    assert comparison.final(run).read_text() == "average"
+    assert [comparison.stages.stamp(name) for name in curve[1:]] == points
 
 
 @pytest.mark.parametrize(
@@ -1340,7 +1368,7 @@ def test_what_changed_is_done_again_and_a_failure_stops_nothing_else(undisturbed
         changed = ["systems.two.dropout=0.5", "systems.bad.train-subset=no_such_subset"]
         refused = run_small(undisturbed, "whole", *changed)
         assert refused.returncode == 2 and facts(out) == before
-        assert re.search(r"error: out: \S*two-1 was trained with other settings: remove it, or name an", refused.stderr)
+        assert re.search(r"error: out: \S*two-1: trained with other settings; remove that, or name an", refused.stderr)
         shutil.rmtree(out / "checkpoints" / "two-1")
         again = run_small(undisturbed, "whole", *changed)
         assert again.returncode == 1

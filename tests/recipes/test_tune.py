@@ -336,6 +336,8 @@ def test_a_search_with_other_training_is_another(recipe: Path, tmp_path: Path) -
     ):
         with pytest.raises(ValueError, match=f"is of a search with other {key}; "):
             begun(load(recipe, ["out=x", override]), "small", [], output)
+    words = ["out=y", "prepare.local-dir=z", "prepare.out=w"]
+    assert begun(load(recipe, words), "small", words, output)["overrides"] == [], "another machine has other folders"
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", "{}"])

@@ -96,7 +96,7 @@ class Training:
             FolderError: something would train anew that has trained; the message names all of it.
         """
         every = [part for run in self.good() for part in self.trainings(run)]
-        if other := [str(part.kept) for part in every if self.is_of_others(part)]:
+        if other := dict.fromkeys(str(part.kept) for part in every if self.is_of_others(part)):
             raise FolderError(OTHER.format(", ".join(other)))
 
         def whole(run: Run) -> None:

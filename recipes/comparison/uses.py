@@ -190,7 +190,8 @@ class Sentences(Use):
     def training(self, run: Run, fold: int) -> TrainingStage:
         folder, output = self.folder_of(run, fold), self.labels(run, fold)
         command = self.train_command(Commands(self.settings, f"folds/{fold}"), run, folder)
-        return TrainingStage(self.stage(run, fold), command, self.inputs(run.system), output, output)
+        every = output.with_name(f"{run.file}-*.txt")
+        return TrainingStage(self.stage(run, fold), command, self.inputs(run.system), output, every)
 
     def trainings(self, run: Run) -> list[TrainingStage]:
         return [self.training(run, fold) for fold in self.folds]

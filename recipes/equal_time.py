@@ -50,6 +50,7 @@ def is_of(path: Path, of: dict[str, Any]) -> bool:
     """Whether a file is of an earlier call for the same recipe and settings."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
+        known["overrides"] = portable(known["overrides"])
         return all(known[key] == value for key, value in of.items())
     except (OSError, ValueError, LookupError, TypeError):  # none, or another one
         return False
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
             write_text(args.output, json.dumps(report, indent=1) + "\n")
 
         comparison.time_training()
+        comparison.keep()
         # what it has beside speeds stays until there is as much, or until the end
         before = json.loads(args.output.read_text(encoding="utf-8"))["systems"] if there else {}
         had = {name for name, known in before.items() if "bleu" in known}

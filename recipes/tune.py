@@ -206,6 +206,7 @@ def search(
     """
     made = of_trials(recipe, {name: [trial["flags"] for trial in every] for name, every in found.items()}, share)
     work = Search(made, {name: every[0]["updates"] for name, every in found.items() if "updates" in every[0]})
+    work.jobs = jobs
     work.prepare()
     here = {**machine(Commands(recipe).cpu), "jobs": jobs, **{name: version(name) for name in ("torch", "fairseq")}}
     text(work.data["files"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -102,27 +103,26 @@ class Comparison(Training):
         """
         from fairseq.data.data_utils import load_indexed_dataset
 
-        generate, systems = self.settings.generate, list(map(self.settings.flags_of, self.settings.systems))
-        batch = min(flags.get("max-tokens-valid") or flags.get("max-tokens") or math.inf for flags in systems)
-        skipped, cut, unseen = (
-            all(flags.get(flag) for flags in systems)
-            for flag in ("skip-invalid-size-inputs-valid-test", "truncate-source", "disable-validation")
-        )
-        for side, language in (("source", self.source), ("target", self.target)):
-            flag = f"max-{side}-positions"
-            trained = min(flags.get(flag) or POSITIONS for flags in systems)
-            validation = {"train.max-tokens": batch, f"train.{flag}": math.inf if skipped else trained}
-            decoding = {"generate.max-tokens": generate.get("max-tokens") or math.inf, f"train.{flag}": trained}
-            decoding[f"generate.{flag}"] = read = generate.get(flag) or POSITIONS
-            cuts = (cut and trained, generate.get("truncate-source") and read) if side == "source" else (None, None)
-            parts = [("valid", validation, cuts[0])] * (not unseen)
-            for split, limits, most in [*parts, ("valid", decoding, cuts[1]), ("test", decoding, cuts[1])]:
+        generate, skip = self.settings.generate, "skip-invalid-size-inputs-valid-test"
+        sides = (("source", self.source), ("target", self.target))
+        for system, (side, language) in itertools.product(self.settings.systems, sides):
+            flags, flag = self.settings.flags_of(system), f"max-{side}-positions"
+            positions, read = flags.get(flag) or POSITIONS, generate.get(flag) or POSITIONS
+            batch = flags.get("max-tokens-valid") or flags.get("max-tokens") or math.inf
+            validation = {"train.max-tokens": batch, f"train.{flag}": math.inf if flags.get(skip) else positions}
+            decoding = {"generate.max-tokens": generate.get("max-tokens") or math.inf, f"train.{flag}": positions}
+            decoding[f"generate.{flag}"] = read
+            cuts = [side == "source" and given.get("truncate-source") for given in (flags, generate)]
+            validated = [("valid", validation, cuts[0] and positions)] * (not flags.get("disable-validation"))
+            decoded = [(split, decoding, cuts[1] and read) for split in SPLITS]
+            for split, limits, most in [*validated, *decoded]:
                 name = f"{split}.{self.source}-{self.target}.{language}"
                 dataset = load_indexed_dataset(str(self.commands.data / "bin" / name))
                 sizes = dataset.sizes  # of a file that is closed where dataset is gone
                 scored = self.chosen["valid"] if split == "valid" and limits is decoding else range(len(sizes))
                 longest, limit = max(scored, key=lambda i: sizes[i]), min(limits, key=lambda name: limits[name])
-                if min(sizes[longest], most or math.inf) > limits[limit]:
+                # fairseq counts one more where it truncates
+                if (min(sizes[longest] + 1, most) if most else sizes[longest]) > limits[limit]:
                     line = f"line {longest + 1} of {split}.{language} has {sizes[longest]} tokens"
                     raise StageError(f"{line}; {limit} is {limits[limit]}")
 
@@ -238,5 +238,6 @@ class Comparison(Training):
             write_text(self.out / "scores.json", json.dumps(found, indent=1) + "\n")
 
         what = [self.good(), baseline, self.settings.split_compounds, version("sacrebleu")]
-        inputs = [reference, self.raw("test", self.source), labels, *map(self.output, self.good())]
+        texts = [reference, self.raw("test", self.source), *([labels] if labels.is_file() else [])]
+        inputs = [*texts, *map(self.output, self.good())]
         self.stages.function("score", what, work, inputs=inputs, outputs=[self.out / "scores.json"])

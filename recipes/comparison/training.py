@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,6 @@ from .settings import Settings
 from .stages import StageError, Stages
 
 SPEEDS = ("updates_per_second", "tokens_per_second")
-OTHER = "{}: trained with other settings; remove that, or name another out=DIR"
 
 
 class Run(NamedTuple):
@@ -40,6 +39,12 @@ class Run(NamedTuple):
     @property
     def file(self) -> str:
         return f"{self.system}-{self.seed}"
+
+
+def refuse(trained: Iterable[Path]) -> None:
+    """Raise a FolderError that names what would have to be removed to train anew, if there is anything."""
+    if names := dict.fromkeys(map(str, trained)):
+        raise FolderError(f"{', '.join(names)}: trained with other settings; remove that, or name another out=DIR")
 
 
 class TrainingStage(NamedTuple):
@@ -90,14 +95,8 @@ class Training:
         raise NotImplementedError
 
     def do_runs(self) -> None:
-        """The stages of all runs.
-
-        Raises:
-            FolderError: something would train anew that has trained; the message names all of it.
-        """
-        every = [part for run in self.good() for part in self.trainings(run)]
-        if other := dict.fromkeys(str(part.kept) for part in every if self.is_of_others(part)):
-            raise FolderError(OTHER.format(", ".join(other)))
+        """The stages of all runs; a FolderError is that of :meth:`keep`."""
+        self.keep()
 
         def whole(run: Run) -> None:
             for part in self.parts(run):
@@ -150,31 +149,29 @@ class Training:
 
         Raises:
             StageError: some of it was measured with another number at a time.
+            FolderError: it would change the updates of what was trained, to the end or to a checkpoint; the message
+                names all of it.
         """
 
         def timed(number: int, system: str) -> None:
             self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
 
         turns = list(itertools.product(self.rounds, self.settings.systems))
-        known = [turn for turn in turns if self.is_timed(*reversed(turn))]
-        were = {self.stages.stamp(f"slice {system} {number}").get("jobs", self.jobs) for number, system in known}
-        if other := were - {self.jobs} if len(known) < len(turns) else None:
-            was = max(other)
-            raise StageError(f"{self.out} was begun with --jobs {was}: give that again, or begin anew with out=DIR")
+        stamps = {turn: self.stages.stamp(f"slice {turn[1]} {turn[0]}") for turn in turns}
+        known = {turn for turn in turns if self.is_timed(*reversed(turn))}
+        if self.settings.budget.minutes is not None:
+            anew = {turn[1] for turn, stamp in stamps.items() if stamp.get("done") and turn not in known}
+            refuse(path for run in self.runs if run.system in anew for path in self.begun(run))
+        others = {stamps[turn].get("at_a_time", self.jobs) for turn in known} - {self.jobs}
+        if others and len(known) < len(turns):
+            raise StageError(f"{self.out}: begun with --jobs {max(others)}: give that, or begin anew with out=DIR")
         with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
             side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: bar.update())
 
     def slice(self, system: str, number: int) -> None:
         """Measure a system's speed once. Where others are trained already, one of them is measured again beside it: the
-        machine may be slower or faster than it was then.
-
-        Raises:
-            FolderError: it would change the updates of what was trained, to the end or to a checkpoint.
-        """
+        machine may be slower or faster than it was then."""
         name, timed, then = f"slice {system} {number}", self.is_timed(system, number), None
-        kept = [str(path) for run in self.runs if run.system == system for path in self.begun(run)]
-        if self.settings.budget.minutes is not None and kept and not timed and self.stages.stamp(name).get("done"):
-            raise FolderError(OTHER.format(", ".join(kept)))
         trained = dict.fromkeys(run.system for run in self.runs if run.system != system and self.begun(run))
         others = (other for other in trained if all(self.is_timed(other, number) for number in self.rounds))
         if not timed and (other := next(others, None)):
@@ -212,7 +209,7 @@ class Training:
                 "updates_per_second": (last.updates - first.updates) / seconds,
                 "tokens_per_second": (last.tokens - first.tokens) / seconds,
                 "then": then or {},
-                "jobs": self.jobs,
+                "at_a_time": self.jobs,
             }
 
         log = self.log(name)
@@ -254,6 +251,15 @@ class Training:
         folder = self.folder(run)
         command = self.train_command(self.commands, run, folder)
         return [TrainingStage(run.stage("train"), command, self.inputs(run.system), self.last(run), folder)]
+
+    def keep(self) -> None:
+        """Make sure that nothing trains anew that has trained.
+
+        Raises:
+            FolderError: something would; the message names all of it. Or it is gone from its folder.
+        """
+        every = [part for run in self.good() for part in self.trainings(run)]
+        refuse(part.kept for part in every if self.is_of_others(part))
 
     def is_of_others(self, part: TrainingStage) -> bool:
         """Whether a stage trained with another command or other inputs.

@@ -180,9 +180,13 @@ class Sentences(Use):
         """What a run's model says of the test sentences."""
         return self.out / "labels" / f"{run.file}-{fold}.txt"
 
+    def all_labels(self, run: Run) -> Path:
+        """A pattern of :meth:`labels` of all folds."""
+        return self.labels(run, 0).with_name(f"{run.file}-?.txt")
+
     def begun(self, run: Run) -> list[Path]:
-        done = [fold for fold in self.folds if self.stages.stamp(self.stage(run, fold)).get("done")]
-        return [path for fold in done if (path := self.labels(run, fold)).is_file()]
+        done = (fold for fold in self.folds if self.stages.stamp(self.stage(run, fold)).get("done"))
+        return [self.all_labels(run)] if any(self.labels(run, fold).is_file() for fold in done) else []
 
     def folder_of(self, run: Run, fold: int) -> Path:
         return self.folder(run).with_name(f"{run.file}-{fold}")
@@ -190,8 +194,7 @@ class Sentences(Use):
     def training(self, run: Run, fold: int) -> TrainingStage:
         folder, output = self.folder_of(run, fold), self.labels(run, fold)
         command = self.train_command(Commands(self.settings, f"folds/{fold}"), run, folder)
-        every = output.with_name(f"{run.file}-*.txt")
-        return TrainingStage(self.stage(run, fold), command, self.inputs(run.system), output, every)
+        return TrainingStage(self.stage(run, fold), command, self.inputs(run.system), output, self.all_labels(run))
 
     def trainings(self, run: Run) -> list[TrainingStage]:
         return [self.training(run, fold) for fold in self.folds]

@@ -27,7 +27,7 @@ import pytest
 import torch
 from common.errors import RecipeError
 from common.files import write_text
-from common.hold import FolderError
+from common.hold import FolderError, held
 from comparison import (
     collecting,
     commands,
@@ -332,6 +332,7 @@ def test_equal_time_keeps_a_file_of_the_same_recipe_and_settings_alone(tmp_path)
     of = {"recipe": "lohelp", "minutes": 2, "overrides": ["seeds=[2]"]}
     for content, kept in (
         (json.dumps({**of, "systems": {}}), True),
+        (json.dumps({**of, "overrides": ["seeds=[2]", "prepare.local-dir=of/another/machine"]}), True),
         (json.dumps({**of, "minutes": 3}), False),
         (json.dumps({**of, "recipe": "debian"}), False),
         (json.dumps({**of, "overrides": []}), False),
@@ -344,6 +345,21 @@ def test_equal_time_keeps_a_file_of_the_same_recipe_and_settings_alone(tmp_path)
         if content is not None:
             path.write_text(content)
         assert equal_time.is_of(path, of) == kept
+
+
+def test_equal_time_trains_nothing_anew(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    for stage in ("prepare", "time_training", "updates"):
+        monkeypatch.setattr(runs.Comparison, stage, lambda *_: 1)
+    monkeypatch.setattr(equal_time, "found", lambda *_: {})
+    monkeypatch.setattr(runs.Comparison, "manifest", tmp_path / "manifest.json", raising=False)
+    words = [f"out={tmp_path / 'out'}", "budget={updates: null, minutes: 2}"]
+    with held(tmp_path / "out"):
+        finished(comparison := runs.Comparison(settings.load(recipe, words)), Run("a", 1))
+    with pytest.raises(SystemExit):
+        equal_time.main([str(recipe), *words, "--output", str(tmp_path / "found.json")])
+    assert "checkpoints/a-1: trained with other settings; remove that, or name" in capsys.readouterr().err
+    assert comparison.last(Run("a", 1)).is_file()
 
 
 def test_equal_time_leaves_the_file_of_other_minutes_alone(recipe, tmp_path, monkeypatch, capsys):
@@ -371,6 +387,23 @@ def test_a_model_that_decodes_beside_is_an_input(recipe, tmp_path, monkeypatch):
     comparison.translate(comparison.runs[0])
     comparison.time(comparison.runs[0], 1, 1, 1)
     assert len(seen) == 2 and all(beside in inputs for inputs in seen)
+
+
+def test_text_without_domains_is_scored_again(recipe, tmp_path, monkeypatch):
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}", "prepare.out=" + str(tmp_path)]))
+    comparison.source, comparison.target = "en", "de"
+    comparison.text = {"test": {"en": ["a house", "a cat"], "de": ["ein Haus", "eine Katze"]}}
+    for run in comparison.runs:
+        write_text(comparison.output(run), "ein Haus\neine Katze\n")
+    for ending in ("en", "de"):
+        write_text(comparison.raw("test", ending), "")
+    for baseline in ("a", "b"):
+        comparison.settings.baseline = baseline
+        comparison.score()
+        found = json.loads((tmp_path / "scores.json").read_text())["runs"]
+        assert [name for name, run in found.items() if run["scores"]["BLEU"].get("p_value") is None] == [
+            f"{baseline} 1"
+        ]
 
 
 def test_a_report_that_the_user_changed_stays(tmp_path, capsys):
@@ -442,7 +475,7 @@ def test_a_system_that_is_added_is_timed_beside_one_that_is_trained(recipe, tmp_
     both["b"] = {**both["b"], "dropout": 0.3}
     comparison.jobs = 2
     assert timed("a") == []
-    with pytest.raises(stages.StageError, match=r"was begun with --jobs 1: give that again, or begin"):
+    with pytest.raises(stages.StageError, match=r"begun with --jobs 1: give that, or begin anew"):
         timed("a", "b")
     comparison.jobs = 1
     assert len(timed("a", "b")) == 6  # b anew, and beside it a
@@ -505,6 +538,8 @@ def test_a_run_that_has_a_checkpoint_is_not_trained_anew(done, recipe, tmp_path)
         (1024, "test", [], "train.max-source-positions is 1024"),
         (1024, "test", ["train.max-source-positions=2048"], "generate.max-source-positions is 1024"),
         (60, "test", ["generate.max-tokens=60"], "generate.max-tokens is 60"),
+        (59, "test", ["generate={max-tokens: 60, truncate-source: true}"], "generate.max-tokens is 60"),
+        (19, "valid", ["systems.b={arch: lstm, max-tokens: 20, truncate-source: true}"], "train.max-tokens is 20"),
     ],
 )
 def test_a_line_that_fairseq_refuses_is_told_before_training(longest, split, overrides, limit, recipe, monkeypatch):
@@ -538,9 +573,10 @@ def test_a_speed_is_not_measured_anew_under_what_was_trained_for_minutes(done, r
     finished(comparison, Run("a", 1))
     path = comparison.out / "stamps" / "train-a-1.json"
     write_text(path, json.dumps({**json.loads(path.read_text()), "done": done}))
+    finished(comparison, Run("b", 1))
     before = comparison.stages.stamp("slice a 1")
-    with pytest.raises(FolderError, match=r"out/checkpoints/a-1: trained with other settings; remove that, or name"):
-        comparison.slice("a", 1)
+    with pytest.raises(FolderError, match=r"/a-1, \S+/checkpoints/b-1: trained with other settings; remove that, or "):
+        comparison.time_training()
     assert comparison.stages.stamp("slice a 1") == before
     shutil.rmtree(comparison.folder(Run("a", 1)))
     assert comparison.begun(Run("a", 1)) == []

@@ -48,8 +48,8 @@ class SRUCell(nn.Module):
     Args:
         input_size: number of features of x.
         hidden_size: number of channels of each direction.
-        dropout: variational dropout on g(c), one draw a sequence.
-        rnn_dropout: variational dropout on the matrix product's input, one draw a sequence; the skip term stays whole.
+        dropout: variational dropout on g(c), one draw a sequence and call.
+        rnn_dropout: variational dropout on the matrix product's input, likewise; the skip term stays whole.
         use_tanh: g = tanh; with use_tanh = use_relu = 0, g is the identity.
         use_relu: g = relu; goes before use_tanh.
         bidirectional: a second set of channels runs backward in time.
@@ -163,6 +163,7 @@ class SRUCell(nn.Module):
         if x.dtype != weight.dtype and (
             not x.is_floating_point()
             or torch.float64 in (x.dtype, weight.dtype)  # which autocast leaves
+            or x.is_meta  # which has no autocast
             or not torch.is_autocast_enabled(x.device.type)
         ):
             raise TypeError(f"x must be of the parameters' dtype, {weight.dtype}; got {x.dtype}")

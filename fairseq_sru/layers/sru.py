@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -70,7 +70,7 @@ class SRU(nn.Module):
         super().__init__()
         input_size = self.input_size = positive("input_size", input_size)
         hidden_size = self.hidden_size = positive("hidden_size", hidden_size)
-        num_layers = self.num_layers = positive("num_layers", num_layers)
+        num_layers = positive("num_layers", num_layers)
         if probability("dropout", dropout) and num_layers == 1:
             warnings.warn(f"dropout is between layers: with num_layers=1, {dropout} drops nothing", stacklevel=2)
         self.bidirectional = bool(bidirectional)
@@ -96,17 +96,47 @@ class SRU(nn.Module):
             )
             for i in range(num_layers)
         )
-        for layer in list(self.layers)[1:]:
-            assert isinstance(layer, SRUCell)
-            layer.finite_padding = True  # the layer below gives 0 at padding
+        for cell in self._cells[1:]:
+            cell.finite_padding = True  # the layer below gives 0 at padding
 
     __prepare_scriptable__ = refuse_scripting
 
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    @property
+    def dropout(self) -> float:
+        """Of every layer but the last; what is set holds from the next call on. ValueError: outside [0, 1)."""
+        return self._cells[0].dropout
+
+    @dropout.setter
+    def dropout(self, p: float) -> None:
+        for cell in self._cells[:-1]:
+            cell.dropout = probability("dropout", p)
+
+    @property
+    def rnn_dropout(self) -> float:
+        """Of every layer; likewise."""
+        return self._cells[0].rnn_dropout
+
+    @rnn_dropout.setter
+    def rnn_dropout(self, p: float) -> None:
+        for cell in self._cells:
+            cell.rnn_dropout = probability("rnn_dropout", p)
+
+    @property
+    def _cells(self) -> list[SRUCell]:
+        return [cast(SRUCell, layer) for layer in self.layers]
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_first={self.batch_first}"
+
     def reset_parameters(self) -> None:
         """Draw the weights of all layers anew and set their biases to where they start."""
-        for layer in self.layers:
-            assert isinstance(layer, SRUCell)
-            layer.reset_parameters()
+        for cell in self._cells:
+            cell.reset_parameters()
 
     def forward(
         self,

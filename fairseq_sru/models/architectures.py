@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import logging
 import os
@@ -207,6 +208,15 @@ def _check_speech(args: Any, folder: Path) -> None:
     if read.audio_root and not Path(read.audio_root).is_dir():
         exit_with(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
     _check_splits(_splits(args), folder, "{}.tsv")
+    for _, split in _splits(args):
+        path = folder / f"{split}.tsv"
+        with path.open(encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        # a file may hold several utterances: its name, where they begin and their sizes
+        lines = {(row.get("audio") or "").partition(":")[0]: line for line, row in reversed(list(enumerate(rows, 2)))}
+        for name, line in lines.items():
+            if not (audio := Path(read.audio_root, name)).is_file():
+                exit_with(f"argument data: {path}, line {line:,}: column audio: no such file: {audio}")
 
 
 CHECKS: dict[str | None, Callable[[Any, Path], None]] = {

@@ -78,10 +78,10 @@ def sru_recurrence(
         skip_scale: alpha of the v2 cell, a factor of x.
         dropout_mask: ``(batch, D)``, variational dropout on g(c): one factor a sequence and channel.
         padding_mask: ``(length, batch)`` bool, True at padding: such a step carries the cell state and gives h = 0.
-        backend: "auto" takes what the environment variable ``FAIRSEQ_SRU_BACKEND`` names, or else the best that can
-            run: "cuda" on a GPU, "native" on a CPU, "torch" elsewhere. "reference" is the definition. torch.export and
-            torch.jit.trace keep the word as it is, and what they made chooses where it runs; "reference" goes into
-            them as operations of torch, of as many steps as the example has.
+        backend: "auto" takes what the environment variable ``FAIRSEQ_SRU_BACKEND`` named at the first call, or else the
+            best that can run: "cuda" on a GPU, "native" on a CPU, "torch" elsewhere. "reference" is the definition.
+            torch.export and torch.jit.trace keep the word as it is, and what they made chooses where it runs;
+            "reference" goes into them as operations of torch, of as many steps as the example has.
 
     Returns:
         h ``(length, batch, D)`` in u's dtype, and the last cell state ``(batch, D)`` (of each direction: after its last

@@ -32,6 +32,7 @@ WAVES = ("[!.]*.[wW][aA][vV]", "[!.]*.[fF][lL][aA][cC]")  # files that begin wit
 STRINGS = {"train": 20_000, "valid": 200, "test": 500}
 TEST_SPEAKERS = "theo"
 LOUDNESS = 0.1  # root mean square of a recording's louder half
+SILENCE = 1e-3  # one that is lower has no speech
 # What makes few speakers and microphones stand for many in training: speeds, which move formants, too (Ko et al. 2015),
 # and an equaliser's bands and standard deviation in decibels
 SPEEDS, BANDS, GAIN = (0.85, 1.18), 6, 6.0
@@ -100,7 +101,8 @@ def recordings(files: dict[str, Path], work: Path, rate: int) -> dict[str, dict[
     faults = []  # of all, before features are made of any
     for path in named.values():
         try:
-            read(path, rate)
+            if louder_half(read(path, rate)) < SILENCE:
+                raise RecipeError(f"{path}: is silent but for noise more than 60 dB below the loudest there can be")
         except RecipeError as error:
             faults.append(str(error))
     if faults:

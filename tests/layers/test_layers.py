@@ -349,6 +349,20 @@ def test_dropout_only_between_the_layers():
     rnn = SRU(4, 4, num_layers=3, dropout=0.3, rnn_dropout=0.1)
     assert [layer.dropout for layer in rnn.layers] == [0.3, 0.3, 0.0]
     assert [layer.rnn_dropout for layer in rnn.layers] == [0.1] * 3
+    rnn.dropout, rnn.rnn_dropout = 0.5, 0.2
+    assert [layer.dropout for layer in rnn.layers] == [0.5, 0.5, 0.0] and rnn.dropout == 0.5
+    assert [layer.rnn_dropout for layer in rnn.layers] == [0.2] * 3 and rnn.rnn_dropout == 0.2
+    with pytest.raises(ValueError, match=r"^dropout must be a probability in \[0, 1\); got 1$"):
+        rnn.dropout = 1
+
+
+def test_layers_may_be_dropped():
+    rnn, x = SRU(4, 4, num_layers=3, batch_first=True), torch.randn(2, 5, 4)
+    h, c = rnn.layers[0](x.transpose(0, 1))
+    rnn.layers = rnn.layers[:1]
+    outputs, state = rnn(x)
+    assert torch.equal(outputs, h.transpose(0, 1)) and torch.equal(state, c[None]) and rnn.num_layers == 1
+    assert repr(rnn).startswith("SRU(\n  4, 4, num_layers=1, batch_first=True\n")
 
 
 def test_initial_weights():
@@ -801,6 +815,8 @@ def test_another_device_is_named():
 def test_shapes_are_found_without_numbers():
     h, c = SRU(6, 4, device="meta")(torch.empty(5, 3, 6, device="meta"))
     assert (h.device.type, h.shape, c.shape) == ("meta", (5, 3, 4), (2, 3, 4))
+    with pytest.raises(TypeError, match=r"^x must be of the parameters' dtype, torch.bfloat16; got torch.float32$"):
+        SRU(6, 4, device="meta", dtype=torch.bfloat16)(torch.empty(5, 3, 6, device="meta"))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -191,6 +191,24 @@ def test_what_does_not_go_together_is_told_in_a_line(speech, tmp_path):
         assert message in done.stderr.splitlines()[-1]
 
 
+def test_missing_features_are_told_with_the_line_of_the_manifest(speech, tmp_path, capsys):
+    folder = shutil.copytree(speech, tmp_path / "lacks")
+    given = Namespace(data=str(folder), config_yaml="config.yaml", train_subset="train", valid_subset="valid", **SMALL)
+    given.task = "speech_to_text"
+    manifest = folder / "valid.tsv"
+    head, *rows = manifest.read_text().splitlines()
+    columns = head.split("\t")
+    audio = columns.index("audio")
+    for row, name in ((4, "features/valid4.npy"), (2, "lost.zip:128:64")):
+        rows[row] = "\t".join(name if i == audio else cell for i, cell in enumerate(rows[row].split("\t")))
+    manifest.write_text("\n".join([head, *rows]) + "\n")
+    config = folder / "config.yaml"
+    config.write_text(config.read_text() + f"audio_root: {folder}\n")
+    with pytest.raises(SystemExit):
+        ARCH_CONFIG_REGISTRY["s2t_sru"](given)
+    assert capsys.readouterr().err.endswith(f"{manifest}, line 4: column audio: no such file: {folder}/lost.zip\n")
+
+
 def test_features_that_were_moved_are_told_in_a_line(speech, tmp_path, capsys):
     shutil.copy(speech / "dict.txt", tmp_path)
     (tmp_path / "config.yaml").write_text("audio_root: /none\n")

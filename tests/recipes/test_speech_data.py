@@ -233,6 +233,7 @@ def test_recordings_that_cannot_be_used_are_named_in_a_line(tmp_path, capsys, mo
     for wave, rate, message in (
         (np.zeros(1600, "f4"), 8000, f"{path}: is silent"),
         (np.zeros(0, "f4"), 8000, f"{path}: is empty"),
+        (np.random.default_rng(1).normal(0, 5e-4, 1600), 8000, f"{path}: is silent but for noise"),
         (np.full(1600, np.nan, "f4"), 8000, f"{path}: has samples that are no numbers"),
         (np.ones((1600, 2), "f4") / 2, 8000, f"{path}: must have one channel at 8,000 Hz; got 2 at 8,000"),
         (tone(300, 0.2, 44_100), 44_100, f"{path}: must have one channel at 8,000 Hz; got 1 at 44,100"),

@@ -57,6 +57,15 @@ def only(models: dict[str, Any]) -> dict[str, Any]:
     return {SRU: models[SRU]}
 
 
+def shares(function: Function) -> dict[str, float] | None:
+    """As :func:`benchmarks.models.shares`; None where torch's profiler fails, as a GPU's may."""
+    try:
+        return made.shares(function)
+    except RuntimeError as error:
+        going_on_without("the profiler", str(error) or "RuntimeError")
+        return None
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=folder, default="runs/steps", help="folder for the file (%(default)s)")
@@ -111,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     def rows() -> Iterator[list[str]]:
         for case, (maker, taking_part) in tqdm(cases.items(), disable=None, leave=False):
-            if case in found and (found[case]["shares"] or "graph" in case):
+            if case in found and (found[case]["shares"] != {} or "graph" in case):
                 yield row(case)
                 continue
             functions: dict[str, Function] = {}
@@ -129,14 +138,15 @@ def main(arguments: list[str] | None = None) -> None:
             per = STEPS if case.startswith("step") else 1
             took = {name: Spread(*(ms / per for ms in s)) for name, s in measure(functions, args.turns).items()}
             ratios = {name: took[name].median / took[SRU].median for name in others if name in took}
-            found[case] = {
+            entry: dict[str, Any] = {  # shares: None where there is no profiler, {} where it was not reached
                 "ms": {name: spread._asdict() for name, spread in took.items()},
                 "ratios": ratios,
                 "shares": {},
             }
+            found[case] = entry
             write_text(path, json.dumps(report, indent=1) + "\n")  # what is stopped leaves what is measured
             if "graph" not in case:  # which has no operators when it is replayed
-                found[case]["shares"] = made.shares(functions[SRU])
+                entry["shares"] = shares(functions[SRU])
                 write_text(path, json.dumps(report, indent=1) + "\n")
             yield row(case)
 

@@ -25,8 +25,8 @@ from common.files import write_text
 from common.machine import ROOT
 from comparison import settings
 from comparison.report import number, table
-from comparison.short_report import compared
-from comparison.uses import PUBLISHED, USES
+from comparison.short_report import compared, published
+from comparison.uses import USES
 from comparison.verdict import decoding_ratios, mean, setting, spread, tested
 from gpu import tables as gpu
 
@@ -237,9 +237,8 @@ def uses(kind: str) -> str:
             speeds |= dict.fromkeys(its["speeds"])
             row = [link, system, mean(spread(its["scores"]), 1), *([number(its["p_value"], ".4f")] if paired else [])]
             rows.append([*row, *(short(speed) for speed in its["speeds"].values())])
-        for name, accuracies in PUBLISHED["vectors" in report].items():
-            if report["data"] in accuracies:
-                rows.append([link, name, f"{accuracies[report['data']]}", *["–"] * (paired + len(speeds))])
+        for name, accuracy in published(report).items():
+            rows.append([link, name, f"{accuracy}", *["–"] * (paired + len(speeds))])
     head = ["report", "system", USES[kind].score, *(["p"] if paired else []), *speeds]
     return f"{' '.join(places)}\n\n{table(head, rows)}" if rows else "No report is published yet.\n"
 

@@ -325,7 +325,7 @@ def all_notes(package: Package, case: Case) -> dict[str, str]:
 
 
 def all_scans(backend: Backend, cases: list[Case], turns: int, keep: Keep) -> None:
-    """share: of the speed of copying as many bytes."""
+    """share: of the speed of copying as many bytes. What can't be recorded as a graph is measured call by call."""
 
     def rows() -> Iterator[list[str]]:
         for case in cases:
@@ -335,7 +335,8 @@ def all_scans(backend: Backend, cases: list[Case], turns: int, keep: Keep) -> No
                 if case.mode != GRAPH:
                     raise
                 going_on_without(f"{case}, alone", f"{type(error).__name__}: {error}")
-                continue
+                case = case._replace(mode=EAGER)
+                took = measure(passes(backend, case), turns)
             for name, count in traffic(DTYPES[case.dtype].itemsize).items():
                 this, ms, copy = case._replace(what=name), took[name], fastest(took, f" {name}")
                 moved, share = count * case.length * case.batch * case.size, copy.median / ms.median

@@ -15,6 +15,23 @@ if TYPE_CHECKING:
     from .uses import Use
 
 
+PUBLISHED: dict[bool, dict[str, dict[str, float]]] = {  # accuracies, by whether they are with vectors of other text
+    # Kim (2014), table 2, CNN-rand
+    False: {"CNN of Kim": {"mr": 76.1, "sst2": 82.7, "subj": 89.6, "trec": 91.2, "cr": 79.8, "mpqa": 83.4}},
+    # Kim (2014), table 2, CNN-static; Lei et al. (2018), table 1, the best SRU
+    True: {
+        "CNN of Kim, word2vec": {"mr": 81.0, "sst2": 86.8, "subj": 93.0, "trec": 92.8, "cr": 84.7, "mpqa": 89.6},
+        "SRU of Lei et al., word2vec, best depth": {"mr": 83.1, "sst2": 89.6, "subj": 93.8, "trec": 94.8, "cr": 86.4},
+    },
+}
+
+
+def published(report: dict[str, Any]) -> dict[str, float]:
+    """Accuracies that others published on the data, by their names."""
+    every = PUBLISHED["vectors" in report]
+    return {name: found[report["data"]] for name, found in every.items() if report["data"] in found}
+
+
 def compared(report: dict[str, Any]) -> bool:
     """Whether there is a p: language models have no items that could be paired."""
     return any(system["p_value"] is not None for system in report["systems"].values())
@@ -31,6 +48,8 @@ def rows(report: dict[str, Any]) -> str:
         score, runs = mean(spread(system["scores"]), 2), str(len(system["scores"]))
         found.append([title(report, name), f"{system['parameters']:,}", score, runs, *columns.values()])
         head[4:] = columns
+    for name, accuracy in published(report).items():
+        found.append([name, "–", f"{accuracy}", *["–"] * (len(head) - 3)])
     return table(head, found)
 
 

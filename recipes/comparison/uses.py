@@ -280,13 +280,4 @@ class Speech(Use):
         return {**self.minutes(system), "seconds an epoch": epoch}
 
 
-PUBLISHED: dict[bool, dict[str, dict[str, float]]] = {  # accuracies, by whether they are with vectors of other text
-    # Kim (2014), table 2, CNN-rand
-    False: {"CNN of Kim": {"mr": 76.1, "sst2": 82.7, "subj": 89.6, "trec": 91.2, "cr": 79.8, "mpqa": 83.4}},
-    # Kim (2014), table 2, CNN-static; Lei et al. (2018), table 1, the best SRU
-    True: {
-        "CNN of Kim, word2vec": {"mr": 81.0, "sst2": 86.8, "subj": 93.0, "trec": 92.8, "cr": 84.7, "mpqa": 89.6},
-        "SRU of Lei et al., word2vec, best depth": {"mr": 83.1, "sst2": 89.6, "subj": 93.8, "trec": 94.8, "cr": 86.4},
-    },
-}
 USES: dict[str, type[Use]] = {"sentences": Sentences, "language": Language, "speech": Speech}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import steps
 import torch
-from benchmarks import models
+from benchmarks import models, timing
 from torch.utils._python_dispatch import TorchDispatchMode
 
 SIZES = {f"{side}_embed_dim": 32 for side in ("encoder", "decoder")}
@@ -218,3 +218,13 @@ def test_times_are_of_the_kind_of_their_operator(on_gpu: bool) -> None:
     assert {kind: share for kind, share in found.items() if share or kind == models.OTHER} == {
         kind: pytest.approx(took / total) for kind, took in expected.items()
     }
+
+
+def test_without_a_profiler_steps_are_timed(monkeypatch, capsys):
+    def fails(_: object) -> None:
+        raise RuntimeError("CUPTI_ERROR_NOT_INITIALIZED")
+
+    monkeypatch.setattr(steps.made, "shares", fails)
+    timing.going_on_without.cache_clear()
+    assert steps.shares(fails) is None
+    assert "going on without the profiler: CUPTI_ERROR_NOT_INITIALIZED" in capsys.readouterr().err

@@ -210,10 +210,12 @@ def test_language_models_are_compared_and_the_perplexity_is_fairseqs(tmp_path):
 
 def test_large_speeds_are_whole_numbers():
     system = {"parameters": 1234, "scores": [5.0], "p_value": None, "seeds": [1]}
-    report = {"counted": "parameters", "score": "perplexity", "baseline": "a", "systems": {}}
+    report = {"counted": "parameters", "score": "perplexity", "baseline": "a", "systems": {}, "data": "trec"}
     for name, speed in (("a", 12345.6), ("b", 1.23456)):
         report["systems"][name] = {**system, "speeds": {"tokens/s": speed}}
-    assert [line.split(" | ")[-1] for line in rows(report).splitlines()[2:]] == ["12,346 |", "1.235 |"]
+    lines = rows(report).splitlines()[2:]
+    assert [line.split(" | ")[-1] for line in lines] == ["12,346 |", "1.235 |", "– |"]
+    assert lines[-1] == "| CNN of Kim | – | 91.2 | – | – |", "and what others published stands beside it"
 
 
 @pytest.mark.slow

@@ -137,7 +137,9 @@ def test_fairseq_interactive_reads_recordings_as_the_configuration_says(tmp_path
     (tmp_path / "d.wav").write_bytes(b"RIFF")
     for name, seconds in (("long", 61), ("short", 0.02), ("empty", 0)):
         soundfile.write(tmp_path / f"{name}.wav", tone(440, seconds, 8000), 8000)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 8000)
     for path, said in (
+        (tmp_path / "silent.wav", r"silent\.wav': is silent$"),
         (tmp_path / "c.wav", r"c\.wav': \S+c\.wav: must be sampled at 8,000 Hz; got 16,000 Hz$"),
         (tmp_path / "d.wav", r"d\.wav': Error opening "),
         (tmp_path / "long.wav", r"long\.wav': must have 1 to 6,000 frames of 10 ms; got 6,098$"),

@@ -3,8 +3,8 @@
     python recipes/equal_time.py recipes/configs/lohelp.yaml --output FILE.json [key=value ...]
 
 What compare.py does without its curves and timed decoding, with one checkpoint a run, each system's first seed. Works
-in runs/equal-time-NAME, and goes on where it stopped. FILE is written when the speeds are known, and after each system,
-whose speed is then that of its whole run; what failed is named there.
+in runs/equal-time-NAME, and goes on where it stopped. FILE is written when the speeds are known, and after each system;
+what failed is named there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from common.files import write_text
 from comparison import scores
 from comparison.collecting import versions, where
 from comparison.command_line import portable, read_recipe, recipe_parser
-from comparison.fairseq_output import carry, trained
+from comparison.fairseq_output import trained
 from comparison.runs import Comparison
 from comparison.stages import lines, working_in
 from comparison.training import Run
@@ -36,10 +36,9 @@ def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
         if comparison.stages.stamp(f"slice {run.system} {given.slices.rounds}").get("done"):
             known["tokens_per_second"] = round(comparison.training_speed(run.system, "tokens_per_second"), 1)
         if run in tested:
-            carried = comparison.stages.stamp(run.stage("train")).get("carried", [])
-            now = carry(trained(comparison.last(run)), carried)
-            known |= {"parameters": now.parameters, "updates": now.updates, "seconds": now.seconds, "loss": now.loss}
-            known["tokens_per_second"] = round(now.tokens / now.seconds, 1)  # of more updates than a slice has
+            now = trained(comparison.last(run))
+            seconds = comparison.stages.stamp(run.stage("train"))["train_seconds"]
+            known |= {"parameters": now.parameters, "updates": now.updates, "seconds": seconds, "loss": now.loss}
             truth, target = comparison.text["test"][comparison.target], comparison.target
             known["bleu"] = scores.bleu(truth, lines(comparison.output(run)), target)
     for run, failure in comparison.failures.items():

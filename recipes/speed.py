@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
         warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
         cases += [Case(*plan, mode=PLAIN) for plan in ((FORWARD, *one), (BOTH, *one), *((FORWARD, *s) for s in steps))]
-    # What is aimed at first, what takes long last; graphs behind the others, as one that fails may spoil the rest.
+    # What takes long last; of the rest what is aimed at first, and graphs last, as one that fails may spoil the others.
     if ON_GPU:
         cases.sort(key=lambda c: (c[1:4] == LONG, c.mode == GRAPH, c[1:4] not in AIMS))
     scanned = list(dict(VARIANTS).items())  # the last mode

@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> None:
             per = STEPS if case.startswith("step") else 1
             took = {name: Spread(*(ms / per for ms in s)) for name, s in measure(functions, args.turns).items()}
             ratios = {name: took[name].median / took[SRU].median for name in others if name in took}
-            entry: dict[str, Any] = {  # shares: None where there is no profiler, {} where it was not reached
+            entry: dict[str, Any] = {  # shares: None where the profiler fails, {} before it and of graphs
                 "ms": {name: spread._asdict() for name, spread in took.items()},
                 "ratios": ratios,
                 "shares": {},

@@ -102,8 +102,9 @@ def models() -> str:
 
 def shares() -> str:
     report = result("steps/steps.json")
-    rows = [[case, *(f"{s:.0%}" for s in found["shares"].values())] for case, found in report["cases"].items()]
-    return table(["share of SRU's time", *next(iter(report["cases"].values()))["shares"]], rows)
+    seen = {case: found["shares"] for case, found in report["cases"].items() if found["shares"]}
+    rows = [[case, *(f"{s:.0%}" for s in shares.values())] for case, shares in seen.items()]
+    return table(["share of SRU's time", *next(iter(seen.values()), ())], rows)
 
 
 def decoding() -> str:

@@ -103,7 +103,7 @@ class SRU(nn.Module):
 
     @property
     def num_layers(self) -> int:
-        """Number of layers."""
+        """Number of layers. Upper ones may be dropped (``rnn.layers = rnn.layers[:1]``); set ``dropout`` then."""
         return len(self.layers)
 
     @property
@@ -113,8 +113,10 @@ class SRU(nn.Module):
 
     @dropout.setter
     def dropout(self, p: float) -> None:
-        for cell in self._cells[:-1]:
-            cell.dropout = probability("dropout", p)
+        p, (*lower, top) = probability("dropout", p), self._cells
+        for cell in lower:
+            cell.dropout = p
+        top.dropout = 0.0
 
     @property
     def rnn_dropout(self) -> float:
@@ -123,8 +125,9 @@ class SRU(nn.Module):
 
     @rnn_dropout.setter
     def rnn_dropout(self, p: float) -> None:
+        p = probability("rnn_dropout", p)
         for cell in self._cells:
-            cell.rnn_dropout = probability("rnn_dropout", p)
+            cell.rnn_dropout = p
 
     @property
     def _cells(self) -> list[SRUCell]:

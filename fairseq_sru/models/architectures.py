@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from fairseq import utils
 from fairseq.data import Dictionary, data_utils
+from fairseq.data.audio.audio_utils import FEATURE_OR_SF_AUDIO_FILE_EXTENSIONS
 from fairseq.data.audio.data_cfg import S2TDataConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
 from fairseq.tasks import TASK_REGISTRY
@@ -197,7 +198,7 @@ def _wrong_labels(folder: Path, split: str, dictionary: Dictionary) -> str | Non
 
 
 def _check_speech(args: Any, folder: Path) -> None:
-    """Are the configuration of speech, its dictionary and the folder of its features there?"""
+    """Are the configuration of speech, its dictionary and its features there?"""
     config = folder / args.config_yaml
     if not config.is_file():
         exit_with(f"argument data: {folder} holds no {args.config_yaml}; recipes/prepare.py makes it for its data sets")
@@ -210,13 +211,17 @@ def _check_speech(args: Any, folder: Path) -> None:
     _check_splits(_splits(args), folder, "{}.tsv")
     for _, split in _splits(args):
         path = folder / f"{split}.tsv"
+        seen = set()
         with path.open(encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        # a file may hold several utterances: its name, where they begin and their sizes
-        lines = {(row.get("audio") or "").partition(":")[0]: line for line, row in reversed(list(enumerate(rows, 2)))}
-        for name, line in lines.items():
-            if not (audio := Path(read.audio_root, name)).is_file():
-                exit_with(f"argument data: {path}, line {line:,}: column audio: no such file: {audio}")
+            for line, row in enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
+                audio = Path(read.audio_root, row.get("audio") or "")
+                single = audio.suffix.lower() in FEATURE_OR_SF_AUDIO_FILE_EXTENSIONS
+                if not single:  # a zip, and where it has the features
+                    audio = Path(str(audio).partition(":")[0])
+                where = audio.parent if single else audio  # to look for each of very many files takes minutes
+                if where not in seen and not audio.is_file():
+                    exit_with(f"argument data: {path}, line {line:,}: column audio: no such file: {audio}")
+                seen.add(where)
 
 
 CHECKS: dict[str | None, Callable[[Any, Path], None]] = {

@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
 
 PUBLISHED: dict[bool, dict[str, dict[str, float]]] = {  # accuracies, by whether they are with vectors of other text
-    # Kim (2014), table 2, CNN-rand
-    False: {"CNN of Kim": {"mr": 76.1, "sst2": 82.7, "subj": 89.6, "trec": 91.2, "cr": 79.8, "mpqa": 83.4}},
-    # Kim (2014), table 2, CNN-static; Lei et al. (2018), table 1, the best SRU
+    # table 2, CNN-rand
+    False: {"CNN of Kim (2014)": {"mr": 76.1, "sst2": 82.7, "subj": 89.6, "trec": 91.2, "cr": 79.8, "mpqa": 83.4}},
+    # table 2, CNN-static; table 1, the best SRU
     True: {
-        "CNN of Kim, word2vec": {"mr": 81.0, "sst2": 86.8, "subj": 93.0, "trec": 92.8, "cr": 84.7, "mpqa": 89.6},
-        "SRU of Lei et al., word2vec, best depth": {"mr": 83.1, "sst2": 89.6, "subj": 93.8, "trec": 94.8, "cr": 86.4},
+        "CNN of Kim (2014), word2vec": {"mr": 81.0, "sst2": 86.8, "subj": 93.0, "trec": 92.8, "cr": 84.7, "mpqa": 89.6},
+        "SRU of Lei et al. (2018), word2vec, best depth": {
+            "mr": 83.1,
+            "sst2": 89.6,
+            "subj": 93.8,
+            "trec": 94.8,
+            "cr": 86.4,
+        },
     },
 }
 
@@ -62,11 +68,12 @@ def render(report: dict[str, Any]) -> str:
     if pairs := [f"{names} {value:.4f}" for names, value in report.get("pairs", {}).items()]:
         p += f" That of other pairs: {', '.join(pairs)}."
     seeds = {name: system["seeds"] for name, system in report["systems"].items()}
+    others = " What has no parameters here was published by others." if published(report) else ""
     vectors = f" Vectors of words: {report['vectors']}." if "vectors" in report else ""
     parts = [
         f"# {report['name']}\n\nData: {report['data']}.{vectors} {conditions(report, tested(report), seeds)}\n",
         rows(report),
-        f"± is the standard deviation over runs.{p if compared(report) else ''}\n",
+        f"± is the standard deviation over runs.{p if compared(report) else ''}{others}\n",
         machine(report),
         "## Commands\n\n" + "".join(f"    {command}\n" for command in report["commands"]),
         failures(report),

@@ -20,7 +20,7 @@ class Part(NamedTuple):
     """A command with a time limit.
 
     Attributes:
-        limit: seconds after which it is stopped.
+        limit: seconds after which it is stopped, within ten minutes in all; of more it has its share.
         needs: parts without which it can't be done.
         beside: it runs beside the parts that follow, up to the one that needs it.
         shown: what it prints is a result of its own, of this name.
@@ -81,7 +81,7 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
     small = [f"systems.{name}.{flag}" for name in ("sru", "lstm") for flag in ("encoder-layers=1", "decoder-layers=1")]
     times = ("budget.minutes=0.02", "slices.updates=2", "generate.beam=1", "generate.max-len-b=3", *small)
     short = ("generate.beam=1", "generate.max-len-b=60")
-    times = times if dry else ("budget.minutes=0.15", "slices.updates=25", *short)  # twelve processes start, too
+    times = times if dry else ("budget.minutes=0.15", "slices.updates=60", *short)  # twelve processes start, too
     large = ("--preset", "sru_wmt", "--pairs", "160", "--updates", "--resume")  # of 4,000 target tokens
     updates = ("python", "recipes/steps.py", *large, *few, *(() if dry else ("--vocabulary", "32000", "--turns", "7")))
     speed = ("python", "recipes/speed.py", *quick, "--resume")

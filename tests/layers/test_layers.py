@@ -357,9 +357,10 @@ def test_dropout_only_between_the_layers():
 
 
 def test_layers_may_be_dropped():
-    rnn, x = SRU(4, 4, num_layers=3, batch_first=True), torch.randn(2, 5, 4)
-    h, c = rnn.layers[0](x.transpose(0, 1))
+    rnn, x = SRU(4, 4, num_layers=3, dropout=0.5, batch_first=True), torch.randn(2, 5, 4)
     rnn.layers = rnn.layers[:1]
+    rnn.dropout = 0.3
+    h, c = rnn.layers[0](x.transpose(0, 1))
     outputs, state = rnn(x)
     assert torch.equal(outputs, h.transpose(0, 1)) and torch.equal(state, c[None]) and rnn.num_layers == 1
     assert repr(rnn).startswith("SRU(\n  4, 4, num_layers=1, batch_first=True\n")

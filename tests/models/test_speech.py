@@ -199,7 +199,8 @@ def test_missing_features_are_told_with_the_line_of_the_manifest(speech, tmp_pat
     head, *rows = manifest.read_text().splitlines()
     columns = head.split("\t")
     audio = columns.index("audio")
-    for row, name in ((4, "features/valid4.npy"), (2, "lost.zip:128:64")):
+    (folder / "features" / "12:00.npy").touch()
+    for row, name in ((1, "features/12:00.npy"), (5, "lost/1.npy"), (2, "lost.zip:128:64")):
         rows[row] = "\t".join(name if i == audio else cell for i, cell in enumerate(rows[row].split("\t")))
     manifest.write_text("\n".join([head, *rows]) + "\n")
     config = folder / "config.yaml"

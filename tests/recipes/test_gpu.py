@@ -19,6 +19,7 @@ import torch
 from benchmarks import layer, scans
 from benchmarks.layer import EAGER, FORWARD, GRAPH, Case
 from comparison.processes import execute
+from comparison.stages import Stages
 from conftest import ROOT, ended
 from gpu import __main__ as day
 from gpu import packages, parts, tables
@@ -131,6 +132,19 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         }
 
     return go
+
+
+def test_with_more_minutes_a_part_has_more_time(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+
+    def always(self: Stages, name: str, command: list[str], log: Path, limit: float, **_: Any) -> dict[str, Any]:
+        limits.append(limit)
+        return {"seconds": 0.0}
+
+    monkeypatch.setattr(Stages, "always", always)
+    for minutes in (5, 10, 25):
+        assert run(Part("part", (*SAY, "1"), 60, beside=True), minutes=minutes) == {"part": "done"}
+    assert limits == [60, 60, 150]
 
 
 def test_a_part_that_fails_or_hangs_leaves_the_others(run: Any, tmp_path: Path) -> None:

@@ -63,6 +63,10 @@ def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pyt
         [line for line in text.splitlines() if line.startswith("|")] for text in (printed, capsys.readouterr().out)
     ]
     assert tables[0] == tables[1]  # of what was measured before, too
+    train = {**report["cases"]["train"], "shares": None}  # where the profiler failed
+    (tmp_path / "steps.json").write_text(json.dumps({**report, "cases": {**report["cases"], "train": train}}))
+    steps.main(["--out", str(tmp_path), "--threads", "1", "--turns", "1", "--vocabulary", "60", "--quick", "--resume"])
+    assert json.loads((tmp_path / "steps.json").read_text())["cases"]["train"] == train
 
 
 def test_an_update_is_one() -> None:

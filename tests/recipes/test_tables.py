@@ -99,10 +99,10 @@ def test_other_uses_stand_beside_published_accuracies(tmp_path: Path, monkeypatc
         "| report | system | accuracy, % | p | seconds an epoch |",
         "| --- | --- | --- | --- | --- |",
         *(f"| {link} | {row}" for row in ours),
-        f"| {link} | CNN of Kim | 91.2 | – | – |",
+        f"| {link} | CNN of Kim (2014) | 91.2 | – | – |",
         *(f"| {glove} | {row}" for row in ours),
-        f"| {glove} | CNN of Kim, word2vec | 92.8 | – | – |",
-        f"| {glove} | SRU of Lei et al., word2vec, best depth | 94.8 | – | – |",
+        f"| {glove} | CNN of Kim (2014), word2vec | 92.8 | – | – |",
+        f"| {glove} | SRU of Lei et al. (2018), word2vec, best depth | 94.8 | – | – |",
     ]
     assert tables.uses("speech") == "No report is published yet.\n"
 

@@ -215,7 +215,7 @@ def test_large_speeds_are_whole_numbers():
         report["systems"][name] = {**system, "speeds": {"tokens/s": speed}}
     lines = rows(report).splitlines()[2:]
     assert [line.split(" | ")[-1] for line in lines] == ["12,346 |", "1.235 |", "– |"]
-    assert lines[-1] == "| CNN of Kim | – | 91.2 | – | – |", "and what others published stands beside it"
+    assert lines[-1] == "| CNN of Kim (2014) | – | 91.2 | – | – |", "and what others published stands beside it"
 
 
 @pytest.mark.slow

@@ -410,17 +410,3 @@ def test_numbers_are_shown_with_three_digits():
     assert [timing.short(x) for x in (None, 0.004, 0.0567, 0.999, 1, 99.96, 1234.5)] == [
         *("–", "0.0040", "0.0567", "0.999", "1.00", "100.0", "1,234"),
     ]
-
-
-def test_what_cannot_be_recorded_is_measured_call_by_call(monkeypatch, capsys):
-    def passes(_: object, case: layer.Case) -> dict[str, Any]:
-        if case.mode == layer.GRAPH:
-            raise RuntimeError("capture failed")
-        return {name: lambda: None for name in ("forward", "backward", "copy forward", "copy backward")}
-
-    monkeypatch.setattr(layer, "passes", passes)
-    monkeypatch.setattr(layer, "fastest", lambda took, name: took[f"copy{name}"])
-    backend, found = choose("auto", "cpu"), []
-    layer.all_scans(backend, [layer.Case("forward", 4, 2, 8, "float32", layer.GRAPH)], 1, found.append)
-    assert {entry["mode"] for entry in found} == {layer.EAGER} and len(found) == 2
-    assert "capture failed" in capsys.readouterr().err

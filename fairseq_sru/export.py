@@ -95,9 +95,9 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m fairseq_sru.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
     parser.add_argument("--path", type=Path, required=True, metavar="CHECKPOINT")
-    kinds = parser.add_mutually_exclusive_group(required=True)
-    kinds.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="the text's spm.model")
-    kinds.add_argument("--subword-nmt-codes", type=Path, metavar="FILE", help="the text's bpe.codes, on Moses' tokens")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="the text's spm.model")
+    kind.add_argument("--subword-nmt-codes", type=Path, metavar="FILE", help="the text's bpe.codes, on Moses' tokens")
     parser.add_argument("--lowercase", action="store_true", help="the text was in lower case (iwslt14)")
     parser.add_argument(
         "--no-normalise",
@@ -111,10 +111,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     subword_model = args.sentencepiece_model or args.subword_nmt_codes
-    kind = "--sentencepiece-model" if args.sentencepiece_model else "--subword-nmt-codes"
-    for flag, path in (("--path", args.path), (kind, subword_model)):
-        if not path.is_file():
-            parser.error(f"argument {flag}: no such file: {path}")
+    for flag in ("path", "sentencepiece_model", "subword_nmt_codes"):
+        if (path := getattr(args, flag)) and not path.is_file():
+            parser.error(f"argument --{flag.replace('_', '-')}: no such file: {path}")
     if args.no_normalise and not args.subword_nmt_codes:
         parser.error("argument --no-normalise: is for --subword-nmt-codes")
     logging.basicConfig(level=logging.WARNING)

@@ -29,8 +29,8 @@ else
     fi
 fi
 export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH}
-export PATH=$PWD/runs/gpu/fairseq/bin:$site/bin:$PATH:${CUDA_HOME:-/usr/local/cuda}/bin # nvcc and compute-sanitizer
-for folder in /usr/local/cuda*/bin; do PATH=$PATH:$folder; done
+export PATH=$PWD/runs/gpu/fairseq/bin:$site/bin:$PATH
+for folder in "${CUDA_HOME:-/usr/local/cuda}" /usr/local/cuda-*; do PATH=$PATH:$folder/bin; done # nvcc and compute-sanitizer
 export TORCH_EXTENSIONS_DIR=$PWD/runs/gpu/extensions # where others' kernels are built
 arch=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>/dev/null) || arch=
 case $arch in [0-9]*) export TORCH_CUDA_ARCH_LIST=$arch ;; esac # and for this card alone

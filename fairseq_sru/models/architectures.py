@@ -208,20 +208,25 @@ def _check_speech(args: Any, folder: Path) -> None:
         exit_with(f"--config-yaml: {config} names the dictionary {dictionary}, which is not there")
     if read.audio_root and not Path(read.audio_root).is_dir():
         exit_with(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
-    _check_splits(_splits(args), folder, "{}.tsv")
-    for _, split in _splits(args):
-        path = folder / f"{split}.tsv"
-        seen = set()
-        with path.open(encoding="utf-8") as file:
-            for line, row in enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
-                audio = Path(read.audio_root, row.get("audio") or "")
-                single = audio.suffix.lower() in FEATURE_OR_SF_AUDIO_FILE_EXTENSIONS
-                if not single:  # a zip, and where it has the features
-                    audio = Path(str(audio).partition(":")[0])
-                where = audio.parent if single else audio  # to look for each of very many files takes minutes
-                if where not in seen and not audio.is_file():
-                    exit_with(f"argument data: {path}, line {line:,}: column audio: no such file: {audio}")
-                seen.add(where)
+    splits = _splits(args)
+    _check_splits(splits, folder, "{}.tsv")
+    for _, split in splits:
+        _check_manifest(folder / f"{split}.tsv", read.audio_root)
+
+
+def _check_manifest(path: Path, root: str) -> None:
+    """Are a manifest's features there? Of each folder one file is looked for: all of very many would take minutes."""
+    seen = set()
+    with path.open(encoding="utf-8") as file:
+        for line, row in enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
+            audio = Path(root, row.get("audio") or "")
+            single = audio.suffix.lower() in FEATURE_OR_SF_AUDIO_FILE_EXTENSIONS
+            if not single:  # a zip, and where it has the features
+                audio = Path(str(audio).partition(":")[0])
+            where = audio.parent if single else audio
+            if where not in seen and not audio.is_file():
+                exit_with(f"argument data: {path}, line {line:,}: column audio: no such file: {audio}")
+            seen.add(where)
 
 
 CHECKS: dict[str | None, Callable[[Any, Path], None]] = {

@@ -105,6 +105,11 @@ class Comparison(Training):
 
         generate, skip = self.settings.generate, "skip-invalid-size-inputs-valid-test"
         sides = (("source", self.source), ("target", self.target))
+        sizes: dict[tuple[str, str], list[int]] = {}
+        for split, (_, language) in itertools.product(SPLITS, sides):
+            name = f"{split}.{self.source}-{self.target}.{language}"
+            dataset = load_indexed_dataset(str(self.commands.data / "bin" / name))
+            sizes[split, language] = list(dataset.sizes)  # of a file that is closed where dataset is gone
         for system, (side, language) in itertools.product(self.settings.systems, sides):
             flags, flag = self.settings.flags_of(system), f"max-{side}-positions"
             positions, read = flags.get(flag) or POSITIONS, generate.get(flag) or POSITIONS
@@ -116,14 +121,12 @@ class Comparison(Training):
             validated = [("valid", validation, cuts[0] and positions)] * (not flags.get("disable-validation"))
             decoded = [(split, decoding, cuts[1] and read) for split in SPLITS]
             for split, limits, most in [*validated, *decoded]:
-                name = f"{split}.{self.source}-{self.target}.{language}"
-                dataset = load_indexed_dataset(str(self.commands.data / "bin" / name))
-                sizes = dataset.sizes  # of a file that is closed where dataset is gone
-                scored = self.chosen["valid"] if split == "valid" and limits is decoding else range(len(sizes))
-                longest, limit = max(scored, key=lambda i: sizes[i]), min(limits, key=lambda name: limits[name])
+                tokens = sizes[split, language]
+                scored = self.chosen["valid"] if split == "valid" and limits is decoding else range(len(tokens))
+                longest, limit = max(scored, key=tokens.__getitem__), min(limits, key=limits.__getitem__)
                 # fairseq counts one more where it truncates
-                if (min(sizes[longest] + 1, most) if most else sizes[longest]) > limits[limit]:
-                    line = f"line {longest + 1} of {split}.{language} has {sizes[longest]} tokens"
+                if (min(tokens[longest] + 1, most) if most else tokens[longest]) > limits[limit]:
+                    line = f"line {longest + 1} of {split}.{language} has {tokens[longest]} tokens"
                     raise StageError(f"{line}; {limit} is {limits[limit]}")
 
     def subset_files(self, split: str) -> list[Path]:

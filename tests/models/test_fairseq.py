@@ -187,7 +187,10 @@ BAD = [
     (["generate", "bin", "--path", "text:none.pt"], "argument --path: truncated, or no checkpoint: text"),
     (["generate", "none", "--path", "whole.pt"], "argument data: no such folder: none"),
     (["eval-lm", "none", "--path", "whole.pt"], "argument data: no such folder: none"),
-    (["validate", "none", "--task", "sentence_prediction", "--path", "whole.pt"], "argument data: no such folder: "),
+    (
+        ["validate", "none", "--task", "sentence_prediction", "--path", "whole.pt"],
+        "argument data: no such folder: none",
+    ),
     (["generate", "none", "--task", "speech_to_text", "--path", "whole.pt"], "argument data: no such folder: none"),
     (["generate", "bin", "--path", "none.pt"], "argument --path: no such file: none.pt"),
     (["validate", "bin", "--task", "translation", "--path", "empty.pt"], "truncated, or no checkpoint: empty.pt"),

@@ -389,7 +389,7 @@ def test_a_model_that_decodes_beside_is_an_input(recipe, tmp_path, monkeypatch):
     assert len(seen) == 2 and all(beside in inputs for inputs in seen)
 
 
-def test_text_without_domains_is_scored_again(recipe, tmp_path, monkeypatch):
+def test_text_without_domains_is_scored_again(recipe, tmp_path):
     comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}", "prepare.out=" + str(tmp_path)]))
     comparison.source, comparison.target = "en", "de"
     comparison.text = {"test": {"en": ["a house", "a cat"], "de": ["ein Haus", "eine Katze"]}}

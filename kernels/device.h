@@ -2,7 +2,8 @@
 #pragma once
 
 #define BLOCK 64  // threads at most
-#define KERNEL extern "C" __global__ void
+#define EVERY 2
+#define KERNEL extern "C" __global__ __launch_bounds__(BLOCK, 1) void
 #define DEVICE __device__ __forceinline__
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")
@@ -110,22 +111,18 @@ DEVICE void write(void* to, const V& v) {
 
 // ---------------------------------------------------------------- loads on their way
 
-// A thread's own places for a T, which is a Reads, in shared memory, two halves of SLOTS, in pieces of 16 bytes; its mask,
-// where that would begin another piece, is in a word apart (of many threads, that is; few have room). What is copied there
-// is on its way while the thread goes on, and takes no registers. Loads into registers would do if the assembler let them:
+// A thread's own places for a T, in shared memory, two halves of SLOTS, in pieces of 16 bytes. What is copied there is on
+// its way while the thread goes on, and takes no registers. Loads into registers would do if the assembler let them:
 // it moves them to where they are used, or has one wait for another.
 template <class T, int SLOTS>
 struct Ring {
-    enum { size = sizeof(T::of) + 4, words = VEC > 1 && size % 16 == 4, pieces = (size + 15) / 16 - words };
+    enum { pieces = sizeof(T) / 16 };
     unsigned start, other;  // this half's address in shared memory, and the other's
-    unsigned apart;         // the words', less a quarter of that
 
     DEVICE Ring() {
         __shared__ uint4 all[SLOTS * pieces][2][BLOCK];
-        __shared__ unsigned rest[words ? SLOTS : 1][2][BLOCK];
         start = __cvta_generic_to_shared(&all[0][0][threadIdx.x]);
         other = start + BLOCK * 16;
-        apart = __cvta_generic_to_shared(&rest[0][0][threadIdx.x]) - start / 4;
     }
 
     DEVICE void turn() {
@@ -135,7 +132,6 @@ struct Ring {
     }
 
     DEVICE unsigned at(int slot, int place) const {
-        if (words && place >= 16 * pieces) return start / 4 + apart + slot * 2 * BLOCK * 4;
         return start + (slot * pieces + place / 16) * 2 * BLOCK * 16 + place % 16;
     }
 
@@ -147,7 +143,6 @@ struct Ring {
             asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
                          : "=r"(w[4 * i]), "=r"(w[4 * i + 1]), "=r"(w[4 * i + 2]), "=r"(w[4 * i + 3])
                          : "r"(at(slot, 16 * i)));
-        if (words) asm volatile("ld.shared.u32 %0, [%1];" : "=r"(w[4 * pieces]) : "r"(at(slot, 16 * pieces)));
         return t;
     }
 

@@ -32,9 +32,11 @@ static thread_local Work current;
 #define UNROLL_BY(times)
 #define THREAD (current.thread)
 #ifdef WIDE
+#define EVERY 1
 #define GROUP (current.group)
 #define EACH(j, count) for (int j = 0; j < (count); ++j)
 #else
+#define EVERY 2
 #define GROUP VEC
 #define EACH(j, count) for (int j = 0; j < VEC; ++j)
 #endif

@@ -15,16 +15,20 @@
 //     VEC, AHEAD  see above
 //     WIDE        the CPU's form: VEC is the most lanes that a thread has
 //
+// A unit of EVERY steps, 1 on a CPU and 2 on a GPU, is worked on at once. The cell state is saved before each unit of a
+// chunk; where EVERY doesn't divide the chunk's length, its earliest unit has less steps. The backward pass makes the states
+// inside a unit anew.
+//
 // Layouts, contiguous, G = 1 gate for PLANES 2, else 2:
 //     u (length, batch, PLANES, width)   x, h (length, batch, width)   pad (length, batch), nonzero at padding
-//     bias, v (G, width)   c0, mask, c_n (batch, width)   c (length + 1, batch, width), by step of each direction, c0 first
+//     bias, v (G, width)   c0, mask, c_n (batch, width)   c (units of all chunks + 1, batch, width), by step of each direction, c0 first, c_n last
 // Gradients as what they belong to; those of bias, v and mask are partial sums, one a chunk and sequence:
 //     (chunks, batch, G, width), mask: (chunks, batch, width)
 // bias, v, c0, pad and grad_c_n may be null for zeros, mask for ones, c and grad_* but grad_u and grad_x where nobody wants them.
 //
-// Global memory traffic of an element (time step, sequence, channel) for float with a skip input:
-//     forward   24 bytes: u 12, x 4, h 4, c 4 (c in training only)
-//     backward  40 bytes: u 12, x 4, c 4, grad_h 4, grad_u 12, grad_x 4
+// Global memory traffic of an element (time step, sequence, channel) for float with a skip input, EVERY being 2:
+//     forward   22 bytes: u 12, x 4, h 4, c 2 (c in training only)
+//     backward  38 bytes: u 12, x 4, c 2, grad_h 4, grad_u 12, grad_x 4
 
 #ifdef __CUDACC_RTC__
 #include "device.h"
@@ -103,6 +107,7 @@ enum Order { FORWARD, BACKWARD };  // in which a thread takes its steps
 
 struct Columns {
     count_t length, batch, width, b, channel, chunk, begin, end, first;  // first: where in time it starts
+    count_t saved_begin, saved_end;                                      // where in c the states before and after it are
     bool any, back;                                                      // back: it goes back in time
     int lanes;
 
@@ -118,12 +123,15 @@ struct Columns {
         any = chunk * chunk_length < length;
         begin = chunk * chunk_length;
         end = begin + chunk_length < length ? begin + chunk_length : length;
+        saved_begin = chunk * units(chunk_length);
+        saved_end = saved_begin + units(steps());
         const count_t step = order == FORWARD ? begin : end - 1;
         const bool reverse = direction == 1;
         first = reverse ? length - 1 - step : step;
         back = reverse == (order == FORWARD);
     }
 
+    DEVICE static count_t units(count_t steps) { return (steps + EVERY - 1) / EVERY; }
     DEVICE count_t steps() const { return end - begin; }
     DEVICE int64 at(int64 row, int64 planes, int64 plane) const { return (row * planes + plane) * width + channel; }
 
@@ -133,10 +141,10 @@ struct Columns {
         return walk(tensor, first, back, planes, plane);
     }
 
-    // (length + 1, batch, width) by step of each direction, from a step on.
+    // c, from a row on.
     template <class T>
-    DEVICE Rows<T> states(T* tensor, count_t step, Order order) const {
-        return walk(tensor, step, order == BACKWARD, 1, 0);
+    DEVICE Rows<T> states(T* tensor, count_t row, Order order) const {
+        return walk(tensor, row, order == BACKWARD, 1, 0);
     }
 
     template <class T>
@@ -181,7 +189,7 @@ struct LaneParameters {
     }
 };
 
-// What a step of each kernel reads, beside the mask.
+// What a step of each kernel reads, beside the mask and the state saved before its unit.
 struct Products {
     Pack<value_t> u[PLANES + SKIP];  // where there is an x, it is the last
 
@@ -195,17 +203,31 @@ struct Products {
 
 struct Backward : Products {
     Pack<value_t> grad_h;
-    Pack<state_t> c_before;
 };
 
 struct ForwardSummary {
-    Pack<value_t> candidate, forget;
+    Pack<value_t> u[2];
+
+    DEVICE state_t candidate(int j) const { return u[0][j]; }
+    DEVICE state_t forget(int j) const { return u[1][j]; }
 };
 
-struct BackwardSummary {
-    Pack<value_t> forget, reset, grad_h;
-    Pack<state_t> c;
+struct BackwardSummary : ForwardSummary {
+    Pack<value_t> u_r, grad_h;
+
+    DEVICE state_t reset(int j) const { return PLANES > 2 ? u_r[j] : state_t(0); }
 };
+
+// The state between the two steps of a whole unit, made anew from the one before them.
+template <class R>
+DEVICE void between(const LaneParameters& parameters, const R& in, state_t* middle, int lanes) {
+    const int first = EVERY - 1;  // the unit is read from its last step on
+    const bool padded = in.pad[first].raw(0);
+    FOR_EACH_LANE(j, lanes) {
+        const state_t before = in.c[j], f = forget_gate(parameters[j], in.of[first].forget(j), before);
+        middle[j] = padded ? before : next_state(f, in.of[first].candidate(j), before);
+    }
+}
 
 // A summary says what a chunk does to whatever passes it: factor * incoming + constant. (chunks, 2, batch, width)
 DEVICE int64 summary_at(const Columns& me, int64 chunk, int which) {
@@ -239,29 +261,35 @@ KERNEL sru_forward(const value_t* RESTRICT u, const value_t* RESTRICT x, const s
     for (int k = 0; k < PLANES; ++k) products[k] = me.source(u, PLANES, k);
     Source<uint8> padding = me.padding(pad, u);
     Rows<value_t> outputs = me.rows(h);
-    Rows<state_t> states = me.states(c_all, me.begin + 1, FORWARD);
-    pipeline<Products>(
+    Rows<state_t> states = me.states(c_all, me.saved_begin + 1, FORWARD);
+    const int last = c_all ? (me.steps() - 1) % EVERY : EVERY;  // of the steps that are read together, which is a unit's last
+    pipeline<Reads<Products>>(
         me.steps(),
-        [&](Reads<Products>& in, auto act) {
-            UNROLL
-            for (int k = 0; k < PLANES; ++k) act(products[k], in.of.u[k]);
-            if (SKIP) act(skips, in.of.u[PLANES - 1 + SKIP]);
-            act(padding, in.pad);
-        },
-        [&](const Reads<Products>& in) {
-            const bool padded = in.pad.raw(0);
-            Store<value_t> out(outputs.next());
-            FOR_EACH_LANE(j, me.lanes) {
-                const Parameters p = parameters[j];
-                const state_t before = c[j];
-                const state_t after = next_state(forget_gate(p, in.of.forget(j), before), in.of.candidate(j), before);
-                const state_t y = output(p, reset_gate(p, in.of.reset(j), before), after, in.of.skip(j, scale));
-                c[j] = padded ? before : after;
-                out.set(j, padded ? state_t(0) : y);
+        [&](auto& in, auto act) {
+            FOR_EACH_STEP(k, EVERY) {
+                UNROLL
+                for (int plane = 0; plane < PLANES; ++plane) act(k, products[plane], in.of[k].u[plane]);
+                if (SKIP) act(k, skips, in.of[k].u[PLANES - 1 + SKIP]);
+                act(k, padding, in.pad[k]);
             }
-            out.flush();
+        },
+        [&](const auto& in, int steps) {
             state_t* const state = states.next();
-            if (c_all) spill(state, c, me.lanes);
+            FOR_EACH_STEP(k, steps) {
+                const Products& of = in.of[k];
+                const bool padded = in.pad[k].raw(0);
+                Store<value_t> out(outputs.next());
+                FOR_EACH_LANE(j, me.lanes) {
+                    const Parameters p = parameters[j];
+                    const state_t before = c[j];
+                    const state_t after = next_state(forget_gate(p, of.forget(j), before), of.candidate(j), before);
+                    const state_t y = output(p, reset_gate(p, of.reset(j), before), after, of.skip(j, scale));
+                    c[j] = padded ? before : after;
+                    out.set(j, padded ? state_t(0) : y);
+                }
+                out.flush();
+                if (k == last) spill(state, c, me.lanes);
+            }
         });
     if (me.end == length) spill(c_n + me.at(me.b, 1, 0), c, me.lanes);
 }
@@ -282,50 +310,56 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
     UNROLL_BY(8)
     for (count_t q = (me.length - 1) / count_t(chunk_length); q > me.chunk; --q) pass_chunk(me, summary, q, carry);
     Pack<state_t> c;
-    c.load(c_all + me.at(int64(me.end) * batch + me.b, 1, 0));
+    c.load(c_all + me.at(int64(me.saved_end) * batch + me.b, 1, 0));
 
     Source<value_t> products[PLANES], skips = me.source(x), grads_h = me.source(grad_h);
     UNROLL
     for (int k = 0; k < PLANES; ++k) products[k] = me.source(u, PLANES, k);
-    Source<state_t> states = me.states(c_all, me.end - 1, BACKWARD);
+    Source<state_t> states = me.states(c_all, me.saved_end - 1, BACKWARD);
     Source<uint8> padding = me.padding(pad, u);
     Rows<value_t> grads_candidate = me.rows(grad_u, PLANES, 0), grads_forget = me.rows(grad_u, PLANES, 1);
     Rows<value_t> grads_reset = me.rows(grad_u, PLANES, PLANES > 2 ? 2 : 0);
     Rows<value_t> grads_skip = SKIP ? me.rows(grad_x) : me.rows(grad_u, PLANES, PLANES - 1);
-    pipeline<Backward>(
+    pipeline<ReadsWithState<Backward>>(
         me.steps(),
-        [&](Reads<Backward>& in, auto act) {
-            UNROLL
-            for (int k = 0; k < PLANES; ++k) act(products[k], in.of.u[k]);
-            if (SKIP) act(skips, in.of.u[PLANES - 1 + SKIP]);
-            act(grads_h, in.of.grad_h);
-            act(states, in.of.c_before);
-            act(padding, in.pad);
-        },
-        [&](const Reads<Backward>& in) {
-            const bool padded = in.pad.raw(0);
-            Store<value_t> out0(grads_candidate.next()), out1(grads_forget.next()), out2(grads_reset.next());
-            Store<value_t> out_skip(grads_skip.next());
-            FOR_EACH_LANE(j, me.lanes) {
-                const state_t before = in.of.c_before[j];
-                const Gradient d =
-                    step_backward(parameters[j], padded, in.of.candidate(j), in.of.forget(j), in.of.reset(j),
-                                  in.of.skip(j, scale), before, c[j], in.of.grad_h[j], carry[j]);
-                out0.set(j, d.candidate);
-                out1.set(j, d.forget);
-                if (PLANES > 2) out2.set(j, d.reset);
-                if (OWN_SKIP || SKIP) out_skip.set(j, OWN_SKIP ? d.skip : d.skip * scale);
-                sum_f[j] += d.forget;
-                sum_mask[j] += d.mask;
-                if (GATES == 2) sum_r[j] += d.reset;
-                if (PEEPHOLE) sum_vf[j] += d.forget * before;
-                if (PEEPHOLE && GATES == 2) sum_vr[j] += d.reset * before;
+        [&](auto& in, auto act) {
+            act(0, states, in.c);
+            FOR_EACH_STEP(k, EVERY) {
+                UNROLL
+                for (int plane = 0; plane < PLANES; ++plane) act(k, products[plane], in.of[k].u[plane]);
+                if (SKIP) act(k, skips, in.of[k].u[PLANES - 1 + SKIP]);
+                act(k, grads_h, in.of[k].grad_h);
+                act(k, padding, in.pad[k]);
             }
-            out0.flush();
-            out1.flush();
-            if (PLANES > 2) out2.flush();
-            if (OWN_SKIP || SKIP) out_skip.flush();
-            c = in.of.c_before;
+        },
+        [&](const auto& in, int steps) {
+            state_t middle[VEC];
+            if (steps > 1) between(parameters, in, middle, me.lanes);
+            FOR_EACH_STEP(k, steps) {
+                const Backward& of = in.of[k];
+                const bool padded = in.pad[k].raw(0);
+                Store<value_t> out0(grads_candidate.next()), out1(grads_forget.next()), out2(grads_reset.next());
+                Store<value_t> out_skip(grads_skip.next());
+                FOR_EACH_LANE(j, me.lanes) {
+                    const state_t before = k + 1 < steps ? middle[j] : in.c[j], after = k ? middle[j] : c[j];
+                    const Gradient d = step_backward(parameters[j], padded, of.candidate(j), of.forget(j), of.reset(j),
+                                                     of.skip(j, scale), before, after, of.grad_h[j], carry[j]);
+                    out0.set(j, d.candidate);
+                    out1.set(j, d.forget);
+                    if (PLANES > 2) out2.set(j, d.reset);
+                    if (OWN_SKIP || SKIP) out_skip.set(j, OWN_SKIP ? d.skip : d.skip * scale);
+                    sum_f[j] += d.forget;
+                    sum_mask[j] += d.mask;
+                    if (GATES == 2) sum_r[j] += d.reset;
+                    if (PEEPHOLE) sum_vf[j] += d.forget * before;
+                    if (PEEPHOLE && GATES == 2) sum_vr[j] += d.reset * before;
+                }
+                out0.flush();
+                out1.flush();
+                if (PLANES > 2) out2.flush();
+                if (OWN_SKIP || SKIP) out_skip.flush();
+            }
+            c = in.c;
         });
 
     const int64 part = int64(me.chunk) * batch + me.b;
@@ -349,20 +383,24 @@ KERNEL sru_forward_summary(const value_t* RESTRICT u, const state_t* RESTRICT bi
     FOR_EACH_LANE(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
     Source<value_t> candidates = me.source(u, PLANES, 0), forgets = me.source(u, PLANES, 1);
     Source<uint8> padding = me.padding(pad, u);
-    pipeline<ForwardSummary>(
+    pipeline<Reads<ForwardSummary>>(
         me.steps(),
-        [&](Reads<ForwardSummary>& in, auto act) {
-            act(candidates, in.of.candidate);
-            act(forgets, in.of.forget);
-            act(padding, in.pad);
+        [&](auto& in, auto act) {
+            FOR_EACH_STEP(k, EVERY) {
+                act(k, candidates, in.of[k].u[0]);
+                act(k, forgets, in.of[k].u[1]);
+                act(k, padding, in.pad[k]);
+            }
         },
-        [&](const Reads<ForwardSummary>& in) {
-            const bool padded = in.pad.raw(0);
-            FOR_EACH_LANE(j, me.lanes) {
-                const state_t f = forget_gate(parameters[j], in.of.forget[j], state_t(0));
-                const state_t after = next_state(f, in.of.candidate[j], constant[j]);
-                constant[j] = padded ? constant[j] : after;
-                factor[j] *= padded ? state_t(1) : f;
+        [&](const auto& in, int steps) {
+            FOR_EACH_STEP(k, steps) {
+                const bool padded = in.pad[k].raw(0);
+                FOR_EACH_LANE(j, me.lanes) {
+                    const state_t f = forget_gate(parameters[j], in.of[k].forget(j), state_t(0));
+                    const state_t after = next_state(f, in.of[k].candidate(j), constant[j]);
+                    constant[j] = padded ? constant[j] : after;
+                    factor[j] *= padded ? state_t(1) : f;
+                }
             }
         });
     spill(summary + summary_at(me, me.chunk, 0), factor, me.lanes);
@@ -380,28 +418,42 @@ KERNEL sru_backward_summary(const value_t* RESTRICT u, const state_t* RESTRICT b
     FOR_EACH_LANE(j, me.lanes) factor[j] = state_t(1), constant[j] = state_t(0);
     Source<value_t> forgets = me.source(u, PLANES, 1), resets = me.source(u, PLANES, PLANES > 2 ? 2 : 0);
     Source<value_t> grads_h = me.source(grad_h);
-    Source<state_t> states = me.states(c_all, me.end, BACKWARD);
+    Source<state_t> states = me.states(c_all, me.saved_end - 1, BACKWARD);
+    Rows<const value_t> firsts = me.rows(u, PLANES, 0);  // candidates of the units' first steps, which are read last
+    firsts = {moved(firsts.row, (EVERY - 1) * firsts.stride), EVERY * firsts.stride};
+    Source<value_t> candidates = firsts;
     Source<uint8> padding = me.padding(pad, u);
-    pipeline<BackwardSummary>(
+    Pack<state_t> c;
+    if (ACTIVATION) c.load(c_all + me.at(int64(me.saved_end) * batch + me.b, 1, 0));
+    pipeline<ReadsWithState<BackwardSummary>>(
         me.steps(),
-        [&](Reads<BackwardSummary>& in, auto act) {
-            act(forgets, in.of.forget);
-            if (PLANES > 2) act(resets, in.of.reset);
-            act(grads_h, in.of.grad_h);
-            if (ACTIVATION) act(states, in.of.c);
-            act(padding, in.pad);
-        },
-        [&](const Reads<BackwardSummary>& in) {
-            const bool padded = in.pad.raw(0);
-            FOR_EACH_LANE(j, me.lanes) {
-                const Parameters p = parameters[j];
-                const state_t f = forget_gate(p, in.of.forget[j], state_t(0));
-                const state_t r = reset_gate(p, PLANES > 2 ? in.of.reset[j] : state_t(0), state_t(0));
-                const state_t c = ACTIVATION ? in.of.c[j] : state_t(0);
-                const state_t before = f * (constant[j] + in.of.grad_h[j] * r * p.mask * slope(c, activation(c)));
-                constant[j] = padded ? constant[j] : before;
-                factor[j] *= padded ? state_t(1) : f;
+        [&](auto& in, auto act) {
+            if (ACTIVATION) act(0, states, in.c);
+            if (ACTIVATION && EVERY > 1) act(EVERY - 1, candidates, in.of[EVERY - 1].u[0]);
+            FOR_EACH_STEP(k, EVERY) {
+                act(k, forgets, in.of[k].u[1]);
+                if (PLANES > 2) act(k, resets, in.of[k].u_r);
+                act(k, grads_h, in.of[k].grad_h);
+                act(k, padding, in.pad[k]);
             }
+        },
+        [&](const auto& in, int steps) {
+            state_t middle[VEC];
+            if (ACTIVATION && steps > 1) between(parameters, in, middle, me.lanes);
+            FOR_EACH_STEP(k, steps) {
+                const bool padded = in.pad[k].raw(0);
+                FOR_EACH_LANE(j, me.lanes) {
+                    const Parameters p = parameters[j];
+                    const state_t f = forget_gate(p, in.of[k].forget(j), state_t(0));
+                    const state_t r = reset_gate(p, in.of[k].reset(j), state_t(0));
+                    const state_t g_of = !ACTIVATION ? state_t(0) : k ? middle[j] : c[j];
+                    const state_t through = in.of[k].grad_h[j] * r * p.mask * slope(g_of, activation(g_of));
+                    const state_t before = f * (constant[j] + through);
+                    constant[j] = padded ? constant[j] : before;
+                    factor[j] *= padded ? state_t(1) : f;
+                }
+            }
+            if (ACTIVATION) c = in.c;
         });
     spill(summary + summary_at(me, me.chunk, 0), factor, me.lanes);
     spill(summary + summary_at(me, me.chunk, 1), constant, me.lanes);

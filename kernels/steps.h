@@ -37,14 +37,27 @@ struct Source {
     }
 };
 
-// What a step reads: an R of Packs, and the padding mask.
+// What EVERY steps read, in the order in which they are worked on: of each an R of Packs, and the padding mask.
 template <class R>
 struct alignas(16) Reads {
-    R of;
-    Pack<uint8, 1> pad;
+    R of[EVERY];
+    Pack<uint8, 1> pad[EVERY];
 };
 
-// Runs count steps, step(reads), with Reads<R>; each(reads, act) does act(source, pack) for all that a step reads.
+// The same, and a state that is saved once for all of them.
+template <class R>
+struct alignas(16) ReadsWithState {
+    R of[EVERY];
+    Pack<state_t> c;
+    Pack<uint8, 1> pad[EVERY];
+};
+
+#define FOR_EACH_STEP(k, steps) \
+    UNROLL                      \
+    for (int k = 0; k < EVERY; ++k) if (k < (steps))
+
+// Runs count steps, EVERY at once, work(reads, steps) with T for the reads. each(reads, act) does act(k, source, pack) for
+// all that they read, with k for the step that wants it.
 #ifdef WIDE
 
 template <class T>
@@ -53,37 +66,42 @@ const T* zero(const T*) {  // a row of one number
     return &number;
 }
 
-template <class R, class Each, class Step>
-DEVICE void pipeline(count_t count, Each each, Step step) {
-    for (count_t i = 0; i < count; ++i) {
-        Reads<R> in;
-        each(in, [](auto& source, auto& pack) { pack.load(source.keep ? source.rows.next() : zero(pack.from)); });
-        step(in);
+template <class T, class Each, class Work>
+DEVICE void pipeline(count_t count, Each each, Work work) {
+    for (; count > 0; count -= EVERY) {
+        const int steps = count < EVERY ? int(count) : EVERY;
+        T in;
+        each(in, [&](int k, auto& source, auto& pack) {
+            if (k < steps) pack.load(source.keep ? source.rows.next() : zero(pack.from));
+        });
+        work(in, steps);
     }
 }
 
 #else
 
 // Here a batch of AHEAD steps is worked on while the next is on its way; then the one after that is asked for.
-template <class R, class Each, class Step>
-DEVICE void pipeline(count_t count, Each each, Step step) {
-    Ring<Reads<R>, AHEAD> ring;
-    Reads<R> places;       // only to tell where in it a pack is
+template <class T, class Each, class Work>
+DEVICE void pipeline(count_t count, Each each, Work work) {
+    static_assert(AHEAD % EVERY == 0, "a batch is of whole units");
+    const int units = AHEAD / EVERY;
+    Ring<T, units> ring;
+    T places;              // only to tell where in it a pack is
     count_t left = count;  // to be asked for
     const auto place = [&](auto& pack) { return int((const uint8*)&pack - (const uint8*)&places); };
     const auto ask = [&]() {
         UNROLL
-        for (int i = 0; i < AHEAD; ++i)
-            each(places, [&](auto& source, auto& pack) {
-                ring.template copy<sizeof(pack.v)>(i, place(pack), source.rows.next(), i < left);
+        for (int i = 0; i < units; ++i)
+            each(places, [&](int k, auto& source, auto& pack) {
+                ring.template copy<sizeof(pack.v)>(i, place(pack), source.rows.next(), EVERY * i + k < left);
             });
         left -= AHEAD;
         ring.end_batch();
     };
-    const auto work = [&](int i) {
-        Reads<R> in = ring.take(i);
-        each(in, [](auto& source, auto& pack) { source.settle(pack); });
-        step(in);
+    const auto take = [&](int i, int steps) {
+        T in = ring.take(i);
+        each(in, [](int, auto& source, auto& pack) { source.settle(pack); });
+        work(in, steps);
     };
     UNROLL
     for (int half = 0; half < 2; ++half) {
@@ -93,14 +111,14 @@ DEVICE void pipeline(count_t count, Each each, Step step) {
     for (; count >= AHEAD; count -= AHEAD) {
         ring.wait_for_all_but_newest();
         UNROLL
-        for (int i = 0; i < AHEAD; ++i) work(i);
+        for (int i = 0; i < units; ++i) take(i, EVERY);
         ask();
         ring.turn();
     }
     ring.wait_for_all_but_newest();
     UNROLL
-    for (int i = 0; i < AHEAD - 1; ++i)
-        if (i < count) work(i);
+    for (int i = 0; i < units; ++i)
+        if (EVERY * i < count) take(i, count - EVERY * i < EVERY ? int(count - EVERY * i) : EVERY);
 }
 
 #endif

@@ -57,6 +57,13 @@ class Shape(NamedTuple):
     def chunks(self) -> int:
         return -(-self.length // self.chunk_length)
 
+    def states(self, every: int) -> int:
+        """How many are saved: before each unit of EVERY steps of each chunk, and the last."""
+        if not self.length:
+            return 1
+        last = self.length - (self.chunks - 1) * self.chunk_length
+        return (self.chunks - 1) * -(-self.chunk_length // every) + -(-last // every) + 1
+
 
 def nowhere(t: Tensor) -> int:
     """0, the address of a tensor without elements.
@@ -73,6 +80,7 @@ class Kernels:
     """forward and backward of :func:`fairseq_sru.sru_recurrence` by the CUDA source."""
 
     name: str
+    every: int = 2  # EVERY of the source
 
     @functools.cached_property
     def plan(self) -> Callable[..., tuple[Variant, Shape, torch.dtype]]:
@@ -80,21 +88,22 @@ class Kernels:
         return functools.lru_cache(maxsize=KEPT)(self._plan)
 
     def saved_shape(self, u: Tensor) -> tuple[int, ...]:
-        """The cell state before the first and after each step."""
-        return (u.size(0) + 1, u.size(1), u.size(3))
+        """The cell state before every EVERY-th step, and after the last."""
+        return (-(-u.size(0) // self.every) + 1, u.size(1), u.size(3))
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
         """Run a kernel on the arguments, whose last is the skip term's scale where there is one, and the shape."""
         raise NotImplementedError
 
     def chunk_length(self, variant: Variant, length: int, columns: int, device: torch.device) -> int:
-        """How many steps a thread works on: the length, unless working on several chunks at once is faster."""
+        """How many steps a thread works on: the length, unless working on several chunks at once is faster; then a
+        multiple of EVERY, so that as many states are saved."""
         return length
 
     def forward(
         self, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """h, c_n and, with keep, the cell states of all steps ``(length + 1, batch, D)`` for :meth:`backward`."""
+        """h, c_n and, with keep, the cell states of some steps ``(states, batch, D)`` for :meth:`backward`."""
         u, x, bias, c0, v, mask = tensors
         variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, x is not None, v is not None)
         u, x = u.contiguous(), _like(x, u.dtype)
@@ -103,7 +112,7 @@ class Kernels:
         length, batch, width = shape.length, shape.batch, shape.width
         h = u.new_empty((length, batch, width)) if x is None else torch.empty_like(x)
         c_n = u.new_empty((batch, width), dtype=state)
-        c = u.new_empty((length + 1, batch, width), dtype=state) if keep else None
+        c = u.new_empty((shape.states(self.every), batch, width), dtype=state) if keep else None
         if not length or not batch or not width:  # nothing to launch
             c_n.zero_() if c0 is None else c_n.copy_(c0)
             return h, c_n, c

@@ -30,6 +30,7 @@ class Native(Kernels):
     """
 
     name = "native"
+    every = 1
 
     def __init__(self) -> None:
         library(DEFAULT_VARIANT)  # shows now whether it works, when there still is a choice

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from fairseq_sru import SRU
 from fairseq_sru.layers.linear import Linear
 from fairseq_sru.recurrence.autograd import Backend
+from fairseq_sru.recurrence.kernels import Kernels
 from fairseq_sru.recurrence.reference import Options, Tensors
 
 from .timing import (
@@ -216,9 +217,9 @@ def products(function: Function) -> str:
 # ---------------------------------------------------------------- the recurrence alone, and copying
 
 
-def traffic(value: int) -> dict[str, int]:
+def traffic(value: int, backend: Backend) -> dict[str, int]:
     """Bytes that each pass moves for an element (step, sequence, channel), as kernels/sru.cu has it; c is kept."""
-    u, x, h, c = 3 * value, value, value, 4
+    u, x, h, c = 3 * value, value, value, 4 // (backend.every if isinstance(backend, Kernels) else 1)
     return {FORWARD: u + x + h + c, BACKWARD: 2 * (u + x) + h + c}
 
 
@@ -249,7 +250,7 @@ def passes(backend: Backend, case: Case) -> dict[str, Function]:
         FORWARD: partial(backend.forward, tensors, None, options, True),
         BACKWARD: partial(backend.backward, tensors, None, options, saved, gradient, None, needed),
     }
-    for name, count in traffic(x.element_size()).items():
+    for name, count in traffic(x.element_size(), backend).items():
         functions |= {f"{how} {name}": moves for how, moves in copying(count * x.numel()).items()}
     return {name: graphed(f, REPLAY) for name, f in functions.items()} if case.mode == GRAPH else functions
 
@@ -337,7 +338,7 @@ def all_scans(backend: Backend, cases: list[Case], turns: int, keep: Keep) -> No
                 going_on_without(f"{case}, alone", f"{type(error).__name__}: {error}")
                 case = case._replace(mode=EAGER)
                 took = measure(passes(backend, case), turns)
-            for name, count in traffic(DTYPES[case.dtype].itemsize).items():
+            for name, count in traffic(DTYPES[case.dtype].itemsize, backend).items():
                 this, ms, copy = case._replace(what=name), took[name], fastest(took, f" {name}")
                 moved, share = count * case.length * case.batch * case.size, copy.median / ms.median
                 spreads = {"ms": ms._asdict(), "copy_ms": copy._asdict()}

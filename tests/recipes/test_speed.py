@@ -29,6 +29,7 @@ from torch import nn
 
 from fairseq_sru.recurrence.build import kernel_text
 from fairseq_sru.recurrence.dispatch import choose
+from fairseq_sru.recurrence.kernels import Kernels
 from fairseq_sru.recurrence.reference import Options, Tensors
 
 
@@ -120,10 +121,11 @@ def test_figures_are_sensible(ran):
             "SRU / GEMM": ms["SRU"] / ms["GEMM"],
             **({"LSTM / SRU": ms["LSTM"] / ms["SRU"]} if "LSTM" in ms else {}),
         }
+    backend = choose(ran.report["machine"]["backend"], timing.DEVICE.type)
     for scan in ran.report["recurrence"]:
         assert scan["share"] == scan["copy_ms"]["median"] / scan["ms"]["median"]
         count = scan["length"] * scan["batch"] * scan["size"]
-        assert scan["bytes"] == layer.traffic(layer.DTYPES[scan["dtype"]].itemsize)[scan["what"]] * count
+        assert scan["bytes"] == layer.traffic(layer.DTYPES[scan["dtype"]].itemsize, backend)[scan["what"]] * count
 
 
 def test_tables_show_what_the_json_has(ran):
@@ -172,21 +174,21 @@ def test_gemm_is_the_product_of_sru(ran):
 
 
 @pytest.mark.parametrize("dtype", layer.DTYPES.values(), ids=str)
-def test_traffic_is_the_size_of_what_is_read_and_written(dtype):
+@pytest.mark.parametrize("backend", [choose("torch", "cpu"), choose("native", "cpu")], ids=lambda b: b.name)
+def test_traffic_is_the_size_of_what_is_read_and_written(dtype, backend):
     length, batch, size = 5, 2, 8
     u, x, grad_h = torch.ones(length, batch, 3, size, dtype=dtype), *torch.ones(2, length, batch, size, dtype=dtype)
-    backend = choose("torch", "cpu")
     tensors, options = Tensors(u, x, torch.zeros(2, size)), Options("tanh", False, 1.0)
     h, c_n, saved = backend.forward(tensors, None, options, True)
     grad_u, grad_x, *_ = backend.backward(tensors, None, options, saved, grad_h, None, (True,) * 3 + (False,) * 3)
     c = c_n.new_empty(length, batch, size)
     for what, moved in ((FORWARD, (u, x, h, c)), (BACKWARD, (u, x, c, grad_h, grad_u, grad_x))):
-        assert layer.traffic(dtype.itemsize)[what] * length * batch * size == sum(t.nbytes for t in moved)
+        assert layer.traffic(dtype.itemsize, backend)[what] * length * batch * size == sum(t.nbytes for t in moved)
 
 
 def test_traffic_is_what_the_kernels_state():
     stated = re.findall(r"^//\s+(forward|backward)\s+(\d+) bytes: (.*)$", kernel_text()["sru.cu"], re.MULTILINE)
-    assert {what: int(count) for what, count, _ in stated} == layer.traffic(4)
+    assert {what: int(count) for what, count, _ in stated} == layer.traffic(4, Kernels())
     for _, count, parts in stated:
         assert sum(map(int, re.findall(r"\w+ (\d+)", parts))) == int(count)
 

@@ -25,7 +25,7 @@ from support.processes import python
 from support.variants import COVERING, OPTIONS, TENSORS, Case, make, moved, results
 from torch import Tensor
 
-from fairseq_sru import SRU, backends
+from fairseq_sru import SRU, backends, sru_recurrence
 from fairseq_sru.recurrence import build, cuda, dispatch, nvrtc
 from fairseq_sru.recurrence.build import Unavailable, kernel_text
 from fairseq_sru.recurrence.cuda import BACKGROUND, chunk_length, geometries, geometry
@@ -113,6 +113,23 @@ def test_few_columns_and_many_steps_are_cut_into_chunks(kind: str, activation: s
     assert kernels(gpu) == SCAN
     for launch in gpu.launches:
         assert launch.shape.chunks == 11, "128 threads for the one multiprocessor, of 12 columns"
+
+
+@pytest.mark.parametrize("length", [1, 2, 5, 256, 263])
+def test_every_second_state_is_saved(length: int, gpu: Gpu, on: Callable[[Gpu], Cuda]) -> None:
+    """c0, and the second of each two, counted from the end of each chunk."""
+    backend, arguments = on(gpu), make(CASE._replace(bidirectional=False), length, 2, 3, requires_grad=False)
+    tensors, pad = Tensors(*(arguments[name] for name in TENSORS)), arguments["padding_mask"]
+    assert tensors.c0 is not None
+    saved = backend.forward(tensors, pad, Options("tanh", False, 1.5), True)[2]
+    assert saved is not None
+    assert saved.shape == backend.saved_shape(tensors.u) == (length // 2 + 1 + length % 2, 2, 3)
+    chunk = gpu.launches[-1].shape.chunk_length
+    after = {t for begin in range(0, length, chunk) for t in range(min(begin + chunk, length), begin, -2)}
+    torch.testing.assert_close(saved[0], tensors.c0)
+    for row, steps in enumerate(sorted(after), start=1):
+        some = {**arguments, "u": tensors.u[:steps], "x": tensors.x[:steps], "padding_mask": pad[:steps]}
+        torch.testing.assert_close(saved[row], sru_recurrence(**some, backend="reference")[1])
 
 
 def test_cells_whose_gates_see_the_state_are_never_cut(gpu: Gpu) -> None:
@@ -417,6 +434,7 @@ def test_no_chunk_is_empty_or_short(variant: Variant, length: int, columns: int,
     assert (shape.chunks - 1) * steps < length <= shape.chunks * steps
     if steps < length:
         assert not variant.peephole
+        assert steps % Cuda.every == 0, "as many states are saved as with one chunk"
         assert (shape.chunks - 1) * columns < multiprocessors * cuda.ENOUGH, "more at once than the GPU takes"
     if not variant.peephole:
         times = [cuda.estimate(length, chunks, columns, multiprocessors) for chunks in range(1, min(length, 400) + 1)]

@@ -105,7 +105,7 @@ BOUNDS = {"map_sigmoid": 7.0, "map_tanh": 11.0}
 
 
 def test_the_gates_of_a_gpu_are_exact_to_a_few_units() -> None:
-    options = DEFAULT_VARIANT.defines(vec=1, ahead=1)
+    options = DEFAULT_VARIANT.defines(vec=1, ahead=2)
     headers = {name: text for name, text in kernel_text().items() if name.endswith(".h")}
     ptx = gpu_compiler()._compile(kernel_text()["sru.cu"] + MAPS, headers, options, "compute_90").code.decode()
     sizes = np.geomspace(1e-6, 20, 4096)
@@ -130,7 +130,7 @@ def mapped(ptx: str, kernel: str, x: Any, off: dict[str, int]) -> Any:
 # ---------------------------------------------------------------- SASS
 
 # Instructions an element of the loop over the steps, at most: forward, backward.
-MOST = {(0, 1): (60, 88), (0, 4): (41, 59), (2, 1): (86, 118), (2, 8): (44, 64)}
+MOST = {(0, 1): (60, 88), (0, 4): (41, 60), (2, 1): (86, 118), (2, 8): (44, 64)}
 
 
 def assert_loads_stay_on_their_way(value: int, vec: int, target: str) -> None:

@@ -23,7 +23,7 @@ import torch
 
 from fairseq_sru.recurrence import cuda, nvrtc
 from fairseq_sru.recurrence.build import host_library, kernel_text
-from fairseq_sru.recurrence.kernels import Argument, Shape, Variant
+from fairseq_sru.recurrence.kernels import Argument, Kernels, Shape, Variant
 
 from .ptx import VALUE_SIZES
 
@@ -63,7 +63,7 @@ def counts(options: dict[str, int], shape: Shape) -> dict[str, int]:
         **dict.fromkeys(("c0", "mask", "c_n", "grad_c_n", "grad_c0"), row),
         "grad_mask": shape.chunks * row,
         "pad": length * batch,
-        "c_all": steps + row,
+        "c_all": shape.states(Kernels.every) * row,
         "summary": shape.chunks * 2 * row,
     }
 

@@ -64,8 +64,8 @@ MUTATIONS = [
     Mutation(
         "reset gate sees the state after the step",
         "sru.cu",
-        "reset_gate(p, in.of.reset(j), before)",
-        "reset_gate(p, in.of.reset(j), after)",
+        "reset_gate(p, of.reset(j), before)",
+        "reset_gate(p, of.reset(j), after)",
         V2,
     ),
     Mutation(
@@ -108,8 +108,8 @@ MUTATIONS = [
     Mutation(
         "gradients of the gates swapped",
         "sru.cu",
-        "out1.set(j, d.forget);\n                if (PLANES > 2) out2.set(j, d.reset);",
-        "out1.set(j, d.reset);\n                if (PLANES > 2) out2.set(j, d.forget);",
+        "out1.set(j, d.forget);\n                    if (PLANES > 2) out2.set(j, d.reset);",
+        "out1.set(j, d.reset);\n                    if (PLANES > 2) out2.set(j, d.forget);",
         V1,
     ),
     # directions, padding
@@ -138,32 +138,81 @@ MUTATIONS = [
     Mutation(
         "states kept one step too early",
         "sru.cu",
-        "me.states(c_all, me.begin + 1, FORWARD);",
-        "me.states(c_all, me.begin, FORWARD);",
+        "me.states(c_all, me.saved_begin + 1, FORWARD);",
+        "me.states(c_all, me.saved_begin, FORWARD);",
         V1,
     ),
     Mutation(
         "steps are asked for into the half that comes next",
         "steps.h",
-        "work(i);\n        ask();\n        ring.turn();",
-        "work(i);\n        ring.turn();\n        ask();",
+        "take(i, EVERY);\n        ask();\n        ring.turn();",
+        "take(i, EVERY);\n        ring.turn();\n        ask();",
         V1,
     ),
     Mutation(
         "prefetch beyond the last step",
         "steps.h",
-        "i < left);",
+        "EVERY * i + k < left);",
         "true);",
         SANITIZED,
     ),
     Mutation(
         "steps beyond the last are done",
         "steps.h",
-        "if (i < count) work(i);",
-        "work(i);",
+        "if (EVERY * i < count) take",
+        "take",
         SANITIZED,
     ),
-    Mutation("steps that fill no batch are forgotten", "steps.h", "if (i < count) work(i);", ";", SANITIZED),
+    Mutation(
+        "steps that fill no batch are forgotten",
+        "steps.h",
+        "if (EVERY * i < count) take",
+        "if (EVERY * i + 1 < count) take",
+        SANITIZED,
+    ),
+    Mutation(
+        "a unit is whole where one step of it is left",
+        "steps.h",
+        "count - EVERY * i < EVERY ? int(count - EVERY * i) : EVERY",
+        "EVERY",
+        SANITIZED,
+    ),
+    # states that are made anew
+    Mutation(
+        "a padded step changes the state that is made anew",
+        "sru.cu",
+        "middle[j] = padded ? before : next_state",
+        "middle[j] = next_state",
+        V1,
+    ),
+    Mutation(
+        "the state inside a unit is the one before it",
+        "sru.cu",
+        "const state_t before = k + 1 < steps ? middle[j] : in.c[j],",
+        "const state_t before = in.c[j],",
+        V1,
+    ),
+    Mutation(
+        "the state after a unit's first step is the one after its last",
+        "sru.cu",
+        "after = k ? middle[j] : c[j];",
+        "after = c[j];",
+        V1,
+    ),
+    Mutation(
+        "the summary reads the candidates of the units' last steps",
+        "sru.cu",
+        "(EVERY - 1) * firsts.stride)",
+        "0)",
+        CHUNKS,
+    ),
+    Mutation(
+        "the state is kept after a unit's other step",
+        "sru.cu",
+        "(me.steps() - 1) % EVERY",
+        "me.steps() % EVERY",
+        V1,
+    ),
     Mutation(
         "a number of 16 bits from the wrong half of its word",
         "steps.h",
@@ -190,8 +239,8 @@ MUTATIONS = [
     Mutation(
         "gradient of a chunk's last step doesn't see the next chunk's forget gate",
         "sru.cu",
-        "before = f * (constant[j] + in.of.grad_h[j]",
-        "before = f * constant[j] + (in.of.grad_h[j]",
+        "before = f * (constant[j] + through)",
+        "before = f * constant[j] + through",
         CHUNKS,
     ),
     Mutation(
@@ -252,8 +301,8 @@ MUTATIONS = [
     Mutation(
         "backward pass reads every state twice",
         "sru.cu",
-        "c = in.of.c_before;",
-        "c.load(states.rows.next());",
+        "            c = in.c;\n        });\n\n    const int64 part",
+        "            c.load(states.rows.next());\n        });\n\n    const int64 part",
         "moves_no_byte_more and k3-input-float32-tanh",
     ),
 ]

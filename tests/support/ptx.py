@@ -133,14 +133,15 @@ def traffic(ptx: str, kernel: str) -> Traffic:
 
 
 def least(variant: Variant, kernel: str) -> tuple[list[int], list[int]]:
-    """The sizes of what a step must load and store."""
+    """The sizes of what a unit of two steps must load and store."""
     value, state = VALUE_SIZES[variant.value], 8 if variant.value == 3 else 4
     products, skip, grad_h = [value] * variant.planes, [value] * variant.skip, [value]
     if kernel == "sru_forward":
-        return products + skip, [value, state]  # h, c
+        return 2 * (products + skip), [value, value, state]  # h, and c after one of the steps
     if kernel == "sru_backward":
-        return products + skip + grad_h + [state], products + skip
+        return 2 * (products + skip + grad_h) + [state], 2 * (products + skip)
     if kernel == "sru_forward_summary":
-        return [value] * 2, []
+        return [value] * 4, []
     gates = [value] * min(2, variant.planes - 1)
-    return gates + grad_h + [state] * bool(variant.activation), []  # c for its slope
+    slope = [state, value] * bool(variant.activation)  # c, and what makes the one between the steps of it
+    return 2 * (gates + grad_h) + slope, []

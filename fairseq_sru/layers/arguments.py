@@ -74,6 +74,8 @@ def check_c0(c0: Tensor, shape: tuple[int, ...], x: Tensor) -> None:
         raise ValueError(f"c0 must have shape {shape}; got {tuple(c0.shape)}")
     if c0.device != x.device:
         raise ValueError(f"c0 must be on x's device, {x.device}; got {c0.device}")
+    if not c0.is_floating_point():
+        raise TypeError(f"c0 must be a floating-point tensor; got {c0.dtype}")
 
 
 def check_padding_mask(padding_mask: Tensor, x: Tensor) -> None:

@@ -986,6 +986,12 @@ def test_bad_types_are_named(layer, arguments, message):
         layer(**{"x": X, **arguments})
 
 
+@pytest.mark.parametrize("layer, states", [(SRU(6, 4), (2, 2, 4)), (SRUCell(6, 4), (2, 4))], ids=["SRU", "SRUCell"])
+def test_states_of_integers_are_refused(layer, states):
+    with pytest.raises(TypeError, match=r"^c0 must be a floating-point tensor; got torch.int64$"):
+        layer(X, torch.zeros(states, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("lengths", [["a", "b"], "ab", None.__class__], ids=str)
 def test_lengths_that_are_no_numbers_are_named(lengths):
     with pytest.raises(TypeError, match="lengths must be 2 integers, one a sequence; got"):

@@ -159,8 +159,8 @@ MUTATIONS = [
     Mutation(
         "steps beyond the last are done",
         "steps.h",
-        "if (EVERY * i < count) take",
-        "take",
+        "++k) if (k < (steps))",
+        "++k)",
         SANITIZED,
     ),
     Mutation(

@@ -12,19 +12,22 @@
 //     PLANES      matrices in u: candidate, forget gate [, reset gate [, skip term]]
 //     SKIP        1: x is the skip term (PLANES 3)
 //     PEEPHOLE    1: the gates see the cell state through v (v2)
+//     PAD         0: there is no padding mask
 //     VEC, AHEAD  see above
 //     WIDE        the CPU's form: VEC is the most lanes that a thread has
 //
-// A unit of EVERY steps, 1 on a CPU and 2 on a GPU, is worked on at once. The cell state is saved before each unit of a
-// chunk; where EVERY doesn't divide the chunk's length, its earliest unit has less steps. The backward pass makes the states
-// inside a unit anew.
+// The cell state is saved before every EVERY-th step, 1 on a CPU and 2 on a GPU, counted from a chunk's end, and before the
+// chunk's first. The backward pass takes EVERY steps at once and makes the state between them anew. The forward pass takes
+// them at once, too, but from the chunk's begin.
 //
 // Layouts, contiguous, G = 1 gate for PLANES 2, else 2:
 //     u (length, batch, PLANES, width)   x, h (length, batch, width)   pad (length, batch), nonzero at padding
-//     bias, v (G, width)   c0, mask, c_n (batch, width)   c (units of all chunks + 1, batch, width), by step of each direction, c0 first, c_n last
+//     bias, v (G, width)   c0, mask, c_n (batch, width)
+//     c (saved states, batch, width), in the order of each direction, c0 first, c_n last
 // Gradients as what they belong to; those of bias, v and mask are partial sums, one a chunk and sequence:
 //     (chunks, batch, G, width), mask: (chunks, batch, width)
-// bias, v, c0, pad and grad_c_n may be null for zeros, mask for ones, c and grad_* but grad_u and grad_x where nobody wants them.
+// bias, v, c0, pad (always, where PAD is 0) and grad_c_n may be null for zeros, mask for ones, c and grad_* but grad_u and
+// grad_x where nobody wants them.
 //
 // Global memory traffic of an element (time step, sequence, channel) for float with a skip input, EVERY being 2:
 //     forward   22 bytes: u 12, x 4, h 4, c 2 (c in training only)
@@ -123,15 +126,15 @@ struct Columns {
         any = chunk * chunk_length < length;
         begin = chunk * chunk_length;
         end = begin + chunk_length < length ? begin + chunk_length : length;
-        saved_begin = chunk * units(chunk_length);
-        saved_end = saved_begin + units(steps());
+        saved_begin = chunk * saved(chunk_length);
+        saved_end = saved_begin + saved(steps());
         const count_t step = order == FORWARD ? begin : end - 1;
         const bool reverse = direction == 1;
         first = reverse ? length - 1 - step : step;
         back = reverse == (order == FORWARD);
     }
 
-    DEVICE static count_t units(count_t steps) { return (steps + EVERY - 1) / EVERY; }
+    DEVICE static count_t saved(count_t steps) { return (steps + EVERY - 1) / EVERY; }
     DEVICE count_t steps() const { return end - begin; }
     DEVICE int64 at(int64 row, int64 planes, int64 plane) const { return (row * planes + plane) * width + channel; }
 
@@ -189,7 +192,7 @@ struct LaneParameters {
     }
 };
 
-// What a step of each kernel reads, beside the mask and the state saved before its unit.
+// What a step of each kernel reads, beside the mask and the saved state.
 struct Products {
     Pack<value_t> u[PLANES + SKIP];  // where there is an x, it is the last
 
@@ -206,26 +209,26 @@ struct Backward : Products {
 };
 
 struct ForwardSummary {
-    Pack<value_t> u[2];
-
-    DEVICE state_t candidate(int j) const { return u[0][j]; }
-    DEVICE state_t forget(int j) const { return u[1][j]; }
+    Pack<value_t> candidate, forget;
 };
 
-struct BackwardSummary : ForwardSummary {
-    Pack<value_t> u_r, grad_h;
-
-    DEVICE state_t reset(int j) const { return PLANES > 2 ? u_r[j] : state_t(0); }
+struct BackwardSummary {
+    Pack<value_t> forget, reset, grad_h;
 };
 
-// The state between the two steps of a whole unit, made anew from the one before them.
-template <class R>
-DEVICE void between(const LaneParameters& parameters, const R& in, state_t* middle, int lanes) {
-    const int first = EVERY - 1;  // the unit is read from its last step on
-    const bool padded = in.pad[first].raw(0);
+struct alignas(16) SummaryReads : Steps<BackwardSummary>, Masks, State {
+    Pack<value_t> candidate;  // of the earlier of two steps
+};
+
+// The state between two steps that the backward pass takes at once, made anew from c, the one before them. candidate and
+// forget are what the earlier one, which is taken last, has read.
+template <class In>
+DEVICE void between(const LaneParameters& parameters, const In& in, const Pack<value_t>& candidate,
+                    const Pack<value_t>& forget, state_t* middle, int lanes) {
+    const bool padded = in.padded(EVERY - 1);
     FOR_EACH_LANE(j, lanes) {
-        const state_t before = in.c[j], f = forget_gate(parameters[j], in.of[first].forget(j), before);
-        middle[j] = padded ? before : next_state(f, in.of[first].candidate(j), before);
+        const state_t before = in.c[j], f = forget_gate(parameters[j], forget[j], before);
+        middle[j] = padded ? before : next_state(f, candidate[j], before);
     }
 }
 
@@ -262,7 +265,7 @@ KERNEL sru_forward(const value_t* RESTRICT u, const value_t* RESTRICT x, const s
     Source<uint8> padding = me.padding(pad, u);
     Rows<value_t> outputs = me.rows(h);
     Rows<state_t> states = me.states(c_all, me.saved_begin + 1, FORWARD);
-    const int last = c_all ? (me.steps() - 1) % EVERY : EVERY;  // of the steps that are read together, which is a unit's last
+    const int last = c_all ? (me.steps() - 1) % EVERY : EVERY;  // after which of the steps taken at once c is saved
     pipeline<Reads<Products>>(
         me.steps(),
         [&](auto& in, auto act) {
@@ -270,14 +273,14 @@ KERNEL sru_forward(const value_t* RESTRICT u, const value_t* RESTRICT x, const s
                 UNROLL
                 for (int plane = 0; plane < PLANES; ++plane) act(k, products[plane], in.of[k].u[plane]);
                 if (SKIP) act(k, skips, in.of[k].u[PLANES - 1 + SKIP]);
-                act(k, padding, in.pad[k]);
+                in.mask(act, k, padding);
             }
         },
         [&](const auto& in, int steps) {
             state_t* const state = states.next();
             FOR_EACH_STEP(k, steps) {
                 const Products& of = in.of[k];
-                const bool padded = in.pad[k].raw(0);
+                const bool padded = in.padded(k);
                 Store<value_t> out(outputs.next());
                 FOR_EACH_LANE(j, me.lanes) {
                     const Parameters p = parameters[j];
@@ -329,15 +332,16 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
                 for (int plane = 0; plane < PLANES; ++plane) act(k, products[plane], in.of[k].u[plane]);
                 if (SKIP) act(k, skips, in.of[k].u[PLANES - 1 + SKIP]);
                 act(k, grads_h, in.of[k].grad_h);
-                act(k, padding, in.pad[k]);
+                in.mask(act, k, padding);
             }
         },
         [&](const auto& in, int steps) {
             state_t middle[VEC];
-            if (steps > 1) between(parameters, in, middle, me.lanes);
+            const Backward& earlier = in.of[EVERY - 1];
+            if (steps > 1) between(parameters, in, earlier.u[0], earlier.u[1], middle, me.lanes);
             FOR_EACH_STEP(k, steps) {
                 const Backward& of = in.of[k];
-                const bool padded = in.pad[k].raw(0);
+                const bool padded = in.padded(k);
                 Store<value_t> out0(grads_candidate.next()), out1(grads_forget.next()), out2(grads_reset.next());
                 Store<value_t> out_skip(grads_skip.next());
                 FOR_EACH_LANE(j, me.lanes) {
@@ -387,17 +391,17 @@ KERNEL sru_forward_summary(const value_t* RESTRICT u, const state_t* RESTRICT bi
         me.steps(),
         [&](auto& in, auto act) {
             FOR_EACH_STEP(k, EVERY) {
-                act(k, candidates, in.of[k].u[0]);
-                act(k, forgets, in.of[k].u[1]);
-                act(k, padding, in.pad[k]);
+                act(k, candidates, in.of[k].candidate);
+                act(k, forgets, in.of[k].forget);
+                in.mask(act, k, padding);
             }
         },
         [&](const auto& in, int steps) {
             FOR_EACH_STEP(k, steps) {
-                const bool padded = in.pad[k].raw(0);
+                const bool padded = in.padded(k);
                 FOR_EACH_LANE(j, me.lanes) {
-                    const state_t f = forget_gate(parameters[j], in.of[k].forget(j), state_t(0));
-                    const state_t after = next_state(f, in.of[k].candidate(j), constant[j]);
+                    const state_t f = forget_gate(parameters[j], in.of[k].forget[j], state_t(0));
+                    const state_t after = next_state(f, in.of[k].candidate[j], constant[j]);
                     constant[j] = padded ? constant[j] : after;
                     factor[j] *= padded ? state_t(1) : f;
                 }
@@ -419,33 +423,34 @@ KERNEL sru_backward_summary(const value_t* RESTRICT u, const state_t* RESTRICT b
     Source<value_t> forgets = me.source(u, PLANES, 1), resets = me.source(u, PLANES, PLANES > 2 ? 2 : 0);
     Source<value_t> grads_h = me.source(grad_h);
     Source<state_t> states = me.states(c_all, me.saved_end - 1, BACKWARD);
-    Rows<const value_t> firsts = me.rows(u, PLANES, 0);  // candidates of the units' first steps, which are read last
+    Rows<const value_t> firsts = me.rows(u, PLANES, 0);  // candidates of every EVERY-th step
     firsts = {moved(firsts.row, (EVERY - 1) * firsts.stride), EVERY * firsts.stride};
     Source<value_t> candidates = firsts;
     Source<uint8> padding = me.padding(pad, u);
     Pack<state_t> c;
     if (ACTIVATION) c.load(c_all + me.at(int64(me.saved_end) * batch + me.b, 1, 0));
-    pipeline<ReadsWithState<BackwardSummary>>(
+    pipeline<SummaryReads>(
         me.steps(),
         [&](auto& in, auto act) {
             if (ACTIVATION) act(0, states, in.c);
-            if (ACTIVATION && EVERY > 1) act(EVERY - 1, candidates, in.of[EVERY - 1].u[0]);
+            if (ACTIVATION && EVERY > 1) act(EVERY - 1, candidates, in.candidate);
             FOR_EACH_STEP(k, EVERY) {
-                act(k, forgets, in.of[k].u[1]);
-                if (PLANES > 2) act(k, resets, in.of[k].u_r);
+                act(k, forgets, in.of[k].forget);
+                if (PLANES > 2) act(k, resets, in.of[k].reset);
                 act(k, grads_h, in.of[k].grad_h);
-                act(k, padding, in.pad[k]);
+                in.mask(act, k, padding);
             }
         },
         [&](const auto& in, int steps) {
             state_t middle[VEC];
-            if (ACTIVATION && steps > 1) between(parameters, in, middle, me.lanes);
+            if (ACTIVATION && steps > 1)
+                between(parameters, in, in.candidate, in.of[EVERY - 1].forget, middle, me.lanes);
             FOR_EACH_STEP(k, steps) {
-                const bool padded = in.pad[k].raw(0);
+                const bool padded = in.padded(k);
                 FOR_EACH_LANE(j, me.lanes) {
                     const Parameters p = parameters[j];
-                    const state_t f = forget_gate(p, in.of[k].forget(j), state_t(0));
-                    const state_t r = reset_gate(p, in.of[k].reset(j), state_t(0));
+                    const state_t f = forget_gate(p, in.of[k].forget[j], state_t(0));
+                    const state_t r = reset_gate(p, PLANES > 2 ? in.of[k].reset[j] : state_t(0), state_t(0));
                     const state_t g_of = !ACTIVATION ? state_t(0) : k ? middle[j] : c[j];
                     const state_t through = in.of[k].grad_h[j] * r * p.mask * slope(g_of, activation(g_of));
                     const state_t before = f * (constant[j] + through);

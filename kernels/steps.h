@@ -37,20 +37,39 @@ struct Source {
     }
 };
 
-// What EVERY steps read, in the order in which they are worked on: of each an R of Packs, and the padding mask.
-template <class R>
-struct alignas(16) Reads {
-    R of[EVERY];
+// The padding mask of EVERY steps. Without one a step of a single lane has a sixth less to do.
+struct Masks {
+#if PAD
     Pack<uint8, 1> pad[EVERY];
+
+    DEVICE bool padded(int k) const { return pad[k].raw(0); }
+    template <class Act>
+    DEVICE void mask(Act act, int k, Source<uint8>& from) {
+        act(k, from, pad[k]);
+    }
+#else
+    DEVICE bool padded(int) const { return false; }
+    template <class Act>
+    DEVICE void mask(Act, int, Source<uint8>&) {}
+#endif
 };
+
+template <class R>
+struct Steps {
+    R of[EVERY];
+};
+
+struct State {
+    Pack<state_t> c;
+};
+
+// What EVERY steps read, in the order in which they are worked on, of each an R of Packs.
+template <class R>
+struct alignas(16) Reads : Steps<R>, Masks {};
 
 // The same, and a state that is saved once for all of them.
 template <class R>
-struct alignas(16) ReadsWithState {
-    R of[EVERY];
-    Pack<state_t> c;
-    Pack<uint8, 1> pad[EVERY];
-};
+struct alignas(16) ReadsWithState : Steps<R>, State, Masks {};
 
 #define FOR_EACH_STEP(k, steps) \
     UNROLL                      \
@@ -83,15 +102,15 @@ DEVICE void pipeline(count_t count, Each each, Work work) {
 // Here a batch of AHEAD steps is worked on while the next is on its way; then the one after that is asked for.
 template <class T, class Each, class Work>
 DEVICE void pipeline(count_t count, Each each, Work work) {
-    static_assert(AHEAD % EVERY == 0, "a batch is of whole units");
-    const int units = AHEAD / EVERY;
-    Ring<T, units> ring;
+    static_assert(AHEAD % EVERY == 0, "EVERY steps are taken at once");
+    const int slots = AHEAD / EVERY;
+    Ring<T, slots> ring;
     T places;              // only to tell where in it a pack is
     count_t left = count;  // to be asked for
     const auto place = [&](auto& pack) { return int((const uint8*)&pack - (const uint8*)&places); };
     const auto ask = [&]() {
         UNROLL
-        for (int i = 0; i < units; ++i)
+        for (int i = 0; i < slots; ++i)
             each(places, [&](int k, auto& source, auto& pack) {
                 ring.template copy<sizeof(pack.v)>(i, place(pack), source.rows.next(), EVERY * i + k < left);
             });
@@ -111,13 +130,13 @@ DEVICE void pipeline(count_t count, Each each, Work work) {
     for (; count >= AHEAD; count -= AHEAD) {
         ring.wait_for_all_but_newest();
         UNROLL
-        for (int i = 0; i < units; ++i) take(i, EVERY);
+        for (int i = 0; i < slots; ++i) take(i, EVERY);
         ask();
         ring.turn();
     }
     ring.wait_for_all_but_newest();
     UNROLL
-    for (int i = 0; i < units; ++i)
+    for (int i = 0; i < slots; ++i)
         if (EVERY * i < count) take(i, count - EVERY * i < EVERY ? int(count - EVERY * i) : EVERY);
 }
 

@@ -18,7 +18,13 @@ from gpu.packages import RIVALS, VERSIONS, key, package, pip
 
 from fairseq_sru.install_fairseq import download
 
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+PLATFORMS = (
+    "manylinux_2_28_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_25_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+)
 TESTS = ("hypothesis", "pytest", "pytest-xdist")
 OF_FAIRSEQ = ("bitarray", "cffi", "regex")
 OF_RIVALS = ("ninja",)  # builds their CUDA source
@@ -40,7 +46,8 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     wanted = [*VERSIONS["RECIPES"], *VERSIONS[f"CUDA{cuda}"], *of_build, *tested, *OF_FAIRSEQ, *OF_RIVALS]
     wanted = [pin for pin in wanted if key(pin.split("==")[0]) not in without]
     pip("download", *for_it, "--find-links", folder, "--dest", folder, *wanted)
-    pip("download", "--no-deps", *for_it, "--dest", folder, *RIVALS)
+    alone = [pin for pin in (*RIVALS, *VERSIONS[f"SANITIZER{cuda}"]) if key(pin.split("==")[0]) not in without]
+    pip("download", "--no-deps", *for_it, "--dest", folder, *alone)
     download(folder)
     for wheel in folder.glob("*.whl"):
         if package(wheel) in without and wheel not in theirs:

@@ -8,10 +8,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from ..recurrence import check_backend
+from ..recurrence import check_backend, sru_recurrence
 from ..recurrence.autograd import leaves
-from ..recurrence.dispatch import recur
-from ..recurrence.reference import Options, Tensors
 from .arguments import check_c0, check_input, check_padding_mask, floating, number, positive, probability
 from .linear import linear
 
@@ -188,11 +186,21 @@ class SRUCell(nn.Module):
             inputs = inputs * variational_mask(x, self.rnn_dropout, self.input_size)
         u = linear(inputs, weight).view(length, batch, self.planes, self.output_size)
         own_skip = self.planes == 4
-        skip = x if self.highway and not own_skip else None
-        mask = variational_mask(x, self.dropout, self.output_size) if self.training and self.dropout else None
-        tensors = Tensors(u, skip, self.bias, c0, self.weight_c, mask)
-        options = Options(self.activation, self.bidirectional, 1.0 if own_skip else self.skip_scale)
-        h, c = recur(tensors, padding_mask, options, self.backend)
+        h, c = sru_recurrence(
+            u,
+            x if self.highway and not own_skip else None,
+            self.bias,
+            c0,
+            weight_c=self.weight_c,
+            activation=self.activation,
+            bidirectional=self.bidirectional,
+            skip_scale=1.0 if own_skip else self.skip_scale,
+            dropout_mask=variational_mask(x, self.dropout, self.output_size)
+            if self.training and self.dropout
+            else None,
+            padding_mask=padding_mask,
+            backend=self.backend,
+        )
         return h.squeeze(0) if single else h, c
 
     __prepare_scriptable__ = refuse_scripting

@@ -178,11 +178,12 @@ class Cuda(Kernels):
 
     def _foresee(self, variant: Variant, half: int, device: int) -> None:
         """Compile into the cache, in the background, what other batches of the same model will want."""
-        if (device, variant, half) in self.foreseen:
+        both = [variant._replace(pad=pad) for pad in (variant.pad, 1 - variant.pad)]  # some batches have no padding
+        if (device, both[0], half) in self.foreseen:
             return
-        self.foreseen.add((device, variant, half))
+        self.foreseen |= {(device, either, half) for either in both}
         target = self._target(device)
-        wanted = [variant.defines(vec=vec, ahead=ahead) for vec, ahead in geometries(variant, half)]
+        wanted = [v.defines(vec=vec, ahead=ahead) for v in both for vec, ahead in geometries(variant, half)]
 
         def compile_all() -> None:
             with contextlib.suppress(Unavailable, OSError):  # whoever needs it gets the error

@@ -95,14 +95,7 @@ def sru_recurrence(
     """
     tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
     check_tensors(tensors, padding_mask, activation, bidirectional)
-    return recur(tensors, padding_mask, Options(activation, bidirectional, float(skip_scale)), backend)
-
-
-def recur(
-    tensors: Tensors, padding_mask: Tensor | None, options: Options, backend: str = "auto"
-) -> tuple[Tensor, Tensor]:
-    """:func:`sru_recurrence` of what needs no check, which takes as long as a small step."""
-    u = tensors.u
+    options = Options(activation, bidirectional, float(skip_scale))
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if transformed():
         return reference(tensors, padding_mask, options)

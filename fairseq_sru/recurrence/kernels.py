@@ -30,6 +30,7 @@ class Variant(NamedTuple):
     planes: int
     skip: int
     peephole: int
+    pad: int = 1
 
     @property
     def kernels(self) -> tuple[str, ...]:
@@ -58,7 +59,7 @@ class Shape(NamedTuple):
         return -(-self.length // self.chunk_length)
 
     def states(self, every: int) -> int:
-        """How many are saved: before each unit of EVERY steps of each chunk, and the last."""
+        """How many are saved: before every EVERY-th step of each chunk, from its end, and the last."""
         if not self.length:
             return 1
         last = self.length - (self.chunks - 1) * self.chunk_length
@@ -81,6 +82,7 @@ class Kernels:
 
     name: str
     every: int = 2  # EVERY of the source
+    always_pad: bool = False  # calls without a padding mask have no form of their own
 
     @functools.cached_property
     def plan(self) -> Callable[..., tuple[Variant, Shape, torch.dtype]]:
@@ -89,7 +91,7 @@ class Kernels:
 
     def saved_shape(self, u: Tensor) -> tuple[int, ...]:
         """The cell state before every EVERY-th step, and after the last."""
-        return (-(-u.size(0) // self.every) + 1, u.size(1), u.size(3))
+        return ((u.size(0) + self.every - 1) // self.every + 1, u.size(1), u.size(3))
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
         """Run a kernel on the arguments, whose last is the skip term's scale where there is one, and the shape."""
@@ -105,7 +107,8 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """h, c_n and, with keep, the cell states of some steps ``(states, batch, D)`` for :meth:`backward`."""
         u, x, bias, c0, v, mask = tensors
-        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, x is not None, v is not None)
+        given = x is not None, v is not None, padding_mask is not None
+        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, *given)
         u, x = u.contiguous(), _like(x, u.dtype)
         bias, c0, v, mask = _like(bias, state), _like(c0, state), _like(v, state), _like(mask, state)
         pad = None if padding_mask is None else padding_mask.contiguous()
@@ -135,7 +138,8 @@ class Kernels:
     ) -> tuple[Tensor | None, ...]:
         """The gradients of tensors, None where not needed."""
         u, x, bias, c0, v, mask = tensors
-        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, x is not None, v is not None)
+        given = x is not None, v is not None, padding_mask is not None
+        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, *given)
         u, x = u.contiguous(), _like(x, u.dtype)
         bias, v, mask = _like(bias, state), _like(v, state), _like(mask, state)
         pad = None if padding_mask is None else padding_mask.contiguous()
@@ -177,12 +181,20 @@ class Kernels:
         return as_needed(grads, tensors, needed)
 
     def _plan(
-        self, u: torch.Size, dtype: torch.dtype, device: torch.device, options: Options, skip: bool, peephole: bool
+        self,
+        u: torch.Size,
+        dtype: torch.dtype,
+        device: torch.device,
+        options: Options,
+        skip: bool,
+        peephole: bool,
+        pad: bool,
     ) -> tuple[Variant, Shape, torch.dtype]:
         """What follows from dtypes and shapes of a call alone; the dtype is that of the cell state."""
         length, batch, planes, width = u
         activation = list(ACTIVATIONS).index(options.activation)
-        variant = Variant(VALUES[dtype], activation, planes, int(skip), int(peephole))
+        pad = pad or self.always_pad
+        variant = Variant(VALUES[dtype], activation, planes, int(skip), int(peephole), int(pad))
         steps = self.chunk_length(variant, length, batch * width, device)
         shape = Shape(length, batch, width, 2 if options.bidirectional else 1, steps)
         return variant, shape, torch.float64 if dtype == torch.float64 else torch.float32

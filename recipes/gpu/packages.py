@@ -1,11 +1,11 @@
 """What a machine without network needs beside torch, brought along as wheels by ../gpu_wheels.py.
 
     PYTHONPATH=recipes python -m gpu.packages install|fairseq WHEELS SITE
-    PYTHONPATH=recipes python -m gpu.packages rivals SITE
+    PYTHONPATH=recipes python -m gpu.packages others CUDA SITE
     PYTHONPATH=recipes python -m gpu.packages build
 
-for gpu.sh: put what is missing into a folder SITE, build fairseq into one, download others' kernels into one, or build
-their CUDA source. The environment stays as it is.
+for gpu.sh: put what is missing into a folder SITE, build fairseq into one, download others' kernels and
+compute-sanitizer into one (CUDA: torch's, 12 or 13), or build their CUDA source. The environment stays as it is.
 """
 
 from __future__ import annotations
@@ -84,10 +84,12 @@ def install(folder: Path, site: Path) -> None:
     print(f"{len(lacking)} packages from {folder} are in {site}: {', '.join(map(package, lacking)) or 'none lacked'}")
 
 
-def rivals(site: Path) -> None:
-    """Download others' kernels into a folder, where they are missing; what they need beside is torch and Triton."""
+def others(cuda: Path, site: Path) -> None:
+    """Download others' kernels, which need torch and Triton beside, and compute-sanitizer into a folder, where they are
+    missing."""
     there = installed()
-    if lacking := [pin for pin in RIVALS if key(pin.split("==")[0]) not in there]:
+    sanitizer = () if shutil.which("compute-sanitizer") else VERSIONS[f"SANITIZER{cuda}"]
+    if lacking := [pin for pin in (*RIVALS, *sanitizer) if key(pin.split("==")[0]) not in there]:
         pip("install", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
 
 
@@ -145,7 +147,7 @@ def build() -> None:
             print(f"{name}: {type(error).__name__}: {error}")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {c.__name__: c for c in (install, rivals, fairseq, build)}
+COMMANDS: dict[str, Callable[..., None]] = {c.__name__: c for c in (install, others, fairseq, build)}
 
 
 def main(argv: list[str] | None = None) -> None:

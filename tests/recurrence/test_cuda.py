@@ -313,23 +313,25 @@ def test_what_other_batches_will_want_is_compiled_in_the_background(
     on: Callable[[Gpu], Cuda], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = Gpu([100])
-    compiled: list[tuple[str, str]] = []
+    compiled: list[tuple[str, str, str]] = []
     cubin = gpu.cubin
 
     def noted(options: tuple[str, ...], target: str, fresh: bool = False) -> bytes:
-        compiled.append((threading.current_thread().name, next(o for o in options if o.startswith("-DVEC="))))
+        pad, vec = (next(o for o in options if o.startswith(name)) for name in ("-DPAD=", "-DVEC="))
+        compiled.append((threading.current_thread().name, pad, vec))
         return cubin(options, target, fresh)
 
     monkeypatch.setattr(gpu, "cubin", noted)
     on(gpu)
     assert not compiled, "nothing that no model has asked for"
     for batch in (2, 2, 3):
-        check(make(CASE, batch=batch, half=12))
+        check(make(CASE._replace(padding=True), batch=batch, half=12))
     for thread in threading.enumerate():
         if thread.name == BACKGROUND:
             thread.join()
     here = threading.current_thread().name
-    assert sorted(compiled) == sorted([(here, "-DVEC=1"), *((BACKGROUND, f"-DVEC={vec}") for vec in (1, 2, 4))])
+    later = [(BACKGROUND, f"-DPAD={pad}", f"-DVEC={vec}") for pad in (0, 1) for vec in (1, 2, 4)]
+    assert sorted(compiled) == sorted([(here, "-DPAD=1", "-DVEC=1"), *later])
     assert len(gpu.loads) == 1, "what is not wanted yet is in the cache alone"
 
 
@@ -346,11 +348,13 @@ def test_what_differs_in_options_has_a_module_of_its_own(gpu: Gpu) -> None:
         {"kind": "k4"},
         {"kind": "k2"},
         {"v": True},
+        {"padding": not CASE.padding},
         {"dtype": torch.float64},
     ]
     different = [make(CASE._replace(**change)) for change in ({}, *changes)]
     different.append(make(CASE, batch=64))  # more lanes a thread
-    same = [make(CASE, length=9), make(CASE, half=5), make(BARE), make(CASE._replace(bidirectional=True))]
+    same = [make(CASE, length=9), make(CASE, half=5), make(CASE._replace(bidirectional=True))]
+    same.append(make(BARE._replace(padding=CASE.padding)))
     for arguments in (*different, *same):
         check(arguments)
     assert len({code for _, code in gpu.loads}) == len(gpu.loads) == len(different)

@@ -48,7 +48,7 @@ class Host(Kernels):
         self, vec: int, ahead: int, steps: int | None = None, spare: int = 0, workers: int = 1, wide: bool = False
     ) -> None:
         self.vec, self.ahead, self.steps, self.spare, self.workers, self.wide = vec, ahead, steps, spare, workers, wide
-        self.every = 1 if wide else 2
+        self.every, self.always_pad = 1 if wide else 2, wide
 
     def chunk_length(self, variant: Variant, length: int, columns: int, device: torch.device) -> int:
         return length if variant.peephole or not self.steps else self.steps
@@ -520,11 +520,11 @@ def test_a_step_moves_no_byte_more_than_needed_by_accesses_as_wide_as_can_be(cas
             ):  # one of two places keeps c; of the ways through, one has both, and is never taken
                 stores = [*stores, stores[-1]]
             # copies to shared memory have 4 bytes at least, among them those with the padding mask's bytes
-            copied, stored = sum(max(4, vec * size) for size in loads) + 8, sum(vec * size for size in stores)
-            units = ahead // 2
+            units, masks = ahead // 2, 2 * variant.pad
+            copied, stored = sum(max(4, vec * size) for size in loads) + 4 * masks, sum(vec * size for size in stores)
             assert (found.loaded, found.stored) == (units * copied, units * stored), where
             wide = [sum(-(-vec * size // 16) for size in sizes) for sizes in (loads, stores)]
-            assert (found.loads, found.stores) == (units * (wide[0] + 2), units * wide[1]), where
+            assert (found.loads, found.stores) == (units * (wide[0] + masks), units * wide[1]), where
             assert found.copies == found.loads, f"{where}: something is waited for at once"
 
 

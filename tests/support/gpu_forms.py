@@ -21,7 +21,7 @@ V1 = list(dict.fromkeys(case._replace(v=False) for case in COVERING))  # those w
 
 def variant_of(case: Case) -> Variant:
     codes = VALUES[case.dtype], list(ACTIVATIONS).index(case.activation)
-    return Variant(*codes, case.planes, int(case.kind == "k3-input"), int(case.v))
+    return Variant(*codes, case.planes, int(case.kind == "k3-input"), int(case.v), int(case.padding))
 
 
 @functools.cache

@@ -133,7 +133,7 @@ def traffic(ptx: str, kernel: str) -> Traffic:
 
 
 def least(variant: Variant, kernel: str) -> tuple[list[int], list[int]]:
-    """The sizes of what a unit of two steps must load and store."""
+    """The sizes of what two steps must load and store."""
     value, state = VALUE_SIZES[variant.value], 8 if variant.value == 3 else 4
     products, skip, grad_h = [value] * variant.planes, [value] * variant.skip, [value]
     if kernel == "sru_forward":

@@ -11,6 +11,7 @@ that it sets (bits 110 to 112, 7 for none) and those that it waits for (bits 116
 
 from __future__ import annotations
 
+import itertools
 import re
 import struct
 import sys
@@ -111,18 +112,18 @@ def compiler() -> nvrtc.Compiler:
 
 
 def main(targets: list[str]) -> None:
-    print("target  VALUE VEC AHEAD  kernel        registers  instructions an element  steps on the way")
+    print("target  PAD VALUE VEC AHEAD  kernel        registers  instructions an element  steps on the way")
     made = compiler()
     for target in targets:
-        for value, vec in FORMS:
-            variant = DEFAULT_VARIANT._replace(value=value)
+        for pad, (value, vec) in itertools.product((1, 0), FORMS):
+            variant = DEFAULT_VARIANT._replace(value=value, pad=pad)
             ahead = steps_ahead(variant, vec)
             code, log = made.compile((*variant.defines(vec=vec, ahead=ahead), "--ptxas-options=-v"), target)
             used = dict(re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", log, re.S))
             for kernel in KERNELS:
                 loop = step_loop(instructions(code, kernel, target))
                 each = loop.instructions / (vec * ahead)
-                line = f"{target:7} {value:5} {vec:3} {ahead:5}  {kernel:12} {used[kernel]:>10} {each:24.1f}"
+                line = f"{target:7} {pad:3} {value:5} {vec:3} {ahead:5}  {kernel:12} {used[kernel]:>10} {each:24.1f}"
                 print(f"{line} {loop.rounds * ahead:17.1f}")
 
 

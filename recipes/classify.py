@@ -22,6 +22,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--path", type=file, required=True, metavar="FILE", help="the model's checkpoint")
     parser.add_argument("--input", type=file, metavar="FILE", help="a sentence a line (default: standard input)")
     args = parser.parse_args(argv)
+    if not args.data.is_dir():
+        parser.error(f"argument DATA: no such folder: {args.data}")
     logging.disable(logging.INFO)  # of fairseq
     name = args.input or "standard input"
     try:

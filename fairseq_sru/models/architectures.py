@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import glob
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -30,8 +29,6 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 from omegaconf import OmegaConf
 
 from .config import presets
-
-logger = logging.getLogger(__name__)
 
 # what goes with each task, and the tasks that make such batches
 READERS = {
@@ -175,9 +172,6 @@ def _check_sentences(args: Any, folder: Path) -> None:
     for _, split in labelled:
         if wrong := _wrong_labels(folder, split, dictionary):
             exit_with(wrong)
-    there = all((folder / name / "test.idx").is_file() for name in ("label", "input0"))
-    if there and (wrong := _wrong_labels(folder, "test", dictionary)):
-        logger.warning(f"fairseq-validate can't read the test set: {wrong}")  # it looks at nothing itself
 
 
 def _wrong_labels(folder: Path, split: str, dictionary: Dictionary) -> str | None:

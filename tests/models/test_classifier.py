@@ -195,19 +195,24 @@ def test_labels_are_checked_before_training(labels, message, tmp_path, capsys):
         ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given, **more, disable_validation=True))
 
 
-def test_labels_of_the_test_set_are_looked_at(tmp_path, caplog):
-    """fairseq-validate knows no architecture that could check them."""
+def test_validate_names_labels_that_are_unknown(tmp_path):
+    """And splits that are missing."""
     for name, text in {"input0": "a b\nc d\na d\n", "label": "yes\nno\nno\n"}.items():
-        (tmp_path / f"train.{name}").write_text(text)
-        (tmp_path / f"test.{name}").write_text(text.replace("yes", "maybe"))
-        words = ["--only-source", "--trainpref", tmp_path / f"train.{name}", "--destdir", tmp_path / "data" / name]
-        run_cli(
-            "preprocess", *words, "--validpref", tmp_path / f"train.{name}", "--testpref", tmp_path / f"test.{name}"
-        )
-    given = {"task": "sentence_prediction", "data": str(tmp_path / "data"), "num_classes": 2}
-    given |= {"classification_head_name": "head", "train_subset": "train", "valid_subset": "valid"}
-    ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given))
-    assert "fairseq-validate can't read the test set: " in caplog.text and "label/test, line 1: must be" in caplog.text
+        words = ["--only-source", "--destdir", tmp_path / "data" / name]
+        for split, content in (("train", text), ("valid", text), ("test", text.replace("no\nno", "no\nmaybe"))):
+            (tmp_path / f"{split}.{name}").write_text(content)
+            words += [f"--{split}pref", tmp_path / f"{split}.{name}"]
+        run_cli("preprocess", *words)
+    run_cli("train", tmp_path / "data", *SMALL, "--arch", "cnn_classifier", "--max-update", 1, "--save-dir", tmp_path)
+    words = ["--user-dir", "fairseq_sru", "--cpu", "--path", tmp_path / "checkpoint_last.pt", "--batch-size", 7]
+    for split, message in (
+        ("test", f"test: {tmp_path}/data/label/test, line 3: must be one label of dict.txt; got <unk>"),
+        ("tset", f"tset: Dataset not found: tset ({tmp_path}/data/input0/tset)"),
+    ):
+        given = [*words, *SMALL[2:6], "--num-classes", 2, "--valid-subset", split]
+        done = run_cli("validate", tmp_path / "data", *given, check=False)
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == f"fairseq-validate: error: argument --valid-subset {message}"
 
 
 def test_regression_needs_no_labels_dictionary(tmp_path):
@@ -286,6 +291,13 @@ def test_classify_names_what_is_wrong(data, tmp_path, capsys):
         with pytest.raises(SystemExit):
             classify.main([str(data), "--path", str(path), "--input", str(text)])
         assert message in capsys.readouterr().err.splitlines()[-1]
+    for words, message in (
+        ([str(tmp_path / "none"), "--path", str(checkpoint)], "argument DATA: no such folder: "),
+        ([str(data), "--path", str(checkpoint), "--input", str(tmp_path / "none")], "argument --input: no such file: "),
+    ):
+        with pytest.raises(SystemExit):
+            classify.main(words)
+        assert message + str(tmp_path / "none") in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_presets_are_files_for_hydra():

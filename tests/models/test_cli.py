@@ -163,6 +163,15 @@ def test_validate(trained, toy_data):
     assert unexpected(done.stdout + done.stderr, START + DECODED, []) == []
 
 
+@pytest.mark.parametrize("command, flag", [("generate", "--gen-subset"), ("validate", "--valid-subset")])
+def test_a_split_that_is_missing_is_told_in_a_line(command, flag, trained, toy_data):
+    words = ["--task", "translation", "--path", trained / "checkpoint_best.pt", "--cpu", "--max-tokens", 400]
+    done = run_cli(command, toy_data, *PLUGIN, *words, flag, "tset", check=False)
+    assert done.returncode == 2
+    message = f"argument {flag} tset: Dataset not found: tset ({toy_data})"
+    assert done.stderr.splitlines()[-1] == f"fairseq-{command}: error: {message}"
+
+
 def test_validate_by_another_criterion(toy_data, tmp_path):
     """fairseq built the checkpoint's own, and put the other one's options where the model's own name it."""
     train(toy_data, tmp_path, "--max-update", 1, arch=["--arch", "sru", *SMALL[2:]])

@@ -221,10 +221,13 @@ struct alignas(16) SummaryReads : Steps<BackwardSummary>, Masks, State {
 };
 
 // The state between two steps that the backward pass takes at once, made anew from c, the one before them. candidate and
-// forget are what the earlier one, which is taken last, has read.
+// forget are what the earlier one, which is taken last, has read. With one step nothing is between.
 template <class In>
-DEVICE void between(const LaneParameters& parameters, const In& in, const Pack<value_t>& candidate,
+DEVICE void between(const LaneParameters& parameters, const In& in, int steps, const Pack<value_t>& candidate,
                     const Pack<value_t>& forget, state_t* middle, int lanes) {
+    if (EVERY == 1) return;
+    FOR_EACH_LANE(j, lanes) middle[j] = state_t(0);
+    if (steps == 1) return;
     const bool padded = in.padded(EVERY - 1);
     FOR_EACH_LANE(j, lanes) {
         const state_t before = in.c[j], f = forget_gate(parameters[j], forget[j], before);
@@ -338,7 +341,7 @@ KERNEL sru_backward(const value_t* RESTRICT u, const value_t* RESTRICT x, const 
         [&](const auto& in, int steps) {
             state_t middle[VEC];
             const Backward& earlier = in.of[EVERY - 1];
-            if (steps > 1) between(parameters, in, earlier.u[0], earlier.u[1], middle, me.lanes);
+            between(parameters, in, steps, earlier.u[0], earlier.u[1], middle, me.lanes);
             FOR_EACH_STEP(k, steps) {
                 const Backward& of = in.of[k];
                 const bool padded = in.padded(k);
@@ -443,8 +446,7 @@ KERNEL sru_backward_summary(const value_t* RESTRICT u, const state_t* RESTRICT b
         },
         [&](const auto& in, int steps) {
             state_t middle[VEC];
-            if (ACTIVATION && steps > 1)
-                between(parameters, in, in.candidate, in.of[EVERY - 1].forget, middle, me.lanes);
+            if (ACTIVATION) between(parameters, in, steps, in.candidate, in.of[EVERY - 1].forget, middle, me.lanes);
             FOR_EACH_STEP(k, steps) {
                 const bool padded = in.padded(k);
                 FOR_EACH_LANE(j, me.lanes) {

@@ -27,6 +27,7 @@ from typing import Any
 
 from common.errors import end_with_reader
 from common.files import write, write_text
+from common.machine import ROOT
 from comparison import plots, stages
 from comparison.collecting import machine, precision
 from comparison.command_line import FOLDERS, portable, read_recipe, recipe_parser
@@ -38,11 +39,19 @@ from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
 from comparison.training import Run, Training
 from comparison.trials import at_edge, finals, trials
+from omegaconf import OmegaConf
 from tqdm import tqdm
 
 SEED = 1
 # what a trial that is done notes of where it was trained, and how the report calls it
 MADE = {"processor": "cpu", "threads": "threads", "torch": "torch", "fairseq": "fairseq", "fairseq_sru": "fairseq_sru"}
+
+
+def preset(arch: str) -> dict[str, Any]:
+    """Flags that an architecture of the package stands for; none of others'."""
+    found = list((ROOT / "fairseq_sru" / "config" / "model").glob(f"*/{arch}.yaml"))
+    options = OmegaConf.to_container(OmegaConf.load(found[0])) if found else {}
+    return {str(name).replace("_", "-"): value for name, value in dict(options).items()}  # type: ignore[arg-type]
 
 
 class Search(Training):
@@ -66,7 +75,7 @@ class Search(Training):
     def alike(self, one: str, other: str) -> bool:
         """Whether two trials differ in nothing that decides how long an update takes."""
         free = {"lr", "warmup-updates", *self.settings.tune.finals}
-        a, b = self.settings.systems[one], self.settings.systems[other]
+        a, b = (preset(flags["arch"]) | flags for flags in map(self.settings.flags_of, (one, other)))
         return all(flag in free or a.get(flag) == b.get(flag) for flag in {**a, **b})
 
     def timed(self, name: str) -> None:

@@ -41,9 +41,10 @@ def test_trained_checkpoints_are_read_with_the_safety_on(trained):
 
 
 def test_a_checkpoint_of_before_an_option_is_read(toy_data, tmp_path):
-    train(toy_data, tmp_path, *SMOOTHED, "--max-epoch", 1, "--sru-activation", "tanh", "--encoder-kernel-size", 1)
+    before = ["--sru-activation", "tanh", "--encoder-kernel-size", 1, "--decoder-coverage", "False"]
+    train(toy_data, tmp_path, *SMOOTHED, "--max-epoch", 1, *before)
     state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)
-    for option in ("recurrent_unit", "no_residual", "sru_activation", "encoder_kernel_size"):
+    for option in ("recurrent_unit", "no_residual", "sru_activation", "encoder_kernel_size", "decoder_coverage"):
         del state["cfg"]["model"][option]
     torch.save(state, tmp_path / "older.pt")
     found = [hypotheses(generate(toy_data, path)) for path in (tmp_path / "checkpoint_last.pt", tmp_path / "older.pt")]

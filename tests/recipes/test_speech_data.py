@@ -15,6 +15,7 @@ import prepare
 import pytest
 import torch
 import yaml
+from conftest import run_cli
 
 pytest.importorskip("kaldi_native_fbank")
 soundfile = pytest.importorskip("soundfile")
@@ -362,6 +363,21 @@ def test_the_archive_is_found_under_its_usual_names(name, tmp_path, capsys):
     assert "recordings: ada (" in capsys.readouterr().out
 
 
+def decoded(out: Path, *splits: str, scoring: str) -> list[str]:
+    """What a model writes down of the test set after an update with the manifests."""
+    train, valid, test = splits
+    words = [out, "--user-dir", "fairseq_sru", "--task", "speech_to_text", "--cpu", "--max-tokens", 2000]
+    narrow = ["--encoder-hidden-size", 8, "--encoder-layers", 1, "--conv-channels", 16, "--decoder-layers", 1]
+    narrow += ["--decoder-embed-dim", 16, "--decoder-hidden-size", 16]
+    flags = ["--arch", "s2t_sru", *narrow, "--optimizer", "adam", "--lr", 1e-3, "--max-update", 1]
+    run_cli("train", *words, *flags, "--train-subset", train, "--valid-subset", valid, "--save-dir", out / "model")
+    path = ["--path", out / "model" / "checkpoint_last.pt", "--gen-subset", test, "--scoring", scoring]
+    done = run_cli("generate", *words, *path, "--max-len-b", 20)
+    references = dict(re.findall(r"^T-(\d+)\t(.*)$", done.stdout, re.M))
+    assert references.keys() == dict(re.findall(r"^D-(\d+)\t(.*)$", done.stdout, re.M)).keys()
+    return [references[str(n)] for n in range(len(references))]
+
+
 def test_must_c_in_miniature(tmp_path, capsys, monkeypatch):
     data = tmp_path / "MUSTC" / "en-de" / "data"
     for split, talks in (("train", 3), ("dev", 1), ("tst-COMMON", 1)):
@@ -395,6 +411,8 @@ def test_must_c_in_miniature(tmp_path, capsys, monkeypatch):
     counts = json.loads((out / "manifest.json").read_text())["counts"]["train"]
     assert counts == {"kept": 12, "silent": 1, "left out": 0}
     assert "train: 1 kept although silent, as ted_train_1_3\n" in capsys.readouterr().out
+    said = decoded(out, "train", "dev", "tst-COMMON", scoring="sacrebleu")
+    assert said == [row["tgt_text"] for row in rows(out, "tst-COMMON")]
     again = ["must-c", "--local-dir", str(tmp_path / "MUSTC"), "--out", str(out), "--vocab-size", "28"]
     prepare.main(again)
     assert "already made" in capsys.readouterr().out
@@ -444,6 +462,8 @@ def test_librispeech_in_miniature(tmp_path, capsys, monkeypatch):
     }
     expected = features(tone(300, 0.5, 16_000), 16_000, 80)
     np.testing.assert_allclose(get_features_or_waveform(f"{out}/{made[0]['audio']}"), expected, rtol=0, atol=0.2)
+    said = decoded(out, "train-clean-100", "dev-clean", "dev-clean", scoring="wer")
+    assert said == [row["tgt_text"] for row in rows(out, "dev-clean")]
     monkeypatch.setattr("corpora.speech.features", None)
     (tmp_path / "LibriSpeech" / "train-clean-100" / "19" / "2" / "19-2-0003.flac").unlink()
     with pytest.raises(SystemExit):

@@ -2,8 +2,8 @@
 #pragma once
 
 #define BLOCK 64  // threads at most
-#define EVERY 2
-#define KERNEL extern "C" __global__ __launch_bounds__(BLOCK, 1) void
+#define EVERY 2   // steps for one saved state; in kernels.py, too
+#define KERNEL extern "C" __global__ __launch_bounds__(BLOCK, 1) void  // with the bound fewer instructions
 #define DEVICE __device__ __forceinline__
 #define RESTRICT __restrict__
 #define UNROLL _Pragma("unroll")

@@ -88,7 +88,7 @@ const T* zero(const T*) {  // a row of one number
 template <class T, class Each, class Work>
 DEVICE void pipeline(count_t count, Each each, Work work) {
     for (; count > 0; count -= EVERY) {
-        const int steps = count < EVERY ? int(count) : EVERY;
+        const int steps = EVERY == 1 || count >= EVERY ? EVERY : int(count);
         T in;
         each(in, [&](int k, auto& source, auto& pack) {
             if (k < steps) pack.load(source.keep ? source.rows.next() : zero(pack.from));

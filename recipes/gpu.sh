@@ -15,6 +15,7 @@ packages() { # what is missing goes into a folder of its own: the environment st
 has() { # MODULE
     "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null
 }
+for folder in "${CUDA_HOME:-/usr/local/cuda}" /usr/local/cuda-*; do PATH=$PATH:$folder/bin; done # nvcc and compute-sanitizer
 if [ -d wheels ]; then
     python=python
     has torch || python=python3
@@ -31,8 +32,7 @@ else
 fi
 export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH}
 export PATH=$PWD/runs/gpu/fairseq/bin:$site/bin:$PATH
-# nvcc and compute-sanitizer
-for folder in "${CUDA_HOME:-/usr/local/cuda}" /usr/local/cuda-* "$site"/nvidia/*; do PATH=$PATH:$folder/bin; done
+for folder in "$site"/nvidia/*; do PATH=$PATH:$folder/bin; done # compute-sanitizer of a wheel
 export TORCH_EXTENSIONS_DIR=$PWD/runs/gpu/extensions # where others' kernels are built
 arch=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>/dev/null) || arch=
 case $arch in [0-9]*) export TORCH_CUDA_ARCH_LIST=$arch ;; esac # and for this card alone

@@ -76,7 +76,8 @@ class Search(Training):
         """Whether two trials differ in nothing that decides how long an update takes."""
         free = {"lr", "warmup-updates", *self.settings.tune.finals}
         a, b = (preset(flags["arch"]) | flags for flags in map(self.settings.flags_of, (one, other)))
-        return all(flag in free or a.get(flag) == b.get(flag) for flag in {**a, **b})
+        # a dropout of 0 is that of none
+        return all(flag in free or (a.get(flag) or None) == (b.get(flag) or None) for flag in {**a, **b})
 
     def timed(self, name: str) -> None:
         """Measure the speed of a trial; what fails is told by :meth:`trial`, but:

@@ -88,9 +88,10 @@ def others(cuda: Path, site: Path) -> None:
     """Download others' kernels, which need torch and Triton beside, and compute-sanitizer into a folder, where they are
     missing."""
     there = installed()
-    sanitizer = () if shutil.which("compute-sanitizer") else VERSIONS[f"SANITIZER{cuda}"]
-    if lacking := [pin for pin in (*RIVALS, *sanitizer) if key(pin.split("==")[0]) not in there]:
-        pip("install", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
+    sanitizer = () if shutil.which("compute-sanitizer") else VERSIONS.get(f"SANITIZER{cuda}", ())
+    for pins in (RIVALS, sanitizer):  # one goes without the other
+        if lacking := [pin for pin in pins if key(pin.split("==")[0]) not in there]:
+            pip("install", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
 
 
 def fairseq(folder: Path, site: Path) -> None:

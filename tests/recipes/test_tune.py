@@ -316,7 +316,8 @@ def test_on_another_machine_a_trial_has_as_many_updates(recipe: Path) -> None:
 def test_trials_of_one_model_have_one_speed(recipe: Path) -> None:
     """A slice is short: what is faster by chance would train longer."""
     own = {"arch": "sru_tiny", "encoder-layers": 2}
-    same = {**own, "decoder-layers": 4, "max-tokens": 200}  # as the preset and the recipe have it
+    # as the preset, the recipe and the class have it
+    same = {**own, "decoder-layers": 4, "max-tokens": 200, "attention-dropout": 0.0}
     every = [own, {**same, "lr": 0.1}, {**own, "dropout": 0.3}, {**own, "encoder-layers": 3}]
     given = of_trials(
         load(recipe, [f"out={recipe.parent / 'out'}", "budget={updates: null, minutes: 4}"]), {"sru": every}, 0.5

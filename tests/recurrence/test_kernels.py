@@ -62,7 +62,9 @@ class Host(Kernels):
 
 
 def form(variant: Variant, vec: int, ahead: int, wide: bool) -> tuple[str, ...]:
-    return ("-DWIDE", *variant.defines(vec=256, ahead=1)) if wide else variant.defines(vec=vec, ahead=ahead)
+    if wide:
+        return ("-DWIDE", *variant._replace(pad=1).defines(vec=256, ahead=1))
+    return variant.defines(vec=vec, ahead=ahead)
 
 
 @functools.cache
@@ -107,7 +109,7 @@ def test_native_equals_the_definition(case):
 @each_case
 def test_gpu_form_equals_the_definition(case):
     for vec, ahead in geometries(variant_of(case)):
-        for length in (1, ahead + 1, 4 * ahead + 3):
+        for length in (1, ahead + 1, 4 * ahead + 2, 4 * ahead + 3):
             arguments = make(case, length=length, half=3 * vec)
             assert_defined(results(by(Host(vec, ahead)), arguments), arguments)
 

@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 
 from common.files import write_text
-from gpu.packages import RIVALS, VERSIONS, key, package, pip
+from gpu.packages import RIVALS, VERSIONS, key, missing, package, pip
 
 from fairseq_sru.install_fairseq import download
 
@@ -44,9 +44,8 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     pip("wheel", "--no-deps", "--wheel-dir", folder, *SOURCES)
     tested = [pin for pin in VERSIONS["TEST"] if pin.split("==")[0] in TESTS]
     wanted = [*VERSIONS["RECIPES"], *VERSIONS[f"CUDA{cuda}"], *of_build, *tested, *OF_FAIRSEQ, *OF_RIVALS]
-    wanted = [pin for pin in wanted if key(pin.split("==")[0]) not in without]
-    pip("download", *for_it, "--find-links", folder, "--dest", folder, *wanted)
-    alone = [pin for pin in (*RIVALS, *VERSIONS[f"SANITIZER{cuda}"]) if key(pin.split("==")[0]) not in without]
+    pip("download", *for_it, "--find-links", folder, "--dest", folder, *missing(wanted, without))
+    alone = missing((*RIVALS, *VERSIONS[f"SANITIZER{cuda}"]), without)
     pip("download", "--no-deps", *for_it, "--dest", folder, *alone)
     download(folder)
     for wheel in folder.glob("*.whl"):

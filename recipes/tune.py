@@ -13,6 +13,7 @@ as they would have had here. The plot goes beside the output at the end.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -27,7 +28,6 @@ from typing import Any
 
 from common.errors import end_with_reader
 from common.files import write, write_text
-from common.machine import ROOT
 from comparison import plots, stages
 from comparison.collecting import machine, precision
 from comparison.command_line import FOLDERS, portable, read_recipe, recipe_parser
@@ -47,13 +47,6 @@ SEED = 1
 MADE = {"processor": "cpu", "threads": "threads", "torch": "torch", "fairseq": "fairseq", "fairseq_sru": "fairseq_sru"}
 
 
-def preset(arch: str) -> dict[str, Any]:
-    """Flags that an architecture of the package stands for; none of others'."""
-    found = list((ROOT / "fairseq_sru" / "config" / "model").glob(f"*/{arch}.yaml"))
-    options = OmegaConf.to_container(OmegaConf.load(found[0])) if found else {}
-    return {str(name).replace("_", "-"): value for name, value in dict(options).items()}  # type: ignore[arg-type]
-
-
 class Search(Training):
     """A comparison whose systems are trials (:func:`of_trials`).
 
@@ -69,15 +62,21 @@ class Search(Training):
 
     def training_speed(self, system: str, unit: str) -> float:
         """Median over the trials of the same model and batches: one slice alone would favour trials by chance."""
-        stamps = (self.stages.stamp(f"slice {name} 1") for name in self.settings.systems if self.alike(name, system))
+        alike = [name for name, flags in self.lasting.items() if flags == self.lasting[system]]
+        stamps = (self.stages.stamp(f"slice {name} 1") for name in alike)
         return statistics.median(stamp[unit] for stamp in stamps if unit in stamp)
 
-    def alike(self, one: str, other: str) -> bool:
-        """Whether two trials differ in nothing that decides how long an update takes."""
+    @functools.cached_property
+    def lasting(self) -> dict[str, dict[str, Any]]:
+        """Of each trial the flags that decide how long an update takes, its preset's too. A dropout of 0 is none."""
         free = {"lr", "warmup-updates", *self.settings.tune.finals}
-        a, b = (preset(flags["arch"]) | flags for flags in map(self.settings.flags_of, (one, other)))
-        # a dropout of 0 is that of none
-        return all(flag in free or (a.get(flag) or None) == (b.get(flag) or None) for flag in {**a, **b})
+        found = {}
+        for system in self.settings.systems:
+            options = [OmegaConf.load(path).items() for path in self.preset(system)]
+            flags = {str(name).replace("_", "-"): value for given in options for name, value in given}
+            flags |= self.settings.flags_of(system)
+            found[system] = {flag: value for flag, value in flags.items() if flag not in free and value}
+        return found
 
     def timed(self, name: str) -> None:
         """Measure the speed of a trial; what fails is told by :meth:`trial`, but:

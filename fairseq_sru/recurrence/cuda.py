@@ -109,7 +109,7 @@ def chunk_length(variant: Variant, length: int, columns: int, multiprocessors: i
     # LAUNCH + 2 STEP length / n + PASS n is least where its slope in n is 0; more than fill the GPU bring nothing
     most = -(-multiprocessors * ENOUGH // columns)
     chunks = min(most, length, max(1, round(math.sqrt(2 * STEP * length / PASS))))
-    steps = -(-length // (2 * chunks)) * 2  # whole units
+    steps = -(-length // (Kernels.every * chunks)) * Kernels.every
     chunked, whole = (estimate(length, n, columns, multiprocessors) for n in (-(-length // steps), 1))
     return steps if chunked < whole else length
 

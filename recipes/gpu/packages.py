@@ -20,7 +20,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +64,11 @@ def lacks(wheel: Path, there: set[str]) -> bool:
     return old or (name in EXACT and importlib.metadata.version(name) != wheel.name.split("-")[1])
 
 
+def missing(pins: Iterable[str], there: set[str]) -> list[str]:
+    """Of packages with their versions, those whose names are not there."""
+    return [pin for pin in pins if key(pin.split("==")[0]) not in there]
+
+
 def install(folder: Path, site: Path) -> None:
     """Put what this environment lacks into a folder."""
     there = installed()
@@ -90,7 +95,7 @@ def others(cuda: Path, site: Path) -> None:
     there = installed()
     sanitizer = () if shutil.which("compute-sanitizer") else VERSIONS.get(f"SANITIZER{cuda}", ())
     for pins in (RIVALS, sanitizer):  # one goes without the other
-        if lacking := [pin for pin in pins if key(pin.split("==")[0]) not in there]:
+        if lacking := missing(pins, there):
             pip("install", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
 
 

@@ -9,6 +9,8 @@ what failed is named there.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 from functools import partial
 from pathlib import Path
@@ -17,9 +19,10 @@ from typing import Any
 from common.files import write_text
 from comparison import scores
 from comparison.collecting import versions, where
-from comparison.command_line import portable, read_recipe, recipe_parser
+from comparison.command_line import portable, portable_flags, read_recipe, recipe_parser
 from comparison.fairseq_output import trained
 from comparison.runs import Comparison
+from comparison.settings import Settings
 from comparison.stages import lines, working_in
 from comparison.training import Run
 
@@ -46,6 +49,12 @@ def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
     return systems
 
 
+def checksum(given: Settings) -> str:
+    """Of all settings but folders."""
+    told = {**dataclasses.asdict(given), "out": None, "prepare": portable_flags(given.prepare)}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 def is_of(path: Path, of: dict[str, Any]) -> bool:
     """Whether a file is of an earlier call for the same recipe and settings."""
     try:
@@ -63,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.budget.minutes is None:
         parser.error(f"{args.recipe}: budget.minutes must be given; it is {given.budget.minutes}")
     of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes, "overrides": portable(args.overrides)}
+    of["settings_sha256"] = checksum(given)
     if (there := args.output.exists()) and not is_of(args.output, of):
         parser.error(f"argument --output: {args.output} is not of this recipe and these settings; name another file")
     given.systems = {name: {**options, "seeds": given.seeds_of(name)[:1]} for name, options in given.systems.items()}

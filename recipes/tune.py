@@ -12,12 +12,12 @@ as they would have had here. The plot goes beside the output at the end.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import hashlib
 import json
 import math
-import re
 import statistics
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from common.errors import end_with_reader
 from common.files import write, write_text
 from comparison import plots, stages
 from comparison.collecting import machine, precision
-from comparison.command_line import FOLDERS, portable, read_recipe, recipe_parser
+from comparison.command_line import portable, portable_flags, read_recipe, recipe_parser
 from comparison.commands import Commands
 from comparison.fairseq_output import complete
 from comparison.flags import check_training
@@ -38,7 +38,7 @@ from comparison.processes import side_by_side
 from comparison.settings import Budget, Settings
 from comparison.stages import StageError, working_in
 from comparison.training import Run, Training
-from comparison.trials import at_edge, finals, trials
+from comparison.trials import at_edge, best_of, finals, trials, unfinished
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
@@ -152,10 +152,10 @@ def of_trials(given: Settings, flags: dict[str, list[dict[str, Any]]], share: fl
 def plan(report: dict[str, Any]) -> dict[str, Any]:
     """What a search is to do, of its report, on any machine."""
     flags = {system: [trial["flags"] for trial in kept["trials"]] for system, kept in report["systems"].items()}
-    keys = ("recipe", "overrides", "data", "prepare", "train", "budget", "share", "space")
+    keys = ("recipe", "overrides", "data", "prepare", "train", "budget", "share", "processes", "space")
     found = {key: report[key] for key in keys if key in report}
     if "prepare" in found:
-        found["prepare"] = {key: told for key, told in found["prepare"].items() if f"prepare.{key}" not in FOLDERS}
+        found["prepare"] = portable_flags(found["prepare"])
     return {**found, "overrides": portable(found["overrides"]), "flags": flags}
 
 
@@ -173,6 +173,7 @@ def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> di
         "train": recipe.train,
         "budget": {key: value for key, value in vars(recipe.budget).items() if value is not None},
         "share": recipe.tune.budget,
+        "processes": recipe.processes,
         "space": {system: recipe.tune.space_of(system) for system in recipe.systems},
         "systems": {
             system: {"trials": [{"flags": flags} for flags in trials(recipe, system)]} for system in recipe.systems
@@ -210,8 +211,8 @@ def search(
         text: is told the files of the data, with their checksums, before anything is tried.
 
     Raises:
-        StageError: the data can't be prepared, or a system doesn't train with its own settings, or a trial was killed
-            for the first time.
+        StageError: the data can't be prepared, or a system doesn't train with its own settings, or a trial failed for
+            the first time.
     """
     made = of_trials(recipe, {name: [trial["flags"] for trial in every] for name, every in found.items()}, share)
     work = Search(made, {name: every[0]["updates"] for name, every in found.items() if "updates" in every[0]})
@@ -224,6 +225,8 @@ def search(
     left = [f"{name}-{i}" for name, i in turns if unfinished(found[name][i])]
     # speeds first, beside one another alone: what runs beside a trial changes how long it takes, and no more
     timed = dict.fromkeys([*(f"{name}-0" for name in work.own), *left]) if left else {}
+    if work.settings.budget.minutes is not None:
+        work.time_alike([(name, 1) for name in timed])
     with tqdm(desc="training speed", total=len(timed), leave=False, disable=None) as bar:
         side_by_side(jobs, [partial(work.timed, name) for name in timed], lambda _: bar.update())
 
@@ -237,30 +240,15 @@ def search(
         trial.pop("failure", None)
         made = told.pop("made", {})
         trial |= {"precision": precision(work, name), **told, "machine": {**here, **made}}
-        if killed(trial):
-            trial["kills"] = trial.get("kills", 0) + 1
+        if "failure" in trial:
+            trial["failures"] = trial.get("failures", 0) + 1
         keep()
         bar.update()
 
     with tqdm(desc="trials", total=len(turns), initial=len(turns) - len(left), disable=None) as bar:
         side_by_side(jobs, [partial(tried, name) for name in left], note)
-    again = [trial["failure"] for every in found.values() for trial in every if unfinished(trial)]
-    if again:
-        raise StageError(f"{len(again)} trials were killed ({again[0]}): run the same command to try them once more")
-
-
-def killed(trial: dict[str, Any]) -> bool:
-    """Whether a signal ended it: memory ran out, say, which may have nothing to do with its settings."""
-    return bool(re.search(r"exit status -\d", trial.get("failure", "")))
-
-
-def unfinished(trial: dict[str, Any]) -> bool:
-    """Whether it is to be done: what a signal ended once more, what failed by itself not."""
-    return "loss" not in trial or (killed(trial) and trial.get("kills", 0) < 2)
-
-
-def best_of(tried: list[dict[str, Any]]) -> int:
-    return min(range(len(tried)), key=lambda i: math.inf if tried[i]["loss"] is None else tried[i]["loss"])
+    if again := [trial["failure"] for every in found.values() for trial in every if unfinished(trial)]:
+        raise StageError(f"{len(again)} trials failed ({again[0]}): run the same command to try them once more")
 
 
 def begin_finals(recipe: Settings, report: dict[str, Any]) -> None:
@@ -278,22 +266,38 @@ def begin_finals(recipe: Settings, report: dict[str, Any]) -> None:
             )
 
 
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Settings) -> None:
+    """What the recipe or ``--output`` has that a search can't be made of ends the program with a line."""
+    if same := [system for system in given.systems if not given.tune.space_of(system)]:
+        parser.error(f"{args.recipe}: tune.space: must have a flag that varies in {', '.join(same)}")
+    output: Path = args.output
+    if output.suffix != ".json":
+        parser.error(f"argument --output: must end with .json; got {output}")
+    if (figure := output.with_suffix(".svg")).exists() and not output.exists():
+        parser.error(f"argument --output: the plot would replace {figure}: move that, or name another file")
+    if any(given.flags_of(name).get("maximize-best-checkpoint-metric") for name in given.systems):
+        parser.error(f"{args.recipe}: train.maximize-best-checkpoint-metric: the best trial is that of the lowest loss")
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = recipe_parser(__doc__, jobs="trials", output="written after each trial; what is there is gone on with")
     args = parser.parse_intermixed_args(argv)
     given, output = read_recipe(parser, args, "tune"), args.output
-    if same := [system for system in given.systems if not given.tune.space_of(system)]:
-        parser.error(f"{args.recipe}: tune.space: must have a flag that varies in {', '.join(same)}")
-    if any(given.flags_of(name).get("maximize-best-checkpoint-metric") for name in given.systems):
-        parser.error(f"{args.recipe}: train.maximize-best-checkpoint-metric: the best trial is that of the lowest loss")
+    check(parser, args, given)
     try:
+        there = output.read_bytes() if output.exists() else None
         report = begun(given, args.recipe.stem, args.overrides, output)
     except (ValueError, OSError) as error:
         parser.error(f"argument --output: {error}")
 
     def keep() -> None:
+        nonlocal there
+        if there != (output.read_bytes() if output.exists() else None):
+            raise StageError(f"{output} was changed by another program meanwhile, and stays as it is")
         report["date"] = datetime.now(UTC).isoformat(timespec="seconds")
-        write_text(output, json.dumps(report, indent=1) + "\n")
+        text = json.dumps(report, indent=1) + "\n"
+        write_text(output, text)
+        there = text.encode()
 
     def same_text(files: dict[str, Any]) -> None:
         now = hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()

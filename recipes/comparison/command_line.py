@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from common.arguments import at_least_one, file, output_file
 from common.machine import ROOT
@@ -19,6 +20,11 @@ FOLDERS = ("out", "prepare.out", "prepare.local-dir")
 def portable(overrides: Sequence[str]) -> list[str]:
     """Without folders, which are of one machine."""
     return [word for word in overrides if word.partition("=")[0] not in FOLDERS]
+
+
+def portable_flags(prepare: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of recipes/prepare.py, likewise."""
+    return {flag: value for flag, value in prepare.items() if f"prepare.{flag}" not in FOLDERS}
 
 
 def recipe_parser(

@@ -30,6 +30,13 @@ def hypotheses(generated: str, kind: str = "H") -> list[str]:
     return [lines[i] for i in range(len(lines))]
 
 
+def gpu_memory(printed: str) -> int | None:
+    """The peak in bytes, of what fairseq-train printed; None where it told none."""
+    free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "([\d.]+)"', printed)]
+    total = re.search(r"total memory = ([\d.]+) GB", printed)
+    return int((float(total[1]) - min(free)) * 2**30) if free and total else None
+
+
 class Trained(NamedTuple):
     """What a checkpoint tells of the run so far."""
 

@@ -87,7 +87,8 @@ def trials(report: dict[str, Any], shared: Mapping[str, Any]) -> Figure:
     """
 
     def rate(trial: dict[str, Any]) -> float:
-        return float({"lr": "nan", **shared, **trial["flags"]}["lr"])  # none given: not in the plot
+        given = {"lr": "nan", **shared, **trial["flags"]}["lr"]  # none given: not in the plot
+        return float(given[0] if isinstance(given, list) else given)
 
     systems = report["systems"]
     losses = [t["loss"] for found in systems.values() for t in found["trials"] if t["loss"] is not None]

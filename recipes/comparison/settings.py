@@ -37,6 +37,7 @@ JOINING = {
 STARTING_ANEW = {"no-save-optimizer-state", "reset-dataloader", "reset-lr-scheduler", "reset-meters", "reset-optimizer"}
 STARTING_ANEW |= {"restore-file"}
 ENDING = {"max-epoch", "patience", "stop-min-lr", "stop-time-hours"}  # which would be of unequal budgets
+WHOLE = {"max-tokens", "max-tokens-valid", "max-source-positions", "max-target-positions"}  # what lines are checked by
 OF_TRANSLATION = ("average", "curve", "speed", "split_compounds")  # settings that other kinds have no use for
 
 
@@ -197,6 +198,8 @@ def _check_space(s: Settings) -> None:
     for system in s.tune.systems.keys() - s.systems.keys():
         wrong(f"tune.systems.{system}", f"must be one of {', '.join(s.systems)}")
     for key, space in {"space": s.tune.space, **{f"systems.{n}": o for n, o in s.tune.systems.items()}}.items():
+        if not isinstance(space, dict):
+            wrong(f"tune.{key}", f"must be flags with what they may be; got {space}")
         for flag, values in space.items():
             if isinstance(values, dict) and values.keys() == {"low", "high"}:
                 numbers = all(isinstance(value, int | float) for value in values.values())
@@ -204,6 +207,10 @@ def _check_space(s: Settings) -> None:
                     continue
             if not isinstance(values, list) or not values:
                 wrong(f"tune.{key}.{flag}", f"must be a list or {{low, high}}, 0 < low < high; got {values}")
+    for system in s.systems:
+        for flag, values in s.tune.space_of(system).items():
+            if isinstance(values, dict) and isinstance(own := s.flags_of(system).get(flag), list):
+                wrong(f"tune: {flag}", f"is from low to high, so the value of {system} must be a number; got {own}")
 
 
 def _check_kind(s: Settings) -> None:
@@ -219,7 +226,7 @@ def _check_kind(s: Settings) -> None:
         for key, allowed in JOINING["moses-bpe"].items():
             if (given := s.generate.get(key, allowed)) != allowed:
                 wrong(f"generate.{key}", f"must be {allowed} where prepare.tokenizer is moses-bpe; got {given}")
-    for key in ("source-lang", "target-lang", "test-speakers"):
+    for key in ("source-lang", "target-lang", "test-speakers", "out"):
         if not isinstance(name := s.prepare.get(key, ""), str):
             wrong(f"prepare.{key}", f"must be text; YAML reads no as false, 01 as 1: quote it; got {name}")
 
@@ -236,6 +243,9 @@ def _check(s: Settings) -> None:
     groups = {"train": s.train, "generate": s.generate, **{f"systems.{n}": o for n, o in s.systems.items()}}
     for group, options in groups.items():
         said = {flag for flag, value in options.items() if value not in (None, False)}
+        for flag in WHOLE & said:
+            if type(options[flag]) is not int:
+                wrong(f"{group}.{flag}", f"must be a whole number, without quotes; got {options[flag]!r}")
         for flag in OURS & options.keys():
             wrong(f"{group}.{flag}", "is set by the comparison itself")
         for flag in ENDING & said:

@@ -19,7 +19,7 @@ from fairseq_sru.models.config import PRESETS
 
 from . import settings, stages
 from .commands import Commands, files_named
-from .fairseq_output import carry, complete, trained
+from .fairseq_output import carry, complete, gpu_memory, trained
 from .processes import side_by_side
 from .settings import Settings
 from .stages import StageError, Stages
@@ -148,29 +148,29 @@ class Training:
         """Measure the speed of training, systems in turns, as many at a time as runs will be: they slow one another.
 
         Raises:
-            StageError: some of it was measured with another number at a time.
-            FolderError: it would change the updates of what was trained, to the end or to a checkpoint; the message
-                names all of it.
+            StageError: something is trained already, and some speeds were measured with another number at a time.
+            FolderError: it would change the updates of what was trained, even in part; the message names all of it.
         """
 
-        def timed(number: int, system: str) -> None:
+        def timed(system: str, number: int) -> None:
             self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
 
-        turns = list(itertools.product(self.rounds, self.settings.systems))
-        stamps = {turn: self.stages.stamp(f"slice {turn[1]} {turn[0]}") for turn in turns}
-        known = {turn for turn in turns if self.is_timed(*reversed(turn))}
+        turns = [(system, number) for number in self.rounds for system in self.settings.systems]
+        stamps = {turn: self.stages.stamp(f"slice {turn[0]} {turn[1]}") for turn in turns}
+        known = {turn for turn in turns if self.is_timed(*turn)}
         if self.settings.budget.minutes is not None:
-            anew = {turn[1] for turn, stamp in stamps.items() if stamp.get("done") and turn not in known}
+            anew = {turn[0] for turn, stamp in stamps.items() if stamp.get("done") and turn not in known}
             refuse(path for run in self.runs if run.system in anew for path in self.begun(run))
         others = {stamps[turn].get("at_a_time", self.jobs) for turn in known} - {self.jobs}
-        if others and len(known) < len(turns):
+        if not any(map(self.begun, self.runs)):
+            self.time_alike(turns)
+        elif others and len(known) < len(turns):
             raise StageError(f"{self.out}: begun with --jobs {max(others)}: give that, or begin anew with out=DIR")
         with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
             side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: bar.update())
 
     def slice(self, system: str, number: int) -> None:
-        """Measure a system's speed once. Where others are trained already, one of them is measured again beside it: the
-        machine may be slower or faster than it was then."""
+        """Measure a system's speed once; where others are trained already, one of them again beside it."""
         name, timed, then = f"slice {system} {number}", self.is_timed(system, number), None
         trained = dict.fromkeys(run.system for run in self.runs if run.system != system and self.begun(run))
         others = (other for other in trained if all(self.is_timed(other, number) for number in self.rounds))
@@ -180,6 +180,14 @@ class Training:
             again = self.measure(beside, other, number)
             then = {unit: self.training_speed(other, unit) / again[unit] for unit in SPEEDS}
         self.measure(name, system, number, then)
+
+    def time_alike(self, slices: list[tuple[str, int]]) -> None:
+        """Let all be measured again where some are missing and some are of another processor or number at a time."""
+        known = [f"slice {system} {number}" for system, number in slices if self.is_timed(system, number)]
+        made = {(stamp.get("processor"), stamp.get("at_a_time")) for stamp in map(self.stages.stamp, known)}
+        mixed = len(known) < len(slices) and made - {(self.here["processor"], self.jobs)}
+        for name in known if mixed else ():
+            self.stages.again(name)
 
     def is_timed(self, system: str, number: int) -> bool:
         """Whether a measurement is there, of the settings as they are."""
@@ -299,16 +307,13 @@ class Training:
 
         def facts() -> dict[str, Any]:
             now = carry(complete(last, updates), self.stages.stamp(name).get("carried", []))
-            printed = log.read_text(encoding="utf-8")
-            free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "([\d.]+)"', printed)]
-            total = re.search(r"total memory = ([\d.]+) GB", printed)
             return {
                 "updates": now.updates,
                 "train_seconds": now.seconds,
                 "clock_seconds": now.clock,
                 "jobs": self.jobs,
                 "parameters": now.parameters,
-                "peak_gpu_memory": int((float(total[1]) - min(free)) * 2**30) if free and total else None,
+                "peak_gpu_memory": gpu_memory(log.read_text(encoding="utf-8")),
                 "checkpoints": {path.name: number for number, path in self._numbered(run)},
             }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -61,3 +62,12 @@ def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping
             tried = [float(trial[flag]) for trial in found if flag in trial]
             edges += [flag] * (float(best[flag]) in (min(tried), max(tried)))
     return edges
+
+
+def unfinished(trial: dict[str, Any]) -> bool:
+    """Whether it is to be done: what failed once more, since a full disk or memory may have been to blame."""
+    return "loss" not in trial or ("failure" in trial and trial.get("failures", 0) < 2)
+
+
+def best_of(tried: list[dict[str, Any]]) -> int:
+    return min(range(len(tried)), key=lambda i: math.inf if tried[i]["loss"] is None else tried[i]["loss"])

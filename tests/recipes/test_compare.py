@@ -87,6 +87,9 @@ def recipe(tmp_path: Path) -> Path:
         ("train.patience=3", r"^train.patience: can't be given: the budget ends a run$"),
         ("systems.a.reset-optimizer=true", r"^systems.a.reset-optimizer: can't be given: a run that was stopped"),
         ("tune.systems={a: {lr: {low: x, high: 2}}}", r"^tune.systems.a.lr: must be a list or \{low, high\}"),
+        ("tune.systems.a=[0.1, 0.2]", r"^tune.systems.a: must be flags with what they may be; got \[0.1, 0.2\]$"),
+        ("train.max-tokens='\"4000\"'", r"^train.max-tokens: must be a whole number, without quotes; got '\"?4000"),
+        ("prepare.out=2024", r"^prepare.out: must be text; .* got 2024$"),
         ("systems={a/b: {arch: sru}}", r"^systems.a/b: a system's name is of letters"),
         ("systems.c=null", r"^systems.c: is null, but the recipe has only a, b$"),
         ("systems=null", r"^systems: "),
@@ -329,13 +332,14 @@ def test_it_ends_with_the_reader_of_its_output():
 
 def test_equal_time_keeps_a_file_of_the_same_recipe_and_settings_alone(tmp_path):
     path = tmp_path / "found.json"
-    of = {"recipe": "lohelp", "minutes": 2, "overrides": ["seeds=[2]"]}
+    of = {"recipe": "lohelp", "minutes": 2, "overrides": ["seeds=[2]"], "settings_sha256": "a"}
     for content, kept in (
         (json.dumps({**of, "systems": {}}), True),
         (json.dumps({**of, "overrides": ["seeds=[2]", "prepare.local-dir=of/another/machine"]}), True),
         (json.dumps({**of, "minutes": 3}), False),
         (json.dumps({**of, "recipe": "debian"}), False),
         (json.dumps({**of, "overrides": []}), False),
+        (json.dumps({**of, "settings_sha256": "b"}), False),
         ('{"recipe": "lohelp", "minutes": 2}', False),
         ("[]", False),
         ("", False),
@@ -345,6 +349,15 @@ def test_equal_time_keeps_a_file_of_the_same_recipe_and_settings_alone(tmp_path)
         if content is not None:
             path.write_text(content)
         assert equal_time.is_of(path, of) == kept
+
+
+def test_equal_time_tells_settings_apart_but_not_folders(recipe):
+    one, other, elsewhere = (
+        equal_time.checksum(settings.load(recipe, [override]))
+        for override in ("seeds=[1]", "systems.a.lr=0.5", "out=elsewhere")
+    )
+    assert one != other and one == equal_time.checksum(settings.load(recipe, ["seeds=[1]", "prepare.out=x"]))
+    assert elsewhere == equal_time.checksum(settings.load(recipe))
 
 
 def test_equal_time_trains_nothing_anew(recipe, tmp_path, monkeypatch, capsys):
@@ -431,6 +444,29 @@ def test_speed_is_the_median_of_the_slices(recipe, tmp_path):
         write_text(tmp_path / "stamps" / f"slice-a-{number}.json", json.dumps({"updates_per_second": speed}))
     assert comparison.training_speed("a", "updates_per_second") == 4.0
     assert comparison.updates("a") == 480
+
+
+def test_speeds_of_another_machine_are_measured_again_before_anything_is_trained(recipe, tmp_path, monkeypatch):
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}"]))
+    known = {("a", 1), ("b", 1), ("a", 2)}
+    monkeypatch.setattr(comparison, "is_timed", lambda *turn: turn in known)
+    again: list[str] = []
+    monkeypatch.setattr(comparison.stages, "again", again.append)
+
+    def stopped_on(processor: str, jobs: int) -> list[str]:
+        again.clear()
+        for system, number in known:
+            stamp = {"processor": processor, "at_a_time": jobs, "done": True}
+            write_text(tmp_path / "stamps" / f"slice-{system}-{number}.json", json.dumps(stamp))
+        comparison.time_alike([("a", 1), ("b", 1), ("a", 2), ("b", 2)])
+        return sorted(again)
+
+    here = comparison.here["processor"]
+    every = ["slice a 1", "slice a 2", "slice b 1"]
+    assert stopped_on(here, 1) == []
+    assert stopped_on("another", 1) == stopped_on(here, 2) == every
+    known.add(("b", 2))
+    assert stopped_on("another", 1) == []  # all of one machine
 
 
 def test_a_system_that_is_added_is_timed_beside_one_that_is_trained(recipe, tmp_path, monkeypatch):

@@ -136,11 +136,11 @@ def test_an_edge_is_told() -> None:
     assert at_edge([{}, *found], found[1], SPACE) == at_edge([{}, *found], {}, SPACE) == []  # fairseq's default
 
 
-@pytest.mark.parametrize("shared", [{}, {"lr": 0.001}])
+@pytest.mark.parametrize("shared", [{}, {"lr": 0.001}, {"lr": [0.001]}])
 def test_the_plot_knows_learning_rates_that_all_share(shared: dict[str, Any]) -> None:
     tried = [{"flags": {}, "loss": 3.0}, {"flags": {"lr": 0.002}, "loss": 2.0}]
     points = plots.trials({"systems": {"sru": {"trials": tried, "best": 1}}}, shared).axes[0].collections[0]
-    assert [x for x, _ in points.get_offsets().tolist()] == [shared.get("lr"), 0.002]
+    assert [x for x, _ in points.get_offsets().tolist()] == [0.001 if shared else None, 0.002]
 
 
 @pytest.mark.parametrize(
@@ -164,6 +164,21 @@ def test_what_cannot_be_searched_is_named(
     assert not (recipe.parent / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("tune-0.1", "must end with .json; got "), ("found.json", "the plot would replace ")],
+)
+def test_an_output_that_would_cost_a_file_is_refused(
+    name: str, message: str, recipe: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(ROOT)
+    (recipe.parent / "found.svg").write_text("mine")
+    with pytest.raises(SystemExit) as ended:
+        tune.main([str(recipe), f"out={recipe.parent / 'out'}", "--output", str(recipe.parent / name)])
+    assert ended.value.code == 2 and f"argument --output: {message}" in capsys.readouterr().err
+    assert (recipe.parent / "found.svg").read_text() == "mine"
+
+
 def test_a_system_whose_own_settings_have_no_loss_ends_the_search(recipe: Path, monkeypatch: Any) -> None:
     work = Search(short(load(recipe, [f"out={recipe.parent / 'out'}"])), {})
     monkeypatch.setattr(work, "train_once", lambda run: {"loss": None})
@@ -180,6 +195,10 @@ def test_a_system_whose_own_settings_have_no_loss_ends_the_search(recipe: Path, 
         ("tune.systems.other.lr=[1]", r"^tune.systems.other: must be one of sru, lstm$"),
         ("tune.space.lr=3", r"^tune.space.lr: must be a list or \{low, high\}, 0 < low < high; got 3$"),
         ("tune.systems.sru.lr={low: 2, high: 1}", r"^tune.systems.sru.lr: must be a list or \{low, high\}"),
+        (
+            "systems.sru.lr=[5e-4]",
+            r"^tune: lr: is from low to high, so the value of sru must be a number; got \[0.0005",
+        ),
     ],
 )
 def test_a_bad_space_is_named(override: str, message: str, recipe: Path) -> None:
@@ -265,10 +284,10 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
     assert f"argument --output: {tmp_path / 'found.json'} is of a search with other overrides" in other
 
 
-def test_a_killed_trial_is_tried_once_more_before_it_counts_as_failed(
+def test_a_failed_trial_is_tried_once_more_before_it_counts_as_failed(
     recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And losses of other data are not gone on with."""
+    """And losses of other data are not gone on with, nor is what another program wrote lost."""
     files, tried = {"train.en": "one"}, []
 
     def prepare(search: Search) -> None:
@@ -278,17 +297,15 @@ def test_a_killed_trial_is_tried_once_more_before_it_counts_as_failed(
         tried.append(name)
         if name == "sru-1":
             return {"loss": None, "failure": "trial sru-1 1: exit status -9"}
-        if name == "lstm-1":  # by itself: it would fail again
-            return {"loss": None, "failure": "trial lstm-1 1: exit status 1"}
+        if name == "lstm-1":  # it has no loss, and would have none again
+            return {"loss": None}
         return {"loss": 1.0, "updates": 1, "parameters": 1, "train_seconds": 1.0}
 
     monkeypatch.setattr(Search, "prepare", prepare)
     monkeypatch.setattr(Search, "trial", trial)
     output = recipe.parent / "found.json"
     words = [str(recipe), f"out={recipe.parent / 'out'}", "--output", str(output)]
-    with pytest.raises(
-        SystemExit, match=r"1 trials were killed \(trial sru-1 1: exit status -9\): run the same command"
-    ):
+    with pytest.raises(SystemExit, match=r"1 trials failed \(trial sru-1 1: exit status -9\): run the same command"):
         tune.main(words)
     first = len(tried)
     files["train.en"] = "another"
@@ -301,6 +318,16 @@ def test_a_killed_trial_is_tried_once_more_before_it_counts_as_failed(
     second = len(tried)
     tune.main(words)
     assert len(tried) == second
+
+    def of_another(search: Search, name: str) -> dict[str, Any]:
+        output.write_text("of another")
+        return trial(search, name)
+
+    output.write_text(json.dumps(begun(load(recipe, words[1:2]), "small", words[1:2], output)))
+    monkeypatch.setattr(Search, "trial", of_another)
+    with pytest.raises(SystemExit, match=r"found.json was changed by another program meanwhile, and stays as it is"):
+        tune.main(words)
+    assert output.read_text() == "of another"
 
 
 def test_on_another_machine_a_trial_has_as_many_updates(recipe: Path) -> None:
@@ -335,6 +362,7 @@ def test_a_search_with_other_training_is_another(recipe: Path, tmp_path: Path) -
         ("train.clip-norm=1.0", "train"),
         ("prepare.vocab-size=500", "prepare"),
         ("data=debian-en-de", "data"),
+        ("processes=2", "processes"),
     ):
         with pytest.raises(ValueError, match=f"is of a search with other {key}; "):
             begun(load(recipe, ["out=x", override]), "small", [], output)

@@ -12,12 +12,21 @@ if TYPE_CHECKING:
     from .cell import SRUCell
     from .sru import SRU
 
+OF_3 = {"transform_module.weight": "weight", "transform_module.0.weight": "weight_proj"}  # transposed, in sru 3
+OF_3 |= {"transform_module.1.weight": "weight"}
 KNOWN = {"weight", "weight_proj", "weight_c", "bias", "scale_x", "layer_norm.weight", "layer_norm.bias"}
 
 
-def from_published(cls: type[SRU], state_dict: Mapping[str, Tensor], options: dict[str, Any]) -> SRU:
+def from_published(
+    cls: type[SRU], state_dict: Mapping[str, Tensor], options: dict[str, Any], normalize_after: bool | None
+) -> SRU:
     """See :meth:`fairseq_sru.SRU.from_sru_state_dict`."""
     layers = _layers(state_dict)
+    if normalize_after or (normalize_after is None and any("layer_norm.weight" in given for given in layers)):
+        raise ValueError(
+            f"normalize_after must be given, as their model had it, and False: True has no counterpart; "
+            f"got {normalize_after}"
+        )
     for given in layers:
         if "weight_proj" in given:
             given["weight"] = given.pop("weight_proj") @ given["weight"]
@@ -58,6 +67,8 @@ def _layers(state_dict: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
     for name, tensor in state_dict.items():
         start, _, rest = str(name).partition(".")
         number, _, what = rest.partition(".")
+        if what in OF_3 and isinstance(tensor, Tensor) and tensor.dim() == 2:
+            what, tensor = OF_3[what], tensor.t()
         if start != "rnn_lst" or not number.isdigit() or what not in KNOWN:
             raise ValueError(f"state_dict must hold rnn_lst.<layer>.<{', '.join(sorted(KNOWN))}>; got {name!r}")
         if not isinstance(tensor, Tensor):

@@ -212,9 +212,16 @@ class SRU(nn.Module):
 
     @classmethod
     def from_sru_state_dict(
-        cls, state_dict: Mapping[str, Tensor], *, bidirectional: bool, use_tanh: int, highway: bool, **options: Any
+        cls,
+        state_dict: Mapping[str, Tensor],
+        *,
+        bidirectional: bool,
+        use_tanh: int,
+        highway: bool,
+        normalize_after: bool | None = None,
+        **options: Any,
     ) -> SRU:
-        """A stack with the weights of the PyPI package ``sru`` (v1 and v2) or of the SRU code of 2017.
+        """A stack with the weights of the PyPI package ``sru`` (2 and 3, v1 and v2) or of the SRU code of 2017.
 
         Sizes, number of layers, cell (v1 where weight_c is all zeros, unless v1=False is given), layer norm and
         rescaling follow from the tensors; a factorised weight (``projection_size``) is multiplied out. What the
@@ -225,13 +232,13 @@ class SRU(nn.Module):
             bidirectional: as there.
             use_tanh: as there. If their code gave none, it was 0 with ``sru`` and 1 with the code of 2017.
             highway: ``has_skip_term`` of ``sru``, True if their code gave none, as always with the code of 2017.
+            normalize_after: as there, of a model with layer norm; False if their code gave none.
             options: more of :class:`SRU`, such as use_relu=1 if theirs had it, dropout or batch_first.
 
         Raises:
             TypeError: state_dict is not a dict of tensors, or an argument is missing.
             ValueError: names or shapes are not of those, or not with these options, or of a variant that has no
-                counterpart: custom_m, proj_input_to_hidden_first, normalize_after (which shows only where
-                input_size differs from the layer's outputs).
+                counterpart: custom_m, transform_module, proj_input_to_hidden_first, normalize_after.
         """
         given = {"bidirectional": bidirectional, "use_tanh": use_tanh, "highway": highway, **options}
-        return from_published(cls, state_dict, given)
+        return from_published(cls, state_dict, given, normalize_after)

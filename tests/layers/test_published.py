@@ -74,7 +74,7 @@ def close(got: Tensor, expected: Tensor, what: str, tolerance: float = 1e-10) ->
 
 
 # their options, and ours that their weights don't tell, with TOLD where they are not as usual
-TOLD: dict[str, Any] = {"bidirectional": False, "use_tanh": 0, "highway": True}
+TOLD: dict[str, Any] = {"bidirectional": False, "use_tanh": 0, "highway": True, "normalize_after": False}
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "plain": ({}, {}),
     "use_tanh": ({"use_tanh": True}, {"use_tanh": 1}),
@@ -363,7 +363,7 @@ def test_what_has_no_counterpart_is_named(state, options, message):
         SRU.from_sru_state_dict(state, **{**TOLD, **options})
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("name", [name for name in TOLD if name != "normalize_after"])
 def test_what_the_tensors_do_not_tell_must_be_given(name):
     with pytest.raises(TypeError, match=f"missing 1 required keyword-only argument: '{name}'"):
         SRU.from_sru_state_dict(published(), **{n: value for n, value in TOLD.items() if n != name})
@@ -383,7 +383,6 @@ def test_every_kind_of_the_package_that_has_no_counterpart(sru):
     for options, name in (
         ({"custom_m": torch.nn.Linear(5, 16)}, "rnn_lst.0.custom_m.weight"),
         ({"proj_input_to_hidden_first": True}, "input_to_hidden.weight"),
-        ({"layer_norm": True, "normalize_after": True}, "rnn_lst.0.layer_norm.weight"),
     ):
         for v1, bidirectional in itertools.product([False, True], repeat=2):
             if "custom_m" in options and bidirectional:
@@ -391,6 +390,30 @@ def test_every_kind_of_the_package_that_has_no_counterpart(sru):
             theirs = sru.SRU(5, 4, 1, bidirectional=bidirectional, v1=v1, **options)
             with pytest.raises(ValueError, match=name):
                 SRU.from_sru_state_dict(theirs.state_dict(), **{**TOLD, "bidirectional": bidirectional})
+
+
+@pytest.mark.parametrize("given", [{}, {"normalize_after": None}, {"normalize_after": True}])
+def test_where_a_layer_is_normalised_must_be_told(sru, given):
+    """With equal sizes the tensors look the same."""
+    theirs = sru.SRU(4, 4, 1, layer_norm=True, normalize_after=True)
+    told = {**{name: value for name, value in TOLD.items() if name != "normalize_after"}, **given}
+    with pytest.raises(ValueError, match=r"normalize_after must be given, as their model had it, and False"):
+        SRU.from_sru_state_dict(theirs.state_dict(), **told)
+
+
+@pytest.mark.parametrize("projection_size", [0, 3])
+def test_weights_of_version_3_are_those_of_2_transposed(sru, projection_size):
+    """As its modules.py has them: nn.Linear, of which two follow one another with a projection."""
+    state = sru.SRU(5, 4, 2, projection_size=projection_size).state_dict()
+    names = {"weight": "transform_module.weight"}
+    if projection_size:
+        names = {"weight_proj": "transform_module.0.weight", "weight": "transform_module.1.weight"}
+    of_3 = {}
+    for name, tensor in state.items():
+        start, what = name[: len("rnn_lst.0.")], name[len("rnn_lst.0.") :]
+        of_3[start + names.get(what, what)] = tensor.t() if what in names else tensor
+    x = torch.randn(6, 3, 5)
+    assert torch.equal(SRU.from_sru_state_dict(of_3, **TOLD)(x)[0], SRU.from_sru_state_dict(state, **TOLD)(x)[0])
 
 
 # ---------------------------------------------------------------- docs/layers.md

@@ -43,8 +43,6 @@ CUDA13 = ("cupy-cuda13x==14.2.0", *CUDA)
 
 # What speed.py measures on a GPU beside the published sru; fla-core has the kernels of flash-linear-attention.
 RIVALS = ("accelerated-scan==0.3.1", "fla-core==0.6.0", "einops")
-SANITIZER12 = ("nvidia-cuda-sanitizer-api-cu12==12.9.79",)  # compute-sanitizer, for gpu.sh
-SANITIZER13 = ("nvidia-cuda-sanitizer-api==13.0.85",)
 ANTLR = "antlr4-python3-runtime==4.9.3"  # hydra-core's own choice, which has no wheel
 
 # NVRTC compiles for GPUs that aren't there; sru is the published package, to compare with.

@@ -26,13 +26,12 @@ else
     cuda=$(python -c 'import torch; print((torch.version.cuda or "").partition(".")[0])')
     if [ -n "$cuda" ]; then
         has cupy || PIP_CONSTRAINT='' _sru_run python -m pip install -e ".[cuda$cuda]"
-        PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=10 packages others "$cuda" ||
-            echo "gpu.sh: going on without others' kernels and compute-sanitizer" >&2
+        PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=10 packages others ||
+            echo "gpu.sh: going on without others' kernels" >&2
     fi
 fi
 export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH}
 export PATH=$PWD/runs/gpu/fairseq/bin:$site/bin:$PATH
-for folder in "$site"/nvidia/*; do PATH=$PATH:$folder/bin; done # compute-sanitizer of a wheel
 export TORCH_EXTENSIONS_DIR=$PWD/runs/gpu/extensions # where others' kernels are built
 arch=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>/dev/null) || arch=
 case $arch in [0-9]*) export TORCH_CUDA_ARCH_LIST=$arch ;; esac # and for this card alone

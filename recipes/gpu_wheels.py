@@ -45,8 +45,7 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     tested = [pin for pin in VERSIONS["TEST"] if pin.split("==")[0] in TESTS]
     wanted = [*VERSIONS["RECIPES"], *VERSIONS[f"CUDA{cuda}"], *of_build, *tested, *OF_FAIRSEQ, *OF_RIVALS]
     pip("download", *for_it, "--find-links", folder, "--dest", folder, *missing(wanted, without))
-    alone = missing((*RIVALS, *VERSIONS[f"SANITIZER{cuda}"]), without)
-    pip("download", "--no-deps", *for_it, "--dest", folder, *alone)
+    pip("download", "--no-deps", *for_it, "--dest", folder, *missing(RIVALS, without))
     download(folder)
     for wheel in folder.glob("*.whl"):
         if package(wheel) in without and wheel not in theirs:

@@ -1,11 +1,11 @@
 """What a machine without network needs beside torch, brought along as wheels by ../gpu_wheels.py.
 
     PYTHONPATH=recipes python -m gpu.packages install|fairseq WHEELS SITE
-    PYTHONPATH=recipes python -m gpu.packages others CUDA SITE
+    PYTHONPATH=recipes python -m gpu.packages others SITE
     PYTHONPATH=recipes python -m gpu.packages build
 
-for gpu.sh: put what is missing into a folder SITE, build fairseq into one, download others' kernels and
-compute-sanitizer into one (CUDA: torch's, 12 or 13), or build their CUDA source. The environment stays as it is.
+for gpu.sh: put what is missing into a folder SITE, build fairseq into one, download others' kernels into one, or build
+their CUDA source. The environment stays as it is.
 """
 
 from __future__ import annotations
@@ -89,14 +89,10 @@ def install(folder: Path, site: Path) -> None:
     print(f"{len(lacking)} packages from {folder} are in {site}: {', '.join(map(package, lacking)) or 'none lacked'}")
 
 
-def others(cuda: Path, site: Path) -> None:
-    """Download others' kernels, which need torch and Triton beside, and compute-sanitizer into a folder, where they are
-    missing."""
-    there = installed()
-    sanitizer = () if shutil.which("compute-sanitizer") else VERSIONS.get(f"SANITIZER{cuda}", ())
-    for pins in (RIVALS, sanitizer):  # one goes without the other
-        if lacking := missing(pins, there):
-            pip("install", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
+def others(site: Path) -> None:
+    """Download others' kernels, which need torch and Triton beside, into a folder, where they are missing."""
+    if lacking := missing(RIVALS, installed()):
+        pip("install", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
 
 
 def fairseq(folder: Path, site: Path) -> None:

@@ -162,6 +162,8 @@ def _check_sentences(args: Any, folder: Path) -> None:
     _check_splits(_splits(args), folder, "input0/{}.*", "input0/{}")
     labelled = _splits(args, validated=True)
     if regression:
+        if args.num_classes != 1:
+            exit_with(f"--num-classes must be 1 with --regression-target; got {args.num_classes}")
         _check_splits(labelled, folder, "label/{}.label")
         return
     _check_splits(labelled, folder, "label/{}.*", "label/{}")

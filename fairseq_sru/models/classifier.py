@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from fairseq.models import BaseFairseqModel, register_model
@@ -44,6 +44,11 @@ class Classifier(BaseFairseqModel):
         self.max_source_positions = cfg.max_source_positions
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
         self.classification_heads = nn.ModuleDict()
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raise a NotImplementedError: fairseq's interface of a hub's models translates."""
+        raise NotImplementedError("a classifier of sentences can't be used so: recipes/classify.py labels text")
 
     def register_classification_head(self, name: str, num_classes: int, **_: Any) -> None:
         """Add a head, as fairseq's task asks for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from fairseq.models import register_model
@@ -92,6 +92,11 @@ def check(cfg: Any) -> Namespace:
 @register_model("s2t_sru", dataclass=SpeechConfig)
 class SpeechModel(TranslationModel):
     """Speech to text: the encoder of ``--arch sru`` over convolutions, and its decoder, with SRU or LSTM units."""
+
+    @classmethod
+    def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:
+        """Raise a NotImplementedError: fairseq's interface of a hub's models takes text."""
+        raise NotImplementedError("a model of speech can't be used so: fairseq-generate decodes a manifest")
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SpeechModel:

@@ -215,11 +215,17 @@ def test_validate_names_labels_that_are_unknown(tmp_path):
         assert done.stderr.splitlines()[-1] == f"fairseq-validate: error: argument --valid-subset {message}"
 
 
-def test_regression_needs_no_labels_dictionary(tmp_path):
+def test_regression_needs_no_labels_dictionary_and_one_class(tmp_path, capsys):
     (tmp_path / "input0").mkdir()
     (tmp_path / "input0" / "dict.txt").touch()
     given = {"task": "sentence_prediction", "data": str(tmp_path), "num_classes": 1, "classification_head_name": "head"}
     ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given, regression_target=True))
+    for classes in (-1, 6):  # fairseq's default; one left from classification
+        with pytest.raises(SystemExit):
+            ARCH_CONFIG_REGISTRY["cnn_classifier"](
+                Namespace(**{**given, "num_classes": classes}, regression_target=True)
+            )
+        assert f"--num-classes must be 1 with --regression-target; got {classes}" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given))
 

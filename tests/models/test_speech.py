@@ -15,7 +15,8 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.speech_to_text.s2t_transformer import Conv1dSubsampler
 from support.small_models import prefixes, size
 
-from fairseq_sru.models.speech import Subsampler
+from fairseq_sru.models.classifier import Classifier
+from fairseq_sru.models.speech import SpeechModel, Subsampler
 
 SMALL = {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "conv_channels": 12, "decoder_attention_heads": 2}
 SMALL |= {"input_feat_per_channel": 5, "encoder_bidirectional": True, "dropout": 0.0}
@@ -208,6 +209,12 @@ def test_missing_features_are_told_with_the_line_of_the_manifest(speech, tmp_pat
     with pytest.raises(SystemExit):
         ARCH_CONFIG_REGISTRY["s2t_sru"](given)
     assert capsys.readouterr().err.endswith(f"{manifest}, line 4: column audio: no such file: {folder}/lost.zip\n")
+
+
+@pytest.mark.parametrize("kind", [SpeechModel, Classifier])
+def test_a_hub_that_takes_text_to_text_is_refused(kind):
+    with pytest.raises(NotImplementedError, match="can't be used so: "):
+        kind.from_pretrained("runs/mine", "checkpoint_best.pt", "data")
 
 
 def test_features_that_were_moved_are_told_in_a_line(speech, tmp_path, capsys):

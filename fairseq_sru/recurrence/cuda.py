@@ -126,6 +126,7 @@ class Cuda(Kernels):
         self.module_type = module_type()
         self.functions: dict[tuple[int, Variant, int, int], dict[str, Any]] = {}
         self.foreseen: set[tuple[int, Variant, int]] = set()
+        self.in_turn = threading.Lock()  # in the background one compilation at a time: others' cores stay free
         try:  # shows now whether it works, when there still is a choice
             self.module_type().load(self.compiler.empty(self._target(torch.cuda.current_device())))
         except Unavailable:
@@ -188,8 +189,9 @@ class Cuda(Kernels):
         def compile_all() -> None:
             with contextlib.suppress(Unavailable, OSError):  # whoever needs it gets the error
                 for options in wanted:
-                    if threading.main_thread().is_alive():  # else the process ends, and waits for this thread
-                        self.compiler.cubin(options, target)
+                    with self.in_turn:
+                        if threading.main_thread().is_alive():  # else the process ends, and waits for this thread
+                            self.compiler.cubin(options, target)
 
         with contextlib.suppress(RuntimeError):  # no thread can be started: then each is compiled when it is wanted
             threading.Thread(target=compile_all, name=BACKGROUND).start()

@@ -117,6 +117,13 @@ def test_install_fairseq_names_a_missing_compiler(tmp_path: Path) -> None:
     assert "apt install g++;" in line
 
 
+def test_install_fairseq_names_a_missing_python_h(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sysconfig\nsysconfig.get_path = lambda name: '/nowhere'\n")
+    line = install_fairseq("--wheel-dir", tmp_path, env={"PYTHONPATH": str(tmp_path)})
+    assert "no Python.h of this Python to build fairseq with" in line
+    assert f"apt install python3.{sys.version_info.minor}-dev;" in line
+
+
 def test_install_fairseq_offline_tells_what_to_do(tmp_path: Path) -> None:
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
     done = run(sys.executable, INSTALL_FAIRSEQ, "--wheel-dir", tmp_path, env=offline)

@@ -26,6 +26,7 @@ from support.processes import LONG, python
 
 from fairseq_sru import Translator, export
 from fairseq_sru.decoding.files import SPECIAL
+from fairseq_sru.models.sru import SRUModel
 from fairseq_sru.translate import chunks, main
 
 TRANSLATE = ("-m", "fairseq_sru.translate")
@@ -179,6 +180,24 @@ def test_it_needs_no_fairseq(model: Path) -> None:
     assert done.returncode == 0 and done.stdout.count(b"\n") == 1, done.stderr
 
 
+def test_a_second_ctrl_c_waits_for_no_reader(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("".join(f"{LINES[n % len(LINES)]}\n" for n in range(40_000)))
+    command = [sys.executable, *TRANSLATE, str(model)]
+    with (tmp_path / "text").open("rb") as text:
+        process = subprocess.Popen(command, cwd=ROOT, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()  # and no more: it waits until its pipe has room
+        waits = "write" if sys.platform != "linux" else "pipe_write"
+        while sys.platform == "linux" and waits not in Path(f"/proc/{process.pid}/wchan").read_text():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=60) == 130
+        process.communicate()
+
+
 @pytest.mark.parametrize("how", [pytest.param("closed pipe", marks=pytest.mark.slow), "Ctrl-C"])
 def test_stopped_it_leaves_whole_lines(how: str, model: Path, tmp_path: Path) -> None:
     """Many chunks; the first has been written when it is stopped."""
@@ -212,22 +231,43 @@ def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return trained(tmp_path_factory.mktemp("prepared"), request.param)
 
 
+WATCHED = """
+import sys
+import fairseq_sru
+from fairseq_sru.decoding.search import Search
+run = Search.run
+Search.run = lambda self, *rest, **options: print("compiled", file=sys.stderr) or run(self, *rest, **options)
+"""
+
+
 def test_an_exported_model_gives_fairseq_generates_tokens(prepared: tuple[Path, list[str]]) -> None:
+    """Which searches in compiled code, too."""
     folder, words = prepared
     done = python(*EXPORT, *words, "--out", folder / "model")
     assert done.stdout.startswith(f"{folder / 'model'}: ") and done.stdout.endswith(" MB, float32\n")
     translator = Translator(folder / "model")
     lines = (folder / "test.en").read_text().splitlines()
     found = translator.hypotheses(lines)
+    (folder / "watched").mkdir()
+    (folder / "watched" / "__init__.py").write_text(WATCHED)
     generated = run_cli(
-        "generate", folder / "data" / "bin", "--user-dir", "fairseq_sru", "--cpu", "--beam", "5",
-        "--path", folder / "save" / "checkpoint_last.pt",
+        "generate", folder / "data" / "bin", "--user-dir", "watched", "--cpu", "--beam", "5",
+        "--path", folder / "save" / "checkpoint_last.pt", cwd=folder, PYTHONPATH=str(ROOT),
     )  # fmt: skip
+    assert "compiled" in generated.stderr
     expected = hypotheses(generated.stdout)
     assert [" ".join(h[0].tokens) for h in found] == [expected[i] for i in range(len(lines))]
     assert len(set(expected.values())) > 5
     for h in found:  # moses-bpe: what was split is joined, and what Moses escapes is what it was
         assert not any(mark in h[0].text for mark in ("@@", "&apos;", "&quot;", "\u2581"))
+    if "--sentencepiece-model" in words:
+        more = {"bpe": "sentencepiece", "sentencepiece_model": str(folder / "data" / "spm.model")}
+        hub = SRUModel.from_pretrained(str(folder / "save"), "checkpoint_last.pt", str(folder / "data" / "bin"), **more)
+        assert hub.translate(lines) == [h[0].text for h in found]
+    done = python(*EXPORT, *words, "--int8", "--out", folder / "int8")
+    assert done.stdout.endswith(" MB, int8\n")
+    sizes = [(folder / name / "weights.safetensors").stat().st_size for name in ("int8", "model")]
+    assert sizes[0] < 0.5 * sizes[1]
 
 
 def test_how_text_is_treated_is_exported(prepared: tuple[Path, list[str]], tmp_path: Path) -> None:

@@ -103,11 +103,13 @@ def test_the_gain_is_measured_once():
     assert module.bfloat16_gain() == module.bfloat16_gain()
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "256"), ({"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"}, "7")])
-def test_onednn_keeps_the_code_of_few_shapes_unless_told(given, expected):
-    show = "import os, fairseq_sru; print(os.environ['ONEDNN_PRIMITIVE_CACHE_CAPACITY'])"
-    done = python("-c", show, without=("ONEDNN_PRIMITIVE_CACHE_CAPACITY",), **given)
-    assert done.stdout.strip() == expected
+@pytest.mark.parametrize(
+    ("name", "own"), [("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256"), ("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")]
+)
+def test_what_torch_reads_is_set_unless_it_is(name, own):
+    for given, expected in (({}, own), ({name: "7"}, "7")):
+        show = f"import os, fairseq_sru; print(os.environ[{name!r}])"
+        assert python("-c", show, without=(name,), **given).stdout.strip() == expected
 
 
 def test_measuring_the_gain_draws_nothing_of_torchs():

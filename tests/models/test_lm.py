@@ -356,7 +356,10 @@ def test_shallow_fusion_with_a_translation_model(toy_data, tmp_path):
     data = shutil.copytree(toy_data, tmp_path / "data")
     shutil.copy(dictionary, data / "dict.txt")  # where fairseq looks for the language model's
     fused = ["--lm-path", tmp_path / "lm" / "checkpoint_last.pt", "--lm-weight", 0.5]
-    assert len(hypotheses(generate(data, tmp_path / "mt" / "checkpoint_last.pt", "--beam", 2, *fused))) == 53
+    path, scores = tmp_path / "mt" / "checkpoint_last.pt", r"^H-.*$"
+    found = generate(data, path, "--beam", 2, *fused)
+    assert len(hypotheses(found)) == 53
+    assert set(re.findall(scores, found, re.M)) != set(re.findall(scores, generate(data, path, "--beam", 2), re.M))
 
 
 def test_the_small_lstm_preset_has_the_parameters_of_its_sru_counterpart():

@@ -142,13 +142,31 @@ def test_with_other_options_fairseq_searches(options: dict[str, Any], model: Any
     assert all(found(model, sample_of(LENGTHS), **options))
 
 
-def test_a_prefix_and_ensembles_are_fairseqs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prefix_and_language_models_are_fairseqs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "beam_search", lambda *_: pytest.fail("it knows nothing of them"))
     prefix = torch.tensor([[6], [7], [8], [9], [6]])
     prefixed = generator_of(model).generate([model], sample_of(LENGTHS), prefix_tokens=prefix)
     assert [int(h[0]["tokens"][0]) for h in prefixed] == prefix[:, 0].tolist()
-    models = [model, model_of("sru, tied")]
-    assert SequenceGenerator(models, words(), max_len_b=5).generate(models, sample_of(LENGTHS))
+    fusing = generator_of(model)
+    fusing.lm_model = torch.nn.Identity()
+    assert not search._usual(fusing, len(words()))
+
+
+@torch.no_grad()
+def test_an_ensemble_scores_by_the_mean_of_probabilities() -> None:
+    """Step by step as all words at once in float64, whichever model is the first."""
+    models, sample = [model_of("sru, coverage"), model_of("sru, tied")], sample_of(LENGTHS)
+    net, exact = sample["net_input"], [copy.deepcopy(model).double() for model in models]
+    for order in (models, models[::-1]):
+        found = SequenceGenerator(order, words(), max_len_b=12, beam_size=4).generate(order, sample)
+        for n, hypotheses in enumerate(found):
+            for hypothesis in hypotheses:
+                tokens = hypothesis["tokens"]
+                before = torch.cat([tokens.new_tensor([words().eos()]), tokens[:-1]])[None]
+                given = net["src_tokens"][n : n + 1], net["src_lengths"][n : n + 1], before
+                mean = sum(model(*given)[0].softmax(-1)[0] for model in exact) / 2
+                expected = mean.log().gather(1, tokens[:, None])[:, 0]
+                torch.testing.assert_close(hypothesis["positional_scores"].double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_where_torch_has_to_run_the_model_it_searches(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

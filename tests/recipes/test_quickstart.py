@@ -3,6 +3,7 @@ table."""
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -29,8 +30,17 @@ SMALL = ["--encoder-layers", "1", "--decoder-layers", "1", "--encoder-embed-dim"
 SMALL += ["--encoder-hidden-size", "32"]
 
 
+@functools.cache
+def set_up() -> None:
+    """Fail where recipes/setup.sh would install something: it is the user's environment."""
+    ready = 'eval "$(grep -v "^_sru_setup$" "$2/recipes/setup.sh")"; _sru_is_ready "$1" "$2"'
+    done = subprocess.run(["bash", "-c", ready, "bash", sys.prefix, str(ROOT)], capture_output=True)
+    assert done.returncode == 0, f"{sys.prefix} is not set up for {ROOT}: bash tests/run.sh does it"
+
+
 def quickstart(out: Path, *options: str, **how) -> subprocess.Popen:
     """Start recipes/quickstart.sh in the environment that runs the tests."""
+    set_up()
     env = {**os.environ, "VIRTUAL_ENV": sys.prefix, "OMP_NUM_THREADS": "1"}
     command = ["bash", str(ROOT / "recipes" / "quickstart.sh"), str(out), *SMALL, *options]
     return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **how)
@@ -146,6 +156,7 @@ def test_quickstart_prints_commands_that_can_be_copied(run):
     out, _, text = run
     commands = [line[2:] for line in text.splitlines() if line.startswith("+ ")]
     assert [c.split()[0] for c in commands] == ["python", "fairseq-train", "fairseq-generate", "python"]
+    assert ("--amp" in commands[1].split()) == ((out / "amp").read_text().strip() == "--amp")
     copied = subprocess.run(
         ["bash", "-c", commands[-1]],
         capture_output=True,

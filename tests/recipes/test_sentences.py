@@ -13,6 +13,7 @@ import numpy as np
 import prepare
 import pytest
 from comparison.uses import paired_p
+from corpora import sentences
 from corpora.sentences import SETS, tokens
 from fairseq.data import Dictionary, data_utils
 from support.sentences import labelled, stanford, write
@@ -105,6 +106,19 @@ def test_a_set_with_a_test_set_is_one_folder(tmp_path):
     assert read(out / "folds" / "0", "test") == labelled(80, 3)
     assert read(out / "folds" / "0", "valid") == labelled(60, 2)
     assert sorted(read(out / "folds" / "0", "train")) == sorted(labelled(400, 1))
+
+
+def test_of_questions_a_tenth_is_held_out_of_training(tmp_path, monkeypatch):
+    """TREC has six labels, a test file and none for validation."""
+    monkeypatch.setattr(sentences, "SHA256", {})
+    train = [f"{n % 6} question {n % 7} about {n % 5} ?" for n in range(300)]
+    test = [f"{n % 6} about {n % 5} question {n % 7} ?" for n in range(60)]
+    write(tmp_path / "archives" / "TREC.train.all", train)
+    write(tmp_path / "archives" / "TREC.test.all", test)
+    (fold,) = (run("trec", tmp_path) / "folds").iterdir()
+    found = {split: read(fold, split) for split in ("train", "valid", "test")}
+    assert found["test"] == test
+    assert len(found["valid"]) == 30 and sorted(found["train"] + found["valid"]) == sorted(train)
 
 
 @pytest.mark.parametrize("encoding, dots", [("cp1252", "…"), ("latin-1", "\x81 \x85")])

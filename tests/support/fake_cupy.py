@@ -256,11 +256,11 @@ class Module:
         self.gpu.run(self.code, name, grid, block, args, stream.ptr)
 
 
-def false_driver(gpu: Gpu) -> Any:
-    """The real CuPy's Module, whose driver is this function's. CuPy must not have been imported before."""
+def real_module(library: Any) -> Any:
+    """The real CuPy's Module, whose driver is this library. CuPy must not have been imported before."""
     from cupy_backends.cuda.api import runtime
 
-    int_, word, address = ctypes.c_int, ctypes.c_uint, ctypes.c_void_p
+    address = ctypes.c_void_p
     # CuPy's CUDA runtime, which is linked into it, would look for a GPU.
     context = ctypes.PYFUNCTYPE(ctypes.py_object)(lambda: None)
     new = ctypes.pythonapi.PyCapsule_New
@@ -271,6 +271,25 @@ def false_driver(gpu: Gpu) -> Any:
     runtime.__pyx_capi__["_ensure_context"] = capsule
     from cupy.cuda.function import Module as RealModule
 
+    real = ctypes.CDLL
+
+    def load(name: Any, *args: Any, **options: Any) -> Any:
+        return library if "libcuda.so" in str(name) else real(name, *args, **options)
+
+    class Loading(RealModule):
+        keep = (context, signature)
+
+        def load(self, code: bytes) -> None:
+            with pytest.MonkeyPatch.context() as patch:  # CuPy opens the driver when it first calls it
+                patch.setattr(ctypes, "CDLL", load)
+                super().load(code)
+
+    return Loading
+
+
+def false_driver(gpu: Gpu) -> Any:
+    """:func:`real_module`, whose driver notes and runs what it is told to."""
+    int_, word, address = ctypes.c_int, ctypes.c_uint, ctypes.c_void_p
     modules: list[bytes] = []
     functions: list[tuple[bytes, str]] = []
 
@@ -310,17 +329,5 @@ def false_driver(gpu: Gpu) -> Any:
         cuModuleGetFunction=cu_module_get_function,
         cuModuleUnload=cu_module_unload,
         cuLaunchKernel=cu_launch_kernel,
-        keep=(context, signature),
     )
-    real = ctypes.CDLL
-
-    def load(name: Any, *args: Any, **options: Any) -> Any:
-        return library if "libcuda.so" in str(name) else real(name, *args, **options)
-
-    class Loading(RealModule):
-        def load(self, code: bytes) -> None:
-            with pytest.MonkeyPatch.context() as patch:  # CuPy opens the driver when it first calls it
-                patch.setattr(ctypes, "CDLL", load)
-                super().load(code)
-
-    return Loading
+    return real_module(library)

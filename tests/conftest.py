@@ -20,7 +20,8 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("search", deadline=None, derandomize=False)
 hypothesis.settings.load_profile("tests")
 
-os.environ.pop("FAIRSEQ_SRU_BACKEND", None)  # a user's own would decide what is tested
+for name in ("FAIRSEQ_SRU_BACKEND", "FAIRSEQ_SRU_NVRTC"):  # a user's own would decide what is tested
+    os.environ.pop(name, None)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as jobs in the background do; what they start would, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -28,6 +29,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as jobs in the backgrou
 pytest_plugins = ["support.debian_packages"]  # fixtures of several files
 
 ROOT = Path(__file__).resolve().parent.parent
+KEPT = ROOT / ".pytest_cache"  # what is compiled for tests alone is no part of the user's caches
+os.environ["FAIRSEQ_SRU_CACHE"] = str(KEPT / "kernels")
+os.environ["TORCH_EXTENSIONS_DIR"] = str(KEPT / "torch_extensions" / str(sys.implementation.cache_tag))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

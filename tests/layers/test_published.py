@@ -35,7 +35,7 @@ def sru() -> Iterator[Any]:
         now.setattr(cpp_extension, "CUDA_HOME", None)  # its CUDA part would take minutes; it does without
         warnings.simplefilter("ignore")
         # torch waits for ever for a build that was killed
-        for lock in Path(cpp_extension.get_default_build_root()).glob("**/sru_*/lock"):
+        for lock in Path(os.environ["TORCH_EXTENSIONS_DIR"]).glob("**/sru_*/lock"):
             with contextlib.suppress(FileNotFoundError):  # another worker's, which has built it
                 if time.time() - lock.stat().st_mtime > 600:
                     lock.unlink()

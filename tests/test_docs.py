@@ -513,7 +513,11 @@ def test_commands_and_flags_exist(
     known = {"--fix"} | set(re.findall(r"--[a-z]+", "".join(scripts)))  # the first is ruff's
     known |= set(hydra_parser()._option_string_actions) | set(torchrun_parser()._option_string_actions)
     modules = [path.stem for path in (ROOT / "recipes").glob("*.py") if "\ndef main" in path.read_text()]
-    for module in [*modules, *(f"fairseq_sru.{name}" for name in ("doctor", "install_fairseq", "export", "translate"))]:
+    for module in [
+        *modules,
+        *(f"fairseq_sru.{name}" for name in ("doctor", "install_fairseq", "export", "translate")),
+        "corpora.lohelp",
+    ]:
         known |= set(parser_of(module)._option_string_actions)
     for name in ("sru", "transformer_sru", "sru_lm", "sru_classifier", "cnn_classifier", "s2t_sru"):
         known |= {f"--{field.replace('_', '-')}" for field in MODEL_DATACLASS_REGISTRY[name].__dataclass_fields__}

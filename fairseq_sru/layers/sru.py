@@ -187,9 +187,10 @@ class SRU(nn.Module):
 
     def _run(self, x: Tensor, c0: Tensor | None, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """All layers; x is ``(length, batch, input_size)``."""
-        before = (None,) * self.num_layers if c0 is None else c0.unbind(0)
+        layers = self.layers
+        before = [None] * len(layers) if c0 is None else c0.unbind(0)
         after = []
-        for layer, c in zip(self.layers, before, strict=True):
+        for layer, c in zip(layers, before, strict=True):
             x, c = layer(x, c, padding_mask)
             after.append(c)
         return x, torch.stack(after) if len(after) > 1 else after[0].unsqueeze(0)

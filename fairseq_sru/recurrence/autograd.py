@@ -72,9 +72,10 @@ class Recurrence(torch.autograd.Function):
     def forward(ctx: Any, backend: Backend, options: Options, padding_mask: Tensor | None, *tensors: Any) -> Any:  # type: ignore[override]
         state = state_dtype(tensors[0])
         # parameters and states of 16 bits are cast once, for both passes
-        wide = [None if t is None or t.dtype is state else t.to(state) for t in tensors[2:]]
+        narrow = [t is not None and t.dtype is not state for t in tensors[2:]]
+        wide = [t.to(state) if n else None for t, n in zip(tensors[2:], narrow, strict=True)] if True in narrow else []
         h, c_n, saved = backend.forward(widened(tensors, wide), padding_mask, options, True)
-        ctx.save_for_backward(padding_mask, saved, *tensors, *(wide if any(t is not None for t in wide) else ()))
+        ctx.save_for_backward(padding_mask, saved, *tensors, *wide)
         ctx.backend, ctx.options = backend, options
         ctx.set_materialize_grads(False)
         return h, c_n
@@ -96,8 +97,9 @@ class Recurrence(torch.autograd.Function):
 
 def widened(tensors: Sequence[Any], wide: Sequence[Tensor | None]) -> Tensors:
     """The tensors, with those of the state's dtype in place of bias, c0, weight_c and dropout_mask where there are."""
-    pairs = zip(tensors[2:], wide or [None] * 4, strict=True)
-    return Tensors(*tensors[:2], *(t if w is None else w for t, w in pairs))
+    if not wide:
+        return Tensors(*tensors)
+    return Tensors(*tensors[:2], *(t if w is None else w for t, w in zip(tensors[2:], wide, strict=True)))
 
 
 def differentiable(

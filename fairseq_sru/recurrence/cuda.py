@@ -143,13 +143,17 @@ class Cuda(Kernels):
         values: list[Any] = []
         bits = 16
         for a in arguments:
-            if isinstance(a, Tensor):
-                values.append(a.data_ptr() or nowhere(a))
-                bits |= 0 if a.dtype is torch.bool else a.data_ptr()
+            if a is None:
+                values.append(0)
+            elif isinstance(a, Tensor):
+                address = a.data_ptr() or nowhere(a)
+                values.append(address)
+                if a.dtype is not torch.bool:
+                    bits |= address
             elif isinstance(a, float):  # CuPy packs a float of Python's as double
                 values.append(a if variant.value == 3 else np.float32(a))
             else:
-                values.append(0 if a is None else a)
+                values.append(a)
         index = device.index
         function, grid, block = self.entry(kernel, variant, shape, index, bits & -bits)
         stream = Stream(raw_stream(index))

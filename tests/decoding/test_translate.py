@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import termios
 import threading
 import time
 from collections.abc import Callable
@@ -187,9 +189,10 @@ def test_a_second_ctrl_c_waits_for_no_reader(model: Path, tmp_path: Path) -> Non
         process = subprocess.Popen(command, cwd=ROOT, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()  # and no more: it waits until its pipe has room
-        waits = "write" if sys.platform != "linux" else "pipe_write"
-        while sys.platform == "linux" and waits not in Path(f"/proc/{process.pid}/wchan").read_text():
-            time.sleep(0.05)
+        before, now = b"", b"full?"
+        while now != before:
+            time.sleep(1)
+            before, now = now, fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4))
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None

@@ -229,7 +229,7 @@ def test_stopped_it_leaves_whole_lines(how: str, model: Path, tmp_path: Path) ->
         assert written.endswith("\n") and 0 < written.count("\n") < len(lines)
 
 
-@pytest.fixture(scope="module", params=["sentencepiece", pytest.param("moses-bpe", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["sentencepiece", "moses-bpe"])
 def prepared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     return trained(tmp_path_factory.mktemp("prepared"), request.param)
 

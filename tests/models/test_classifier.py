@@ -238,8 +238,7 @@ def test_a_criterion_that_names_no_head_is_told_in_a_line(data, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("arch", ["sru_classifier", "cnn_classifier"])
+@pytest.mark.parametrize("arch", [pytest.param("sru_classifier", marks=pytest.mark.slow), "cnn_classifier"])
 def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys, monkeypatch):
     """Sentences that have the word "good" behind "not", or not: for which order matters."""
     import classify

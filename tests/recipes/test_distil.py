@@ -89,7 +89,6 @@ def test_the_teachers_data_are_not_written_to(
     assert f"argument --out: {tmp_path} is a data set already: name another folder" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_it_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With relative paths of there."""
     (tmp_path / "teacher").mkdir()

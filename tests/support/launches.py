@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 PYTHONPATH=.:recipes:tests python -m support.launches > recipes/results/kernels/launches.json
 
 Tensors lie on the CPU, and the layer is so narrow that its product is little beside the rest. ``launch`` is what the
-recurrence spends in the backend's own launches of kernels. Figures are medians in microseconds, of calls in turns.
+recurrence spends in the backend's own launches of kernels. Figures are medians in microseconds of TURNS runs of CALLS
+calls, in turns.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from fairseq_sru.recurrence import dispatch
 
 from .fake_cupy import Gpu, real_module
 
-CALLS, WARM = 4000, 200
+TURNS, CALLS = 40, 100
 SIZE, LENGTH, BATCH = 8, 4, 2
 DRIVER = """
 int cuModuleLoadData(void **made) { *made = made; return 0; }
@@ -49,14 +50,15 @@ def driver(folder: Path) -> ctypes.CDLL:
 def timed(calls: dict[str, Callable[[], Any]], launched: list[float]) -> dict[str, dict[str, float]]:
     """Microseconds of each call, and of its launches."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in calls}
-    for number in range(WARM + CALLS):
+    for turn in range(TURNS + 1):  # the first warms up
         for name, call in calls.items():
             launched.clear()
             begun = time.perf_counter()
-            call()
+            for _ in range(CALLS):
+                call()
             took = time.perf_counter() - begun
-            if number >= WARM:
-                seconds[name].append((took, sum(launched)))
+            if turn:
+                seconds[name].append((took / CALLS, sum(launched) / CALLS))
     return {
         name: {
             what: round(1e6 * statistics.median(times), 1)
@@ -104,6 +106,7 @@ def main() -> None:
         "machine": {"cpu": processor(), "threads": 1},
         "versions": {name: version(name) for name in ("torch", "cupy-cuda13x")},
         "shape": {"length": LENGTH, "batch": BATCH, "size": SIZE},
+        "turns": TURNS,
         "calls": CALLS,
         "microseconds": found,
     }

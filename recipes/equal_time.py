@@ -50,8 +50,10 @@ def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
 
 
 def checksum(given: Settings) -> str:
-    """Of all settings but folders."""
-    told = {**dataclasses.asdict(given), "out": None, "prepare": portable_flags(given.prepare)}
+    """Of the settings that decide what is trained and tested."""
+    told = {**dataclasses.asdict(given), "prepare": portable_flags(given.prepare)}
+    for other in ("out", "tune", "curve", "speed"):
+        del told[other]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -60,6 +62,7 @@ def is_of(path: Path, of: dict[str, Any]) -> bool:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         known["overrides"] = portable(known["overrides"])
+        known.setdefault("settings_sha256", of["settings_sha256"])  # older files have none
         return all(known[key] == value for key, value in of.items())
     except (OSError, ValueError, LookupError, TypeError):  # none, or another one
         return False

@@ -33,6 +33,7 @@ fi
 export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH}
 export PATH=$PWD/runs/gpu/fairseq/bin:$site/bin:$PATH
 export TORCH_EXTENSIONS_DIR=$PWD/runs/gpu/extensions # where others' kernels are built
+export FAIRSEQ_SRU_CACHE=${FAIRSEQ_SRU_CACHE:-$PWD/runs/gpu/kernels} # and ours: tests and measurements share it
 arch=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>/dev/null) || arch=
 case $arch in [0-9]*) export TORCH_CUDA_ARCH_LIST=$arch ;; esac # and for this card alone
 export NVIDIA_TF32_OVERRIDE=0 # float32 is that for all; by default cuDNN's LSTM alone has less

@@ -18,13 +18,7 @@ from gpu.packages import RIVALS, VERSIONS, key, missing, package, pip
 
 from fairseq_sru.install_fairseq import download
 
-PLATFORMS = (
-    "manylinux_2_28_x86_64",
-    "manylinux_2_27_x86_64",
-    "manylinux_2_25_x86_64",
-    "manylinux_2_17_x86_64",
-    "manylinux2014_x86_64",
-)
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 TESTS = ("hypothesis", "pytest", "pytest-xdist")
 OF_FAIRSEQ = ("bitarray", "cffi", "regex")
 OF_RIVALS = ("ninja",)  # builds their CUDA source

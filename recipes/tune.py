@@ -241,7 +241,7 @@ def search(
         made = told.pop("made", {})
         trial |= {"precision": precision(work, name), **told, "machine": {**here, **made}}
         if "failure" in trial:
-            trial["failures"] = trial.get("failures", 0) + 1
+            trial["failures"] = trial.get("failures", trial.pop("kills", 0)) + 1  # as older files call them
         keep()
         bar.update()
 
@@ -267,14 +267,19 @@ def begin_finals(recipe: Settings, report: dict[str, Any]) -> None:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Settings) -> None:
-    """What the recipe or ``--output`` has that a search can't be made of ends the program with a line."""
+    """End with a line where no search can be made of the recipe or ``--output``."""
     if same := [system for system in given.systems if not given.tune.space_of(system)]:
         parser.error(f"{args.recipe}: tune.space: must have a flag that varies in {', '.join(same)}")
     output: Path = args.output
     if output.suffix != ".json":
         parser.error(f"argument --output: must end with .json; got {output}")
-    if (figure := output.with_suffix(".svg")).exists() and not output.exists():
+    figure = output.with_suffix(".svg")
+    if figure.exists() and not output.exists() and b"matplotlib" not in figure.read_bytes():
         parser.error(f"argument --output: the plot would replace {figure}: move that, or name another file")
+    for system in given.systems:
+        for flag, values in given.tune.space_of(system).items():
+            if isinstance(values, dict) and isinstance(own := given.flags_of(system).get(flag), list):
+                parser.error(f"{args.recipe}: systems.{system}.{flag}: must be a number to be searched; got {own}")
     if any(given.flags_of(name).get("maximize-best-checkpoint-metric") for name in given.systems):
         parser.error(f"{args.recipe}: train.maximize-best-checkpoint-metric: the best trial is that of the lowest loss")
 
@@ -321,18 +326,18 @@ def main(argv: list[str] | None = None) -> None:
             parser.error(f"argument --output: {output} {error}")
         if last := {f"{name}-whole": kept["finals"] for name, kept in systems.items() if kept["finals"]}:
             search(given, args.jobs, last, 1.0, keep, same_text)
-    for system, kept in systems.items():
-        done, at = kept["trials"], kept["best"]
-        every = [{**given.train, **trial["flags"]} for trial in done]
-        kept["at_edge"] = at_edge(every, every[at], given.tune.space_of(system))
-        for flag in kept["at_edge"]:
-            print(f"{system}: --{flag} {every[at][flag]} is the lowest or highest that was tried: widen its range")
-        if kept["finals"]:
-            done, at = kept["finals"], best_of(kept["finals"])
-            kept["best_final"] = at
-        own, best = done[0], done[at]
-        print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {own['loss']:.3f}: {best['flags']}")
-    keep()
+        for system, kept in systems.items():
+            done, at = kept["trials"], kept["best"]
+            every = [{**given.train, **trial["flags"]} for trial in done]
+            kept["at_edge"] = at_edge(every, every[at], given.tune.space_of(system))
+            for flag in kept["at_edge"]:
+                print(f"{system}: --{flag} {every[at][flag]} is the lowest or highest that was tried: widen its range")
+            if kept["finals"]:
+                done, at = kept["finals"], best_of(kept["finals"])
+                kept["best_final"] = at
+            own, best = done[0], done[at]
+            print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {own['loss']:.3f}: {best['flags']}")
+        keep()
     figure = plots.trials(report, given.train)
     write(output.with_suffix(".svg"), partial(figure.savefig, metadata={"Date": None}))
 

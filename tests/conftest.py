@@ -30,8 +30,8 @@ pytest_plugins = ["support.debian_packages"]  # fixtures of several files
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".pytest_cache"  # what is compiled for tests alone is no part of the user's caches
-os.environ["FAIRSEQ_SRU_CACHE"] = str(KEPT / "kernels")
-os.environ["TORCH_EXTENSIONS_DIR"] = str(KEPT / "torch_extensions" / str(sys.implementation.cache_tag))
+os.environ.setdefault("FAIRSEQ_SRU_CACHE", str(KEPT / "kernels"))
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(KEPT / "torch_extensions" / str(sys.implementation.cache_tag)))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -22,7 +22,7 @@ def from_published(
 ) -> SRU:
     """See :meth:`fairseq_sru.SRU.from_sru_state_dict`."""
     layers = _layers(state_dict)
-    if normalize_after or (normalize_after is None and any("layer_norm.weight" in given for given in layers)):
+    if normalize_after in (None, True) and any("layer_norm.weight" in given for given in layers):
         raise ValueError(
             f"normalize_after must be given, as their model had it, and False: True has no counterpart; "
             f"got {normalize_after}"
@@ -70,7 +70,8 @@ def _layers(state_dict: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         if what in OF_3 and isinstance(tensor, Tensor) and tensor.dim() == 2:
             what, tensor = OF_3[what], tensor.t()
         if start != "rnn_lst" or not number.isdigit() or what not in KNOWN:
-            raise ValueError(f"state_dict must hold rnn_lst.<layer>.<{', '.join(sorted(KNOWN))}>; got {name!r}")
+            names = ", ".join(sorted(KNOWN | OF_3.keys()))
+            raise ValueError(f"state_dict must hold rnn_lst.<layer>.<{names}>; got {name!r}")
         if not isinstance(tensor, Tensor):
             raise TypeError(f"state_dict must hold tensors; {name} is of type {type(tensor).__name__}")
         found.setdefault(int(number), {})[what] = tensor.detach()

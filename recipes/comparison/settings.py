@@ -37,7 +37,12 @@ JOINING = {
 STARTING_ANEW = {"no-save-optimizer-state", "reset-dataloader", "reset-lr-scheduler", "reset-meters", "reset-optimizer"}
 STARTING_ANEW |= {"restore-file"}
 ENDING = {"max-epoch", "patience", "stop-min-lr", "stop-time-hours"}  # which would be of unequal budgets
-WHOLE = {"max-tokens", "max-tokens-valid", "max-source-positions", "max-target-positions"}  # what lines are checked by
+WHOLE = {
+    "max-tokens",
+    "max-tokens-valid",
+    "max-source-positions",
+    "max-target-positions",
+}  # which lines may not exceed
 OF_TRANSLATION = ("average", "curve", "speed", "split_compounds")  # settings that other kinds have no use for
 
 
@@ -207,10 +212,6 @@ def _check_space(s: Settings) -> None:
                     continue
             if not isinstance(values, list) or not values:
                 wrong(f"tune.{key}.{flag}", f"must be a list or {{low, high}}, 0 < low < high; got {values}")
-    for system in s.systems:
-        for flag, values in s.tune.space_of(system).items():
-            if isinstance(values, dict) and isinstance(own := s.flags_of(system).get(flag), list):
-                wrong(f"tune: {flag}", f"is from low to high, so the value of {system} must be a number; got {own}")
 
 
 def _check_kind(s: Settings) -> None:

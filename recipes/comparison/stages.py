@@ -145,6 +145,10 @@ class Stages:
         done = (stamp for stamp in stamps if {fact, "finished", "command"} <= stamp.keys())
         return list(dict.fromkeys(stamp[fact] for stamp in sorted(done, key=lambda stamp: str(stamp["finished"]))))
 
+    def differ(self, names: Sequence[str], here: Mapping[str, Any]) -> bool:
+        """Whether a stage was run where other facts held; what its stamp lacks counts as the same."""
+        return any(self.stamp(name).get(fact, value) != value for name in names for fact, value in here.items())
+
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
         write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
 

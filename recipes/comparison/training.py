@@ -182,10 +182,10 @@ class Training:
         self.measure(name, system, number, then)
 
     def time_alike(self, slices: list[tuple[str, int]]) -> None:
-        """Let all be measured again where some are missing and some are of another processor or number at a time."""
+        """Measure all again where some are missing, and some of a processor or GPU of another name, or other jobs."""
         known = [f"slice {system} {number}" for system, number in slices if self.is_timed(system, number)]
-        made = {(stamp.get("processor"), stamp.get("at_a_time")) for stamp in map(self.stages.stamp, known)}
-        mixed = len(known) < len(slices) and made - {(self.here["processor"], self.jobs)}
+        here = {"processor": self.here["processor"], "gpu": self.here.get("gpu"), "at_a_time": self.jobs}
+        mixed = len(known) < len(slices) and self.stages.differ(known, here)
         for name in known if mixed else ():
             self.stages.again(name)
 

@@ -65,8 +65,8 @@ def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping
 
 
 def unfinished(trial: dict[str, Any]) -> bool:
-    """Whether it is to be done: what failed once more, since a full disk or memory may have been to blame."""
-    return "loss" not in trial or ("failure" in trial and trial.get("failures", 0) < 2)
+    """Not done yet, or failed once: a full disk or memory may have been to blame."""
+    return "loss" not in trial or ("failure" in trial and trial.get("failures", trial.get("kills", 2)) < 2)
 
 
 def best_of(tried: list[dict[str, Any]]) -> int:

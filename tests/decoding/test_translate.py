@@ -189,10 +189,9 @@ def test_a_second_ctrl_c_waits_for_no_reader(model: Path, tmp_path: Path) -> Non
         process = subprocess.Popen(command, cwd=ROOT, stdin=text, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()  # and no more: it waits until its pipe has room
-        before, now = b"", b"full?"
-        while now != before:
-            time.sleep(1)
-            before, now = now, fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4))
+        room = fcntl.fcntl(process.stdout, fcntl.F_GETPIPE_SZ) - 2 * os.sysconf("SC_PAGE_SIZE")
+        while int.from_bytes(fcntl.ioctl(process.stdout, termios.FIONREAD, bytes(4)), sys.byteorder) < room:
+            time.sleep(0.1)
         process.send_signal(signal.SIGINT)
         time.sleep(0.5)
         assert process.poll() is None

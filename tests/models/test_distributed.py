@@ -363,7 +363,7 @@ def test_bfloat16(processes, toy_data, tmp_path):
     for name, weight in whole["model"].items():
         found = half["model"][name]
         assert not torch.equal(found.float(), weight.float())
-        assert not torch.equal(found.float(), weight.bfloat16().float())  # so, if all had been computed in float32
+        assert not torch.equal(found.float(), weight.bfloat16().float())  # what float32 throughout would give
 
 
 @pytest.mark.slow

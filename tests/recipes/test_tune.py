@@ -148,6 +148,7 @@ def test_the_plot_knows_learning_rates_that_all_share(shared: dict[str, Any]) ->
     [
         ("tune={trials: 2}", "tune.space: must have a flag that varies in sru, lstm"),
         ("kind=sentences", "kind: must be translation; got sentences"),
+        ("systems.sru.lr=[5e-4]", "systems.sru.lr: must be a number to be searched; got [0.0005]"),
     ],
 )
 def test_what_cannot_be_searched_is_named(
@@ -195,10 +196,6 @@ def test_a_system_whose_own_settings_have_no_loss_ends_the_search(recipe: Path, 
         ("tune.systems.other.lr=[1]", r"^tune.systems.other: must be one of sru, lstm$"),
         ("tune.space.lr=3", r"^tune.space.lr: must be a list or \{low, high\}, 0 < low < high; got 3$"),
         ("tune.systems.sru.lr={low: 2, high: 1}", r"^tune.systems.sru.lr: must be a list or \{low, high\}"),
-        (
-            "systems.sru.lr=[5e-4]",
-            r"^tune: lr: is from low to high, so the value of sru must be a number; got \[0.0005",
-        ),
     ],
 )
 def test_a_bad_space_is_named(override: str, message: str, recipe: Path) -> None:
@@ -323,7 +320,7 @@ def test_a_failed_trial_is_tried_once_more_before_it_counts_as_failed(
         output.write_text("of another")
         return trial(search, name)
 
-    output.write_text(json.dumps(begun(load(recipe, words[1:2]), "small", words[1:2], output)))
+    output.unlink()
     monkeypatch.setattr(Search, "trial", of_another)
     with pytest.raises(SystemExit, match=r"found.json was changed by another program meanwhile, and stays as it is"):
         tune.main(words)

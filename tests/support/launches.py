@@ -1,6 +1,6 @@
 """Times what a call costs before a GPU has anything to do: Python, torch, CuPy, and a driver that does nothing.
 
-    OMP_NUM_THREADS=1 PYTHONPATH=.:recipes:tests python -m support.launches > recipes/results/kernels/launches.json
+    OMP_NUM_THREADS=1 PYTHONPATH=.:recipes:tests python -m support.launches > FILE
 
 Tensors lie on the CPU, and the layer is so narrow that its product is little beside the rest. ``launch`` is what the
 recurrence spends in the backend's own launches of kernels. Figures are medians in microseconds of TURNS runs of CALLS
@@ -17,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +100,11 @@ def main() -> None:
             "forward and backward, 4 layers": lambda: both(four),
         }
         found = timed(calls, launched)
+        from cupy import __version__ as cupy_version  # not before its driver is another
     report = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {"cpu": processor(), "threads": 1},
-        "versions": {name: version(name) for name in ("torch", "cupy-cuda13x")},
+        "versions": {"torch": torch.__version__, "cupy": cupy_version},
         "shape": {"length": LENGTH, "batch": BATCH, "size": SIZE},
         "turns": TURNS,
         "calls": CALLS,

@@ -323,7 +323,8 @@ def test_a_scaled_skip_term_needs_a_highway():
 V2 = {"weight_c": (8,)}
 NORM = {"layer_norm__weight": (4,), "layer_norm__bias": (4,)}
 ALLOWED = (
-    r"state_dict must hold rnn_lst.<layer>.<bias, layer_norm.bias, layer_norm.weight, scale_x, weight, weight_c, "
+    r"state_dict must hold rnn_lst.<layer>.<bias, layer_norm.bias, layer_norm.weight, scale_x, "
+    r"transform_module.0.weight, transform_module.1.weight, transform_module.weight, weight, weight_c, "
     r"weight_proj>; got '{}'"
 )
 

@@ -273,7 +273,7 @@ def test_a_comparison_runs_and_goes_on(tmp_path, capsys):
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert {name: len(system["scores"]) for name, system in report["systems"].items()} == dict(sru=2, lstm=2, cnn=2)
     p = report["pairs"]["sru and cnn"]  # beside the p of each against the baseline
-    assert f"That of other pairs: sru and cnn {p:.4f}.\n" in (tmp_path / "out" / "report.md").read_text()
+    assert f"That of other pairs: sru and cnn {p:.4f}." in (tmp_path / "out" / "report.md").read_text()
     assert not list((tmp_path / "out" / "checkpoints").glob("*/*.pt"))
     truth = [*(line[0] for line in labelled(80, 3)), "1"]
     for seed, score in enumerate(report["systems"]["sru"]["scores"], 1):

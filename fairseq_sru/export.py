@@ -67,9 +67,7 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     from . import models  # noqa: F401,I001  first: it says how to install fairseq
     from fairseq import checkpoint_utils
 
-    overrides: dict[str, Any] = {"encoder_embed_path": None, "decoder_embed_path": None}  # they are in the checkpoint
-    if data is not None:
-        overrides["data"] = str(data)
+    overrides = {} if data is None else {"data": str(data)}
     try:
         (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
     except FileNotFoundError as error:

@@ -38,28 +38,45 @@ class Utterance(NamedTuple):
     speaker: str
 
 
-def read(path: Path, rate: int, start: int = 0, samples: int = -1, may_be_silent: bool = False) -> Wave:
-    """A recording, or a part of it.
+def opened(path: Path, rate: int) -> Any:
+    """A recording as soundfile has it, to be closed.
 
     Raises:
-        RecipeError: it isn't there, can't be read, is empty or silent and may not be, has samples that are no numbers,
-            or not one channel at that rate.
+        RecipeError: it isn't there, has no header that can be read, or not one channel at that rate.
     """
     import soundfile
 
     if not path.is_file():
         raise RecipeError(f"no such file: {path}")
     try:
-        wave, found = soundfile.read(path, dtype="float32", always_2d=True, start=start, frames=samples)
+        file = soundfile.SoundFile(path)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise RecipeError(f"{path} can't be read: {error}") from None
-    if found != rate or wave.shape[1] != 1:
-        raise RecipeError(f"{path}: must have one channel at {rate:,} Hz; got {wave.shape[1]} at {found:,} Hz")
+    if file.samplerate != rate or file.channels != 1:
+        file.close()
+        raise RecipeError(
+            f"{path}: must have one channel at {rate:,} Hz; got {file.channels} at {file.samplerate:,} Hz"
+        )
+    return file
+
+
+def read(path: Path, rate: int, start: int = 0, samples: int = -1, may_be_silent: bool = False) -> Wave:
+    """A recording, or a part of it.
+
+    Raises:
+        RecipeError: as :func:`opened`, or it is empty or silent and may not be, or has samples that are no numbers.
+    """
+    with opened(path, rate) as file:
+        try:
+            file.seek(min(start, file.frames))
+            wave: Wave = file.read(samples, dtype="float32")
+        except RuntimeError as error:
+            raise RecipeError(f"{path} can't be read: {error}") from None
     if not np.isfinite(wave).all():
         raise RecipeError(f"{path}: has samples that are no numbers")
     if not wave.any() and not may_be_silent:
         raise RecipeError(f"{path}: is {'silent' if len(wave) else 'empty'}")
-    return wave[:, 0]
+    return wave
 
 
 def features(wave: Wave, rate: int, bins: int) -> np.ndarray[Any, Any]:

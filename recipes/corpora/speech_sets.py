@@ -15,7 +15,7 @@ from common.errors import RecipeError
 from common.files import read_text
 
 from .archives import Archive, unpack_all
-from .speech import Speech, SpeechSet, Splits, Utterance, Wave, read
+from .speech import Speech, SpeechSet, Splits, Utterance, Wave, opened, read
 
 # SpecAugment's policies as fairseq's scripts name them: masks of so many channels and frames
 LIBRISPEECH = {"freq_mask_N": 2, "freq_mask_F": 27, "time_mask_N": 2, "time_mask_T": 100, "time_mask_p": 1.0}
@@ -120,7 +120,12 @@ def spoken_digits(task: Speech, files: dict[str, Path], work: Path) -> Splits:
     by_speaker = recordings(files, work, task.known.rate)
     tested = task.chosen["test_speakers"].split(",")
     if unknown := sorted(set(tested) - by_speaker.keys()):
-        raise RecipeError(f"argument --test-speakers: {unknown[0]} must be one of {', '.join(sorted(by_speaker))}")
+        beside = sorted(task.local_dir.iterdir()) if task.local_dir else []
+        left = [path.name for path in beside if path.name.endswith(PACKED) and path.name not in files]
+        said = f"; not read, since its name lacks 'digit': {left[0]}" if left else ""
+        raise RecipeError(
+            f"argument --test-speakers: {unknown[0]} must be one of {', '.join(sorted(by_speaker))}{said}"
+        )
     trained = sorted(by_speaker.keys() - set(tested))
     if not trained:
         raise RecipeError(
@@ -171,10 +176,9 @@ def at_hand(task: Speech, place: str, train: str, utterances: Callable[[Path], I
     return {split: utterances(folder) for split, folder in found.items()}
 
 
-def there(path: Path) -> Path:
-    """The recording's path; that one is missing should be known before hours of features."""
-    if not path.is_file():
-        raise RecipeError(f"no such file: {path}")
+def there(path: Path, rate: int) -> Path:
+    """The recording's path; that one is missing or of another form should be known before hours of features."""
+    opened(path, rate).close()
     return path
 
 
@@ -194,7 +198,7 @@ def must_c(task: Speech, files: dict[str, Path], work: Path) -> Splits:
             raise RecipeError(f"{text}.{language} has {len(lines):,} lines for {len(segments):,} segments")
         both = zip(places, lines, strict=True)
         for name, of_talk in groupby(both, lambda pair: pair[0][0]):
-            path = there(folder / "wav" / name)
+            path = there(folder / "wav" / name, rate)
             for n, ((_, start, seconds, speaker), line) in enumerate(sorted(of_talk, key=lambda pair: pair[0][1])):
                 wave = partial(read, path, rate, int(start * rate), int(seconds * rate), may_be_silent=True)
                 yield Utterance(f"{path.stem}_{n}", wave, " ".join(line.split()), speaker)
@@ -207,7 +211,7 @@ def librispeech(task: Speech, files: dict[str, Path], work: Path) -> Splits:
         for chapter in sorted(folder.glob("*/*/*.trans.txt")):
             for line in read_text(chapter).splitlines():
                 name, _, text = line.partition(" ")
-                path = there(chapter.with_name(f"{name}.flac"))
+                path = there(chapter.with_name(f"{name}.flac"), task.known.rate)
                 wave = partial(read, path, task.known.rate, may_be_silent=True)
                 yield Utterance(name, wave, " ".join(text.lower().split()), name.split("-")[0])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import shutil
 from argparse import Namespace
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_cli
+from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from support.sentences import SMALL, prepared
 from support.small_models import size, sources
@@ -146,6 +148,29 @@ def test_vectors_are_taken_and_left_as_they_are(dictionary, tmp_path):
         assert not embedding.weight.requires_grad
 
 
+@pytest.mark.parametrize("freeze", [pytest.param([], id="trained"), ["--encoder-freeze-embed"]], ids=["", "frozen"])
+def test_vectors_are_prepared_trained_with_and_then_needed_no_more(freeze, tmp_path, capsys):
+    import classify
+
+    rng, path = random.Random(1), tmp_path / "vectors.txt"
+    given = {word: [f"{rng.gauss(0, 1):.4f}" for _ in range(6)] for word in ["not", "good", *"abcdefg"]}
+    path.write_text("".join(f"{word} {' '.join(numbers)}\n" for word, numbers in given.items()))
+    data, vectors = prepared(tmp_path, "--embeddings", str(path)), tmp_path / "data" / "embeddings.txt"
+    flags = ["--arch", "cnn_classifier", "--encoder-embed-dim", 6, "--encoder-embed-path", vectors, *freeze]
+    run_cli("train", data, *SMALL, *flags, "--max-update", 3, "--save-dir", tmp_path)
+    checkpoint = tmp_path / "checkpoint_last.pt"
+    weight = torch.load(checkpoint)["model"]["embed_tokens.weight"]
+    at = Dictionary.load(str(data / "input0" / "dict.txt")).index("good")
+    moved = (weight[at] - torch.tensor(list(map(float, given["good"])))).abs().max()
+    assert moved == 0 if freeze else 0 < moved < 0.1
+    vectors.unlink()
+    words = ["--user-dir", "fairseq_sru", "--cpu", "--path", checkpoint, "--batch-size", 7, "--valid-subset", "test"]
+    run_cli("validate", data, *words, *SMALL[2:6], "--num-classes", 2)
+    (tmp_path / "text").write_text("not good\n")
+    classify.main([str(data), "--path", str(checkpoint), "--input", str(tmp_path / "text")])
+    assert re.fullmatch(r"[01]\t[\d.]+", capsys.readouterr().out.splitlines()[-1])
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(tmp_path_factory.mktemp("sentences"))
@@ -213,6 +238,9 @@ def test_validate_names_labels_that_are_unknown(tmp_path):
         done = run_cli("validate", tmp_path / "data", *given, check=False)
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1] == f"fairseq-validate: error: argument --valid-subset {message}"
+    done = run_cli("validate", tmp_path, *words, *SMALL[2:6], "--num-classes", 2, check=False)
+    message = f"fairseq-validate: error: argument data: no such file: {tmp_path}/input0/dict.txt"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, message)
 
 
 def test_regression_needs_no_labels_dictionary_and_one_class(tmp_path, capsys):

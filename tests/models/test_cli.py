@@ -408,8 +408,7 @@ def test_pretrained_embeddings_are_loaded_and_frozen(toy_data, tmp_path):
     at = Dictionary.load(str(toy_data / "dict.en.txt")).index("d")
     torch.testing.assert_close(weight[at], torch.full((32,), 0.3))
     (tmp_path / "vectors.txt").unlink()
-    overrides = ["--model-overrides", "{'encoder_embed_path': None}"]
-    assert len(hypotheses(generate(toy_data, tmp_path / "save" / "checkpoint_last.pt", *overrides))) == 53
+    assert len(hypotheses(generate(toy_data, tmp_path / "save" / "checkpoint_last.pt"))) == 53
 
 
 def run_python(code, first, cwd):

@@ -192,6 +192,18 @@ BAD = [
         "argument data: no such folder: none",
     ),
     (["generate", "none", "--task", "speech_to_text", "--path", "whole.pt"], "argument data: no such folder: none"),
+    (["generate", "sub", "--path", "whole.pt"], "argument data: no data of a pair of languages in sub;"),
+    (["interactive", "sub", "-s", "a", "-t", "b", "--path", "whole.pt"], "data: no such file: sub/dict.a.txt"),
+    (["eval-lm", "sub", "--path", "whole.pt"], "argument data: no such file: sub/dict.txt"),
+    (["generate", "sub", "--task", "speech_to_text", "--path", "whole.pt"], "data: sub/config.yaml not found"),
+    (
+        ["interactive", "moved", "--task", "speech_to_text", "--path", "whole.pt"],
+        "argument data: config.yaml names /none/gcmvn.npz, which is not there; was the folder moved?",
+    ),
+    (
+        ["train", "sub", "--arch", "lstm", "-s", "a", "-t", "b", "--batch-size", 2, "--save-dir", "sub"],
+        "argument data: no such file: sub/dict.a.txt",
+    ),
     (["generate", "bin", "--path", "none.pt"], "argument --path: no such file: none.pt"),
     (["validate", "bin", "--task", "translation", "--path", "empty.pt"], "truncated, or no checkpoint: empty.pt"),
     (["interactive", "bin", "--path", "sub/none.pt"], "argument --path: no such file: sub/none.pt"),
@@ -225,6 +237,10 @@ def folder(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save({"args": None, "cfg": {}, "model": {"weight": torch.zeros(1000)}}, made / "whole.pt")
     for name in ("cut.pt", "checkpoint_last.pt"):
         (made / name).write_bytes((made / "whole.pt").read_bytes()[:-50])
+    (made / "sub").mkdir()
+    (made / "moved").mkdir()
+    (made / "moved" / "dict.txt").touch()
+    (made / "moved" / "config.yaml").write_text("global_cmvn: {stats_npz_path: /none/gcmvn.npz}\n")
     (made / "empty.pt").touch()
     (made / "text").write_text("not weights\n")
     return made

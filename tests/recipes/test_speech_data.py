@@ -223,6 +223,11 @@ def test_a_speaker_of_your_own_is_tested_with_those_of_the_data_set(tmp_path, ca
     assert f"{speech_sets.FSDD.url}, into --local-dir, too" in capsys.readouterr().err
     with tarfile.open(own / speech_sets.FSDD.name, "w:gz") as tar:
         tar.add(digits(tmp_path / "in"), "free-spoken-digit-dataset-1.0.10")
+    (own / "emil.tar.xz").touch()
+    with pytest.raises(SystemExit):
+        run("spoken-digits", own, tmp_path / "out", "--test-speakers", "emil")
+    told = "emil must be one of ada, bob, cleo, dora; not read, since its name lacks 'digit': emil.tar.xz"
+    assert told in capsys.readouterr().err.splitlines()[-1]
     run("spoken-digits", own, tmp_path / "out", "--test-speakers", "dora")
     assert "recordings: ada (70), bob (70), cleo (70), dora (20)\n" in capsys.readouterr().out
     assert {row["speaker"] for row in rows(tmp_path / "out", "train")} == set(SPEAKERS)
@@ -430,8 +435,13 @@ def test_must_c_in_miniature(tmp_path, capsys, monkeypatch):
             prepare.main([*again[:4], str(tmp_path / "new"), *again[5:]])
         assert message in capsys.readouterr().err.splitlines()[-1]
         path.write_text(before)
-    monkeypatch.setattr("corpora.speech.features", None)  # what is missing is known before any are made
+    monkeypatch.setattr("corpora.speech.features", None)  # what can't be used is known before any are made
     missing = data / "dev" / "wav" / "ted_dev_0.wav"
+    soundfile.write(missing, np.ones((1600, 2), "f4") / 2, 16_000)
+    with pytest.raises(SystemExit):
+        prepare.main([*again[:4], str(tmp_path / "new"), *again[5:]])
+    wrong = f"{missing}: must have one channel at 16,000 Hz; got 2 at 16,000 Hz"
+    assert wrong in capsys.readouterr().err.splitlines()[-1]
     missing.unlink()
     with pytest.raises(SystemExit):
         prepare.main([*again[:4], str(tmp_path / "new"), *again[5:]])

@@ -48,10 +48,10 @@ def stanford(folder: Path, count: int = 400) -> None:
     write(folder / "stsa.binary.test", labelled(80, 3))
 
 
-def prepared(folder: Path) -> Path:
+def prepared(folder: Path, *more: str) -> Path:
     """A folder that fairseq reads."""
     import prepare
 
     stanford(folder / "archives")
-    prepare.main(["sst2", "--out", str(folder / "data"), "--local-dir", str(folder / "archives")])
+    prepare.main(["sst2", "--out", str(folder / "data"), "--local-dir", str(folder / "archives"), *more])
     return folder / "data" / "folds" / "0"

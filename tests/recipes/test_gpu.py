@@ -334,13 +334,14 @@ def test_a_graph_that_cannot_be_captured_costs_no_other_figure(monkeypatch: pyte
 def test_aims_are_told(tmp_path: Path) -> None:
     case = {"dtype": "bfloat16", "mode": "CUDA graph"}
     spread = {"median": 1.0, "low": 1.0, "high": 1.0}
-    wide = {"what": "backward", "length": 64, "batch": 256, "size": 1024, "share": 0.85, "ms": spread, **case}
+    wide = {"what": "backward", "length": 64, "batch": 256, "size": 1024, "ms": spread, "bytes": 1.7e9, **case}
+    small = {**wide, "length": 32, "batch": 32, "size": 512, "bytes": 0.98e9, "share": 0.9}  # of a copy in the cache
     layer = {"what": "forward+backward", "length": 128, "batch": 32, "size": 512, **case}
     layer["ms"] = {"SRU": spread, "LSTM": {**spread, "median": 9.5}}
     speed = {
         "copy_gb_per_s": 2000.0,
         "contestants": {"LSTM, bfloat16": "nn.LSTM: cuDNN (_cudnn_rnn)"},
-        "recurrence": [wide, {**wide, "length": 32}],
+        "recurrence": [wide, {**wide, "length": 32}, small],
         "cases": [layer, {**layer, "batch": 1}],
     }
     for name, report in (
@@ -353,9 +354,15 @@ def test_aims_are_told(tmp_path: Path) -> None:
     assert rows == [
         [
             "recurrence alone, backward L64 B256 d1024 bfloat16 CUDA graph",
-            "85% of the speed of a copy of as much",
+            "85% of the speed of a large copy",
             "85%",
             "yes",
+        ],
+        [
+            "recurrence alone, backward L32 B32 d512 bfloat16 CUDA graph",
+            "50% of the speed of a large copy",
+            "49%",
+            "no",
         ],
         ["LSTM / SRU, forward+backward L128 B32 d512 bfloat16 CUDA graph", "10", "9.5", "no"],
         ["lstm_wmt / sru_wmt, train", "3", "3.25", "yes"],

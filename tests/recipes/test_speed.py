@@ -233,6 +233,73 @@ def test_figures_are_the_median_and_the_quartiles_without_the_warm_up(monkeypatc
     assert found == pytest.approx((1000 * median, 1000 * low, 1000 * high))
 
 
+class Graphs:
+    """A stand-in for torch.cuda's streams and graphs: a graph's replay takes a second and runs nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+        self.clock, self.stream, self.capturing = clock, "default", False
+        self.fails = False
+        cuda = SimpleNamespace(
+            Stream=lambda: SimpleNamespace(wait_stream=lambda _: None),
+            current_stream=lambda: SimpleNamespace(wait_stream=lambda _: None, name=self.stream),
+            stream=self.beside,
+            set_stream=lambda stream: setattr(self, "stream", stream.name),
+            synchronize=lambda: self.clock.ran.append("synchronize"),
+            CUDAGraph=lambda: SimpleNamespace(replay=self.replay),
+            graph=self.graph,
+        )
+        monkeypatch.setattr(timing.torch, "cuda", cuda)
+        monkeypatch.setattr(timing, "ON_GPU", True)
+
+    @contextlib.contextmanager
+    def beside(self, _: Any) -> Iterator[None]:
+        before, self.stream = self.stream, "side"
+        yield
+        self.stream = before
+
+    @contextlib.contextmanager
+    def graph(self, _: Any) -> Iterator[None]:
+        self.stream = "capture"  # which a capture that fails leaves
+        self.clock.ran.append("begin")
+        yield
+        if self.fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.clock.ran.append("end")
+        self.stream = "default"
+
+    def replay(self) -> None:
+        self.clock.now += 1.0
+        self.clock.ran.append("replay")
+
+
+def test_a_graph_has_as_many_calls_as_take_long_and_is_timed_between_waits(monkeypatch):
+    clock = Clock(monkeypatch)
+    graphs = Graphs(monkeypatch, clock)
+    streams = []
+    work = clock.function("a", 1 / 4096)
+
+    def function() -> None:
+        streams.append(graphs.stream)
+        work()
+
+    replayed = timing.graphed(function, seconds=1 / 1024)
+    assert streams == 3 * ["side"] + 5 * ["default"] + 4 * ["capture"]
+    assert clock.ran[-6:] == ["begin", *4 * ["a"], "end"]
+    clock.ran.clear()
+    found = timing.measure({"graph": replayed}, turns=2)
+    assert clock.ran == 4 * ["synchronize", "replay", "synchronize"]
+    assert found["graph"] == Spread(*3 * [250.0])  # of a call
+    assert timing.graphed(function).calls == 1
+
+
+def test_a_capture_that_fails_leaves_the_stream_that_was(monkeypatch):
+    graphs = Graphs(monkeypatch, Clock(monkeypatch))
+    graphs.fails = True
+    with pytest.raises(RuntimeError, match="capturing"):
+        timing.graphed(lambda: None)
+    assert graphs.stream == "default"
+
+
 # ---------------------------------------------------------------- times that are made up
 
 

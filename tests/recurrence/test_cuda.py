@@ -4,6 +4,7 @@ themselves, and the compiler, which needs no GPU. With one (mark ``gpu``): the k
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cuda_cases import BARE, CASE, by_cuda, check
@@ -386,6 +388,17 @@ def test_the_real_cupy_hands_the_driver_what_the_kernels_read() -> None:
     module, said = done.stdout.splitlines()
     assert module == "cupy.cuda.function"
     assert said.split() == ["2", *ONE, *ONE, *SCAN, str(Gpu().streams[0])]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="no CuPy: bash tests/run.sh --all installs it")
+def test_launches_are_a_part_of_the_calls_that_are_timed() -> None:
+    """As launches.json has them, of few calls."""
+    few = "import sys; sys.path.insert(0, 'recipes'); from support import launches; "
+    few += "launches.TURNS, launches.CALLS = 1, 2; launches.main()"
+    found = json.loads(python("-c", few).stdout)["microseconds"]
+    committed = json.loads((ROOT / "recipes/results/kernels/launches.json").read_text())["microseconds"]
+    assert found.keys() == committed.keys()
+    assert all(0 < took["launch"] < took["call"] for took in found.values())
 
 
 # ---------------------------------------------------------------- how a launch is cut

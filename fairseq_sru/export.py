@@ -67,13 +67,14 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     from . import models  # noqa: F401,I001  first: it says how to install fairseq
     from fairseq import checkpoint_utils
 
-    overrides = {} if data is None else {"data": str(data)}
+    overrides: dict[str, Any] = {"encoder_embed_path": None, "decoder_embed_path": None}  # they are in the checkpoint
+    if data is not None:
+        overrides["data"] = str(data)
     try:
         (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
     except FileNotFoundError as error:
-        raise ModelError(
-            f"no such file: {error.filename or error}; --data names the folder of the dictionaries"
-        ) from None
+        wrong = f"no such file: {error.filename}" if error.filename else error
+        raise ModelError(f"{wrong}; --data names the folder of the dictionaries") from None
     except Exception as error:  # of torch, pickle, omegaconf, fairseq: whatever lies in the file
         said = " ".join(str(error).split())[:300]
         wrong = f"{path} can't be read, or not with its dictionaries (--data names their folder)"

@@ -318,8 +318,13 @@ def main(argv: list[str] | None = None) -> None:
             check_training(Search(of_trials(given, {name: tried_with}, 1.0), {}))
         tried = {name: kept["trials"] for name, kept in systems.items()}
         search(given, args.jobs, tried, given.tune.budget, keep, same_text)
-        for kept in systems.values():
+        for system, kept in systems.items():
             kept["best"] = best_of(kept["trials"])
+            every = [{**given.train, **trial["flags"]} for trial in kept["trials"]]
+            kept["at_edge"] = at_edge(every, every[kept["best"]], given.tune.space_of(system))
+            for flag in kept["at_edge"]:
+                value = every[kept["best"]][flag]
+                print(f"{system}: --{flag} {value} is the lowest or highest that was tried: widen its range")
         try:
             begin_finals(given, report)
         except ValueError as error:
@@ -328,10 +333,6 @@ def main(argv: list[str] | None = None) -> None:
             search(given, args.jobs, last, 1.0, keep, same_text)
         for system, kept in systems.items():
             done, at = kept["trials"], kept["best"]
-            every = [{**given.train, **trial["flags"]} for trial in done]
-            kept["at_edge"] = at_edge(every, every[at], given.tune.space_of(system))
-            for flag in kept["at_edge"]:
-                print(f"{system}: --{flag} {every[at][flag]} is the lowest or highest that was tried: widen its range")
             if kept["finals"]:
                 done, at = kept["finals"], best_of(kept["finals"])
                 kept["best_final"] = at

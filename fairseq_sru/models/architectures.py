@@ -127,7 +127,7 @@ def _words(dictionary: Path) -> list[bytes]:
 
 
 def _check_data(args: Any, folder: Path) -> None:
-    """fairseq-train: are there dictionaries in the data folder? fairseq itself would end in a traceback."""
+    """fairseq-train: are there dictionaries in the data folder? fairseq itself doesn't say what makes them."""
     languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
     wanted = [f"dict.{lang}.txt" for lang in languages] or ["dict.*.txt"]
     found = [path for name in wanted for path in sorted(folder.glob(name))]

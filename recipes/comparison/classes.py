@@ -31,7 +31,7 @@ class Classes:
     def __init__(self, checkpoint: Path, data: Path) -> None:
         if (data / "input1").exists():
             raise RecipeError(f"{data} has pairs of sentences: their classes are told by fairseq-validate alone")
-        given = {"data": str(data)}
+        given = {"data": str(data), "encoder_embed_path": None}  # the vectors are in the checkpoint
         try:
             (self.model,), cfg, self.task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], given)
             self.head = cfg.criterion.classification_head_name

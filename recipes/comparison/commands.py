@@ -22,10 +22,14 @@ from fairseq_sru.versions import __version__
 
 from .settings import JOINING, Settings
 
+SPELLED = {"decoder-attention", "decoder-coverage", "left-pad-source", "left-pad-target"}  # take the word True or False
+
 
 def words(flags: Mapping[str, Any]) -> list[str]:
     line: list[str] = []
     for name, value in flags.items():
+        if name in SPELLED and isinstance(value, bool):
+            value = str(value)
         if value is None or value is False:
             continue
         line.append(f"--{name}")

@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 from common.files import write
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from .verdict import setting, tested
 
@@ -91,10 +92,7 @@ def trials(report: dict[str, Any], shared: Mapping[str, Any]) -> Figure:
         return float(given[0] if isinstance(given, list) else given)
 
     systems = report["systems"]
-    losses = [t["loss"] for found in systems.values() for t in found["trials"] if t["loss"] is not None]
-    figure, axes = plt.subplots(
-        1, len(systems), figsize=(2.6 * len(systems), 2.8), sharey=True, layout="constrained", squeeze=False
-    )
+    figure, axes = plt.subplots(1, len(systems), figsize=(2.6 * len(systems), 2.8), layout="constrained", squeeze=False)
     for axis, (name, found) in zip(axes[0], systems.items(), strict=True):
         good = [trial for trial in found["trials"] if trial["loss"] is not None]
         axis.scatter([rate(trial) for trial in good], [trial["loss"] for trial in good], s=14)
@@ -102,9 +100,14 @@ def trials(report: dict[str, Any], shared: Mapping[str, Any]) -> Figure:
         for trial, mark, label in ((own, "s", "the recipe's before"), (best, "*", "best")):
             axis.scatter(rate(trial), trial["loss"], marker=mark, s=60, color="C1", label=label)
         axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
+        axis.tick_params(labelsize=8)
         axis.set_title(f"{name}: {best['loss']:.3f}", fontsize=10)
         axis.set_xlabel("learning rate")
-        axis.set_ylim(min(losses) - 0.05, min(losses) + 1.5)  # what diverged isn't shown
+        above = min(max(trial["loss"] for trial in good) - best["loss"], 2.0)  # what is far behind isn't shown
+        axis.set_ylim(best["loss"] - 0.07 * above - 0.01, best["loss"] + 1.07 * above + 0.01)
     axes[0, 0].set_ylabel("loss, validation")
     axes[0, 0].legend(frameon=False, fontsize=8)
     return figure

@@ -222,7 +222,8 @@ class Comparison(Training):
         truth, baseline = self.text["test"][self.target], self.settings.baseline
 
         def work() -> None:
-            found: dict[str, Any] = {"runs": {}, "signatures": {}, "references_repetition": scores.repetition(truth)}
+            found: dict[str, Any] = {"runs": {}, "signatures": {}}
+            found["references_repetition"] = scores.repetition(truth, self.target)
             found["copied_source"] = scores.bleu(truth, self.text["test"][self.source], self.target)
             for seed in self.settings.all_seeds():
                 outputs = {run.system: lines(self.output(run)) for run in self.good() if run.seed == seed}
@@ -232,7 +233,7 @@ class Comparison(Training):
                 found["signatures"] = compared["signatures"]
                 for system, output in outputs.items():
                     scored: dict[str, Any] = {"scores": compared["systems"][system]}
-                    scored["repetition"] = scores.repetition(output)
+                    scored["repetition"] = scores.repetition(output, self.target)
                     if labels.is_file():
                         scored["domains"] = scores.bleu_by_domain(truth, output, lines(labels), self.target)
                     if self.settings.split_compounds:

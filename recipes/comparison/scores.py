@@ -97,8 +97,11 @@ def repeated(sentence: str) -> int:
     return next((n for n in range(1, LONGEST + 1) if re.search(rf"(?<!\S)((?:\S+ ){{{n}}})\1\1", text)), 0)
 
 
-def repetition(sentences: Sequence[str]) -> dict[str, float]:
-    """Share of the sentences that have an n-gram three times in a row: by n, and any."""
+def repetition(sentences: Sequence[str], target: str) -> dict[str, float]:
+    """Share of the sentences that have an n-gram three times in a row: by n, and any. Of words; in Chinese and
+    Japanese of characters."""
+    if language(target) in ("zh", "ja"):
+        sentences = [" ".join("".join(sentence.split())) for sentence in sentences]
     found = [repeated(sentence) for sentence in sentences]
     shares = {str(n): found.count(n) / len(found) for n in range(1, LONGEST + 1)}
     return {**shares, "any": 1 - found.count(0) / len(found)}

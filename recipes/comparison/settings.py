@@ -90,7 +90,8 @@ class Tune:
     seed: int = 1  # of the draw
     space: dict[str, Any] = field(default_factory=dict)  # of all systems
     systems: dict[str, Any] = field(default_factory=dict)  # name: what else varies in it
-    finals: dict[str, list[Any]] = field(default_factory=dict)  # what the best trial is tried with at the whole budget
+    # what the best trial is tried with at the whole budget; null leaves a flag of the recipe out
+    finals: dict[str, Any] = field(default_factory=dict)
 
     def space_of(self, system: str) -> dict[str, Any]:
         return {**self.space, **self.systems.get(system, {})}
@@ -99,7 +100,7 @@ class Tune:
 @dataclass
 class Settings:
     """A comparison. Flags of fairseq are spelled as on its command line; true stands for a flag without a value, null
-    and false for none."""
+    and false for none. Those of SPELLED in commands.py take the word."""
 
     kind: str = "translation"  # of KINDS
     out: str = MISSING  # folder for everything; paths are relative to the project's folder
@@ -154,7 +155,12 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
             raise ValueError(f"{word}: must be key=value")
     try:
         recipe: Any = OmegaConf.load(path)
-        given = OmegaConf.merge(recipe, OmegaConf.from_dotlist(list(overrides)))
+        above = OmegaConf.from_dotlist(list(overrides))
+        for key in (word.partition("=")[0] for word in overrides):  # a list and a mapping can't be merged
+            old, new = OmegaConf.select(recipe, key), OmegaConf.select(above, key)
+            if old is not None and OmegaConf.is_list(old) != OmegaConf.is_list(new):
+                OmegaConf.update(recipe, key, None)
+        given = OmegaConf.merge(recipe, above)
         merged = OmegaConf.merge(Settings, at_home(OmegaConf.to_container(given)))
         settings = OmegaConf.to_object(merged)
     except ConfigKeyError as error:
@@ -175,6 +181,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
         for name in left_out & systems.keys():
             del systems[name]
     settings.tune.systems = {name: options or {} for name, options in settings.tune.systems.items()}
+    settings.tune.finals = {flag: values for flag, values in settings.tune.finals.items() if values is not None}
     _check(settings)
     return settings
 
@@ -212,6 +219,9 @@ def _check_space(s: Settings) -> None:
                     continue
             if not isinstance(values, list) or not values:
                 wrong(f"tune.{key}.{flag}", f"must be a list or {{low, high}}, 0 < low < high; got {values}")
+    for flag, values in s.tune.finals.items():
+        if not isinstance(values, list) or not values:
+            wrong(f"tune.finals.{flag}", f"must be a list of values, or null; got {values}")
 
 
 def _check_kind(s: Settings) -> None:

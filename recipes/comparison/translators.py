@@ -140,7 +140,7 @@ class Translators:
                         "batch": batch,
                         "sentences_per_second": cell["sentences"] / cell["seconds"],
                         "BLEU": scores.bleu(references, cell["text"], c.target),
-                        "repetition": scores.repetition(cell["text"])["any"],
+                        "repetition": scores.repetition(cell["text"], c.target)["any"],
                     }
                     for (beam, batch), cell in zip(cells, found, strict=True)
                 ]

@@ -16,7 +16,7 @@ def drawn(space: Mapping[str, Any], count: int, seed: str) -> list[dict[str, Any
 
     Args:
         space: for each flag either a list of choices, of which a mapping stands for several flags, or ``{low, high}``,
-            between which logarithms are uniform.
+            between which logarithms are uniform; between whole numbers lie whole ones.
         count: trials.
         seed: of the draw.
     """
@@ -26,7 +26,9 @@ def drawn(space: Mapping[str, Any], count: int, seed: str) -> list[dict[str, Any
         for trial, stratum in zip(trials, rng.sample(range(count), count), strict=True):
             at = (stratum + rng.random()) / count
             if isinstance(values, Mapping):
-                trial[flag] = float(f"{values['low'] * (values['high'] / values['low']) ** at:.3g}")
+                value = float(f"{values['low'] * (values['high'] / values['low']) ** at:.3g}")
+                whole = all(isinstance(end, int) for end in values.values())
+                trial[flag] = round(value) if whole else value
             else:
                 choice = values[int(at * len(values))]
                 trial.update(choice if isinstance(choice, Mapping) else {flag: choice})
@@ -49,7 +51,8 @@ def finals(given: Settings, tried: list[dict[str, Any]], best: int) -> list[dict
 
 
 def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping[str, Any]) -> list[str]:
-    """The flags between a low and a high of which the best trial has the lowest or the highest that was tried.
+    """The flags between a low and a high, and the learning rate, of which the best trial has the lowest or the highest
+    that was tried.
 
     Args:
         found: the flags of each trial; where fairseq's default holds, one is missing.
@@ -58,7 +61,7 @@ def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping
     """
     edges = []
     for flag, values in space.items():
-        if isinstance(values, Mapping) and flag in best:
+        if (isinstance(values, Mapping) or flag == "lr") and flag in best:
             tried = [float(trial[flag]) for trial in found if flag in trial]
             edges += [flag] * (float(best[flag]) in (min(tried), max(tried)))
     return edges

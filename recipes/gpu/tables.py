@@ -171,7 +171,7 @@ def aims(folder: Path) -> str:
         case = Case.of(found)
         if (least := {WIDE: 0.85, (32, 32, 512): 0.5}.get(case[1:4])) is not None:
             speed_of_copy = found["bytes"] / found["ms"]["median"] / 1e6 / speed["copy_gb_per_s"]
-            row(f"recurrence alone, {case}", f"{least:.0%} of the speed of a large copy", speed_of_copy, least, ".0%")
+            row(f"recurrence alone, {case}", f"{least:.0%} of a large copy's speed", speed_of_copy, least, ".0%")
     for case, took in measured(speed).items():
         if case[:4] == (BOTH, 128, 32, 512) and {LSTM, OURS} <= took.keys() and by_cudnn(speed, case):
             row(f"{LSTM} / {OURS}, {case}", "10", took[LSTM].median / took[OURS].median, 10, ".1f")

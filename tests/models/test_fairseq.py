@@ -193,8 +193,8 @@ BAD = [
     ),
     (["generate", "none", "--task", "speech_to_text", "--path", "whole.pt"], "argument data: no such folder: none"),
     (["generate", "sub", "--path", "whole.pt"], "argument data: no data of a pair of languages in sub;"),
-    (["interactive", "sub", "-s", "a", "-t", "b", "--path", "whole.pt"], "data: no such file: sub/dict.a.txt"),
-    (["eval-lm", "sub", "--path", "whole.pt"], "argument data: no such file: sub/dict.txt"),
+    (["interactive", "sub", "-s", "a", "-t", "b", "--path", "whole.pt"], "error: no such file: sub/dict.a.txt"),
+    (["eval-lm", "sub", "--path", "whole.pt"], "error: no such file: sub/dict.txt"),
     (["generate", "sub", "--task", "speech_to_text", "--path", "whole.pt"], "data: sub/config.yaml not found"),
     (
         ["interactive", "moved", "--task", "speech_to_text", "--path", "whole.pt"],
@@ -202,7 +202,7 @@ BAD = [
     ),
     (
         ["train", "sub", "--arch", "lstm", "-s", "a", "-t", "b", "--batch-size", 2, "--save-dir", "sub"],
-        "argument data: no such file: sub/dict.a.txt",
+        "error: no such file: sub/dict.a.txt",
     ),
     (["generate", "bin", "--path", "none.pt"], "argument --path: no such file: none.pt"),
     (["validate", "bin", "--task", "translation", "--path", "empty.pt"], "truncated, or no checkpoint: empty.pt"),
@@ -240,7 +240,9 @@ def folder(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "sub").mkdir()
     (made / "moved").mkdir()
     (made / "moved" / "dict.txt").touch()
-    (made / "moved" / "config.yaml").write_text("global_cmvn: {stats_npz_path: /none/gcmvn.npz}\n")
+    (made / "moved" / "config.yaml").write_text(
+        "transforms: {'*': [global_cmvn]}\nglobal_cmvn: {stats_npz_path: /none/gcmvn.npz}\n"
+    )
     (made / "empty.pt").touch()
     (made / "text").write_text("not weights\n")
     return made

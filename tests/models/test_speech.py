@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_cli
+from fairseq.data.audio.speech_to_text_dataset import check_audio_files
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.speech_to_text.s2t_transformer import Conv1dSubsampler
 from support.small_models import prefixes, size
@@ -180,6 +181,17 @@ def test_it_learns_to_write_down_what_it_hears(arch, speech, tmp_path):
     named = "".join(f"{speech}/features/test{n}.npy\n" for n in range(5))
     again = run_cli("interactive", speech, *TASK, "--path", tmp_path / "checkpoint_best.pt", text_in=named)
     assert re.findall(r"^D-\d+\t[^\t]*\t(.*)$", again.stdout, re.M) == [said[n] for n in range(5)]
+
+
+def test_of_each_place_of_features_one_is_looked_for(tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "1.npy").touch()
+    (tmp_path / "all.zip").touch()
+    found = [f"{tmp_path}/here/1.npy", f"{tmp_path}/all.zip:30:12", f"{tmp_path}/here/2.npy"]
+    check_audio_files(found)
+    for lost in ("lost.zip:30:12", "lost/3.wav"):
+        with pytest.raises(FileNotFoundError, match=f"no such file: {tmp_path}/{lost.partition(':')[0]}; was"):
+            check_audio_files([*found, f"{tmp_path}/{lost}"])
 
 
 def test_what_does_not_go_together_is_told_in_a_line(speech, tmp_path):

@@ -215,6 +215,12 @@ def test_a_system_depends_on_files_that_its_flags_name(recipe, tmp_path):
 def test_flags_are_words():
     flags = {"arch": "sru", "share-all-embeddings": True, "fp16": False, "lr": [1e-3, 5e-4], "clip-norm": None}
     assert commands.words(flags) == ["--arch", "sru", "--share-all-embeddings", "--lr", "0.001", "0.0005"]
+    assert commands.words({"decoder-coverage": False, "decoder-attention": True, "left-pad-source": None}) == [
+        "--decoder-coverage",
+        "False",
+        "--decoder-attention",
+        "True",
+    ]
 
 
 def test_a_system_goes_before_what_all_share(recipe):

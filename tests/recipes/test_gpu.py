@@ -354,13 +354,13 @@ def test_aims_are_told(tmp_path: Path) -> None:
     assert rows == [
         [
             "recurrence alone, backward L64 B256 d1024 bfloat16 CUDA graph",
-            "85% of the speed of a large copy",
+            "85% of a large copy's speed",
             "85%",
             "yes",
         ],
         [
             "recurrence alone, backward L32 B32 d512 bfloat16 CUDA graph",
-            "50% of the speed of a large copy",
+            "50% of a large copy's speed",
             "49%",
             "no",
         ],

@@ -123,5 +123,11 @@ def test_repeated_finds_the_shortest_n_gram(sentence, n):
 
 
 def test_repetition_is_a_share_of_the_sentences():
-    found = scores.repetition(["a a a", "b b b b", "a b a b a b", "c"])
+    found = scores.repetition(["a a a", "b b b b", "a b a b a b", "c"], "de")
     assert found == {"1": 0.5, "2": 0.25, "3": 0.0, "4": 0.0, "any": 0.75}
+
+
+def test_repetition_without_spaces_is_one_of_characters():
+    sentences = ["我们我们 我们走", "好", "我们走", "很很很"]
+    assert scores.repetition(sentences, "zh_CN") == {"1": 0.25, "2": 0.25, "3": 0.0, "4": 0.0, "any": 0.5}
+    assert scores.repetition(sentences, "de")["any"] == 0

@@ -129,10 +129,37 @@ def test_the_first_trial_is_the_recipes_own(recipe: Path) -> None:
         assert all(trial.get("rnn-dropout") == (0.1 if system == "sru" else None) for trial in others)
 
 
+def test_between_whole_numbers_lie_whole_ones() -> None:
+    made = drawn({"max-tokens": {"low": 500, "high": 2000}, "lr": {"low": 1, "high": 2.5}}, 8, "seed")
+    assert all(type(trial["max-tokens"]) is int and 500 <= trial["max-tokens"] <= 2000 for trial in made)
+    assert all(type(trial["lr"]) is float for trial in made)
+
+
+def test_a_range_gives_way_to_a_list_and_finals_can_be_left_out(recipe: Path) -> None:
+    given = load(recipe, ["out=x", "tune.space.lr=[1e-3,2e-3]", "tune.finals.dropout=null"])
+    assert given.tune.space_of("sru") == {"lr": [1e-3, 2e-3], "rnn-dropout": [0.1]} and given.tune.finals == {}
+    given = load(recipe, ["out=x", "tune.systems.sru.rnn-dropout={low: 0.1, high: 0.3}"])
+    assert given.tune.systems["sru"]["rnn-dropout"] == {"low": 0.1, "high": 0.3}
+    with pytest.raises(ValueError, match=r"tune\.finals\.dropout: must be a list of values, or null; got \[\]"):
+        load(recipe, ["out=x", "tune.finals.dropout=[]"])
+
+
+def test_each_system_has_a_plot_of_its_own_range() -> None:
+    """One that is far behind the others is in it, too."""
+    systems = {
+        name: {"trials": [{"flags": {"lr": lr}, "loss": loss + lr} for lr in (0.1, 0.2, 4.0)], "best": 0}
+        for name, loss in (("sru", 3.0), ("transformer", 7.0))
+    }
+    for axis, lowest in zip(plots.trials({"systems": systems}, {}).axes, (3.1, 7.1), strict=True):
+        low, high = axis.get_ylim()
+        assert low < lowest and lowest + 0.1 < high < lowest + 3.9  # what is far above isn't shown
+
+
 def test_an_edge_is_told() -> None:
     found = [{"lr": lr, "dropout": 0.1} for lr in (0.1, 0.2, 0.4)]
     assert at_edge(found, found[1], SPACE) == []
     assert at_edge(found, found[0], SPACE) == at_edge(found, found[2], SPACE) == ["lr"]
+    assert at_edge(found, found[0], {"lr": [0.1, 0.2, 0.4], "dropout": [0.1]}) == ["lr"]
     assert at_edge([{}, *found], found[1], SPACE) == at_edge([{}, *found], {}, SPACE) == []  # fairseq's default
 
 

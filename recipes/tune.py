@@ -321,10 +321,10 @@ def main(argv: list[str] | None = None) -> None:
         for system, kept in systems.items():
             kept["best"] = best_of(kept["trials"])
             every = [{**given.train, **trial["flags"]} for trial in kept["trials"]]
-            kept["at_edge"] = at_edge(every, every[kept["best"]], given.tune.space_of(system))
+            best = every[kept["best"]]
+            kept["at_edge"] = at_edge(every, best, given.tune.space_of(system))
             for flag in kept["at_edge"]:
-                value = every[kept["best"]][flag]
-                print(f"{system}: --{flag} {value} is the lowest or highest that was tried: widen its range")
+                print(f"{system}: --{flag} {best[flag]} is the lowest or highest that was tried: widen its range")
         try:
             begin_finals(given, report)
         except ValueError as error:

@@ -37,12 +37,7 @@ JOINING = {
 STARTING_ANEW = {"no-save-optimizer-state", "reset-dataloader", "reset-lr-scheduler", "reset-meters", "reset-optimizer"}
 STARTING_ANEW |= {"restore-file"}
 ENDING = {"max-epoch", "patience", "stop-min-lr", "stop-time-hours"}  # which would be of unequal budgets
-WHOLE = {
-    "max-tokens",
-    "max-tokens-valid",
-    "max-source-positions",
-    "max-target-positions",
-}  # which lines may not exceed
+WHOLE = {"max-tokens", "max-tokens-valid", "max-source-positions", "max-target-positions"}  # lines may not exceed them
 OF_TRANSLATION = ("average", "curve", "speed", "split_compounds")  # settings that other kinds have no use for
 
 

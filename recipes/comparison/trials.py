@@ -51,8 +51,8 @@ def finals(given: Settings, tried: list[dict[str, Any]], best: int) -> list[dict
 
 
 def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping[str, Any]) -> list[str]:
-    """The flags between a low and a high, and the learning rate, of which the best trial has the lowest or the highest
-    that was tried.
+    """The flags between a low and a high, and the learning rate where it is a number, of which the best trial has the
+    lowest or the highest that was tried.
 
     Args:
         found: the flags of each trial; where fairseq's default holds, one is missing.
@@ -61,8 +61,10 @@ def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping
     """
     edges = []
     for flag, values in space.items():
-        if (isinstance(values, Mapping) or flag == "lr") and flag in best:
-            tried = [float(trial[flag]) for trial in found if flag in trial]
+        given = [trial[flag] for trial in found if flag in trial]
+        numbers = isinstance(values, Mapping) or (flag == "lr" and not any(isinstance(value, list) for value in given))
+        if numbers and flag in best:
+            tried = list(map(float, given))
             edges += [flag] * (float(best[flag]) in (min(tried), max(tried)))
     return edges
 

@@ -91,6 +91,11 @@ def layers(folder: Path) -> str:
     return place(report, "Milliseconds of a call") + table(head, rows)
 
 
+def gb_per_s(found: dict[str, Any]) -> float:
+    """Of a pass of the recurrence."""
+    return float(found["bytes"] / found["ms"]["median"] / 1e6)
+
+
 def recurrence(folder: Path) -> str:
     """The recurrence's memory traffic, as a share of what copying reaches."""
     report = read(folder / "speed" / "speed.json")
@@ -98,8 +103,7 @@ def recurrence(folder: Path) -> str:
         return ""
     rows = []
     for found in report["recurrence"]:
-        ms = found["ms"]["median"]
-        speed = found["bytes"] / ms / 1e6
+        ms, speed = found["ms"]["median"], gb_per_s(found)
         # what stays in the second cache is not what a large copy moves
         far = found["bytes"] > 2 * (report.get("l2_bytes") or 0)
         of_large = f"{speed / report['copy_gb_per_s']:.0%}" if far else "–"
@@ -170,8 +174,8 @@ def aims(folder: Path) -> str:
     for found in speed["recurrence"]:
         case = Case.of(found)
         if (least := {WIDE: 0.85, (32, 32, 512): 0.5}.get(case[1:4])) is not None:
-            speed_of_copy = found["bytes"] / found["ms"]["median"] / 1e6 / speed["copy_gb_per_s"]
-            row(f"recurrence alone, {case}", f"{least:.0%} of a large copy's speed", speed_of_copy, least, ".0%")
+            share = gb_per_s(found) / speed["copy_gb_per_s"]
+            row(f"recurrence alone, {case}", f"{least:.0%} of a large copy's speed", share, least, ".0%")
     for case, took in measured(speed).items():
         if case[:4] == (BOTH, 128, 32, 512) and {LSTM, OURS} <= took.keys() and by_cudnn(speed, case):
             row(f"{LSTM} / {OURS}, {case}", "10", took[LSTM].median / took[OURS].median, 10, ".1f")

@@ -237,8 +237,7 @@ class Graphs:
     """A stand-in for torch.cuda's streams and graphs: a graph's replay takes a second and runs nothing."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-        self.clock, self.stream, self.capturing = clock, "default", False
-        self.fails = False
+        self.clock, self.stream, self.fails = clock, "default", False
         cuda = SimpleNamespace(
             Stream=lambda: SimpleNamespace(wait_stream=lambda _: None),
             current_stream=lambda: SimpleNamespace(wait_stream=lambda _: None, name=self.stream),

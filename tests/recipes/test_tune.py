@@ -160,6 +160,7 @@ def test_an_edge_is_told() -> None:
     assert at_edge(found, found[1], SPACE) == []
     assert at_edge(found, found[0], SPACE) == at_edge(found, found[2], SPACE) == ["lr"]
     assert at_edge(found, found[0], {"lr": [0.1, 0.2, 0.4], "dropout": [0.1]}) == ["lr"]
+    assert at_edge([{"lr": [0.1, 0.05]}, *found], found[0], {"lr": [0.1, 0.2, 0.4]}) == []  # one an epoch
     assert at_edge([{}, *found], found[1], SPACE) == at_edge([{}, *found], {}, SPACE) == []  # fairseq's default
 
 

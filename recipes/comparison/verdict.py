@@ -75,8 +75,11 @@ def _sentences(report: Report) -> list[str]:
         return [f"No verdict: {best} has {own:.1f} BLEU and the baseline {baseline} {base:.1f}; {why}."]
     among = f", the best of the {len(others)} beside the baseline," if len(others) > 1 else ""
     seeds = f" (means of {len(pairs)} seeds)" if len(pairs) > 1 else ""
+    scores = {name: systems[name]["scores"]["BLEU"]["mean"] for name in others if name != best}
+    rest = [f"{name} {scores[name]:.1f}" for name in sorted(scores, key=lambda name: -scores[name])]
     return [
         f"{best}{among} has {own:.1f} BLEU, the baseline {baseline} {base:.1f}{seeds}.",
+        *([f"The rest: {', '.join(rest)}."] if rest else []),
         _significance(pairs, 1 if own > base else -1),
         *(["One seed: another may change the result."] if len(pairs) == 1 else []),
         *_speed(report, best),

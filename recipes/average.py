@@ -39,8 +39,9 @@ def average(paths: list[Path]) -> dict[str, Any]:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             model = state["model"]
-        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError) as error:
-            raise ValueError(f"{path} is not a fairseq checkpoint: {str(error).splitlines()[0]}") from None
+        except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, OSError) as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ValueError(f"{path} is not a fairseq checkpoint: {why}") from None
         if total and model.keys() != total.keys():
             name = sorted(model.keys() ^ total.keys())[0]
             raise ValueError(f"{path} and {paths[0]} do not hold the same weights: {name} is in one of them only")

@@ -24,7 +24,7 @@ from common.files import write_text
 from common.machine import ROOT
 from comparison.commands import words
 from comparison.fairseq_output import hypotheses
-from comparison.stages import StageError, Stages, working_in
+from comparison.stages import StageError, Stages, lines, working_in
 from corpora.binarise import number, numbering_of
 from fairseq.data import Dictionary, data_utils
 from tqdm import tqdm
@@ -49,10 +49,13 @@ def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags:
             command = ["fairseq-generate", f"{data}/bin", "--user-dir", str(ROOT / "fairseq_sru")]
             command += words({**flags, "shard-id": shard})
             name = f"translate {shard}"
-            if stages.stamp(name).get("done") and log.is_file() and not stages.is_of(name, command, inputs):
-                raise StageError(
-                    f"{log} is by another teacher, of other options, or made with or without a GPU: name another --out"
-                )
+            if stages.stamp(name).get("done") and log.is_file():
+                if not stages.is_of(name, command, inputs):
+                    raise StageError(
+                        f"{log} is by another teacher, of other options, or made with or without a GPU: name another "
+                        "--out"
+                    )
+                bar.update(sum(line.startswith("H-") for line in lines(log)))
             on_line = lambda line: bar.update(line.startswith("H-"))  # noqa: E731
             stages.command(name, command, inputs=inputs, outputs=[log], log=log, on_line=on_line)
 

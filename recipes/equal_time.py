@@ -62,7 +62,6 @@ def is_of(path: Path, of: dict[str, Any]) -> bool:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         known["overrides"] = portable(known["overrides"])
-        known.setdefault("settings_sha256", of["settings_sha256"])  # older files have none
         return all(known[key] == value for key, value in of.items())
     except (OSError, ValueError, LookupError, TypeError):  # none, or another one
         return False

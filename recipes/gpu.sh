@@ -38,5 +38,4 @@ arch=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), se
 case $arch in [0-9]*) export TORCH_CUDA_ARCH_LIST=$arch ;; esac # and for this card alone
 export NVIDIA_TF32_OVERRIDE=0 # float32 is that for all; by default cuDNN's LSTM alone has less
 export FAIRSEQ_SRU_GPU_BEGUN=$(($(date +%s) - SECONDS))
-case ${1:-} in '' | /* | -*) ;; *) set -- "$here/$1" "${@:2}" ;; esac
-exec "$python" -m gpu "$@"
+FAIRSEQ_SRU_GPU_FROM=$here exec "$python" -m gpu "$@" # OUT is below it

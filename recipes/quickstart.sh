@@ -43,7 +43,12 @@ step() {
     mv "$file.part" "$file"
 }
 
-options=$*
+# Settings were chosen on the validation set.
+flags=(--arch sru_tiny --share-all-embeddings --cpu --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0
+    --lr 4e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1000
+    --no-epoch-checkpoints --log-interval 500 --num-workers 0 "$@")
+options=${flags[*]}
 [ -e "$out/options" ] || { printf '%s\n' "$options" >"$out/options.part" && mv "$out/options.part" "$out/options"; }
 if begun=$(cat "$out/options") && [ "$begun" != "$options" ]; then
     printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$begun" "$options" >&2
@@ -52,7 +57,7 @@ fi
 
 run python recipes/prepare.py lohelp-en-de --out "$out/data" --vocab-size 2000
 
-# fairseq goes on from checkpoint_last.pt by itself. Settings were chosen on the validation set.
+# fairseq goes on from checkpoint_last.pt by itself.
 if [ ! -e "$out/trained" ]; then
     # measured once: a run that goes on does so in its precision
     if [ ! -e "$out/amp" ]; then
@@ -61,11 +66,7 @@ if [ ! -e "$out/trained" ]; then
     fi
     amp=$(cat "$out/amp")
     rm -f "$out/generate-test.txt" # of another model
-    run fairseq-train "$out/data/bin" --user-dir fairseq_sru --arch sru_tiny --share-all-embeddings --cpu $amp \
-        --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0 \
-        --lr 4e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000 \
-        --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1000 \
-        --save-dir "$out/checkpoints" --no-epoch-checkpoints --log-interval 500 --num-workers 0 "$@"
+    run fairseq-train "$out/data/bin" --user-dir fairseq_sru $amp --save-dir "$out/checkpoints" "${flags[@]}"
     touch "$out/trained"
 else
     printf '\n%s is trained already\n' "$out/checkpoints" >&2

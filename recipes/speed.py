@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.rivals and not (ON_GPU or DRY):
         parser.error("argument --rivals: is for a GPU, and torch sees none")
     path = args.out / "speed.json"
-    refuse_overwriting(parser, path, args.resume)
+    refuse_overwriting(parser, path, args.resume, *layer.plots_in(args.out))
     if args.threads:
         torch.set_num_threads(args.threads)
     demand_kernels()

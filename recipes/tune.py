@@ -241,7 +241,7 @@ def search(
         made = told.pop("made", {})
         trial |= {"precision": precision(work, name), **told, "machine": {**here, **made}}
         if "failure" in trial:
-            trial["failures"] = trial.get("failures", trial.pop("kills", 0)) + 1  # as older files call them
+            trial["failures"] = trial.get("failures", 0) + 1
         keep()
         bar.update()
 
@@ -274,11 +274,12 @@ def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Sett
     if output.suffix != ".json":
         parser.error(f"argument --output: must end with .json; got {output}")
     figure = output.with_suffix(".svg")
-    if figure.exists() and not output.exists() and b"matplotlib" not in figure.read_bytes():
+    if figure.exists() and not output.exists():
         parser.error(f"argument --output: the plot would replace {figure}: move that, or name another file")
     for system in given.systems:
         for flag, values in given.tune.space_of(system).items():
-            if isinstance(values, dict) and isinstance(own := given.flags_of(system).get(flag), list):
+            own = given.flags_of(system).get(flag)
+            if isinstance(values, dict) and own is not None and type(own) not in (int, float):
                 parser.error(f"{args.recipe}: systems.{system}.{flag}: must be a number to be searched; got {own}")
     if any(given.flags_of(name).get("maximize-best-checkpoint-metric") for name in given.systems):
         parser.error(f"{args.recipe}: train.maximize-best-checkpoint-metric: the best trial is that of the lowest loss")

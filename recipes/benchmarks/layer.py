@@ -288,13 +288,16 @@ def measured(report: dict[str, Any]) -> dict[Case, dict[str, Spread]]:
     return {Case.of(entry): {name: Spread(**ms) for name, ms in entry["ms"].items()} for entry in report["cases"]}
 
 
+def plots_in(folder: Path) -> list[Path]:
+    return [folder / f"speed.{suffix}" for suffix in ("svg", "png")]
+
+
 def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     """Write the plot of a report's cases; the files."""
     figure = plot(measured(report), f"One layer, {TITLE.format(**report['machine'])}")
-    files = [folder / f"speed.{suffix}" for suffix in ("svg", "png")]
-    for path in files:
+    for path in plots_in(folder):
         write(path, partial(figure.savefig, dpi=120))
-    return files
+    return plots_in(folder)
 
 
 # ---------------------------------------------------------------- the report's parts: each prints and returns

@@ -127,10 +127,13 @@ def demand_kernels() -> None:
         sys.exit(f"the kernels don't run on this GPU: {said}")
 
 
-def refuse_overwriting(parser: argparse.ArgumentParser, path: Path, resume: bool) -> None:
-    """End the program where a report is there already and --resume isn't given."""
+def refuse_overwriting(parser: argparse.ArgumentParser, path: Path, resume: bool, *drawn: Path) -> None:
+    """End the program where a report is there already and --resume isn't given, or, without it, a plot is."""
     if path.exists() and not resume:
         parser.error(f"argument --out: {path} is there already: --resume goes on with it; or name another folder")
+    for other in drawn:
+        if other.exists() and not path.exists():
+            parser.error(f"argument --out: {other} is there already, without {path.name}: name another folder")
 
 
 def resumed(path: Path, report: dict[str, Any], *measured: str) -> dict[str, Any]:

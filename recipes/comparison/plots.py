@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -88,8 +89,9 @@ def trials(report: dict[str, Any], shared: Mapping[str, Any]) -> Figure:
     """
 
     def rate(trial: dict[str, Any]) -> float:
-        given = {"lr": "nan", **shared, **trial["flags"]}["lr"]  # none given: not in the plot
-        return float(given[0] if isinstance(given, list) else given)
+        given = {**shared, **trial["flags"]}.get("lr")
+        first = given[0] if isinstance(given, list) else given
+        return math.nan if first is None else float(first)  # which isn't in the plot
 
     systems = report["systems"]
     figure, axes = plt.subplots(1, len(systems), figsize=(2.6 * len(systems), 2.8), layout="constrained", squeeze=False)

@@ -62,6 +62,11 @@ def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
             process.send_signal(how)
 
 
+# In another locale a command would print what is not UTF-8; a warning would cut a line that is printed in blocks;
+# another level of fairseq's log lacks the speeds.
+ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
+
+
 def side_by_side(
     jobs: int, work: Sequence[Callable[[], Found]], then: Callable[[Found], object] = lambda found: None
 ) -> None:
@@ -117,7 +122,7 @@ def execute(
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            env={**os.environ, "PYTHONUTF8": "1"},  # in another locale it would print what is not UTF-8
+            env={**os.environ, **ENVIRONMENT},
             start_new_session=limit is not None,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )

@@ -17,6 +17,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 # fairseq's flags that the comparison sets by itself
 OURS = {"user-dir", "cpu", "seed", "max-update", "total-num-update", "save-dir", "save-interval-updates", "no-save"}
 OURS |= {
+    "distributed-world-size",
     "no-epoch-checkpoints",
     "no-last-checkpoints",
     "log-format",
@@ -168,6 +169,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     except Exception as error:  # of the YAML reader, which has several
         raise ValueError(f"{path} is not a YAML file of settings: {error}") from None
     assert isinstance(settings, Settings)
+    _check_text("out", given.get("out"))
     left_out = {name for name, options in settings.systems.items() if options is None}
     known = recipe.get("systems") or {}
     if unknown := sorted(left_out - known.keys()):
@@ -185,6 +187,11 @@ def wrong(key: str, what: str) -> NoReturn:
     raise ValueError(f"{key}: {what}")
 
 
+def _check_text(key: str, value: Any) -> None:
+    if not isinstance(value, str | None):
+        wrong(key, f"must be text; YAML reads no as false, 01 as 1: quote it; got {value}")
+
+
 def _check_numbers(s: Settings) -> None:
     own = {f"systems.{n}.seeds": options["seeds"] for n, options in s.systems.items() if "seeds" in options}
     for key, seeds in {"seeds": s.seeds, **own}.items():
@@ -196,6 +203,8 @@ def _check_numbers(s: Settings) -> None:
     for group in ("budget", "slices", "curve", "speed"):
         numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
     for key, value in numbers.items():
+        if value == []:
+            wrong(key, "must have a number at least")
         for number in value if isinstance(value, list) else [value]:
             if number is not None and number <= 0:
                 wrong(key, f"must be above 0; got {number}")
@@ -226,6 +235,8 @@ def _check_kind(s: Settings) -> None:
         for key in OF_TRANSLATION:
             if getattr(s, key) != getattr(Settings(), key):
                 wrong(key, f"is for the kind translation alone; this is {s.kind}")
+        if s.kind == "sentences" and s.generate:
+            wrong("generate", "is not for the kind sentences, which generates nothing")
     elif s.data is not None and s.data not in CORPORA:
         wrong("data", f"must be one of {', '.join(CORPORA)}, or null for text of your own; got {s.data}")
     elif s.prepare.get("tokenizer") == "moses-bpe":
@@ -233,8 +244,7 @@ def _check_kind(s: Settings) -> None:
             if (given := s.generate.get(key, allowed)) != allowed:
                 wrong(f"generate.{key}", f"must be {allowed} where prepare.tokenizer is moses-bpe; got {given}")
     for key in ("source-lang", "target-lang", "test-speakers", "out"):
-        if not isinstance(name := s.prepare.get(key, ""), str):
-            wrong(f"prepare.{key}", f"must be text; YAML reads no as false, 01 as 1: quote it; got {name}")
+        _check_text(f"prepare.{key}", s.prepare.get(key))
 
 
 def _check(s: Settings) -> None:

@@ -182,11 +182,11 @@ class Training:
         self.measure(name, system, number, then)
 
     def time_alike(self, slices: list[tuple[str, int]]) -> None:
-        """Measure all again where some are missing, and some of a processor or GPU of another name, or other jobs."""
+        """Measure all again where some had other jobs, or where some are missing and others of another processor."""
         known = [f"slice {system} {number}" for system, number in slices if self.is_timed(system, number)]
-        here = {"processor": self.here["processor"], "gpu": self.here.get("gpu"), "at_a_time": self.jobs}
+        here = {"processor": self.here["processor"], "gpu": self.here.get("gpu")}
         mixed = len(known) < len(slices) and self.stages.differ(known, here)
-        for name in known if mixed else ():
+        for name in known if mixed or self.stages.differ(known, {"at_a_time": self.jobs}) else ():
             self.stages.again(name)
 
     def is_timed(self, system: str, number: int) -> bool:

@@ -55,15 +55,15 @@ def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping
     lowest or the highest that was tried.
 
     Args:
-        found: the flags of each trial; where fairseq's default holds, one is missing.
+        found: the flags of each trial; where fairseq's default holds, one is missing or None.
         best: the flags of the best.
         space: of :func:`drawn`.
     """
     edges = []
     for flag, values in space.items():
-        given = [trial[flag] for trial in found if flag in trial]
+        given = [trial[flag] for trial in found if trial.get(flag) is not None]
         numbers = isinstance(values, Mapping) or (flag == "lr" and not any(isinstance(value, list) for value in given))
-        if numbers and flag in best:
+        if numbers and best.get(flag) is not None:
             tried = list(map(float, given))
             edges += [flag] * (float(best[flag]) in (min(tried), max(tried)))
     return edges
@@ -71,7 +71,7 @@ def at_edge(found: list[dict[str, Any]], best: Mapping[str, Any], space: Mapping
 
 def unfinished(trial: dict[str, Any]) -> bool:
     """Not done yet, or failed once: a full disk or memory may have been to blame."""
-    return "loss" not in trial or ("failure" in trial and trial.get("failures", trial.get("kills", 2)) < 2)
+    return "loss" not in trial or ("failure" in trial and trial.get("failures", 2) < 2)
 
 
 def best_of(tried: list[dict[str, Any]]) -> int:

@@ -237,6 +237,14 @@ class Language(Use):
     data_sets = TEXTS
     score = "perplexity"
 
+    def run(self) -> None:
+        super().run()
+        for run in self.good():  # alone, since its speed is reported
+            self.attempt([run], partial(self.test, run))
+
+    def parts(self, run: Run) -> list[Callable[[], object]]:
+        return [partial(self.train, run)]
+
     def test_command(self, checkpoint: Path) -> list[str]:
         command = super().test_command(checkpoint)
         return ["fairseq-eval-lm", *command[1:]]

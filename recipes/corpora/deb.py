@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import tarfile
@@ -16,7 +17,8 @@ from .archives import digest
 def run(*command: str, remedy: str, cwd: Path | None = None) -> str:
     """Output of a command; its failure is an error that says what to do."""
     try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+        env = {**os.environ, "LC_ALL": "C.UTF-8"}  # what is read of it is in English
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=env)
     except FileNotFoundError:
         raise RecipeError(f"{command[0]} is missing: run this on Debian or Ubuntu, or in a container of one") from None
     if done.returncode:

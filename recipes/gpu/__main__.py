@@ -150,9 +150,10 @@ def main(argv: list[str] | None = None) -> int:
             "torch sees no CUDA GPU: python -m fairseq_sru.doctor says more; FAIRSEQ_SRU_GPU_DRY=1 does without"
         )
     results = ROOT / "runs" / "gpu" if DRY else ROOT / "recipes" / "results" / "gpu"
-    out = (args.out or results / card()).absolute()
-    if (out / "report.json").exists() and not (out / "work").exists():
-        parser.error(f"argument OUT: {out} has results, and no folder work to go on from: name another, or remove it")
+    out = (os.environ.get("FAIRSEQ_SRU_GPU_FROM", ".") / args.out if args.out else results / card()).absolute()
+    for file in ("report.json", "report.md"):
+        if (out / file).exists() and not (out / "work").exists():
+            parser.error(f"argument OUT: {out} has a {file}, and no folder work to go on from: name another folder")
     with working_in(out / "work", parser):
         day = Day(out, args.minutes)
         done = day.run_all(parts(out, DRY, f"{card()}-{source(*SOURCES, *MODELS)}"))

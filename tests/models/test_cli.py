@@ -283,6 +283,7 @@ def test_average_of_weights_that_differ(tmp_path):
         (["--inputs", "{folder}"], "is a folder: --num-epoch-checkpoints or --num-update-checkpoints says how many"),
         (["--inputs", "{folder}/checkpoint1.pt", "--output", "/proc/mean.pt"], "/proc/mean.pt can't be written: "),
         (["--inputs", str(ROOT / "LICENSE")], "is not a fairseq checkpoint"),
+        (["--inputs", "/dev/null"], "/dev/null is not a fairseq checkpoint: EOFError"),
         (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),
         (["--inputs", "{folder}/checkpoint1.pt", "--output", "{folder}/checkpoint1.pt"], "is there already: remove it"),
     ],

@@ -283,6 +283,19 @@ def test_a_killed_download_leaves_a_part_to_go_on_with(server: Server, tmp_path:
     assert server.asked[-1] == f"bytes={size}-"
 
 
+def test_a_zip_that_is_encrypted_is_named(tmp_path: Path):
+    path = tmp_path / "digits.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("a.txt", "a")
+    content = path.read_bytes()
+    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # of the file, and of the archive's list
+        at = content.index(header) + flags
+        content = content[:at] + bytes([content[at] | 1]) + content[at + 1 :]
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=r"digits.zip: File 'a.txt' is encrypted, .*: unpack it and make it anew"):
+        archives.unpack_all(path, tmp_path / "to")
+
+
 @pytest.mark.parametrize("kind", ["gz", "xz"])
 def test_no_damaged_byte_of_a_tar_goes_unseen(tmp_path: Path, kind: str):
     """Not in a header either, at which tarfile takes the end to be reached."""

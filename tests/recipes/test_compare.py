@@ -70,6 +70,9 @@ def recipe(tmp_path: Path) -> Path:
         ("checkpoints", r"^checkpoints: must be key=value$"),
         ("checkpoints=0", r"^checkpoints: must be above 0; got 0$"),
         ("speed.beams=[1,0]", r"^speed.beams: must be above 0; got 0$"),
+        ("speed.beams=[]", r"^speed.beams: must have a number at least$"),
+        ("out=2026_11", r"^out: must be text; .* got 202611$"),
+        ("train.distributed-world-size=4", r"^train.distributed-world-size: is set by the comparison itself$"),
         ("data=trec", r"^data: must be one of lohelp-en-de, .*, or null for text of your own; got trec$"),
         ("baseline=c", r"^baseline: must be one of a, b; got c$"),
         ("systems.b=null", r"^baseline: must be one of a; got b$"),
@@ -473,6 +476,7 @@ def test_speeds_of_another_machine_are_measured_again_before_anything_is_trained
     assert stopped_on("another", 1) == stopped_on(here, 2) == every
     known.add(("b", 2))
     assert stopped_on("another", 1) == []  # all of one machine
+    assert stopped_on(here, 2) == [*every, "slice b 2"]  # but runs would slow one another
 
 
 def test_a_system_that_is_added_is_timed_beside_one_that_is_trained(recipe, tmp_path, monkeypatch):
@@ -715,11 +719,13 @@ def test_equal_time_tells_only_of_runs_that_it_has_seen(recipe, tmp_path):
     assert "bleu" not in equal_time.found(comparison, [])["a"]
 
 
-def test_commands_print_utf8_in_any_locale(tmp_path, monkeypatch):
+def test_commands_print_alike_in_any_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONUTF8", raising=False)
     monkeypatch.setenv("LC_ALL", "C.UTF-8")  # where Python would look at the locale
-    processes.execute(["python", "-c", "import sys; print(sys.flags.utf8_mode)"], tmp_path / "log", False, print)
-    assert (tmp_path / "log").read_text() == "1\n"
+    monkeypatch.setenv("LOGLEVEL", "WARNING")  # which fairseq's commands take
+    code = "import os, sys; print(sys.flags.utf8_mode, os.environ['LOGLEVEL']); print('warning', file=sys.stderr)"
+    processes.execute(["python", "-c", f"{code}; print('line')"], tmp_path / "log", False, print)
+    assert (tmp_path / "log").read_text() == "1 INFO\nwarning\nline\n"  # in the order in which they were printed
 
 
 def test_time_is_carried_over_an_epochs_end():
@@ -1108,8 +1114,9 @@ def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
         ({"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (20.5, 0.4)]}, "BLEU in 1 of 2 seeds, "),
         ({"lstm": [(20.0, None), (23.0, None)], "sru": [(24.0, 0.01), (21.0, 0.01)]},  # one up, one down
          "BLEU in 1 of 2 seeds (1 the other way), "),
-        ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru2": [(22.0, 0.01)], "sru3": []},
-         "sru2, the best of the 2 beside the baseline, has 22.0 BLEU, the baseline lstm 20.0. "),
+        ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru2": [(22.0, 0.01)], "sru4": [(21.5, 0.01)], "sru3": []},
+         "sru2, the best of the 3 beside the baseline, has 22.0 BLEU, the baseline lstm 20.0. The rest: sru4 21.5, "
+         "sru 21.0. Significant"),
         ({"lstm": [(20.0, None)], "sru": [(22.0, 0.01)], "slow": [(21.0, 0.01)]},  # which is made the faster
          "slow decodes faster than sru in 4 of 4 settings."),
         ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru3": []}, "Failed: sru3; see the end."),

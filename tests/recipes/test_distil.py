@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import distil
 import pytest
@@ -89,6 +90,24 @@ def test_the_teachers_data_are_not_written_to(
     assert f"argument --out: {tmp_path} is a data set already: name another folder" in capsys.readouterr().err
 
 
+class Bar:
+    n = total = 0
+
+    def __init__(self, total: int, **more: Any) -> None:
+        Bar.n, Bar.total = 0, total
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def update(self, n: int) -> None:
+        Bar.n += n
+
+    write = print
+
+
 def test_it_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With relative paths of there."""
     (tmp_path / "teacher").mkdir()
@@ -97,6 +116,8 @@ def test_it_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.Monk
     distil.main(["data", "--path", "save/checkpoint_last.pt", "--out", "../student", "--beam", "1"])
     made = (tmp_path / "student" / "translations" / "0.txt").stat().st_mtime_ns
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distil, "tqdm", Bar)
     teacher = folder / "save" / "checkpoint_last.pt"
     distil.main([str(folder / "data"), "--path", str(teacher), "--out", "student", "--beam", "1"])
     assert (tmp_path / "student" / "translations" / "0.txt").stat().st_mtime_ns == made
+    assert Bar.n == Bar.total > 0  # what was translated before counts

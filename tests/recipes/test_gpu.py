@@ -236,16 +236,18 @@ def test_parts_name_what_is_there() -> None:
     assert sum(part.limit for part in required) < 600 - day.END
 
 
+@pytest.mark.parametrize("name", ["report.json", "report.md"])
 def test_results_without_what_they_are_of_are_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As in a clone of a project that has published them."""
     monkeypatch.setattr(day, "DRY", True)
-    (tmp_path / "report.json").write_text("{}")
+    monkeypatch.setenv("FAIRSEQ_SRU_GPU_FROM", str(tmp_path.parent))
+    (tmp_path / name).write_text("{}")
     with pytest.raises(SystemExit):
-        day.main([str(tmp_path)])
-    assert f"argument OUT: {tmp_path} has results, and no folder work" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["report.json"]
+        day.main([tmp_path.name])
+    assert f"argument OUT: {tmp_path} has a {name}, and no folder work" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_outcomes_of_an_earlier_run_are_not_taken_for_this_ones(run: Any, tmp_path: Path) -> None:
@@ -537,7 +539,7 @@ def test_wheels_are_brought_along_but_for_what_is_there(tmp_path: Path, monkeypa
 
 STUB = """#!/bin/bash
 [ "$1" = -c ] && exit 0 # has torch
-echo "$@ | $PYTHONPATH | $PATH"
+echo "$@${FAIRSEQ_SRU_GPU_FROM:+ from $FAIRSEQ_SRU_GPU_FROM} | $PYTHONPATH | $PATH"
 """
 
 
@@ -549,7 +551,7 @@ def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(tmp_p
     (tmp_path / "bin" / "python").write_text(STUB)
     (tmp_path / "bin" / "python").chmod(0o755)
     env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
-    command = ["bash", "../project/recipes/gpu.sh", "mine", "--minutes", "3"]
+    command = ["bash", "../project/recipes/gpu.sh", "--minutes", "3", "mine"]
     done = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     installing, running = (line.split(" | ") for line in done.stdout.splitlines())
@@ -557,7 +559,7 @@ def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(tmp_p
         f"-m gpu.packages install wheels {project}/runs/gpu/site",
         f"{project}:{project}/recipes:{project}/runs/gpu/site",
     ]
-    assert running[0] == f"-m gpu {elsewhere}/mine --minutes 3"
+    assert running[0] == f"-m gpu --minutes 3 mine from {elsewhere}"
     site = project / "runs" / "gpu"
     assert running[1].split(":") == list(map(str, (project, project / "recipes", site / "site", site / "fairseq")))
     assert running[2].split(":")[0] == f"{site}/fairseq/bin"

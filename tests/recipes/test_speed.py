@@ -390,6 +390,15 @@ def test_a_report_that_is_there_is_no_victim(script, tmp_path, capsys):
     assert path.read_text() == "of an hour"
 
 
+@pytest.mark.parametrize("more", [[], ["--resume"]])
+def test_a_plot_of_something_else_is_no_victim(more, tmp_path, capsys):
+    (tmp_path / "speed.svg").write_text("of a comparison")
+    with pytest.raises(SystemExit):
+        speed.main(["--quick", "--out", str(tmp_path), *more])
+    assert f"{tmp_path / 'speed.svg'} is there already, without speed.json: name another" in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["of a comparison"]
+
+
 def test_out_must_be_a_folder(tmp_path, monkeypatch, capsys):
     file = tmp_path / "file"
     file.write_text("mine")

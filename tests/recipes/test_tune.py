@@ -161,14 +161,15 @@ def test_an_edge_is_told() -> None:
     assert at_edge(found, found[0], SPACE) == at_edge(found, found[2], SPACE) == ["lr"]
     assert at_edge(found, found[0], {"lr": [0.1, 0.2, 0.4], "dropout": [0.1]}) == ["lr"]
     assert at_edge([{"lr": [0.1, 0.05]}, *found], found[0], {"lr": [0.1, 0.2, 0.4]}) == []  # one an epoch
-    assert at_edge([{}, *found], found[1], SPACE) == at_edge([{}, *found], {}, SPACE) == []  # fairseq's default
+    for none in ({}, {"lr": None}):  # fairseq's default
+        assert at_edge([none, *found], found[1], SPACE) == at_edge([none, *found], none, SPACE) == []
 
 
-@pytest.mark.parametrize("shared", [{}, {"lr": 0.001}, {"lr": [0.001]}])
+@pytest.mark.parametrize("shared", [{}, {"lr": None}, {"lr": 0.001}, {"lr": [0.001]}])
 def test_the_plot_knows_learning_rates_that_all_share(shared: dict[str, Any]) -> None:
     tried = [{"flags": {}, "loss": 3.0}, {"flags": {"lr": 0.002}, "loss": 2.0}]
     points = plots.trials({"systems": {"sru": {"trials": tried, "best": 1}}}, shared).axes[0].collections[0]
-    assert [x for x, _ in points.get_offsets().tolist()] == [0.001 if shared else None, 0.002]
+    assert [x for x, _ in points.get_offsets().tolist()] == [0.001 if shared.get("lr") else None, 0.002]
 
 
 @pytest.mark.parametrize(
@@ -201,11 +202,11 @@ def test_an_output_that_would_cost_a_file_is_refused(
     name: str, message: str, recipe: Path, capsys: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(ROOT)
-    (recipe.parent / "found.svg").write_text("mine")
+    (recipe.parent / "found.svg").write_text("mine, by matplotlib")
     with pytest.raises(SystemExit) as ended:
         tune.main([str(recipe), f"out={recipe.parent / 'out'}", "--output", str(recipe.parent / name)])
     assert ended.value.code == 2 and f"argument --output: {message}" in capsys.readouterr().err
-    assert (recipe.parent / "found.svg").read_text() == "mine"
+    assert (recipe.parent / "found.svg").read_text() == "mine, by matplotlib"
 
 
 def test_a_system_whose_own_settings_have_no_loss_ends_the_search(recipe: Path, monkeypatch: Any) -> None:

@@ -149,6 +149,21 @@ def test_a_kind_has_its_data(tmp_path):
         key = re.split(r"[.=]", override)[0]
         with pytest.raises(ValueError, match=rf"^{key}: is for the kind translation alone; this is sentences$"):
             settings.load(CONFIGS / "sentences.yaml", [override])
+    with pytest.raises(ValueError, match=r"^generate: is not for the kind sentences, which generates nothing$"):
+        settings.load(CONFIGS / "sentences.yaml", ["generate.beam=5"])
+
+
+def test_language_models_are_evaluated_one_at_a_time_after_all_training(tmp_path, monkeypatch):
+    found = uses.Language(settings.load(CONFIGS / "language.yaml", [f"out={tmp_path}"]))
+    found.jobs = 2
+    done: list[str] = []
+    for stage in ("prepare", "time_training", "keep"):
+        monkeypatch.setattr(found, stage, lambda: None)
+    monkeypatch.setattr(found, "train", lambda run: done.append(f"train {run.system}"))
+    monkeypatch.setattr(found, "test", lambda run: done.append(f"test {run.system}"))
+    found.run()
+    assert sorted(done[:3]) == ["train lstm", "train sru", "train transformer"]
+    assert done[3:] == ["test sru", "test lstm", "test transformer"]
 
 
 def test_vectors_that_are_not_made_yet_stop_no_dry_run(tmp_path, capsys, monkeypatch):

@@ -68,7 +68,7 @@ def is_of(path: Path, of: dict[str, Any]) -> bool:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = recipe_parser(__doc__, output="written when the speeds are known, and after each system")
+    parser = recipe_parser(__doc__, output="written after each measurement of speed, and after each system")
     args = parser.parse_intermixed_args(argv)
     given = read_recipe(parser, args, "equal-time", *FIXED)
     if given.budget.minutes is None:
@@ -88,11 +88,11 @@ def main(argv: list[str] | None = None) -> int:
             report = {**here, **of, "systems": found(comparison, tested)}
             write_text(args.output, json.dumps(report, indent=1) + "\n")
 
-        comparison.time_training()
-        comparison.keep()
         # what it has beside speeds stays until there is as much, or until the end
         before = json.loads(args.output.read_text(encoding="utf-8"))["systems"] if there else {}
         had = {name for name, known in before.items() if "bleu" in known}
+        comparison.time_training(then=lambda: had or note())
+        comparison.keep()
         if not had:
             note()
         for run in comparison.runs:

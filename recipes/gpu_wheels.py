@@ -4,7 +4,8 @@
 
 downloads wheels for Linux on x86-64 into DIR (wheels), and lists them with their sizes, also in DIR/wheels.json. Copy
 the folder into the project on the other machine as ``wheels``, where recipes/gpu.sh finds it. torch, a C++ compiler and
-Python.h must be there; fairseq is built there, with what the folder has for it whatever --without says.
+Python.h must be there; fairseq is built there, with what the folder has for it whatever --without says. What is needed
+in one version alone is brought along, too.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 from pathlib import Path
 
 from common.files import write_text
-from gpu.packages import RIVALS, VERSIONS, key, missing, package, pip
+from gpu.packages import EXACT, RIVALS, VERSIONS, key, missing, package, pip
 
 from fairseq_sru.install_fairseq import download
 
@@ -29,7 +30,7 @@ SOURCES = (VERSIONS["ANTLR"], *(pin for pin in VERSIONS["TEST"] if pin.split("==
 def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     """Download wheels into a folder."""
     of_build = [*VERSIONS["FAIRSEQ_BUILD"], VERSIONS["PATCH_NG"]]
-    without -= {key(pin.split("==")[0]) for pin in of_build}
+    without -= EXACT | {key(pin.split("==")[0]) for pin in of_build}  # another version may be there
     folder.mkdir(parents=True, exist_ok=True)
     ours = json.loads(made.read_text())["bytes"] if (made := folder / "wheels.json").is_file() else {}
     theirs = {path for path in folder.iterdir() if path.name not in ours}

@@ -177,7 +177,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         if step is None:
             return None
         sources = self.sources(encoder_out)
-        if not compiled_before and not readable(sources):
+        if not compiled_before and not readable(sources, self.attentions()):
             return None
         if kept and not compiled_before:
             states = self.cached(incremental_state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
+import torch
 from fairseq import utils
 from fairseq.models.transformer import Embedding
 from torch import Tensor, nn
@@ -29,14 +30,34 @@ def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embeddin
     module = shared or Embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
     if not shared and (path := getattr(cfg, f"{side}_embed_path", None)):
         try:
-            vectors = utils.parse_embedding(path)
-            utils.print_embed_overlap(vectors, dictionary)
-            utils.load_embedding(vectors, dictionary, module)
-        except (ValueError, RuntimeError) as error:  # a word without numbers, or with too few
+            vectors = vectors_in(path, module.embedding_dim)
+        except ValueError as error:
             raise ValueError(f"{flag(f'{side}_embed_path')}: {path}: {error}") from None
+        utils.print_embed_overlap(vectors, dictionary)
+        utils.load_embedding(vectors, dictionary, module)
     if getattr(cfg, f"{side}_freeze_embed", False):
         module.weight.requires_grad = False
     return module
+
+
+def vectors_in(path: str, size: int) -> dict[str, Tensor]:
+    """The vectors of a file by word; as fairseq's, which takes no word with spaces, as GloVe's largest file has.
+
+    Raises:
+        ValueError: a line is not a word and ``size`` numbers, in UTF-8; the message has its number.
+    """
+    vectors = {}
+    with open(path, "rb") as file:
+        next(file)  # numbers of words and dimensions
+        for number, line in enumerate(file, 2):
+            try:
+                word, *numbers = line.decode("utf-8").rstrip().rsplit(" ", size)
+                vectors[word] = torch.tensor([float(x) for x in numbers])
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            if len(numbers) != size:
+                raise ValueError(f"line {number} holds a vector of {len(numbers)} numbers, not of {size}")
+    return vectors
 
 
 class _Projection(Linear):

@@ -161,7 +161,7 @@ def embedding_file(cfg: Namespace, side: str) -> None:
         raise ValueError(f"{name}: {path} is not UTF-8 text") from None
     if len(header) != 2 or not all(h.isdigit() for h in header):
         raise ValueError(f"{name}: {path} must begin with a line `words dimensions`")
-    if len(first) - 1 != dim:
+    if dim not in (len(first) - 1, int(header[1])):  # the first word may have spaces
         raise ValueError(
             f"{name}: {path} holds vectors of {len(first) - 1} numbers, {flag(f'{side}_embed_dim')} is {dim}"
         )

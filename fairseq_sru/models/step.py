@@ -7,7 +7,7 @@ Results are those of the modules but for rounding.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -41,11 +41,14 @@ class Result(NamedTuple):
     weights: Tensor | None
 
 
-def readable(sources: list[Source]) -> bool:
-    """Whether compiled code can read these, which it does unseen: of the same sentences and places, in float32."""
+def readable(sources: list[Source], attentions: Sequence[Any]) -> bool:
+    """Whether compiled code can read these, which it does unseen: of the attentions' sizes, of the same sentences and
+    places, in float32."""
     sentences, _, src_len, _ = sources[0].key.shape
-    float32 = all(x.dtype == torch.float32 and x.is_cpu and len(x) == sentences for source in sources for x in source)
-    return float32 and all({s.key.size(2), s.value.size(2), s.mask.size(-1)} == {src_len} for s in sources)
+    kept = [(sentences, a.heads, src_len, a.query.out_features // a.heads) for a in attentions]
+    wanted = [(shape, shape, (sentences, 1, 1, src_len)) for shape in kept]
+    float32 = all(x.dtype == torch.float32 and x.is_cpu for source in sources for x in source)
+    return float32 and [tuple(map(tuple, (x.shape for x in source))) for source in sources] == wanted
 
 
 class Step:

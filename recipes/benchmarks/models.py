@@ -111,6 +111,9 @@ def trainer(model: Any, words: Any, pairs: int = PAIRS, dtype: torch.dtype = tor
 def for_decoding(model: Any) -> Any:
     """A copy, prepared as fairseq-generate does."""
     model = copy.deepcopy(model).eval()
+    for part in model.modules():
+        if isinstance(part, torch.nn.RNNBase):
+            part.flatten_parameters()  # as fairseq-generate's .cuda() does; else cuDNN copies the weights at each call
     model.make_generation_fast_(need_attn=False)
     return model
 

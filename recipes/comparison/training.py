@@ -144,8 +144,8 @@ class Training:
         self.manifest = self.commands.data / "manifest.json"
         self.data = json.loads(self.manifest.read_text(encoding="utf-8"))
 
-    def time_training(self) -> None:
-        """Measure the speed of training, systems in turns, as many at a time as runs will be: they slow one another.
+    def time_training(self, then: Callable[[], object] = lambda: None) -> None:
+        """Measure the speed of training, systems in turns, as many at a time as runs will be; call ``then`` after each.
 
         Raises:
             StageError: something is trained already, and some speeds were measured with another number at a time.
@@ -167,7 +167,7 @@ class Training:
         elif others and len(known) < len(turns):
             raise StageError(f"{self.out}: begun with --jobs {max(others)}: give that, or begin anew with out=DIR")
         with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
-            side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: bar.update())
+            side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: (bar.update(), then()))
 
     def slice(self, system: str, number: int) -> None:
         """Measure a system's speed once; where others are trained already, one of them again beside it."""

@@ -202,6 +202,43 @@ def test_soft_alignments_have_a_weight_for_each_word_of_the_source(trained, toy_
                 assert sum(map(float, weights.split(","))) == pytest.approx(1.0, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--beam", 0], "argument --beam: must be at least 1; got 0"),
+        (["--beam", -2], "argument --beam: must be at least 1; got -2"),
+        (["--match-source-len", "--diverse-beam-groups", 2], "Provided Search parameters are mutually exclusive."),
+    ],
+)
+@pytest.mark.parametrize("command", ["generate", "interactive"])
+def test_what_cannot_be_searched_for_is_one_line(command, words, message, trained, toy_data):
+    where = [toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu"]
+    done = run_cli(command, *where, *words, text_in="a\n", check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == f"fairseq-{command}: error: {message}"
+    assert "Traceback" not in done.stderr
+
+
+def test_lines_before_one_that_is_not_utf8_are_translated(trained, toy_data, tmp_path):
+    (tmp_path / "text").write_bytes(b"a b\nc\n\xff\nd\n")
+    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--input", tmp_path / "text", "--buffer-size", 9]
+    done = run_cli("interactive", toy_data, *PLUGIN, *words, check=False)
+    assert done.returncode == 2
+    assert list(hypotheses(done.stdout)) == [0, 1]
+    assert done.stderr.splitlines()[-1] == "fairseq-interactive: error: argument --input: line 3 is not UTF-8"
+
+
+@pytest.mark.parametrize("arch, attention", [("sru_tiny", "False"), ("lstm", "0")])
+def test_alignments_of_models_without_attention_are_refused_in_a_line(arch, attention, toy_data, tmp_path):
+    flags = ["--arch", arch, "--cpu", "--decoder-attention", attention, "--max-update", 1]
+    train(toy_data, tmp_path, arch=flags)
+    where = [toy_data, *PLUGIN, "--path", tmp_path / "checkpoint_last.pt", "--cpu"]
+    done = run_cli("generate", *where, "--print-alignment", check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    said = "--print-alignment, --replace-unk: no model of these has attention"
+    assert done.stderr.splitlines()[-1] == f"fairseq-generate: error: {said}"
+
+
 def test_a_models_hub_gives_alignments(trained, toy_data):
     hub = SRUModel.from_pretrained(str(trained), "checkpoint_best.pt", str(toy_data))
     assert hub.generate(hub.encode("a b c"), beam=2, print_alignment="hard")[0]["alignment"]
@@ -269,6 +306,9 @@ def test_average_of_weights_that_differ(tmp_path):
     for name, message in (("shape", "w has shape (3,), not (2,)"), ("name", "v is in one of them only")):
         with pytest.raises(ValueError, match=re.escape(message)):
             average.average([tmp_path / "a.pt", tmp_path / f"{name}.pt"])
+    (tmp_path / "empty.pt").touch()  # as a full disk leaves it
+    with pytest.raises(ValueError, match=r"empty\.pt is not a fairseq checkpoint: EOFError"):
+        average.average([tmp_path / "empty.pt"])
 
 
 @pytest.mark.parametrize(
@@ -283,7 +323,6 @@ def test_average_of_weights_that_differ(tmp_path):
         (["--inputs", "{folder}"], "is a folder: --num-epoch-checkpoints or --num-update-checkpoints says how many"),
         (["--inputs", "{folder}/checkpoint1.pt", "--output", "/proc/mean.pt"], "/proc/mean.pt can't be written: "),
         (["--inputs", str(ROOT / "LICENSE")], "is not a fairseq checkpoint"),
-        (["--inputs", "/dev/null"], "/dev/null is not a fairseq checkpoint: EOFError"),
         (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),
         (["--inputs", "{folder}/checkpoint1.pt", "--output", "{folder}/checkpoint1.pt"], "is there already: remove it"),
     ],

@@ -668,15 +668,16 @@ def test_mixture_of_experts(toy_data: Path, tmp_path: Path) -> None:
     assert len(re.findall(r"^H-", done.stdout, re.M)) == 53
 
 
+@pytest.mark.parametrize("together", ["fused", "foreach"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
-def test_adam_in_one_pass_makes_the_same_updates(weight_decay: float) -> None:
-    """What is used on a CPU; some weights get no gradient at times."""
+def test_adam_of_all_weights_at_once_makes_the_same_updates(weight_decay: float, together: str) -> None:
+    """What is used on a CPU, and on a GPU; some weights get no gradient at times."""
     start = [torch.randn(7, 5), torch.randn(300), torch.randn(4)]
     made = []
-    for fused in (False, True):
+    for how in (None, together):
         weights = [torch.nn.Parameter(w.clone()) for w in start]
         found = Adam(weights, lr=0.01, betas=(0.9, 0.98), eps=1e-4, weight_decay=weight_decay)
-        found.fused = fused
+        found.together = how
         draws = torch.Generator().manual_seed(1)
         for step in range(20):
             for number, weight in enumerate(weights):
@@ -737,8 +738,8 @@ def _scaler(real: Any, device: str, **options: Any) -> Any:
 WATCHED = """
 import fairseq_sru
 from fairseq.optim.adam import Adam
-step = Adam.fused_step
-Adam.fused_step = lambda self, group: print("in one pass") or step(self, group)
+step = Adam.step_together
+Adam.step_together = lambda self, group: print("in one pass:", self.together) or step(self, group)
 """
 
 
@@ -748,7 +749,7 @@ def test_training_on_a_cpu_has_adam_in_one_pass(more: list[str], toy_data: Path,
     (tmp_path / "watched" / "__init__.py").write_text(WATCHED)
     options = ["--user-dir", "watched", "--arch", "sru_tiny", "--max-update", 2, "--no-save", *more]
     done = run_cli("train", toy_data, *options, *SMALL, *SMOOTHED, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert done.stdout.count("in one pass") == 2
+    assert done.stdout.count("in one pass: fused") == 2
 
 
 @pytest.mark.parametrize("version", ["2.9.0", "2.9.0a0+50eac811a6.nv25.09", "2.9.0rc2"])

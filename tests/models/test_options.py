@@ -192,13 +192,23 @@ def test_pretrained_and_frozen_embeddings(build, dictionary, tmp_path):
     assert not build(decoder_freeze_embed=True).decoder.embed_tokens.weight.requires_grad  # no path needed
 
 
+def test_words_of_embedding_files_may_have_spaces(build, dictionary, tmp_path):
+    """As some of GloVe's do."""
+    path = embedding_file(tmp_path / "vectors.txt", [". . .", "w5"], 8)
+    weight = build(encoder_embed_path=path).encoder.embed_tokens.weight
+    expected = torch.tensor([0.01 + 0.1 * k for k in range(8)]).double()
+    torch.testing.assert_close(weight[dictionary.index("w5")], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_bad_embedding_files_are_named(build, tmp_path):
     path = embedding_file(tmp_path / "vectors.txt", ["w3"], 5)
     with pytest.raises(ValueError, match=r"--encoder-embed-path: .*vectors of 5 numbers, --encoder-embed-dim is 8"):
         build(encoder_embed_path=path)
     for content, message in (
         (b"1 8\n\xff\xfe 0.1", r"--encoder-embed-path: .* is not UTF-8 text"),
-        (b"2 8\nw3" + b" 0.1" * 8 + b"\nw4 0.1 two\n", r"--encoder-embed-path: .*could not convert"),
+        (b"2 8\nw3" + b" 0.1" * 8 + b"\nw4 0.1 two\n", r"--encoder-embed-path: .*: line 3: could not convert"),
+        (b"2 8\nw3" + b" 0.1" * 8 + b"\nw4 0.1\n", r"embed-path: .*: line 3 holds a vector of 1 numbers, not of 8"),
+        (b"999 8\n" + 999 * (b"w3" + b" 0.1" * 8 + b"\n") + b"\xff\n", r"embed-path: .*: line 1001: 'utf-8' codec"),
         (b"w3 0.1 0.2\n", "must begin with a line `words dimensions`"),
     ):
         (tmp_path / "vectors.txt").write_bytes(content)

@@ -178,6 +178,9 @@ def test_it_learns_to_write_down_what_it_hears(arch, speech, tmp_path):
     lost = run_cli("generate", *words, "--gen-subset", "test", check=False)
     (speech / "features" / "kept.npy").rename(speech / "features" / "test0.npy")
     assert f"argument --gen-subset test: no such file: {speech}/features/test0.npy" in lost.stderr.splitlines()[-1]
+    aligned = run_cli("generate", *words, "--gen-subset", "test", "--print-alignment", check=False)
+    assert aligned.returncode == 2 and "Traceback" not in aligned.stderr
+    assert "--print-alignment, --replace-unk: speech has no words to align with" in aligned.stderr.splitlines()[-1]
     named = "".join(f"{speech}/features/test{n}.npy\n" for n in range(5))
     again = run_cli("interactive", speech, *TASK, "--path", tmp_path / "checkpoint_best.pt", text_in=named)
     assert re.findall(r"^D-\d+\t[^\t]*\t(.*)$", again.stdout, re.M) == [said[n] for n in range(5)]

@@ -18,6 +18,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from fairseq_sru.decoding import program as program_module
 from fairseq_sru.models import base_decoder, step
 from fairseq_sru.models.attention import Attention
+from fairseq_sru.models.base_decoder import SOURCE
 from fairseq_sru.recurrence import build, dispatch
 
 COMPILED = {
@@ -245,7 +246,10 @@ def test_threads_change_no_bit(dictionary: Dictionary) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("what", ["rows", "state", "keys of 16 bits", "tokens of 32 bits", "training", "forward"])
+@pytest.mark.parametrize(
+    "what",
+    ["rows", "state", "keys of 16 bits", "fewer heads", "a layer less", "tokens of 32 bits", "training", "forward"],
+)
 def test_what_compiled_code_does_not_check_is_torchs(
     what: str, model: Any, dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,13 +268,17 @@ def test_what_compiled_code_does_not_check_is_torchs(
         model.decoder.set_incremental_state(state, "cached_state", {"c": torch.zeros(1, 3), "coverage": None})
     elif what == "keys of 16 bits":
         encoded = {**encoded, "keys": [key.bfloat16() for key in encoded["keys"]]}
+    elif what == "fewer heads":
+        encoded = {**encoded, "keys": [key[:, 1:] for key in encoded["keys"]]}
+    elif what == "a layer less":
+        encoded = {**encoded, **{name: encoded[name][1:] for name in SOURCE}}
     elif what == "tokens of 32 bits":
         target = target.int()
     elif what == "training":
         model.decoder.layers[0].train()
     else:
         model.decoder.layers[0].forward = model.decoder.layers[0].forward
-    wrong = what in ("rows", "state", "keys of 16 bits")
+    wrong = what in ("rows", "state", "keys of 16 bits", "fewer heads", "a layer less")
     with contextlib.suppress(Exception) if wrong else contextlib.nullcontext():
         logits, _ = model.decoder(target, encoded, incremental_state=state)
         assert wrong or logits.shape == (2, 1, len(dictionary))

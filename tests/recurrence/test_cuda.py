@@ -864,6 +864,7 @@ class TestOnTheGpu:
     @pytest.mark.parametrize("case", COVERING, ids=str)
     def test_every_two_options(self, case: Case) -> None:
         check(moved(make(case)), 4)
+        check(moved(make(case, half=5)), 4)  # one channel a thread
 
     @pytest.mark.parametrize("offset", OFFSETS, ids=str)
     def test_tensors_that_start_anywhere(self, offset: dict[str, int]) -> None:

@@ -35,6 +35,7 @@ from benchmarks.timing import (
     DRY,
     ON_GPU,
     TITLE,
+    Attempts,
     demand_kernels,
     machine,
     measure,
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.rivals and not (ON_GPU or DRY):
         parser.error("argument --rivals: is for a GPU, and torch sees none")
     path = args.out / "speed.json"
-    refuse_overwriting(parser, path, args.resume, *layer.plots_in(args.out))
+    refuse_overwriting(parser, path, args.resume, *(args.out / name for name in layer.DRAWN))
     if args.threads:
         torch.set_num_threads(args.threads)
     demand_kernels()
@@ -101,18 +102,21 @@ def main(arguments: list[str] | None = None) -> None:
         "cases": [],
     }
     if args.resume:
-        report = resumed(path, report, *(report.keys() - {"machine", "turns"}))
+        report = resumed(path, report, *(report.keys() - {"machine", "turns"}), "tries")
 
-    def left(part: str, wanted: list[Case]) -> list[Case]:
+    def note() -> None:
+        """What is stopped leaves what is measured."""
+        write_text(path, json.dumps(report, indent=1) + "\n")
+
+    def left(part: str, wanted: list[Case]) -> Attempts[Case]:
         """Those that are not in the report."""
         done = {Case.of(entry) for entry in report[part]}
         known = done | {case._replace(mode=GRAPH) for case in done} if part == "recurrence" else done
-        return [case for case in wanted if case not in known]
+        return Attempts(part, [case for case in wanted if case not in known], report, note)
 
     def keep(part: str, entry: dict[str, Any]) -> None:
-        """What is stopped leaves what is measured."""
         report[part].append(entry)
-        write_text(path, json.dumps(report, indent=1) + "\n")
+        note()
 
     if args.rivals:
         eager = [case for case in cases if case.mode != GRAPH]
@@ -132,6 +136,8 @@ def main(arguments: list[str] | None = None) -> None:
             narrow = layer.all_notes(package, Case(BOTH, *one, dtype="bfloat16"))
             report["contestants"] |= {f"{name}, bfloat16": note for name, note in narrow.items()}
         layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"))
+    report.pop("tries", None)
+    note()
     print(f"\nwrote {path}")
     for drawn in layer.draw(report, args.out) if report["cases"] else ():
         print(f"wrote {drawn}")

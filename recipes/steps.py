@@ -34,6 +34,7 @@ from benchmarks.timing import (
     DRY,
     ON_GPU,
     TITLE,
+    Attempts,
     Function,
     Spread,
     demand_kernels,
@@ -111,18 +112,23 @@ def main(arguments: list[str] | None = None) -> None:
             cases[f"step, CUDA graph, batch {sentences}, beam {beam}"] = of_step, only(decoding)
     report: dict[str, Any] = {"machine": here, "turns": args.turns, "vocabulary": args.vocabulary}
     report |= {"preset": args.preset, "tokens": args.pairs * made.SOURCE, "parameters": sizes, "cases": {}}
-    report = resumed(path, report, "cases") if args.resume else report
+    report = resumed(path, report, "cases", "tries") if args.resume else report
     found: dict[str, dict[str, dict[str, Any]]] = report["cases"]
 
     def row(case: str) -> list[str]:
         medians = [found[case]["ms"].get(name, {}).get("median") for name in models]
         return [case, *map(short, medians), *(short(found[case]["ratios"].get(name)) for name in others)]
 
+    def note() -> None:
+        """What is stopped leaves what is measured."""
+        write_text(path, json.dumps(report, indent=1) + "\n")
+
     def rows() -> Iterator[list[str]]:
-        for case, (maker, taking_part) in tqdm(cases.items(), disable=None, leave=False):
-            if case in found and (found[case]["shares"] != {} or "graph" in case):
-                yield row(case)
-                continue
+        done = [case for case in cases if case in found and (found[case]["shares"] != {} or "graph" in case)]
+        yield from map(row, done)
+        left = Attempts("models", [case for case in cases if case not in done], report, note)
+        for case in tqdm(left, disable=None, leave=False):
+            maker, taking_part = cases[case]
             functions: dict[str, Function] = {}
             for name, model in taking_part.items():
                 try:
@@ -144,10 +150,10 @@ def main(arguments: list[str] | None = None) -> None:
                 "shares": {},
             }
             found[case] = entry
-            write_text(path, json.dumps(report, indent=1) + "\n")  # what is stopped leaves what is measured
+            note()
             if "graph" not in case:  # which has no operators when it is replayed
                 entry["shares"] = shares(functions[SRU])
-                write_text(path, json.dumps(report, indent=1) + "\n")
+                note()
             yield row(case)
 
     table("Milliseconds:", ["case", *models, *(f"{name} / {SRU}" for name in others)], rows())
@@ -155,6 +161,8 @@ def main(arguments: list[str] | None = None) -> None:
         [case, *(f"{100 * s:.0f}" for s in now["shares"].values())] for case, now in found.items() if now["shares"]
     )
     table("Of the time of SRU, in %:", ["case", *KINDS, OTHER], percent)
+    report.pop("tries", None)
+    note()
     print(f"\nwrote {path}")
 
 

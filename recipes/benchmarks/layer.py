@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,6 +61,7 @@ SRU_GEMM, LSTM_SRU, PACKAGE_SRU = "SRU / GEMM", "LSTM / SRU", "sru package / SRU
 RATIOS = {SRU_GEMM: (OURS, GEMM), LSTM_SRU: (LSTM, OURS), PACKAGE_SRU: (PACKAGE, OURS)}
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
+DRAWN = ("speed.svg", "speed.png")
 Shape = tuple[int, int, int]  # length, batch, size
 WIDE, LONG = (64, 256, 1024), (8192, 1, 512)  # fill a GPU by columns, and by steps
 SHAPES: list[Shape] = [(length, 32, size) for length in (32, 128) for size in (256, 512, 1024)] + [(1000, 1, 512)]
@@ -288,16 +289,12 @@ def measured(report: dict[str, Any]) -> dict[Case, dict[str, Spread]]:
     return {Case.of(entry): {name: Spread(**ms) for name, ms in entry["ms"].items()} for entry in report["cases"]}
 
 
-def plots_in(folder: Path) -> list[Path]:
-    return [folder / f"speed.{suffix}" for suffix in ("svg", "png")]
-
-
 def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     """Write the plot of a report's cases; the files."""
     figure = plot(measured(report), f"One layer, {TITLE.format(**report['machine'])}")
-    for path in plots_in(folder):
-        write(path, partial(figure.savefig, dpi=120))
-    return plots_in(folder)
+    for name in DRAWN:
+        write(folder / name, partial(figure.savefig, dpi=120))
+    return [folder / name for name in DRAWN]
 
 
 # ---------------------------------------------------------------- the report's parts: each prints and returns
@@ -306,7 +303,7 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
 Keep = Callable[[dict[str, Any]], object]  # takes each entry of the report as soon as it is known
 
 
-def all_cases(cases: list[Case], package: Package, turns: int, keep: Keep, rivals: bool = False) -> None:
+def all_cases(cases: Iterable[Case], package: Package, turns: int, keep: Keep, rivals: bool = False) -> None:
     def rows() -> Iterator[list[str]]:
         for case in tqdm(cases, disable=None, leave=False):
             functions = callers(case, package, rivals)
@@ -328,7 +325,7 @@ def all_notes(package: Package, case: Case) -> dict[str, str]:
     return notes
 
 
-def all_scans(backend: Backend, cases: list[Case], turns: int, keep: Keep) -> None:
+def all_scans(backend: Backend, cases: Iterable[Case], turns: int, keep: Keep) -> None:
     """share: of the speed of copying as many bytes. What can't be recorded as a graph is measured call by call."""
 
     def rows() -> Iterator[list[str]]:
@@ -348,5 +345,5 @@ def all_scans(backend: Backend, cases: list[Case], turns: int, keep: Keep) -> No
                 keep({**this._asdict(), **spreads, "bytes": moved, "share": share})
                 yield [str(this), *map(short, (ms.median, copy.median, share, moved / ms.median / 1e6))]
 
-    headers = ["pass", "recurrence ms", "copy ms", "share", "GB/s"]
-    table(f"The recurrence alone, {backend.name}, beside copying the bytes that it must move:", headers, rows())
+    title = f"The recurrence alone, {backend.name}, beside copying the bytes that it must move:"
+    table(title, ["pass", "recurrence ms", "copy ms", "share", "GB/s"], rows())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -112,7 +112,7 @@ def callers(case: Case) -> dict[str, Function]:
     return found
 
 
-def all_others(cases: list[Case], turns: int, keep: Keep) -> None:
+def all_others(cases: Iterable[Case], turns: int, keep: Keep) -> None:
     def rows() -> Iterator[list[str]]:
         for case in tqdm(cases, disable=None, leave=False):
             functions = callers(case)

@@ -10,9 +10,9 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from tqdm import tqdm
 from fairseq_sru import backends
 
 Function = Callable[[], object]
+C = TypeVar("C")
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -30,6 +31,7 @@ RUN = 0.005  # seconds that a run takes at least
 REPLAY = 0.001  # seconds that a replay of small kernels takes at least
 MOST = 200  # calls in a graph
 WARM_UP = 1.0  # seconds
+TRIES = 2
 TITLE = "{device}, threads: {threads}, torch {torch}, {date:.10}"  # of what machine() gives
 
 
@@ -156,6 +158,28 @@ def resumed(path: Path, report: dict[str, Any], *measured: str) -> dict[str, Any
         other = sorted(key for key in {*flat[0], *flat[1]} if flat[0].get(key) != flat[1].get(key))
         sys.exit(f"argument --resume: {path} is of another {' and '.join(other)}: name another --out, or remove it")
     return old
+
+
+class Attempts(Generic[C]):
+    """Cases, of which each is written down before it is tried. What the process has ended in TRIES times is left out:
+    on a GPU one bad kernel ends all that follows."""
+
+    def __init__(self, part: str, cases: Sequence[C], report: dict[str, Any], write: Callable[[], object]) -> None:
+        self.part, self.cases, self.tries, self.write = part, cases, report.setdefault("tries", {}), write
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __iter__(self) -> Iterator[C]:
+        for case in self.cases:
+            name = f"{self.part}, {case}"
+            if self.tries.get(name, 0) >= TRIES:
+                going_on_without(name, f"the process ended in it {TRIES} times")
+                continue
+            self.tries[name] = self.tries.get(name, 0) + 1
+            self.write()
+            yield case
+            del self.tries[name]
 
 
 def short(value: float | None) -> str:

@@ -481,6 +481,22 @@ def test_a_report_is_gone_on_with_where_only_what_is_measured_differs(tmp_path):
             timing.resumed(path, new, "cases")
 
 
+def test_a_case_in_which_the_process_ends_twice_is_left_out(capsys):
+    written = ["{}"]
+
+    def ends_in_two() -> list[str]:
+        report: dict[str, Any] = json.loads(written[-1])
+        seen = []
+        for case in timing.Attempts("layers", ["1", "2", "3"], report, lambda: written.append(json.dumps(report))):
+            if case == "2":  # nothing is written any more
+                break
+            seen.append(case)
+        return seen
+
+    assert [ends_in_two() for _ in range(3)] == [["1"], ["1"], ["1", "3"]]
+    assert "going on without layers, 2: the process ended in it 2 times" in capsys.readouterr().err
+
+
 def test_numbers_are_shown_with_three_digits():
     for i in range(-20, 70):
         assert_shown(timing.short(10 ** (i / 10)), 10 ** (i / 10))

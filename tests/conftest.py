@@ -20,8 +20,10 @@ hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
 hypothesis.settings.register_profile("search", deadline=None, derandomize=False)
 hypothesis.settings.load_profile("tests")
 
-for name in ("FAIRSEQ_SRU_BACKEND", "FAIRSEQ_SRU_NVRTC"):  # a user's own would decide what is tested
+for name in ("FAIRSEQ_SRU_BACKEND", "FAIRSEQ_SRU_NVRTC", "LOGLEVEL"):  # a user's own would decide what is tested
     os.environ.pop(name, None)
+for name in ("no_proxy", "NO_PROXY"):  # servers of tests are asked without one
+    os.environ[name] = f"127.0.0.1,{os.environ.get(name, '')}"
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as jobs in the background do; what they start would, too
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -31,6 +33,7 @@ pytest_plugins = ["support.debian_packages"]  # fixtures of several files
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".pytest_cache"  # what is compiled for tests alone is no part of the user's caches
 os.environ.setdefault("FAIRSEQ_SRU_CACHE", str(KEPT / "kernels"))
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KEPT / "inductor"))
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(KEPT / "torch_extensions" / str(sys.implementation.cache_tag)))
 
 

@@ -317,7 +317,7 @@ def test_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     names: dict[str, Any] = {}
     for block in blocks:
         exec(block, names)
-    assert {"SRU", "outputs"} <= names.keys()
+    assert names["outputs"].shape == (20, 32, 512) and names["state"].shape == (2, 32, 512)
 
 
 def test_the_presets_have_the_sizes_of_the_readme() -> None:
@@ -431,7 +431,7 @@ def commands(text: str) -> Iterator[Command]:
     blocks += [(code, False) for code in re.findall(r"`([^`]+)`", INDENTED.sub("", without_fenced(text)))]
     for block, whole in blocks:
         for line in re.sub(r"\\\n", " ", block).splitlines():
-            with contextlib.suppress(ValueError):  # a text with a single quote
+            with contextlib.nullcontext() if whole else contextlib.suppress(ValueError):  # a text with a single quote
                 words = shlex.split(line, comments=True)
                 for piped, some in itertools.groupby(words, lambda word: word == "|"):
                     if not piped:

@@ -65,7 +65,8 @@ def run(*words: str | Path, cwd: Path, **env: str) -> str:
     Raises:
         Failure: it ended with another status than 0.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    ours = ("PYTHONPATH", "VIRTUAL_ENV", "PIP_CONSTRAINT", "PIP_USER")
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
     done = subprocess.run(words, cwd=cwd, env={**kept, **env}, capture_output=True, text=True, errors="replace")
     if done.returncode:
         raise Failure(f"{' '.join(map(str, words))[:300]}\n{(done.stdout + done.stderr)[-3000:]}")

@@ -778,6 +778,19 @@ def test_an_export_can_be_differentiated_twice():
     close(*found, 1e-5)
 
 
+def test_the_last_outputs_are_where_the_page_for_nn_lstm_says() -> None:
+    rnn, x = SRU(6, 4, bidirectional=True), torch.randn(5, 3, 6)
+    output, (h, c) = rnn(x)  # as nn.LSTM's: with two layers no error
+    assert torch.equal(torch.stack([h, c]), rnn(x)[1])
+    lengths = torch.tensor([5, 2, 4])
+    padded = rnn(x, lengths=lengths)[0]
+    for i, n in enumerate(lengths):
+        alone = rnn(x[:n, i : i + 1])[0][:, 0]
+        last = padded[lengths - 1, range(3)][i]
+        torch.testing.assert_close(last[:4], alone[-1, :4])  # forward
+        torch.testing.assert_close(padded[0, i, 4:], alone[0, 4:])  # backward, whose last step is the first
+
+
 PAGES = """
 import sys
 import fairseq_sru, torch

@@ -13,7 +13,7 @@ import torch
 from conftest import ROOT, run_cli, write_pairs
 from support.commands import PLUGIN, SMALL, SMOOTHED, generate, hydra_words, hypotheses, reverses, train
 from support.lines import DECODED, OUTPUT, START, unexpected
-from support.processes import LONG
+from support.processes import LONG, alone
 
 from fairseq_sru.models import SRUModel
 
@@ -480,6 +480,8 @@ def test_the_layers_load_no_fairseq_and_the_models_say_what_they_lack(tmp_path):
     for first in ([ROOT], [broken.parent, ROOT]):
         done = run_python(LAYERS, first, tmp_path)
         assert (done.stdout, done.stderr) == ("torch.Size([2, 1, 4])\n", "")
+    done = run_python(alone() + LAYERS, [ROOT], tmp_path)  # as after pip install .
+    assert (done.stdout, done.stderr) == ("torch.Size([2, 1, 4])\n", "")
 
     done = run_python("import fairseq_sru.models", [broken.parent, ROOT], tmp_path)
     last = done.stderr.splitlines()[-1]

@@ -1010,10 +1010,9 @@ def test_what_runs_beside_a_failure_is_stopped(failure, tmp_path):
     def then(_: object) -> None:
         raise failure("as Ctrl-C while the result is noted")
 
-    before = time.monotonic()
     with pytest.raises(failure):
         processes.side_by_side(2, [long, short, lambda: outcomes.append("a further one")], then)
-    assert outcomes[-1] == "KeyboardInterrupt" and time.monotonic() - before < 60
+    assert outcomes[-1] == "KeyboardInterrupt", "it was stopped, and no further one began"
     assert not run.stamp("long")["done"]
     run.command("long", python("print(1)"), inputs=[], outputs=[], log=tmp_path / "long.log")  # works on afterwards
 
@@ -1422,7 +1421,7 @@ def test_killed_at_each_stage_it_comes_to_the_same(undisturbed):
         if stage.startswith("train"):
             wait_for((out / "checkpoints" / "one-1" / "checkpoint_last.pt").exists)
         elif stage != "score":
-            time.sleep(1.5)
+            time.sleep(0.3)  # a stage and the next one may be done in a second
         process.kill()
         process.communicate()
     last = run_small(undisturbed, "killed")

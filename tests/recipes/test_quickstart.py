@@ -115,14 +115,16 @@ def run(tmp_path_factory) -> tuple[Path, str, str]:
         assert line and time.monotonic() < deadline, printed
         printed += line
     os.killpg(first.pid, signal.SIGSTOP)  # else it may be done before it is killed
-    other = quickstart(out, *OPTIONS)
-    refusal = other.communicate()[0]
+    try:
+        other = quickstart(out, *OPTIONS)
+        refusal = other.communicate()[0]
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
     assert other.returncode == 2
     by = f"by process {first.pid} or one that it started"
     assert re.search(rf"{re.escape(str(out))} is in use since [-\d]+ [:\d]+, {by}$", refusal.strip())
     assert "fairseq" not in refusal and "prepare.py" not in refusal
-    os.killpg(first.pid, signal.SIGKILL)
-    first.communicate()
     second = quickstart(out, *OPTIONS)
     again = second.communicate()[0]
     assert second.returncode == 0, again[-3000:]

@@ -36,6 +36,25 @@ def python(
     return done
 
 
+ALONE = """
+import sys
+
+class Alone:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] not in {allowed!r} | sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Alone())
+"""
+TORCHS = {"torch", "torchgen", "functorch", "numpy", "typing_extensions", "sympy", "mpmath", "networkx", "jinja2"}
+TORCHS |= {"markupsafe", "fsspec", "filelock", "fairseq_sru"}
+
+
+def alone(*more: str) -> str:
+    """A program's beginning, after which it finds torch, what torch brings, this package, and ``more``."""
+    return ALONE.format(allowed=TORCHS | set(more))
+
+
 BEGIN = """
 from fairseq_sru.decoding import program
 program.OPTIONS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")

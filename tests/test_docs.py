@@ -497,6 +497,15 @@ def expanded(flag: str) -> list[str]:
     return ["".join(chosen) for chosen in itertools.product(*parts)]
 
 
+def test_the_options_of_translating_are_those_of_its_program() -> None:
+    section = (ROOT / "docs" / "translating.md").read_text().partition("\n## Translate\n")[2].partition("\n## ")[0]
+    rows = dict(re.findall(r"^\| `(--[\w-]+)[^`]*` \| (.*) \|$", section, re.MULTILINE))
+    program = parser_of("fairseq_sru.translate")._option_string_actions
+    assert rows.keys() == program.keys() - {"-h", "--help"}
+    said = {flag: float(found[1]) for flag, text in rows.items() if (found := re.search(r"\(([\d.]+)\)", text))}
+    assert said == {f: a.default for f, a in program.items() if a.default and type(a.default) in (int, float)}
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_commands_and_flags_exist(
     toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

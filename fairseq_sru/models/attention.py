@@ -70,7 +70,9 @@ def attend(
         ``(tgt_len, batch, heads * value_size)``, and the weights before dropout ``(batch, tgt_len, src_len)``, averaged
         over heads, or None.
     """
-    if need_weights and query.is_cpu and torch.is_autocast_enabled("cpu"):
+    # torch's own attention differentiates no mask but by products that take longer than these
+    products = need_weights or (bias is not None and bias.requires_grad and query.is_cpu)
+    if products and query.is_cpu and torch.is_autocast_enabled("cpu"):
         # in bfloat16 each of the many shapes of these small products needs code of its own (layers/bfloat16.py)
         with torch.autocast("cpu", enabled=False):
             wide = Source(source.key.float(), source.value.float(), source.mask)
@@ -83,12 +85,12 @@ def attend(
     if bias is not None:
         mask = mask + bias.unflatten(0, (sentences, rows)).transpose(1, 2).flatten(2, 3)
     weights = None
-    if need_weights:
+    if products:
         scores = (scale * query) @ key.transpose(-1, -2)  # in this order for float16's range
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         probabilities = torch.softmax(scores + mask, dim=-1)
         context = F.dropout(probabilities, dropout).to(value.dtype) @ value
-        weights = probabilities.mean(dim=1).view(batch, tgt_len, -1)
+        weights = probabilities.mean(dim=1).view(batch, tgt_len, -1) if need_weights else None
     else:
         context = dot_product_attention(query, key, value, mask, scale, dropout)
     context = context.unflatten(2, (rows, tgt_len)).permute(3, 0, 2, 1, 4)

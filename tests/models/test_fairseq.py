@@ -668,6 +668,26 @@ def test_mixture_of_experts(toy_data: Path, tmp_path: Path) -> None:
     assert len(re.findall(r"^H-", done.stdout, re.M)) == 53
 
 
+@pytest.mark.parametrize("move", [False, True])
+@pytest.mark.parametrize("left_pad", [False, True])
+@pytest.mark.parametrize("more", [{}, {"pad_to_length": 12}, {"pad_to_multiple": 8}, {"pad_to_bsz": 9}], ids=str)
+@pytest.mark.parametrize("eos", [2, None])
+def test_a_batch_is_put_together_at_once_as_sentence_by_sentence(
+    move: bool, left_pad: bool, more: dict[str, int], eos: int | None
+) -> None:
+    sentences = [torch.randint(4, 99, (n,)) for n in (3, 1, 9, 4, 9)]
+    made = data_utils.collate_tokens(sentences, 1, eos, left_pad, move, **more)
+    size = max(9, more.get("pad_to_length", 0))
+    size = -(-size // more.get("pad_to_multiple", 1)) * more.get("pad_to_multiple", 1)
+    expected = []
+    for tokens in map(torch.Tensor.tolist, sentences):
+        given = [tokens[-1] if eos is None else eos, *tokens[:-1]] if move else tokens
+        padding = [1] * (size - len(given))
+        expected.append([*padding, *given] if left_pad else [*given, *padding])
+    expected += [[1] * size] * (more.get("pad_to_bsz", 0) - len(sentences))
+    assert made.tolist() == expected and made.dtype == torch.int64
+
+
 @pytest.mark.parametrize("together", ["fused", "foreach"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adam_of_all_weights_at_once_makes_the_same_updates(weight_decay: float, together: str) -> None:

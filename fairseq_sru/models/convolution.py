@@ -8,6 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..recurrence.autograd import batched, leaves, transformed
+from ..recurrence.native import call, compiled
+
+NAMES = ("run_convolved", "run_convolved_gradient")
+
 
 def taps(kernel_size: int, own: int, length: int) -> Iterator[tuple[int, slice, slice]]:
     """For each k but the position's own: k, the positions that see another one by it, and those that they see."""
@@ -17,29 +22,57 @@ def taps(kernel_size: int, own: int, length: int) -> Iterator[tuple[int, slice, 
             yield k, slice(max(0, -ahead), length - max(0, ahead)), slice(max(0, ahead), length + min(0, ahead))
 
 
+def _compiled(x: Tensor, weight: Tensor) -> list[Any] | None:
+    """What computes it in one pass over memory; None where torch has to."""
+    usual = x.is_cpu and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) and x.numel() > 0
+    if not usual or torch.compiler.is_compiling() or leaves() or transformed():
+        return None
+    return compiled("convolution.cpp", x.dtype, NAMES)
+
+
 class _Convolve(torch.autograd.Function):
-    """In place, without padding: a third to a half of the time of the same by autograd on a CPU. F.conv1d wants time
-    last, and takes longer than either with its transposes."""
+    """Compiled; else in place, without padding: a third to a half of the time of the same by autograd on a CPU.
+    F.conv1d wants time last, and takes longer than either with its transposes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, own: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(x, weight)
+    def forward(  # type: ignore[override]
+        ctx: Any, x: Tensor, weight: Tensor, padding_mask: Tensor | None, own: int
+    ) -> Tensor:
+        x, weight = x.contiguous(), weight.contiguous()
+        padding_mask = None if padding_mask is None else padding_mask.contiguous()
+        ctx.save_for_backward(x, weight, padding_mask)
         ctx.own = own
+        if (functions := _compiled(x, weight)) is not None:
+            y = torch.empty_like(x)
+            call(functions[0], x.size(1), x.numel(), x, weight, padding_mask, y, *x.shape, len(weight), own)
+            return y
+        x = _without(padding_mask, x)
         y = x * weight[own]
         for k, seeing, seen in taps(len(weight), own, len(x)):
             y[seeing].addcmul_(x[seen], weight[k])
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+        x, weight, padding_mask = ctx.saved_tensors
         own = ctx.own
+        once = not torch.is_grad_enabled() and not batched(grad) and grad.dtype == x.dtype
+        if once and (functions := _compiled(x, weight)) is not None:
+            grad_x, each = torch.empty_like(x), x.new_empty(x.size(1), *weight.shape)
+            given = (x, weight, padding_mask, grad.contiguous(), grad_x, each)
+            call(functions[1], x.size(1), 2 * x.numel(), *given, *x.shape, len(weight), own)
+            return grad_x, each.sum(0), None, None
+        x = _without(padding_mask, x)
         grad_x, grad_weight = grad * weight[own], torch.zeros_like(weight)
         grad_weight[own] = (grad * x).sum((0, 1))
         for k, seeing, seen in taps(len(weight), own, len(x)):
             grad_x[seen].addcmul_(grad[seeing], weight[k])
             grad_weight[k] = (grad[seeing] * x[seen]).sum((0, 1))
-        return grad_x, grad_weight, None
+        return _without(padding_mask, grad_x), grad_weight, None, None
+
+
+def _without(padding_mask: Tensor | None, x: Tensor) -> Tensor:
+    return x if padding_mask is None else x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
 
 
 class Convolution(nn.Module):
@@ -73,10 +106,10 @@ class Convolution(nn.Module):
         Returns:
             ``(length, batch, size)``.
         """
-        return self._convolve(x if padding_mask is None else x.masked_fill(padding_mask.unsqueeze(-1), 0.0))
+        return self._convolve(x, padding_mask)
 
-    def _convolve(self, x: Tensor) -> Tensor:
-        return _Convolve.apply(x, self.weight, self.own)  # type: ignore[no-any-return]
+    def _convolve(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
+        return _Convolve.apply(x, self.weight, padding_mask, self.own)  # type: ignore[no-any-return]
 
 
 class CausalConvolution(Convolution):
@@ -104,8 +137,7 @@ class CausalConvolution(Convolution):
         Returns:
             ``(length, batch, size)``, and before for what follows the last real position.
         """
-        if padding_mask is not None:
-            x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
+        x = _without(padding_mask, x)
         if not len(x):
             return x, x.new_zeros(x.size(1), self.own * x.size(2)) if before is None else before
         if before is None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from fairseq_sru import SRUCell
 from fairseq_sru.layers import linear as module
+from fairseq_sru.models import convolution as module_of_convolution
 from fairseq_sru.models.attention import Attention, Coverage, GlobalAttention, Source, attend
 from fairseq_sru.models.config import presets
 from fairseq_sru.models.convolution import CausalConvolution, Convolution
@@ -333,6 +334,33 @@ def test_the_convolution_is_torchs_depthwise_one(kernel_size, length):
         torch.testing.assert_close(mine, truth)
     mask[-2:, 1] = True
     assert convolution(x.detach().masked_fill(mask.unsqueeze(-1), float("nan")), mask).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kernel_size, own", [(2, None), (3, None), (5, None), (4, 3)])
+def test_the_compiled_convolution_is_torchs_with_padding_anywhere(
+    kernel_size, own, threads, dtype, tolerance, monkeypatch
+):
+    """Of a size that is no whole number of vectors, and of memory that isn't in order."""
+    convolution = Convolution(37, kernel_size, own).to(dtype)
+    x = torch.randn(40, 11, 37, dtype=dtype).transpose(0, 1).requires_grad_()
+    mask = torch.rand(40, 11).t() < 0.3
+    grad = torch.randn(11, 40, 37, dtype=dtype)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for padding in (None, mask):
+            found = []
+            for there in (True, False):
+                assert (module_of_convolution._compiled(x, convolution.weight) is not None) == there
+                y = convolution(x, padding)
+                found.append((y, *torch.autograd.grad(y, (x, convolution.weight), grad)))
+                monkeypatch.setattr(module_of_convolution, "compiled", lambda *_: None)
+            monkeypatch.undo()
+            torch.testing.assert_close(*found, rtol=tolerance, atol=tolerance)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("kernel_size", [2, 3, 5])

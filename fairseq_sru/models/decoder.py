@@ -13,7 +13,7 @@ from . import options
 from .attention import Attention, Coverage, GlobalAttention, Source
 from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer, output_norm
 from .dropout import Dropout
-from .embeddings import biased, project_in
+from .embeddings import biased, look_up, project_in
 from .recurrent import RecurrentLayer
 from .step import plain, write_attention, write_embedding, write_norm
 from .units import UNITS
@@ -157,7 +157,7 @@ class SRUDecoder(BaseDecoder):
             states = self._initial_states(encoder_out, len(prev_output_tokens))
         source_of: dict[Any, Source] = dict(zip(self.attentions(), self.sources(encoder_out), strict=True))
 
-        x = self.project_in(self.dropout_in(self.embed_tokens(prev_output_tokens.t())))
+        x = self.project_in(self.dropout_in(look_up(self.embed_tokens, prev_output_tokens.t(), self.embeds_output)))
         after: list[State] = []
         weights = None
         for i, (layer, state) in enumerate(zip(self.layers, states, strict=True)):

@@ -9,6 +9,7 @@ import torch
 from fairseq import utils
 from fairseq.models.transformer import Embedding
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..layers.linear import Linear
 from .options import flag
@@ -38,6 +39,15 @@ def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embeddin
     if getattr(cfg, f"{side}_freeze_embed", False):
         module.weight.requires_grad = False
     return module
+
+
+def look_up(embedding: nn.Embedding, tokens: Tensor, output: bool) -> Tensor:
+    """What an embedding has for tokens. ``output``: its weight is the output layer's, too, whose gradient is dense. In
+    training by autocast on a CPU this one is then sparse: torch adds its few rows to the dense one, where otherwise a
+    matrix of its own would be zeroed, filled and added."""
+    if not output or not tokens.is_cpu or not torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return embedding(tokens)  # type: ignore[no-any-return]
+    return F.embedding(tokens, embedding.weight, embedding.padding_idx, sparse=True)
 
 
 def vectors_in(path: str, size: int) -> dict[str, Tensor]:

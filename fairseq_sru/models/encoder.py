@@ -12,7 +12,7 @@ from ..recurrence import ACTIVATIONS
 from . import options
 from .base_encoder import BaseEncoder
 from .dropout import Dropout
-from .embeddings import project_in
+from .embeddings import look_up, project_in
 from .recurrent import RecurrentLayer
 from .step import plain, write_embedding, write_norm
 from .units import UNITS
@@ -82,6 +82,7 @@ class SRUEncoder(RecurrentEncoder):
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding, read: bool = True) -> None:
         super().__init__(cfg, dictionary, embed_tokens, embed_tokens.embedding_dim, read)
+        self.embeds_output = getattr(cfg, "share_all_embeddings", False) and options.tied(cfg)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any) -> dict[str, Any]:
         """Encode.
@@ -93,7 +94,8 @@ class SRUEncoder(RecurrentEncoder):
         Returns:
             See :meth:`RecurrentEncoder.encode`.
         """
-        return self.encode(self.embed_tokens(src_tokens.t()), src_tokens.eq(self.padding_idx))
+        embedded = look_up(self.embed_tokens, src_tokens.t(), self.embeds_output)
+        return self.encode(embedded, src_tokens.eq(self.padding_idx))
 
     def program(self) -> Program | None:
         """See :meth:`BaseEncoder.program`."""

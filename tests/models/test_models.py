@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from fairseq_sru import SRUCell
 from fairseq_sru.layers import linear as module
 from fairseq_sru.models import convolution as module_of_convolution
+from fairseq_sru.models import decoder as decoder_module
+from fairseq_sru.models import embeddings
+from fairseq_sru.models import encoder as encoder_module
 from fairseq_sru.models.attention import Attention, Coverage, GlobalAttention, Source, attend
 from fairseq_sru.models.config import presets
 from fairseq_sru.models.convolution import CausalConvolution, Convolution
@@ -411,6 +414,25 @@ def test_the_convolution_differentiates_twice_and_follows_autocast():
         out = convolution.float()(x.bfloat16(), None)
     out.sum().backward()
     torch.testing.assert_close(out, convolution(x, None), rtol=0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("shared", ["share_all_embeddings", "share_decoder_input_output_embed"])
+def test_tied_embeddings_have_one_dense_gradient_of_all_their_uses(shared, build, dictionary, monkeypatch):
+    """In bfloat16, where that of a lookup is sparse; padding gets none."""
+    model = build(**{shared: True}).float()
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 4)
+    weights = {model.encoder.embed_tokens.weight, model.decoder.embed_tokens.weight}
+    found = []
+    for lookup in (embeddings.look_up, lambda embedding, tokens, output: embedding(tokens)):
+        for user in (encoder_module, decoder_module):
+            monkeypatch.setattr(user, "look_up", lookup)
+        torch.manual_seed(1)  # of dropout
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(src, None, target)[0]
+        found.append(torch.autograd.grad(logits.float().square().sum(), [*weights]))
+    for mine, truth in zip(*found, strict=True):
+        assert not mine.is_sparse
+        torch.testing.assert_close(mine, truth, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

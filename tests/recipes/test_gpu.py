@@ -546,6 +546,36 @@ echo "$@${FAIRSEQ_SRU_GPU_FROM:+ from $FAIRSEQ_SRU_GPU_FROM} | $PYTHONPATH | $PA
 """
 
 
+ONLINE = """#!/bin/bash
+case $2 in
+    *torch.version.cuda*) echo 12 ;;
+    *"find_spec('cupy')"*) exit 1 ;;
+    *get_device_capability*) echo 9.0 ;;
+    gpu.packages) echo "$@"; exit 1 ;;
+    *) echo "$@ | $TORCH_CUDA_ARCH_LIST | $PIP_CONSTRAINT" ;;
+esac
+"""
+
+
+def test_without_wheels_the_script_installs_what_is_missing(tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    for folder in (project / "recipes", tmp_path / "bin"):
+        folder.mkdir(parents=True)
+    (project / "recipes" / "gpu.sh").write_text((ROOT / "recipes" / "gpu.sh").read_text())
+    (project / "recipes" / "setup.sh").write_text('_sru_run() { "$@"; }\n')
+    (tmp_path / "bin" / "python").write_text(ONLINE)
+    (tmp_path / "bin" / "python").chmod(0o755)
+    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "PIP_CONSTRAINT": "of-an-image.txt"}
+    done = subprocess.run(["bash", "recipes/gpu.sh"], cwd=project, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "-m pip install -e .[cuda12] |  | ",
+        f"-m gpu.packages others {project}/runs/gpu/site",
+        "-m gpu | 9.0 | of-an-image.txt",
+    ]
+    assert done.stderr == "gpu.sh: going on without others' kernels\n"
+
+
 def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(tmp_path: Path) -> None:
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for folder in (project / "recipes", project / "wheels", elsewhere, tmp_path / "bin"):

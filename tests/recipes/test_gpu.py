@@ -546,6 +546,28 @@ echo "$@${FAIRSEQ_SRU_GPU_FROM:+ from $FAIRSEQ_SRU_GPU_FROM} | $PYTHONPATH | $PA
 """
 
 
+@pytest.mark.slow
+def test_fairseq_is_built_of_what_is_brought_along_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wheels are downloaded here, but for those of the environment; the build has no network."""
+    versions = packages.VERSIONS
+    there = [*versions["RECIPES"], *versions["CUDA13"], *versions["TEST"], *packages.RIVALS]
+    names = [packages.key(pin.split("==")[0]) for pin in there]
+    own = f"{sys.version_info.major}.{sys.version_info.minor}"
+    gpu_wheels.main([str(tmp_path / "wheels"), "--python", own, "--without", *names])
+    monkeypatch.setattr(packages, "installed", set)
+    packages.fairseq(tmp_path / "wheels", tmp_path / "site")
+    code = "import fairseq.data.data_utils_fast as f, importlib.metadata as m; print(f.__file__, m.version('fairseq'))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    file, version = done.stdout.split()
+    assert file.startswith(f"{tmp_path}/site/fairseq/") and version == FAIRSEQ_PATCHED
+
+
 ONLINE = """#!/bin/bash
 case $2 in
     *torch.version.cuda*) echo 12 ;;

@@ -372,7 +372,7 @@ def test_equal_time_tells_settings_apart_but_not_folders(recipe):
 def test_equal_time_trains_nothing_anew(recipe, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     for stage in ("prepare", "time_training", "updates"):
-        monkeypatch.setattr(runs.Comparison, stage, lambda *_: 1)
+        monkeypatch.setattr(runs.Comparison, stage, lambda *_, **__: 1)
     monkeypatch.setattr(equal_time, "found", lambda *_: {})
     monkeypatch.setattr(runs.Comparison, "manifest", tmp_path / "manifest.json", raising=False)
     words = [f"out={tmp_path / 'out'}", "budget={updates: null, minutes: 2}"]

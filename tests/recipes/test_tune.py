@@ -350,6 +350,7 @@ def test_a_failed_trial_is_tried_once_more_before_it_counts_as_failed(
         return trial(search, name)
 
     output.unlink()
+    output.with_suffix(".svg").unlink()
     monkeypatch.setattr(Search, "trial", of_another)
     with pytest.raises(SystemExit, match=r"found.json was changed by another program meanwhile, and stays as it is"):
         tune.main(words)

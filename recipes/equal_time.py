@@ -36,7 +36,8 @@ def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
     systems: dict[str, dict[str, Any]] = {name: {"max_tokens": batch} for name, batch in batches.items()}
     for run in comparison.good():
         known = systems[run.system]
-        if comparison.stages.stamp(f"slice {run.system} {given.slices.rounds}").get("done"):
+        slices = (comparison.stages.stamp(f"slice {run.system} {number}") for number in comparison.rounds)
+        if all(stamp.get("done") for stamp in slices):
             known["tokens_per_second"] = round(comparison.training_speed(run.system, "tokens_per_second"), 1)
         if run in tested:
             now = trained(comparison.last(run))

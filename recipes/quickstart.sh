@@ -50,7 +50,7 @@ flags=(--arch sru_tiny --share-all-embeddings --cpu --optimizer adam --adam-beta
     --no-epoch-checkpoints --log-interval 500 --num-workers 0 "$@")
 options=${flags[*]}
 [ -e "$out/options" ] || { printf '%s\n' "$options" >"$out/options.part" && mv "$out/options.part" "$out/options"; }
-if begun=$(cat "$out/options") && [ "$begun" != "$options" ]; then
+if begun=$(cat "$out/options") && [ "$begun" != "$options" ] && [ "$begun" != "$*" ]; then # the latter is of before it had all
     printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$begun" "$options" >&2
     exit 2
 fi

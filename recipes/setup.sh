@@ -45,7 +45,7 @@ _sru_make_venv() { # FOLDER
         _sru_fail "$1 is no venv; activate it if it is an environment, else remove it" || return
     fi
     if [ -e "$1/pyvenv.cfg" ] && ! grep -qs -- ' -m venv --clear ' "$1/pyvenv.cfg"; then # one of the user's, with what they put there
-        _sru_fail "$1 doesn't work here: it was moved or copied, is of another system, or its Python is gone; remove it, and run this again or make your own" || return
+        _sru_fail "$1 doesn't work here: it was moved or copied, is of another system, was never finished, or its Python is gone; remove it, and run this again or make your own" || return
     fi
     for python in python3 python3.13 python3.12 python3.11; do
         _sru_is_recent "$python" || continue

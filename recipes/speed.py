@@ -136,8 +136,6 @@ def main(arguments: list[str] | None = None) -> None:
             narrow = layer.all_notes(package, Case(BOTH, *one, dtype="bfloat16"))
             report["contestants"] |= {f"{name}, bfloat16": note for name, note in narrow.items()}
         layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"))
-    report.pop("tries", None)
-    note()
     print(f"\nwrote {path}")
     for drawn in layer.draw(report, args.out) if report["cases"] else ():
         print(f"wrote {drawn}")

@@ -161,8 +161,6 @@ def main(arguments: list[str] | None = None) -> None:
         [case, *(f"{100 * s:.0f}" for s in now["shares"].values())] for case, now in found.items() if now["shares"]
     )
     table("Of the time of SRU, in %:", ["case", *KINDS, OTHER], percent)
-    report.pop("tries", None)
-    note()
     print(f"\nwrote {path}")
 
 

@@ -91,7 +91,6 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.need_attn = True
         self.aligned = cfg.criterion == ALIGNED
         self.embed_tokens = embed_tokens
-        self.embeds_output = tied(cfg)
         self.tied: Tensor | None
         self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
         self.register_load_state_dict_post_hook(_forget_tied)

@@ -38,13 +38,12 @@ class _Convolve(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, x: Tensor, weight: Tensor, padding_mask: Tensor | None, own: int
     ) -> Tensor:
-        x, weight = x.contiguous(), weight.contiguous()
-        padding_mask = None if padding_mask is None else padding_mask.contiguous()
         ctx.save_for_backward(x, weight, padding_mask)
         ctx.own = own
         if (functions := _compiled(x, weight)) is not None:
-            y = torch.empty_like(x)
-            call(functions[0], x.size(1), x.numel(), x, weight, padding_mask, y, *x.shape, len(weight), own)
+            y = x.new_empty(x.shape)
+            given = (*_in_order(x, weight, padding_mask), y)
+            call(functions[0], x.size(1), x.numel(), *given, *x.shape, len(weight), own)
             return y
         x = _without(padding_mask, x)
         y = x * weight[own]
@@ -56,10 +55,11 @@ class _Convolve(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
         x, weight, padding_mask = ctx.saved_tensors
         own = ctx.own
-        once = not torch.is_grad_enabled() and not batched(grad) and grad.dtype == x.dtype
+        compiling = torch.compiler.is_compiling()  # which can't read what follows
+        once = not (compiling or torch.is_grad_enabled() or batched(grad)) and grad.dtype == x.dtype
         if once and (functions := _compiled(x, weight)) is not None:
-            grad_x, each = torch.empty_like(x), x.new_empty(x.size(1), *weight.shape)
-            given = (x, weight, padding_mask, grad.contiguous(), grad_x, each)
+            grad_x, each = x.new_empty(x.shape), x.new_empty(x.size(1), *weight.shape)
+            given = (*_in_order(x, weight, padding_mask, grad), grad_x, each)
             call(functions[1], x.size(1), 2 * x.numel(), *given, *x.shape, len(weight), own)
             return grad_x, each.sum(0), None, None
         x = _without(padding_mask, x)
@@ -69,6 +69,10 @@ class _Convolve(torch.autograd.Function):
             grad_x[seen].addcmul_(grad[seeing], weight[k])
             grad_weight[k] = (grad[seeing] * x[seen]).sum((0, 1))
         return _without(padding_mask, grad_x), grad_weight, None, None
+
+
+def _in_order(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.contiguous() for t in tensors]
 
 
 def _without(padding_mask: Tensor | None, x: Tensor) -> Tensor:

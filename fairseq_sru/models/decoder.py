@@ -107,6 +107,7 @@ class SRUDecoder(BaseDecoder):
     ) -> None:
         out_embed_dim, dropout = cfg.decoder_out_embed_dim, cfg.decoder_dropout_out
         super().__init__(cfg, dictionary, embed_tokens)
+        self.embeds_output = options.tied(cfg)
         self.unit, size, layers = cfg.recurrent_unit, cfg.decoder_hidden_size, cfg.decoder_layers
         where, attended = options.attention(cfg), options.attended(cfg)
         coverage = options.coverage(cfg, len(attended))

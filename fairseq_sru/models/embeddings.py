@@ -44,8 +44,9 @@ def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embeddin
 def look_up(embedding: nn.Embedding, tokens: Tensor, output: bool) -> Tensor:
     """What an embedding has for tokens. ``output``: its weight is the output layer's, too, whose gradient is dense. In
     training by autocast on a CPU this one is then sparse: torch adds its few rows to the dense one, where otherwise a
-    matrix of its own would be zeroed, filled and added."""
-    if not output or not tokens.is_cpu or not torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    matrix of its own would be zeroed, filled and added. It stays sparse where a loss leaves the output layer out."""
+    usual = type(embedding) is nn.Embedding and not embedding._forward_hooks and not torch.compiler.is_compiling()
+    if not output or not usual or not tokens.is_cpu or not torch.is_autocast_enabled("cpu"):
         return embedding(tokens)  # type: ignore[no-any-return]
     return F.embedding(tokens, embedding.weight, embedding.padding_idx, sparse=True)
 
@@ -60,6 +61,8 @@ def vectors_in(path: str, size: int) -> dict[str, Tensor]:
     with open(path, "rb") as file:
         next(file)  # numbers of words and dimensions
         for number, line in enumerate(file, 2):
+            if not line.strip():
+                continue
             try:
                 word, *numbers = line.decode("utf-8").rstrip().rsplit(" ", size)
                 vectors[word] = torch.tensor([float(x) for x in numbers])

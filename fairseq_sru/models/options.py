@@ -144,6 +144,14 @@ def joint_dictionary(cfg: Namespace, source: Any, target: Any) -> None:
         raise ValueError("--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary)")
 
 
+def is_number(text: str) -> bool:
+    try:
+        float(text)
+        return True
+    except ValueError:
+        return False
+
+
 def embedding_file(cfg: Namespace, side: str) -> None:
     """Raise a ValueError if a file of embeddings isn't there or not of fairseq's format and the model's size: its first
     line is ``words dimensions``, each other one a word and its numbers."""
@@ -161,7 +169,6 @@ def embedding_file(cfg: Namespace, side: str) -> None:
         raise ValueError(f"{name}: {path} is not UTF-8 text") from None
     if len(header) != 2 or not all(h.isdigit() for h in header):
         raise ValueError(f"{name}: {path} must begin with a line `words dimensions`")
-    if dim not in (len(first) - 1, int(header[1])):  # the first word may have spaces
-        raise ValueError(
-            f"{name}: {path} holds vectors of {len(first) - 1} numbers, {flag(f'{side}_embed_dim')} is {dim}"
-        )
+    size = next((i for i, field in enumerate(reversed(first[1:])) if not is_number(field)), len(first) - 1)
+    if size != dim:
+        raise ValueError(f"{name}: {path} holds vectors of {size} numbers, {flag(f'{side}_embed_dim')} is {dim}")

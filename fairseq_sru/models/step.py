@@ -48,7 +48,7 @@ def readable(sources: list[Source], attentions: Sequence[Any]) -> bool:
     kept = [(sentences, a.heads, src_len, a.query.out_features // a.heads) for a in attentions]
     wanted = [(shape, shape, (sentences, 1, 1, src_len)) for shape in kept]
     float32 = all(x.dtype == torch.float32 and x.is_cpu for source in sources for x in source)
-    return float32 and [tuple(map(tuple, (x.shape for x in source))) for source in sources] == wanted
+    return float32 and [tuple(x.shape for x in source) for source in sources] == wanted
 
 
 class Step:

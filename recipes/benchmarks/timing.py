@@ -130,11 +130,13 @@ def demand_kernels() -> None:
 
 
 def refuse_overwriting(parser: argparse.ArgumentParser, path: Path, resume: bool, *drawn: Path) -> None:
-    """End the program where a report is there already and --resume isn't given, or, without it, a plot is."""
-    if path.exists() and not resume:
+    """End the program where --resume isn't given and a report or a plot is there already."""
+    if resume:
+        return
+    if path.exists():
         parser.error(f"argument --out: {path} is there already: --resume goes on with it; or name another folder")
     for other in drawn:
-        if other.exists() and not path.exists():
+        if other.exists():
             parser.error(f"argument --out: {other} is there already, without {path.name}: name another folder")
 
 
@@ -165,12 +167,13 @@ class Attempts(Generic[C]):
     on a GPU one bad kernel ends all that follows."""
 
     def __init__(self, part: str, cases: Sequence[C], report: dict[str, Any], write: Callable[[], object]) -> None:
-        self.part, self.cases, self.tries, self.write = part, cases, report.setdefault("tries", {}), write
+        self.part, self.cases, self.report, self.write = part, cases, report, write
 
     def __len__(self) -> int:
         return len(self.cases)
 
     def __iter__(self) -> Iterator[C]:
+        self.tries = self.report.setdefault("tries", {})
         for case in self.cases:
             name = f"{self.part}, {case}"
             if self.tries.get(name, 0) >= TRIES:
@@ -180,6 +183,9 @@ class Attempts(Generic[C]):
             self.write()
             yield case
             del self.tries[name]
+        if not self.tries:
+            del self.report["tries"]
+        self.write()
 
 
 def short(value: float | None) -> str:

@@ -410,6 +410,7 @@ def test_the_causal_convolution_without_a_mask_and_its_gradients():
 def test_the_convolution_differentiates_twice_and_follows_autocast():
     convolution, x = Convolution(6, 3), torch.randn(5, 2, 6, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: convolution.double()(x, None), x.double())
+    assert torch.autograd.gradgradcheck(lambda x: convolution(x.transpose(0, 1), None), x.double().transpose(0, 1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = convolution.float()(x.bfloat16(), None)
     out.sum().backward()
@@ -433,6 +434,9 @@ def test_tied_embeddings_have_one_dense_gradient_of_all_their_uses(shared, build
     for mine, truth in zip(*found, strict=True):
         assert not mine.is_sparse
         torch.testing.assert_close(mine, truth, rtol=1e-4, atol=1e-4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        alone = embeddings.look_up(model.decoder.embed_tokens, target, True)
+    assert torch.autograd.grad(alone.sum(), model.decoder.embed_tokens.weight)[0].is_sparse
 
 
 @pytest.mark.parametrize(

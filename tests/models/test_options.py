@@ -195,6 +195,8 @@ def test_pretrained_and_frozen_embeddings(build, dictionary, tmp_path):
 def test_words_of_embedding_files_may_have_spaces(build, dictionary, tmp_path):
     """As some of GloVe's do."""
     path = embedding_file(tmp_path / "vectors.txt", [". . .", "w5"], 8)
+    with open(path, "a") as file:
+        file.write("\n")
     weight = build(encoder_embed_path=path).encoder.embed_tokens.weight
     expected = torch.tensor([0.01 + 0.1 * k for k in range(8)]).double()
     torch.testing.assert_close(weight[dictionary.index("w5")], expected, rtol=1e-5, atol=1e-6)
@@ -203,6 +205,10 @@ def test_words_of_embedding_files_may_have_spaces(build, dictionary, tmp_path):
 def test_bad_embedding_files_are_named(build, tmp_path):
     path = embedding_file(tmp_path / "vectors.txt", ["w3"], 5)
     with pytest.raises(ValueError, match=r"--encoder-embed-path: .*vectors of 5 numbers, --encoder-embed-dim is 8"):
+        build(encoder_embed_path=path)
+    embedding_file(tmp_path / "vectors.txt", ["w3"], 10)
+    (tmp_path / "vectors.txt").write_text((tmp_path / "vectors.txt").read_text().replace("1 10", "1 8"))
+    with pytest.raises(ValueError, match=r"--encoder-embed-path: .*vectors of 10 numbers, --encoder-embed-dim is 8"):
         build(encoder_embed_path=path)
     for content, message in (
         (b"1 8\n\xff\xfe 0.1", r"--encoder-embed-path: .* is not UTF-8 text"),

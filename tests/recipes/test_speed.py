@@ -390,11 +390,10 @@ def test_a_report_that_is_there_is_no_victim(script, tmp_path, capsys):
     assert path.read_text() == "of an hour"
 
 
-@pytest.mark.parametrize("more", [[], ["--resume"]])
-def test_a_plot_of_something_else_is_no_victim(more, tmp_path, capsys):
+def test_a_plot_of_something_else_is_no_victim(tmp_path, capsys):
     (tmp_path / "speed.svg").write_text("of a comparison")
     with pytest.raises(SystemExit):
-        speed.main(["--quick", "--out", str(tmp_path), *more])
+        speed.main(["--quick", "--out", str(tmp_path)])
     assert f"{tmp_path / 'speed.svg'} is there already, without speed.json: name another" in capsys.readouterr().err
     assert [path.read_text() for path in tmp_path.iterdir()] == ["of a comparison"]
 
@@ -494,6 +493,7 @@ def test_a_case_in_which_the_process_ends_twice_is_left_out(capsys):
         return seen
 
     assert [ends_in_two() for _ in range(3)] == [["1"], ["1"], ["1", "3"]]
+    assert json.loads(written[-1]) == {"tries": {"layers, 2": 2}}, "what is left out is told"
     assert "going on without layers, 2: the process ended in it 2 times" in capsys.readouterr().err
 
 

@@ -92,10 +92,10 @@ def main(argv: list[str] | None = None) -> int:
         # what it has beside speeds stays until there is as much, or until the end
         before = json.loads(args.output.read_text(encoding="utf-8"))["systems"] if there else {}
         had = {name for name, known in before.items() if "bleu" in known}
-        comparison.time_training(then=lambda: had or note())
+        note_speeds = note if not had else lambda: None
+        comparison.time_training(then=note_speeds)
         comparison.keep()
-        if not had:
-            note()
+        note_speeds()
         for run in comparison.runs:
             comparison.attempt([run], partial(comparison.train, run))
             comparison.attempt([run], partial(comparison.translate, run))

@@ -169,7 +169,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     except Exception as error:  # of the YAML reader, which has several
         raise ValueError(f"{path} is not a YAML file of settings: {error}") from None
     assert isinstance(settings, Settings)
-    _check_text("out", given.get("out"))
+    _check_text("out", OmegaConf.select(given, "out"))
     left_out = {name for name, options in settings.systems.items() if options is None}
     known = recipe.get("systems") or {}
     if unknown := sorted(left_out - known.keys()):
@@ -203,7 +203,7 @@ def _check_numbers(s: Settings) -> None:
     for group in ("budget", "slices", "curve", "speed"):
         numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
     for key, value in numbers.items():
-        if value == []:
+        if isinstance(value, list) and not value:
             wrong(key, "must have a number at least")
         for number in value if isinstance(value, list) else [value]:
             if number is not None and number <= 0:

@@ -40,7 +40,8 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     tested = [pin for pin in VERSIONS["TEST"] if pin.split("==")[0] in TESTS]
     wanted = [*VERSIONS["RECIPES"], *VERSIONS[f"CUDA{cuda}"], *of_build, *tested, *OF_FAIRSEQ, *OF_RIVALS]
     pip("download", *for_it, "--find-links", folder, "--dest", folder, *missing(wanted, without))
-    pip("download", "--no-deps", *for_it, "--dest", folder, *missing(RIVALS, without))
+    if rivals := missing(RIVALS, without):
+        pip("download", "--no-deps", *for_it, "--dest", folder, *rivals)
     download(folder)
     for wheel in folder.glob("*.whl"):
         if package(wheel) in without and wheel not in theirs:

@@ -14,6 +14,7 @@ CDPATH='' cd -- "$(dirname -- "$0")/.."
 . recipes/setup.sh
 
 export PYTHONUTF8=1 # what a locale of another encoding would print could not be read again
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} # large pages for small tensors, too: training is faster
 
 out=${1:-runs/quickstart}
 case $out in /*) ;; *) [ $# = 0 ] || out=$here/$out ;; esac

@@ -65,6 +65,7 @@ def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
 # In another locale a command would print what is not UTF-8; a warning would cut a line that is printed in blocks;
 # another level of fairseq's log lacks the speeds.
 ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
+UNLESS_GIVEN = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # large pages for small tensors, too: training is faster
 
 
 def side_by_side(
@@ -122,7 +123,7 @@ def execute(
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            env={**os.environ, **ENVIRONMENT},
+            env={**UNLESS_GIVEN, **os.environ, **ENVIRONMENT},
             start_new_session=limit is not None,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )

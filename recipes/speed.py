@@ -21,7 +21,6 @@ with speed.json; that of another machine or source, or with another package, end
 from __future__ import annotations
 
 import argparse
-import json
 import warnings
 from functools import partial
 from typing import Any
@@ -41,10 +40,10 @@ from benchmarks.timing import (
     measure,
     refuse_overwriting,
     resumed,
+    save,
     warm_up,
 )
 from common.arguments import at_least_one, folder
-from common.files import write_text
 
 from fairseq_sru.recurrence.dispatch import choose
 
@@ -104,9 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.resume:
         report = resumed(path, report, *(report.keys() - {"machine", "turns"}), "tries")
 
-    def note() -> None:
-        """What is stopped leaves what is measured."""
-        write_text(path, json.dumps(report, indent=1) + "\n")
+    note = partial(save, path, report)
 
     def left(part: str, wanted: list[Case]) -> Attempts[Case]:
         """Those that are not in the report."""

@@ -22,7 +22,6 @@ of another machine or source ends it.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -44,11 +43,11 @@ from benchmarks.timing import (
     measure,
     refuse_overwriting,
     resumed,
+    save,
     short,
     table,
 )
 from common.arguments import at_least_one, folder
-from common.files import write_text
 from tqdm import tqdm
 
 from fairseq_sru import __version__
@@ -119,9 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         medians = [found[case]["ms"].get(name, {}).get("median") for name in models]
         return [case, *map(short, medians), *(short(found[case]["ratios"].get(name)) for name in others)]
 
-    def note() -> None:
-        """What is stopped leaves what is measured."""
-        write_text(path, json.dumps(report, indent=1) + "\n")
+    note = partial(save, path, report)
 
     def rows() -> Iterator[list[str]]:
         done = [case for case in cases if case in found and (found[case]["shares"] != {} or "graph" in case)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..recurrence.autograd import batched, leaves, transformed
+from ..recurrence.autograd import batched, eager
 from ..recurrence.native import call, compiled
 
 NAMES = ("run_convolved", "run_convolved_gradient")
@@ -25,9 +25,7 @@ def taps(kernel_size: int, own: int, length: int) -> Iterator[tuple[int, slice, 
 def _compiled(x: Tensor, weight: Tensor) -> list[Any] | None:
     """What computes it in one pass over memory; None where torch has to."""
     usual = x.is_cpu and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) and x.numel() > 0
-    if not usual or torch.compiler.is_compiling() or leaves() or transformed():
-        return None
-    return compiled("convolution.cpp", x.dtype, NAMES)
+    return compiled("convolution.cpp", x.dtype, NAMES) if usual and eager() else None
 
 
 class _Convolve(torch.autograd.Function):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..layers.cell import SRUCell, variational_mask
-from ..recurrence.autograd import leaves, transformed
+from ..recurrence.autograd import eager
 
 
 class Packing(NamedTuple):
@@ -128,8 +128,7 @@ def _lstm(size: int, hidden_size: int, *, rnn_dropout: float, bidirectional: boo
 
 def _masked(padding_mask: Tensor, outputs_only: bool) -> Tensor | None:
     """What SRU layers have to know about padding; None on a CPU where there is none, which saves them passes."""
-    known = padding_mask.is_cpu and not (torch.compiler.is_compiling() or leaves() or transformed())
-    return None if known and not padding_mask.any() else padding_mask.contiguous()
+    return None if padding_mask.is_cpu and eager() and not padding_mask.any() else padding_mask.contiguous()
 
 
 class Unit(NamedTuple):

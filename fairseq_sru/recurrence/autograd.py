@@ -61,6 +61,11 @@ def leaves() -> bool:
     return torch.jit.is_tracing() or (_is_exporting() if torch.compiler.is_compiling() else recorded())
 
 
+def eager() -> bool:
+    """Whether torch computes now, with numbers, what it is told: nothing is compiled, stored or transformed."""
+    return not (torch.compiler.is_compiling() or leaves() or transformed())
+
+
 def batched(*grads: Tensor | None) -> bool:
     """Whether gradients come many at once, by vmap."""
     known = (torch._C._functorch.is_batchedtensor, torch._C._functorch.is_legacy_batchedtensor)

@@ -16,6 +16,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from common.files import write_text
 from common.machine import processor, source
 from tqdm import tqdm
 
@@ -160,6 +161,11 @@ def resumed(path: Path, report: dict[str, Any], *measured: str) -> dict[str, Any
         other = sorted(key for key in {*flat[0], *flat[1]} if flat[0].get(key) != flat[1].get(key))
         sys.exit(f"argument --resume: {path} is of another {' and '.join(other)}: name another --out, or remove it")
     return old
+
+
+def save(path: Path, report: dict[str, Any]) -> None:
+    """After each case, so that what is stopped leaves what is measured."""
+    write_text(path, json.dumps(report, indent=1) + "\n")
 
 
 class Attempts(Generic[C]):

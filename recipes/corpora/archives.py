@@ -293,10 +293,7 @@ def unpack_all(archive: Path, folder: Path) -> Path:
     """
     try:
         if archive.suffix == ".zip":
-            try:
-                shutil.unpack_archive(archive, folder)
-            except RuntimeError as error:  # it is encrypted, or of a kind that zipfile doesn't know
-                raise RecipeError(f"{archive}: {error}: unpack it and make it anew") from None
+            shutil.unpack_archive(archive, folder)
             return folder
         safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python >= 3.11.4
         with OPEN[archive.suffix](archive, "rb") as content:
@@ -306,6 +303,8 @@ def unpack_all(archive: Path, folder: Path) -> Path:
                 pass
     except DAMAGED as error:
         raise cut_off(archive, error) from None
+    except RuntimeError as error:  # a .zip is encrypted, or of a kind that zipfile doesn't know
+        raise RecipeError(f"{archive}: {error}: unpack it and make it anew") from None
     return folder
 
 

@@ -151,7 +151,7 @@ def test_an_update_and_a_step_of_sru_wait_for_nothing(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(torch.optim, "Adam", plain_descent)
     monkeypatch.setattr("fairseq_sru.models.dropout.compiled", lambda *_: None)  # torch's dropout, as on a GPU
-    monkeypatch.setattr("fairseq_sru.models.units.leaves", lambda: True)  # nor is padding looked for there
+    monkeypatch.setattr("fairseq_sru.models.units.eager", lambda: False)  # nor is padding looked for there
     words, systems = small(60)
     functions = {
         "update": models.trainer(systems[models.SRU], words),

@@ -277,6 +277,9 @@ class BaseDecoder(FairseqIncrementalDecoder):
         for module in self.modules():
             if isinstance(module, Linear | SRUCell):
                 module.weight.data = by_columns(module.weight.data)
+            elif isinstance(module, LSTM):
+                for matrix in module.all_weights[0][:2]:
+                    matrix.data = by_columns(matrix.data)
         if self.adaptive_softmax is None and self.output_projection is None:
             weight = self.embed_tokens.weight.detach()
             laid_out = by_columns(weight)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..layers.cell import SRUCell, variational_mask
+from ..layers.linear import linear
 from ..recurrence.autograd import eager
 
 
@@ -86,6 +87,8 @@ class LSTM(nn.LSTM):
         """
         if self.training and self.rnn_dropout:
             x = x * variational_mask(x, self.rnn_dropout, x.size(-1))
+        if len(x) == 1 and packing is None and self._steps(x):
+            return self._step(x[0], state)
         before = None
         if state is not None:
             h0, c0 = state.to(x.dtype).unflatten(-1, (2, -1, self.hidden_size)).permute(1, 2, 0, 3).contiguous()
@@ -100,6 +103,22 @@ class LSTM(nn.LSTM):
             if order is not None:
                 out = torch.empty_like(out).scatter(0, order.expand_as(out), out)
         return out, torch.stack(after).permute(2, 0, 1, 3).flatten(1)
+
+    def _steps(self, x: Tensor) -> bool:
+        """Whether :meth:`_step` can take a step."""
+        recorded = torch.is_grad_enabled() or not eager() or torch.is_autocast_enabled("cpu")
+        return x.is_cpu and x.dtype == torch.float32 and not self.bidirectional and not recorded
+
+    def _step(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`, x ``(batch, input_size)``: nn.LSTM goes through oneDNN, which turns the weights anew at
+        each call and takes up to seven times as long for a step of one row."""
+        h, c = x.new_zeros(2, len(x), self.hidden_size) if state is None else state.chunk(2, dim=-1)
+        from_x, from_h, *biases = self.all_weights[0]
+        gates = linear(x, from_x, biases[0]) + linear(h.contiguous(), from_h, biases[1])
+        i, f, g, o = gates.chunk(4, dim=-1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        return h.unsqueeze(0), torch.cat([h, c], dim=-1)
 
 
 class SRU(SRUCell):

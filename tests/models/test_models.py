@@ -45,6 +45,15 @@ def test_a_padded_prefix_may_start_the_incremental_state(unit, build, dictionary
     torch.testing.assert_close(after[1, 0], full[1, 2])
 
 
+def test_two_embeddings_of_a_checkpoint_are_not_made_one_in_silence(build, caplog):
+    apart, shared = build(share_decoder_input_output_embed=True), build(share_all_embeddings=True)
+    shared.load_state_dict(shared.state_dict())
+    assert not caplog.messages
+    shared.load_state_dict(apart.state_dict())
+    assert "the checkpoint has two embeddings, which differ; the decoder's is taken for both" in caplog.text
+    assert torch.equal(shared.encoder.embed_tokens.weight, apart.decoder.embed_tokens.weight)
+
+
 @pytest.mark.parametrize("variant", ["defaults", "tied", "adaptive softmax", "global attention", "lstm"])
 def test_weights_are_laid_out_for_decoding(variant, build, dictionary, monkeypatch):
     """Where that pays, on any processor here: the same model, with the same checkpoint."""
@@ -57,6 +66,7 @@ def test_weights_are_laid_out_for_decoding(variant, build, dictionary, monkeypat
     laid_out.make_generation_fast_(need_attn=False)
     decoder = laid_out.decoder
     weights = [m.weight for m in decoder.modules() if isinstance(m, module.Linear | SRUCell)]
+    weights += [w for m in decoder.modules() if isinstance(m, LSTM) for w in (m.weight_ih_l0, m.weight_hh_l0)]
     assert weights and all(weight.stride(0) == 1 for weight in weights)
     assert (decoder.tied is None) == (variant != "tied")
     torch.testing.assert_close(laid_out.state_dict(), model.state_dict(), rtol=0, atol=0)
@@ -293,6 +303,22 @@ def test_a_padded_lstm_layer_is_torchs_lstm_on_each_sequence(bidirectional, side
         torch.testing.assert_close(out[~mask[:, i], i], alone)
         torch.testing.assert_close(after[i], torch.cat([h.flatten(), c.flatten()]))
     assert not out[mask].any()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 70])
+@pytest.mark.parametrize("started", [False, True])
+@torch.no_grad()
+def test_a_step_of_an_lstm_layer_is_torchs_lstm_but_not_by_onednn(started, rows, monkeypatch):
+    """oneDNN takes several times as long for a step, and would make LSTM a weak rival in decoding."""
+    layer, truth = LSTM(40, 24, 0.0, False).eval(), nn.LSTM(40, 24).double()
+    truth.load_state_dict(layer.state_dict())
+    x, state = torch.randn(1, rows, 40), torch.randn(rows, 48)
+    before = tuple(part[None].double() for part in state.chunk(2, dim=1)) if started else None
+    expected, (h, c) = truth(x.double(), before)
+    monkeypatch.setattr(nn.LSTM, "forward", lambda *_: pytest.fail("torch's"))
+    out, after = layer(x, state if started else None)
+    torch.testing.assert_close(out, expected.float())
+    torch.testing.assert_close(after, torch.cat([h, c], dim=-1)[0].float())
 
 
 def test_padding_after_a_forward_lstm_layer_needs_no_care():

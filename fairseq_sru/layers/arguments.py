@@ -100,7 +100,7 @@ def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
     except (TypeError, ValueError, RuntimeError) as error:  # of what isn't a number
         raise TypeError(f"{wanted}; got {lengths!r}") from error
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-        hint = "; a mask is given as padding_mask=" if lengths.dtype == torch.bool else ""
+        hint = "; a mask is given as padding_mask=" if lengths.dtype == torch.bool or lengths.dim() == 2 else ""
         raise ValueError(f"{wanted}; got {lengths.dtype} {tuple(lengths.shape)}{hint}")
     # a GPU would have to be awaited; what is traced or transformed has no numbers yet
     seen = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+FEW = 256  # rows; with fewer the weight is rounded again in the backward pass
+
 
 def padded(rows: int) -> int:
     """The number of rows that a product of so many is computed with: at most an eighth more, from 16."""
@@ -32,9 +34,10 @@ def _operand(x: Tensor, rows: int) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # type: ignore[override]
-        operand, weight = _operand(x, padded(len(x))), weight.to(torch.bfloat16)
-        ctx.save_for_backward(operand, weight)
-        return F.linear(operand, weight, None if bias is None else bias.to(torch.bfloat16))[: len(x)]
+        operand, rounded = _operand(x, padded(len(x))), weight.to(torch.bfloat16)
+        # a copy for each step of a loop would fill the memory
+        ctx.save_for_backward(operand, weight if len(x) < FEW else rounded)
+        return F.linear(operand, rounded, None if bias is None else bias.to(torch.bfloat16))[: len(x)]
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
@@ -42,7 +45,7 @@ class _Linear(torch.autograd.Function):
         operand, weight = ctx.saved_tensors
         padded_grad = _operand(grad, len(operand))
         return (
-            (padded_grad @ weight)[: len(grad)] if ctx.needs_input_grad[0] else None,
+            (padded_grad @ weight.to(torch.bfloat16))[: len(grad)] if ctx.needs_input_grad[0] else None,
             padded_grad.t() @ operand if ctx.needs_input_grad[1] else None,
             grad.sum(0, dtype=torch.float32) if ctx.needs_input_grad[2] else None,
         )

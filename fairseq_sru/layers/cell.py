@@ -55,7 +55,8 @@ class SRUCell(nn.Module):
         bidirectional: a second set of channels runs backward in time.
         highway: False leaves the skip term out: ``h = r g(c)``, for layers that have a residual connection around them.
         layer_norm: normalise the matrix product's input; the skip term stays as it is.
-        highway_bias: where b_r starts; below 0 the layer starts by handing its input on.
+        highway_bias: where b_r starts; below 0 the layer starts by handing its input on. With rescale it is also in the
+            factor of the skip term, which a state_dict doesn't have.
         v1: False for the v2 cell (Lei et al. 2018), whose gates see the cell state.
         rescale: multiply a skip term that is the input by sqrt(1 + 2 exp(highway_bias)); None: for v2.
         reset_gate: False leaves reset gate and skip term out, ``h = g(c)``: with use_relu the SSRU of Kim et al. 2019,

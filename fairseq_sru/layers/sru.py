@@ -24,7 +24,8 @@ class SRU(nn.Module):
         output_states, c_states = rnn(x)
 
     Beware, coming from nn.LSTM: the state is one tensor, so ``output, (h, c) = rnn(x)`` would take the states of two
-    layers for h and c, and num_layers is 2 by default; dropout is variational; x has three dimensions.
+    layers for h and c, and num_layers is 2 by default; dropout is variational; x has three dimensions. From nn.GRU: the
+    state is c, not the last output.
 
     It works under autocast, torch.compile, torch.export, torch.jit.trace and torch.func (by the definition), but not
     under torch.jit.script, nor in an export to ONNX; docs/layers.md says what to use instead.
@@ -193,7 +194,7 @@ class SRU(nn.Module):
         for layer, c in zip(layers, before, strict=True):
             x, c = layer(x, c, padding_mask)
             after.append(c)
-        return x, torch.stack(after) if len(after) > 1 else after[0].unsqueeze(0)
+        return x, torch.stack(after)  # of one layer, too: a view can't be detached in place
 
     def _packed(self, packed: PackedSequence, c0: Tensor | None) -> tuple[PackedSequence, Tensor]:
         """In the order of the packed sequences, as nn.LSTM: sorted by length; c0 and c_states in the caller's."""

@@ -1013,6 +1013,16 @@ def test_lengths_that_are_no_numbers_are_named(lengths):
         SRU(6, 4)(X, lengths=torch.tensor([True, False]))
     with pytest.raises(ValueError, match=r"got torch.bool \(3, 2\); a mask is given as padding_mask="):
         SRU(6, 4)(X, None, torch.zeros(3, 2, dtype=torch.bool))  # its place in the sru package
+    with pytest.raises(ValueError, match=r"got torch.uint8 \(3, 2\); a mask is given as padding_mask="):
+        SRU(6, 4)(X, None, torch.zeros(3, 2, dtype=torch.uint8))  # which makes such masks of packed sequences
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_state_can_be_cut_off_in_place(layers):
+    """As nn.LSTM's, for truncated backpropagation."""
+    _, state = SRU(6, 4, layers)(X)
+    state.detach_()
+    SRU(6, 4, layers)(X, state)[0].sum().backward()
 
 
 def test_integers_are_refused_under_autocast_too():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from fairseq_sru.layers import linear as module
 from fairseq_sru.layers.linear import Linear, by_columns, linear
@@ -68,6 +69,14 @@ def test_a_weight_that_lies_by_columns_gives_the_same(library):
         grads = [torch.autograd.grad(out.square().sum(), pair) for out, pair in zip(outs, inputs, strict=True)]
         for got, expected in zip(*([out, *grad] for out, grad in zip(outs, grads, strict=True)), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-3)
+
+
+def test_what_looks_at_operators_finds_torchs():
+    """Such as what counts FLOPs, and what chooses by operator which results a checkpoint keeps."""
+    x, w = torch.randn(35, 24), torch.randn(16, 24, requires_grad=True)
+    with FlopCounterMode(display=False) as counted:
+        linear(x, w).sum().backward()
+    assert counted.get_total_flops() == 2 * (2 * 35 * 24 * 16)
 
 
 def test_second_derivatives():

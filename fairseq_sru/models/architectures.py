@@ -24,7 +24,9 @@ from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.sentence_prediction import SentencePredictionTask
 from fairseq.tasks.sentence_ranking import SentenceRankingTask
 from fairseq.tasks.speech_to_text import SpeechToTextTask
+from fairseq.tasks.text_to_speech import TextToSpeechTask
 from fairseq.tasks.translation import TranslationTask
+from fairseq.tasks.translation_lev import TranslationLevenshteinTask
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from omegaconf import OmegaConf
 
@@ -38,8 +40,9 @@ READERS = {
     "speech_to_text": ("a speech model", (SpeechToTextTask,)),
 }
 SUBSETS = ["train_subset", "valid_subset"]
-# no model here is for these
+# no model here is for these; the last two derive from tasks of READERS
 REFUSED = (CrossLingualLMTask, MaskedLMTask, MultilingualTranslationTask, SentenceRankingTask)
+DERIVED = (TranslationLevenshteinTask, TextToSpeechTask)
 
 
 def register_architectures(model: str, check: Callable[[Any], object], task: str = "translation") -> None:
@@ -76,10 +79,11 @@ def _architecture(
             exit_with(str(error))
         data, look = getattr(args, "data", None), CHECKS.get(getattr(args, "task", None))
         if data and look and not getattr(args, "path", None):  # which decoding has alone
-            folder = Path(utils.split_paths(data)[0])
-            if not folder.is_dir():
-                exit_with(f"argument data: no such folder: {folder}")
-            look(args, folder)
+            folders = [Path(path) for path in utils.split_paths(data)]
+            for folder in folders:
+                if not folder.is_dir():
+                    exit_with(f"argument data: no such folder: {folder}")
+            look(args, folders[0])
 
     return apply
 
@@ -95,7 +99,8 @@ def _check_task(args: Any, arch: str, task: str) -> None:
     name = getattr(args, "task", None)
     found = TASK_REGISTRY.get(name, object)
     others = [known for reader, (_, tasks) in READERS.items() if reader != task for known in tasks]
-    if issubclass(found, (*others, *REFUSED)) and not issubclass(found, READERS[task][1]):
+    read = issubclass(found, READERS[task][1]) and not issubclass(found, DERIVED)
+    if issubclass(found, (*others, *REFUSED, *DERIVED)) and not read:
         exit_with(f"--arch {arch} is {READERS[task][0]}: it goes with --task {task}; got --task {name}")
     if name == task == "sentence_prediction" and not hasattr(args, "classification_head_name"):
         exit_with(

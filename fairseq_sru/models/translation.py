@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
+import torch
 from fairseq.models import FairseqEncoderDecoderModel
 from fairseq.sequence_generator import SequenceGenerator
+from torch import Tensor
 
 from . import search
 from .base_decoder import BaseDecoder
 from .base_encoder import BaseEncoder
 from .step import forget
+
+logger = logging.getLogger(__name__)
 
 
 class TranslationModel(FairseqEncoderDecoderModel):
@@ -23,6 +28,19 @@ class TranslationModel(FairseqEncoderDecoderModel):
     def __init__(self, encoder: BaseEncoder, decoder: BaseDecoder) -> None:
         super().__init__(encoder, decoder)
         encoder.project = decoder.project  # type: ignore[method-assign]
+
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Says so where a checkpoint has two embeddings for the one that this model has."""
+        super().upgrade_state_dict_named(state_dict, name)
+        if getattr(self.encoder, "embed_tokens", None) is self.decoder.embed_tokens:
+            first = f"{name}." if name else ""
+            names = [f"{first}{side}.embed_tokens.weight" for side in ("encoder", "decoder")]
+            source, target = map(state_dict.get, names)
+            if source is not None and target is not None and not torch.equal(source, target):
+                logger.warning(
+                    "--share-all-embeddings: the checkpoint has two embeddings, which differ; the decoder's is taken "
+                    "for both"
+                )
 
     def train(self, mode: bool = True) -> TranslationModel:
         """As in nn.Module; also forgets the compiled code."""

@@ -6,11 +6,13 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT, run_cli, write_pairs
+from fairseq.sequence_generator import SequenceGenerator
 from support.commands import PLUGIN, SMALL, SMOOTHED, generate, hydra_words, hypotheses, reverses, train
 from support.lines import DECODED, OUTPUT, START, unexpected
 from support.processes import LONG, alone
@@ -173,6 +175,22 @@ def test_a_split_that_is_missing_is_told_in_a_line(command, flag, trained, toy_d
     assert done.stderr.splitlines()[-1] == f"fairseq-{command}: error: {message}"
 
 
+def test_a_metric_that_validation_does_not_tell_costs_no_epoch(toy_data, tmp_path):
+    flags = ["--max-epoch", 1, "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
+    done = train(toy_data, tmp_path, *flags, arch=["--arch", "sru", *SMALL[2:]], check=False)
+    assert done.returncode == 2
+    said = "argument --best-checkpoint-metric: must be one of loss, ppl, wps, wpb, bsz; got bleu"
+    assert done.stderr.splitlines()[-1] == f"fairseq-train: error: {said}"
+    assert torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["last_optimizer_state"]
+
+
+@pytest.mark.parametrize("flag", ["--eval-bleu-args", "--eval-bleu-detok-args"])
+def test_what_is_no_json_is_named(flag, toy_data, tmp_path):
+    done = train(toy_data, tmp_path, "--eval-bleu", flag, "{'beam': 2}", check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert f"argument {flag}: must be JSON, as " in done.stderr.splitlines()[-1]
+
+
 def test_validate_by_another_criterion(toy_data, tmp_path):
     """fairseq built the checkpoint's own, and put the other one's options where the model's own name it."""
     train(toy_data, tmp_path, "--max-update", 1, arch=["--arch", "sru", *SMALL[2:]])
@@ -207,7 +225,8 @@ def test_soft_alignments_have_a_weight_for_each_word_of_the_source(trained, toy_
     [
         (["--beam", 0], "argument --beam: must be at least 1; got 0"),
         (["--beam", -2], "argument --beam: must be at least 1; got -2"),
-        (["--match-source-len", "--diverse-beam-groups", 2], "Provided Search parameters are mutually exclusive."),
+        (["--temperature", 0], "--temperature must be greater than 0"),
+        (["--match-source-len", "--diverse-beam-groups", 5], "Provided Search parameters are mutually exclusive."),
     ],
 )
 @pytest.mark.parametrize("command", ["generate", "interactive"])
@@ -228,6 +247,33 @@ def test_lines_before_one_that_is_not_utf8_are_translated(trained, toy_data, tmp
     assert done.stderr.splitlines()[-1] == "fairseq-interactive: error: argument --input: line 3 is not UTF-8"
 
 
+def test_lines_before_one_that_is_too_long_are_translated(trained, toy_data, tmp_path):
+    (tmp_path / "text").write_text("a b\nc\n" + "a " * 1100 + "\nd\n")
+    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--input", tmp_path / "text", "--buffer-size"]
+    for size in (1, 3, 9):
+        done = run_cli("interactive", toy_data, *PLUGIN, *words, size, check=False)
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert list(hypotheses(done.stdout)) == [0, 1]
+        said = "argument --input: line 3 is longer than the 1024 that the model takes; with "
+        said += "--skip-invalid-size-inputs-valid-test its translation is an empty line"
+        assert done.stderr.splitlines()[-1] == f"fairseq-interactive: error: {said}"
+
+
+def test_an_empty_line_where_translations_are_as_long_as_sources(trained, toy_data):
+    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--match-source-len"]
+    done = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c\n\nj i\n")
+    found = hypotheses(done.stdout)
+    assert sorted(found) == [0, 1, 2]
+    assert [len(found[i].split()) for i in (0, 2)] == [3, 2]
+
+
+def test_a_shard_without_a_sentence(trained, toy_data):
+    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--max-tokens", 4000]
+    done = run_cli("generate", toy_data, *PLUGIN, *words, "--num-shards", 20, "--shard-id", 19)
+    assert "no sentence to translate" in done.stdout + done.stderr
+    assert hypotheses(done.stdout) == {}
+
+
 @pytest.mark.parametrize("arch, attention", [("sru_tiny", "False"), ("lstm", "0")])
 def test_alignments_of_models_without_attention_are_refused_in_a_line(arch, attention, toy_data, tmp_path):
     flags = ["--arch", arch, "--cpu", "--decoder-attention", attention, "--max-update", 1]
@@ -242,6 +288,39 @@ def test_alignments_of_models_without_attention_are_refused_in_a_line(arch, atte
 def test_a_models_hub_gives_alignments(trained, toy_data):
     hub = SRUModel.from_pretrained(str(trained), "checkpoint_best.pt", str(toy_data))
     assert hub.generate(hub.encode("a b c"), beam=2, print_alignment="hard")[0]["alignment"]
+
+
+def test_a_hub_keeps_step_with_what_it_is_given(trained, toy_data):
+    hub = SRUModel.from_pretrained(str(trained), "checkpoint_best.pt", str(toy_data))
+    lines = ["a b c", "a " * 1100, "d c b"]
+    found = hub.translate(lines, beam=2, skip_invalid_size_inputs=True, verbose=True)
+    assert found == [hub.translate(lines[0], beam=2), "", hub.translate(lines[2], beam=2)]
+
+
+def test_threads_share_a_hub_for_alignments(trained, toy_data, monkeypatch):
+    """Each sees attention to the end, and the decoder is left as it was: without, which is faster."""
+    hub, seen = SRUModel.from_pretrained(str(trained), "checkpoint_best.pt", str(toy_data)), []
+    decoder, generate = hub.models[0].decoder, SequenceGenerator._generate
+
+    def slow(*given, **more):
+        time.sleep(0.1)
+        seen.append(decoder.need_attn)
+        found = generate(*given, **more)
+        seen.append(decoder.need_attn)
+        return found
+
+    monkeypatch.setattr(SequenceGenerator, "_generate", slow)
+    tokens = hub.encode("a b c")
+    threads = [
+        threading.Thread(target=hub.generate, args=[tokens], kwargs={"print_alignment": "hard"}) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    for thread in threads:
+        thread.join(LONG)
+    assert seen == [True] * 6
+    assert not decoder.need_attn
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@ noise."""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import re
@@ -124,6 +125,17 @@ def test_greedy_search_takes_the_best_word_that_repeats_nothing(n: int, stuttere
         assert words(search(stutterer, dictionary, 1, n)[i][0]) == expected
 
 
+def test_a_prefix_that_ends_is_one_hypothesis(stutterer: Any, dictionary: Dictionary) -> None:
+    """fairseq went on for ever to look for others, which don't exist, and failed."""
+    eos, pad = dictionary.eos(), dictionary.pad()
+    prefix = torch.tensor([[eos, pad], [7, 8], [7, eos], [9, pad]])
+    for beam in (1, 5):
+        found = search(stutterer, dictionary, beam, 0, prefix)
+        assert [len(hypotheses) for hypotheses in found] == [1, beam, beam, beam]  # the third's have scores to sort by
+        assert [words(hypotheses[0])[:2] for hypotheses in found[:3]] == [[], [7, 8], [7]]
+        assert words(found[3][0])[0] == 9
+
+
 def test_a_prefix_may_repeat_what_follows_may_not(stutterer: Any, dictionary: Dictionary) -> None:
     pad = dictionary.pad()
     prefix = torch.tensor([[7, 8, 7, 8, 7, 8], [9, 9, 9, 9, 9, 9], [7, 8, 9, pad, pad, pad], [5, 5, 5, pad, pad, pad]])
@@ -224,6 +236,42 @@ BAD = [
     (
         ["train", "bin", *SMALL, "--save-dir", "."],
         "--save-dir: truncated, or no checkpoint: ./checkpoint_last",
+    ),
+    *(
+        (["interactive", "bin", "--path", "whole.pt", flag, *value], f"argument {flag}: is for fairseq-generate")
+        for flag, *value in (("--lm-path", "whole.pt"), ("--prefix-size", 1), ("--score-reference",))
+    ),
+    *(
+        (["generate", "bin", "--path", "whole.pt", *words], f"argument {words[0]}: {message}")
+        for words, message in (
+            (["--constraints"], "is for fairseq-interactive"),
+            (["--print-step"], "is for --task translation_lev"),
+            (["--retain-iter-history"], "is for --task translation_lev"),
+            (["--sampling-topk", 5], "requires --sampling"),
+            (["--sampling-topp", 0.5], "requires --sampling"),
+            (["--nbest", 2, "--sampling"], "must be --beam with --sampling; got 2 and 5"),
+            (["--diverse-beam-groups", 2], "must divide --beam; got 2 and 5"),
+        )
+    ),
+    (["train", "bin:none", *SMALL], "argument data: no such folder: none"),
+    (["train", "bin", *SMALL, "--fp16", "--amp"], "argument --fp16: not allowed with argument --amp"),
+    (
+        ["train", "bin", *SMALL, "--distributed-world-size", 2],
+        "argument --distributed-world-size: on a CPU torchrun starts the processes; got 2",
+    ),
+    (
+        ["train", "bin", *SMALL, "--distributed-world-size", 2, "--distributed-init-method", "tcp://localhost:1"],
+        "argument --distributed-world-size: on a CPU torchrun starts the processes; got 2",
+    ),
+    (
+        ["train", "bin", *SMALL, "--task", "translation_lev"],
+        "--arch sru is a translation model: it goes with --task translation; got --task translation_lev",
+    ),
+    (["validate", "bin", "--task", "translation"], "argument --path: is required"),
+    (["generate", "bin"], "argument --path: is required"),
+    (
+        ["eval-lm", "bin", "--path", "whole.pt:whole.pt"],
+        "argument --path: must be one checkpoint; got whole.pt:whole.pt",
     ),
 ]
 
@@ -527,6 +575,16 @@ def test_tied_weights_decay_once_an_update() -> None:
         torch.testing.assert_close(layer.weight, before + 0.25)
 
 
+def test_averaged_weights_go_on_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved: list[int] = []
+    monkeypatch.setattr(EMA, "_step_internal", lambda self, model, updates: moved.append(updates))
+    for begin, end in ((1, 26), (26, 41)):  # stopped after 25 updates, not all of which move the average
+        ema = EMA(nn.Linear(2, 2), EMAConfig(store_ema=True, ema_update_freq=10))
+        for updates in range(begin, end):
+            ema.step(nn.Linear(2, 2), updates)
+    assert moved == [10, 20, 30, 40]
+
+
 @slow
 def test_averaged_weights_begin_at_a_checkpoint_without_them(folder: Path) -> None:
     run_cli("train", "bin", *PLUGIN, *SMALL, "--save-dir", "plain", "--max-update", 1, cwd=folder)
@@ -761,6 +819,38 @@ from fairseq.optim.adam import Adam
 step = Adam.step_together
 Adam.step_together = lambda self, group: print("in one pass:", self.together) or step(self, group)
 """
+
+
+def test_mixed_precision_of_a_gpu_goes_on_with_its_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its scaler runs on the CPU here."""
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(_scaler, torch.amp.GradScaler))
+    common = {"amp_init_scale": 1024, "amp_scale_window": 3, "min_loss_scale": 1e-4}
+    descent = {"_name": "sgd", "lr": [0.1], "momentum": 0.5, "weight_decay": 0.0}
+    cfg = OmegaConf.create({"common": common, "optimizer": descent})
+
+    def made() -> tuple[AMPOptimizer, nn.Parameter]:
+        weight = nn.Parameter(torch.ones(2))
+        return AMPOptimizer.build_optimizer(cfg, [weight]), weight
+
+    def updated(optimizer: AMPOptimizer, weight: nn.Parameter, times: int) -> None:
+        for _ in range(times):
+            optimizer.zero_grad()
+            optimizer.backward((weight**2).sum())
+            optimizer.step()
+
+    whole, weight = made()
+    updated(whole, weight, 5)
+    stopped, same = made()
+    updated(stopped, same, 2)
+    state = copy.deepcopy(stopped.state_dict())
+    resumed, again = made()
+    resumed.load_state_dict(state)
+    again.data.copy_(same.data)
+    updated(resumed, again, 3)
+    assert resumed.scaler.get_scale() == whole.scaler.get_scale() == 2048
+    torch.testing.assert_close(again, weight)
+    del state["loss_scaler"]  # as of what was trained without
+    made()[0].load_state_dict(state)
 
 
 @pytest.mark.parametrize("more", [[], ["--amp"]])

@@ -142,6 +142,15 @@ def test_with_other_options_fairseq_searches(options: dict[str, Any], model: Any
     assert all(found(model, sample_of(LENGTHS), **options))
 
 
+def test_attention_that_nobody_keeps_is_left_out(model: Any) -> None:
+    """As in --eval-bleu, whose model was told nothing."""
+    model.decoder.need_attn = True
+    generator = generator_of(model)
+    assert model.beam_search(generator, sample_of(LENGTHS)) is None
+    generator.keeps_attention = False
+    assert model.beam_search(generator, sample_of(LENGTHS)) is not None
+
+
 def test_a_prefix_and_language_models_are_fairseqs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "beam_search", lambda *_: pytest.fail("it knows nothing of them"))
     prefix = torch.tensor([[6], [7], [8], [9], [6]])

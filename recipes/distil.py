@@ -25,8 +25,8 @@ from common.machine import ROOT
 from comparison.commands import words
 from comparison.fairseq_output import hypotheses
 from comparison.stages import StageError, Stages, lines, working_in
-from corpora.binarise import number, numbering_of
-from fairseq.data import Dictionary, data_utils
+from corpora.binarise import load, number, numbering_of
+from fairseq.data import data_utils
 from tqdm import tqdm
 
 SHARD, SHARDS = 5_000, 200  # sentences between which it can be stopped; parts at most, since each loads the model
@@ -67,7 +67,7 @@ def binarise(data: Path, own: str, targets: Path, to: Path) -> None:
         if path.stem != own:
             shutil.copyfile(path, to / path.name)
     language = own.rpartition(".")[2]
-    numbering = numbering_of(Dictionary.load(str(to / f"dict.{language}.txt")).indices)
+    numbering = numbering_of(load(to / f"dict.{language}.txt"))
     print(f"[{language}] {targets}: {number(targets, numbering, 1, to / own)}")
 
 
@@ -80,6 +80,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-tokens", type=at_least_one, default=4000, metavar="N", help="of a batch (4000)")
     args = parser.parse_args(argv)
     data, out = args.data.absolute(), args.out.absolute()
+    for name, folder in {"DATA": data, "--out": out}.items():
+        if ":" in str(folder):
+            parser.error(f"argument {name}: must have no colon in its path, at which fairseq splits; got {folder}")
     teacher = [Path(path) for path in args.path.split(":")]
     for path in teacher:
         if not path.is_file():

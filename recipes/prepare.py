@@ -19,16 +19,18 @@ One run at a time holds it, and removes or replaces only what this script made.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from common.arguments import at_least_one, file
 from common.errors import RecipeError
 from common.hold import FolderError, held
-from corpora.building import Task
+from corpora.building import MANIFEST, Task
 from corpora.publishing import Preparation, already_made, prepare
 from corpora.registry import CORPORA, DATA, DATA_SETS, SPLITS, Corpus, Texts
 from corpora.sentences import SETS, Sentences
@@ -67,6 +69,12 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     own.add_argument("-s", "--source-lang", metavar="LANGUAGE")
     own.add_argument("-t", "--target-lang", metavar="LANGUAGE")
     own.add_argument("--domains", action="store_true", help="PREFIX.domains has a label a line, for valid and test")
+    own.add_argument(
+        "--vocabulary",
+        type=Path,
+        metavar="DIR",
+        help="a folder that this script made: take its subwords and dictionary, to go on from a model of it",
+    )
     return parser, parser.parse_args(argv)
 
 
@@ -104,9 +112,11 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
     given = [flag for flag, value in zip(flags, values, strict=True) if value]
     texts: Texts = {}
     domains: dict[str, Path] = {}
+    tokenizer, vocab_size = args.tokenizer, args.vocab_size
     if args.name:
-        if given or args.domains:
-            parser.error(f"argument {(given or ['--domains'])[0]}: is for your own text, not for {args.name}")
+        given += [f"--{option}" for option in ("domains", "vocabulary") if getattr(args, option)]
+        if given:
+            parser.error(f"argument {given[0]}: is for your own text, not for {args.name}")
         name, corpus = args.name, CORPORA[args.name]
         prefixes = [str(DATA / name / split) for split in SPLITS] if name in DATA_SETS else []
     else:
@@ -119,6 +129,8 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
             parser.error(f"argument --target-lang: {args.target_lang} is the source language, too")
         name, corpus = "own", Corpus((args.source_lang, args.target_lang), 8000, "", labelled=args.domains)
         prefixes = values[:3]
+        if args.vocabulary:
+            corpus, tokenizer, vocab_size = vocabulary_of(parser, args, corpus)
     for split, prefix in zip(SPLITS, prefixes, strict=False):
         texts[split] = [(Path(f"{prefix}.{corpus.languages[0]}"), Path(f"{prefix}.{corpus.languages[1]}"))]
         if args.domains and split != "train":
@@ -132,8 +144,33 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
     for option in ("embeddings", "test_speakers"):
         if getattr(args, option):
             parser.error(f"argument --{option.replace('_', '-')}: is not for parallel text")
-    vocab_size = args.vocab_size or corpus.vocab_size
-    return Task(name, corpus, texts, domains, args.tokenizer or "sentencepiece", vocab_size, args.local_dir)
+    vocab_size = vocab_size or corpus.vocab_size
+    tokenizer = tokenizer or "sentencepiece"
+    return Task(name, corpus, texts, domains, tokenizer, vocab_size, args.local_dir, args.vocabulary)
+
+
+def vocabulary_of(parser: argparse.ArgumentParser, args: argparse.Namespace, corpus: Corpus) -> tuple[Corpus, str, int]:
+    """The corpus, cleaned as that of --vocabulary; the tokenizer and the size of the vocabulary."""
+    folder = args.vocabulary
+    for option in ("tokenizer", "vocab_size"):
+        if getattr(args, option):
+            parser.error(f"argument --{option.replace('_', '-')}: is that of --vocabulary")
+    try:
+        of = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        languages, tokenizer, vocab_size = {of["source"], of["target"]}, of["tokenizer"], of["vocab_size"]
+        corpus = replace(corpus, lower=of.get("lower", False), normalise=of.get("normalise", True))
+        there = [(folder / MODELS[tokenizer]), *(folder / "bin" / f"dict.{language}.txt" for language in languages)]
+        complete = all(path.is_file() for path in there)
+    except (OSError, ValueError, LookupError, TypeError):
+        complete = False
+    if not complete:
+        parser.error(f"argument --vocabulary: {folder} is not a folder of parallel text that this script has finished")
+    if languages != set(corpus.languages):
+        parser.error(
+            f"argument --vocabulary: {folder} has {' and '.join(sorted(languages))}; got --source-lang "
+            f"{args.source_lang} and --target-lang {args.target_lang}"
+        )
+    return corpus, tokenizer, vocab_size
 
 
 def main(argv: list[str] | None = None) -> None:

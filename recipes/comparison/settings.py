@@ -245,6 +245,9 @@ def _check_kind(s: Settings) -> None:
                 wrong(f"generate.{key}", f"must be {allowed} where prepare.tokenizer is moses-bpe; got {given}")
     for key in ("source-lang", "target-lang", "test-speakers", "out"):
         _check_text(f"prepare.{key}", s.prepare.get(key))
+    for key, path in {"out": s.out, "prepare.out": s.prepare.get("out")}.items():
+        if ":" in (path or ""):
+            wrong(key, f"must have no colon, at which fairseq splits paths; got {path}")
 
 
 def _check(s: Settings) -> None:

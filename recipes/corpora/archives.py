@@ -104,7 +104,7 @@ def check(path: Path, archive: Archive) -> dict[str, Any]:
     Raises:
         RecipeError: its size or checksum is wrong, or, with no checksum known, it is cut off, damaged or a web page.
     """
-    remedy = f"fetch it again from {archive.url}"
+    remedy = f"remove it, or fetch it again from {archive.url}"
     size = path.stat().st_size
     if archive.bytes is not None and size != archive.bytes:
         raise RecipeError(f"{path} has {size:,} bytes, not {archive.bytes:,}: {remedy}")

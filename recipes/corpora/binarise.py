@@ -59,6 +59,12 @@ def save(counts: dict[str, int], path: Path) -> None:
     path.write_text("".join(lines), "utf-8", newline="\n")
 
 
+def load(path: Path) -> dict[str, int]:
+    """What :func:`save` wrote."""
+    lines = (line.rsplit(" ", 1) for line in path.read_text("utf-8").split("\n")[:-1])
+    return dict.fromkeys(SPECIAL, 0) | {word: int(n) for word, n in lines}
+
+
 @dataclass(frozen=True)
 class Numbering:
     """The work of one process on lines of text: their words' numbers, each line's with the end of sentence."""
@@ -111,17 +117,18 @@ def number(path: Path, numbering: Numbering, processes: int, to: Path) -> str:
     return f"{len(sizes)} sents, {tokens} tokens, {100 * unknown / max(tokens, 1):.3}% replaced (by <unk>)"
 
 
-def binarise(languages: Pair, prefixes: list[Path], large: bool, to: Path) -> None:
-    """Write a joint dictionary of the training text, and all text by its numbers, as fairseq reads them.
+def binarise(languages: Pair, prefixes: list[Path], large: bool, to: Path, words: Path | None = None) -> None:
+    """Write a joint dictionary, and all text by its numbers, as fairseq reads them.
 
     Args:
         prefixes: of train, valid and test; ``{prefix}.{language}`` are files of words with spaces between them.
         large: all cores work on the training text.
+        words: the dictionary; without it that of the training text is made.
     """
     to.mkdir()
     text = [[prefix.with_name(f"{prefix.name}.{language}") for language in languages] for prefix in prefixes]
     processes = cores() if large else 1
-    counts = dictionary(text[0], processes)
+    counts = load(words) if words else dictionary(text[0], processes)
     numbering = numbering_of(counts)
     for side, language in enumerate(languages):
         save(counts, to / f"dict.{language}.txt")

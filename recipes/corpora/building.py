@@ -39,6 +39,7 @@ class Task(NamedTuple):
     tokenizer: str
     vocab_size: int
     local_dir: Path | None
+    vocabulary: Path | None = None  # such a folder, whose subwords and dictionary are taken
 
     @property
     def archives(self) -> list[Archive]:
@@ -52,7 +53,15 @@ class Task(NamedTuple):
             for split, parallel in self.texts.items()
             for language, path in zip(self.corpus.languages, parallel[0], strict=True)
         }
-        return named | {f"{split}.domains": path for split, path in self.domains.items()}
+        named |= {f"{split}.domains": path for split, path in self.domains.items()}
+        if self.vocabulary and self.dictionary:
+            named |= {"vocabulary": self.vocabulary / MODELS[self.tokenizer], "dictionary": self.dictionary}
+        return named
+
+    @property
+    def dictionary(self) -> Path | None:
+        """That of the vocabulary, which both languages have in common."""
+        return self.vocabulary and self.vocabulary / "bin" / f"dict.{self.corpus.languages[0]}.txt"
 
     def options(self) -> dict[str, Any]:
         """What the result depends on beside its sources, as the manifest has it."""
@@ -87,7 +96,10 @@ class Task(NamedTuple):
         shutil.rmtree(unpacked)
         pairs = tallies["train"].last
         try:
-            encoder.learn(*paths_of(text, "train", languages), pairs, self.vocab_size)
+            if self.vocabulary:
+                shutil.copyfile(self.vocabulary / encoder.model.name, encoder.model)
+            else:
+                encoder.learn(*paths_of(text, "train", languages), pairs, self.vocab_size)
         except BrokenProcessPool:
             raise
         except (RuntimeError, ValueError) as error:  # its words name the sizes that the text allows
@@ -106,9 +118,11 @@ class Task(NamedTuple):
             if split in domains:
                 labels(domains[split], tallies[split].last, made / f"{split}.domains")
         lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
-        binarise(languages, [made / f"{split}.{ending}" for split in SPLITS], pairs > FEW, made / "bin")
+        prefixes = [made / f"{split}.{ending}" for split in SPLITS]
+        binarise(languages, prefixes, pairs > FEW, made / "bin", self.dictionary)
         facts = self.options() | {
             **({"lower": True} if corpus.lower else {}),
+            **({} if corpus.normalise else {"normalise": False}),
             "sources": sources,
             "counts": {split: tally.pairs for split, tally in tallies.items()},
             "dropped": {split: tally.dropped for split, tally in tallies.items()},

@@ -76,7 +76,7 @@ def bin_sums(out: Path) -> dict[str, str]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what happens before fairseq-preprocess, which takes seconds."""
 
-    def binarise(languages: subwords.Pair, prefixes: list[Path], large: bool, to: Path) -> None:
+    def binarise(languages: subwords.Pair, prefixes: list[Path], large: bool, to: Path, words: Path | None) -> None:
         to.mkdir()
         for language in languages:
             (to / f"dict.{language}.txt").write_text(f"stands for {language}")
@@ -533,6 +533,83 @@ def test_help_tells_of_every_data_set(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(re.search(rf"^  {name} +\S.*; .*[MG]B; ", text, re.MULTILINE) for name in registry.CORPORA)
 
 
+# --- going on with other text -----------------------------------------------------------------------------------------
+
+
+def words_of_other_text(folder: Path, out: Path, *options: str) -> list[str]:
+    """As :meth:`Own.words`, of text with words and signs that the first has not, and without a size."""
+    folder.mkdir()
+    other = Own(folder)
+    for language in ("en", "de"):
+        other.write(f"train.{language}", [*lohelp("valid", language, count=200), "Ωmega, THE ☃ unheard-of word"])
+    words = other.words(out, "--vocab-size", *options)
+    words.remove("--vocab-size")
+    return words
+
+
+@pytest.mark.parametrize("tokenizer", subwords.MODELS)
+def test_other_text_takes_subwords_and_dictionary(
+    tokenizer: str, own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare.main(own.words(Path("first"), "--tokenizer", tokenizer, "--vocab-size", "250"))
+    words = words_of_other_text(tmp_path / "other", Path("second"), "--vocabulary", "first")
+    prepare.main(words)
+    for name in (subwords.MODELS[tokenizer], "bin/dict.en.txt", "bin/dict.de.txt"):
+        assert Path("second", name).read_bytes() == Path("first", name).read_bytes()
+    for split, language in (("train", "en"), ("train", "de"), ("test", "de")):
+        known = Dictionary.load(f"first/bin/dict.{language}.txt")
+        text = Path(f"second/{split}.{subwords.ENDINGS[tokenizer]}.{language}").read_text().splitlines()
+        expected = [" ".join(w if w in known else "<unk>" for w in line.split()) for line in text]
+        assert binarised(Path("second"), split, language) == expected
+    assert any("<unk>" in line for line in binarised(Path("second"), "train", "en"))
+    made = manifest_of(Path("second"))
+    assert (made["tokenizer"], made["vocab_size"]) == (tokenizer, 250)
+    capfd.readouterr()
+    prepare.main(words)
+    assert capfd.readouterr().out == "second: already made\n"
+
+
+def test_other_text_becomes_lower_case_as_the_first(
+    quick: None, know: Callable[[str, Path], None], tmp_path: Path
+) -> None:
+    iwslt_archive(tmp_path / "archives")
+    first, second = tmp_path / "first", tmp_path / "second"
+    local = ["--local-dir", str(tmp_path / "archives")]
+    prepare.main(["iwslt14-de-en", "--out", str(first), "--vocab-size", "200", "--tokenizer", "moses-bpe", *local])
+    prepare.main(words_of_other_text(tmp_path / "other", second, "--vocabulary", str(first)))
+    assert "the ☃ unheard-of word" in (second / "train.bpe.en").read_text().replace(
+        "@@ ", ""
+    )  # not split at its hyphen
+    third = tmp_path / "third"
+    prepare.main(words_of_other_text(tmp_path / "another", third, "--vocabulary", str(second)))
+    assert (third / "train.bpe.en").read_bytes() == (second / "train.bpe.en").read_bytes()
+
+
+def test_a_vocabulary_that_cannot_be_taken(own: Own, quick: None, tmp_path: Path, fails: Fails) -> None:
+    first, out = tmp_path / "first", tmp_path / "out"
+    prepare.main(own.words(first))
+    words = words_of_other_text(tmp_path / "other", out, "--vocabulary", str(first))
+    prepare.main(words)
+    (first / "bin" / "dict.en.txt").write_text("another 1\n")
+    assert "dict.en.txt has changed" in fails(words)
+    assert "argument --vocab-size: is that of --vocabulary" in fails([*words, "--vocab-size", "300"])
+    assert "argument --tokenizer: is that of --vocabulary" in fails([*words, "--tokenizer", "moses-bpe"])
+    given = ["lohelp-en-de", "--vocabulary", str(first), "--out", str(out)]
+    assert "argument --vocabulary: is for your own text, not for lohelp-en-de" in fails(given)
+    assert "argument --vocabulary: is not for trec" in fails(["trec", *given[1:]])
+    (own.folder / "train.fr").write_text("un\n")
+    words[words.index("en")] = "fr"
+    for split in registry.SPLITS:
+        (tmp_path / "other" / f"{split}.fr").write_text("un\n")
+    assert f"argument --vocabulary: {first} has de and en; got --source-lang fr" in fails(words)
+    words[words.index(str(first))] = str(tmp_path / "none")
+    assert "none is not a folder of parallel text that this script has finished" in fails(words)
+    (first / "spm.model").unlink()
+    words[words.index(str(tmp_path / "none"))] = str(first)
+    assert "first is not a folder of parallel text" in fails(words)
+
+
 # --- done, begun, interrupted -----------------------------------------------------------------------------------------
 
 
@@ -657,7 +734,7 @@ def test_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
     out = tmp_path / "out"
 
     def appear(*arguments: Any) -> None:
-        arguments[-1].mkdir()
+        arguments[3].mkdir()
         (out / "test.en").write_text("mine")
 
     with monkeypatch.context() as patch:

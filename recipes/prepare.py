@@ -158,7 +158,8 @@ def vocabulary_of(parser: argparse.ArgumentParser, args: argparse.Namespace, cor
     try:
         of = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         languages, tokenizer, vocab_size = {of["source"], of["target"]}, of["tokenizer"], of["vocab_size"]
-        corpus = replace(corpus, lower=of.get("lower", False), normalise=of.get("normalise", True))
+        was = CORPORA.get(of["data_set"], corpus)  # what older folders don't say
+        corpus = replace(corpus, lower=of.get("lower", False), normalise=of.get("normalise", was.normalise))
         there = [(folder / MODELS[tokenizer]), *(folder / "bin" / f"dict.{language}.txt" for language in languages)]
         complete = all(path.is_file() for path in there)
     except (OSError, ValueError, LookupError, TypeError):

@@ -73,7 +73,7 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         or tokens.dim() != 2
         or not tokens.is_cpu
         or model.training
-        or (model.decoder.need_attn and generator.keeps_attention)
+        or (model.decoder.need_attn and getattr(generator, "keeps_attention", True))
         or torch.is_autocast_enabled("cpu")
         or not _usual(generator, len(generator.tgt_dict))
         or not usual_probabilities(model)

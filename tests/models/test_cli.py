@@ -176,12 +176,17 @@ def test_a_split_that_is_missing_is_told_in_a_line(command, flag, trained, toy_d
 
 
 def test_a_metric_that_validation_does_not_tell_costs_no_epoch(toy_data, tmp_path):
-    flags = ["--max-epoch", 1, "--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
-    done = train(toy_data, tmp_path, *flags, arch=["--arch", "sru", *SMALL[2:]], check=False)
-    assert done.returncode == 2
-    said = "argument --best-checkpoint-metric: must be one of loss, ppl, wps, wpb, bsz; got bleu"
-    assert done.stderr.splitlines()[-1] == f"fairseq-train: error: {said}"
-    assert torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["last_optimizer_state"]
+    flags = ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
+    arch = ["--arch", "sru", *SMALL[2:]]
+    for folder, more in (("fresh", flags), ("resumed", []), ("resumed", flags)):
+        epochs = len(list((tmp_path / folder).glob("checkpoint?.pt"))) + 1
+        done = train(toy_data, tmp_path / folder, *more, "--max-epoch", epochs, arch=arch, check=not more)
+        if more:
+            assert done.returncode == 2
+            said = "argument --best-checkpoint-metric: must be one of loss, ppl, wps, wpb, bsz; got bleu"
+            assert done.stderr.splitlines()[-1] == f"fairseq-train: error: {said}"
+        state = torch.load(tmp_path / folder / "checkpoint_last.pt", weights_only=True)
+        assert state["extra_state"]["train_iterator"]["epoch"] == epochs + 1
 
 
 @pytest.mark.parametrize("flag", ["--eval-bleu-args", "--eval-bleu-detok-args"])
@@ -254,7 +259,8 @@ def test_lines_before_one_that_is_too_long_are_translated(trained, toy_data, tmp
         done = run_cli("interactive", toy_data, *PLUGIN, *words, size, check=False)
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert list(hypotheses(done.stdout)) == [0, 1]
-        said = "argument --input: line 3 is longer than the 1024 that the model takes; with "
+        assert "skipped" not in done.stdout + done.stderr
+        said = "argument --input: line 3 is longer than the model takes; with "
         said += "--skip-invalid-size-inputs-valid-test its translation is an empty line"
         assert done.stderr.splitlines()[-1] == f"fairseq-interactive: error: {said}"
 

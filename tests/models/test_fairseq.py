@@ -34,7 +34,7 @@ from fairseq.optim import adam
 from fairseq.optim.adam import Adam
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.options import get_training_parser, parse_args_and_arch
-from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, SequenceGeneratorWithAlignment
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq_cli import interactive
 from fairseq_cli.train import should_stop_early
@@ -134,6 +134,17 @@ def test_a_prefix_that_ends_is_one_hypothesis(stutterer: Any, dictionary: Dictio
         assert [len(hypotheses) for hypotheses in found] == [1, beam, beam, beam]  # the third's have scores to sort by
         assert [words(hypotheses[0])[:2] for hypotheses in found[:3]] == [[], [7, 8], [7]]
         assert words(found[3][0])[0] == 9
+
+
+def test_a_prefix_that_ends_has_an_alignment(dictionary: Dictionary) -> None:
+    eos = dictionary.eos()
+    model, tokens = made("sru", dictionary).eval(), sources(dictionary, [5, 9])
+    sample = {"net_input": {"src_tokens": tokens, "src_lengths": tokens.ne(dictionary.pad()).sum(1)}}
+    generator = SequenceGeneratorWithAlignment([model], dictionary, beam_size=3, max_len_b=9)
+    ended, other = generator.generate([model], sample, prefix_tokens=torch.tensor([[eos], [7]]))
+    assert [len(ended), len(other)] == [1, 3]
+    assert all("alignment" in hypothesis for hypothesis in (*ended, *other))
+    assert all(len(hypothesis["alignment"]) > 0 for hypothesis in other)
 
 
 def test_a_prefix_may_repeat_what_follows_may_not(stutterer: Any, dictionary: Dictionary) -> None:
@@ -256,8 +267,8 @@ BAD = [
     (["train", "bin:none", *SMALL], "argument data: no such folder: none"),
     (["train", "bin", *SMALL, "--fp16", "--amp"], "argument --fp16: not allowed with argument --amp"),
     (
-        ["train", "bin", *SMALL, "--distributed-world-size", 2],
-        "argument --distributed-world-size: on a CPU torchrun starts the processes; got 2",
+        ["train", "bin", *SMALL, "--distributed-world-size", 99],
+        "argument --distributed-world-size: on a CPU torchrun starts the processes; got 99",
     ),
     (
         ["train", "bin", *SMALL, "--distributed-world-size", 2, "--distributed-init-method", "tcp://localhost:1"],
@@ -841,13 +852,14 @@ def test_mixed_precision_of_a_gpu_goes_on_with_its_scale(monkeypatch: pytest.Mon
     whole, weight = made()
     updated(whole, weight, 5)
     stopped, same = made()
-    updated(stopped, same, 2)
+    updated(stopped, same, 4)  # one more than its scale needs to grow
     state = copy.deepcopy(stopped.state_dict())
     resumed, again = made()
     resumed.load_state_dict(state)
     again.data.copy_(same.data)
-    updated(resumed, again, 3)
-    assert resumed.scaler.get_scale() == whole.scaler.get_scale() == 2048
+    updated(resumed, again, 1)
+    assert resumed.scaler.state_dict() == whole.scaler.state_dict()
+    assert resumed.scaler.get_scale() == 2048
     torch.testing.assert_close(again, weight)
     del state["loss_scaler"]  # as of what was trained without
     made()[0].load_state_dict(state)

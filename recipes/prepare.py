@@ -112,7 +112,7 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
     given = [flag for flag, value in zip(flags, values, strict=True) if value]
     texts: Texts = {}
     domains: dict[str, Path] = {}
-    tokenizer, vocab_size = args.tokenizer, args.vocab_size
+    tokenizer = args.tokenizer or "sentencepiece"
     if args.name:
         given += [f"--{option}" for option in ("domains", "vocabulary") if getattr(args, option)]
         if given:
@@ -130,7 +130,7 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
         name, corpus = "own", Corpus((args.source_lang, args.target_lang), 8000, "", labelled=args.domains)
         prefixes = values[:3]
         if args.vocabulary:
-            corpus, tokenizer, vocab_size = vocabulary_of(parser, args, corpus)
+            corpus, tokenizer = vocabulary_of(parser, args, corpus)
     for split, prefix in zip(SPLITS, prefixes, strict=False):
         texts[split] = [(Path(f"{prefix}.{corpus.languages[0]}"), Path(f"{prefix}.{corpus.languages[1]}"))]
         if args.domains and split != "train":
@@ -144,22 +144,22 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
     for option in ("embeddings", "test_speakers"):
         if getattr(args, option):
             parser.error(f"argument --{option.replace('_', '-')}: is not for parallel text")
-    vocab_size = vocab_size or corpus.vocab_size
-    tokenizer = tokenizer or "sentencepiece"
+    vocab_size = args.vocab_size or corpus.vocab_size
     return Task(name, corpus, texts, domains, tokenizer, vocab_size, args.local_dir, args.vocabulary)
 
 
-def vocabulary_of(parser: argparse.ArgumentParser, args: argparse.Namespace, corpus: Corpus) -> tuple[Corpus, str, int]:
-    """The corpus, cleaned as that of --vocabulary; the tokenizer and the size of the vocabulary."""
+def vocabulary_of(parser: argparse.ArgumentParser, args: argparse.Namespace, corpus: Corpus) -> tuple[Corpus, str]:
+    """The corpus, cleaned as that of --vocabulary and with as large a one; the tokenizer."""
     folder = args.vocabulary
     for option in ("tokenizer", "vocab_size"):
         if getattr(args, option):
             parser.error(f"argument --{option.replace('_', '-')}: is that of --vocabulary")
     try:
         of = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        languages, tokenizer, vocab_size = {of["source"], of["target"]}, of["tokenizer"], of["vocab_size"]
+        languages, tokenizer = {of["source"], of["target"]}, of["tokenizer"]
         was = CORPORA.get(of["data_set"], corpus)  # what older folders don't say
-        corpus = replace(corpus, lower=of.get("lower", False), normalise=of.get("normalise", was.normalise))
+        cleaned = {"lower": of.get("lower", False), "normalise": of.get("normalise", was.normalise)}
+        corpus = replace(corpus, vocab_size=of["vocab_size"], **cleaned)
         there = [(folder / MODELS[tokenizer]), *(folder / "bin" / f"dict.{language}.txt" for language in languages)]
         complete = all(path.is_file() for path in there)
     except (OSError, ValueError, LookupError, TypeError):
@@ -171,7 +171,7 @@ def vocabulary_of(parser: argparse.ArgumentParser, args: argparse.Namespace, cor
             f"argument --vocabulary: {folder} has {' and '.join(sorted(languages))}; got --source-lang "
             f"{args.source_lang} and --target-lang {args.target_lang}"
         )
-    return corpus, tokenizer, vocab_size
+    return corpus, tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -41,8 +41,14 @@ READERS = {
 }
 SUBSETS = ["train_subset", "valid_subset"]
 # no model here is for these; the last two derive from tasks of READERS
-REFUSED = (CrossLingualLMTask, MaskedLMTask, MultilingualTranslationTask, SentenceRankingTask)
-DERIVED = (TranslationLevenshteinTask, TextToSpeechTask)
+REFUSED = (
+    CrossLingualLMTask,
+    MaskedLMTask,
+    MultilingualTranslationTask,
+    SentenceRankingTask,
+    TranslationLevenshteinTask,
+    TextToSpeechTask,
+)
 
 
 def register_architectures(model: str, check: Callable[[Any], object], task: str = "translation") -> None:
@@ -98,9 +104,8 @@ def _check_task(args: Any, arch: str, task: str) -> None:
     """Does the task make the batches that the model reads? Of tasks that fairseq doesn't bring, who knows."""
     name = getattr(args, "task", None)
     found = TASK_REGISTRY.get(name, object)
-    others = [known for reader, (_, tasks) in READERS.items() if reader != task for known in tasks]
-    read = issubclass(found, READERS[task][1]) and not issubclass(found, DERIVED)
-    if issubclass(found, (*others, *REFUSED, *DERIVED)) and not read:
+    others = tuple(known for reader, (_, tasks) in READERS.items() if reader != task for known in tasks)
+    if issubclass(found, REFUSED) or (issubclass(found, others) and not issubclass(found, READERS[task][1])):
         exit_with(f"--arch {arch} is {READERS[task][0]}: it goes with --task {task}; got --task {name}")
     if name == task == "sentence_prediction" and not hasattr(args, "classification_head_name"):
         exit_with(

@@ -54,14 +54,14 @@ class Task(NamedTuple):
             for language, path in zip(self.corpus.languages, parallel[0], strict=True)
         }
         named |= {f"{split}.domains": path for split, path in self.domains.items()}
-        if self.vocabulary and self.dictionary:
-            named |= {"vocabulary": self.vocabulary / MODELS[self.tokenizer], "dictionary": self.dictionary}
-        return named
+        return named | self.taken()
 
-    @property
-    def dictionary(self) -> Path | None:
-        """That of the vocabulary, which both languages have in common."""
-        return self.vocabulary and self.vocabulary / "bin" / f"dict.{self.corpus.languages[0]}.txt"
+    def taken(self) -> dict[str, Path]:
+        """The files of the vocabulary that is taken, if one is; both languages have one dictionary in common."""
+        if self.vocabulary is None:
+            return {}
+        dictionary = self.vocabulary / "bin" / f"dict.{self.corpus.languages[0]}.txt"
+        return {"vocabulary": self.vocabulary / MODELS[self.tokenizer], "dictionary": dictionary}
 
     def options(self) -> dict[str, Any]:
         """What the result depends on beside its sources, as the manifest has it."""
@@ -96,8 +96,8 @@ class Task(NamedTuple):
         shutil.rmtree(unpacked)
         pairs = tallies["train"].last
         try:
-            if self.vocabulary:
-                shutil.copyfile(self.vocabulary / encoder.model.name, encoder.model)
+            if taken := self.taken():
+                shutil.copyfile(taken["vocabulary"], encoder.model)
             else:
                 encoder.learn(*paths_of(text, "train", languages), pairs, self.vocab_size)
         except BrokenProcessPool:
@@ -119,7 +119,7 @@ class Task(NamedTuple):
                 labels(domains[split], tallies[split].last, made / f"{split}.domains")
         lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
         prefixes = [made / f"{split}.{ending}" for split in SPLITS]
-        binarise(languages, prefixes, pairs > FEW, made / "bin", self.dictionary)
+        binarise(languages, prefixes, pairs > FEW, made / "bin", taken.get("dictionary"))
         facts = self.options() | {
             **({"lower": True} if corpus.lower else {}),
             **({} if corpus.normalise else {"normalise": False}),

@@ -570,17 +570,14 @@ def test_other_text_takes_subwords_and_dictionary(
     assert capfd.readouterr().out == "second: already made\n"
 
 
-def test_other_text_becomes_lower_case_as_the_first(
-    quick: None, know: Callable[[str, Path], None], tmp_path: Path
-) -> None:
+def test_other_text_becomes_lower_case_as_the_first(quick: None, tmp_path: Path) -> None:
     iwslt_archive(tmp_path / "archives")
     first, second = tmp_path / "first", tmp_path / "second"
     local = ["--local-dir", str(tmp_path / "archives")]
     prepare.main(["iwslt14-de-en", "--out", str(first), "--vocab-size", "200", "--tokenizer", "moses-bpe", *local])
     prepare.main(words_of_other_text(tmp_path / "other", second, "--vocabulary", str(first)))
-    assert "the ☃ unheard-of word" in (second / "train.bpe.en").read_text().replace(
-        "@@ ", ""
-    )  # not split at its hyphen
+    text = (second / "train.bpe.en").read_text().replace("@@ ", "")
+    assert "the ☃ unheard-of word" in text  # not split at its hyphen
     manifest = {name: value for name, value in manifest_of(first).items() if name != "normalise"}
     (first / "manifest.json").write_text(json.dumps(manifest))  # as older ones are
     again = tmp_path / "again"

@@ -3,9 +3,9 @@
     python -m fairseq_sru.translate model --beam 5 < source.txt > translation.txt
 
 It translates lines as they come, at most 2,048 at a time, and writes them in their order; empty lines stay. A line that
-is too long or not UTF-8 ends it with one line on stderr, after the translations of all lines before it. With --nbest N
-each line has N translations, the best first, and with --scores each begins with its score, the mean log probability of
-its tokens, and a tab.
+can't be translated, such as one that is not UTF-8, ends it with one line on stderr, after the translations of all lines
+before it. With --nbest N each line has N translations, the best first, and with --scores each begins with its score,
+the mean log probability of its tokens, and a tab.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .decoding.translator import LONGEST, TooLong, Translator
+from .decoding.translator import LONGEST, NoScores, TooLong, Translator
 
 CHUNK = 2048  # lines
 READ = 2**18  # bytes
@@ -68,8 +68,9 @@ def translated(
             fault = ValueError(f"line {first + len(lines)} is not UTF-8: {at}")
         try:
             text = written(lines)
-        except TooLong as error:
-            fault = ValueError(f"line {first + error.index} is too long: {error}")
+        except (TooLong, NoScores) as error:
+            is_long = " is too long" if isinstance(error, TooLong) else ""
+            fault = ValueError(f"line {first + error.index}{is_long}: {error}")
             lines = lines[: error.index]
             text = written(lines)
         yield len(lines), text

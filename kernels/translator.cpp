@@ -72,6 +72,7 @@ struct Job {  // search.py's order
     float* totals;   // likewise: the log probability of all up to each token
     int64* lengths;  // (sentences, beam), given as 0, which stays where there are fewer
     float* scores;   // likewise
+    const volatile int64* stop;  // not 0: what is begun need not end
 };
 
 static constexpr int64 ENCODED = 256;  // positions that are encoded together: what is between stays in the cache
@@ -150,7 +151,7 @@ static void encode(const Job& job, const std::vector<int64>& length, const std::
         grow(kept[a].value, at.back() * heads * padded(all / heads));
     }
     Slots& slots = memory.encoder;
-    for (int64 first = 0, last; first < job.sentences; first = last) {
+    for (int64 first = 0, last; first < job.sentences && !*job.stop; first = last) {
         for (last = first + 1; last < job.sentences && job.begin[last + 1] - job.begin[first] <= ENCODED;) ++last;
         const int64 offset = job.begin[first], rows = job.begin[last] - offset;
         slots.lay_out(job.encoder, rows);
@@ -336,7 +337,7 @@ struct Search {
                 token.push_back(job.eos);
             }
             const int64 rows = int64(token.size());
-            if (!rows) break;
+            if (!rows || *job.stop) break;
             state.resize(rows * S);
             past.resize(rows * longest);
             new_state.resize(rows * S);

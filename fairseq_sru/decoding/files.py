@@ -118,7 +118,7 @@ def _write(model: Model, content: bytes, folder: Path, config: dict[str, Any], t
             raise OSError(f"{folder}: weights.safetensors can't be written: {error}") from None
         shutil.copymode(new / "vocabulary.json", new / "weights.safetensors")  # save_file's is for its writer alone
         (new / FILES[model.text.kind]).write_bytes(content)
-        config["sha256"] = {path.name: _sum(path) for path in new.iterdir()}
+        config["sha256"] = {path.name: _sum(path) for path in new.iterdir()} | {"config.json": _sum_of(config)}
         (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
         for path in sorted(new.iterdir(), key=lambda path: path.name == "config.json"):
             path.replace(folder / path.name)
@@ -144,6 +144,11 @@ def _sum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _sum_of(config: dict[str, Any]) -> str:
+    content = json.dumps({key: value for key, value in config.items() if key != "sha256"}, sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
 def load(folder: Path) -> tuple[Model, Subwords]:
     """Read a model.
 
@@ -160,6 +165,8 @@ def load(folder: Path) -> tuple[Model, Subwords]:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if (given := config.get("format")) != FORMAT:
             raise ModelError(f"{folder}: format {given!r} is unknown, this one reads {FORMAT}: export it again")
+        if config["sha256"].get("config.json", own := _sum_of(config)) != own:  # folders of before have none
+            raise ModelError(f"{folder}/config.json is damaged: copy or export it again")
         for name in ("vocabulary.json", "weights.safetensors", FILES[config["text"]["kind"]]):
             if _sum(folder / name) != config["sha256"][name]:
                 raise ModelError(f"{folder}/{name} is damaged: copy or export it again")
@@ -180,7 +187,7 @@ def load(folder: Path) -> tuple[Model, Subwords]:
         return model, subwords(text, (folder / FILES[text.kind]).read_bytes())
     except ModelError:
         raise
-    except json.JSONDecodeError as error:  # all else has a checksum
+    except json.JSONDecodeError as error:  # of config.json: all else has been checked
         raise ModelError(f"{folder}/config.json is damaged: {error}") from None
     except OSError as error:
         raise ModelError(f"{folder}: {Path(error.filename or folder).name}: {error.strerror or error}") from None

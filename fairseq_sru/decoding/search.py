@@ -74,24 +74,36 @@ class Search:
             penalty: of the length.
             nbest: so many of the beam's hypotheses; all unless given.
 
+        Ctrl-C, and any other exception, stops it at the next step of the search; a single sentence ends first.
+
         Raises:
             MemoryError: a batch doesn't fit.
         """
         options = (beam, max_length, no_repeat, scored, PAD, EOS, float(penalty))
-        one = partial(self._run, options, (beam, max_length + 1), nbest)
+        stop = np.zeros(1, np.int64)
+        one = partial(self._run, options, (beam, max_length + 1), nbest, stop)
         order = sorted(range(len(lines)), key=lambda i: -len(lines[i]))  # the shortest fill up the end
         shares = [order[i::batches] for i in range(min(batches, len(order)))]
         work = [[lines[i] for i in share] for share in shares]
-        if min(len(work), threads) < 2:
+        if len(lines) < 2:
             found = list(map(one, work))
-        else:
+        else:  # with one thread, too: this one waits in Python, where Ctrl-C is heard
             with ThreadPoolExecutor(threads) as pool:
-                found = list(pool.map(one, work))  # what fails, or Ctrl-C, cancels what has not begun
+                try:
+                    found = list(pool.map(one, work))  # an exception cancels what has not begun
+                except BaseException:
+                    stop[0] = 1
+                    raise
         of = dict(zip(chain(*shares), chain(*found), strict=True))
         return [of[i] for i in range(len(lines))]
 
     def _run(
-        self, options: tuple[Any, ...], shape: tuple[int, int], nbest: int | None, batch: Sequence[Sequence[int]]
+        self,
+        options: tuple[Any, ...],
+        shape: tuple[int, int],
+        nbest: int | None,
+        stop: np.ndarray[Any, np.dtype[np.int64]],
+        batch: Sequence[Sequence[int]],
     ) -> list[list[Found]]:
         tokens = np.concatenate([np.array(line, np.int64) for line in batch])
         begin = np.zeros(len(batch) + 1, np.int64)
@@ -109,9 +121,9 @@ class Search:
             tokens.ctypes.data,
             begin.ctypes.data,
             *options,
-            *(x.ctypes.data for x in (out, totals, lengths, scores)),
+            *(x.ctypes.data for x in (out, totals, lengths, scores, stop)),
         )
-        if not library().translate(struct.pack("20qd4q", *job)):
+        if not library().translate(struct.pack("20qd5q", *job)):
             raise MemoryError(
                 f"a batch of {len(batch)} with a beam of {shape[0]} doesn't fit: smaller batches, a smaller beam or "
                 "shorter translations take less"

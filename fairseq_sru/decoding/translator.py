@@ -55,8 +55,8 @@ class SearchOptions(TypedDict, total=False):
     lenpen: float
 
 
-class TooLong(ValueError):
-    """A line has more subwords than the model takes; ``index`` is its place."""
+class _OfALine(Exception):
+    """``index`` is the line's place."""
 
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message, index)  # both, or it could not be sent to another process
@@ -64,6 +64,14 @@ class TooLong(ValueError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class TooLong(_OfALine, ValueError):
+    """A line has more subwords than the model takes; ``index`` is its place."""
+
+
+class NoScores(_OfALine, RuntimeError):
+    """The model gives no finite scores for a line; ``index`` is its place."""
 
 
 class Translator:
@@ -104,9 +112,9 @@ class Translator:
             options: of :class:`SearchOptions`.
 
         Raises:
-            ValueError: an option is out of its range, or a line too long (:class:`TooLong`).
+            ValueError: an option is out of its range, or a line not Unicode text or too long (:class:`TooLong`).
             TypeError: lines is one str or has something other than str, or lenpen is no number.
-            RuntimeError: the model gives no finite scores.
+            RuntimeError: the model gives no finite scores for a line (:class:`NoScores`).
             MemoryError: a batch doesn't fit.
         """
         return [best[0].text for best in self._search(lines, beam, scored=False, **options)]
@@ -142,6 +150,11 @@ class Translator:
         longest, lines = min(positive("max_length", max_length), self._max_length), list(lines)
         if strange := [line for line in lines if not isinstance(line, str)]:
             raise TypeError(f"lines must be str; got {strange[0]!r}")
+        for i, line in enumerate(lines):
+            try:
+                line.encode()
+            except UnicodeEncodeError as error:  # half of a pair, or a byte that open() could not decode
+                raise ValueError(f"lines[{i}] is not Unicode text: {line[error.start]!r} at {error.start}") from None
         nbest, beam = positive("nbest", nbest), positive("beam", beam)
         if nbest > beam:
             raise ValueError(f"nbest must be at most beam, {beam}; got {nbest}")
@@ -157,7 +170,7 @@ class Translator:
         found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
         for i, hypotheses in zip(at, self._beam_search.run(work, batches, self.threads, *options), strict=True):
             if not hypotheses:
-                raise RuntimeError("the model gives no finite scores: it is damaged, or its training diverged")
+                raise NoScores("the model gives no finite scores: it is damaged, or its training diverged", i)
             found[i] = [self._hypothesis(h) for h in hypotheses]
             found[i] += [Hypothesis("", -math.inf, [])] * (nbest - len(found[i]))  # of a tiny vocabulary
         return found

@@ -39,6 +39,7 @@ def copied(model: Path, tmp_path: Path) -> Path:
 
 def change(folder: Path, **entries: Any) -> None:
     config = json.loads((folder / "config.json").read_text())
+    config["sha256"].pop("config.json", None)
     (folder / "config.json").write_text(json.dumps({**config, **entries}))
 
 
@@ -181,6 +182,14 @@ def test_a_file_that_is_missing_or_cut_short_is_named(file: str, copied: Path) -
         Translator(copied)
 
 
+def test_a_number_that_changed_on_the_way_is_damage(copied: Path) -> None:
+    text = (copied / "config.json").read_text()
+    assert text.count('"eps": 1e-05') > 1
+    (copied / "config.json").write_text(text.replace('"eps": 1e-05', '"eps": 1e-04', 1))
+    with pytest.raises(ModelError, match=r"config\.json is damaged: copy or export it again$"):
+        Translator(copied)
+
+
 @pytest.mark.parametrize("given", [2, "1", None])
 def test_an_unknown_version_is_refused(given: Any, copied: Path) -> None:
     change(copied, format=given)
@@ -196,7 +205,8 @@ def test_weights_of_other_shapes_and_types_are_refused_or_run(copied: Path) -> N
 
     def runs(name: str, wrong: torch.Tensor) -> bool:
         save_file({**tensors, name: wrong.contiguous()}, copied / "weights.safetensors")
-        change(copied, sha256={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in copied.iterdir()})
+        files = [path for path in copied.iterdir() if path.name != "config.json"]
+        change(copied, sha256={path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files})
         try:
             Translator(copied, 1).translate(LINES, beam=2, max_length=5)
         except ModelError:

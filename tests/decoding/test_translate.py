@@ -101,6 +101,13 @@ def test_an_error_is_one_line_after_what_was_before_it(line: bytes, said: str, m
     assert out.decode().splitlines() == Translator(model).translate(["the window", "is open"], max_length=9)
 
 
+def test_a_line_without_scores_is_named(tmp_path: Path, translate: Any) -> None:
+    exported(tmp_path / "model", "sru, defaults", norm=3e38)
+    code, out, errors = translate(tmp_path / "model", b"\n\nwindow\n")
+    assert code == 1 and out == b"\n\n"
+    assert errors.startswith("translate: line 3: the model gives no finite scores: it is damaged")
+
+
 @pytest.mark.parametrize("waits", [True, False])
 def test_lines_are_translated_as_they_come(waits: bool, model: Path) -> None:
     """Of a program that waits for one before it writes the next, and of one whose pipe gives nothing at once."""

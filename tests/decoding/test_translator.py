@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import math
+import os
 import pickle
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +25,7 @@ from support.processes import LONG, python
 from fairseq_sru import Translator
 from fairseq_sru.decoding.search import Found
 from fairseq_sru.decoding.text import CONTROL, MosesBPE, TextOptions, subwords
-from fairseq_sru.decoding.translator import TooLong
+from fairseq_sru.decoding.translator import NoScores, TooLong
 
 KINDS = [
     "sru, defaults",
@@ -288,8 +290,34 @@ def test_there_are_as_many_hypotheses_as_asked_for(tmp_path: Path, monkeypatch: 
 def test_what_gives_no_numbers_is_told(tmp_path: Path, int8: bool) -> None:
     """Of a training that diverged, whose sums overflow; fairseq tells it, too."""
     exported(tmp_path / "model", "sru, defaults", int8=int8, norm=3e38)
-    with pytest.raises(RuntimeError, match="the model gives no finite scores"):
-        Translator(tmp_path / "model").translate(["window"])
+    with pytest.raises(NoScores, match="the model gives no finite scores") as raised:
+        Translator(tmp_path / "model").translate(["", "window"])
+    assert raised.value.index == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_ctrl_c_ends_batches_that_are_begun(threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exported(tmp_path / "model", "sru, defaults")
+    translator = Translator(tmp_path / "model", threads)
+    search, whole = translator._beam_search, translator._beam_search._run
+    found = []
+
+    def interrupted(*given: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        found.append(whole(*given))
+        return found[-1]
+
+    monkeypatch.setattr(search, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        translator.translate(LINES * 2000, batch_size=100_000)
+    assert found and not all(map(all, found))
+
+
+def test_half_a_character_is_named(tmp_path: Path) -> None:
+    """As open(errors="surrogateescape") makes of a byte."""
+    exported(tmp_path / "model", "sru, defaults")
+    with pytest.raises(ValueError, match=r"^lines\[1\] is not Unicode text: '\\udce9' at 3$"):
+        Translator(tmp_path / "model").translate(["window", "caf\udce9"])
 
 
 def test_a_begin_of_sentence_is_no_text(tmp_path: Path) -> None:

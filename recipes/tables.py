@@ -152,21 +152,16 @@ def translating() -> str:
 
 
 def precision() -> str:
-    """Training in both precisions, and SRU against the others, each in the precision that is best for it."""
+    """Training in both precisions."""
     rows = []
     for path in sorted((RESULTS / "precision").glob("*.json")):
         report = json.loads(path.read_text(encoding="utf-8"))
         where = f"{report['recipe']}, {report['machine']['cpu']}, {report['date'][:10]}"
-        speeds = report["tokens_per_second"]
-        for system, found in speeds.items():
+        for system, found in report["tokens_per_second"].items():
             gain = found["bfloat16"] / found["float32"]
-            _, dash, size = system.partition("-")
-            ours = speeds.get(f"sru{dash}{size}", speeds["sru"])  # sru-iwslt for lstm-iwslt
-            ahead = max(ours.values()) / max(found.values())
             tokens = (f"{found[kind]:,.0f}" for kind in ("float32", "bfloat16"))
-            rows.append([where, system, *tokens, f"{gain:.2f}", f"{ahead:.2f}"])
-    head = ["recipe, processor, date", "system", "float32, tokens/s", "bfloat16", "gain", "SRU / system, best of each"]
-    return table(head, rows)
+            rows.append([where, system, *tokens, f"{gain:.2f}"])
+    return table(["recipe, processor, date", "system", "float32, tokens/s", "bfloat16", "gain"], rows)
 
 
 def precision_quality() -> str:

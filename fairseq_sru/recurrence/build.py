@@ -28,6 +28,7 @@ from pathlib import Path
 
 CACHE_VARIABLE = "FAIRSEQ_SRU_CACHE"
 CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an entry, which loaders of libraries don't look at
+ASIDE = ".fairseq_sru-new-"  # begins the name of a folder in which an entry is made; the user may have others there
 PATIENCE = 60.0  # seconds to wait for another process that compiles the same
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
@@ -198,11 +199,11 @@ def _is_sound(path: Path) -> bool:
 
 
 def _put(path: Path, make: Callable[[Path], None], fresh: bool = False) -> Path:
-    for left in path.parent.glob("new_*"):  # by who was killed
+    for left in path.parent.glob(f"{ASIDE}*"):  # by who was killed
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > 24 * 3600:
                 shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix="new_", ignore_cleanup_errors=True) as aside:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=ASIDE, ignore_cleanup_errors=True) as aside:
         new = Path(aside) / path.name
         make(new)
         content = new.read_bytes()

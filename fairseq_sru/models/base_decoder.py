@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..decoding.program import Program, available
 from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
+from ..recurrence.dispatch import choose
 from .attention import Attention, GlobalAttention, Source
 from .options import cutoffs, tied
 from .step import Step, compilable, forget, readable, remembered
@@ -275,6 +276,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
             )
         self.need_attn = need_attn
         for module in self.modules():
+            if isinstance(module, SRUCell) and (device := module.weight.device.type) != "cpu":
+                choose(module.backend, device)  # or the first batch would wait for CuPy and NVRTC
             if isinstance(module, Linear | SRUCell):
                 module.weight.data = by_columns(module.weight.data)
             elif isinstance(module, LSTM):

@@ -164,6 +164,7 @@ def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Functi
 
     replay = graphed(step)
 
+    @torch.no_grad()
     def decode() -> None:
         for kept in state.values():
             if kept is not None:

@@ -65,7 +65,10 @@ def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
 # In another locale a command would print what is not UTF-8; a warning would cut a line that is printed in blocks;
 # another level of fairseq's log lacks the speeds.
 ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
-UNLESS_GIVEN = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # large pages for small tensors, too: training is faster
+UNLESS_GIVEN = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages for small tensors, too: training is faster
+    "NVIDIA_TF32_OVERRIDE": "0",  # torch would let cuDNN have it, so nn.LSTM, and no other system
+}
 
 
 def side_by_side(

@@ -865,13 +865,23 @@ def test_mixed_precision_of_a_gpu_goes_on_with_its_scale(monkeypatch: pytest.Mon
     made()[0].load_state_dict(state)
 
 
-@pytest.mark.parametrize("more", [[], ["--amp"]])
+@pytest.mark.parametrize("more", [[], ["--amp"], ["--fp16"]])
 def test_training_on_a_cpu_has_adam_in_one_pass(more: list[str], toy_data: Path, tmp_path: Path) -> None:
     (tmp_path / "watched").mkdir()
     (tmp_path / "watched" / "__init__.py").write_text(WATCHED)
     options = ["--user-dir", "watched", "--arch", "sru_tiny", "--max-update", 2, "--no-save", *more]
     done = run_cli("train", toy_data, *options, *SMALL, *SMOOTHED, cwd=tmp_path, PYTHONPATH=str(ROOT))
     assert done.stdout.count("in one pass: fused") == 2
+
+
+def test_training_on_a_cpu_leaves_a_gpu_alone(toy_data: Path, tmp_path: Path) -> None:
+    """torch says that there is one, which would fail if it were used."""
+    (tmp_path / "full").mkdir()
+    lines = "import torch, fairseq_sru\ntorch.cuda.is_available = lambda: True\n"
+    (tmp_path / "full" / "__init__.py").write_text(lines)
+    options = ["--user-dir", "full", "--arch", "sru_tiny", "--max-update", 2, "--save-dir", "saved"]
+    done = run_cli("train", toy_data, *options, *SMALL, *SMOOTHED, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0 and (tmp_path / "saved" / "checkpoint_last.pt").is_file(), done.stderr
 
 
 @pytest.mark.parametrize("version", ["2.9.0", "2.9.0a0+50eac811a6.nv25.09", "2.9.0rc2"])

@@ -79,6 +79,15 @@ def test_weights_are_laid_out_for_decoding(variant, build, dictionary, monkeypat
         torch.testing.assert_close(step[:, 0], model(src, None, target)[0][:, -1])
 
 
+def test_the_backend_of_a_gpu_is_set_up_before_the_first_batch(build, monkeypatch):
+    asked = []
+    monkeypatch.setattr("fairseq_sru.models.base_decoder.choose", lambda *given: asked.append(given))
+    build().make_generation_fast_()
+    assert not asked
+    build().to("meta").make_generation_fast_()
+    assert set(asked) == {("auto", "meta")}
+
+
 def test_weights_that_are_loaded_into_a_laid_out_decoder_are_its_weights(build, dictionary, monkeypatch):
     monkeypatch.setattr(module, "_ONEDNN", True)
     model, other = (build(share_all_embeddings=True).float().eval() for _ in range(2))

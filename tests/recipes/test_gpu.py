@@ -57,6 +57,7 @@ def dry(out: Path, beside: Path) -> subprocess.CompletedProcess[str]:
     """All of it, with stand-ins of others' packages; the text is prepared once for both batch sizes."""
     place = os.pathsep.join(map(str, (ROOT, ROOT / "recipes", beside)))
     env = {**os.environ, "FAIRSEQ_SRU_GPU_DRY": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": place}
+    env["CUDA_VISIBLE_DEVICES"] = ""
     command = [sys.executable, "-m", "gpu", str(out), "--minutes", "60"]
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
 

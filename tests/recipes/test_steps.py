@@ -32,6 +32,7 @@ def small(vocabulary: int, preset: str = "sru_iwslt_de_en") -> tuple[Any, dict[s
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(timing.ON_GPU, reason="a GPU has more cases, which test_gpu.py has, too")
 def test_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(models, "systems", small)
     monkeypatch.setattr(steps, "CASES", [(2, 2)])
@@ -102,6 +103,7 @@ def plain_torch(model: Any) -> Any:
     return model
 
 
+@pytest.mark.skipif(timing.ON_GPU, reason="a graph that is replayed calls no forward, which is what is looked at")
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_recorded_step_gives_what_the_steps_give(plain: bool) -> None:
     """All steps by one function that reads and writes the same tensors; where there is no GPU it isn't recorded."""

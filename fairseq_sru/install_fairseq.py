@@ -121,11 +121,12 @@ def check_sdist(sdist: Path) -> None:
 
 def download(folder: Path) -> Path:
     # By hash, because pip runs the sdist's setup.py to learn its metadata.
-    requirement = folder / "fairseq.txt"
-    requirement.write_text(f"fairseq=={versions.FAIRSEQ} --hash=sha256:{versions.FAIRSEQ_SHA256}\n")
     failure = f"downloading {SDIST} failed; name a copy of it with --sdist FILE or, {OFFLINE}"
-    options = ("--no-deps", "--no-binary", "fairseq", "--require-hashes", "--requirement", requirement)
-    run(failure, "pip", "download", *options, "--dest", folder)
+    with tempfile.TemporaryDirectory() as aside:
+        requirement = Path(aside) / "fairseq.txt"
+        requirement.write_text(f"fairseq=={versions.FAIRSEQ} --hash=sha256:{versions.FAIRSEQ_SHA256}\n")
+        options = ("--no-deps", "--no-binary", "fairseq", "--require-hashes", "--requirement", requirement)
+        run(failure, "pip", "download", *options, "--dest", folder)
     return folder / SDIST
 
 

@@ -46,7 +46,8 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     for wheel in folder.glob("*.whl"):
         if package(wheel) in without and wheel not in theirs:
             wheel.unlink()
-    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.suffix in (".whl", ".gz")}
+    of_us = sorted(path for path in folder.iterdir() if path.suffix in (".whl", ".gz") and path not in theirs)
+    sizes = {path.name: path.stat().st_size for path in of_us}
     write_text(made, json.dumps({"python": python, "bytes": sizes}, indent=1) + "\n")
     for name, size in sizes.items():
         print(f"{size / 2**20:8.2f} MiB  {name}")

@@ -31,11 +31,11 @@ run() {
     "$@"
 }
 
-# step FILE COMMAND...: run a command whose output is FILE, unless it is there already.
+# step FILE COMMAND...: run a command whose output is FILE, unless it is there already, and newer than the model.
 step() {
     local file=$1
     shift
-    if [ -e "$file" ]; then
+    if [ -e "$file" ] && ! [ "$out/checkpoints/checkpoint_last.pt" -nt "$file" ]; then
         printf '\n%s is there already\n' "$file" >&2
         return
     fi

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from common.arguments import file, folder, output_file
+from common.arguments import file, folder, new_file, output_file
 from comparison.settings import load
 from conftest import ROOT
 from support.exported import exported
@@ -483,7 +483,7 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
         convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=rest))
     else:
         for action in parser._actions:
-            if action.type in (file, folder, output_file):
+            if action.type in (file, folder, new_file, output_file):
                 action.type = None  # what a page names need not be there, and is not made
         args = parser.parse_intermixed_args(rest)
         if (recipe := ROOT / str(getattr(args, "recipe", "none"))).is_file():

@@ -191,6 +191,12 @@ class Comparison(Training):
     def time_decoding(self) -> None:
         speed = self.settings.speed
         tested = self.first()
+        cells = itertools.product({run.system for run in self.good()}, speed.beams, speed.batches)
+        timed = [f"speed {system} beam {beam} batch {batch}" for system, beam, batch in cells]
+        timed += self.translators.timings()
+        names = [f"{name} {number}" for name in timed for number in range(1, speed.rounds + 1)]
+        known = [name for name in names if self.stages.stamp(name).get("done")]
+        self.stages.alike(known, self.here if len(known) < len(names) else {})
         for number in range(1, speed.rounds + 1):
             for beam, batch, system in self.turns(f"decoding speed {number}", speed.beams, speed.batches, tested):
                 if runs := [run for run in self.good() if run.system == system]:

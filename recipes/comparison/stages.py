@@ -26,7 +26,7 @@ from common.hold import FolderError, held
 from .processes import execute
 
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
-OURS = re.compile(r"checkpoint.*\.pt(\.tmp|\.part)?|crash\.pt|average\.pt|dummy|train\.log|\.\d+-.+")  # of a run
+OURS = re.compile(r"checkpoint.*\.pt(\.tmp|\.part)?|crash\.pt|average\.pt|train\.log|\.\d+-.+")  # of a run
 MEETING = re.compile(r"--(standalone|(master|node|rdzv|local)[-_].*)")  # how torchrun's processes meet
 
 
@@ -148,6 +148,11 @@ class Stages:
     def differ(self, names: Sequence[str], here: Mapping[str, Any]) -> bool:
         """Whether a stage was run where other facts held; what its stamp lacks counts as the same."""
         return any(self.stamp(name).get(fact, value) != value for name in names for fact, value in here.items())
+
+    def alike(self, names: Sequence[str], here: Mapping[str, Any]) -> None:
+        """Let all of these run anew where some were run where other facts held."""
+        for name in names if self.differ(names, here) else ():
+            self.again(name)
 
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
         write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")

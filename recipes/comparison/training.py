@@ -182,12 +182,11 @@ class Training:
         self.measure(name, system, number, then)
 
     def time_alike(self, slices: list[tuple[str, int]]) -> None:
-        """Measure all again where some had other jobs, or where some are missing and others of another processor."""
+        """Measure all again where some had other jobs, or where some are missing and others of another machine, or of
+        other code."""
         known = [f"slice {system} {number}" for system, number in slices if self.is_timed(system, number)]
-        here = {"processor": self.here["processor"], "gpu": self.here.get("gpu")}
-        mixed = len(known) < len(slices) and self.stages.differ(known, here)
-        for name in known if mixed or self.stages.differ(known, {"at_a_time": self.jobs}) else ():
-            self.stages.again(name)
+        facts = self.here if len(known) < len(slices) else {}
+        self.stages.alike(known, {**facts, "at_a_time": self.jobs})
 
     def is_timed(self, system: str, number: int) -> bool:
         """Whether a measurement is there, of the settings as they are."""

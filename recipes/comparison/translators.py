@@ -70,6 +70,11 @@ class Translators:
                 name = f"{run.stage('translator')} {weights}"
                 self._attempt(run.system, partial(self._translate, name, run, weights, cells, everything))
 
+    def timings(self) -> list[str]:
+        """The names of what :meth:`time` notes, without the number of the round."""
+        systems = () if self._refused else [system for system in self.systems() if system not in self.missing]
+        return [f"speed {system} translator {weights}" for system in systems for weights in WEIGHTS]
+
     def time(self, number: int) -> None:
         """A round of decoding, on the sentences that fairseq-generate's speed is measured on."""
         speed = self.c.settings.speed

@@ -151,12 +151,17 @@ def main(argv: list[str] | None = None) -> int:
         )
     results = ROOT / "runs" / "gpu" if DRY else ROOT / "recipes" / "results" / "gpu"
     out = (os.environ.get("FAIRSEQ_SRU_GPU_FROM", ".") / args.out if args.out else results / card()).absolute()
-    for file in ("report.json", "report.md"):
+    todo = parts(out, DRY, f"{card()}-{source(*SOURCES, *MODELS)}")
+    for file in ("report.json", "report.md", *(part.shown for part in todo if part.shown)):
         if (out / file).exists() and not (out / "work").exists():
             parser.error(f"argument OUT: {out} has a {file}, and no folder work to go on from: name another folder")
+    if (report := out / "report.json").exists():
+        device = json.loads(report.read_text(encoding="utf-8"))["machine"]["device"]
+        if device != (here := machine()["device"]):
+            parser.error(f"argument OUT: {out} is of {device}, this is {here}: name another folder")
     with working_in(out / "work", parser):
         day = Day(out, args.minutes)
-        done = day.run_all(parts(out, DRY, f"{card()}-{source(*SOURCES, *MODELS)}"))
+        done = day.run_all(todo)
     print(f"\n{tables.ended(out)}\n{out / 'report.md'}")
     print("all is done" if done else "run the same command to do the rest")
     return 0 if done else 1

@@ -20,6 +20,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from pathlib import Path
 from common.machine import ROOT
 
 VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))  # an import of the package would load torch
-SITE, FAIRSEQ = ROOT / "runs" / "gpu" / "site", ROOT / "runs" / "gpu" / "fairseq"
+SITE, FAIRSEQ, BUILDS = (ROOT / "runs" / "gpu" / name for name in ("site", "fairseq", "extensions"))  # as in gpu.sh
 
 RIVALS = VERSIONS["RIVALS"]
 # of these, others than those that are brought along don't do
@@ -103,12 +104,11 @@ def fairseq(folder: Path, site: Path) -> None:
         return
     (sdist,) = folder.glob("fairseq-*.tar.gz")
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder.absolute().as_uri()}  # pip splits words at spaces
-    made = site.with_name("wheel")
-    shutil.rmtree(made, ignore_errors=True)  # of an earlier patch, or for another Python
     program = ROOT / "fairseq_sru" / "install_fairseq.py"
-    command = [sys.executable, str(program), "--sdist", str(sdist), "--wheel-dir", str(made)]
-    subprocess.run(command, check=True, env={**os.environ, **offline})
-    pip("install", "--no-index", "--no-deps", "--upgrade", "--target", site, *made.glob("fairseq-*.whl"))
+    with tempfile.TemporaryDirectory() as made:
+        command = [sys.executable, str(program), "--sdist", str(sdist), "--wheel-dir", made]
+        subprocess.run(command, check=True, env={**os.environ, **offline})
+        pip("install", "--no-index", "--no-deps", "--upgrade", "--target", site, *Path(made).glob("fairseq-*.whl"))
 
 
 def mend_sru() -> None:
@@ -130,8 +130,8 @@ def mend_sru() -> None:
 
 
 def unlock() -> None:
-    """Remove the locks of builds that were stopped, for whose end torch would wait."""
-    for lock in Path(os.environ.get("TORCH_EXTENSIONS_DIR", "/nowhere")).glob("**/lock"):
+    """Remove the locks of gpu.sh's builds that were stopped, for whose end torch would wait."""
+    for lock in BUILDS.glob("**/lock"):
         lock.unlink(missing_ok=True)
 
 

@@ -869,6 +869,19 @@ def test_a_system_with_a_failed_run_is_timed_with_another(recipe, tmp_path, monk
     assert not comparison.good()  # or the report would miss its speed
 
 
+@pytest.mark.parametrize("fact", ["processor", "fairseq_sru"])
+def test_decoding_that_was_timed_elsewhere_in_part_is_timed_again(fact, recipe, tmp_path, monkeypatch):
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path}", "speed.rounds=1"]))
+    for part in (comparison, comparison.translators):
+        monkeypatch.setattr(part, "time", lambda *_: None)
+    name = "speed a beam 1 batch 1 1"
+    for there, stays in ((comparison.here[fact], True), ("another", False)):
+        stamp = {**comparison.here, fact: there, "done": True}
+        write_text(tmp_path / "stamps" / f"{name.replace(' ', '-')}.json", json.dumps(stamp))
+        comparison.time_decoding()
+        assert comparison.stages.stamp(name)["done"] is stays
+
+
 def test_a_stage_replaces_its_own_output_alone(tmp_path):
     run = Counter(tmp_path)
     run.output.write_text("mine")

@@ -449,22 +449,21 @@ def test_a_fairseq_of_an_earlier_patch_does_not_do(tmp_path: Path, monkeypatch: 
     wheels = tmp_path / "my wheels"
     wheels.mkdir()
     (wheels / "fairseq-0.12.2.tar.gz").touch()
-    made = tmp_path / "wheel"
-    made.mkdir()
-    wheel(made, "fairseq", "0.12.2+earlier")
+    mine = tmp_path / "wheel"
+    mine.mkdir()
+    wheel(mine, "fairseq", "0.12.2+earlier")
     asked: list[Any] = []
 
     def builds(command: list[str], env: dict[str, str], **_: Any) -> None:
-        assert not made.exists()
         asked.append(env["PIP_FIND_LINKS"])
-        made.mkdir()
-        wheel(made, "fairseq", "0.12.2+now")
+        wheel(Path(command[-1]), "fairseq", "0.12.2+now")
 
     monkeypatch.setattr(packages.importlib.metadata, "version", lambda _: "0.12.2+py311")
     monkeypatch.setattr(packages.subprocess, "run", builds)
-    monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words[-1]))
+    monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words[-1].name))
     packages.fairseq(wheels, tmp_path / "site")
-    assert asked == [f"file://{tmp_path}/my%20wheels", made / "fairseq-0.12.2+now-py3-none-any.whl"]
+    assert asked == [f"file://{tmp_path}/my%20wheels", "fairseq-0.12.2+now-py3-none-any.whl"]
+    assert [path.name for path in mine.iterdir()] == ["fairseq-0.12.2+earlier-py3-none-any.whl"]
     for version in (FAIRSEQ_PATCHED, "0.12.2"):  # the second is somebody's that works
         monkeypatch.setattr(packages.importlib.metadata, "version", lambda _, version=version: version)
         packages.fairseq(wheels, tmp_path / "site")
@@ -481,7 +480,7 @@ def test_a_build_that_was_stopped_holds_nobody_up(run: Any, tmp_path: Path, monk
     """torch waits for ever for the end of one whose lock is there."""
     lock = tmp_path / "extensions" / "sru_cuda" / "lock"
     lock.parent.mkdir(parents=True)
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    monkeypatch.setattr(packages, "BUILDS", tmp_path / "extensions")
     begun = tmp_path / "begun"
     code = f"open({str(lock)!r}, 'w'); open({str(begun)!r}, 'w'); import time; time.sleep(3600)"
     builds = Part("extensions", (*SAY, code), 20, beside=True)
@@ -494,7 +493,7 @@ def test_a_build_that_goes_on_keeps_its_lock(run: Any, tmp_path: Path, monkeypat
     """torch removes it at its end, and fails where it is gone. What needs another part begins meanwhile."""
     lock, begun = tmp_path / "extensions" / "sru_cuda" / "lock", tmp_path / "begun"
     lock.parent.mkdir(parents=True)
-    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "extensions"))
+    monkeypatch.setattr(packages, "BUILDS", tmp_path / "extensions")
     wait = "import os, time\nwhile not os.path.exists({!r}): time.sleep(0.1)\n"
     other = Part("fairseq", (*SAY, wait.format(str(lock))), 60, beside=True)
     builds = f"open({str(lock)!r}, 'w')\n{wait.format(str(begun))}os.remove({str(lock)!r})"
@@ -536,9 +535,26 @@ def test_wheels_are_brought_along_but_for_what_is_there(tmp_path: Path, monkeypa
     assert not any(str(word).lower().startswith("pyyaml") for word in wanted)
     assert rivals[-3:] == packages.RIVALS
     left = {"cython-3.2.4-cp312-x.whl": 5, "fairseq-0.12.2.tar.gz": 5, "hydra_core-1.3.2-py3-none-any.whl": 5}
-    left |= {"numpy-2.4.6-cp312-x.whl": 5, mine.name: 4}
+    left |= {"numpy-2.4.6-cp312-x.whl": 5}
     assert json.loads((tmp_path / "wheels.json").read_text()) == {"python": "3.13", "bytes": left}
     assert not (tmp_path / "pyyaml-6.0.3-cp312-x.whl").exists()
+    gpu_wheels.main([str(tmp_path), "--without", "hydra-core"])
+    assert mine.read_bytes() == b"mine"
+
+
+def test_results_of_another_card_are_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(day, "DRY", True)
+    (tmp_path / "tests.txt").write_text("mine")
+    with pytest.raises(SystemExit):
+        day.main([str(tmp_path)])
+    assert "has a tests.txt, and no folder work to go on from" in capsys.readouterr().err
+    (tmp_path / "work").mkdir()
+    (tmp_path / "report.json").write_text(json.dumps({"machine": {"device": "a card"}}))
+    with pytest.raises(SystemExit):
+        day.main([str(tmp_path)])
+    assert "is of a card, this is " in capsys.readouterr().err
 
 
 STUB = """#!/bin/bash

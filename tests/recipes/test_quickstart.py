@@ -138,6 +138,17 @@ def test_quickstart_goes_on_where_it_was_killed(run):
     assert f"{out}/data: already made" in second.replace("\\", "")
 
 
+def test_translations_of_an_earlier_model_are_not_scored(run):
+    """As where the printed fairseq-train command was given again, with more updates."""
+    out, *_ = run
+    model, translated = out / "checkpoints" / "checkpoint_last.pt", out / "generate-test.txt"
+    for later, there in ((-10, True), (10, False)):
+        at = translated.stat().st_mtime + later
+        os.utime(model, (at, at))
+        said = quickstart(out, *OPTIONS).communicate()[0]
+        assert ("generate-test.txt is there already" in said) is there
+
+
 def test_quickstart_leaves_a_foreign_folder_alone(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "checkpoint_last.pt").write_text("mine")

@@ -154,7 +154,7 @@ class SRUDecoder(BaseDecoder):
             prev_output_tokens = prev_output_tokens[:, -1:]
         padding_mask = prev_output_tokens.eq(self.padding_idx)
         if not states[0]:
-            padding = UNITS[self.unit].padding(padding_mask.t(), incremental_state is None)
+            padding = UNITS[self.unit].padding(padding_mask.t(), incremental_state is None, True)
             states = self._initial_states(encoder_out, len(prev_output_tokens))
         source_of: dict[Any, Source] = dict(zip(self.attentions(), self.sources(encoder_out), strict=True))
 

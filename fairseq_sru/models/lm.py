@@ -76,7 +76,7 @@ class SRULanguageDecoder(BaseDecoder):
         return x, extra(None)
 
     def _run(self, tokens: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
-        padding = UNITS[self.unit].padding(tokens.eq(self.padding_idx).t(), self.training)
+        padding = UNITS[self.unit].padding(tokens.eq(self.padding_idx).t(), self.training, True)
         x = self.project_in(self.dropout_in(self.embed_tokens(tokens.t())))
         after: list[State] = []
         for layer, state in zip(self.layers, states, strict=True):

@@ -58,7 +58,7 @@ class RecurrentLayer(nn.Module):
         inside = UNITS[unit].drops and not residual
         self.dropout = Dropout(0.0 if inside else dropout, module_name=type(self).__name__)
 
-    def forward(self, x: Tensor, state: Tensor | None, padding: Any) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, state: Tensor | None, padding: Any) -> tuple[Tensor, Tensor | None]:
         """Run the layer.
 
         Args:
@@ -68,7 +68,7 @@ class RecurrentLayer(nn.Module):
             padding: of ``UNITS[unit].padding``.
 
         Returns:
-            The outputs ``(length, batch, size)`` and the last state, of state's shape.
+            The outputs ``(length, batch, size)`` and the last state, of state's shape, or None where it doesn't matter.
         """
         h = self.norm(x)
         seen = None

@@ -21,30 +21,38 @@ class Packing(NamedTuple):
     requires.
     ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
     right-padded as it is.
+    ``turned``: likewise, of the right-padded batch of sequences turned round; None where the last state matters, or on
+    a GPU.
     """
 
     padding_mask: Tensor
     lengths: Tensor
     order: Tensor | None
+    turned: Tensor | None
 
 
-def packed(padding_mask: Tensor, outputs_only: bool = False) -> Packing | None:
+def packed(padding_mask: Tensor, outputs_only: bool = False, forward_only: bool = True) -> Packing | None:
     """What LSTM layers have to know about padding; None where there is none that matters.
 
     Args:
         padding_mask: ``(length, batch)`` bool, True at padding.
-        outputs_only: only real positions of the outputs matter, not the last state, and the layers run forward alone;
-            then padding at the end needs no care.
+        outputs_only: only real positions of the outputs matter, not the last state.
+        forward_only: the layers run forward alone; then, if only outputs matter, padding at the end needs no care.
     """
     on_cpu = padding_mask.cpu()  # the one wait for the GPU; packing needs the lengths
     if not on_cpu.any():
         return None
     right_padded = not (on_cpu[:-1] & ~on_cpu[1:]).any()
-    if outputs_only and right_padded:
+    if outputs_only and forward_only and right_padded:
         return None
     lengths = (~on_cpu).sum(0).clamp(min=1)
-    order = None if right_padded else padding_mask.byte().argsort(dim=0, stable=True).unsqueeze(-1)
-    return Packing(padding_mask, lengths, order)
+    order = None if right_padded else _real_first(padding_mask)
+    turned = len(padding_mask) - 1 - _real_first(padding_mask.flip(0)) if outputs_only and padding_mask.is_cpu else None
+    return Packing(padding_mask, lengths, order, turned)
+
+
+def _real_first(padding_mask: Tensor) -> Tensor:
+    return padding_mask.byte().argsort(dim=0, stable=True).unsqueeze(-1)
 
 
 class LSTM(nn.LSTM):
@@ -74,7 +82,7 @@ class LSTM(nn.LSTM):
 
     def forward(  # type: ignore[override]
         self, x: Tensor, state: Tensor | None = None, packing: Packing | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         """Run the layer.
 
         Args:
@@ -83,7 +91,8 @@ class LSTM(nn.LSTM):
             packing: from :func:`packed`; padded positions are then skipped, and the output is 0 there.
 
         Returns:
-            The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``.
+            The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``; None where it doesn't matter, in
+            two directions over padding.
         """
         if self.training and self.rnn_dropout:
             x = x * variational_mask(x, self.rnn_dropout, x.size(-1))
@@ -96,13 +105,26 @@ class LSTM(nn.LSTM):
         if packing is None:
             out, after = super().forward(x, before)
         else:
-            _, lengths, order = packing
+            _, lengths, order, turned = packing
+            if self.bidirectional and turned is not None:
+                return self._each_way(x, packing), None
             x = x if order is None else x.gather(0, order.expand_as(x))
             packed, after = super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False), before)
             out, _ = pad_packed_sequence(packed, total_length=len(x))
             if order is not None:
                 out = torch.empty_like(out).scatter(0, order.expand_as(out), out)
         return out, torch.stack(after).permute(2, 0, 1, 3).flatten(1)
+
+    def _each_way(self, x: Tensor, packing: Packing) -> Tensor:
+        """The outputs, by each direction alone, over batches whose padding comes last: packed ones, which nn.LSTM does
+        not give to oneDNN, take far longer."""
+        found = []
+        zeros = x.new_zeros(1, x.size(1), self.hidden_size)
+        for order, weights in zip((packing.order, packing.turned), self.all_weights, strict=True):
+            given = x if order is None else x.gather(0, order.expand_as(x))
+            out, *_ = torch.lstm(given, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
+            found.append(out if order is None else torch.empty_like(out).scatter(0, order.expand_as(out), out))
+        return torch.cat(found, dim=-1).masked_fill(packing.padding_mask.unsqueeze(-1), 0.0)
 
     def _steps(self, x: Tensor) -> bool:
         """Whether :meth:`_step` can take a step."""
@@ -145,7 +167,7 @@ def _lstm(size: int, hidden_size: int, *, rnn_dropout: float, bidirectional: boo
     return LSTM(size, hidden_size, rnn_dropout, bidirectional)
 
 
-def _masked(padding_mask: Tensor, outputs_only: bool) -> Tensor | None:
+def _masked(padding_mask: Tensor, outputs_only: bool, forward_only: bool) -> Tensor | None:
     """What SRU layers have to know about padding; None on a CPU where there is none, which saves them passes."""
     return None if padding_mask.is_cpu and eager() and not padding_mask.any() else padding_mask.contiguous()
 
@@ -158,14 +180,14 @@ class Unit(NamedTuple):
         make: given size, hidden_size and the keywords rnn_dropout, bidirectional, activation, residual and dropout,
             makes a module: ``(x, state, padding) -> (outputs, state)``, x ``(length, batch, size)``, outputs ``(length,
             batch, directions * hidden_size)``, state ``(batch, states * directions * hidden_size)`` or None for zeros.
-        padding: given the padding mask ``(length, batch)`` and whether only real positions of the outputs matter, what
-            ``make`` 's module takes as padding; found once for all layers.
+        padding: given the padding mask ``(length, batch)``, whether only real positions of the outputs matter, and
+            whether all layers run forward alone, what ``make`` 's module takes as padding; found once for all layers.
         drops: has the dropout of a layer without residual connection inside.
     """
 
     states: int
     make: Callable[..., nn.Module]
-    padding: Callable[[Tensor, bool], Any]
+    padding: Callable[[Tensor, bool, bool], Any]
     drops: bool
 
 

@@ -33,7 +33,7 @@ class RecurrentEncoder(BaseEncoder):
         self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding | None, input_size: int, read: bool = True
     ) -> None:
         super().__init__(cfg, dictionary, embed_tokens)
-        self.unit, self.bidirectional, self.read = cfg.recurrent_unit, cfg.encoder_bidirectional, read
+        self.unit, self.read = cfg.recurrent_unit, read
         self.output_units = cfg.encoder_hidden_size * (2 if cfg.encoder_bidirectional else 1)
         self.state_units = self.output_units * UNITS[self.unit].states
         self.dropout_in = Dropout(cfg.encoder_dropout_in, module_name=type(self).__name__)
@@ -64,7 +64,7 @@ class RecurrentEncoder(BaseEncoder):
             See :meth:`BaseEncoder.result`; and, unless the outputs are read, encoder_state ``[(batch, state_units)]``,
             the top layer's last state.
         """
-        padding = UNITS[self.unit].padding(padding_mask.t(), self.read, not self.bidirectional)
+        padding = UNITS[self.unit].padding(padding_mask.t(), self.read, False)
         x = self.project_in(self.dropout_in(x))
         for layer in self.layers:
             x, state = layer(x, None, padding)

@@ -81,5 +81,5 @@ class RecurrentLayer(nn.Module):
             else:
                 h = self.convolution(h, padding_mask)
         h, state = getattr(self, self.unit)(h, state, padding)
-        state = state if seen is None else torch.cat([state, seen], dim=1)
+        state = state if seen is None or state is None else torch.cat([state, seen], dim=1)
         return self.dropout.plus(x, h) if self.residual else self.dropout(h), state

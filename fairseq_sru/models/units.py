@@ -31,19 +31,19 @@ class Packing(NamedTuple):
     turned: Tensor | None
 
 
-def packed(padding_mask: Tensor, outputs_only: bool = False, forward_only: bool = True) -> Packing | None:
+def packed(padding_mask: Tensor, outputs_only: bool = False, causal: bool = True) -> Packing | None:
     """What LSTM layers have to know about padding; None where there is none that matters.
 
     Args:
         padding_mask: ``(length, batch)`` bool, True at padding.
         outputs_only: only real positions of the outputs matter, not the last state.
-        forward_only: the layers run forward alone; then, if only outputs matter, padding at the end needs no care.
+        causal: the layers see nothing to the right; then, if only outputs matter, padding at the end needs no care.
     """
     on_cpu = padding_mask.cpu()  # the one wait for the GPU; packing needs the lengths
     if not on_cpu.any():
         return None
     right_padded = not (on_cpu[:-1] & ~on_cpu[1:]).any()
-    if outputs_only and forward_only and right_padded:
+    if outputs_only and causal and right_padded:
         return None
     lengths = (~on_cpu).sum(0).clamp(min=1)
     order = None if right_padded else _real_first(padding_mask)
@@ -91,8 +91,8 @@ class LSTM(nn.LSTM):
             packing: from :func:`packed`; padded positions are then skipped, and the output is 0 there.
 
         Returns:
-            The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``; None where it doesn't matter, in
-            two directions over padding.
+            The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``; None where it doesn't matter and
+            there is padding.
         """
         if self.training and self.rnn_dropout:
             x = x * variational_mask(x, self.rnn_dropout, x.size(-1))
@@ -106,7 +106,7 @@ class LSTM(nn.LSTM):
             out, after = super().forward(x, before)
         else:
             _, lengths, order, turned = packing
-            if self.bidirectional and turned is not None:
+            if turned is not None and state is None:
                 return self._each_way(x, packing), None
             x = x if order is None else x.gather(0, order.expand_as(x))
             packed, after = super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False), before)
@@ -120,9 +120,9 @@ class LSTM(nn.LSTM):
         not give to oneDNN, take far longer."""
         found = []
         zeros = x.new_zeros(1, x.size(1), self.hidden_size)
-        for order, weights in zip((packing.order, packing.turned), self.all_weights, strict=True):
+        for order, weights in zip((packing.order, packing.turned), self.all_weights, strict=False):
             given = x if order is None else x.gather(0, order.expand_as(x))
-            out, *_ = torch.lstm(given, (zeros, zeros), weights, True, 1, 0.0, self.training, False, False)
+            out, *_ = torch.lstm(given, (zeros, zeros), tuple(weights), True, 1, 0.0, self.training, False, False)
             found.append(out if order is None else torch.empty_like(out).scatter(0, order.expand_as(out), out))
         return torch.cat(found, dim=-1).masked_fill(packing.padding_mask.unsqueeze(-1), 0.0)
 
@@ -167,7 +167,7 @@ def _lstm(size: int, hidden_size: int, *, rnn_dropout: float, bidirectional: boo
     return LSTM(size, hidden_size, rnn_dropout, bidirectional)
 
 
-def _masked(padding_mask: Tensor, outputs_only: bool, forward_only: bool) -> Tensor | None:
+def _masked(padding_mask: Tensor, outputs_only: bool, causal: bool) -> Tensor | None:
     """What SRU layers have to know about padding; None on a CPU where there is none, which saves them passes."""
     return None if padding_mask.is_cpu and eager() and not padding_mask.any() else padding_mask.contiguous()
 
@@ -181,7 +181,8 @@ class Unit(NamedTuple):
             makes a module: ``(x, state, padding) -> (outputs, state)``, x ``(length, batch, size)``, outputs ``(length,
             batch, directions * hidden_size)``, state ``(batch, states * directions * hidden_size)`` or None for zeros.
         padding: given the padding mask ``(length, batch)``, whether only real positions of the outputs matter, and
-            whether all layers run forward alone, what ``make`` 's module takes as padding; found once for all layers.
+            whether the layers see nothing to the right, what ``make`` 's module takes as padding; found once for all
+            layers.
         drops: has the dropout of a layer without residual connection inside.
     """
 

@@ -279,3 +279,23 @@ def test_training_in_float32_is_bit_for_bit_that_with_torchs_own_functions(make,
     monkeypatch.setattr(units.SRU, "finite_padding", False)
     torchs = trained()
     assert ours.keys() == torchs.keys() and all(torch.equal(ours[name], torchs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_lstm_over_padding_is_what_it_is_packed(bidirectional: bool, side: str) -> None:
+    """Outputs and gradients, each direction by itself, and by nn.LSTM over a packed batch."""
+    unit = units.LSTM(6, 4, 0.0, bidirectional)
+    real = torch.arange(7)[:, None] < torch.tensor([7, 5, 1])
+    padding_mask = ~(real if side == "right" else real.flip(0))
+    packing = units.packed(padding_mask, True, False)
+    x = torch.randn(7, 3, 6)
+    found = []
+    for way in (packing, packing._replace(turned=None)):
+        given = x.clone().requires_grad_()
+        out, _ = unit(given, None, way)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        found.append([out, given.grad, *(p.grad.clone() for p in unit.parameters())])
+        unit.zero_grad()
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)

@@ -105,6 +105,14 @@ def other_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prepa
     return Speech(name, SPEECH[name], local_dir, chosen)
 
 
+def check_language(parser: argparse.ArgumentParser, flag: str, language: str, tokenizer: str) -> None:
+    if not re.fullmatch(r"\w+", language):  # fairseq reads a - as that between source and target
+        parser.error(f"argument {flag}: {language!r} is the end of a file name: letters, digits and _")
+    known, _, country = language.partition("_")
+    if tokenizer == "moses-bpe" and country:
+        parser.error(f"argument {flag}: Moses knows {known}, not {language}: name the files .{known}")
+
+
 def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Task:
     """The parallel text that the arguments describe."""
     flags = ["--train-prefix", "--valid-prefix", "--test-prefix", "--source-lang", "--target-lang"]
@@ -123,8 +131,7 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
         if missing := [flag for flag in flags if flag not in given]:
             parser.error(f"name a data set ({', '.join(CORPORA)}), or your own text with {', '.join(missing)}")
         for flag, language in zip(flags[3:], values[3:], strict=True):
-            if not re.fullmatch(r"\w+", language):  # fairseq reads a - as that between source and target
-                parser.error(f"argument {flag}: {language!r} is the end of a file name: letters, digits and _")
+            check_language(parser, flag, language, tokenizer)
         if args.source_lang == args.target_lang:
             parser.error(f"argument --target-lang: {args.target_lang} is the source language, too")
         name, corpus = "own", Corpus((args.source_lang, args.target_lang), 8000, "", labelled=args.domains)

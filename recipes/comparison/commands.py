@@ -20,7 +20,7 @@ from fairseq_sru.layers.linear import bfloat16_pays
 from fairseq_sru.recurrence.dispatch import choose
 from fairseq_sru.versions import __version__
 
-from .settings import JOINING, Settings
+from .settings import JOINING, Settings, tokenizer
 
 SPELLED = {"decoder-attention", "decoder-coverage", "left-pad-source", "left-pad-target"}  # take the word True or False
 
@@ -139,7 +139,7 @@ class Commands:
         """Flags of fairseq-generate that make text of subwords."""
         if self.settings.kind != "translation":
             return {}
-        if self.settings.prepare.get("tokenizer") != "moses-bpe":
+        if tokenizer(self.settings) != "moses-bpe":
             return dict(JOINING["sentencepiece"])
         source, target = self.languages
         return {**JOINING["moses-bpe"], "source-lang": source, "target-lang": target}

@@ -16,6 +16,7 @@ from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from .verdict import METRICS
 
 WITHOUT_SPACES = ("zh", "ja", "ko")  # whose words sacreBLEU finds
+BY_CHARACTER = ("th", "lo", "km", "my", "bo")  # without spaces, too: Thai, Lao, Khmer, Burmese, Tibetan
 SPLIT = "BLEU, compounds split"
 LONGEST = 4  # words of a repeated n-gram
 
@@ -25,6 +26,11 @@ def language(code: str) -> str:
     return code.partition("_")[0].lower()
 
 
+def _bleu(target: str) -> BLEU:
+    code = language(target)
+    return BLEU(tokenize="char") if code in BY_CHARACTER else BLEU(trg_lang=code)
+
+
 def metrics(target: str) -> dict[str, Any]:
     """Of translations into a language.
 
@@ -32,7 +38,7 @@ def metrics(target: str) -> dict[str, Any]:
         RuntimeError: sacreBLEU lacks what finds that language's words; it says what to install.
     """
     asian = language(target) in WITHOUT_SPACES
-    return {"BLEU": BLEU(trg_lang=language(target)), "chrF2": CHRF(), "TER": TER(normalized=asian, asian_support=asian)}
+    return {"BLEU": _bleu(target), "chrF2": CHRF(), "TER": TER(normalized=asian, asian_support=asian)}
 
 
 def compare(
@@ -68,7 +74,7 @@ def compare(
 
 def bleu(references: Sequence[str], output: Sequence[str], target: str) -> float:
     """BLEU as the ``sacrebleu`` command gives it for that language."""
-    return float(BLEU(trg_lang=language(target)).corpus_score(list(output), [list(references)]).score)
+    return float(_bleu(target).corpus_score(list(output), [list(references)]).score)
 
 
 def bleu_by_domain(
@@ -98,9 +104,9 @@ def repeated(sentence: str) -> int:
 
 
 def repetition(sentences: Sequence[str], target: str) -> dict[str, float]:
-    """Share of the sentences that have an n-gram three times in a row: by n, and any. Of words; in Chinese and
-    Japanese of characters."""
-    if language(target) in ("zh", "ja"):
+    """Share of the sentences that have an n-gram three times in a row: by n, and any. Of words; in Chinese,
+    Japanese and BY_CHARACTER of characters."""
+    if language(target) in ("zh", "ja", *BY_CHARACTER):
         sentences = [" ".join("".join(sentence.split())) for sentence in sentences]
     found = [repeated(sentence) for sentence in sentences]
     shares = {str(n): found.count(n) / len(found) for n in range(1, LONGEST + 1)}

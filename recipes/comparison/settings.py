@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -228,6 +229,16 @@ def _check_space(s: Settings) -> None:
             wrong(f"tune.finals.{flag}", f"must be a list of values, or null; got {values}")
 
 
+def tokenizer(s: Settings) -> str:
+    """By what text becomes subwords: what ``prepare`` names, or has made the vocabulary that it takes."""
+    if folder := s.prepare.get("vocabulary"):
+        try:
+            return str(json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["tokenizer"])
+        except (OSError, ValueError, LookupError, TypeError):
+            wrong("prepare.vocabulary", f"must be a folder of parallel text that prepare.py has made; got {folder}")
+    return str(s.prepare.get("tokenizer", "sentencepiece"))
+
+
 def _check_kind(s: Settings) -> None:
     if s.kind not in KINDS:
         wrong("kind", f"must be one of {', '.join(KINDS)}; got {s.kind!r}")
@@ -239,10 +250,10 @@ def _check_kind(s: Settings) -> None:
             wrong("generate", "is not for the kind sentences, which generates nothing")
     elif s.data is not None and s.data not in CORPORA:
         wrong("data", f"must be one of {', '.join(CORPORA)}, or null for text of your own; got {s.data}")
-    elif s.prepare.get("tokenizer") == "moses-bpe":
+    elif tokenizer(s) == "moses-bpe":
         for key, allowed in JOINING["moses-bpe"].items():
             if (given := s.generate.get(key, allowed)) != allowed:
-                wrong(f"generate.{key}", f"must be {allowed} where prepare.tokenizer is moses-bpe; got {given}")
+                wrong(f"generate.{key}", f"must be {allowed} where subwords are of moses-bpe; got {given}")
     for key in ("source-lang", "target-lang", "test-speakers", "out"):
         _check_text(f"prepare.{key}", s.prepare.get(key))
     for key, path in {"out": s.out, "prepare.out": s.prepare.get("out")}.items():

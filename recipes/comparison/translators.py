@@ -100,13 +100,14 @@ class Translators:
 
     def _export(self, run: Run, weights: str) -> None:
         c, folder, name = self.c, self._folder(run, weights), f"{run.stage('export')} {weights}"
-        kind, of_data = c.data["tokenizer"], CORPORA.get(c.data["data_set"])
+        kind, was = c.data["tokenizer"], CORPORA.get(c.data["data_set"])  # what older folders don't say
+        lower, normalise = (c.data.get(key, was and getattr(was, key)) for key in ("lower", "normalise"))
         subwords = c.commands.data / MODELS[kind]
         flag = "--sentencepiece-model" if kind == "sentencepiece" else "--subword-nmt-codes"
         command = ["python", "-m", "fairseq_sru.export", "--path", str(c.final(run)), flag, str(subwords)]
         command += ["--data", str(c.commands.data / "bin"), "--out", str(folder)]
-        command += ["--lowercase"] if of_data and of_data.lower else []
-        command += ["--no-normalise"] if of_data and not of_data.normalise and kind != "sentencepiece" else []
+        command += ["--lowercase"] if lower else []
+        command += ["--no-normalise"] if normalise is False and kind != "sentencepiece" else []
         command += ["--int8"] if weights == "int8" else []
         inputs, outputs = [c.final(run), c.manifest], [folder / file for file in (*FILES, MODELS[kind])]
         c.stages.command(name, command, inputs=inputs, outputs=outputs, log=c.log(name))

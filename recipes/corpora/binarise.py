@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -38,12 +38,14 @@ def count_words() -> Callable[[bytes], Counter[str]]:
     return lambda block: Counter(block.decode().split())
 
 
-def dictionary(files: list[Path], processes: int) -> dict[str, int]:
+def dictionary(files: list[Path], processes: int, known: Container[str] | None = None) -> dict[str, int]:
     """fairseq's dictionary with the counts: the special words (which aren't counted), then the most frequent first;
-    made-up words fill it to a multiple of 8."""
+    made-up words fill it to a multiple of 8. Words that are not ``known`` are left out, if that is given."""
     counts: Counter[str] = Counter()
     for found in in_order(count_words, chain.from_iterable(map(blocks, files)), processes):
         counts.update(found)
+    if known is not None:
+        counts = Counter({word: n for word, n in counts.items() if word in known})
     words = dict.fromkeys(SPECIAL, 0)
     words |= {word: n for word, n in sorted(counts.items(), key=lambda item: (-item[1], item[0])) if word not in words}
     filler = 0
@@ -117,18 +119,27 @@ def number(path: Path, numbering: Numbering, processes: int, to: Path) -> str:
     return f"{len(sizes)} sents, {tokens} tokens, {100 * unknown / max(tokens, 1):.3}% replaced (by <unk>)"
 
 
-def binarise(languages: Pair, prefixes: list[Path], large: bool, to: Path, words: Path | None = None) -> None:
+def binarise(
+    languages: Pair,
+    prefixes: list[Path],
+    large: bool,
+    to: Path,
+    words: Path | None = None,
+    known: Container[str] | None = None,
+) -> None:
     """Write a joint dictionary, and all text by its numbers, as fairseq reads them.
 
     Args:
         prefixes: of train, valid and test; ``{prefix}.{language}`` are files of words with spaces between them.
         large: all cores work on the training text.
         words: the dictionary; without it that of the training text is made.
+        known: words that it may have; all if None.
     """
     to.mkdir()
     text = [[prefix.with_name(f"{prefix.name}.{language}") for language in languages] for prefix in prefixes]
     processes = cores() if large else 1
-    counts = load(words) if words else dictionary(text[0], processes)
+    counts = load(words) if words else dictionary(text[0], processes, known)
+    print(f"dictionary: {len(counts):,} words", flush=True)
     numbering = numbering_of(counts)
     for side, language in enumerate(languages):
         save(counts, to / f"dict.{language}.txt")

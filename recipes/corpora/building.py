@@ -95,6 +95,8 @@ class Task(NamedTuple):
         tallies = clean(corpus, texts, encoder, text)
         shutil.rmtree(unpacked)
         pairs = tallies["train"].last
+        for split, path in domains.items():
+            labels(path, tallies[split].last, made / f"{split}.domains")
         try:
             if taken := self.taken():
                 shutil.copyfile(taken["vocabulary"], encoder.model)
@@ -115,11 +117,9 @@ class Task(NamedTuple):
                 write(pairs_in_lower_case, paths_of(made, split, languages), f"lower {split}")
             for path in [*encoded, *(plain_text if split != "train" and not corpus.lower else ())]:
                 path.rename(made / path.name)
-            if split in domains:
-                labels(domains[split], tallies[split].last, made / f"{split}.domains")
         lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
         prefixes = [made / f"{split}.{ending}" for split in SPLITS]
-        binarise(languages, prefixes, pairs > FEW, made / "bin", taken.get("dictionary"))
+        binarise(languages, prefixes, pairs > FEW, made / "bin", taken.get("dictionary"), encoder.pieces())
         facts = self.options() | {
             **({"lower": True} if corpus.lower else {}),
             **({} if corpus.normalise else {"normalise": False}),

@@ -24,7 +24,10 @@ class Tokenizer(MosesTokenizer):
     """sacremoses' tokenizer, without a new set of all the world's letters for each full stop."""
 
     LOWER = frozenset(MosesTokenizer.IsLower)
-    ALPHA = frozenset(MosesTokenizer.IsAlpha)
+
+    def __init__(self, lang: str) -> None:
+        super().__init__(lang)
+        self.ALPHA = frozenset(self.IsAlpha)  # of Chinese, Japanese and Korean it has more letters
 
     def islower(self, text: str) -> bool:
         return self.LOWER.issuperset(text)

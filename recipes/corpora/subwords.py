@@ -162,6 +162,14 @@ class Encoder:
 
         return self.moses(split)
 
+    def pieces(self) -> set[str] | None:
+        """The subwords of the model; None for moses-bpe, whose codes don't list single letters. sentencepiece gives a
+        run of letters that it doesn't know as one subword, so text beyond its sample has any number of them."""
+        if self.tokenizer != "sentencepiece":
+            return None
+        model = sentencepiece.SentencePieceProcessor(model_file=str(self.model))
+        return {model.id_to_piece(i) for i in range(model.vocab_size())}
+
     def counts(self) -> Callable[[Pairs], Counter[str]]:
         """Makes a function that counts the words of pairs."""
         words = self.words()

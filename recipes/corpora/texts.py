@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import sentencepiece
 from common.errors import RecipeError
 from common.files import read_text
+from common.hold import NAME
 
 from . import debian
 from .archives import Archive, fetch, find, unpack_all
@@ -50,6 +51,12 @@ TEXTS = {
 }
 
 
+def _made(path: Path, below: Path) -> bool:
+    """Whether a recipe has made a file, in a folder of its own below another."""
+    inside = (folder for folder in path.parents if folder != below and folder.is_relative_to(below))
+    return any((folder / NAME).is_file() for folder in inside)
+
+
 class Text(NamedTuple):
     """Text that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
 
@@ -68,7 +75,8 @@ class Text(NamedTuple):
             RecipeError: it lies in several places.
         """
         names = TEXTS[self.name].files()
-        places = sorted({path.parent for name in names.values() for path in folder.rglob(name)})
+        there = (path for name in names.values() for path in folder.rglob(name))
+        places = sorted({path.parent for path in there if not _made(path, folder)})
         if len(places) > 1:
             raise RecipeError(f"{folder}: {places[0]} and {places[1]} both have files of {self.name}; must be one")
         return {split: place / name for place in places for split, name in names.items() if (place / name).is_file()}

@@ -150,9 +150,9 @@ def test_values_of_the_command_line_go_before_the_recipe(recipe):
     assert given.prepare == {"local-dir": str(Path.home() / "text"), "train-prefix": [str(Path.home() / "a"), "b~/c"]}
 
 
-def test_subwords_are_joined_as_they_were_made(recipe):
+def test_subwords_are_joined_as_they_were_made(recipe, tmp_path):
     overrides = ["prepare.tokenizer=moses-bpe", "generate.remove-bpe=sentencepiece"]
-    with pytest.raises(ValueError, match=r"^generate.remove-bpe: must be subword_nmt where prepare.tokenizer is moses"):
+    with pytest.raises(ValueError, match=r"^generate.remove-bpe: must be subword_nmt where subwords are of moses"):
         settings.load(recipe, overrides)
     for word in ("target-lang=no", "test-speakers=01"):
         with pytest.raises(ValueError, match=rf"^prepare.{word[:-3]}: must be text; YAML reads no as false, 01 as 1"):
@@ -169,6 +169,12 @@ def test_subwords_are_joined_as_they_were_made(recipe):
     own = ["prepare.source-lang=fr", "prepare.target-lang=it"]
     assert moses.format("fr", "it") in flags("prepare.tokenizer=moses-bpe", *own)
     assert "bpe" not in flags("kind=language")
+    taken = ["data=null", f"prepare.vocabulary={tmp_path}", *own]
+    write_text(tmp_path / "manifest.json", json.dumps({"tokenizer": "moses-bpe"}))
+    assert moses.format("fr", "it") in flags(*taken)
+    write_text(tmp_path / "manifest.json", "{}")
+    with pytest.raises(ValueError, match=r"^prepare.vocabulary: must be a folder of parallel text that prepare.py has"):
+        flags(*taken)
 
 
 @pytest.mark.parametrize("name", ["debian", "iwslt14", "lohelp", "multi30k", "wmt14", "wmt14-paper"])

@@ -76,7 +76,7 @@ def bin_sums(out: Path) -> dict[str, str]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what happens before fairseq-preprocess, which takes seconds."""
 
-    def binarise(languages: subwords.Pair, prefixes: list[Path], large: bool, to: Path, words: Path | None) -> None:
+    def binarise(languages: subwords.Pair, prefixes: list[Path], large: bool, to: Path, *words: Any) -> None:
         to.mkdir()
         for language in languages:
             (to / f"dict.{language}.txt").write_text(f"stands for {language}")
@@ -517,6 +517,7 @@ def test_text_that_cannot_be_used(how: str, message: str, own: Own, tmp_path: Pa
         (["no-such-set"], "argument NAME: invalid choice: 'no-such-set'"),
         (["@", "-t", "en"], "argument --target-lang: en is the source language, too"),
         (["@", "-t", "../de"], "argument --target-lang: '../de' is the end of a file name"),
+        (["@", "--tokenizer", "moses-bpe", "-t", "de_AT"], "argument --target-lang: Moses knows de, not de_AT"),
     ],
 )
 def test_arguments(words: list[str], message: str, own: Own, tmp_path: Path, fails: Fails) -> None:
@@ -545,6 +546,18 @@ def words_of_other_text(folder: Path, out: Path, *options: str) -> list[str]:
     words = other.words(out, "--vocab-size", *options)
     words.remove("--vocab-size")
     return words
+
+
+def test_what_the_sample_has_not_is_unknown(own: Own, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sentencepiece gives a run of letters that it has never seen as one subword."""
+    monkeypatch.setattr(subwords, "SAMPLE", len(own.lines("train.en")))  # every second line
+    for language in ("en", "de"):
+        lines = own.lines(f"train.{language}")
+        lines[1::2] = [f"{line.decode()} {chr(0x0E01 + n % 40) * 3}".encode() for n, line in enumerate(lines[1::2])]
+        own.write(f"train.{language}", lines)
+    prepare.main(own.words(tmp_path / "out", "--vocab-size", "250"))
+    assert len(Dictionary.load(str(tmp_path / "out" / "bin" / "dict.en.txt"))) <= 256
+    assert any("<unk>" in line for line in binarised(tmp_path / "out", "train", "en"))
 
 
 @pytest.mark.parametrize("tokenizer", subwords.MODELS)

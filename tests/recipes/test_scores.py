@@ -61,6 +61,13 @@ def test_words_of_chinese_are_found(tmp_path):
         assert scores.bleu(references, output, code) == pytest.approx(expected)
 
 
+def test_bleu_of_thai_is_of_characters(tmp_path):
+    references = ["วันนี้อากาศดี"] * 3
+    output = [line[:-2] for line in references]
+    expected = sacrebleu(tmp_path, "-tok", "char", ref=references, a=output)
+    assert scores.bleu(references, output, "th") == pytest.approx(expected) and expected > 40
+
+
 def test_equal_outputs_do_not_differ():
     output = spoilt(0.3, 1)
     found = scores.compare(REFERENCES, {"a": output, "b": output}, "a", "de")["systems"]["b"]

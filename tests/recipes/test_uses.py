@@ -12,6 +12,7 @@ from pathlib import Path
 import compare
 import prepare
 import pytest
+from common import hold
 from comparison import settings, uses
 from comparison.commands import Commands
 from comparison.short_report import rows
@@ -75,6 +76,10 @@ def test_german_is_split_into_subwords(tmp_path, monkeypatch):
     from corpora import texts
 
     written = write(tmp_path / "text", {split: f"{split}.de" for split in PTB})
+    made = tmp_path / "text" / "out" / "archives"  # of an earlier call
+    made.mkdir(parents=True)
+    for path in (made.parent / hold.NAME, made / "train.de"):
+        path.write_text("not the text")
     monkeypatch.setitem(texts.TEXTS, "debian-de", texts.TEXTS["debian-de"]._replace(vocab_size=22))
     prepare.main(["debian-de", "--local-dir", str(tmp_path / "text"), "--out", str(tmp_path / "out")])
     words = Dictionary.load(str(tmp_path / "out" / "bin" / "dict.txt"))

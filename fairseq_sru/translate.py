@@ -69,8 +69,8 @@ def translated(
         try:
             text = written(lines)
         except (TooLong, NoScores) as error:
-            is_long = " is too long" if isinstance(error, TooLong) else ""
-            fault = ValueError(f"line {first + error.index}{is_long}: {error}")
+            where = f"line {first + error.index}{' is too long' if isinstance(error, TooLong) else ''}"
+            fault = ValueError(f"{where}: {error}")
             lines = lines[: error.index]
             text = written(lines)
         yield len(lines), text

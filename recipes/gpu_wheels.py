@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
 from common.files import write_text
@@ -32,23 +33,24 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     of_build = [*VERSIONS["FAIRSEQ_BUILD"], VERSIONS["PATCH_NG"]]
     without -= EXACT | {key(pin.split("==")[0]) for pin in of_build}  # another version may be there
     folder.mkdir(parents=True, exist_ok=True)
-    ours = json.loads(made.read_text())["bytes"] if (made := folder / "wheels.json").is_file() else {}
-    theirs = {path for path in folder.iterdir() if path.name not in ours}
     for_it = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     for_it += [word for name in PLATFORMS for word in ("--platform", name)]
-    pip("wheel", "--no-deps", "--wheel-dir", folder, *SOURCES)
     tested = [pin for pin in VERSIONS["TEST"] if pin.split("==")[0] in TESTS]
     wanted = [*VERSIONS["RECIPES"], *VERSIONS[f"CUDA{cuda}"], *of_build, *tested, *OF_FAIRSEQ, *OF_RIVALS]
-    pip("download", *for_it, "--find-links", folder, "--dest", folder, *missing(wanted, without))
-    if rivals := missing(RIVALS, without):
-        pip("download", "--no-deps", *for_it, "--dest", folder, *rivals)
-    download(folder)
-    for wheel in folder.glob("*.whl"):
-        if package(wheel) in without and wheel not in theirs:
-            wheel.unlink()
-    of_us = sorted(path for path in folder.iterdir() if path.suffix in (".whl", ".gz") and path not in theirs)
-    sizes = {path.name: path.stat().st_size for path in of_us}
-    write_text(made, json.dumps({"python": python, "bytes": sizes}, indent=1) + "\n")
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        new = Path(aside)
+        pip("wheel", "--no-deps", "--wheel-dir", new, *SOURCES)
+        there = ["--find-links", new, "--find-links", folder]
+        pip("download", *for_it, *there, "--dest", new, *missing(wanted, without))
+        if rivals := missing(RIVALS, without):
+            pip("download", "--no-deps", *for_it, *there, "--dest", new, *rivals)
+        download(new)
+        found = [path for path in new.iterdir() if path.suffix != ".whl" or package(path) not in without]
+        sizes = {path.name: path.stat().st_size for path in sorted(found)}
+        for path in found:
+            if not (folder / path.name).exists():
+                path.replace(folder / path.name)
+    write_text(folder / "wheels.json", json.dumps({"python": python, "bytes": sizes}, indent=1) + "\n")
     for name, size in sizes.items():
         print(f"{size / 2**20:8.2f} MiB  {name}")
     print(f"{sum(sizes.values()) / 2**20:8.2f} MiB  in all, in {folder}")

@@ -71,12 +71,12 @@ class SRULanguageDecoder(BaseDecoder):
             return F.pad(x, (0, 0, 0, prev_output_tokens.size(1) - x.size(1))), extra(None)
         states = self.cached(incremental_state)
         tokens = prev_output_tokens[:, -1:] if states[0] else prev_output_tokens
-        x, states = self._run(tokens, states)
+        x, states = self._run(tokens, states, self.training and incremental_state is None)
         self.cache(incremental_state, states)
         return x, extra(None)
 
-    def _run(self, tokens: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
-        padding = UNITS[self.unit].padding(tokens.eq(self.padding_idx).t(), self.training, True)
+    def _run(self, tokens: Tensor, states: list[State], outputs_only: bool) -> tuple[Tensor, list[State]]:
+        padding = UNITS[self.unit].padding(tokens.eq(self.padding_idx).t(), outputs_only, True)
         x = self.project_in(self.dropout_in(self.embed_tokens(tokens.t())))
         after: list[State] = []
         for layer, state in zip(self.layers, states, strict=True):
@@ -106,7 +106,7 @@ class SRULanguageDecoder(BaseDecoder):
         if self._repeated is not None and not torch.equal(tokens[:seen], self._repeated):
             self._begin()
             seen = 0
-        x, states = self._run(tokens[None, seen:], self._states)
+        x, states = self._run(tokens[None, seen:], self._states, False)
         self._states = [{"c": state["c"].detach()} for state in states]
         self._repeated = tokens[-self.context_window :]
         return F.pad(x.squeeze(0), (0, 0, seen, 0))

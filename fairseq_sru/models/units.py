@@ -21,17 +21,18 @@ class Packing(NamedTuple):
     requires.
     ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
     right-padded as it is.
-    ``turned``: likewise, of the right-padded batch of sequences turned round; None where the last state matters, or on
-    a GPU.
+    ``turned``: likewise, of the right-padded batch of sequences turned round; None where the layers run forward alone.
+    ``outputs_only``: the last state doesn't matter.
     """
 
     padding_mask: Tensor
     lengths: Tensor
     order: Tensor | None
     turned: Tensor | None
+    outputs_only: bool
 
 
-def packed(padding_mask: Tensor, outputs_only: bool = False, causal: bool = True) -> Packing | None:
+def packed(padding_mask: Tensor, outputs_only: bool, causal: bool) -> Packing | None:
     """What LSTM layers have to know about padding; None where there is none that matters.
 
     Args:
@@ -47,8 +48,8 @@ def packed(padding_mask: Tensor, outputs_only: bool = False, causal: bool = True
         return None
     lengths = (~on_cpu).sum(0).clamp(min=1)
     order = None if right_padded else _real_first(padding_mask)
-    turned = len(padding_mask) - 1 - _real_first(padding_mask.flip(0)) if outputs_only and padding_mask.is_cpu else None
-    return Packing(padding_mask, lengths, order, turned)
+    turned = None if causal else len(padding_mask) - 1 - _real_first(padding_mask.flip(0))
+    return Packing(padding_mask, lengths, order, turned, outputs_only)
 
 
 def _real_first(padding_mask: Tensor) -> Tensor:
@@ -105,9 +106,9 @@ class LSTM(nn.LSTM):
         if packing is None:
             out, after = super().forward(x, before)
         else:
-            _, lengths, order, turned = packing
-            if turned is not None and state is None:
+            if packing.outputs_only and x.is_cpu and state is None:
                 return self._each_way(x, packing), None
+            lengths, order = packing.lengths, packing.order
             x = x if order is None else x.gather(0, order.expand_as(x))
             packed, after = super().forward(pack_padded_sequence(x, lengths, enforce_sorted=False), before)
             out, _ = pad_packed_sequence(packed, total_length=len(x))

@@ -67,7 +67,7 @@ def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
 ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
 UNLESS_GIVEN = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages for small tensors, too: training is faster
-    "NVIDIA_TF32_OVERRIDE": "0",  # torch would let cuDNN have it, so nn.LSTM, and no other system
+    "NVIDIA_TF32_OVERRIDE": "0",  # torch would let cuDNN have it: nn.LSTM and convolutions, and no other products
 }
 
 

@@ -138,7 +138,7 @@ class Training:
             was, remedy = ("a GPU", "let torch see it") if self.commands.cpu else ("a CPU", "give cpu=true")
             raise StageError(f"{self.out} was begun on {was}: {remedy}, or begin anew with out=DIR")
         if others := [was for was in self.stages.noted("fairseq_sru") if was != self.here["fairseq_sru"]]:
-            tqdm.write(f"{self.out} has results of fairseq_sru {others[-1]}: they stay; this one makes the rest")
+            tqdm.write(f"{self.out} has results of fairseq_sru {others[-1]}: they stay, but for timings that lack some")
         self.stages.always("prepare", self.commands.prepare(), self.log("prepare"))
         self.commands.keep()
         self.manifest = self.commands.data / "manifest.json"

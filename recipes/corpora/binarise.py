@@ -1,4 +1,5 @@
-"""Writes what ``fairseq-preprocess --joined-dictionary`` writes, byte for byte, by all cores.
+"""Writes what ``fairseq-preprocess --joined-dictionary`` writes, byte for byte, by all cores. But subwords that
+the model has not are unknown.
 
 fairseq 0.12.2 puts each number into a tensor by itself, and one of its processes begins when the others have ended.
 """

@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         if (out / file).exists() and not (out / "work").exists():
             parser.error(f"argument OUT: {out} has a {file}, and no folder work to go on from: name another folder")
     if (report := out / "report.json").exists():
-        device = json.loads(report.read_text(encoding="utf-8"))["machine"]["device"]
+        device = json.loads(report.read_text(encoding="utf-8")).get("machine", {}).get("device")
         if device != (here := machine()["device"]):
             parser.error(f"argument OUT: {out} is of {device}, this is {here}: name another folder")
     with working_in(out / "work", parser):

@@ -280,6 +280,17 @@ def test_a_shard_without_a_sentence(trained, toy_data):
     assert hypotheses(done.stdout) == {}
 
 
+def test_each_shard_has_a_file_of_results_and_an_earlier_one_stays_until_it_is_whole(trained, toy_data, tmp_path):
+    where = [toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu", "--results-path", tmp_path]
+    for shard in range(2):
+        run_cli("generate", *where, "--num-shards", 2, "--shard-id", shard)
+    found = [hypotheses((tmp_path / f"generate-test-{shard}.txt").read_text()) for shard in range(2)]
+    assert found[0] and found[1] and not found[0].keys() & found[1].keys()
+    (tmp_path / "generate-test.txt").write_text("mine")
+    assert run_cli("generate", *where, "--beam", 0, check=False).returncode == 2
+    assert (tmp_path / "generate-test.txt").read_text() == "mine"
+
+
 @pytest.mark.parametrize("arch, attention", [("sru_tiny", "False"), ("lstm", "0")])
 def test_alignments_of_models_without_attention_are_refused_in_a_line(arch, attention, toy_data, tmp_path):
     flags = ["--arch", arch, "--cpu", "--decoder-attention", attention, "--max-update", 1]

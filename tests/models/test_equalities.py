@@ -289,11 +289,13 @@ def test_lstm_over_padding_is_what_it_is_packed(bidirectional: bool, side: str) 
     real = torch.arange(7)[:, None] < torch.tensor([7, 5, 1])
     padding_mask = ~(real if side == "right" else real.flip(0))
     packing = units.packed(padding_mask, True, False)
+    assert packing is not None
     x = torch.randn(7, 3, 6)
     found = []
-    for way in (packing, packing._replace(turned=None)):
+    for way in (packing, packing._replace(outputs_only=False)):
         given = x.clone().requires_grad_()
-        out, _ = unit(given, None, way)
+        out, state = unit(given, None, way)
+        assert (state is None) is way.outputs_only
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
         found.append([out, given.grad, *(p.grad.clone() for p in unit.parameters())])
         unit.zero_grad()

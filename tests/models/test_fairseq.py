@@ -879,9 +879,13 @@ def test_training_on_a_cpu_leaves_a_gpu_alone(toy_data: Path, tmp_path: Path) ->
     (tmp_path / "full").mkdir()
     lines = "import torch, fairseq_sru\ntorch.cuda.is_available = lambda: True\n"
     (tmp_path / "full" / "__init__.py").write_text(lines)
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "dummy").write_text("mine")
     options = ["--user-dir", "full", "--arch", "sru_tiny", "--max-update", 2, "--save-dir", "saved"]
-    done = run_cli("train", toy_data, *options, *SMALL, *SMOOTHED, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    hidden = {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = run_cli("train", toy_data, *options, *SMALL, *SMOOTHED, cwd=tmp_path, **hidden)
     assert done.returncode == 0 and (tmp_path / "saved" / "checkpoint_last.pt").is_file(), done.stderr
+    assert (tmp_path / "saved" / "dummy").read_text() == "mine"
 
 
 @pytest.mark.parametrize("version", ["2.9.0", "2.9.0a0+50eac811a6.nv25.09", "2.9.0rc2"])

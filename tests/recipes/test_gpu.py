@@ -518,9 +518,10 @@ def test_wheels_are_brought_along_but_for_what_is_there(tmp_path: Path, monkeypa
 
     def pip(*words: Any) -> None:
         asked.append(words)
-        for name in ("numpy-2.4.6", "pyyaml-6.0.3", "cython-3.2.4"):
-            (tmp_path / f"{name}-cp312-x.whl").write_bytes(b"wheel")
-        (tmp_path / "hydra_core-1.3.2-py3-none-any.whl").write_bytes(b"wheel")
+        to = Path(words[words.index("--dest" if "--dest" in words else "--wheel-dir") + 1])
+        for name in ("numpy-2.4.6-cp312-x", "pyyaml-6.0.3-cp312-x", "cython-3.2.4-cp312-x", mine.stem):
+            (to / f"{name}.whl").write_bytes(b"wheel")
+        (to / "hydra_core-1.3.2-py3-none-any.whl").write_bytes(b"wheel")
 
     mine = tmp_path / "hydra_core-1.3.1-py3-none-any.whl"
     mine.write_bytes(b"mine")
@@ -535,7 +536,7 @@ def test_wheels_are_brought_along_but_for_what_is_there(tmp_path: Path, monkeypa
     assert not any(str(word).lower().startswith("pyyaml") for word in wanted)
     assert rivals[-3:] == packages.RIVALS
     left = {"cython-3.2.4-cp312-x.whl": 5, "fairseq-0.12.2.tar.gz": 5, "hydra_core-1.3.2-py3-none-any.whl": 5}
-    left |= {"numpy-2.4.6-cp312-x.whl": 5}
+    left |= {"numpy-2.4.6-cp312-x.whl": 5, mine.name: 5}
     assert json.loads((tmp_path / "wheels.json").read_text()) == {"python": "3.13", "bytes": left}
     assert not (tmp_path / "pyyaml-6.0.3-cp312-x.whl").exists()
     gpu_wheels.main([str(tmp_path), "--without", "hydra-core"])

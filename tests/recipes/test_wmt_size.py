@@ -30,7 +30,7 @@ WORDS = [
     *("DOTMULTI", "DOTDOTMULTI", "xDOTMULTI."),  # sacremoses has them for full stops
 ]
 TEXT = st.lists(
-    st.tuples(st.sampled_from(WORDS) | st.text("aZ9.,;:!?()\"'-%ßé ", max_size=4), st.sampled_from(["", " ", " "])),
+    st.tuples(st.sampled_from(WORDS) | st.text("aZ9.,;:!?()\"'-%ßé价 ", max_size=4), st.sampled_from(["", " ", " "])),
     max_size=12,
 ).map(lambda parts: " ".join("".join(a + b for a, b in parts).split()))
 
@@ -41,7 +41,7 @@ def by_sacremoses(language: str, normalise: bool, text: str) -> str:
     return str(TOKENIZERS[language].tokenize(text, aggressive_dash_splits=normalise, return_str=True))
 
 
-TOKENIZERS = {language: MosesTokenizer(language) for language in ("en", "de", "fr")}
+TOKENIZERS = {language: MosesTokenizer(language) for language in ("en", "de", "fr", "zh")}
 LINES = {
     (language, normalise): moses.tokens(language, normalise, str) for language in TOKENIZERS for normalise in (0, 1)
 }

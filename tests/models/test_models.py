@@ -305,7 +305,7 @@ def test_a_padded_lstm_layer_is_torchs_lstm_on_each_sequence(bidirectional, side
     made, x, mask = sequences([4, 9, 1, 9, 6], 5, side)
     directions = 2 if bidirectional else 1
     before = torch.randn(5, 2, directions, 3).double()
-    out, after = layer(x, before.flatten(1), packed(mask))
+    out, after = layer(x, before.flatten(1), packed(mask, False, True))
     for i, sequence in enumerate(made):
         h0, c0 = before[i]
         alone, (h, c) = truth(sequence, (h0, c0))
@@ -333,9 +333,9 @@ def test_a_step_of_an_lstm_layer_is_torchs_lstm_but_not_by_onednn(started, rows,
 def test_padding_after_a_forward_lstm_layer_needs_no_care():
     _, x, mask = sequences([4, 9], 5, "right")
     layer = LSTM(5, 3, 0.0, False).double()
-    assert packed(mask, outputs_only=True) is None
-    torch.testing.assert_close(layer(x)[0][~mask], layer(x, None, packed(mask))[0][~mask])
-    assert packed(mask.flip(0), outputs_only=True) is not None
+    assert packed(mask, True, True) is None
+    torch.testing.assert_close(layer(x)[0][~mask], layer(x, None, packed(mask, False, True))[0][~mask])
+    assert packed(mask.flip(0), True, True) is not None
 
 
 def test_an_lstm_layer_starts_remembering():

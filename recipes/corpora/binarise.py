@@ -140,7 +140,6 @@ def binarise(
     text = [[prefix.with_name(f"{prefix.name}.{language}") for language in languages] for prefix in prefixes]
     processes = cores() if large else 1
     counts = load(words) if words else dictionary(text[0], processes, known)
-    print(f"dictionary: {len(counts):,} words", flush=True)
     numbering = numbering_of(counts)
     for side, language in enumerate(languages):
         save(counts, to / f"dict.{language}.txt")

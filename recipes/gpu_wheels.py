@@ -40,7 +40,7 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     with tempfile.TemporaryDirectory(dir=folder) as aside:
         new = Path(aside)
         pip("wheel", "--no-deps", "--wheel-dir", new, *SOURCES)
-        there = ["--find-links", new, "--find-links", folder]
+        there: list[str | Path] = ["--find-links", new, "--find-links", folder]
         pip("download", *for_it, *there, "--dest", new, *missing(wanted, without))
         if rivals := missing(RIVALS, without):
             pip("download", "--no-deps", *for_it, *there, "--dest", new, *rivals)

@@ -61,7 +61,8 @@ class Search:
         penalty: float = 1.0,
         nbest: int | None = None,
     ) -> list[list[Found]]:
-        """The hypotheses of each sentence, the best first.
+        """The hypotheses of each sentence, the best first. Ctrl-C, and any other exception, stops it at the next step
+        of the search; a single sentence ends first.
 
         Args:
             lines: sentences, as the numbers of their tokens with the end of sentence.
@@ -73,8 +74,6 @@ class Search:
             scored: False, with a beam of 1, leaves the scores out.
             penalty: of the length.
             nbest: so many of the beam's hypotheses; all unless given.
-
-        Ctrl-C, and any other exception, stops it at the next step of the search; a single sentence ends first.
 
         Raises:
             MemoryError: a batch doesn't fit.

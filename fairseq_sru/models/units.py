@@ -21,7 +21,8 @@ class Packing(NamedTuple):
     requires.
     ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
     right-padded as it is.
-    ``turned``: likewise, of the right-padded batch of sequences turned round; None where the layers run forward alone.
+    ``turned``: likewise, of the right-padded batch of sequences turned round; None where the layers run forward alone,
+    the last state matters, or on a GPU, which packs.
     ``outputs_only``: the last state doesn't matter.
     """
 
@@ -48,7 +49,9 @@ def packed(padding_mask: Tensor, outputs_only: bool, causal: bool) -> Packing | 
         return None
     lengths = (~on_cpu).sum(0).clamp(min=1)
     order = None if right_padded else _real_first(padding_mask)
-    turned = None if causal else len(padding_mask) - 1 - _real_first(padding_mask.flip(0))
+    turned = None
+    if outputs_only and not causal and padding_mask.is_cpu:
+        turned = len(padding_mask) - 1 - _real_first(padding_mask.flip(0))
     return Packing(padding_mask, lengths, order, turned, outputs_only)
 
 

@@ -44,6 +44,11 @@ def write_subset(bin_data: Path, folder: Path, source: str, target: str, chosen:
             builder.finalize(str(folder / f"{name}.idx"))
 
 
+def timing(system: str, number: int, beam: int, batch: int) -> str:
+    """The name of a stage that times decoding."""
+    return f"speed {system} beam {beam} batch {batch} {number}"
+
+
 class Comparison(Training):
     """The stages of a comparison in their order."""
 
@@ -138,7 +143,7 @@ class Comparison(Training):
 
     def decoding_speed(self, system: str, beam: int, batch: int) -> float:
         """Sentences a second, median of the rounds."""
-        names = [f"speed {system} beam {beam} batch {batch} {n}" for n in range(1, self.settings.speed.rounds + 1)]
+        names = [timing(system, number, beam, batch) for number in range(1, self.settings.speed.rounds + 1)]
         return statistics.median(self.stages.stamp(name)["sentences_per_second"] for name in names)
 
     def output(self, run: Run) -> Path:
@@ -191,20 +196,20 @@ class Comparison(Training):
     def time_decoding(self) -> None:
         speed = self.settings.speed
         tested = self.first()
-        cells = itertools.product({run.system for run in self.good()}, speed.beams, speed.batches)
-        timed = [f"speed {system} beam {beam} batch {batch}" for system, beam, batch in cells]
-        timed += self.translators.timings()
-        names = [f"{name} {number}" for name in timed for number in range(1, speed.rounds + 1)]
+        rounds = range(1, speed.rounds + 1)
+        cells = itertools.product({run.system for run in self.good()}, rounds, speed.beams, speed.batches)
+        names = list(itertools.starmap(timing, cells))
+        names += [name for number in rounds for name in self.translators.timings(number)]
         known = [name for name in names if self.stages.stamp(name).get("done")]
         self.stages.alike(known, self.here if len(known) < len(names) else {})
-        for number in range(1, speed.rounds + 1):
+        for number in rounds:
             for beam, batch, system in self.turns(f"decoding speed {number}", speed.beams, speed.batches, tested):
                 if runs := [run for run in self.good() if run.system == system]:
                     self.attempt(runs, partial(self.time, tested[system], number, beam, batch))
             self.translators.time(number)
 
     def time(self, run: Run, number: int, beam: int, batch: int) -> None:
-        name = f"speed {run.system} beam {beam} batch {batch} {number}"
+        name = timing(run.system, number, beam, batch)
         more = {"beam": beam, "batch-size": batch, "max-tokens": None, "quiet": True}
         command = self.commands.generate(self.subset, "test", self.final(run), **more)
 

@@ -37,6 +37,10 @@ OTHERS = [
 MANY = 64  # sentences at a time where nothing is timed
 
 
+def _timing(system: str, weights: str, number: int) -> str:
+    return f"speed {system} translator {weights} {number}"
+
+
 class Translators:
     """The stages of a comparison that have to do with the translator.
 
@@ -70,10 +74,10 @@ class Translators:
                 name = f"{run.stage('translator')} {weights}"
                 self._attempt(run.system, partial(self._translate, name, run, weights, cells, everything))
 
-    def timings(self) -> list[str]:
-        """The names of what :meth:`time` notes, without the number of the round."""
+    def timings(self, number: int) -> list[str]:
+        """The names of what :meth:`time` notes."""
         systems = () if self._refused else [system for system in self.systems() if system not in self.missing]
-        return [f"speed {system} translator {weights}" for system in systems for weights in WEIGHTS]
+        return [_timing(system, weights, number) for system in systems for weights in WEIGHTS]
 
     def time(self, number: int) -> None:
         """A round of decoding, on the sentences that fairseq-generate's speed is measured on."""
@@ -81,7 +85,7 @@ class Translators:
         cells = list(itertools.product(speed.beams, speed.batches))
         chosen, beside = self.c.chosen["test"], self.c.in_turns()
         for run, weights in itertools.product(self.systems().values(), WEIGHTS):
-            name = f"speed {run.system} translator {weights} {number}"
+            name = _timing(run.system, weights, number)
             self._attempt(run.system, partial(self._translate, name, run, weights, cells, chosen, beside))
 
     def _attempt(self, system: str, work: Callable[[], object]) -> None:
@@ -165,7 +169,7 @@ class Translators:
         for weights in WEIGHTS:
             runs, numbers = [run for run in c.good() if run.system == system], range(1, c.settings.speed.rounds + 1)
             tested = [c.stages.stamp(f"{run.stage('translator')} {weights}")["cells"] for run in runs]
-            rounds = [c.stages.stamp(f"speed {system} translator {weights} {number}")["cells"] for number in numbers]
+            rounds = [c.stages.stamp(_timing(system, weights, number))["cells"] for number in numbers]
             made[weights] = {
                 **{
                     key: [

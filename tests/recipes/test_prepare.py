@@ -949,7 +949,7 @@ sys.path.insert(0, sys.argv[1])
 import prepare
 from corpora import building, subwords
 subwords.SAMPLE = int(sys.argv[2])
-building.binarise = lambda languages, prefixes, large, to, words: to.mkdir()  # fairseq's own memory is another matter
+building.binarise = lambda languages, prefixes, large, to, *words: to.mkdir()  # fairseq's own memory is another matter
 if __name__ == "__main__":
     prepare.main(sys.argv[3:])
     print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_text
+from common.machine import processor
 from comparison import scores
 from comparison.collecting import versions, where
 from comparison.command_line import portable, portable_flags, read_recipe, recipe_parser
@@ -59,11 +60,11 @@ def checksum(given: Settings) -> str:
 
 
 def is_of(path: Path, of: dict[str, Any]) -> bool:
-    """Whether a file is of an earlier call for the same recipe and settings."""
+    """Whether a file is of an earlier call for the same recipe and settings on this processor."""
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         known["overrides"] = portable(known["overrides"])
-        return all(known[key] == value for key, value in of.items())
+        return all(known[key] == value for key, value in of.items()) and known["machine"]["cpu"] == processor()
     except (OSError, ValueError, LookupError, TypeError):  # none, or another one
         return False
 
@@ -77,7 +78,7 @@ def main(argv: list[str] | None = None) -> int:
     of = {"recipe": args.recipe.stem, "minutes": given.budget.minutes, "overrides": portable(args.overrides)}
     of["settings_sha256"] = checksum(given)
     if (there := args.output.exists()) and not is_of(args.output, of):
-        parser.error(f"argument --output: {args.output} is not of this recipe and these settings; name another file")
+        parser.error(f"argument --output: {args.output} is of other settings or another processor; name another file")
     given.systems = {name: {**options, "seeds": given.seeds_of(name)[:1]} for name, options in given.systems.items()}
     with working_in(Path(given.out), parser):
         comparison = Comparison(given)

@@ -214,11 +214,15 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument --percent: {args.percent:g} is not above 0 and at most 100")
     folders = {tokenizer: args.work / f"{tokenizer}-{args.percent:g}" for tokenizer in args.tokenizer}
     results = args.results or args.work / "size.json"
+    here = {"device": processor(), "cores": cores(), "system": sys.platform}
     try:
         report = json.loads(results.read_text()) if results.is_file() else {"runs": {}}
         done = [*report["runs"]]
-    except (ValueError, LookupError, TypeError):
+        known = report.get("machine", here)
+    except (ValueError, LookupError, TypeError, AttributeError):
         parser.error(f"argument --results: {results} is not of prepare_size.py")
+    if known != here:
+        parser.error(f"argument --results: {results} is of another machine: name another file")
     for tokenizer, folder in list(folders.items()):
         if not folder.exists():
             continue
@@ -233,7 +237,7 @@ def main(argv: list[str] | None = None) -> None:
     if not made.is_file():
         write_text(made, json.dumps(make_archives(args.text, archives, args.percent)))
     report |= {
-        "machine": {"device": processor(), "cores": cores(), "system": sys.platform},
+        "machine": here,
         "versions": {name: version(name) for name in ("fairseq", "sacremoses", "sentencepiece", "subword-nmt")},
         "memory": "PSS of all processes, the greatest of samples at intervals of half a second; GB are 1e9 bytes",
         "load": "the machine's, of which this run has about as many as cores; the rest is others' work beside it",

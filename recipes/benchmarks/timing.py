@@ -131,10 +131,10 @@ def demand_kernels() -> None:
 
 
 def refuse_overwriting(parser: argparse.ArgumentParser, path: Path, resume: bool, *drawn: Path) -> None:
-    """End the program where --resume isn't given and a report or a plot is there already."""
-    if resume:
-        return
+    """End the program where a report is there already that --resume doesn't go on with, or a plot without a report."""
     if path.exists():
+        if resume:
+            return
         parser.error(f"argument --out: {path} is there already: --resume goes on with it; or name another folder")
     for other in drawn:
         if other.exists():

@@ -28,6 +28,7 @@ import torch
 from common.errors import RecipeError
 from common.files import write_text
 from common.hold import FolderError, held
+from common.machine import processor
 from comparison import (
     collecting,
     commands,
@@ -348,13 +349,15 @@ def test_it_ends_with_the_reader_of_its_output():
 def test_equal_time_keeps_a_file_of_the_same_recipe_and_settings_alone(tmp_path):
     path = tmp_path / "found.json"
     of = {"recipe": "lohelp", "minutes": 2, "overrides": ["seeds=[2]"], "settings_sha256": "a"}
+    here = {**of, "machine": {"cpu": processor()}}
     for content, kept in (
-        (json.dumps({**of, "systems": {}}), True),
-        (json.dumps({**of, "overrides": ["seeds=[2]", "prepare.local-dir=of/another/machine"]}), True),
-        (json.dumps({**of, "minutes": 3}), False),
-        (json.dumps({**of, "recipe": "debian"}), False),
-        (json.dumps({**of, "overrides": []}), False),
-        (json.dumps({**of, "settings_sha256": "b"}), False),
+        (json.dumps({**here, "systems": {}}), True),
+        (json.dumps({**here, "overrides": ["seeds=[2]", "prepare.local-dir=of/another/machine"]}), True),
+        (json.dumps({**here, "minutes": 3}), False),
+        (json.dumps({**here, "recipe": "debian"}), False),
+        (json.dumps({**here, "overrides": []}), False),
+        (json.dumps({**here, "settings_sha256": "b"}), False),
+        (json.dumps({**here, "machine": {"cpu": "another"}}), False),
         ('{"recipe": "lohelp", "minutes": 2}', False),
         ("[]", False),
         ("", False),
@@ -397,7 +400,7 @@ def test_equal_time_leaves_the_file_of_other_minutes_alone(recipe, tmp_path, mon
     monkeypatch.chdir(ROOT)
     with pytest.raises(SystemExit):
         equal_time.main([str(recipe), "budget.updates=null", "budget.minutes=5", "--output", str(path)])
-    assert f"argument --output: {path} is not of this recipe and these settings" in capsys.readouterr().err
+    assert f"argument --output: {path} is of other settings or another processor" in capsys.readouterr().err
     assert path.read_text() == before
 
 

@@ -13,6 +13,7 @@ from fairseq import utils
 
 from .checkpoints import allow_fairseq_checkpoints
 from .classifier import CNNClassifier, SRUClassifier
+from .dropout import fused_dropout
 from .lm import SRULanguageModel
 from .loss import cross_entropy
 from .rdrop import RDropCriterion
@@ -32,3 +33,4 @@ __all__ = [
 
 allow_fairseq_checkpoints()
 utils.fused_loss = cross_entropy
+utils.fused_dropout = fused_dropout

@@ -1,4 +1,4 @@
-"""Dropout of the models: fairseq's, with masks that a CPU draws faster."""
+"""Dropout with masks that a CPU draws faster, of fairseq's own models, too."""
 
 from __future__ import annotations
 
@@ -42,12 +42,19 @@ class _Dropped(torch.autograd.Function):
         return _Dropped.apply(grad, None, dtype, seed, level), grad_sum, None, None, None
 
 
-class Dropout(FairseqDropout):
-    """fairseq's dropout, which ``--retain-dropout`` can keep in decoding.
+def fused_dropout(x: Tensor, p: float) -> Tensor | None:
+    """``x`` of any shape with each element 0 with a probability of ``p`` and the others larger, so that the mean stays;
+    None where torch has to do it.
 
     On a CPU torch draws one number after the other, which is an eighth of an update of the models here. This draws many
-    at once, 16 bits each, so the probability is rounded to 1 / 65536; what is kept is scaled by the rounded one, so
-    that the mean is right.
+    at once, 16 bits each, so the probability is rounded to 1 / 65536; what is kept is scaled by the rounded one.
+    """
+    level = _level(x, p)
+    return None if level is None else _Dropped.apply(x, None, x.dtype, _seed(), level)  # type: ignore[no-any-return]
+
+
+class Dropout(FairseqDropout):
+    """fairseq's dropout, which ``--retain-dropout`` can keep in decoding, by :func:`fused_dropout` where that can.
 
     Args:
         p: probability that an element becomes 0.
@@ -61,25 +68,24 @@ class Dropout(FairseqDropout):
 
     def forward(self, x: Tensor) -> Tensor:
         """``x`` of any shape and floating dtype, dropped out in training."""
-        level = self._level(x)
-        if level is None:
-            return super().forward(x)  # type: ignore[no-any-return]
-        return _Dropped.apply(x, None, x.dtype, _seed(), level)  # type: ignore[no-any-return]
+        dropped = fused_dropout(x, self.rate)
+        return super().forward(x) if dropped is None else dropped  # type: ignore[no-any-return]
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
         """``residual + dropout(x)``, in one pass where that is possible."""
-        level = self._level(x)
+        level = _level(x, self.rate)
         if level is None or residual.dtype != torch.float32 or residual.shape != x.shape:
             return residual + self(x)
         return _Dropped.apply(x, residual, torch.float32, _seed(), level)  # type: ignore[no-any-return]
 
-    def _level(self, x: Tensor) -> int | None:
-        """Below which a draw keeps its element; None where torch has to do it."""
-        level = round((1 - self.p) * LEVELS)
-        usual = x.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-        if not (self.rate > 0 and usual and 0 < level < LEVELS and x.dtype in (torch.float32, torch.bfloat16)):
-            return None
-        return level if compiled("dropout.cpp", x.dtype, NAMES) else None
+
+def _level(x: Tensor, p: float) -> int | None:
+    """Below which a draw keeps its element; None where torch has to do it."""
+    level = round((1 - p) * LEVELS)
+    usual = x.is_cpu and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+    if not (usual and 0 < level < LEVELS and x.dtype in (torch.float32, torch.bfloat16)):
+        return None
+    return level if compiled("dropout.cpp", x.dtype, NAMES) else None
 
 
 def _seed() -> int:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fairseq.modules import FairseqDropout
 
+import fairseq_sru.models  # noqa: F401  which fairseq's --user-dir imports
 from fairseq_sru.models.dropout import Dropout
 
 
@@ -110,6 +111,18 @@ def test_strided_input():
     y = trained(0.5)(x)
     kept = y != 0
     torch.testing.assert_close(y[kept], 2 * x[kept])
+
+
+def test_fairseqs_own_models_have_it():
+    x = torch.ones(1000)
+    for theirs in (FairseqDropout(0.5), torch.jit.script(FairseqDropout(0.5)).train()):
+        torch.manual_seed(7)
+        y = theirs(x)
+        assert set(y.tolist()) == {0.0, 2.0}
+        torch.manual_seed(7)
+        ours = trained(0.5)(x)
+        assert torch.equal(y, ours) != isinstance(theirs, torch.jit.ScriptModule)  # which torch draws for
+    assert torch.equal(FairseqDropout(0.5).eval()(x), x)
 
 
 def test_a_seed_makes_it_again_and_other_calls_differ():

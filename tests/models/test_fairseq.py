@@ -29,6 +29,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics, progress_bar
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.ema import EMA
+from fairseq.modules import MultiheadAttention
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim import adam
 from fairseq.optim.adam import Adam
@@ -691,6 +692,22 @@ def test_python_ends_while_batches_are_prepared(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_attention_to_the_source_has_its_products_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """fairseq's own, under autocast on a CPU: the projections before and after them are rounded, they are not."""
+    torch.manual_seed(0)
+    layer = MultiheadAttention(8, 2, kdim=8, vdim=8, encoder_decoder_attention=True)
+    query, source = torch.randn(3, 4, 8), torch.randn(5, 4, 8)
+    seen = []
+    product = torch.bmm
+    monkeypatch.setattr(torch, "bmm", lambda a, b: seen.append((a.dtype, b.dtype)) or product(a, b))
+    exact, _ = layer(query, source, source, static_kv=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, _ = layer(query, source, source, static_kv=True)
+    assert seen == [(torch.float32, torch.float32)] * 4
+    assert rounded.dtype == torch.bfloat16 and not torch.equal(rounded.float(), exact)
+    torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.02)
+
+
 @slow
 def test_fairseqs_transformer_is_validated_in_bfloat16(toy_data: Path, tmp_path: Path) -> None:
     """torch's fast path of such a model is not for autocast."""
@@ -700,8 +717,8 @@ def test_fairseqs_transformer_is_validated_in_bfloat16(toy_data: Path, tmp_path:
     words = [toy_data, *PLUGIN, "--task", "translation", "--path", tmp_path / "checkpoint_last.pt", "--cpu"]
     words += ["--max-tokens", 400, "--log-format", "json"]
     printed = [run_cli("validate", *words, *more) for more in ([], ["--amp"])]
-    losses = [re.findall(r'"valid_loss": "([\d.]+)"', done.stdout + done.stderr)[-1] for done in printed]
-    assert losses[1] != losses[0] and float(losses[1]) == pytest.approx(float(losses[0]), rel=0.02)
+    plain, rounded = (re.findall(r'"valid_(?:loss|ppl)": "([\d.]+)"', done.stdout + done.stderr) for done in printed)
+    assert rounded != plain and [*map(float, rounded)] == pytest.approx([*map(float, plain)], rel=0.02)
 
 
 @slow

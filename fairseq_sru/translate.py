@@ -66,13 +66,14 @@ def translated(
         except UnicodeDecodeError as error:
             at = f"byte {error.start + 1} is {error.object[error.start]:#04x}"
             fault = ValueError(f"line {first + len(lines)} is not UTF-8: {at}")
-        try:
-            text = written(lines)
-        except (TooLong, NoScores) as error:
-            where = f"line {first + error.index}{' is too long' if isinstance(error, TooLong) else ''}"
-            fault = ValueError(f"{where}: {error}")
-            lines = lines[: error.index]
-            text = written(lines)
+        text = None
+        while text is None:
+            try:
+                text = written(lines)
+            except (TooLong, NoScores) as error:
+                where = f"line {first + error.index}{' is too long' if isinstance(error, TooLong) else ''}"
+                fault = ValueError(f"{where}: {error}")
+                lines = lines[: error.index]  # which may have another one
         yield len(lines), text
         if fault is not None:
             raise fault

@@ -41,6 +41,7 @@ from benchmarks.timing import (
     graphed,
     machine,
     measure,
+    raise_if_stuck,
     refuse_overwriting,
     resumed,
     save,
@@ -134,6 +135,7 @@ def main(arguments: list[str] | None = None) -> None:
                 except Exception as error:  # one system that fails must not cost the other figures
                     if name == SRU and "graph" not in case:
                         raise
+                    raise_if_stuck(error)
                     functions.pop(name, None)
                     going_on_without(f"{name}, {case}", f"{type(error).__name__}: {error}")
             if not functions:

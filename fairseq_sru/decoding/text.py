@@ -49,7 +49,8 @@ class SentencePiece:
         self.lowercase = options.lowercase
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except RuntimeError:
+            assert model  # none is loaded without a word
+        except (RuntimeError, AssertionError):
             raise ValueError(f"{FILES['sentencepiece']} is not a sentencepiece model") from None
 
     def makes(self, token: str) -> bool:

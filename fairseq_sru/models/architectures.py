@@ -216,12 +216,15 @@ def _check_speech(args: Any, folder: Path) -> None:
         exit_with(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
     splits = _splits(args)
     _check_splits(splits, folder, "{}.tsv")
-    for _, split in splits:
-        _check_manifest(folder / f"{split}.tsv", read.audio_root)
+    for flag, split in splits:
+        without = ("disable_validation", "skip_invalid_size_inputs_valid_test")
+        judged = flag == "--valid-subset" and not any(getattr(args, other, False) for other in without)
+        _check_manifest(folder / f"{split}.tsv", read.audio_root, args.max_source_positions if judged else None)
 
 
-def _check_manifest(path: Path, root: str) -> None:
-    """Are a manifest's features there? Of each folder one file is looked for: all of very many would take minutes."""
+def _check_manifest(path: Path, root: str, longest: int | None) -> None:
+    """Are a manifest's features there, and none longer than what can be validated on? Of each folder one file is looked
+    for: all of very many would take minutes."""
     seen = set()
     with path.open(encoding="utf-8") as file:
         for line, row in enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
@@ -233,6 +236,11 @@ def _check_manifest(path: Path, root: str) -> None:
             if where not in seen and not audio.is_file():
                 exit_with(f"argument data: {path}, line {line:,}: column audio: no such file: {audio}")
             seen.add(where)
+            if longest and int(row.get("n_frames") or 0) > longest:
+                exit_with(
+                    f"--valid-subset: {path}, line {line:,} has {row['n_frames']} frames, more than "
+                    f"--max-source-positions {longest:,}; --skip-invalid-size-inputs-valid-test leaves such out"
+                )
 
 
 CHECKS: dict[str | None, Callable[[Any, Path], None]] = {

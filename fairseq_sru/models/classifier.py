@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
+from fairseq.data import data_utils
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +21,7 @@ from .embeddings import biased, embedding_of
 from .encoder import SRUEncoder, check_encoder
 
 logger = logging.getLogger(__name__)
+OTHER = "--num-classes or --classification-head-name is not what the checkpoint has"
 
 # Each makes (batch, size) of outputs (length, batch, size), padding (length, batch, 1) and all of the encoder's result.
 POOLINGS: dict[str, Callable[[Tensor, Tensor, dict[str, Any]], Tensor]] = {
@@ -56,11 +58,17 @@ class Classifier(BaseFairseqModel):
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Have a checkpoint's heads of other names or classes make room for this model's own, which are new: so a
-        model is fine-tuned for other classes."""
+        model is fine-tuned for other classes.
+
+        Raises:
+            ValueError: the model is to be used as the checkpoint has it.
+        """
         super().upgrade_state_dict_named(state_dict, name)
         own = {f"classification_heads.{key}": weight for key, weight in self.classification_heads.state_dict().items()}
         for key in [key for key in state_dict if key.startswith("classification_heads.")]:
             if key not in own or state_dict[key].shape != own[key].shape:
+                if getattr(self, "trained", False):  # as the task says
+                    raise data_utils.LabelError(OTHER)
                 logger.warning(f"{key} of the checkpoint is for other classes: this model's is untrained")
                 del state_dict[key]
         state_dict.update({key: weight for key, weight in own.items() if key not in state_dict})

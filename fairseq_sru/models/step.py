@@ -157,8 +157,9 @@ def write_attention(made: Program, x: int, inner: int, wide: int, layer: Any, ke
 
 def plain(cell: nn.Module, bidirectional: bool = False) -> bool:
     """Whether a :class:`Program` can compute a cell."""
-    usual = isinstance(cell, SRUCell) and cell.v1 and not cell.highway and cell.layer_norm is None
-    return usual and (bidirectional or not cell.bidirectional)
+    if not isinstance(cell, SRUCell) or type(cell).forward is not SRUCell.forward:
+        return False
+    return cell.v1 and not cell.highway and cell.layer_norm is None and (bidirectional or not cell.bidirectional)
 
 
 def _usual(module: nn.Module) -> bool:

@@ -37,6 +37,7 @@ from .timing import (
     going_on_without,
     graphed,
     measure,
+    raise_if_stuck,
     short,
     table,
 )
@@ -185,6 +186,7 @@ def callers(case: Case, package: Package, rivals: bool = False) -> dict[str, Fun
         except Exception as error:  # one system that fails must not cost the other figures
             if name == OURS and not (case.mode == GRAPH and isinstance(error, RuntimeError)):
                 raise
+            raise_if_stuck(error)
             going_on_without(f"{name}, {case.what}, {case.dtype}, {case.mode}", f"{type(error).__name__}: {error}")
     return found
 
@@ -335,6 +337,7 @@ def all_scans(backend: Backend, cases: Iterable[Case], turns: int, keep: Keep) -
             except RuntimeError as error:
                 if case.mode != GRAPH:
                     raise
+                raise_if_stuck(error)
                 going_on_without(f"{case}, alone", f"{type(error).__name__}: {error}")
                 case = case._replace(mode=EAGER)
                 took = measure(passes(backend, case), turns)

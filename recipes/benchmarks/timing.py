@@ -113,6 +113,16 @@ def going_on_without(what: str, reason: str) -> None:
     tqdm.write(f"going on without {what}: {reason.strip().splitlines()[0]}", file=sys.stderr)
 
 
+def raise_if_stuck(error: Exception) -> None:
+    """Raise an error after which the GPU does nothing more, as after an illegal address: the process has to end in the
+    case that made it."""
+    if ON_GPU:
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError:
+            raise error from None
+
+
 def warm_up() -> None:
     """Keep a GPU busy until its clocks are up."""
     if not ON_GPU:
@@ -131,10 +141,10 @@ def demand_kernels() -> None:
 
 
 def refuse_overwriting(parser: argparse.ArgumentParser, path: Path, resume: bool, *drawn: Path) -> None:
-    """End the program where a report is there already that --resume doesn't go on with, or a plot without a report."""
+    """End the program where --resume isn't given and a report or a plot is there already."""
+    if resume:
+        return
     if path.exists():
-        if resume:
-            return
         parser.error(f"argument --out: {path} is there already: --resume goes on with it; or name another folder")
     for other in drawn:
         if other.exists():
@@ -214,8 +224,9 @@ def table(title: str, headers: list[str], rows: Iterable[list[str]]) -> None:
 def place(report: dict[str, Any], what: str) -> str:
     """Where and when a report was measured, for the line above its table."""
     here = report["machine"]
+    machine = ", ".join(filter(None, (here["device"], here.get("cpu"))))
     return (
-        f"{what}. {here['device']}, threads: {here['threads']}, torch {here['torch']}, {here['date'][:10]}; "
+        f"{what}. {machine}, threads: {here['threads']}, torch {here['torch']}, {here['date'][:10]}; "
         f"medians of {report['turns']} runs.\n\n"
     )
 
@@ -224,6 +235,7 @@ def machine(**more: str) -> dict[str, Any]:
     """What a report says of where and when it was made; more goes in before the date."""
     return {
         "device": torch.cuda.get_device_name() if ON_GPU else processor(),
+        **({"cpu": processor()} if ON_GPU else {}),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         **({"cudnn": torch.backends.cudnn.version()} if ON_GPU else {}),

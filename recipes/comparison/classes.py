@@ -44,7 +44,11 @@ class Classes:
         prepared = (data / TEST).is_file()
         self.tokens = tokens if prepared else str.split  # as fairseq-preprocess has text of the user's
         words = self.task.label_dictionary
-        self.labels = words.symbols[words.nspecial : words.nspecial + self.task.cfg.num_classes]
+        symbols, classes = words.symbols[words.nspecial :], self.task.cfg.num_classes
+        named = [word for word in symbols if word != "<mask>" and not word.startswith("madeupword")]  # as fairseq adds
+        if len(named) > classes:
+            raise RecipeError(f"{checkpoint} tells {classes} labels, and {data} has {len(named)}: it is of other data")
+        self.labels = symbols[:classes]
 
     def __call__(self, sentences: Sequence[str]) -> Iterator[tuple[str, float]]:
         """The label of each sentence and its probability."""

@@ -118,15 +118,11 @@ def manifest(
         audio = f"{FEATURES}:{at}:{len(data.getvalue())}"
         rows.append(f"{utterance.id}\t{audio}\t{len(found)}\t{utterance.text}\t{utterance.speaker}\n")
         moments += np.stack([np.ones_like(found), found, found**2]).sum(1, dtype="f8")
+    said = f"{left_out:,} left out: fewer than {SHORTEST} frames, for training more than {LONGEST:,}, or no text"
     if len(rows) == 1:
-        raise RecipeError(
-            f"no utterance is left for {split}: {left_out} have less than {SHORTEST} frames, for training more than "
-            f"{LONGEST:,}, or no text"
-        )
+        raise RecipeError(f"no utterance is left for {split}: {said}")
     if left_out:
-        print(
-            f"{split}: {left_out:,} left out: fewer than {SHORTEST} frames, no text, or too long to train", flush=True
-        )
+        print(f"{split}: {said}", flush=True)
     if silent:
         print(f"{split}: {len(silent):,} kept although silent, as {silent[0]}", flush=True)
     (to / f"{split}.tsv").write_text("".join(rows), "utf-8", newline="\n")

@@ -76,6 +76,8 @@ class Day:
                 return {"state": "not begun", "why": "no time was left"}
         limit = min(part.limit * self.longer, left)
         state = {"state": "done", "seconds": 0.0, "why": ""}
+        made = self.out / part.made if part.made and "--resume" in part.command else None
+        before = made.read_bytes() if made and made.is_file() else b""
         try:
             if part.beside:  # it knows by itself what is there, which is not below OUT
                 took = self.stages.always(part.name, part.command, log, limit=limit)["seconds"]
@@ -91,8 +93,15 @@ class Day:
             )
             return {**state, "seconds": round(stamp["seconds"], 1)}
         except StageError as error:
+            # a case that ends the process twice is left out: the others shall not wait for another day
+            went_on = made and made.is_file() and made.read_bytes() != before
+            took = time.monotonic() - begun
+            if went_on and not isinstance(error, Late) and limit - took > WORTH:
+                print(f"{part.name}: once more after {error}"[:200], flush=True)
+                again = self.run(part._replace(limit=(limit - took) / self.longer))
+                return {**again, "seconds": round(again.get("seconds", 0.0) + took, 1)}
             state |= {"state": "stopped" if isinstance(error, Late) else "failed", "why": str(error)}
-            return {**state, "seconds": round(time.monotonic() - begun, 1)}
+            return {**state, "seconds": round(took, 1)}
         finally:
             logs = [path for path in (log.with_name(f"{log.name}.part"), log) if path.is_file()]
             if part.shown and logs:

@@ -103,9 +103,10 @@ def test_an_error_is_one_line_after_what_was_before_it(line: bytes, said: str, m
 
 def test_a_line_without_scores_is_named(tmp_path: Path, translate: Any) -> None:
     exported(tmp_path / "model", "sru, defaults", norm=3e38)
-    code, out, errors = translate(tmp_path / "model", b"\n\nwindow\n")
-    assert code == 1 and out == b"\n\n"
-    assert errors.startswith("translate: line 3: the model gives no finite scores: it is damaged")
+    for more in (b"", b"word " * 10_000 + b"\n"):  # too long
+        code, out, errors = translate(tmp_path / "model", b"\n\nwindow\n" + more)
+        assert code == 1 and out == b"\n\n"
+        assert errors.startswith("translate: line 3: the model gives no finite scores: it is damaged")
 
 
 @pytest.mark.parametrize("waits", [True, False])

@@ -287,6 +287,11 @@ def test_there_are_as_many_hypotheses_as_asked_for(tmp_path: Path, monkeypatch: 
     assert [h.score for h in translator.hypotheses(["window"], nbest=3)[0]] == [-1.0, -math.inf, -math.inf]
 
 
+def test_an_empty_file_is_no_subword_model() -> None:
+    with pytest.raises(ValueError, match=r"^spm\.model is not a sentencepiece model$"):
+        subwords(TextOptions("sentencepiece", "en", "de"), b"")
+
+
 @pytest.mark.parametrize("int8", [False, True])
 def test_what_gives_no_numbers_is_told(tmp_path: Path, int8: bool) -> None:
     """Of a training that diverged, whose sums overflow; fairseq tells it, too."""

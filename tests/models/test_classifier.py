@@ -136,6 +136,9 @@ def test_a_model_is_fine_tuned_for_other_classes(dictionary, caplog):
     same = small("sru, max", dictionary)
     same.load_state_dict(after.state_dict())
     assert torch.equal(same.classification_heads[HEAD].weight, head)
+    after.trained = True  # as the task says where it is loaded to be used
+    with pytest.raises(ValueError, match=r"^--num-classes or --classification-head-name is not"):
+        after.load_state_dict(before.state_dict())
 
 
 def test_vectors_are_taken_and_left_as_they_are(dictionary, tmp_path):
@@ -276,7 +279,10 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys,
     run_cli("train", data, *flags)
     checkpoint = tmp_path / "checkpoint_best.pt"
     words = ["--user-dir", "fairseq_sru", "--cpu", "--path", checkpoint, "--batch-size", 7, "--valid-subset", "test"]
-    done = run_cli("validate", data, *words, *SMALL[2:6], "--num-classes", 2, "--log-format", "json")
+    other = run_cli("validate", data, *words, *SMALL[2:6], "--num-classes", 3, check=False)
+    assert other.returncode == 2
+    assert "argument data: --num-classes or --classification-head-name is not what" in other.stderr.splitlines()[-1]
+    done = run_cli("validate", data, *words, *SMALL[2:6], "--log-format", "json")
     (stated,) = re.findall(r'"test_accuracy": "([\d.]+)"', done.stdout + done.stderr)
     lines = [line.split(" ", 1) for line in (data / "labelled-test.txt").read_text().splitlines()]
     text = tmp_path / "text"
@@ -301,6 +307,12 @@ def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys,
     monkeypatch.chdir(data)
     classify.main([".", "--path", str(checkpoint), "--input", str(text)])
     assert [line.split("\t") for line in capsys.readouterr().out.splitlines()] == found
+    more = shutil.copytree(data, tmp_path / "more")
+    with (more / "label" / "dict.txt").open("a") as file:
+        file.write("2 1\n")
+    with pytest.raises(SystemExit):
+        classify.main([str(more), "--path", str(checkpoint), "--input", str(text)])
+    assert f"tells 2 labels, and {more} has 3: it is of other data" in capsys.readouterr().err.splitlines()[-1]
     own = shutil.copytree(data, tmp_path / "own")  # as of fairseq-preprocess, which splits text at spaces alone
     (own / "labelled-test.txt").unlink()
     for sentences, same in ((lines, True), ([(label, sentence.upper()) for label, sentence in lines], False)):

@@ -796,6 +796,37 @@ def test_adam_of_all_weights_at_once_makes_the_same_updates(weight_decay: float,
     assert (made[0][0][1] - start[1]).abs().max() > 0.05
 
 
+@pytest.mark.parametrize("together", [None, "fused", "foreach"])
+def test_adam_refuses_what_belongs_to_weights_of_other_shapes(together: str | None) -> None:
+    """torch's kernels would read and write beyond it."""
+    before, after = (torch.nn.Parameter(torch.randn(rows, 4)) for rows in (3, 5))
+    before.grad = torch.ones_like(before)
+    found = Adam([before])
+    found.together = together
+    found.step()
+    with pytest.raises(ValueError, match="of other weights than this model's: give --reset-optimizer"):
+        Adam([after]).load_state_dict(found.state_dict())
+    Adam([before]).load_state_dict(found.state_dict())
+
+
+def test_tied_weights_stay_tied_in_a_checkpoint_of_a_gpu() -> None:
+    """Else it is larger, and its parameters are counted twice."""
+
+    class Away(torch.Tensor):
+        is_cpu = False
+
+        def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
+            return self.as_subclass(torch.Tensor).clone()
+
+    weight = torch.randn(4, 3).as_subclass(Away)
+    given = {"a": weight, "b": weight.view(4, 3), "t": weight.t(), "part": weight[:2], "none": weight[:0]}
+    moved = utils.move_to_cpu(given)
+    assert moved["a"] is moved["b"] and all(type(t) is torch.Tensor for t in moved.values())
+    assert len({t.data_ptr() for t in moved.values() if t.numel()}) == 3
+    for name, t in given.items():
+        assert torch.equal(moved[name], t.as_subclass(torch.Tensor))
+
+
 @pytest.fixture
 def torch_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch says that there is one, and no tensor is there, as with --cpu."""

@@ -231,6 +231,20 @@ def test_missing_features_are_told_with_the_line_of_the_manifest(speech, tmp_pat
     assert capsys.readouterr().err.endswith(f"{manifest}, line 4: column audio: no such file: {folder}/lost.zip\n")
 
 
+def test_what_is_too_long_to_validate_on_is_told_before_training(speech, capsys):
+    """Of 16 to 40 frames; what is too long to train on is left out by fairseq."""
+    given = Namespace(data=str(speech), config_yaml="config.yaml", train_subset="train", valid_subset="valid", **SMALL)
+    given.task, given.max_source_positions = "speech_to_text", 39
+    with pytest.raises(SystemExit):
+        ARCH_CONFIG_REGISTRY["s2t_sru"](given)
+    said = capsys.readouterr().err
+    assert re.search(r"--valid-subset: \S+valid.tsv, line \d+ has 40 frames, more than --max-source-positions 39", said)
+    for flag in ("skip_invalid_size_inputs_valid_test", "disable_validation"):
+        ARCH_CONFIG_REGISTRY["s2t_sru"](Namespace(**{**vars(given), flag: True}))
+    given.max_source_positions = 40
+    ARCH_CONFIG_REGISTRY["s2t_sru"](given)
+
+
 @pytest.mark.parametrize("kind", [SpeechModel, Classifier])
 def test_a_hub_that_takes_text_to_text_is_refused(kind):
     with pytest.raises(NotImplementedError, match="can't be used so: "):

@@ -16,7 +16,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from fairseq_sru.decoding import program as program_module
-from fairseq_sru.models import base_decoder, step
+from fairseq_sru.layers.cell import SRUCell
+from fairseq_sru.models import base_decoder, step, units
 from fairseq_sru.models.attention import Attention
 from fairseq_sru.models.base_decoder import SOURCE
 from fairseq_sru.recurrence import build, dispatch
@@ -176,6 +177,18 @@ def test_where_it_must_not_run_torch_does(model: Any, dictionary: Dictionary, mo
         monkeypatch.setattr(base_decoder, "available", lambda: False)
         steps(copy.deepcopy(model), src, target)
     assert not calls
+
+
+def test_a_cell_of_ones_own_is_torchs() -> None:
+    """As docs/extending.md has units: export, too, would take its weights for those of an SRU."""
+
+    class Own(SRUCell):
+        def forward(self, *args: Any) -> Any:
+            h, c = super().forward(*args)
+            return 2 * h, c
+
+    assert step.plain(SRUCell(4, 4, highway=False)) and step.plain(units.SRU(4, 4, highway=False))
+    assert not step.plain(Own(4, 4, highway=False))
 
 
 @pytest.mark.parametrize("token", [-1, 10**6])

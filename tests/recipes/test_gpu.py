@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gpu_wheels
 import pytest
 import torch
-from benchmarks import layer, scans
+from benchmarks import layer, scans, timing
 from benchmarks.layer import EAGER, FORWARD, GRAPH, Case
 from comparison.processes import execute
 from comparison.stages import Stages
@@ -283,6 +284,38 @@ def test_a_part_goes_on_with_what_it_has_made_of_the_same_source(run: Any, tmp_p
     assert file.read_text() == "xxx"
     assert run(part._replace(command=(*SAY, f"{add} # other"))) == {"adds": "failed"}
     assert file.read_text() == "x"
+
+
+def test_what_left_a_case_out_is_run_again_at_once(run: Any, tmp_path: Path) -> None:
+    """One kernel that ends the process twice must not keep the others for another day; what makes nothing is not tried
+    again."""
+    file = tmp_path / "made.json"
+    add = f"import sys; open({str(file)!r}, 'a').write('x'); sys.exit(len(open({str(file)!r}).read()) < 3)"
+    assert run(Part("adds", (*SAY, add, "--resume"), 60, made="made.json")) == {"adds": "done"}
+    assert file.read_text() == "xxx"
+    fails = "import sys; print('x', file=open(sys.argv[2], 'a')); sys.exit(1)"
+    seen = tmp_path / "seen"
+    part = Part("fails", (*SAY, fails, "--resume", str(seen)), 60, made="none.json")
+    assert run(part) == {"fails": "failed"} and seen.read_text() == "x\n"
+
+
+def test_a_gpu_that_does_no_more_ends_the_process_in_the_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stuck(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    for module in (layer, scans):
+        monkeypatch.setattr(module, "graphed", stuck)
+    monkeypatch.setattr(timing, "ON_GPU", True)
+    monkeypatch.setattr(torch.cuda, "synchronize", stuck)
+    backend, kept = choose("auto", layer.DEVICE.type), list[dict[str, Any]]()
+    assert backend is not None
+    case = Case(FORWARD, 2, 2, 8, mode=GRAPH)
+    for all_of in (layer.all_cases, partial(layer.all_scans, backend)):
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            all_of([case], *([None] if all_of is layer.all_cases else []), 1, kept.append)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        scans.all_others([case], 1, kept.append)
+    assert not kept
 
 
 XDIST = """

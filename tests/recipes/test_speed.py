@@ -394,16 +394,6 @@ def test_a_report_that_is_there_is_no_victim(script, tmp_path, capsys):
     assert path.read_text() == "of an hour"
 
 
-def test_nor_is_a_plot_without_its_report(tmp_path, capsys):
-    plot = tmp_path / "speed.svg"
-    plot.write_text("of an hour")
-    for resume in ([], ["--resume"]):
-        with pytest.raises(SystemExit):
-            speed.main(["--quick", "--out", str(tmp_path), *resume])
-        assert f"argument --out: {plot} is there already, without speed.json: name another" in capsys.readouterr().err
-    assert plot.read_text() == "of an hour"
-
-
 def test_a_plot_of_something_else_is_no_victim(tmp_path, capsys):
     (tmp_path / "speed.svg").write_text("of a comparison")
     with pytest.raises(SystemExit):

@@ -47,11 +47,13 @@ class SentencePiece:
         import sentencepiece
 
         self.lowercase = options.lowercase
+        wrong = ValueError(f"{FILES['sentencepiece']} is not a sentencepiece model")
+        if not model:  # which would be loaded without a word
+            raise wrong
         try:
             self.model = sentencepiece.SentencePieceProcessor(model_proto=model)
-            assert model  # none is loaded without a word
-        except (RuntimeError, AssertionError):
-            raise ValueError(f"{FILES['sentencepiece']} is not a sentencepiece model") from None
+        except RuntimeError:
+            raise wrong from None
 
     def makes(self, token: str) -> bool:
         """Whether text may have this subword."""

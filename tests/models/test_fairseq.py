@@ -813,7 +813,7 @@ def test_tied_weights_stay_tied_in_a_checkpoint_of_a_gpu() -> None:
     """Else it is larger, and its parameters are counted twice."""
 
     class Away(torch.Tensor):
-        is_cpu = False
+        is_cuda = True
 
         def cpu(self, *_: Any, **__: Any) -> torch.Tensor:
             return self.as_subclass(torch.Tensor).clone()

@@ -272,6 +272,12 @@ def test_the_backend_of_the_page_is_right_in_every_variant(extended: None) -> No
         arguments = make(case)
         recompute = functools.partial(sru_recurrence, backend="recompute")
         assert_defined(results(recompute, arguments), arguments, factor=2)
+    layer, x = SRUCell(6, 6, backend="recompute"), torch.randn(5, 3, 6)
+    grads = [
+        torch.autograd.grad(run(x)[0].square().sum(), [*layer.parameters()])
+        for run in (layer, torch.compile(layer, backend="aot_eager"))
+    ]
+    torch.testing.assert_close(grads[1], grads[0])
 
 
 def test_the_data_set_of_the_page_is_prepared(extended: None, tmp_path: Path) -> None:

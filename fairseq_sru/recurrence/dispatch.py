@@ -33,7 +33,7 @@ BACKENDS: dict[str, Callable[[], Backend] | None] = {
     "reference": None,
 }
 DEVICES = {"cuda": "cuda", "native": "cpu"}  # of those that run on one kind of device alone
-BEST = {device: name for name, device in DEVICES.items()}
+BEST = {device: name for name, device in reversed(DEVICES.items())}
 
 
 def sru_recurrence(

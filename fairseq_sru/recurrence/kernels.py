@@ -141,6 +141,7 @@ class Kernels:
         given = x is not None, v is not None, padding_mask is not None
         variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, *given)
         u, x = u.contiguous(), _like(x, u.dtype)
+        c = c.contiguous()  # as forward gave it, unless hooks of saved tensors lay it out anew
         bias, v, mask = _like(bias, state), _like(v, state), _like(mask, state)
         pad = None if padding_mask is None else padding_mask.contiguous()
         length, batch, width, gates = shape.length, shape.batch, shape.width, 1 if variant.planes == 2 else 2

@@ -670,6 +670,8 @@ def test_validation_of_a_shard(folder: Path) -> None:
         done = run_cli("validate", *words, *more, cwd=folder)
         losses.update(re.findall(r'"valid_loss": "([\d.]+)"', done.stdout + done.stderr))
     assert len(losses) == 3
+    none = run_cli("validate", *words, "--shard-id", 999, "--num-shards", 1000, cwd=folder)
+    assert "no sentence to validate on" in none.stdout + none.stderr
 
 
 def test_sentences_fall_into_buckets() -> None:

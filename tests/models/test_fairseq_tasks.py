@@ -97,6 +97,16 @@ def test_a_missing_checkpoint_is_no_fresh_start(flag: str, tmp_path: Path) -> No
         checkpoint_utils.load_checkpoint(given, SimpleNamespace(checkpoint_suffix=""))
 
 
+def test_a_jobs_own_checkpoint_may_be_missing_at_its_first_launch(toy_data: Path, tmp_path: Path) -> None:
+    """As of a command that is given again and again until all is done."""
+    for flag, updates in (("--restore-file", 1), ("--restore-file", 2), ("--continue-once", 3)):
+        own = [flag, f"{tmp_path}/./checkpoint_last.pt"]
+        run_cli("train", toy_data, *PLUGIN, *SMALL, "--save-dir", tmp_path, "--max-update", updates, *own)
+        last = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)
+        assert last["optimizer_history"][-1]["num_updates"] == updates
+    assert len(last["optimizer_history"]) == 3  # one of each launch
+
+
 CLOCK = """
 from fairseq.logging import metrics
 from fairseq_cli.train import cli_main

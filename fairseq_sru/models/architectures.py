@@ -216,10 +216,11 @@ def _check_speech(args: Any, folder: Path) -> None:
         exit_with(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
     splits = _splits(args)
     _check_splits(splits, folder, "{}.tsv")
+    longest = getattr(args, "max_source_positions", None)
     for flag, split in splits:
         without = ("disable_validation", "skip_invalid_size_inputs_valid_test")
         judged = flag == "--valid-subset" and not any(getattr(args, other, False) for other in without)
-        _check_manifest(folder / f"{split}.tsv", read.audio_root, args.max_source_positions if judged else None)
+        _check_manifest(folder / f"{split}.tsv", read.audio_root, longest if judged else None)
 
 
 def _check_manifest(path: Path, root: str, longest: int | None) -> None:

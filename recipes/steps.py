@@ -37,11 +37,11 @@ from benchmarks.timing import (
     Function,
     Spread,
     demand_kernels,
+    failed,
     going_on_without,
     graphed,
     machine,
     measure,
-    raise_if_stuck,
     refuse_overwriting,
     resumed,
     save,
@@ -135,9 +135,8 @@ def main(arguments: list[str] | None = None) -> None:
                 except Exception as error:  # one system that fails must not cost the other figures
                     if name == SRU and "graph" not in case:
                         raise
-                    raise_if_stuck(error)
                     functions.pop(name, None)
-                    going_on_without(f"{name}, {case}", f"{type(error).__name__}: {error}")
+                    failed(f"{name}, {case}", error)
             if not functions:
                 continue
             per = STEPS if case.startswith("step") else 1

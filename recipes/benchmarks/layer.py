@@ -34,10 +34,10 @@ from .timing import (
     TITLE,
     Function,
     Spread,
+    failed,
     going_on_without,
     graphed,
     measure,
-    raise_if_stuck,
     short,
     table,
 )
@@ -105,7 +105,7 @@ def published_package() -> Package:
         # where its CUDA source doesn't compile it can be imported all the same, and fails when it is called
         sru.SRU(8, 8, num_layers=1, v1=True, use_tanh=True).to(DEVICE)(torch.randn(2, 2, 8, device=DEVICE))
     except Exception as error:  # whatever its build ends in
-        going_on_without("the package sru", f"{type(error).__name__}: {error}")
+        failed("the package sru", error)
         return None
     return sru.SRU  # type: ignore[no-any-return]
 
@@ -186,8 +186,7 @@ def callers(case: Case, package: Package, rivals: bool = False) -> dict[str, Fun
         except Exception as error:  # one system that fails must not cost the other figures
             if name == OURS and not (case.mode == GRAPH and isinstance(error, RuntimeError)):
                 raise
-            raise_if_stuck(error)
-            going_on_without(f"{name}, {case.what}, {case.dtype}, {case.mode}", f"{type(error).__name__}: {error}")
+            failed(f"{name}, {case.what}, {case.dtype}, {case.mode}", error)
     return found
 
 
@@ -337,8 +336,7 @@ def all_scans(backend: Backend, cases: Iterable[Case], turns: int, keep: Keep) -
             except RuntimeError as error:
                 if case.mode != GRAPH:
                     raise
-                raise_if_stuck(error)
-                going_on_without(f"{case}, alone", f"{type(error).__name__}: {error}")
+                failed(f"{case}, alone", error)
                 case = case._replace(mode=EAGER)
                 took = measure(passes(backend, case), turns)
             for name, count in traffic(DTYPES[case.dtype].itemsize, backend).items():

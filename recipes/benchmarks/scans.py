@@ -15,7 +15,7 @@ from fairseq_sru import sru_recurrence
 from fairseq_sru.recurrence.reference import Options, Tensors, reference
 
 from .layer import BOTH, DTYPES, FORWARD, GRAPH, Case, Keep
-from .timing import DEVICE, ON_GPU, REPLAY, Function, going_on_without, graphed, measure, raise_if_stuck, short, table
+from .timing import DEVICE, ON_GPU, REPLAY, Function, failed, graphed, measure, short, table
 
 OURS, WARP, HGRN, COMPILED = "SRU", "accelerated-scan", "HGRN", "compiled definition"
 NAMES = {
@@ -108,8 +108,7 @@ def callers(case: Case) -> dict[str, Function]:
         except Exception as error:  # others' builds end in anything
             if name == OURS and case.mode != GRAPH:
                 raise
-            raise_if_stuck(error)
-            going_on_without(name, f"{type(error).__name__}: {error}")
+            failed(name, error)
     return found
 
 

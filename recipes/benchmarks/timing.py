@@ -113,14 +113,15 @@ def going_on_without(what: str, reason: str) -> None:
     tqdm.write(f"going on without {what}: {reason.strip().splitlines()[0]}", file=sys.stderr)
 
 
-def raise_if_stuck(error: Exception) -> None:
-    """Raise an error after which the GPU does nothing more, as after an illegal address: the process has to end in the
-    case that made it."""
+def failed(what: str, error: Exception) -> None:
+    """Go on without what ended in an error. One after which the GPU does nothing more, as after an illegal address, is
+    raised: the process has to end in the case that made it."""
     if ON_GPU:
         try:
             torch.cuda.synchronize()
         except RuntimeError:
             raise error from None
+    going_on_without(what, f"{type(error).__name__}: {error}")
 
 
 def warm_up() -> None:

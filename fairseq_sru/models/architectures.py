@@ -178,12 +178,18 @@ def _check_sentences(args: Any, folder: Path) -> None:
         return
     _check_splits(labelled, folder, "label/{}.*", "label/{}")
     dictionary = Dictionary.load(str(folder / "label" / "dict.txt"))
-    labels = [word for word in dictionary.symbols[dictionary.nspecial :] if not word.startswith("madeupword")]
+    labels = labels_of(dictionary)
     if labels and args.num_classes < len(labels):
         exit_with(f"--num-classes must be {len(labels)}, the labels of {folder}/label/dict.txt; got {args.num_classes}")
     for _, split in labelled:
         if wrong := _wrong_labels(folder, split, dictionary):
             exit_with(wrong)
+
+
+def labels_of(dictionary: Dictionary) -> list[str]:
+    """The labels of a dictionary of a classifier, without what fairseq adds to it."""
+    words = dictionary.symbols[dictionary.nspecial :]
+    return [word for word in words if word != "<mask>" and not word.startswith("madeupword")]
 
 
 def _wrong_labels(folder: Path, split: str, dictionary: Dictionary) -> str | None:
@@ -216,11 +222,10 @@ def _check_speech(args: Any, folder: Path) -> None:
         exit_with(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
     splits = _splits(args)
     _check_splits(splits, folder, "{}.tsv")
-    longest = getattr(args, "max_source_positions", None)
+    unjudged = any(getattr(args, flag, False) for flag in ("disable_validation", "skip_invalid_size_inputs_valid_test"))
+    longest = None if unjudged else getattr(args, "max_source_positions", None)
     for flag, split in splits:
-        without = ("disable_validation", "skip_invalid_size_inputs_valid_test")
-        judged = flag == "--valid-subset" and not any(getattr(args, other, False) for other in without)
-        _check_manifest(folder / f"{split}.tsv", read.audio_root, longest if judged else None)
+        _check_manifest(folder / f"{split}.tsv", read.audio_root, longest if flag == "--valid-subset" else None)
 
 
 def _check_manifest(path: Path, root: str, longest: int | None) -> None:

@@ -54,7 +54,7 @@ def fused_dropout(x: Tensor, p: float) -> Tensor | None:
 
 
 class Dropout(FairseqDropout):
-    """fairseq's dropout, which ``--retain-dropout`` can keep in decoding, by :func:`fused_dropout` where that can.
+    """fairseq's dropout, which ``--retain-dropout`` can keep in decoding; it takes :func:`fused_dropout` where it can.
 
     Args:
         p: probability that an element becomes 0.
@@ -65,11 +65,6 @@ class Dropout(FairseqDropout):
     def rate(self) -> float:
         """The probability as things are: 0 in evaluation, where ``--retain-dropout`` doesn't keep it."""
         return self.p if self.training or self.apply_during_inference else 0.0
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` of any shape and floating dtype, dropped out in training."""
-        dropped = fused_dropout(x, self.rate)
-        return super().forward(x) if dropped is None else dropped  # type: ignore[no-any-return]
 
     def plus(self, residual: Tensor, x: Tensor) -> Tensor:
         """``residual + dropout(x)``, in one pass where that is possible."""

@@ -12,7 +12,7 @@ from corpora.sentences import TEST, tokens
 from fairseq import checkpoint_utils, utils
 from fairseq.data import data_utils
 
-import fairseq_sru.models  # noqa: F401
+from fairseq_sru.models.architectures import labels_of
 
 BATCH = 64  # sentences
 
@@ -44,11 +44,10 @@ class Classes:
         prepared = (data / TEST).is_file()
         self.tokens = tokens if prepared else str.split  # as fairseq-preprocess has text of the user's
         words = self.task.label_dictionary
-        symbols, classes = words.symbols[words.nspecial :], self.task.cfg.num_classes
-        named = [word for word in symbols if word != "<mask>" and not word.startswith("madeupword")]  # as fairseq adds
-        if len(named) > classes:
-            raise RecipeError(f"{checkpoint} tells {classes} labels, and {data} has {len(named)}: it is of other data")
-        self.labels = symbols[:classes]
+        named, classes = len(labels_of(words)), self.task.cfg.num_classes
+        if named > classes:
+            raise RecipeError(f"{checkpoint} tells {classes} labels, and {data} has {named}: it is of other data")
+        self.labels = words.symbols[words.nspecial : words.nspecial + classes]
 
     def __call__(self, sentences: Sequence[str]) -> Iterator[tuple[str, float]]:
         """The label of each sentence and its probability."""

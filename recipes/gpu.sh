@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is to be known of an NVIDIA GPU, in ten minutes at most:
+# Everything that is to be known of an NVIDIA GPU, in ten minutes (what installing takes counts, but isn't stopped):
 #     bash recipes/gpu.sh [OUT] [--minutes N]
 # tests, speed of layers, recurrences and models beside others', and a comparison by training, the most important first, each part
 # within its time. Results go to OUT (recipes/results/gpu/CARD) after each part. Run again, it does what is not done.

@@ -62,6 +62,12 @@ def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
             process.send_signal(how)
 
 
+def stop_all() -> None:
+    """:func:`stop` for all that run."""
+    for process in list(_running):
+        stop(process)
+
+
 # In another locale a command would print what is not UTF-8; a warning would cut a line that is printed in blocks;
 # another level of fairseq's log lacks the speeds.
 ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
@@ -87,8 +93,7 @@ def side_by_side(
                 then(future.result())
         except BaseException:
             _ending.set()
-            for process in list(_running):
-                stop(process)
+            stop_all()
             pool.shutdown(cancel_futures=True)
             raise
         finally:

@@ -29,6 +29,7 @@ from benchmarks.timing import DRY, machine
 from common.arguments import at_least_one
 from common.files import write_text
 from common.machine import files, source
+from comparison.processes import stop_all
 from comparison.stages import Late, StageError, Stages, remove, working_in
 
 from . import tables
@@ -63,12 +64,13 @@ class Day:
     def run(self, part: Part) -> dict[str, Any]:
         """Do a part; how it ended."""
         log = self.work / "logs" / f"{part.name}.log"
+        inputs = [*self.inputs, *([part.reads] if part.reads else [])]
         begun = time.monotonic()
         left = self.until - begun
         outputs = [self.out / name for name in (part.made, part.outcomes) if name]
         if left < WORTH:
             known = self.stages.stamp(part.name)
-            ours = bool(known) and self.stages.is_of(part.name, part.command, self.inputs)
+            ours = bool(known) and self.stages.is_of(part.name, part.command, inputs)
             if known and not ours:  # of other source, they are no result of this day
                 for name in filter(None, (part.made, part.outcomes, part.shown)):
                     remove(self.out / name)
@@ -85,7 +87,7 @@ class Day:
             stamp = self.stages.command(
                 part.name,
                 part.command,
-                inputs=self.inputs,
+                inputs=inputs,
                 outputs=outputs,
                 resume=(lambda _: {}) if part.made else None,
                 log=log,
@@ -110,19 +112,22 @@ class Day:
     def run_all(self, todo: list[Part]) -> bool:
         """Run the parts in order; whether all are done."""
         beside: dict[str, Thread] = {}
-        for part in todo:
-            if part.beside:  # a daemon ends with this process, and what it runs ends with it
-                beside[part.name] = Thread(target=self.do, args=[part], daemon=True)
-                beside[part.name].start()
-                continue
-            for needed in part.needs:
-                beside[needed].join()
-            if not any(thread.is_alive() for thread in beside.values()):  # what still builds needs its lock
-                unlock()
-            self.do(part)
-            self.note(todo)
-        for thread in beside.values():
-            thread.join()
+        try:
+            for part in todo:
+                if part.beside:
+                    beside[part.name] = Thread(target=self.do, args=[part], daemon=True)
+                    beside[part.name].start()
+                    continue
+                for needed in part.needs:
+                    beside[needed].join()
+                if not any(thread.is_alive() for thread in beside.values()):  # what still builds needs its lock
+                    unlock()
+                self.do(part)
+                self.note(todo)
+            for thread in beside.values():
+                thread.join()
+        finally:
+            stop_all()  # on Ctrl-C, which those beside don't get
         self.note(todo)
         return all(state["state"] == "done" for state in self.states.values())
 

@@ -14,6 +14,7 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import re
 import runpy
@@ -25,6 +26,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from common.files import write_text
 from common.machine import ROOT
 
 VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))  # an import of the package would load torch
@@ -33,7 +35,9 @@ SITE, FAIRSEQ, BUILDS = (ROOT / "runs" / "gpu" / name for name in ("site", "fair
 RIVALS = VERSIONS["RIVALS"]
 # of these, others than those that are brought along don't do
 EXACT = {"antlr4-python3-runtime", "cuda-pathfinder", "filelock", "hydra-core", "omegaconf", "pynvrtc"}
-EXTENSIONS = ("sru", "accelerated_scan.warp")  # build CUDA source when they are first imported
+# others' kernels; the first two build CUDA source when they are first imported
+OTHERS = ("sru", "accelerated_scan.warp", "fla.ops.hgrn")
+READY = BUILDS / "ready.txt"  # those that can be imported
 
 
 def pip(*words: str | Path) -> None:
@@ -70,10 +74,18 @@ def missing(pins: Iterable[str], there: set[str]) -> list[str]:
     return [pin for pin in pins if key(pin.split("==")[0]) not in there]
 
 
+def wheels(folder: Path) -> list[Path]:
+    """One of each package: that of gpu_wheels.py's last run, which leaves those of earlier ones, or else the newest."""
+    listed = folder / "wheels.json"
+    last = json.loads(listed.read_text(encoding="utf-8"))["bytes"] if listed.is_file() else {}
+    found = sorted(folder.glob("*.whl"), key=lambda wheel: (wheel.name in last, wheel.stat().st_mtime, wheel.name))
+    return sorted({package(wheel): wheel for wheel in found}.values())
+
+
 def install(folder: Path, site: Path) -> None:
     """Put what this environment lacks into a folder."""
     there = installed()
-    lacking = [wheel for wheel in sorted(folder.glob("*.whl")) if lacks(wheel, there)]
+    lacking = [wheel for wheel in wheels(folder) if lacks(wheel, there)]
     put = partial(pip, "install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", site)
     try:
         if lacking:
@@ -141,12 +153,15 @@ def build() -> None:
     mend_sru()
     beside = Path(sys.executable).parent
     os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja
-    for name in EXTENSIONS:
+    ready = []
+    for name in OTHERS:
         try:
             importlib.import_module(name)
+            ready.append(name)
             print(f"{name}: ready")
         except Exception as error:  # others' builds end in anything
             print(f"{name}: {type(error).__name__}: {error}")
+    write_text(READY, "\n".join(ready))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {c.__name__: c for c in (install, others, fairseq, build)}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from benchmarks.timing import ON_GPU
 
-from .packages import FAIRSEQ, ROOT
+from .packages import FAIRSEQ, READY, ROOT
 
 TESTS = "tests/recurrence/test_cuda.py"
 LOHELP = "recipes/configs/lohelp.yaml"
@@ -26,6 +26,7 @@ class Part(NamedTuple):
         shown: what it prints is a result of its own, of this name.
         made: the file that it goes on with; what was made of other source is removed.
         outcomes: a file that it makes at its end; an earlier one is removed when it begins.
+        reads: a file that its results depend on, beside the source.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Part(NamedTuple):
     shown: str | None = None
     made: str | None = None
     outcomes: str | None = None
+    reads: Path | None = None
 
 
 def tests(out: Path, name: str, select: str, limit: float, *options: str) -> Part:
@@ -101,7 +103,14 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
         Part("steps", (*steps, "--out", str(out / "steps")), 60, ("fairseq",), made="steps/steps.json"),
         training(out, of, "training", 1000, 170, *times),  # so far 570 s of gpu.sh's ten minutes
-        Part("rivals", (*rivals, "--out", str(out / "rivals")), 150, ("extensions",), made="rivals/speed.json"),
+        Part(
+            "rivals",
+            (*rivals, "--out", str(out / "rivals")),
+            150,
+            ("extensions",),
+            made="rivals/speed.json",
+            reads=READY,
+        ),
         tests(out, "variants", slow, 120, *spread),
         training(out, of, "training4096", 4096, 240, *times),
     ]

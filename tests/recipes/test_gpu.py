@@ -204,6 +204,38 @@ open({str(made)!r}, "w").close()
     assert run(Part("late", (*SAY, ""), 60), minutes=1) == {"late": "not begun"}
 
 
+def test_what_can_be_had_later_is_measured_then(run: Any, tmp_path: Path) -> None:
+    """Others' kernels of which one couldn't be downloaded, or built."""
+    ready, made = tmp_path / "ready.txt", tmp_path / "made"
+    part = Part("rivals", (*SAY, f"open({str(made)!r}, 'a').write('x')"), 60, made="made", reads=ready)
+    ready.write_text("sru")
+    assert run(part) == run(part) == {"rivals": "done"} and made.read_text() == "x"
+    ready.write_text("sru\nfla.ops.hgrn")
+    assert run(part) == {"rivals": "done"} and made.read_text() == "x", "of the new ones alone"
+    assert run(part._replace(command=(*SAY, "raise SystemExit(1)"))) == {"rivals": "failed"}, "and what ran is noted"
+
+
+def test_what_runs_beside_ends_on_ctrl_c(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grandchild = tmp_path / "pid"
+    build = f"""
+import os, subprocess, time
+child = subprocess.Popen(["sleep", "3600"])
+open({str(grandchild)!r} + "-", "w").write(str(child.pid))
+os.rename({str(grandchild)!r} + "-", {str(grandchild)!r})
+time.sleep(3600)
+"""
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        while not grandchild.exists():
+            time.sleep(0.05)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stages, "command", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(Part("extensions", (*SAY, build), 60, beside=True), Part("speed", (*SAY, ""), 60))
+    assert any(ended(grandchild.read_text()) or time.sleep(0.1) for _ in range(100))
+
+
 def test_a_command_in_time_is_not_stopped(tmp_path: Path) -> None:
     assert execute((*SAY, "print(1)"), tmp_path / "log", False, lambda line: None, limit=60)["seconds"] > 0
     with pytest.raises(subprocess.TimeoutExpired, match="timed out after 1 seconds"):
@@ -475,6 +507,15 @@ def test_only_what_lacks_is_installed(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert packages.lacks(tmp_path / "filelock-0.1-py3-none-any.whl", {"filelock"})  # an old one doesn't do
     assert (tmp_path / "site" / "nobody_has_this.py").read_text() == "version = '1.0'\n"
     assert not list((tmp_path / "site").glob("*orch*")) and not list((tmp_path / "site").glob("*aml*"))
+
+
+def test_of_a_package_that_was_brought_along_twice_one_is_installed(tmp_path: Path) -> None:
+    """pip would refuse both. gpu_wheels.py leaves what is there."""
+    for name in ("click-8.2.0-py3-none-any.whl", "click-8.3.1-py3-none-any.whl", "hydra_core-1.3.2-py3-none-any.whl"):
+        (tmp_path / name).write_bytes(b"wheel")
+    assert [wheel.name.split("-")[1] for wheel in packages.wheels(tmp_path)] == ["8.3.1", "1.3.2"]
+    (tmp_path / "wheels.json").write_text('{"bytes": {"click-8.2.0-py3-none-any.whl": 5}}')
+    assert [wheel.name.split("-")[1] for wheel in packages.wheels(tmp_path)] == ["8.2.0", "1.3.2"]
 
 
 def test_a_fairseq_of_an_earlier_patch_does_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

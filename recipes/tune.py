@@ -61,9 +61,11 @@ class Search(Training):
         self.own = own
 
     def training_speed(self, system: str, unit: str) -> float:
-        """Median over the trials of the same model and batches: one slice alone would favour trials by chance."""
-        alike = [name for name, flags in self.lasting.items() if flags == self.lasting[system]]
-        stamps = (self.stages.stamp(f"slice {name} 1") for name in alike)
+        """Median over the trials of the same model and batches, measured likewise: one slice would favour by chance."""
+        own = self.stages.stamp(f"slice {system} 1")
+        facts = {fact: own[fact] for fact in {*self.here, "at_a_time"} & own.keys()}
+        alike = [f"slice {name} 1" for name, flags in self.lasting.items() if flags == self.lasting[system]]
+        stamps = (self.stages.stamp(name) for name in alike if not self.stages.differ([name], facts))
         return statistics.median(stamp[unit] for stamp in stamps if unit in stamp)
 
     @functools.cached_property
@@ -119,7 +121,7 @@ class Search(Training):
     def train_once(self, run: Run) -> dict[str, Any]:
         """Train a run without checkpoints before its end, and keep what it tells alone."""
         name, folder, updates = run.stage("trial"), self.folder(run), self.updates(run.system)
-        more: dict[str, Any] = {"validate-interval": 10**6}  # at the end alone
+        more: dict[str, Any] = {"validate-interval": 10**6, "save-interval": 10**6}  # at the end alone
         command = self.commands.train(*run, updates, updates, folder, **more)
 
         def facts() -> dict[str, Any]:
@@ -261,9 +263,7 @@ def begin_finals(recipe: Settings, report: dict[str, Any]) -> None:
         flags = finals(recipe, [trial["flags"] for trial in kept["trials"]], kept["best"])
         new = [{"flags": each} for each in flags]
         if [{"flags": each["flags"]} for each in kept.setdefault("finals", new)] != new:
-            raise ValueError(
-                "is of a search with other finals; remove `finals` from it, or give the name of a new file"
-            )
+            raise ValueError("is of a search with other finals; remove `finals` from it, or name another file")
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace, given: Settings) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from common.machine import ROOT
 from corpora.registry import CORPORA
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -233,7 +234,7 @@ def tokenizer(s: Settings) -> str:
     """By what text becomes subwords: what ``prepare`` names, or has made the vocabulary that it takes."""
     if folder := s.prepare.get("vocabulary"):
         try:
-            return str(json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))["tokenizer"])
+            return str(json.loads((ROOT / folder / "manifest.json").read_text(encoding="utf-8"))["tokenizer"])
         except (OSError, ValueError, LookupError, TypeError):
             wrong("prepare.vocabulary", f"must be a folder of parallel text that prepare.py has made; got {folder}")
     return str(s.prepare.get("tokenizer", "sentencepiece"))
@@ -259,6 +260,20 @@ def _check_kind(s: Settings) -> None:
     for key, path in {"out": s.out, "prepare.out": s.prepare.get("out")}.items():
         if ":" in (path or ""):
             wrong(key, f"must have no colon, at which fairseq splits paths; got {path}")
+
+
+def _check_checkpoints(s: Settings) -> None:
+    if s.average > s.checkpoints:
+        wrong("average", f"must be at most checkpoints, {s.checkpoints}; got {s.average}")
+    if s.budget.updates and s.budget.updates < s.checkpoints:
+        wrong("budget.updates", f"must be at least checkpoints, {s.checkpoints}; got {s.budget.updates}")
+    if s.average == 1:
+        return
+    if s.budget.updates and s.budget.updates % s.checkpoints:  # those that are averaged are at equal distances
+        wrong("budget.updates", f"must be a multiple of checkpoints, {s.checkpoints}; got {s.budget.updates}")
+    for name in s.systems:
+        if 0 < (kept := s.flags_of(name).get("keep-interval-updates") or 0) < s.average:
+            wrong(f"systems.{name}.keep-interval-updates", f"must be at least average, {s.average}; got {kept}")
 
 
 def _check(s: Settings) -> None:
@@ -287,10 +302,7 @@ def _check(s: Settings) -> None:
     if (s.budget.updates is None) == (s.budget.minutes is None):
         wrong("budget", f"must have either updates or minutes; got {s.budget.updates} and {s.budget.minutes}")
     _check_numbers(s)
-    if s.average > s.checkpoints:
-        wrong("average", f"must be at most checkpoints, {s.checkpoints}; got {s.average}")
-    if s.budget.updates and s.budget.updates < s.checkpoints:
-        wrong("budget.updates", f"must be at least checkpoints, {s.checkpoints}; got {s.budget.updates}")
+    _check_checkpoints(s)
     _check_space(s)
     if s.cpu not in (True, False, "auto"):
         wrong("cpu", f"must be true, false or auto; got {s.cpu!r}")

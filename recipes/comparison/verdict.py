@@ -63,30 +63,41 @@ def _sentences(report: Report) -> list[str]:
         return [f"No verdict: the baseline {baseline} failed."]
     if not others:
         return [f"{baseline} has {mean(systems[baseline]['scores']['BLEU'])} BLEU. Nothing to compare it with."]
-    best = max(others, key=lambda name: systems[name]["scores"]["BLEU"]["mean"])
     theirs = {run["seed"]: run["scores"] for run in systems[baseline]["runs"]}
-    pairs = [(run["scores"], theirs[run["seed"]]) for run in systems[best]["runs"] if run["seed"] in theirs]
-    if not pairs:
-        return [f"No verdict: {best} and the baseline {baseline} have no seed in common."]
-    own, base = (statistics.fmean(scores["BLEU"]["score"] for scores in side) for side in zip(*pairs, strict=True))
+    every = {name: _pairs(systems[name]["runs"], theirs) for name in others}
+    scores = {
+        name: statistics.fmean(ours["BLEU"]["score"] for ours, _ in every[name]) for name in others if every[name]
+    }
+    if not scores:
+        return [f"No verdict: {joined(others)} and the baseline {baseline} have no seed in common."]
+    best, *rest = sorted(scores, key=lambda name: -scores[name])
+    pairs, own = every[best], scores[best]
+    base = statistics.fmean(other["BLEU"]["score"] for _, other in pairs)
     copied = report.get("copied_source", 0.0)
     if max(own, base) <= max(copied, FLOOR):
         why = f"copying the source has {copied:.1f}" if copied > FLOOR else f"below {FLOOR} no difference counts"
         return [f"No verdict: {best} has {own:.1f} BLEU and the baseline {baseline} {base:.1f}; {why}."]
-    among = f", the best of the {len(others)} beside the baseline," if len(others) > 1 else ""
+    among = f", the best of the {len(scores)} beside the baseline," if rest else ""
     seeds = f" (means of {len(pairs)} seeds)" if len(pairs) > 1 else ""
-    scores = {name: systems[name]["scores"]["BLEU"]["mean"] for name in others if name != best}
-    rest = [f"{name} {scores[name]:.1f}" for name in sorted(scores, key=lambda name: -scores[name])]
+    fewer = {name: f" (of {len(every[name])})" if len(every[name]) != len(pairs) else "" for name in rest}
+    told = [f"{name} {scores[name]:.1f}{fewer[name]}" for name in rest]
+    apart = [name for name in others if name not in scores]
     return [
         f"{best}{among} has {own:.1f} BLEU, the baseline {baseline} {base:.1f}{seeds}.",
-        *([f"The rest: {', '.join(rest)}."] if rest else []),
-        _significance(pairs, 1 if own > base else -1),
+        *([f"The rest: {', '.join(told)}."] if told else []),
+        *([f"Without a seed of the baseline's: {', '.join(apart)}."] if apart else []),
+        _significance(pairs, 1 if own >= base else -1),
         *(["One seed: another may change the result."] if len(pairs) == 1 else []),
         *_speed(report, best),
     ]
 
 
-def _significance(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], direction: int) -> str:
+def _pairs(made: Sequence[dict[str, Any]], theirs: dict[int, dict[str, Any]]) -> list[tuple[dict[str, Any], ...]]:
+    """The scores of runs, each beside the baseline's of the same seed."""
+    return [(run["scores"], theirs[run["seed"]]) for run in made if run["seed"] in theirs]
+
+
+def _significance(pairs: Sequence[tuple[dict[str, Any], ...]], direction: int) -> str:
     """For each score, whether it tells the two apart, in the direction that BLEU has: 1 where the first is better."""
     found = []
     for metric in METRICS:

@@ -1195,6 +1195,18 @@ def test_only_runs_with_the_same_seed_are_compared():
     assert verdict.verdict(found).startswith("No verdict: sru and the baseline lstm have no seed in common.")
 
 
+def test_the_best_and_the_rest_are_of_the_seeds_that_the_baseline_has():
+    both = [(20.0, None), (21.0, None)]
+    found = canned(lstm=both, sru=[(22.0, 0.01), (23.0, 0.01)], deep=[(30.0, 0.01)], wide=[(20.5, 0.01)])
+    found["systems"]["deep"]["runs"][0]["seed"] = 4
+    assert verdict.verdict(found).startswith(
+        "sru, the best of the 2 beside the baseline, has 22.5 BLEU, the baseline lstm 20.5 (means of 2 seeds). "
+        "The rest: wide 20.5 (of 1). Without a seed of the baseline's: deep. Significant"
+    )
+    found["systems"]["lstm"]["runs"].pop()  # it failed
+    assert "has 22.0 BLEU, the baseline lstm 20.0. The rest: wide 20.5. " in verdict.verdict(found)
+
+
 @pytest.mark.parametrize("systems", [
     {"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (20.5, 0.4)], "bad": []},
     {"lstm": []},
@@ -1238,6 +1250,16 @@ def test_the_schema_refuses_what_it_does_not_know():
     for change in ({"more": 1}, {"budget": {}}, {"budget": {"updates": 1, "minutes": 1}}, {"systems": {"a": {}}}):
         with pytest.raises(jsonschema.ValidationError):
             jsonschema.validate({**found, **change}, SCHEMA)
+
+
+def test_an_average_is_of_checkpoints_at_equal_distances(tmp_path):
+    fits = ["budget.minutes=null", "budget.updates=6000", "train.keep-interval-updates=4"]
+    recipe = ROOT / "recipes" / "configs" / "multi30k.yaml"
+    assert settings.load(recipe, fits).average == 4
+    with pytest.raises(ValueError, match=r"^budget\.updates: must be a multiple of checkpoints, 12; got 5000$"):
+        settings.load(recipe, [*fits, "budget.updates=5000"])
+    with pytest.raises(ValueError, match=r"^systems\.sru\.keep-interval-updates: must be at least average, 4; got 3$"):
+        settings.load(recipe, [*fits, "systems.sru.keep-interval-updates=3"])
 
 
 def test_sentences_are_taken_from_all_of_the_text():

@@ -105,7 +105,7 @@ def test_other_finals_than_those_of_the_file_are_refused(recipe: Path) -> None:
     report["systems"]["sru"]["finals"][0]["loss"] = 1.0
     begin_finals(load(recipe, ["out=x"]), report)
     assert [each["flags"].get("dropout") for each in report["systems"]["sru"]["finals"]] == [None, 0.0, 0.3]
-    with pytest.raises(ValueError, match="is of a search with other finals; remove `finals` from it, or give"):
+    with pytest.raises(ValueError, match="is of a search with other finals; remove `finals` from it, or name"):
         begin_finals(load(recipe, ["out=x", "tune.finals.dropout=[0.1]"]), report)
 
 
@@ -380,6 +380,9 @@ def test_trials_of_one_model_have_one_speed(recipe: Path) -> None:
     stamps = {f"slice sru-{i} 1": {"updates_per_second": speed} for i, speed in enumerate((3.0, 1.0, 2.0, 9.0))}
     work.stages.stamp = stamps.__getitem__  # type: ignore[method-assign]
     assert [work.updates(f"sru-{i}") for i in range(4)] == [240, 240, 240, 1080]
+    for i, at_a_time in enumerate((1, 2, 2, 2)):  # gone on with another --jobs
+        stamps[f"slice sru-{i} 1"]["at_a_time"] = at_a_time
+    assert [work.updates(f"sru-{i}") for i in range(4)] == [360, 180, 180, 1080]
 
 
 def test_a_search_with_other_training_is_another(recipe: Path, tmp_path: Path) -> None:

@@ -131,6 +131,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     if not args.lowercase and without_capitals(model.source):
         logging.warning("the source dictionary has no capital letter: was the text in lower case? That is --lowercase")
+    if left := [str(path) for path in args.out.iterdir() if path.is_dir()]:
+        logging.warning("of an export that was killed, which may be removed: %s", ", ".join(left))
     size = sum(path.stat().st_size for path in args.out.iterdir())
     print(f"{args.out}: {size / 1e6:.1f} MB, {'int8' if args.int8 else 'float32'}")
 

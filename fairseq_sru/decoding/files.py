@@ -59,14 +59,18 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         int8: matrices in int8.
 
     Raises:
-        ModelError: the folder is there and not empty, the subword model is of other text, or the model is too large.
-        ValueError: the subword model is none.
+        ModelError: the folder is there and not empty, the subword model is none or of other text, or the model is too
+            large.
         OSError: it can't be written; the folder is then empty.
     """
     if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(ASIDE) for path in folder.iterdir())):
         raise ModelError(f"{folder} is there already")
     content = subword_model.read_bytes()
-    _check_subwords(subwords(model.text, content), model, subword_model)
+    try:
+        made_of = subwords(model.text, content)
+    except ValueError as error:
+        raise ModelError(str(error).replace(FILES[model.text.kind], str(subword_model))) from None
+    _check_subwords(made_of, model, subword_model)
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[int, torch.Size], str] = {}
     written: dict[str, Any] = {}

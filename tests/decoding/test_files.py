@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,14 @@ def test_an_empty_folder_is_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     made = {path.name for path in (tmp_path / "other").iterdir()}
     assert {path.name for path in Path().iterdir()} == made | {".fairseq_sru-export-12"}
     assert Translator(".").translate(["window"], max_length=3)
+
+
+def test_the_file_that_is_no_subword_model_is_named_as_it_was_given(tmp_path: Path) -> None:
+    exported(tmp_path / "good", "sru, defaults")
+    (wrong := tmp_path / "en.vocab").write_text("a\t-1\n")
+    with pytest.raises(ModelError, match=rf"^{re.escape(str(wrong))} is not a sentencepiece model$"):
+        save(load(tmp_path / "good")[0], wrong, tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_weights_of_a_training_that_failed_are_refused(tmp_path: Path) -> None:

@@ -222,15 +222,26 @@ def _check_speech(args: Any, folder: Path) -> None:
         exit_with(f"--config-yaml: {config} names the audio_root {read.audio_root}, which is not there; was it moved?")
     splits = _splits(args)
     _check_splits(splits, folder, "{}.tsv")
-    unjudged = any(getattr(args, flag, False) for flag in ("disable_validation", "skip_invalid_size_inputs_valid_test"))
-    longest = None if unjudged else getattr(args, "max_source_positions", None)
     for flag, split in splits:
-        _check_manifest(folder / f"{split}.tsv", read.audio_root, longest if flag == "--valid-subset" else None)
+        validated = flag == "--valid-subset" and not getattr(args, "disable_validation", False)
+        _check_manifest(folder / f"{split}.tsv", read.audio_root, args if validated else None)
 
 
-def _check_manifest(path: Path, root: str, longest: int | None) -> None:
-    """Are a manifest's features there, and none longer than what can be validated on? Of each folder one file is looked
-    for: all of very many would take minutes."""
+def _too_long(args: Any, frames: int) -> str | None:
+    """What a recording to validate on exceeds, and the remedy; None where it doesn't."""
+    positions, batch = (getattr(args, flag, None) for flag in ("max_source_positions", "max_tokens_valid"))
+    skip = "--skip-invalid-size-inputs-valid-test"
+    if positions and frames > positions:
+        left_out = getattr(args, "skip_invalid_size_inputs_valid_test", False)
+        return None if left_out else f"--max-source-positions {positions:,}; {skip} leaves such out"
+    return (
+        f"a batch of --max-tokens-valid {batch:,} (as --max-tokens unless given)" if batch and frames > batch else None
+    )
+
+
+def _check_manifest(path: Path, root: str, args: Any | None) -> None:
+    """Are a manifest's features there, and, where the options are given, none longer than what they allow to validate
+    on? Of each folder one file is looked for: all of very many would take minutes."""
     seen = set()
     with path.open(encoding="utf-8") as file:
         for line, row in enumerate(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE), 2):
@@ -242,11 +253,8 @@ def _check_manifest(path: Path, root: str, longest: int | None) -> None:
             if where not in seen and not audio.is_file():
                 exit_with(f"argument data: {path}, line {line:,}: column audio: no such file: {audio}")
             seen.add(where)
-            if longest and int(row.get("n_frames") or 0) > longest:
-                exit_with(
-                    f"--valid-subset: {path}, line {line:,} has {row['n_frames']} frames, more than "
-                    f"--max-source-positions {longest:,}; --skip-invalid-size-inputs-valid-test leaves such out"
-                )
+            if args and (limit := _too_long(args, int(row.get("n_frames") or 0))):
+                exit_with(f"--valid-subset: {path}, line {line:,} has {row['n_frames']} frames, more than {limit}")
 
 
 CHECKS: dict[str | None, Callable[[Any, Path], None]] = {

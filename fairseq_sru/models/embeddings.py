@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embeddin
     module = shared or Embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
     if not shared and (path := getattr(cfg, f"{side}_embed_path", None)):
         try:
-            vectors = vectors_in(path, module.embedding_dim)
+            vectors = vectors_in(path, module.embedding_dim, dictionary.indices)
         except ValueError as error:
             raise ValueError(f"{flag(f'{side}_embed_path')}: {path}: {error}") from None
         utils.print_embed_overlap(vectors, dictionary)
@@ -51,8 +52,9 @@ def look_up(embedding: nn.Embedding, tokens: Tensor, output: bool) -> Tensor:
     return F.embedding(tokens, embedding.weight, embedding.padding_idx, sparse=True)
 
 
-def vectors_in(path: str, size: int) -> dict[str, Tensor]:
-    """The vectors of a file by word; as fairseq's, which takes no word with spaces, as GloVe's largest file has.
+def vectors_in(path: str, size: int, words: Container[str]) -> dict[str, Tensor]:
+    """The vectors that a file has for words. fairseq's takes no word with spaces, as GloVe's largest file has, and
+    makes tensors of all its millions.
 
     Raises:
         ValueError: a line is not a word and ``size`` numbers, in UTF-8; the message has its number.
@@ -65,7 +67,8 @@ def vectors_in(path: str, size: int) -> dict[str, Tensor]:
                 continue
             try:
                 word, *numbers = line.decode("utf-8").rstrip().rsplit(" ", size)
-                vectors[word] = torch.tensor([float(x) for x in numbers])
+                if word in words:
+                    vectors[word] = torch.tensor([float(x) for x in numbers])
             except ValueError as error:
                 raise ValueError(f"line {number}: {error}") from None
             if len(numbers) != size:

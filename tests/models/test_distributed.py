@@ -141,8 +141,7 @@ def gradients_of_a_rank(rank: int, folder: str) -> None:
 
 
 def test_gradients_of_two_processes_are_those_of_the_joint_batch(tmp_path):
-    """In float64. Also with torch's own DistributedDataParallel, fairseq's default, which its trainer can't start on a
-    CPU."""
+    """In float64. Also with torch's own DistributedDataParallel, fairseq's default."""
     torch.multiprocessing.spawn(gradients_of_a_rank, (str(tmp_path),), nprocs=2)
     found = torch.load(tmp_path / "gradients.pt", weights_only=True)
     lengths = torch.cat([half[1] for half in HALVES]).tolist()
@@ -387,7 +386,7 @@ REFUSED = {
 @pytest.mark.skipif(torch.cuda.is_available(), reason="what fairseq says without a GPU")
 @pytest.mark.parametrize("flags", REFUSED)
 def test_what_fairseq_refuses_on_a_cpu(flags, toy_data, tmp_path):
-    """The README says so; where it no longer holds, the README has to change."""
+    """docs/training.md says so; where it no longer holds, that has to change."""
     if "fairscale" in REFUSED[flags] and importlib.util.find_spec("fairscale"):
         pytest.skip("fairscale is installed")
     log = train(toy_data, tmp_path, *flags.split(), "--max-update", 2, processes=2, fails=True)

@@ -196,7 +196,7 @@ def test_words_of_embedding_files_may_have_spaces(build, dictionary, tmp_path):
     """As some of GloVe's do."""
     path = embedding_file(tmp_path / "vectors.txt", [". . .", "w5"], 8)
     with open(path, "a") as file:
-        file.write("\n")
+        file.write("\nelsewhere" + " x" * 8 + "\n")  # of a word that nobody asks for, no number is read
     weight = build(encoder_embed_path=path).encoder.embed_tokens.weight
     expected = torch.tensor([0.01 + 0.1 * k for k in range(8)]).double()
     torch.testing.assert_close(weight[dictionary.index("w5")], expected, rtol=1e-5, atol=1e-6)

@@ -243,6 +243,14 @@ def test_what_is_too_long_to_validate_on_is_told_before_training(speech, capsys)
         ARCH_CONFIG_REGISTRY["s2t_sru"](Namespace(**{**vars(given), flag: True}))
     given.max_source_positions = 40
     ARCH_CONFIG_REGISTRY["s2t_sru"](given)
+    given.max_tokens_valid = 39
+    with pytest.raises(SystemExit):
+        ARCH_CONFIG_REGISTRY["s2t_sru"](Namespace(**vars(given), skip_invalid_size_inputs_valid_test=True))
+    assert re.search(r"has 40 frames, more than a batch of --max-tokens-valid 39 \(as", capsys.readouterr().err)
+    for skip, positions in ((False, 40), (True, 39)):  # with 39 what has 40 is left out
+        given.skip_invalid_size_inputs_valid_test, given.max_source_positions = skip, positions
+        given.max_tokens_valid = positions
+        ARCH_CONFIG_REGISTRY["s2t_sru"](given)
 
 
 @pytest.mark.parametrize("kind", [SpeechModel, Classifier])

@@ -36,7 +36,6 @@ from .recurrence.dispatch import BACKEND_VARIABLE, DEVICES, choose
 from .versions import __version__
 
 TOLERANCE = 1e-4  # of float32
-COMPILED = ("cuda", "native")
 VARIABLES = (BACKEND_VARIABLE, CACHE_VARIABLE, nvrtc.NVRTC_VARIABLE, "CXX", "CUDA_VISIBLE_DEVICES")
 
 
@@ -226,7 +225,7 @@ def advice(found: dict[str, Any]) -> list[str]:
     device = main_device(auto)
     if auto[device]["failure"]:
         lines.append(f"{auto[device]['failure']}; unset {BACKEND_VARIABLE}")
-    elif found["environment"].get(BACKEND_VARIABLE) and auto[device]["backend"] not in COMPILED:
+    elif found["environment"].get(BACKEND_VARIABLE) and auto[device]["backend"] not in DEVICES:
         lines.append(f"{BACKEND_VARIABLE} asks for a backend that isn't compiled: unset it")
     return list(dict.fromkeys(line for line in lines if line))
 
@@ -259,7 +258,7 @@ def examine() -> dict[str, Any]:
             "auto": auto,
             "user_dir": str(Path(__file__).resolve().parent),
         }
-    compiled = auto[main_device(auto)]["backend"] in COMPILED
+    compiled = auto[main_device(auto)]["backend"] in DEVICES
     return {**found, "advice": advice(found), "well": compiled and all(t.right for t in trials.values())}
 
 

@@ -46,7 +46,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     known = "\n".join(f"  {name:<{width}}  {data_set.about}" for name, data_set in every.items())
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
-        epilog=f"data sets (what is in them, room on disk with archives, licence):\n{known}",
+        epilog=f"data sets (what is in them; of parallel text, room on disk with archives, and licence):\n{known}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", choices=every, metavar="NAME", help="a data set of those below")

@@ -74,7 +74,7 @@ def test_installed_fairseq_has_this_patch() -> None:
         pytest.skip(f"fairseq {version} is not ours")
     for section in PATCH.split("\n--- a/")[1:]:
         name, hunks = section.split("\n", 1)
-        if name.startswith("fairseq/"):
+        if name.startswith(("fairseq/", "fairseq_cli/")):
             installed = Path(str(importlib.metadata.distribution("fairseq").locate_file(name))).read_text()
             for hunk in re.split(r"^@@.*\n", hunks, flags=re.MULTILINE)[1:]:
                 lines = [line[1:] for line in hunk.splitlines() if not line.startswith("-")]

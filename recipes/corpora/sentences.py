@@ -47,7 +47,7 @@ class SentenceSet:
     """A data set.
 
     Attributes:
-        about: sentences, licence.
+        about: sentences, classes.
         classes: number of labels.
         train: the files for training, as there are several forms of a set: the first one whose files are all at hand is
             taken, else the first. A file has lines ``label text``; those of :data:`OF_ONE` have lines of one label.

@@ -209,11 +209,11 @@ def must_c(task: Speech, files: dict[str, Path], work: Path) -> Splits:
 def librispeech(task: Speech, files: dict[str, Path], work: Path) -> Splits:
     def utterances(folder: Path) -> Iterator[Utterance]:
         for chapter in sorted(folder.glob("*/*/*.trans.txt")):
-            for line in read_text(chapter).splitlines():
-                name, _, text = line.partition(" ")
+            for line in filter(str.strip, read_text(chapter).removeprefix("\ufeff").split("\n")):
+                name, *words = line.split()
                 path = there(chapter.with_name(f"{name}.flac"), task.known.rate)
                 wave = partial(read, path, task.known.rate, may_be_silent=True)
-                yield Utterance(name, wave, " ".join(text.lower().split()), name.split("-")[0])
+                yield Utterance(name, wave, " ".join(words).lower(), name.split("-")[0])
 
     return at_hand(task, "LibriSpeech", "train-clean-100 or the like", utterances)
 

@@ -457,7 +457,11 @@ def test_librispeech_in_miniature(tmp_path, capsys, monkeypatch):
             for n in range(4):
                 soundfile.write(folder / f"19-{chapter}-{n:04d}.flac", tone(300, 0.5 if n else 0.05, 16_000), 16_000)
                 lines.append(f"19-{chapter}-{n:04d} THE WORDS OF CHAPTER {chapter}")
-            (folder / f"19-{chapter}.trans.txt").write_text("\n".join(lines) + "\n")
+            if split == "dev-clean":  # as one's own may be
+                lines[0] = "\ufeff" + lines[0]
+                lines[1] = lines[1].replace(" ", "\t", 1)
+                lines[2] = lines[2].replace(" OF", "\u2028OF")
+            (folder / f"19-{chapter}.trans.txt").write_text("\r\n".join(lines) + "\n\n")
     out = tmp_path / "out"
     prepare.main(["librispeech", "--local-dir", str(tmp_path), "--out", str(out), "--vocab-size", "20"])
     made = rows(out, "train-clean-100")
@@ -465,6 +469,7 @@ def test_librispeech_in_miniature(tmp_path, capsys, monkeypatch):
         f"19-{c}-{n:04d}" for c in range(3) for n in (1, 2, 3)
     ]  # too short: the first
     assert {row["tgt_text"] for row in made} == {f"the words of chapter {c}" for c in range(3)}
+    assert [row["tgt_text"] for row in rows(out, "dev-clean")] == 3 * ["the words of chapter 0"]
     assert json.loads((out / "manifest.json").read_text())["counts"]["dev-clean"] == {
         "kept": 3,
         "silent": 0,

@@ -16,13 +16,12 @@ has() { # MODULE
     "$python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$1') is None)" 2>/dev/null
 }
 for folder in "${CUDA_HOME:-/usr/local/cuda}" /usr/local/cuda-*; do PATH=$PATH:$folder/bin; done # nvcc and compute-sanitizer
+python=python
 if [ -d wheels ]; then
-    python=python
     has torch || python=python3
     packages install wheels
 else
     . recipes/setup.sh
-    python=python
     cuda=$(python -c 'import torch; print((torch.version.cuda or "").partition(".")[0])')
     if [ -n "$cuda" ]; then
         has cupy || PIP_CONSTRAINT='' _sru_run python -m pip install -e ".[cuda$cuda]"

@@ -27,8 +27,8 @@ PYTHONPATH=recipes python -m common.hold "$out" 9
 
 # Print a command as it can be copied, and run it.
 run() {
-    printf '\n+%s\n' "$(printf ' %q' "$@")" >&2
-    "$@"
+    echo >&2
+    _sru_run "$@"
 }
 
 # step FILE COMMAND...: run a command whose output is FILE, unless it is there already, and newer than the model.

@@ -106,9 +106,8 @@ class MosesBPE:
     def _tokens(self, line: str) -> str:
         if len(self.bpe.cache) > REMEMBERED:
             self.bpe.cache = {}  # another thread may read the old one
-        dashes = self.options.normalise
         line = self.normalizer.normalize(line) if self.options.normalise else line
-        line = self.tokenizer.tokenize(line, aggressive_dash_splits=dashes, return_str=True)
+        line = self.tokenizer.tokenize(line, aggressive_dash_splits=self.options.normalise, return_str=True)
         return self.bpe.process_line(line.lower() if self.options.lowercase else line)  # type: ignore[no-any-return]
 
     def decode(self, tokens: Sequence[str]) -> str:

@@ -108,9 +108,6 @@ class Convolution(nn.Module):
         Returns:
             ``(length, batch, size)``.
         """
-        return self._convolve(x, padding_mask)
-
-    def _convolve(self, x: Tensor, padding_mask: Tensor | None = None) -> Tensor:
         return _Convolve.apply(x, self.weight, padding_mask, self.own)  # type: ignore[no-any-return]
 
 
@@ -143,10 +140,10 @@ class CausalConvolution(Convolution):
         if not len(x):
             return x, x.new_zeros(x.size(1), self.own * x.size(2)) if before is None else before
         if before is None:
-            seen, y = x, self._convolve(x)
+            seen, y = x, super().forward(x, None)
         else:
             seen = torch.cat([before.to(x.dtype).unflatten(-1, (self.own, -1)).transpose(0, 1), x])
-            y = self._convolve(seen)[self.own :]
+            y = super().forward(seen, None)[self.own :]
         steps = torch.arange(1, len(x) + 1, device=x.device).unsqueeze(-1).expand(x.shape[:-1])
         real = (steps if padding_mask is None else steps.masked_fill(padding_mask, 0)).amax(0)  # up to the last one
         at = real + torch.arange(-self.own, 0, device=x.device).unsqueeze(-1) + len(seen) - len(x)

@@ -220,14 +220,8 @@ class Cuda(Kernels):
         return {kernel: module.get_function(kernel) for kernel in variant.kernels}
 
 
-def raw_stream(device: int) -> int:
-    """The address of torch's current stream on a device; without an object for it where torch can."""
-    if _current_raw_stream is not None:
-        return _current_raw_stream(device)  # type: ignore[no-any-return]
-    return int(torch.cuda.current_stream(device).cuda_stream)
-
-
-_current_raw_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+# The address of torch's current stream on a device, without an object for it. A torch without CUDA hasn't got it.
+raw_stream: Any = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 @functools.cache

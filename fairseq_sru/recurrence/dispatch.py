@@ -131,14 +131,17 @@ def backends() -> dict[str, str]:
     return said
 
 
-def check_backend(name: str) -> str:
+def check_backend(name: str, what: str = "backend") -> str:
     """Return name if it is "auto" or a backend's name.
+
+    Args:
+        what: the argument or variable that gave it.
 
     Raises:
         ValueError: it is neither.
     """
     if name != "auto" and name not in BACKENDS:
-        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
+        raise ValueError(f"{what} must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
     return name
 
 
@@ -165,12 +168,9 @@ def choose(name: str, device: str) -> Backend | None:
         ValueError: there is no such backend, or not for this device.
         RuntimeError: it was asked for by name and can't run here.
     """
-    check_backend(name)
     source = f" (named by {BACKEND_VARIABLE})" if name == "auto" else ""
-    if name == "auto":
-        name = os.environ.get(BACKEND_VARIABLE) or "auto"
-        if name != "auto" and name not in BACKENDS:
-            raise ValueError(f"{BACKEND_VARIABLE} must be one of auto, {', '.join(BACKENDS)}; got {name!r}")
+    if check_backend(name) == "auto":
+        name = check_backend(os.environ.get(BACKEND_VARIABLE) or "auto", BACKEND_VARIABLE)
     if name == "auto":
         return _best(device)
     if DEVICES.get(name, device) != device:

@@ -298,7 +298,7 @@ def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     return [folder / name for name in DRAWN]
 
 
-# ---------------------------------------------------------------- the report's parts: each prints and returns
+# ---------------------------------------------------------------- the report's parts: each is printed
 
 
 Keep = Callable[[dict[str, Any]], object]  # takes each entry of the report as soon as it is known

@@ -104,7 +104,7 @@ def collected_run(c: Comparison, run: Run, scored: dict[str, Any]) -> dict[str, 
 
 def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict[str, Any]:
     failures = list(dict.fromkeys(text for run, text in c.failures.items() if run.system == system))
-    runs = [collected_run(c, run, scored) for run in c.good() if run.system == system]
+    runs = [collected_run(c, run, scored) for run in c.good(system)]
     found: dict[str, Any] = {"failures": failures, "precision": precision(c, system), "runs": runs}
     if runs:
         found["scores"] = {m: spread(r["scores"][m]["score"] for r in runs) for m in runs[0]["scores"]}

@@ -64,7 +64,7 @@ def read_recipe(parser: argparse.ArgumentParser, args: argparse.Namespace, out: 
     overrides: Sequence[str] = [f"out=runs/{out}-{args.recipe.stem}", *fixed, *args.overrides]
     try:
         given = load(args.recipe, overrides)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         parser.error(f"{args.recipe}: {error}")
     if given.kind != "translation":
         parser.error(f"{args.recipe}: kind: must be translation; got {given.kind}")

@@ -128,20 +128,15 @@ class Commands:
             flags["distributed-world-size"] = None if self.cpu else 1  # else it takes every GPU that it sees
         return [*start, str(self.data / self.folder), "--user-dir", "fairseq_sru", *words(flags)]
 
-    @property
-    def languages(self) -> tuple[str, str]:
-        """Of parallel text: source and target."""
-        prepare = self.settings.prepare
-        known = CORPORA.get(str(self.settings.data))
-        return known.languages if known else (prepare.get("source-lang", ""), prepare.get("target-lang", ""))
-
     def joining(self) -> dict[str, Any]:
         """Flags of fairseq-generate that make text of subwords."""
         if self.settings.kind != "translation":
             return {}
         if tokenizer(self.settings) != "moses-bpe":
             return dict(JOINING["sentencepiece"])
-        source, target = self.languages
+        prepare, known = self.settings.prepare, CORPORA.get(str(self.settings.data))
+        own = (prepare.get("source-lang", ""), prepare.get("target-lang", ""))
+        source, target = known.languages if known else own
         return {**JOINING["moses-bpe"], "source-lang": source, "target-lang": target}
 
     def generate(self, data: Path, split: str, checkpoint: Path, **more: Any) -> list[str]:

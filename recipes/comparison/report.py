@@ -111,9 +111,9 @@ and the share of outputs with a repetition are of the whole test set.
 # ---------------------------------------------------------------- report.md, a function a section
 
 
-def conditions(report: Report, systems: dict[str, Any], seeds: dict[str, list[int]]) -> str:
-    """Budget, seeds of each of these systems, and which trained with products in 16 bits."""
-    budget = report["budget"]
+def conditions(report: Report, seeds: dict[str, list[int]]) -> str:
+    """Budget, seeds of each system that has a run, and which trained with products in 16 bits."""
+    systems, budget = tested(report), report["budget"]
     limit = f"{budget['updates']} updates" if "updates" in budget else f"{budget['minutes']:g} minutes of training"
     precision = ""
     for kind, how in (("bfloat16", "bfloat16 (--amp)"), ("float16", "float16")):
@@ -136,7 +136,7 @@ def summary(report: Report) -> str:
 {report["verdict"]}
 
 Data: {data["data_set"]}, {data["source"]}-{data["target"]}, test set of {data["test_sentences"]} sentences{lower}. \
-{conditions(report, tested(report), seeds)}
+{conditions(report, seeds)}
 
 {quality_table(report)}
 ± is the standard deviation over seeds. p is that of the difference from the baseline, for each seed: paired \

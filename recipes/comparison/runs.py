@@ -204,7 +204,7 @@ class Comparison(Training):
         self.stages.alike(known, self.here if len(known) < len(names) else {})
         for number in rounds:
             for beam, batch, system in self.turns(f"decoding speed {number}", speed.beams, speed.batches, tested):
-                if runs := [run for run in self.good() if run.system == system]:
+                if runs := self.good(system):
                     self.attempt(runs, partial(self.time, tested[system], number, beam, batch))
             self.translators.time(number)
 

@@ -71,7 +71,7 @@ def render(report: dict[str, Any]) -> str:
     others = " What has no parameters here was published by others." if published(report) else ""
     vectors = f" Vectors of words: {report['vectors']}." if "vectors" in report else ""
     parts = [
-        f"# {report['name']}\n\nData: {report['data']}.{vectors} {conditions(report, tested(report), seeds)}\n",
+        f"# {report['name']}\n\nData: {report['data']}.{vectors} {conditions(report, seeds)}\n",
         rows(report),
         f"± is the standard deviation over runs.{p if compared(report) else ''}{others}\n",
         machine(report),

@@ -104,8 +104,9 @@ class Training:
 
         side_by_side(self.jobs, [partial(whole, run) for run in self.runs])
 
-    def good(self) -> list[Run]:
-        return [run for run in self.runs if run not in self.failures]
+    def good(self, system: str | None = None) -> list[Run]:
+        """The runs that did not fail: of one system, or all."""
+        return [run for run in self.runs if run not in self.failures and system in (None, run.system)]
 
     def first(self) -> dict[str, Run]:
         """Each system's first run that did not fail."""

@@ -167,7 +167,7 @@ class Translators:
         made: dict[str, Any] = {}
         c = self.c
         for weights in WEIGHTS:
-            runs, numbers = [run for run in c.good() if run.system == system], range(1, c.settings.speed.rounds + 1)
+            runs, numbers = c.good(system), range(1, c.settings.speed.rounds + 1)
             tested = [c.stages.stamp(f"{run.stage('translator')} {weights}")["cells"] for run in runs]
             rounds = [c.stages.stamp(_timing(system, weights, number))["cells"] for number in numbers]
             made[weights] = {

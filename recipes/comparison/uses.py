@@ -107,14 +107,12 @@ class Use(Training):
 
     def minutes(self, system: str) -> dict[str, float]:
         """What training took, for :meth:`speeds`: the mean over runs."""
-        runs = [run for run in self.good() if run.system == system]
-        return {
-            "training, min": statistics.fmean(self.stages.stamp(r.stage("train"))["train_seconds"] for r in runs) / 60
-        }
+        stamps = (self.stages.stamp(run.stage("train")) for run in self.good(system))
+        return {"training, min": statistics.fmean(stamp["train_seconds"] for stamp in stamps) / 60}
 
     def report(self) -> None:
         """The last stage: report.json and report.md; prints the table."""
-        by_system = {name: [run for run in self.good() if run.system == name] for name in self.settings.systems}
+        by_system = {name: self.good(name) for name in self.settings.systems}
         items = {name: self.items(runs) for name, runs in by_system.items()}
         baseline = items.get(self.settings.baseline)
         found: dict[str, Any] = {}
@@ -256,11 +254,11 @@ class Language(Use):
         return {"score": 2 ** float(found[2]), "items": [], "tokens_per_second": float(found[1])}
 
     def speeds(self, system: str) -> dict[str, float]:
-        runs = [run for run in self.good() if run.system == system]
+        tested = (self.measured(run)[0] for run in self.good(system))
         return {
             **self.minutes(system),
             "training, tokens/s": self.training_speed(system, "tokens_per_second"),
-            "evaluation, tokens/s": statistics.median(self.measured(run)[0]["tokens_per_second"] for run in runs),
+            "evaluation, tokens/s": statistics.median(test["tokens_per_second"] for test in tested),
         }
 
 

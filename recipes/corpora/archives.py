@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import RecipeError
+from common.files import write_text
 from tqdm import tqdm
 
 TRIES = 4  # at one place of a file; whatever arrives starts the count anew
@@ -198,9 +199,7 @@ def download(archive: Archive, folder: Path) -> Path:
         part.unlink()
         raise RecipeError(f"{str(error).replace(str(part), 'the download')}\n{instructions([archive])}") from None
     if archive.sha256 is None and archive.md5 is None:
-        aside = part.with_name(f"{archive.name}.sha256.part")
-        aside.write_text(f"{facts['sha256']}  {archive.name}\n")
-        aside.replace(recorded(archive, folder))
+        write_text(recorded(archive, folder), f"{facts['sha256']}  {archive.name}\n")
     part.replace(path)
     return path
 

@@ -171,8 +171,7 @@ def fetch(cache: Path, local_dir: Path | None) -> dict[str, Path]:
             steps += [f"{lists}: of a Debian mirror, dists/trixie/main/i18n/"] if lists else []
             how = f"Fetch elsewhere, and put into {cache}, or into a folder to be named with --local-dir:"
             raise RecipeError("\n  ".join([f"{error}\n{how}", *steps])) from None
-    paths = {name: find(name, folders) for name in names}
-    return {name: path for name, path in paths.items() if path}
+    return {name: path for name in names if (path := find(name, folders))}
 
 
 def described(files: dict[str, Path]) -> dict[str, list[dict[str, str]]]:

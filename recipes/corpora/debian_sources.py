@@ -18,6 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from common.errors import RecipeError
 
@@ -29,12 +30,7 @@ Texts = dict[str, bytes]  # file of a document by its name
 
 LISTS = ("Translation-en", "Translation-de")
 DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
-OPENERS: dict[str, Callable[[Path], bytes]] = {
-    "": Path.read_bytes,
-    ".xz": lambda path: lzma.decompress(path.read_bytes()),
-    ".bz2": lambda path: bz2.decompress(path.read_bytes()),
-    ".gz": lambda path: gzip.decompress(path.read_bytes()),
-}
+OPENERS: dict[str, Any] = {"": open, ".xz": lzma.open, ".bz2": bz2.open, ".gz": gzip.open}
 
 
 def texts(debs: Iterable[Path], wanted: str) -> Texts:
@@ -85,7 +81,8 @@ def descriptions(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     if opener is None:
         raise RecipeError(f"{path}: unpack it, or give it as {', '.join(filter(None, OPENERS))}")
     try:
-        text = opener(path).decode("utf-8", "replace")
+        with opener(path, "rb") as file:
+            text = file.read().decode("utf-8", "replace")
     except DAMAGED as error:
         raise RecipeError(f"{path} is damaged ({error}): fetch it again") from None
     for stanza in STANZA.finditer(f"{text}\n"):

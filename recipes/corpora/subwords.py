@@ -213,8 +213,8 @@ class Encoder:
 class Limits:
     """What a training pair may be, in tokens; None where all may be."""
 
-    longest: int | None = None  # of a side, at most
-    ratio: float | None = None  # of the longer to the shorter side, at most
+    longest: int | None  # of a side, at most
+    ratio: float | None  # of the longer to the shorter side, at most
 
     def fault(self, a: str, b: str) -> str | None:
         shorter, longer = sorted((len(a.split()), len(b.split())))

@@ -263,6 +263,11 @@ def test_damaged_files_are_errors_that_name_the_file(tmp_path: Path):
         path.write_bytes(lzma.compress(stanza("a", "en", "b").encode())[:-8])
     with pytest.raises(errors.RecipeError, match=r"Translation-de\.xz is damaged"):
         read(sources.packages, lists)
+    for ending, packed in ((".bz2", bz2.compress), (".gz", gzip.compress)):
+        lists["Translation-de"] = tmp_path / f"Translation-de{ending}"
+        lists["Translation-de"].write_bytes(packed(stanza("a", "de", "b").encode())[:-8])
+        with pytest.raises(errors.RecipeError, match=rf"Translation-de\{ending} is damaged"):
+            list(sources.descriptions(lists["Translation-de"]))
     lists["Translation-de"] = tmp_path / "Translation-de.lz4"
     with pytest.raises(errors.RecipeError, match=r"Translation-de\.lz4: unpack it"):
         read(sources.packages, lists)

@@ -1,5 +1,6 @@
 """Set-up and packaging: the pins, the patch for fairseq, install_fairseq.py, recipes/setup.sh and tests/run.sh."""
 
+import fcntl
 import importlib.metadata
 import os
 import re
@@ -440,6 +441,23 @@ def test_setup_leaves_the_nvrtc_of_a_torch_alone(tmp_path: Path) -> None:
     assert pins.read_text().splitlines()[2:] == kept
 
 
+@pytest.mark.skipif(shutil.which("flock") is None, reason="there is no flock")
+def test_one_set_up_at_a_time(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB)
+    (machine.bin / "flock").symlink_to(str(shutil.which("flock")))
+    machine.log.write_text("")
+    env = {"PATH": str(machine.bin), "LOG": str(machine.log)}
+    command = ["bash", str(machine.root / "recipes" / "setup.sh")]
+    with (machine.root / ".setup.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        second = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        assert second.stderr and second.stderr.readline() == "setup.sh: waiting for another set-up\n"
+        time.sleep(0.5)
+        assert "pip install" not in machine.log.read_text()
+    second.communicate()
+    assert second.returncode == 0 and "pip install" in machine.log.read_text()
+
+
 def test_setup_refuses_an_old_python(tmp_path: Path) -> None:
     machine = Machine(tmp_path, python3=OLD)
     done, _ = machine.setup()
@@ -487,7 +505,8 @@ def run_tests(tmp_path: Path, python: str, *arguments: str) -> tuple[subprocess.
     return done, [call for call in machine.log.read_text().splitlines() if not call.startswith(("-c import", "--ver"))]
 
 
-NO_CUPY = STUB.replace("esac", f"*CUDA13*) echo {versions.CUDA13[0]} ;;\n*find_spec*) exit 1 ;;\nesac")
+NO_CUPY = STUB.replace("esac", f"*CUDA13*' yes') echo {versions.CUDA13[0]} ;;\nesac")
+ON_A_GPU = NO_CUPY.replace("' yes'", "")
 
 
 @pytest.mark.parametrize("offline", [False, True])
@@ -499,14 +518,19 @@ def test_the_slow_tier_installs_cupy_where_it_can(offline: bool, tmp_path: Path)
     assert calls[0] == install
     assert calls[-1].startswith("-m pytest") and calls[-1].endswith("-ra --hypothesis-profile search -k cupy")
     said = (
-        f"run.sh: {versions.CUDA13[0]} can't be installed (is there no network?); the test of the real CuPy is skipped"
+        f"run.sh: {versions.CUDA13[0]} can't be installed (is there no network?); "
+        "tests of the real CuPy are skipped, or fail on a GPU"
     )
     assert (said in done.stderr.splitlines()) == offline
 
 
-@pytest.mark.parametrize(("python", "arguments"), [(NO_CUPY, ()), (NO_CUPY.replace("exit 1", "exit 0"), ("--all",))])
-def test_cupy_is_for_the_slow_tier_that_lacks_it(python: str, arguments: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("python", "arguments", "installs"), [(NO_CUPY, (), False), (STUB, ("--all",), False), (ON_A_GPU, (), True)]
+)
+def test_cupy_is_for_a_gpu_and_the_slow_tier_that_lack_it(
+    python: str, arguments: tuple[str, ...], installs: bool, tmp_path: Path
+) -> None:
     done, calls = run_tests(tmp_path, python, *arguments)
     assert done.returncode == 0, done.stderr
-    assert not any("pip install" in call for call in calls)
+    assert any("pip install" in call for call in calls) == installs
     assert ("-m not slow" in calls[-1]) == (not arguments)

@@ -176,6 +176,17 @@ def test_no_errors_are_needed(model: Path) -> None:
     assert done.stdout.decode().splitlines() == Translator(model).translate(["the window"], max_length=9)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_full_disk_is_one_line(model: Path) -> None:
+    command = [sys.executable, *TRANSLATE, str(model), "--max-length", "9"]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command, cwd=ROOT, input=b"the window\n", stdout=full, stderr=subprocess.PIPE, timeout=600
+        )
+    assert done.returncode == 1
+    assert re.fullmatch(r"translate: .*No space left on device\n", done.stderr.decode().rpartition("\r")[2])
+
+
 def test_no_model_is_one_line(tmp_path: Path, translate: Any) -> None:
     code, out, errors = translate(tmp_path / "none", b"window\n")
     assert (code, out) == (1, b"")

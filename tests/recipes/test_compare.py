@@ -393,6 +393,36 @@ def test_equal_time_trains_nothing_anew(recipe, tmp_path, monkeypatch, capsys):
     assert comparison.last(Run("a", 1)).is_file()
 
 
+def test_equal_time_keeps_what_it_had_until_there_is_as_much(recipe, tmp_path, monkeypatch):
+    """Where its work was removed, say."""
+    path, seen = tmp_path / "found.json", []
+    monkeypatch.chdir(ROOT)
+    for stage in ("prepare", "keep", "translate"):
+        monkeypatch.setattr(runs.Comparison, stage, lambda *_: None)
+    monkeypatch.setattr(runs.Comparison, "time_training", lambda self, then: then())
+    monkeypatch.setattr(runs.Comparison, "train", lambda *_: seen.append(json.loads(path.read_text())["systems"]))
+    monkeypatch.setattr(equal_time, "found", lambda _, tested: {run.system: {"bleu": 2.0} for run in tested})
+    monkeypatch.setattr(equal_time, "where", lambda _: {"machine": {"cpu": processor()}})
+    monkeypatch.setattr(equal_time, "versions", lambda *_: {})
+    words = [str(recipe), f"out={tmp_path / 'out'}", "budget={updates: null, minutes: 2}", "--output", str(path)]
+    assert equal_time.main(words) == 0
+    report = json.loads(path.read_text())
+    had = {name: {"bleu": 1.0} for name in report["systems"]}
+    assert len(had) > 1 and seen[0] == {}, "the speeds alone"
+    path.write_text(json.dumps({**report, "systems": had}))
+    seen.clear()
+    assert equal_time.main(words) == 0
+    assert seen == [had] * len(had)
+    assert json.loads(path.read_text())["systems"] == {name: {"bleu": 2.0} for name in had}
+
+
+def test_a_log_that_is_cut_short_is_not_scored(recipe, tmp_path):
+    (tmp_path / "log").write_text("D-0\t-0.1\tein Haus\n")
+    comparison = runs.Comparison(settings.load(recipe, [f"out={tmp_path / 'out'}"]))
+    with pytest.raises(ValueError, match="log has 1 translations of 2 sentences"):
+        comparison.generated(tmp_path / "log", 2)
+
+
 def test_equal_time_leaves_the_file_of_other_minutes_alone(recipe, tmp_path, monkeypatch, capsys):
     path = tmp_path / "found.json"
     path.write_text(json.dumps({"recipe": recipe.stem, "minutes": 1, "overrides": ["budget.minutes=1"]}))

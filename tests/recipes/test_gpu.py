@@ -19,6 +19,7 @@ import pytest
 import torch
 from benchmarks import layer, scans, timing
 from benchmarks.layer import EAGER, FORWARD, GRAPH, Case
+from comparison import processes
 from comparison.processes import execute
 from comparison.stages import Stages
 from conftest import ROOT, ended
@@ -234,6 +235,21 @@ time.sleep(3600)
     with pytest.raises(KeyboardInterrupt):
         run(Part("extensions", (*SAY, build), 60, beside=True), Part("speed", (*SAY, ""), 60))
     assert any(ended(grandchild.read_text()) or time.sleep(0.1) for _ in range(100))
+
+
+def test_an_error_in_a_table_stops_no_part(
+    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tables, "page", lambda out: {}["a column"])
+    assert run(*(Part(name, (*SAY, ""), 60) for name in "ab")) == {"a": "done", "b": "done"}
+    assert "report.md: KeyError: 'a column'\n" in capsys.readouterr().err
+
+
+def test_what_does_not_end_when_told_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 0.1)
+    command = ["bash", "-c", "trap '' TERM; while :; do sleep 0.1; done"]
+    with pytest.raises(subprocess.TimeoutExpired):
+        processes.execute(command, tmp_path / "log", False, lambda line: None, limit=1)
 
 
 def test_a_command_in_time_is_not_stopped(tmp_path: Path) -> None:
@@ -516,6 +532,24 @@ def test_of_a_package_that_was_brought_along_twice_one_is_installed(tmp_path: Pa
     assert [wheel.name.split("-")[1] for wheel in packages.wheels(tmp_path)] == ["8.3.1", "1.3.2"]
     (tmp_path / "wheels.json").write_text('{"bytes": {"click-8.2.0-py3-none-any.whl": 5}}')
     assert [wheel.name.split("-")[1] for wheel in packages.wheels(tmp_path)] == ["8.2.0", "1.3.2"]
+
+
+def test_a_wheel_of_another_python_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def pip(*words: str | Path) -> None:
+        asked.append([word.name for word in words if isinstance(word, Path) and word.suffix == ".whl"])
+        if "old-1.0-cp27.whl" in asked[-1]:
+            raise subprocess.CalledProcessError(1, "pip")
+
+    monkeypatch.setattr(packages, "pip", pip)
+    for name in ("good-1.0-py3.whl", "old-1.0-cp27.whl"):
+        (tmp_path / name).write_bytes(b"wheel")
+    packages.main(["install", str(tmp_path), str(tmp_path / "site")])
+    assert asked[-1] == ["good-1.0-py3.whl"]
+    assert "going on without old-1.0-cp27.whl" in capsys.readouterr().err
 
 
 def test_a_fairseq_of_an_earlier_patch_does_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,14 @@ def test_the_second_is_told_who_holds_a_folder(tmp_path: Path, monkeypatch: pyte
         assert second.work != first.work and not second.work.exists()
 
 
+def test_a_lock_whose_file_is_gone_holds_nothing(tmp_path: Path) -> None:
+    """Who held it until now has removed it, and the next one locks a new file."""
+    with (tmp_path / hold.NAME).open("w+") as file:
+        (tmp_path / hold.NAME).unlink()
+        with pytest.raises(hold.FolderError, match="was in use until now: run this again"):
+            hold.take(tmp_path, file.fileno(), os.getpid())
+
+
 def test_no_trace_is_left_where_nothing_was_written(tmp_path: Path) -> None:
     for out in (tmp_path / "new", tmp_path):
         with hold.held(out):

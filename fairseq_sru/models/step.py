@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from fairseq.models import FairseqEncoderDecoderModel
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as every_module
 
 from ..decoding.program import Packed, Program, address, library
 from ..layers import SRUCell
@@ -176,7 +176,8 @@ def _usual(module: nn.Module) -> bool:
 
 def _as_written(module: nn.Module) -> bool:
     """Whether a module and those in it do what a program of them says."""
-    return all(map(_usual, module.modules())) and not _has_any_global_hook()
+    hooks = every_module._global_forward_hooks, every_module._global_forward_pre_hooks
+    return all(map(_usual, module.modules())) and not any(hooks)
 
 
 def compilable(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, List, Protocol  # noqa: UP035
 
 import torch
 from torch import Tensor
@@ -200,8 +200,8 @@ def recurrence_backward(
     bidirectional: bool,
     skip_scale: float,
     backend: str,
-    needed: list[bool],
-) -> list[Tensor]:
+    needed: List[bool],  # noqa: UP006  # torch up to 2.6 or so doesn't read list here
+) -> List[Tensor]:  # noqa: UP006
     options = Options(activation, bidirectional, skip_scale)
     tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
     chosen = _run_by(backend, u)

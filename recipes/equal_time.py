@@ -27,7 +27,8 @@ from comparison.settings import Settings
 from comparison.stages import lines, working_in
 from comparison.training import Run
 
-FIXED = ("checkpoints=1", "average=1", "train.validate-interval=1000000", "train.save-interval=1000000")  # at the end
+# validated and saved at the end alone
+FIXED = ("checkpoints=1", "average=1", "train.validate-interval=1000000", "train.save-interval=1000000")
 
 
 def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:

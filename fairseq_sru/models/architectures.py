@@ -234,9 +234,9 @@ def _too_long(args: Any, frames: int) -> str | None:
     if positions and frames > positions:
         left_out = getattr(args, "skip_invalid_size_inputs_valid_test", False)
         return None if left_out else f"--max-source-positions {positions:,}; {skip} leaves such out"
-    return (
-        f"a batch of --max-tokens-valid {batch:,} (as --max-tokens unless given)" if batch and frames > batch else None
-    )
+    if batch and frames > batch:
+        return f"a batch of --max-tokens-valid {batch:,} (as --max-tokens unless given)"
+    return None
 
 
 def _check_manifest(path: Path, root: str, args: Any | None) -> None:

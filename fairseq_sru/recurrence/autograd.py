@@ -200,7 +200,7 @@ def recurrence_backward(
     bidirectional: bool,
     skip_scale: float,
     backend: str,
-    needed: List[bool],  # noqa: UP006  # torch up to 2.6 or so doesn't read list here
+    needed: List[bool],  # noqa: UP006  # torch 2.6 reads no other here
 ) -> List[Tensor]:  # noqa: UP006
     options = Options(activation, bidirectional, skip_scale)
     tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_cli
-from fairseq import checkpoint_utils, utils
+from fairseq import checkpoint_utils, options, utils
 from fairseq.data import Dictionary, ListDataset, data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatasetBuilder
 from fairseq.data.iterators import CountingIterator, EpochBatchIterator, GroupedIterator
@@ -42,6 +42,7 @@ from fairseq_cli.train import should_stop_early
 from omegaconf import OmegaConf
 from support.commands import PLUGIN, SMOOTHED, hydra_words, train
 from support.lines import DECODED, OUTPUT, START, TRAINED, unexpected
+from support.processes import python
 from support.small_models import FIXED, SIZES, made, sources
 from torch import nn
 
@@ -321,6 +322,26 @@ def test_a_bad_argument_is_one_line(command: list[Any], message: str, folder: Pa
 
 
 @slow
+def test_a_refusal_that_names_no_flag_says_how_to_see_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["fairseq-train"])
+    for said, more in (("--lr must be 1", ""), ("could not convert string to float", " (LOGLEVEL=DEBUG shows where)")):
+        with pytest.raises(SystemExit) as ended, options.refusals():
+            raise ValueError(said)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err == f"fairseq-train: error: {said}{more}\n"
+
+
+def test_a_checkpoint_of_a_model_without_a_dataclass_is_read_by_any_plugin(tmp_path: Path) -> None:
+    torch.save({"args": Namespace(arch="lstm")}, tmp_path / "model.pt")
+    code = (
+        "import fairseq.checkpoint_utils, sys, torch; print(torch.load(sys.argv[1], weights_only=True)['args'].arch); "
+    )
+    code += "assert not any(name.startswith('fairseq_sru') for name in sys.modules)"
+    assert python("-c", code, tmp_path / "model.pt").stdout == "lstm\n"
+
+
 def test_gradients_of_nan_are_one_line(folder: Path) -> None:
     for arch in ("sru", "transformer_sru", "transformer"):
         more = ["--lr", 1e30, "--arch", arch, "--encoder-layers", 1, "--decoder-layers", 1, "--save-dir", "nan"]

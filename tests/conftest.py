@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -55,7 +56,9 @@ def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: s
     from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints  # not needed by tests that keep fairseq out
 
     allow_fairseq_checkpoints()
-    command = [str(Path(sys.executable).with_name(f"fairseq-{words[0]}")), *map(str, words[1:])]
+    program = Path(sys.executable).with_name(f"fairseq-{words[0]}")
+    found = program if program.is_file() else shutil.which(program.name)  # gpu.sh has fairseq in a folder of its own
+    command = [str(found), *map(str, words[1:])]
     done = forks.run(command, cwd=cwd or ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, given=text_in or "")
     assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done

@@ -183,12 +183,12 @@ class Cuda(Kernels):
 
     def _foresee(self, variant: Variant, half: int, device: int) -> None:
         """Compile into the cache, in the background, what other batches of the same model will want."""
-        both = [variant._replace(pad=pad) for pad in (variant.pad, 1 - variant.pad)]  # some batches have no padding
-        if (device, both[0], half) in self.foreseen:
+        every = [variant._replace(pad=pad) for pad in range(variant.pad, 2)]  # a later batch may have padding
+        if (device, variant, half) in self.foreseen:
             return
-        self.foreseen |= {(device, either, half) for either in both}
+        self.foreseen |= {(device, each, half) for each in every}
         target = self._target(device)
-        wanted = [v.defines(vec=vec, ahead=ahead) for v in both for vec, ahead in geometries(variant, half)]
+        wanted = [each.defines(vec=vec, ahead=ahead) for each in every for vec, ahead in geometries(variant, half)]
 
         def compile_all() -> None:
             with contextlib.suppress(Unavailable, OSError):  # whoever needs it gets the error

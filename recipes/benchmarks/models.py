@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -24,8 +25,8 @@ from .timing import DEVICE, ON_GPU, Function, graphed
 SRU, UNIT, LSTM, TRANSFORMER = "sru", "lstm unit", "fairseq lstm", "fairseq transformer"
 PAIRS, SOURCE, STEPS = 40, 25, 40
 CASES = [(1, 1), (1, 5), (64, 1), (64, 5)]  # sentences, beam
-# SRU's preset: fairseq's Transformer that is made as large, and the width of its feed-forward block
-PRESETS = {"sru_iwslt_de_en": ("transformer_iwslt_de_en", 2), "sru_wmt": ("transformer_wmt_en_de", 4)}
+# SRU's preset: fairseq's Transformer that is made as large, the width of its feed-forward block, and its heads
+PRESETS = {"sru_iwslt_de_en": ("transformer_iwslt_de_en", 2, 4), "sru_wmt": ("transformer_wmt_en_de", 4, 8)}
 
 
 def dictionary(size: int) -> Any:
@@ -55,7 +56,7 @@ def narrowed(target: int, multiple: int, make: Callable[[int], Any]) -> Any:
     tried = [8 * multiple * factor for factor in (1, 2, 3)]
     # matrices are as large as a width squared, all else as a width
     law = np.polynomial.Polynomial.fit(tried, [size(make(width)) for width in tried], deg=2)
-    return make(min(range(8 * multiple, 2048, multiple), key=lambda width: abs(law(width) - target)))
+    return make(min(range(8 * multiple, 4096, multiple), key=lambda width: abs(law(width) - target)))
 
 
 def systems(vocabulary: int, preset: str = "sru_iwslt_de_en") -> tuple[Any, dict[str, Any]]:
@@ -64,7 +65,7 @@ def systems(vocabulary: int, preset: str = "sru_iwslt_de_en") -> tuple[Any, dict
     task = Namespace(source_dictionary=words, target_dictionary=words)
     sru = built(preset, task)
     target = size(sru)
-    arch, wider = PRESETS[preset]
+    arch, wider, heads = PRESETS[preset]
 
     def lstm(width: int) -> Any:
         sizes = {f"{side}_embed_dim": width for side in ("encoder", "decoder", "decoder_out")}
@@ -72,15 +73,22 @@ def systems(vocabulary: int, preset: str = "sru_iwslt_de_en") -> tuple[Any, dict
         both = {"encoder_layers": 2, "decoder_layers": 2, "encoder_bidirectional": True, "decoder_attention": "1"}
         return built("lstm", task, **sizes, **both)
 
-    def transformer(width: int) -> Any:
+    def transformer(width: int, inner: int | None = None) -> Any:
         sizes = {f"{side}_embed_dim": width for side in ("encoder", "decoder")}
-        return built(arch, task, **sizes, **{f"{side}_ffn_embed_dim": wider * width for side in ("encoder", "decoder")})
+        sizes |= {f"{side}_ffn_embed_dim": inner or wider * width for side in ("encoder", "decoder")}
+        return built(arch, task, **sizes)
+
+    def attending() -> Any:
+        if not ON_GPU:
+            return narrowed(target, 8, transformer)
+        whole = narrowed(target, 8 * heads, transformer)  # heads of such a width as torch's fused attention takes
+        return narrowed(target, 8, partial(transformer, whole.encoder.embed_tokens.embedding_dim))
 
     return words, {
         SRU: sru,
         UNIT: built(preset.replace("sru", "lstm"), task),
-        LSTM: narrowed(target, 8, lstm),
-        TRANSFORMER: narrowed(target, 8, transformer),
+        LSTM: narrowed(target, 16 if ON_GPU else 8, lstm),  # cuDNN's products in 16 bits want widths of 8
+        TRANSFORMER: attending(),
     }
 
 

@@ -87,7 +87,7 @@ def graphed(function: Function, seconds: float = 0.0) -> Function:
 
     Args:
         function: is called once in the graph, or
-        seconds: as often as take so long: the launch of a graph takes longer than a small kernel.
+        seconds: as often as replays take so long: the launch of a graph takes longer than a small kernel.
     """
     if not ON_GPU:
         return function
@@ -97,7 +97,14 @@ def graphed(function: Function, seconds: float = 0.0) -> Function:
         for _ in range(3):  # what a capture can't do: compile kernels, take workspaces
             function()
     torch.cuda.current_stream().wait_stream(side)
-    calls = max(1, min(MOST, math.ceil(seconds / run(function, 5)))) if seconds else 1
+    replay = captured(function, 1)
+    if seconds and (calls := min(MOST, math.ceil(seconds / run(replay, 5)))) > 1:
+        return captured(function, calls)
+    return replay
+
+
+def captured(function: Function, calls: int) -> Replay:
+    """A CUDA graph of so many calls."""
     graph, before = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with torch.cuda.graph(graph):

@@ -12,6 +12,7 @@ from benchmarks.timing import ON_GPU
 from .packages import FAIRSEQ, READY, ROOT
 
 TESTS = "tests/recurrence/test_cuda.py"
+PRECISIONS = "tests/models/test_precisions.py"
 LOHELP = "recipes/configs/lohelp.yaml"
 SYSTEMS = ("sru", "lstm", "fairseq-lstm", "transformer")
 
@@ -40,13 +41,15 @@ class Part(NamedTuple):
     reads: Path | None = None
 
 
-def tests(out: Path, name: str, select: str, limit: float, *options: str) -> Part:
+def tests(
+    out: Path, name: str, select: str, limit: float, *options: str, file: str = TESTS, needs: tuple[str, ...] = ()
+) -> Part:
     """pytest on the tests that need a GPU. Outcomes go to NAME.xml; one by one to NAME.txt, as it may be stopped."""
     outcomes = f"{name}.xml"
     # a thread a process: each compares with the definition on the CPU
     python = ("env", "OMP_NUM_THREADS=1", sys.executable)
-    command = (*python, "-m", "pytest", TESTS, "-v", "-rfEs", "-k", select, f"--junitxml={out / outcomes}", *options)
-    return Part(name, command, limit, shown=f"{name}.txt", outcomes=outcomes)
+    command = (*python, "-m", "pytest", file, "-v", "-rfEs", "-k", select, f"--junitxml={out / outcomes}", *options)
+    return Part(name, command, limit, needs, shown=f"{name}.txt", outcomes=outcomes)
 
 
 def training(out: Path, of: str, name: str, batch: int, limit: float, *overrides: str) -> Part:
@@ -56,6 +59,9 @@ def training(out: Path, of: str, name: str, batch: int, limit: float, *overrides
     general = (
         "cpu=auto",
         "systems.transformer-sru=null",
+        # as many parameters in heads of 48 features: torch's fused attention takes none of the recipe's 50
+        *(f"systems.transformer.{side}-embed-dim=192" for side in ("encoder", "decoder")),
+        *(f"systems.transformer.{side}-ffn-embed-dim=464" for side in ("encoder", "decoder")),
         f"out={work / f'{name}-{of}'}",
         f"prepare.out={work / 'data'}",
     )
@@ -103,6 +109,7 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
         Part("steps", (*steps, "--out", str(out / "steps")), 60, ("fairseq",), made="steps/steps.json"),
         training(out, of, "training", 1000, 170, *times),  # so far 570 s of gpu.sh's ten minutes
+        tests(out, "precisions", "learns", 90, *spread, file=PRECISIONS, needs=("fairseq",)),
         Part(
             "rivals",
             (*rivals, "--out", str(out / "rivals")),

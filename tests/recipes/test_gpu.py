@@ -104,6 +104,7 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     assert {*re.findall(r"^\| (\w+) \| (\d+) \| 0 \| \d+ \|", page, re.MULTILINE)} == {
         ("tests", "1"),
         ("sanitizer", "0"),
+        ("precisions", "12"),
         ("variants", "0"),
     }
     assert tables.layers(out) in tables.published(out.parent)

@@ -238,17 +238,17 @@ def test_figures_are_the_median_and_the_quartiles_without_the_warm_up(monkeypatc
 
 
 class Graphs:
-    """A stand-in for torch.cuda's streams and graphs: a graph's replay takes a second and runs nothing."""
+    """A stand-in for torch.cuda's streams and graphs: a replay runs nothing, and takes ``took`` seconds a call."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-        self.clock, self.stream, self.fails = clock, "default", False
+        self.clock, self.stream, self.fails, self.took = clock, "default", False, 1 / 4096
         cuda = SimpleNamespace(
             Stream=lambda: SimpleNamespace(wait_stream=lambda _: None),
             current_stream=lambda: SimpleNamespace(wait_stream=lambda _: None, name=self.stream),
             stream=self.beside,
             set_stream=lambda stream: setattr(self, "stream", stream.name),
             synchronize=lambda: self.clock.ran.append("synchronize"),
-            CUDAGraph=lambda: SimpleNamespace(replay=self.replay),
+            CUDAGraph=self.new,
             graph=self.graph,
         )
         monkeypatch.setattr(timing.torch, "cuda", cuda)
@@ -260,18 +260,25 @@ class Graphs:
         yield
         self.stream = before
 
+    def new(self) -> SimpleNamespace:
+        made = SimpleNamespace(calls=0)
+        made.replay = lambda: self.replay(made.calls)
+        return made
+
     @contextlib.contextmanager
-    def graph(self, _: Any) -> Iterator[None]:
+    def graph(self, made: SimpleNamespace) -> Iterator[None]:
         self.stream = "capture"  # which a capture that fails leaves
         self.clock.ran.append("begin")
+        before = len(self.clock.ran)
         yield
+        made.calls = len(self.clock.ran) - before
         if self.fails:
             raise RuntimeError("operation not permitted when stream is capturing")
         self.clock.ran.append("end")
         self.stream = "default"
 
-    def replay(self) -> None:
-        self.clock.now += 1.0
+    def replay(self, calls: int) -> None:
+        self.clock.now += calls * self.took
         self.clock.ran.append("replay")
 
 
@@ -279,16 +286,17 @@ def test_a_graph_has_as_many_calls_as_take_long_and_is_timed_between_waits(monke
     clock = Clock(monkeypatch)
     graphs = Graphs(monkeypatch, clock)
     streams = []
-    work = clock.function("a", 1 / 4096)
+    work = clock.function("a", 1 / 1024)  # one by one, Python takes longer than the kernels
 
     def function() -> None:
         streams.append(graphs.stream)
         work()
 
     replayed = timing.graphed(function, seconds=1 / 1024)
-    assert streams == 3 * ["side"] + 5 * ["default"] + 4 * ["capture"]
+    assert streams == 3 * ["side"] + 5 * ["capture"]
     assert clock.ran[-6:] == ["begin", *4 * ["a"], "end"]
     clock.ran.clear()
+    graphs.took = 0.25
     found = timing.measure({"graph": replayed}, turns=2)
     assert clock.ran == 4 * ["synchronize", "replay", "synchronize"]
     assert found["graph"] == Spread(*3 * [250.0])  # of a call

@@ -179,6 +179,15 @@ def test_the_width_of_as_many_parameters(target: int, width: int) -> None:
     assert models.narrowed(target, 4, Sized).weight.shape == (width, width)
 
 
+def test_on_a_gpu_fairseqs_models_are_of_widths_that_its_kernels_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "ON_GPU", True)
+    _, systems = models.systems(500)
+    sru, lstm, transformer = (systems[name] for name in (models.SRU, models.LSTM, models.TRANSFORMER))
+    assert transformer.encoder.layers[0].self_attn.head_dim % 8 == 0
+    assert lstm.encoder.hidden_size % 8 == 0
+    assert models.size(transformer) == pytest.approx(models.size(sru), rel=0.005)
+
+
 def test_a_systems_size_is_that_of_what_it_learns() -> None:
     words, systems = small(60)
     for name, model in systems.items():

@@ -332,8 +332,8 @@ def test_what_other_batches_will_want_is_compiled_in_the_background(
         if thread.name == BACKGROUND:
             thread.join()
     here = threading.current_thread().name
-    later = [(BACKGROUND, f"-DPAD={pad}", f"-DVEC={vec}") for pad in (0, 1) for vec in (1, 2, 4)]
-    assert sorted(compiled) == sorted([(here, "-DPAD=1", "-DVEC=1"), *later])
+    later = [(BACKGROUND, "-DPAD=1", f"-DVEC={vec}") for vec in (1, 2, 4)]
+    assert sorted(compiled) == sorted([(here, "-DPAD=1", "-DVEC=1"), *later]), "models give a mask at each batch"
     assert len(gpu.loads) == 1, "what is not wanted yet is in the cache alone"
 
 

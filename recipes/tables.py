@@ -286,7 +286,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "decoding": decoding,
     "decoding-in-short": decoding_in_short,
     "translating": translating,
-    **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
+    **{f"verdict-{name}": partial(verdict, name) for name in (*COMPARISONS, "debian-repeat")},
     "losses": losses,
     "tuning": tuning,
     "precision": precision,

@@ -326,7 +326,7 @@ def test_a_refusal_that_names_no_flag_says_how_to_see_where(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["fairseq-train"])
     for said, more in (("--lr must be 1", ""), ("could not convert string to float", " (LOGLEVEL=DEBUG shows where)")):
-        with pytest.raises(SystemExit) as ended, options.refusals():
+        with pytest.raises(SystemExit) as ended, options.refusals(" (LOGLEVEL=DEBUG shows where)"):
             raise ValueError(said)
         assert ended.value.code == 2
         assert capsys.readouterr().err == f"fairseq-train: error: {said}{more}\n"

@@ -30,8 +30,8 @@ PATCH = Path(__file__).with_name(f"fairseq-{versions.FAIRSEQ}.patch")
 SDIST = f"fairseq-{versions.FAIRSEQ}.tar.gz"
 COMPILER = "Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++"
 OFFLINE = (
-    "without network, on another machine make the wheel with --wheel-dir DIR, and what it requires with "
-    "`pip wheel --wheel-dir DIR DIR/fairseq-*.whl`; then `pip install --no-index --find-links DIR fairseq` here"
+    "without network, on another machine make the wheel with --wheel-dir DIR, and what it requires with `pip wheel "
+    "--wheel-dir DIR DIR/fairseq-*.whl`; then `pip install --upgrade --no-index --find-links DIR fairseq` here"
 )
 PATIENCE = 30  # seconds for pip to remove what it has unpacked, when it is interrupted
 

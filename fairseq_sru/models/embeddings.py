@@ -57,7 +57,8 @@ def vectors_in(path: str, size: int, words: Container[str]) -> dict[str, Tensor]
     makes tensors of all its millions.
 
     Raises:
-        ValueError: a line is not a word and ``size`` numbers, in UTF-8; the message has its number.
+        ValueError: a line is not a word and ``size`` numbers, in UTF-8; the message has its number. The numbers of
+            other words are counted, not read.
     """
     vectors = {}
     with open(path, "rb") as file:

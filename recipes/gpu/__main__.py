@@ -40,7 +40,8 @@ MINUTES = 10
 END = 15  # seconds that it takes
 WORTH = 5.0  # seconds; with less left nothing is begun
 SOURCES = (
-    *("kernels/*", "fairseq_sru/**/*.py", "tests/recurrence/*.py", "tests/support/*.py"),
+    *("kernels/*", "fairseq_sru/**/*.py", "tests/conftest.py", "tests/support/*.py"),
+    *("tests/recurrence/*.py", "tests/models/test_precisions.py"),
     *("recipes/common/*.py", "recipes/benchmarks/*.py", "recipes/gpu/packages.py", "recipes/speed.py"),
 )
 MODELS = ("recipes/steps.py", "recipes/equal_time.py", "recipes/comparison/*.py", "recipes/configs/lohelp.yaml")

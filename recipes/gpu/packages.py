@@ -153,15 +153,16 @@ def build() -> None:
     mend_sru()
     beside = Path(sys.executable).parent
     os.environ["PATH"] = f"{beside}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja
-    ready = []
+    ready = ""
+    write_text(READY, ready)
     for name in OTHERS:
         try:
             importlib.import_module(name)
-            ready.append(name)
+            ready += f"{name}\n"
+            write_text(READY, ready)
             print(f"{name}: ready")
         except Exception as error:  # others' builds end in anything
             print(f"{name}: {type(error).__name__}: {error}")
-    write_text(READY, "\n".join(ready))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {c.__name__: c for c in (install, others, fairseq, build)}

@@ -78,17 +78,15 @@ def systems(vocabulary: int, preset: str = "sru_iwslt_de_en") -> tuple[Any, dict
         sizes |= {f"{side}_ffn_embed_dim": inner or wider * width for side in ("encoder", "decoder")}
         return built(arch, task, **sizes)
 
-    def attending() -> Any:
-        if not ON_GPU:
-            return narrowed(target, 8, transformer)
-        whole = narrowed(target, 8 * heads, transformer)  # heads of such a width as torch's fused attention takes
-        return narrowed(target, 8, partial(transformer, whole.encoder.embed_tokens.embedding_dim))
-
+    fitted: Callable[[int], Any] = transformer
+    if ON_GPU:  # heads of such a width as torch's fused attention takes; then the inner width is what varies
+        whole = narrowed(target, 8 * heads, transformer)
+        fitted = partial(transformer, whole.encoder.embed_tokens.embedding_dim)
     return words, {
         SRU: sru,
         UNIT: built(preset.replace("sru", "lstm"), task),
         LSTM: narrowed(target, 16 if ON_GPU else 8, lstm),  # cuDNN's products in 16 bits want widths of 8
-        TRANSFORMER: attending(),
+        TRANSFORMER: narrowed(target, 8, fitted),
     }
 
 

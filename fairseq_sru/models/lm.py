@@ -136,9 +136,9 @@ class SRULanguageModel(FairseqLanguageModel):
     """Language model of pre-norm residual SRU layers (Lei et al. 2017), with a tied, free or adaptive softmax.
 
     In training, and unless fairseq-eval-lm is told of a context window, each block of text starts from a state of
-    zeros. ``fairseq-eval-lm --sample-break-mode none --context-window N`` (any N of at least 1) makes fairseq hand out
-    the blocks in the order of the text, and the model carries its state from block to block: each token is then
-    predicted from all tokens before it, whatever N, the block size and the batch size.
+    zeros. ``fairseq-eval-lm --sample-break-mode none --context-window N`` (any N of at least 1 and below the block
+    size) makes fairseq hand out the blocks in the order of the text, and the model carries its state from block to
+    block: each token is then predicted from all tokens before it, whatever N, the block size and the batch size.
     """
 
     @classmethod

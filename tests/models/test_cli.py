@@ -157,6 +157,8 @@ def test_interactive_puts_in_the_words_that_are_asked_for(trained, toy_data):
     found = {number: f" {words} " for number, words in hypotheses(done.stdout).items()}
     assert " j i " in found[0] and " h " in found[0]
     assert " j i " not in found[1] and " h " not in found[1]
+    done = run_cli("interactive", toy_data, *PLUGIN, *words, "--max-len-b", 1, text_in="a b\th i j c d\nb c\n")
+    assert list(hypotheses(done.stdout)) == [0, 1], "more words than there is room for"
 
 
 def test_validate(trained, toy_data):
@@ -231,7 +233,10 @@ def test_soft_alignments_have_a_weight_for_each_word_of_the_source(trained, toy_
         (["--beam", 0], "argument --beam: must be at least 1; got 0"),
         (["--beam", -2], "argument --beam: must be at least 1; got -2"),
         (["--temperature", 0], "--temperature must be greater than 0"),
-        (["--match-source-len", "--diverse-beam-groups", 5], "Provided Search parameters are mutually exclusive."),
+        (
+            ["--match-source-len", "--diverse-beam-groups", 5],
+            "arguments --diverse-beam-groups and --match-source-len: exclude each other",
+        ),
     ],
 )
 @pytest.mark.parametrize("command", ["generate", "interactive"])
@@ -241,6 +246,18 @@ def test_what_cannot_be_searched_for_is_one_line(command, words, message, traine
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == f"fairseq-{command}: error: {message}"
     assert "Traceback" not in done.stderr
+
+
+def test_a_line_shorter_than_the_least_length_gets_it(trained, toy_data):
+    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--max-len-a", 0.8, "--max-len-b", 0, "--min-len"]
+    for least in (1, 4):
+        found = hypotheses(run_cli("interactive", toy_data, *PLUGIN, *words, least, text_in="\na\na b c\n").stdout)
+        assert list(found) == [0, 1, 2] and all(len(line.split()) >= least for line in found.values())
+
+
+def test_more_subwords_than_there_are_may_be_asked_for(trained, toy_data):
+    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--sampling", "--sampling-topk", 5000, "--nbest", 5]
+    assert run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b\n").stdout.count("H-0\t") == 5
 
 
 def test_lines_before_one_that_is_not_utf8_are_translated(trained, toy_data, tmp_path):

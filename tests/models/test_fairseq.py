@@ -36,6 +36,7 @@ from fairseq.optim.adam import Adam
 from fairseq.optim.amp_optimizer import AMPOptimizer
 from fairseq.options import get_training_parser, parse_args_and_arch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, SequenceGeneratorWithAlignment
+from fairseq.sequence_scorer import SequenceScorer
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq_cli import interactive
 from fairseq_cli.train import should_stop_early
@@ -125,6 +126,20 @@ def test_greedy_search_takes_the_best_word_that_repeats_nothing(n: int, stuttere
                 break
             expected.append(best)
         assert words(search(stutterer, dictionary, 1, n)[i][0]) == expected
+
+
+def test_an_ensembles_alignment_is_that_of_the_models_that_have_one(dictionary: Dictionary) -> None:
+    models = [made("sru", dictionary, decoder_attention=given).eval() for given in ("True", "False", "True")]
+    for model in models:
+        model.make_generation_fast_(need_attn=True)
+    tokens = sources(dictionary, [5, 9])
+    given = {"src_tokens": tokens, "src_lengths": tokens.ne(dictionary.pad()).sum(1)}
+    found = SequenceGenerator(models, dictionary, beam_size=2, max_len_b=9).generate(models, {"net_input": given})
+    target = torch.tensor([[5, 6, 2], [7, 8, 2]])
+    asked = {"net_input": {**given, "prev_output_tokens": target.roll(1, 1)}, "target": target}
+    for hypotheses in (*found, *SequenceScorer(dictionary).generate(models, asked)):
+        weights = hypotheses[0]["attention"].sum(-2 if hypotheses in found else -1)
+        torch.testing.assert_close(weights, torch.ones_like(weights))
 
 
 def test_a_prefix_that_ends_is_one_hypothesis(stutterer: Any, dictionary: Dictionary) -> None:
@@ -252,7 +267,18 @@ BAD = [
     ),
     *(
         (["interactive", "bin", "--path", "whole.pt", flag, *value], f"argument {flag}: is for fairseq-generate")
-        for flag, *value in (("--lm-path", "whole.pt"), ("--prefix-size", 1), ("--score-reference",))
+        for flag, *value in (
+            *(("--lm-path", "whole.pt"), ("--prefix-size", 1), ("--score-reference",)),
+            *(("--results-path", "out"), ("--quiet",)),
+        )
+    ),
+    (
+        ["interactive", "bin", "--path", "whole.pt", "--batch-size", 64],
+        "argument --buffer-size: must be at least --batch-size; got 0 and 64",
+    ),
+    (
+        ["interactive", "bin", "--path", "whole.pt", "--constraints", "--diversity-rate", 0.5],
+        "arguments --diversity-rate and --constraints: exclude each other",
     ),
     *(
         (["generate", "bin", "--path", "whole.pt", *words], f"argument {words[0]}: {message}")
@@ -260,6 +286,8 @@ BAD = [
             (["--constraints"], "is for fairseq-interactive"),
             (["--print-step"], "is for --task translation_lev"),
             (["--retain-iter-history"], "is for --task translation_lev"),
+            (["--iter-decode-max-iter", 5], "is for --task translation_lev"),
+            (["--replace-unk"], "requires --dataset-impl raw"),
             (["--sampling-topk", 5], "requires --sampling"),
             (["--sampling-topp", 0.5], "requires --sampling"),
             (["--nbest", 2, "--sampling"], "must be --beam with --sampling; got 2 and 5"),
@@ -279,6 +307,10 @@ BAD = [
     (
         ["train", "bin", *SMALL, "--task", "translation_lev"],
         "--arch sru is a translation model: it goes with --task translation; got --task translation_lev",
+    ),
+    (
+        ["eval-lm", "bin", "--path", "whole.pt", "--context-window", 64, "--tokens-per-sample", 64],
+        "argument --context-window: must be below --tokens-per-sample; got 64 and 64",
     ),
     (["validate", "bin", "--task", "translation"], "argument --path: is required"),
     (["generate", "bin"], "argument --path: is required"),
@@ -463,6 +495,16 @@ def test_patience_counts_on_after_a_restart(folder: Path) -> None:
     assert "hasn't improved for last 2 runs" in done.stdout + done.stderr
     state = torch.load(folder / "patient" / "checkpoint_last.pt", weights_only=True)["extra_state"]
     assert state["train_iterator"]["epoch"] == 4 and state["early_stop"]["num_runs"] == 2
+    before = (folder / "patient" / "checkpoint_last.pt").read_bytes()
+    made = state["previous_training_time"]
+    for more, told in (([], "--patience 2 is at its end"), (["--patience", 9, "--max-update", 4], "--max-update 4 is")):
+        again = run_cli("train", "bin", *words, *more, cwd=folder)
+        assert told in again.stdout + again.stderr
+        assert (folder / "patient" / "checkpoint_last.pt").read_bytes() == before, "what is done trains no further"
+    tuned = ["--finetune-from-model", "patient/checkpoint_last.pt", "--max-update", 1, "--save-dir", "tuned"]
+    run_cli("train", "bin", *PLUGIN, *SMALL, *tuned, "--stop-time-hours", made / 3600, cwd=folder)
+    state = torch.load(folder / "tuned" / "checkpoint_last.pt", weights_only=True)["extra_state"]
+    assert state["previous_training_time"] < made, "the time of another training is not this one's"
 
 
 def test_a_log_file_has_each_line_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -542,6 +584,16 @@ def test_unknown_subwords_are_those_that_are_aligned() -> None:
     done = utils.post_process_prediction(tokens, "o@@ ther x y", alignment, {}, dictionary, remove_bpe="@@ ")
     assert done[1] == f"o{dictionary[5]} y"
     assert utils.post_process_prediction(tokens, "x", None, {}, dictionary)[1] == f"<unk> {dictionary[5]} <unk>"
+
+
+def test_a_file_of_translations_of_words_may_have_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "words").write_text("a ä\n\nb c d\n", encoding="utf-8")
+    assert utils.load_align_dict(str(tmp_path / "words")) == {"a": "ä", "b": "c"}
+    (tmp_path / "words").write_text("a b\nc\n")
+    with pytest.raises(
+        ValueError, match=r"--replace-unk: \S+words, line 2: must be a word and its translation; got c$"
+    ):
+        utils.load_align_dict(str(tmp_path / "words"))
 
 
 @slow

@@ -39,11 +39,13 @@ from benchmarks.timing import (
     machine,
     measure,
     refuse_overwriting,
+    resumable,
     resumed,
     save,
     warm_up,
 )
 from common.arguments import at_least_one, folder
+from common.errors import end_with_reader
 
 from fairseq_sru.recurrence.dispatch import choose
 
@@ -115,28 +117,32 @@ def main(arguments: list[str] | None = None) -> None:
         report[part].append(entry)
         note()
 
-    if args.rivals:
-        eager = [case for case in cases if case.mode != GRAPH]
-        beside = partial(layer.all_cases, package=package, turns=args.turns, keep=partial(keep, "cases"), rivals=True)
-        if package:
-            beside(left("cases", eager))
-        wanted = left("other_kernels", others.cases_of(scans, scanned))
-        others.all_others(wanted, args.turns, partial(keep, "other_kernels"))
-        if package:
-            beside(left("cases", cases))
-    else:
-        if backend:
-            all_scans = [Case(FORWARD, *s, *variant) for s in scans for variant in scanned]
-            layer.all_scans(backend, left("recurrence", all_scans), args.turns, partial(keep, "recurrence"))
-        report["contestants"] = layer.all_notes(package, Case(FORWARD, *one))
-        if ON_GPU or DRY:
-            narrow = layer.all_notes(package, Case(BOTH, *one, dtype="bfloat16"))
-            report["contestants"] |= {f"{name}, bfloat16": note for name, note in narrow.items()}
-        layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"))
+    with resumable(report, note):
+        if args.rivals:
+            eager = [case for case in cases if case.mode != GRAPH]
+            beside = partial(
+                layer.all_cases, package=package, turns=args.turns, keep=partial(keep, "cases"), rivals=True
+            )
+            if package:
+                beside(left("cases", eager))
+            wanted = left("other_kernels", others.cases_of(scans, scanned))
+            others.all_others(wanted, args.turns, partial(keep, "other_kernels"))
+            if package:
+                beside(left("cases", cases))
+        else:
+            if backend:
+                all_scans = [Case(FORWARD, *s, *variant) for s in scans for variant in scanned]
+                layer.all_scans(backend, left("recurrence", all_scans), args.turns, partial(keep, "recurrence"))
+            report["contestants"] = layer.all_notes(package, Case(FORWARD, *one))
+            if ON_GPU or DRY:
+                narrow = layer.all_notes(package, Case(BOTH, *one, dtype="bfloat16"))
+                report["contestants"] |= {f"{name}, bfloat16": note for name, note in narrow.items()}
+            layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"))
     print(f"\nwrote {path}")
     for drawn in layer.draw(report, args.out) if report["cases"] else ():
         print(f"wrote {drawn}")
 
 
 if __name__ == "__main__":
+    end_with_reader()
     main()

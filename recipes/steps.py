@@ -43,12 +43,14 @@ from benchmarks.timing import (
     machine,
     measure,
     refuse_overwriting,
+    resumable,
     resumed,
     save,
     short,
     table,
 )
 from common.arguments import at_least_one, folder
+from common.errors import end_with_reader
 from tqdm import tqdm
 
 from fairseq_sru import __version__
@@ -154,7 +156,8 @@ def main(arguments: list[str] | None = None) -> None:
                 note()
             yield row(case)
 
-    table("Milliseconds:", ["case", *models, *(f"{name} / {SRU}" for name in others)], rows())
+    with resumable(report, note):
+        table("Milliseconds:", ["case", *models, *(f"{name} / {SRU}" for name in others)], rows())
     percent = (
         [case, *(f"{100 * s:.0f}" for s in now["shares"].values())] for case, now in found.items() if now["shares"]
     )
@@ -163,4 +166,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_with_reader()
     main()

@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -210,6 +211,18 @@ class Attempts(Generic[C]):
         if not self.tries:
             del self.report["tries"]
         self.write()
+
+
+@contextmanager
+def resumable(report: dict[str, Any], write: Callable[[], object]) -> Iterator[None]:
+    """End with a line on Ctrl-C, which is the fault of no case that was tried."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        report.pop("tries", None)
+        write()
+        print("\nstopped; --resume goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 def short(value: float | None) -> str:

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,13 @@ def remove(path: Path) -> None:
     for file in inside:
         file.unlink()
     path.rmdir()
+
+
+def refuse(trained: Iterable[Path]) -> None:
+    """Raise a FolderError that names what would have to be removed to train anew, if there is anything."""
+    if names := dict.fromkeys(map(str, trained)):
+        told = "trained with other settings or moved; remove that, or name another out=DIR"
+        raise FolderError(f"{', '.join(names)}: {told}")
 
 
 def digest(path: Path) -> str | None:

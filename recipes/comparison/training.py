@@ -6,7 +6,7 @@ import itertools
 import json
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from .commands import Commands, files_named
 from .fairseq_output import carry, complete, gpu_memory, trained
 from .processes import side_by_side
 from .settings import Settings
-from .stages import StageError, Stages
+from .stages import StageError, Stages, refuse
 
 SPEEDS = ("updates_per_second", "tokens_per_second")
 
@@ -39,12 +39,6 @@ class Run(NamedTuple):
     @property
     def file(self) -> str:
         return f"{self.system}-{self.seed}"
-
-
-def refuse(trained: Iterable[Path]) -> None:
-    """Raise a FolderError that names what would have to be removed to train anew, if there is anything."""
-    if names := dict.fromkeys(map(str, trained)):
-        raise FolderError(f"{', '.join(names)}: trained with other settings; remove that, or name another out=DIR")
 
 
 class TrainingStage(NamedTuple):
@@ -150,7 +144,7 @@ class Training:
 
         Raises:
             StageError: something is trained already, and some speeds were measured with another number at a time.
-            FolderError: it would change the updates of what was trained, even in part; the message names all of it.
+            FolderError: something was trained, even in part, with other updates or settings; the message names it all.
         """
 
         def timed(system: str, number: int) -> None:
@@ -162,6 +156,8 @@ class Training:
         if self.settings.budget.minutes is not None:
             anew = {turn[0] for turn, stamp in stamps.items() if stamp.get("done") and turn not in known}
             refuse(path for run in self.runs if run.system in anew for path in self.begun(run))
+        else:
+            self.keep()
         others = {stamps[turn].get("at_a_time", self.jobs) for turn in known} - {self.jobs}
         if not any(map(self.begun, self.runs)):
             self.time_alike(turns)

@@ -389,7 +389,7 @@ def test_equal_time_trains_nothing_anew(recipe, tmp_path, monkeypatch, capsys):
         finished(comparison := runs.Comparison(settings.load(recipe, words)), Run("a", 1))
     with pytest.raises(SystemExit):
         equal_time.main([str(recipe), *words, "--output", str(tmp_path / "found.json")])
-    assert "checkpoints/a-1: trained with other settings; remove that, or name" in capsys.readouterr().err
+    assert "checkpoints/a-1: trained with other settings or moved; remove that, or name" in capsys.readouterr().err
     assert comparison.last(Run("a", 1)).is_file()
 
 
@@ -608,7 +608,9 @@ def test_a_run_that_has_a_checkpoint_is_not_trained_anew(done, recipe, tmp_path)
     path = comparison.out / "stamps" / "train-a-1.json"
     write_text(path, json.dumps({**json.loads(path.read_text()), "done": done}))
     finished(comparison, Run("b", 1))
-    with pytest.raises(FolderError, match=r"/a-1, \S+/checkpoints/b-1: trained with other settings; remove that, or "):
+    with pytest.raises(
+        FolderError, match=r"/a-1, \S+/checkpoints/b-1: trained with other settings or moved; remove that, or "
+    ):
         comparison.do_runs()
     assert comparison.last(Run("a", 1)).is_file()
 
@@ -650,6 +652,19 @@ def test_a_line_that_fairseq_refuses_is_told_before_training(longest, split, ove
         comparison.check_lengths()
 
 
+def test_a_speed_is_not_measured_anew_under_what_was_trained_for_updates(recipe, tmp_path):
+    """Or a refused override would replace a speed of the day on which the others were measured."""
+    overrides = [f"out={tmp_path / 'out'}", "budget={updates: 20}"]
+    comparison = runs.Comparison(settings.load(recipe, overrides))
+    finished(comparison, Run("a", 1))
+    before = comparison.stages.stamp("slice a 1")
+    changed = runs.Comparison(settings.load(recipe, [*overrides, "train.clip-norm=2.0"]))
+    changed.manifest = comparison.manifest
+    with pytest.raises(FolderError, match=r"/checkpoints/a-1: trained with other settings or moved; remove that"):
+        changed.time_training()
+    assert comparison.stages.stamp("slice a 1") == before
+
+
 @pytest.mark.parametrize("done", [True, False])
 def test_a_speed_is_not_measured_anew_under_what_was_trained_for_minutes(done, recipe, tmp_path):
     """Or an override that was tried once would change the updates of the settings before, too."""
@@ -660,7 +675,9 @@ def test_a_speed_is_not_measured_anew_under_what_was_trained_for_minutes(done, r
     write_text(path, json.dumps({**json.loads(path.read_text()), "done": done}))
     finished(comparison, Run("b", 1))
     before = comparison.stages.stamp("slice a 1")
-    with pytest.raises(FolderError, match=r"/a-1, \S+/checkpoints/b-1: trained with other settings; remove that, or "):
+    with pytest.raises(
+        FolderError, match=r"/a-1, \S+/checkpoints/b-1: trained with other settings or moved; remove that, or "
+    ):
         comparison.time_training()
     assert comparison.stages.stamp("slice a 1") == before
     shutil.rmtree(comparison.folder(Run("a", 1)))
@@ -1534,7 +1551,7 @@ def test_what_changed_is_done_again_and_a_failure_stops_nothing_else(undisturbed
         changed = ["systems.two.dropout=0.5", "systems.bad.train-subset=no_such_subset"]
         refused = run_small(undisturbed, "whole", *changed)
         assert refused.returncode == 2 and facts(out) == before
-        assert re.search(r"error: out: \S*two-1: trained with other settings; remove that, or name an", refused.stderr)
+        assert re.search(r"error: out: \S*two-1: trained with other settings or moved; remove that", refused.stderr)
         shutil.rmtree(out / "checkpoints" / "two-1")
         again = run_small(undisturbed, "whole", *changed)
         assert again.returncode == 1

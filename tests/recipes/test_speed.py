@@ -509,6 +509,19 @@ def test_a_case_in_which_the_process_ends_twice_is_left_out(capsys):
     assert "going on without layers, 2: the process ended in it 2 times" in capsys.readouterr().err
 
 
+def test_a_stopped_case_is_no_case_that_ended_the_process(capsys):
+    written: list[str] = []
+    report: dict[str, Any] = {}
+    for _ in range(3):
+        attempts = timing.Attempts("layers", ["1", "2"], report, lambda: written.append(json.dumps(report)))
+        with pytest.raises(SystemExit, match=r"^130$"), timing.resumable(report, attempts.write):
+            for case in attempts:
+                if case == "2":
+                    raise KeyboardInterrupt
+        assert written[-2:] == ['{"tries": {"layers, 2": 1}}', "{}"]
+    assert capsys.readouterr().err == "\nstopped; --resume goes on\n" * 3
+
+
 def test_numbers_are_shown_with_three_digits():
     for i in range(-20, 70):
         assert_shown(timing.short(10 ** (i / 10)), 10 ** (i / 10))

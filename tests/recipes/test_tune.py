@@ -284,6 +284,8 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
         assert all(trial["updates"] == 20 for trial in tried["finals"]) and whole[tried["best_final"]] == min(whole)
         assert f"{system}: loss {min(whole):.3f}" in first
     assert (tmp_path / "found.svg").read_text().startswith("<?xml")
+    before = (tmp_path / "found.json").read_bytes()
+    assert "\ntrial " not in searched() and (tmp_path / "found.json").read_bytes() == before
 
     # another file from what is there: it was trained where it was, whatever this machine has now
     for stamp in (tmp_path / "out" / "stamps").glob("trial-*.json"):

@@ -108,9 +108,8 @@ def other_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prepa
 def check_language(parser: argparse.ArgumentParser, flag: str, language: str, tokenizer: str) -> None:
     if not re.fullmatch(r"\w+", language):  # fairseq reads a - as that between source and target
         parser.error(f"argument {flag}: {language!r} is the end of a file name: letters, digits and _")
-    known, _, country = language.partition("_")
-    if tokenizer == "moses-bpe" and country:
-        parser.error(f"argument {flag}: Moses knows {known}, not {language}: name the files .{known}")
+    if tokenizer == "moses-bpe" and not re.fullmatch("[a-z]{2}|mni|tdt|yue", language):
+        parser.error(f"argument {flag}: Moses knows languages by two letters, not as {language}: rename the files")
 
 
 def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Task:
@@ -190,7 +189,9 @@ def main(argv: list[str] | None = None) -> None:
                 prepare(task, args.out, hold)
     except FolderError as error:
         parser.error(f"argument --out: {error}")
-    except (RecipeError, OSError, BrokenProcessPool) as error:
+    except BrokenProcessPool:
+        parser.error("a process of this one was killed, perhaps for want of memory")
+    except (RecipeError, OSError) as error:
         parser.error(str(error) or type(error).__name__)
     except KeyboardInterrupt:
         print("\nstopped; run the same command to begin anew", file=sys.stderr)

@@ -105,7 +105,8 @@ class Task(NamedTuple):
         except BrokenProcessPool:
             raise
         except (RuntimeError, ValueError) as error:  # its words name the sizes that the text allows
-            raise RecipeError(f"argument --vocab-size: {self.vocab_size}: {error}") from None
+            said, _, _ = str(error).partition(" Increase vocab_size or")  # in words of sentencepiece's options
+            raise RecipeError(f"argument --vocab-size: {self.vocab_size}: {said}") from None
         for split, tally in tallies.items():
             encode(corpus, encoder, split, tally, text)
             print(f"{split}: {tally}", flush=True)
@@ -198,8 +199,9 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
     train, valid, test = (paths_of(work, split, corpus.languages) for split in SPLITS)
     steps = tallies["train"].pairs
     seen: set[int] = set()
-    pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"], seen)
-    if every := corpus.valid_every:
+    every = corpus.valid_every  # of IWSLT, whose split is fairseq's only if the same pairs are left
+    pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"], seen, drop_control=not every)
+    if every:
         both = paths_of(work, "selected", corpus.languages)
         selected = within(pairs, Limited(encoder, IWSLT, select=True), cores(), tallies["train"].dropped)
         steps["selected"] = write(selected, both, "clean")

@@ -88,7 +88,7 @@ def mark(left: str, right: str) -> int:
 
 
 def train_pairs(
-    files: Iterable[tuple[Path, Path]], deduplicate: bool, tally: Tally, seen: set[int]
+    files: Iterable[tuple[Path, Path]], deduplicate: bool, tally: Tally, seen: set[int], drop_control: bool = True
 ) -> Iterator[tuple[str, str]]:
     """Pairs fit for training, without copies where that is wanted; ``seen`` takes the :func:`mark` of each.
 
@@ -104,7 +104,7 @@ def train_pairs(
             except UnicodeDecodeError:
                 tally.dropped["not UTF-8"] += 1
                 continue
-            if CONTROL.search(left) or CONTROL.search(right):
+            if drop_control and (CONTROL.search(left) or CONTROL.search(right)):
                 tally.dropped["control character"] += 1
             elif not left or not right:
                 tally.dropped["empty"] += 1

@@ -222,7 +222,7 @@ class Speech(NamedTuple):
             "input_channels": 1,
             "input_feat_per_channel": known.bins,
             "sample_rate": known.rate,
-            "specaugment": {"time_wrap_W": 0, **known.specaugment},
+            "specaugment": known.specaugment,
             "transforms": {"*": [known.cmvn], "_train": [known.cmvn, "specaugment"]},
         }
         if known.cmvn == "global_cmvn":

@@ -517,7 +517,13 @@ def test_text_that_cannot_be_used(how: str, message: str, own: Own, tmp_path: Pa
         (["no-such-set"], "argument NAME: invalid choice: 'no-such-set'"),
         (["@", "-t", "en"], "argument --target-lang: en is the source language, too"),
         (["@", "-t", "../de"], "argument --target-lang: '../de' is the end of a file name"),
-        (["@", "--tokenizer", "moses-bpe", "-t", "de_AT"], "argument --target-lang: Moses knows de, not de_AT"),
+        *(
+            (
+                ["@", "--tokenizer", "moses-bpe", "-t", language],
+                f"argument --target-lang: Moses knows languages by two letters, not as {language}: rename the files",
+            )
+            for language in ("de_AT", "deu", "DE")
+        ),
     ],
 )
 def test_arguments(words: list[str], message: str, own: Own, tmp_path: Path, fails: Fails) -> None:

@@ -69,6 +69,7 @@ def iwslt_archive(folder: Path, tested: int = 20) -> None:
         lines[30] = "eins zwei drei vier" if language == "de" else "one two three four five six seven"  # ratio > 1.5
         lines[31] = "eins zwei drei vier" if language == "de" else "one two three four five six"  # just 1.5
         lines[32] = "" if language == "de" else "nothing"
+        lines[33] += " \x94"  # a control character, which fairseq's script keeps
         members[f"de-en/train.tags.de-en.{language}"] = tags(lines)
         for number, name in enumerate(registry.IWSLT_TEST):
             content = segments([*lohelp("test", language, number * tested, tested), "It’s a Test"])

@@ -51,7 +51,7 @@ def packages() -> dict[str, str | None]:
 
 
 def models() -> str | None:
-    """Why the models can't be imported though fairseq is installed; None where they can."""
+    """Why the models can't be imported; None where they can."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)  # fairseq names packages that it would like
     try:
@@ -197,10 +197,6 @@ def advice(found: dict[str, Any]) -> list[str]:
     gpu, auto = found["gpu"], found["auto"]
     listed = [line for line in gpu["driver"] if not line.startswith("nvidia-smi fails")]
     lines = [found["cache"]["trouble"]]
-    if found["packages"]["fairseq"] is None:
-        lines.append(
-            "fairseq is not installed, so there are layers but no models: python -m fairseq_sru.install_fairseq"
-        )
     lines.append(found["models"])
     if gpu["driver"] and not listed:
         lines.append("the GPU's driver doesn't answer nvidia-smi: load it, or install it again")
@@ -242,10 +238,9 @@ def examine() -> dict[str, Any]:
         trials = {name: trial(name) for name, what in said.items() if what == "ready"}
         auto = automatic()
         compiler, compiler_trouble = host()
-        installed = packages()
         found: dict[str, Any] = {
-            "packages": installed,
-            "models": models() if installed["fairseq"] else None,
+            "packages": packages(),
+            "models": models(),
             "platform": platform.platform(),
             "environment": {name: os.environ[name] for name in VARIABLES if name in os.environ},
             "gpu": gpus(),
@@ -292,7 +287,8 @@ def text(found: dict[str, Any]) -> str:
     lines.append(f"For fairseq: --user-dir {shlex.quote(found['user_dir'])}")
     if found["advice"]:
         lines += ["", "What helps:", *(f"- {line}" for line in found["advice"])]
-    lines.append("All is well." if found["well"] else "Not all is well.")
+    all_of_it = "All is well." if found["models"] is None else "The layers are well, there are no models."
+    lines.append(all_of_it if found["well"] else "Not all is well.")
     return "\n".join(lines)
 
 

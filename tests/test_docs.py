@@ -26,6 +26,7 @@ from common.arguments import file, folder, new_file, output_file
 from comparison.settings import load
 from conftest import ROOT
 from support.exported import exported
+from support.processes import forget
 from support.ptx import least
 from support.small_models import prefixes, sources
 from support.variants import COVERING, TENSORS, Case, assert_defined, fits, make, results
@@ -259,12 +260,12 @@ def extended() -> Iterator[None]:
         ["village-en-de"],
         ["ssru"],
     ]
-    dispatch.forget()
+    forget()
     yield
     for place, old in zip(places, before, strict=True):
         place.clear()
         place.update(old)
-    dispatch.forget()
+    forget()
 
 
 def test_the_backend_of_the_page_is_right_in_every_variant(extended: None) -> None:

@@ -97,6 +97,13 @@ def test_a_machine_that_is_well() -> None:
     assert found["well"] is True
 
 
+def test_layers_are_well_without_models(monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
+    monkeypatch.setitem(sys.modules, "fairseq_sru.models", None)
+    found = doctor.examine()
+    assert found["well"] and found["models"] in found["advice"]
+    assert doctor.text(found).endswith("\nThe layers are well, there are no models.")
+
+
 def test_the_size_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "cache"))
     _, found = examine()
@@ -116,7 +123,8 @@ def test_without_fairseq(tmp_path: Path) -> None:
             (packages / path.name).symlink_to(path)
     found = run("-S", PYTHONPATH=str(packages))
     assert (found["packages"]["torch"], found["packages"]["fairseq"]) == (torch.__version__, None)
-    assert [line for line in found["advice"] if line.endswith("python -m fairseq_sru.install_fairseq")]
+    (line,) = (line for line in found["advice"] if line.endswith("python -m fairseq_sru.install_fairseq"))
+    assert line.startswith("fairseq_sru.models needs fairseq, which is not installed.")
 
 
 def test_a_fairseq_that_is_broken(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         hint = "; a mask is given as padding_mask=" if lengths.dtype == torch.bool or lengths.dim() == 2 else ""
         raise ValueError(f"{wanted}; got {lengths.dtype} {tuple(lengths.shape)}{hint}")
+    lengths = lengths.to(torch.int64)  # torch can do little with unsigned ones
     # a GPU would have to be awaited; what is traced or transformed has no numbers yet
     seen = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if not (seen or recorded()) and lengths.device.type == "cpu" and batch:

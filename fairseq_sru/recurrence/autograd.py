@@ -138,6 +138,9 @@ def differentiable(
 # named, for this process. Else the backward pass computes it again.
 
 
+NO_ONNX = "export to ONNX is not supported: ONNX has no operator for the SRU recurrence; torch.export works"
+
+
 def _run_by(backend: str, u: Tensor) -> Backend:
     from .dispatch import choose, set_up  # which knows all backends, and this file
 
@@ -173,6 +176,8 @@ def recurrence(
 
 @recurrence.register_fake
 def _(u: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    if torch.onnx.is_in_onnx_export():  # as torch.compile's, which ONNX tries, too, the layer's code doesn't see it
+        raise RuntimeError(NO_ONNX)
     *_, backend, keep = rest
     length, batch, _, width = u.shape
     state = state_dtype(u)

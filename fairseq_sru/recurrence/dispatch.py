@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .autograd import Backend, Recurrence, leaves, transformed
+from .autograd import NO_ONNX, Backend, Recurrence, leaves, transformed
 from .build import Unavailable
 from .kernels import VALUES
 from .native import Native
@@ -101,12 +101,10 @@ def sru_recurrence(
         return reference(tensors, padding_mask, options)
     stored = leaves()
     if stored or torch.compiler.is_compiling():
-        if torch.onnx.is_in_onnx_export():
-            raise RuntimeError(
-                "export to ONNX is not supported: ONNX has no operator for the SRU recurrence; torch.export works"
-            )
         name = check_backend(backend) if stored else _choose_name(backend, u.device.type)
         if name != "reference":
+            if torch.onnx.is_in_onnx_export():
+                raise RuntimeError(NO_ONNX)
             named = (name, keep and not stored)
             return torch.ops.fairseq_sru.recurrence(*tensors, padding_mask, *options, *named)[:2]  # type: ignore[no-any-return]
         return reference(tensors, padding_mask, options)
@@ -179,12 +177,6 @@ def choose(name: str, device: str) -> Backend | None:
         return set_up(name)
     except Unavailable as error:
         raise RuntimeError(f"backend {name!r}{source} can't run: {error}") from error
-
-
-def forget() -> None:
-    """Look up anew what can run here, when a backend is next asked for."""
-    set_up.cache_clear()
-    choose.cache_clear()
 
 
 def _choose_name(name: str, device: str) -> str:

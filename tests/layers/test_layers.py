@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.processes import python
+from support.processes import forget, python
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -21,7 +21,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 
 from fairseq_sru import SRU, SRUCell
 from fairseq_sru.layers.linear import SMALL
-from fairseq_sru.recurrence import dispatch
 from fairseq_sru.recurrence.native import Native
 from fairseq_sru.recurrence.reference import Torch
 
@@ -650,18 +649,18 @@ def test_an_export_does_what_the_variable_says_where_it_runs(monkeypatch):
         monkeypatch.setattr(kind, "forward", spied(kind.name, kind.forward))
     for backend in ("reference", "native", "torch"):
         monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", backend)
-        dispatch.forget()  # it is read once a process
+        forget()  # it is read once a process
         expected = rnn(x)
         for run, definition in ((program, {"torch"}), (compiled(rnn, backend="aot_eager"), set())):
             ran.clear()
             close(run(x), expected, 1e-5)
             assert ran == (definition if backend == "reference" else {backend})
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "fast")
-    dispatch.forget()
+    forget()
     with pytest.raises(ValueError, match="FAIRSEQ_SRU_BACKEND must be one of auto"):
         program(x)
     monkeypatch.undo()
-    dispatch.forget()
+    forget()
 
 
 @pytest.mark.parametrize("size", [5, 200], ids=["small", "of oneDNN's size"])
@@ -844,9 +843,14 @@ def test_scripting_is_refused_with_what_works(layer):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-def test_onnx_is_refused(tmp_path):
+def test_onnx_is_refused(tmp_path, monkeypatch):
+    rnn, x = SRU(6, 4), torch.randn(5, 3, 6)
     with pytest.raises(RuntimeError, match="export to ONNX is not supported"):
-        torch.onnx.export(SRU(6, 4), (torch.randn(5, 3, 6),), tmp_path / "rnn.onnx", dynamo=False)
+        torch.onnx.export(rnn, (x,), tmp_path / "rnn.onnx", dynamo=False)
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)  # what dynamo=True needs is not installed
+    for strict in (False, True):
+        with pytest.raises(RuntimeError, match="export to ONNX is not supported"):
+            torch.export.export(rnn, (x,), strict=strict)
 
 
 # ---------------------------------------------------------------- what is not as described

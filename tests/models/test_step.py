@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from fairseq.data import Dictionary
-from support.processes import under_sanitizers
+from support.processes import forget, under_sanitizers
 from support.small_models import VARIANTS, made, prefixes, reorder, run, sources
 from torch import nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -171,9 +171,9 @@ def test_where_it_must_not_run_torch_does(model: Any, dictionary: Dictionary, mo
         steps(noisy, src, target)
         with monkeypatch.context() as asked:
             asked.setenv(dispatch.BACKEND_VARIABLE, "torch")
-            dispatch.forget()
+            forget()
             steps(copy.deepcopy(model), src, target)
-        dispatch.forget()
+        forget()
         monkeypatch.setattr(base_decoder, "available", lambda: False)
         steps(copy.deepcopy(model), src, target)
     assert not calls

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from support.processes import forgetting, python
+from support.processes import forget, forgetting, python
 
 import fairseq_sru
 from fairseq_sru import sru_recurrence
-from fairseq_sru.recurrence import BACKENDS, build, dispatch, native
+from fairseq_sru.recurrence import BACKENDS, build, native
 from fairseq_sru.recurrence.dispatch import choose, set_up
 from fairseq_sru.recurrence.native import DEFAULT_VARIANT, Native
 from fairseq_sru.recurrence.reference import Torch
@@ -54,14 +54,14 @@ def test_auto_takes_the_best_and_the_variable_another(monkeypatch: pytest.Monkey
     assert isinstance(choose("auto", "cpu"), Native)
     assert isinstance(choose("auto", "meta"), Torch)
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "torch")
-    dispatch.forget()
+    forget()
     assert isinstance(choose("auto", "cpu"), Torch)
     assert isinstance(choose("native", "cpu"), Native)  # what the call names goes first
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "reference")
-    dispatch.forget()
+    forget()
     assert choose("auto", "cpu") is None
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "fast")
-    dispatch.forget()
+    forget()
     with pytest.raises(ValueError, match=r"FAIRSEQ_SRU_BACKEND must be one of auto, cuda, .*; got 'fast'"):
         sru_recurrence(torch.zeros(1, 1, 3, 1))
 
@@ -73,7 +73,7 @@ def test_a_backend_of_another_device_is_an_error() -> None:
 
 def test_a_backend_that_the_environment_names_is_told_from_one_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "cuda")
-    dispatch.forget()
+    forget()
     with pytest.raises(ValueError, match=r"backend 'cuda' \(named by FAIRSEQ_SRU_BACKEND\) needs tensors on"):
         sru_recurrence(torch.zeros(1, 1, 3, 1))
 

@@ -286,9 +286,12 @@ def test_an_exported_model_gives_fairseq_generates_tokens(prepared: tuple[Path, 
     for h in found:  # moses-bpe: what was split is joined, and what Moses escapes is what it was
         assert not any(mark in h[0].text for mark in ("@@", "&apos;", "&quot;", "\u2581"))
     if "--sentencepiece-model" in words:
-        more = {"bpe": "sentencepiece", "sentencepiece_model": str(folder / "data" / "spm.model")}
+        model = str(folder / "data" / "spm.model")
+        more = {"tokenizer": "space", "bpe": "sentencepiece", "sentencepiece_model": model}
         hub = SRUModel.from_pretrained(str(folder / "save"), "checkpoint_last.pt", str(folder / "data" / "bin"), **more)
         assert hub.translate(lines) == [h[0].text for h in found]
+        odd = [line.replace(" ", "\u00a0", 1) for line in lines]  # a no-break space
+        assert hub.translate(odd) == translator.translate(odd) == [h[0].text for h in found]
     done = python(*EXPORT, *words, "--int8", "--out", folder / "int8")
     assert done.stdout.endswith(" MB, int8\n")
     sizes = [(folder / name / "weights.safetensors").stat().st_size for name in ("int8", "model")]

@@ -199,8 +199,8 @@ class SRU(nn.Module):
     def _packed(self, packed: PackedSequence, c0: Tensor | None) -> tuple[PackedSequence, Tensor]:
         """In the order of the packed sequences, as nn.LSTM: sorted by length; c0 and c_states in the caller's."""
         if packed.data.dim() != 2:
-            shape = tuple(packed.data.shape[1:])
-            raise ValueError(f"x must pack sequences of shape (length, {self.input_size}); got (length, *{shape})")
+            shape = ", ".join(["length", *map(str, packed.data.shape[1:])])
+            raise ValueError(f"x must pack sequences of shape (length, {self.input_size}); got ({shape})")
         x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
         check_input(x, self.input_size)
         self._check_c0(c0, x, x.size(1))

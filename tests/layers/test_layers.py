@@ -903,6 +903,21 @@ def test_options_are_given_by_name_and_in_one_order():
             assert p.default == inspect.signature(SRUCell).parameters[p.name].default
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int32])
+def test_lengths_are_integers_of_any_kind(dtype):
+    rnn, x = SRU(4, 3), torch.randn(5, 2, 4)
+    lengths = np.array([5, 2], dtype)
+    for given in (lengths, torch.from_numpy(lengths)):
+        close([rnn(x, lengths=given)[0]], [rnn(x, lengths=[5, 2])[0]])
+
+
+@pytest.mark.parametrize("shape, told", [((), "length"), ((2, 3), "length, 2, 3")])
+def test_packed_sequences_have_rows(shape, told):
+    packed = pack_sequence([torch.randn(5, *shape), torch.randn(3, *shape)])
+    with pytest.raises(ValueError, match=rf"x must pack sequences of shape \(length, 1\); got \({told}\)"):
+        SRU(1, 4)(packed)
+
+
 def test_a_batch_of_none_has_a_list_of_no_lengths():
     for empty in ([], (), torch.tensor([], dtype=torch.int64)):
         assert SRU(6, 4)(torch.zeros(3, 0, 6), lengths=empty)[0].shape == (3, 0, 4)

@@ -684,7 +684,7 @@ def test_torch_func_works_by_the_definition(size):
     near([change], [(rnn(x + step)[0] - rnn(x - step)[0]) / (2 * step)], 1e-2)
 
 
-@pytest.mark.parametrize("size", [5, 200], ids=["small", "of oneDNN's size"])
+@pytest.mark.parametrize("size", [5, pytest.param(200, marks=pytest.mark.slow)], ids=["small", "of oneDNN's size"])
 def test_forward_mode_derivatives_are_those_of_torch_func(size):
     """Also where nothing wants a gradient: a kernel would drop the tangent without a word."""
     rnn = SRU(size, 4, v1=False, bidirectional=True).requires_grad_(False)

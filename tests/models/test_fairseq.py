@@ -4,12 +4,14 @@ noise."""
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import json
 import re
 import shutil
 import subprocess
 import sys
+import weakref
 from argparse import Namespace
 from functools import partial
 from pathlib import Path
@@ -137,9 +139,11 @@ def test_an_ensembles_alignment_is_that_of_the_models_that_have_one(dictionary: 
     found = SequenceGenerator(models, dictionary, beam_size=2, max_len_b=9).generate(models, {"net_input": given})
     target = torch.tensor([[5, 6, 2], [7, 8, 2]])
     asked = {"net_input": {**given, "prev_output_tokens": target.roll(1, 1)}, "target": target}
-    for hypotheses in (*found, *SequenceScorer(dictionary).generate(models, asked)):
-        weights = hypotheses[0]["attention"].sum(-2 if hypotheses in found else -1)
-        torch.testing.assert_close(weights, torch.ones_like(weights))
+    scored = SequenceScorer(dictionary).generate(models, asked)
+    for hypotheses, source in ((found, 0), (scored, 1)):  # the dimension of its words
+        for best, *_ in hypotheses:
+            weights = best["attention"].sum(source)
+            torch.testing.assert_close(weights, torch.ones_like(weights))
 
 
 def test_a_prefix_that_ends_is_one_hypothesis(stutterer: Any, dictionary: Dictionary) -> None:
@@ -712,6 +716,24 @@ def test_groups_of_batches_end_with_the_epoch(size: int, skip: bool) -> None:
             left = (length - begun) // size * size if skip else length - begun
             assert found == list(range(begun, begun + left))
             assert not batches.has_next() and not grouped.has_next()
+
+
+def test_what_hands_out_batches_goes_with_its_last_reference(toy_data: Path) -> None:
+    """And its workers with it: the garbage collector ends each after five seconds."""
+    data = {"data": str(toy_data), "source_lang": "en", "target_lang": "de", "dataset_impl": "mmap"}
+    cfg = OmegaConf.structured(TranslationConfig(**data, train_subset="train", required_seq_len_multiple=1))
+    OmegaConf.set_struct(cfg, True)
+    task = TranslationTask.setup_task(cfg)
+    task.load_dataset("valid")
+    gc.disable()
+    try:
+        batches = task.get_batch_iterator(task.dataset("valid"), max_tokens=100, disable_iterator_cache=True)
+        assert len(list(batches.next_epoch_itr())) > 1
+        kept = weakref.ref(batches)
+        del batches
+        assert kept() is None
+    finally:
+        gc.enable()
 
 
 def test_an_epoch_without_its_last_batch_goes_on_where_it_stopped() -> None:

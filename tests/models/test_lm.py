@@ -108,7 +108,10 @@ def unbroken(model: Any, task: Any, data: Path) -> torch.Tensor:
     return log_p.gather(1, text[:, None]).squeeze(1)
 
 
-@pytest.mark.parametrize("batch", [["--batch-size", 1], ["--batch-size", 3], ["--max-tokens", 100], []])
+@pytest.mark.parametrize(
+    "batch",
+    [pytest.param(["--batch-size", 1], marks=pytest.mark.slow), ["--batch-size", 3], ["--max-tokens", 100], []],
+)
 @pytest.mark.parametrize("window, block", [(1, 16), (5, 16), (15, 16), (1, 2)])
 @pytest.mark.parametrize(
     "given", [{}, ADAPTIVE, {"decoder_kernel_size": 4}], ids=["full softmax", "adaptive softmax", "convolution"]

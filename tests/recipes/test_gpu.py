@@ -163,7 +163,7 @@ time.sleep(3600)
     todo = [
         Part("first", (*SAY, "print('shown')"), 60, shown="first.txt"),
         Part("fails", (*SAY, "raise SystemExit('no such card')"), 60),
-        Part("hangs", (*SAY, hang), 10, shown="hangs.txt"),
+        Part("hangs", (*SAY, hang), 5, shown="hangs.txt"),
         Part("last", (*SAY, ""), 60),
     ]
     assert run(*todo) == {"first": "done", "fails": "failed", "hangs": "stopped", "last": "done"}
@@ -172,7 +172,7 @@ time.sleep(3600)
     assert ended(grandchild.read_text()), "what it had started ended with it"
     page = (tmp_path / "report.md").read_text()
     assert "| fails | failed |" in page and "| fails: exit status 1 |" in page
-    assert "| hangs: stopped after 10 seconds |" in page
+    assert "| hangs: stopped after 5 seconds |" in page
 
 
 def test_what_is_done_is_not_done_again(run: Any, tmp_path: Path) -> None:
@@ -592,7 +592,7 @@ def test_a_build_that_was_stopped_holds_nobody_up(run: Any, tmp_path: Path, monk
     monkeypatch.setattr(packages, "BUILDS", tmp_path / "extensions")
     begun = tmp_path / "begun"
     code = f"open({str(lock)!r}, 'w'); open({str(begun)!r}, 'w'); import time; time.sleep(3600)"
-    builds = Part("extensions", (*SAY, code), 20, beside=True)
+    builds = Part("extensions", (*SAY, code), 10, beside=True)
     takes = Part("rivals", (*SAY, f"import os; os.path.exists({str(lock)!r}) and exit(1)"), 60, ("extensions",))
     assert run(builds, takes) == {"extensions": "stopped", "rivals": "done"}
     assert begun.exists(), "there was a lock"

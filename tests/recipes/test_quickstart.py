@@ -138,6 +138,7 @@ def test_quickstart_goes_on_where_it_was_killed(run):
     assert f"{out}/data: already made" in second.replace("\\", "")
 
 
+@pytest.mark.slow
 def test_translations_of_an_earlier_model_are_not_scored(run):
     """As where the printed fairseq-train command was given again, with more updates."""
     out, *_ = run

@@ -14,13 +14,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-LOADED = ("OMP_NUM_THREADS", "PYTHONPATH")  # variables that count when Python and torch are read
+LOADED = ("OMP_NUM_THREADS",)  # variables that count when torch is read
 READ = ("torch._dynamo", "fairseq.trainer", "fairseq.sequence_generator", "hydra.experimental")
 
 
 def run(command: list[str], *, cwd: Path, env: dict[str, str], given: str = "") -> subprocess.CompletedProcess[str]:
     """As subprocess.run of a script of Python's, whose variables are there once torch and fairseq have been read; where
-    one counts before that and is another, it is just that."""
+    one counts before that and is another, it is just that. What PYTHONPATH names replaces nothing of what was read."""
     read = _environment()
     if any(env.get(name) != read.get(name) for name in LOADED):
         return subprocess.run(command, cwd=cwd, env=env, input=given, capture_output=True, text=True)
@@ -63,6 +63,8 @@ def serve() -> None:
             os.chdir(cwd)
             os.environ.clear()
             os.environ.update(env)
+            named = env.get("PYTHONPATH", "").split(os.pathsep)
+            sys.path[:0] = [path for path in named if path and path not in sys.path]
             sys.argv[:] = command
             runpy.run_path(command[0], run_name="__main__")
             return

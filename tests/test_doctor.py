@@ -97,7 +97,7 @@ def test_a_machine_that_is_well() -> None:
     assert found["well"] is True
 
 
-def test_layers_are_well_without_models(monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
+def test_layers_are_well_without_models(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "fairseq_sru.models", None)
     found = doctor.examine()
     assert found["well"] and found["models"] in found["advice"]

@@ -105,8 +105,7 @@ class Task(NamedTuple):
         except BrokenProcessPool:
             raise
         except (RuntimeError, ValueError) as error:  # its words name the sizes that the text allows
-            said, _, _ = str(error).partition(" Increase vocab_size or")  # in words of sentencepiece's options
-            raise RecipeError(f"argument --vocab-size: {self.vocab_size}: {said}") from None
+            raise RecipeError(f"argument --vocab-size: {self.vocab_size}: {error}") from None
         for split, tally in tallies.items():
             encode(corpus, encoder, split, tally, text)
             print(f"{split}: {tally}", flush=True)

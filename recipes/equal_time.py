@@ -3,8 +3,8 @@
     python recipes/equal_time.py recipes/configs/lohelp.yaml --output FILE.json [key=value ...]
 
 What compare.py does without its curves and timed decoding, with one checkpoint a run, each system's first seed. Works
-in runs/equal-time-NAME, and goes on where it stopped. FILE is written when the speeds are known, and after each system;
-what failed is named there.
+in runs/equal-time-NAME, and goes on where it stopped. FILE is written after each measurement and each system, or, where
+it has results of before, as soon as there are as many; what failed is named there.
 """
 
 from __future__ import annotations

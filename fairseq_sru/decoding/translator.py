@@ -86,6 +86,7 @@ class Translator:
 
     Raises:
         ModelError: the folder isn't a model that this version can read; a ValueError.
+        ValueError: threads isn't an integer of at least 1.
         RuntimeError: there is no C++ compiler.
         ImportError: safetensors, or the package of the subword model, isn't installed.
     """

@@ -39,8 +39,8 @@ class SRUCell(nn.Module):
 
     Parameters: ``weight`` ``(k * D, input_size)``, the blocks candidate, forget, reset (and skip), each D = directions
     * hidden_size rows; ``bias`` ``(2, D)``, forget and reset; for v2 ``weight_c`` ``(2, D)`` likewise, the gates'
-    weights of the cell state. They start as in the published code: weights in U(-sqrt(3 / input_size), sqrt(3 /
-    input_size)), b_r at highway_bias, b_f at 0; for v2 scaled as ``sru`` 2.6.0 does.
+    weights of the cell state. Without reset gate both are ``(1, D)``. They start as in the published code: weights in
+    U(-sqrt(3 / input_size), sqrt(3 / input_size)), b_r at highway_bias, b_f at 0; for v2 scaled as ``sru`` 2.6.0 does.
 
     It works under autocast, torch.compile, torch.export, torch.jit.trace and torch.func (by the definition), but not
     under torch.jit.script, nor in an export to ONNX; docs/layers.md says what to use instead.
@@ -65,8 +65,9 @@ class SRUCell(nn.Module):
         device, dtype: of the parameters, as all modules of torch have them; float32, float16, bfloat16 or float64.
 
     Raises:
-        ValueError: a size is below 1, a probability outside [0, 1) or a backend unknown; the message names it.
-        TypeError: a size or a probability isn't a number, or dtype is another one.
+        ValueError: a size isn't an integer of at least 1, a probability outside [0, 1), highway_bias not finite or a
+            backend unknown; the message names it.
+        TypeError: a probability or highway_bias isn't a number, or dtype is another one.
     """
 
     finite_padding = False  # whether x is known to be finite at padding

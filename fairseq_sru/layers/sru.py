@@ -43,8 +43,9 @@ class SRU(nn.Module):
         batch_first: x and the outputs are ``(batch, length, features)``; the states are not concerned, as in nn.LSTM.
 
     Raises:
-        ValueError: a size is below 1, a probability outside [0, 1) or a backend unknown; the message names it.
-        TypeError: a size or a probability isn't a number, or dtype is another one.
+        ValueError: a size isn't an integer of at least 1, a probability outside [0, 1), highway_bias not finite or a
+            backend unknown; the message names it.
+        TypeError: a probability or highway_bias isn't a number, or dtype is another one.
     """
 
     def __init__(

@@ -66,10 +66,13 @@ def cross_entropy(
 
     Args:
         model: of fairseq, or of a plugin.
-        net_output: of the model.
+        net_output: of the model: the logits ``(batch, length, words)``, float32 or bfloat16, and more.
         sample: of fairseq's data sets.
         epsilon: of label smoothing (Szegedy et al. 2016, section 7), shared by all words but the target.
         padding: the target that counts nothing.
+
+    Raises:
+        IndexError: a target is no word of the dictionary.
     """
     logits = net_output[0]
     if (

@@ -132,10 +132,8 @@ def differentiable(
 
 # ---------------------------------------------------------------- torch.compile, torch.export, torch.jit.trace
 
-# An operator costs 5 to 50 microseconds a call more than Recurrence, so eager mode goes without. It gives tensors
-# alone: an empty one stands for none. What compiles, exports or traces doesn't look into it, and the backend is chosen
-# where it runs. keep: save what the backward pass needs, in a shape that is the backend's own: only where that is
-# named, for this process. Else the backward pass computes it again.
+# Eager mode goes without operators: one costs 5 to 50 microseconds a call more. An empty tensor stands for none.
+# keep: save what the backward pass needs; only where the backend is named, since the shape is its own.
 
 
 NO_ONNX = "export to ONNX is not supported: ONNX has no operator for the SRU recurrence; torch.export works"

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from . import nvrtc
 from .build import Unavailable
-from .kernels import KEPT, Argument, Kernels, Shape, Variant, nowhere
+from .kernels import KEPT, VALUES, Argument, Kernels, Shape, Variant, nowhere
 
 
 class Stream(NamedTuple):
@@ -38,7 +38,7 @@ class Geometry(NamedTuple):
     block: int
 
 
-ITEM_SIZES = {0: 4, 1: 2, 2: 2, 3: 8}
+ITEM_SIZES = {code: dtype.itemsize for dtype, code in VALUES.items()}
 ENOUGH = 128  # threads that keep a multiprocessor's requests to memory going
 BACKGROUND = "fairseq_sru compiles"  # the name of a thread that does
 BLOCK = 64  # threads at most, as kernels/device.h has it
@@ -115,6 +115,12 @@ def chunk_length(variant: Variant, length: int, columns: int, multiprocessors: i
 
 
 class Cuda(Kernels):
+    """The kernels on NVIDIA GPUs.
+
+    Raises:
+        Unavailable: there is no GPU, CuPy, pynvrtc or NVRTC, or the driver is too old for it.
+    """
+
     name = "cuda"
 
     def __init__(self) -> None:

@@ -9,10 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")
 from common.files import write
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
@@ -29,12 +26,12 @@ def draw(report: dict[str, Any], folder: Path) -> None:
         for kind in ("svg", "png"):
             metadata = {"Date": None} if kind == "svg" else None
             write(folder / f"{name}.{kind}", partial(figure.savefig, dpi=150, metadata=metadata))
-        plt.close(figure)
 
 
 def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:
     """BLEU and loss against training time and updates: a colour a system, a line a seed."""
-    figure, axes = plt.subplots(2, 2, figsize=(9, 6.5), sharex="col", sharey="row", layout="constrained")
+    figure = Figure(figsize=(9, 6.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharex="col", sharey="row")
     longest = max((p["train_seconds"] for s in systems.values() for r in s["runs"] for p in r["curve"]), default=0)
     unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
     for i, (name, system) in enumerate(systems.items()):
@@ -65,8 +62,8 @@ def speed(systems: dict[str, Any]) -> Figure:
     values = [[system["training_tokens_per_second"] for system in systems.values()]]
     values += [[s["decoding"][i]["sentences_per_second"] for s in systems.values()] for i in range(len(settings))]
     height = 1.2 + 0.35 * max(len(systems), 2)
-    size, places = (2.6 * len(titles), height), range(len(systems))
-    figure, axes = plt.subplots(1, len(titles), figsize=size, layout="constrained", squeeze=False)
+    figure, places = Figure(figsize=(2.6 * len(titles), height), layout="constrained"), range(len(systems))
+    axes = figure.subplots(1, len(titles), squeeze=False)
     for axis, title, found in zip(axes[0], titles, values, strict=True):
         bars = axis.barh(places, found, color=[f"C{i}" for i in places], height=0.7)
         axis.bar_label(bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in found], padding=3)
@@ -94,7 +91,8 @@ def trials(report: dict[str, Any], shared: Mapping[str, Any]) -> Figure:
         return math.nan if first is None else float(first)  # which isn't in the plot
 
     systems = report["systems"]
-    figure, axes = plt.subplots(1, len(systems), figsize=(2.6 * len(systems), 2.8), layout="constrained", squeeze=False)
+    figure = Figure(figsize=(2.6 * len(systems), 2.8), layout="constrained")
+    axes = figure.subplots(1, len(systems), squeeze=False)
     for axis, (name, found) in zip(axes[0], systems.items(), strict=True):
         good = [trial for trial in found["trials"] if trial["loss"] is not None]
         axis.scatter([rate(trial) for trial in good], [trial["loss"] for trial in good], s=14)

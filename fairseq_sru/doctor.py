@@ -33,7 +33,7 @@ from .layers.linear import bfloat16_gain, bfloat16_pays
 from .recurrence import BACKENDS, backends, nvrtc, sru_recurrence
 from .recurrence.build import CACHE_VARIABLE, Unavailable, cache_folder, host_compiler, user_cache
 from .recurrence.dispatch import BACKEND_VARIABLE, DEVICES, choose
-from .versions import __version__
+from .versions import FAIRSEQ_PATCHED, __version__
 
 TOLERANCE = 1e-4  # of float32
 VARIABLES = (BACKEND_VARIABLE, CACHE_VARIABLE, nvrtc.NVRTC_VARIABLE, "CXX", "CUDA_VISIBLE_DEVICES")
@@ -198,6 +198,10 @@ def advice(found: dict[str, Any]) -> list[str]:
     listed = [line for line in gpu["driver"] if not line.startswith("nvidia-smi fails")]
     lines = [found["cache"]["trouble"]]
     lines.append(found["models"])
+    fairseq = found["packages"]["fairseq"]
+    if found["models"] is None and fairseq not in (None, FAIRSEQ_PATCHED):  # under another name it isn't known
+        first = "" if "+py" in fairseq else "uninstall it, then "  # what works is left as it is
+        lines.append(f"fairseq {fairseq} isn't {FAIRSEQ_PATCHED}: {first}python -m fairseq_sru.install_fairseq")
     if gpu["driver"] and not listed:
         lines.append("the GPU's driver doesn't answer nvidia-smi: load it, or install it again")
     if listed and gpu["torch's CUDA"] is None:

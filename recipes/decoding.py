@@ -31,10 +31,10 @@ from benchmarks.decoding import CELLS, CT2_FLOAT32, CT2_INT8, FLOAT32, INT8, MOD
 from benchmarks.timing import going_on_without, machine, short, table
 from common.arguments import at_least_one, file, new_file
 from common.files import write_text
-from common.machine import ROOT, files
+from common.machine import ROOT, files, processor
 from comparison import scores
 from comparison.report import number
-from comparison.stages import StageError, Stages, working_in
+from comparison.stages import StageError, Stages, evenly, working_in
 from comparison.translators import FILES
 from tqdm import tqdm
 
@@ -169,12 +169,14 @@ def main(argv: list[str] | None = None) -> None:
         )
     logging.disable(logging.INFO)  # of fairseq and sacreBLEU, in this process
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the systems' processes
-    here = machine()
+    here = {key: value for key, value in machine().items() if key not in ("cpu", "cudnn")}  # a GPU has no part
+    here["device"] = processor()
     work = ROOT / "runs" / f"decoding-{args.output.stem}"
     with working_in(work, parser):
         stages = Stages(work / "stamps", tqdm.write)
         models = convert(args, stages, work)
-        task = {"data": str(args.data.absolute()), "threads": args.threads, "sentences": args.sentences, "cells": CELLS}
+        task = {"data": str(args.data.absolute()), "threads": args.threads, "cells": CELLS}
+        task["some"] = [source[i] for i in evenly(args.sentences, len(source))]
         versions = {"fairseq": version("fairseq")}
         if CT2_INT8 in models:
             versions["ctranslate2"] = version("ctranslate2")
@@ -195,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
         "systems": systems,
     }
     write_text(args.output, json.dumps(report, indent=1) + "\n")
-    heads = ["sentences a second", *(f"beam {beam}, batch {size}" for beam, size in CELLS), "BLEU, beam 5", "MB"]
+    heads = ["sentences a second", *(f"beam {beam}, batch {size}" for beam, size in CELLS), "BLEU, beam 5", "MiB"]
     rows = (
         [
             name,

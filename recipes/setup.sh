@@ -82,7 +82,6 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
     fi
     _sru_is_recent "$1/bin/python" ||
         _sru_fail "no Python 3.11, 3.12 or 3.13 in $1; activate an environment that has one, or deactivate or remove this one" || return
-    [ -w "$1" ] || _sru_fail "$1 can't be written; deactivate it, or activate one of your own" || return
     python -c 'import pip._internal.cli.main' 2>/dev/null || _sru_run python -m ensurepip --default-pip ||
         _sru_fail "no pip in $1; install it there" || return
     # before fairseq, which brings the newest
@@ -121,7 +120,10 @@ _sru_setup() {
     fi
     export PATH="$prefix/bin:$PATH"
     ! _sru_is_ready "$prefix" "$root" || return 0
-    [ -w "$root" ] || _sru_fail "$root can't be written" || return
+    [ -w "$root" ] || _sru_fail "$root can't be written; make a checkout of your own" || return
+    # before the lock, which may be the same user's
+    [ ! -e "$prefix" ] || [ -w "$prefix" ] ||
+        _sru_fail "$prefix can't be written; deactivate it, or activate one of your own" || return
     lock=$root/.setup.lock # of .venv, which may be made anew, activated or not; others may be those of more checkouts
     if [ -w "$prefix" ] && { [ -L "$root/.venv" ] || ! [ "$prefix" -ef "$root/.venv" ]; }; then
         lock=$prefix/fairseq_sru.lock

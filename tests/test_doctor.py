@@ -104,6 +104,18 @@ def test_layers_are_well_without_models(monkeypatch: pytest.MonkeyPatch) -> None
     assert doctor.text(found).endswith("\nThe layers are well, there are no models.")
 
 
+@pytest.mark.parametrize(
+    "version, first", [("0.12.2+py311.1", ""), ("0.12.2", "uninstall it, then "), (FAIRSEQ_PATCHED, None), (None, None)]
+)
+def test_a_fairseq_that_works_and_is_another_is_named(
+    version: str | None, first: str | None, examine: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "packages", lambda: {"fairseq": version})
+    _, found = examine()
+    said = f"fairseq {version} isn't {FAIRSEQ_PATCHED}: {first}python -m fairseq_sru.install_fairseq"
+    assert [line for line in found["advice"] if "install_fairseq" in line] == ([] if first is None else [said])
+
+
 def test_the_size_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "cache"))
     _, found = examine()

@@ -250,6 +250,17 @@ def test_a_folder_above_the_checkout_does_not_hide_the_package(tmp_path: Path) -
     assert done.stdout.strip() == str(checkout / "fairseq_sru" / "__init__.py"), done.stderr
 
 
+@pytest.mark.parametrize("module", ["benchmarks.scans", "common.files"])  # the first import of speed.py, and of others
+def test_recipes_take_the_package_beside_them(module: str, tmp_path: Path) -> None:
+    """As where another checkout's, or a copy, was installed since."""
+    (tmp_path / "fairseq_sru").mkdir()
+    (tmp_path / "fairseq_sru" / "__init__.py").touch()
+    code = f"import {module}, importlib.util as u; print(u.find_spec('fairseq_sru').origin)"
+    path = os.pathsep.join(map(str, (ROOT / "recipes", tmp_path)))
+    done = run(sys.executable, "-c", code, cwd=tmp_path, env={"PYTHONPATH": path})
+    assert done.stdout.strip() == str(ROOT / "fairseq_sru" / "__init__.py"), done.stderr
+
+
 @pytest.mark.slow
 def test_install_fairseq_builds(tmp_path: Path) -> None:
     done = run(sys.executable, INSTALL_FAIRSEQ, "--wheel-dir", tmp_path)

@@ -2,8 +2,8 @@
 
 python recipes/benchmarks/decoding.py SYSTEM TASK.json
 
-The task names the lines, the cells (beam, sentences at a time), how many sentences go one by one, threads, the folder
-of the prepared data and each system's model, and options of the translator's search.
+The task names the lines, those of them that go one by one if not all, the cells (beam, sentences at a time), threads,
+the folder of the prepared data and each system's model, and options of the translator's search.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from typing import Any
 from unittest import mock
 
 import sentencepiece
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as in ../common
 
 Translate = Callable[[list[str], int, int], list[str]]  # lines, beam, sentences at a time
 
@@ -119,10 +121,9 @@ def main() -> None:
     system, task = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     translate = made(system, task)
     lines: list[str] = task["lines"]
-    some = lines[:: max(1, len(lines) // task["sentences"])][: task["sentences"]]
     cells = []
     for beam, size in task["cells"]:
-        given = some if size == 1 else lines
+        given = task.get("some", lines) if size == 1 else lines
         translate(given[:8], beam, size)  # warms up
         start = time.perf_counter()
         found = translate(given, beam, size)

@@ -133,7 +133,6 @@ class Translators:
             "threads": torch.get_num_threads(),
             "models": {WEIGHTS[weights]: str(folder)},
             "lines": [test[c.source][i] for i in chosen],
-            "sentences": len(chosen),
             "cells": cells,
             "options": self.options,
         }

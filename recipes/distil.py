@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
         pair = f"train.{source}-{target}"
         total = len(data_utils.load_indexed_dataset(str(data / "bin" / f"{pair}.{source}")))
     except (OSError, ValueError, LookupError, TypeError):  # the last without the data set
-        parser.error(f"argument DATA: {args.data} is not a folder that prepare.py has finished")
+        parser.error(f"argument DATA: {args.data} is not a folder of parallel text that prepare.py has finished")
     if (args.out / "manifest.json").exists():
         parser.error(f"argument --out: {args.out} is a data set already: name another folder")
     ensemble = ":".join(str(path.absolute()).removeprefix(f"{ROOT}/") for path in teacher)

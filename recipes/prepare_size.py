@@ -213,16 +213,22 @@ def main(argv: list[str] | None = None) -> None:
     if not 0 < args.percent <= 100:
         parser.error(f"argument --percent: {args.percent:g} is not above 0 and at most 100")
     folders = {tokenizer: args.work / f"{tokenizer}-{args.percent:g}" for tokenizer in args.tokenizer}
+    size = ["--vocab-size", str(args.vocab_size)] if args.vocab_size else []
+    options = {tokenizer: ["--tokenizer", tokenizer, *size] for tokenizer in MODELS}
+    command = f"python recipes/prepare_size.py TEXT --work DIR --percent {args.percent:g}"
+    commands = {tokenizer: f"{command} {shlex.join(words)}" for tokenizer, words in options.items()}
     results = args.results or args.work / "size.json"
     here = {"device": processor(), "cores": cores(), "system": sys.platform}
     try:
         report = json.loads(results.read_text()) if results.is_file() else {"runs": {}}
-        done = [*report["runs"]]
+        done = {tokenizer: run["command"] for tokenizer, run in report["runs"].items()}
         known = report.get("machine", here)
     except (ValueError, LookupError, TypeError, AttributeError):
         parser.error(f"argument --results: {results} is not of prepare_size.py")
     if known != here:
         parser.error(f"argument --results: {results} is of another machine: name another file")
+    if others := [made for tokenizer, made in done.items() if made != commands[tokenizer]]:
+        parser.error(f"argument --results: {results} is of another size, {others[0]}: name another file")
     for tokenizer, folder in list(folders.items()):
         if not folder.exists():
             continue
@@ -244,12 +250,9 @@ def main(argv: list[str] | None = None) -> None:
         "text": json.loads(made.read_text()),
     }
     for tokenizer, folder in folders.items():
-        options = ["--tokenizer", tokenizer]
-        options += ["--vocab-size", str(args.vocab_size)] if args.vocab_size else []
         date = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        figures = measure(archives, folder, options)
-        command = f"python recipes/prepare_size.py TEXT --work DIR --percent {args.percent:g} {shlex.join(options)}"
-        report["runs"][tokenizer] = {"command": command, "date": date, **figures}
+        figures = measure(archives, folder, options[tokenizer])
+        report["runs"][tokenizer] = {"command": commands[tokenizer], "date": date, **figures}
         write_text(results, json.dumps(report, indent=1) + "\n")
         (folder / MEASURED).touch()
         print(f"{tokenizer}: {figures['minutes']} minutes, {figures['cpu_minutes']} of CPU, {figures['peak_gb']} GB")

@@ -143,7 +143,7 @@ def translating() -> str:
             cells, last = found["cells"], found["cells"][-1]
             speeds, same = [f"{cell['words_per_second']:,}" for cell in cells], number(last["same"], ".1f", 0.01)
             rows.append([name, *speeds, f"{last['bleu']:.1f}", same, number(found["megabytes"], ".0f")])
-        heads = [*map(setting, cells), "BLEU", "same, %", "MB"]
+        heads = [*map(setting, cells), "BLEU", "same, %", "MiB"]
         made += place(report, report["data_set"]) + table(["words a second", *heads], rows) + "\n"
     return made.removesuffix("\n")
 

@@ -111,9 +111,12 @@ def _check_task(args: Any, arch: str, task: str) -> None:
         exit_with(
             f"--task sentence_prediction goes with --criterion sentence_prediction; got --criterion {args.criterion}"
         )
-    for flag in ("share_all_embeddings", "share_decoder_input_output_embed"):
-        if name == "online_backtranslation" and getattr(args, flag, False):  # it wants an output layer to change
-            exit_with(f"--{flag.replace('_', '-')}: can't be had with --task {name}")
+    if name == "online_backtranslation":  # it wants an output layer to change
+        for flag in ("share_all_embeddings", "share_decoder_input_output_embed"):
+            if getattr(args, flag, False):
+                exit_with(f"--{flag.replace('_', '-')}: can't be had with --task {name}")
+        if getattr(args, "criterion", None) == "adaptive_loss":
+            exit_with(f"--criterion adaptive_loss: can't be had with --task {name}")
 
 
 def _splits(args: Any, validated: bool = False) -> list[tuple[str, str]]:

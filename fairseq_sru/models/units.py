@@ -185,8 +185,8 @@ class Unit(NamedTuple):
             makes a module: ``(x, state, padding) -> (outputs, state)``, x ``(length, batch, size)``, outputs ``(length,
             batch, directions * hidden_size)``, state ``(batch, states * directions * hidden_size)`` or None for zeros.
         padding: given the padding mask ``(length, batch)``, whether only real positions of the outputs matter, and
-            whether the layers see nothing to the right, what ``make`` 's module takes as padding; found once for all
-            layers.
+            whether the layers see nothing to the right, what ``make`` 's module takes as padding: the mask, None where
+            there is no padding, or a :class:`Packing`; found once for all layers.
         drops: has the dropout of a layer without residual connection inside.
     """
 

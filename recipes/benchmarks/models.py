@@ -208,7 +208,7 @@ KINDS = {
     "recurrence": ("Recurrence",),
     "compiled step": ("CompiledStep",),
     "layer norm": ("layer_norm",),
-    "dropout": ("dropout", "bernoulli", "random_", "lt"),
+    "dropout": ("dropout", "_Dropped", "bernoulli", "random_", "lt"),
     "optimizer": ("Optimizer", "foreach", "addcmul", "addcdiv", "lerp", "linalg_vector_norm"),
 }
 

@@ -193,6 +193,7 @@ class Speech(NamedTuple):
         return {"vocab_filename": "dict.txt"}
 
     def make(self, work: Path, archives: Path) -> Path:
+        options = self.options()  # first, for the packages that it needs
         known, made, there = self.known, work / "made", work.parent.absolute()  # where it will be
         made.mkdir()
         if ":" in str(there):  # fairseq splits the place of features there
@@ -232,7 +233,7 @@ class Speech(NamedTuple):
             config["global_cmvn"] = {"stats_npz_path": str(there / STATISTICS)}
         (made / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         counts = {split: facts["counts"] for split, facts in found.items()}
-        seal(made, self.options() | {"sources": sources, "counts": counts})
+        seal(made, options | {"sources": sources, "counts": counts})
         return made
 
 

@@ -13,6 +13,7 @@ from support.small_models import MODELS, UNITS, made
 
 from fairseq_sru.models.config import (
     PRESETS,
+    SpeechConfig,
     SRUConfig,
     SRULanguageModelConfig,
     TransformerSRUConfig,
@@ -135,11 +136,18 @@ def test_shared_embeddings_are_one_tensor_and_need_one_dictionary(kind, dictiona
         made(kind, dictionary, other, share_all_embeddings=True)
 
 
-@pytest.mark.parametrize("flag", ["share_all_embeddings", "share_decoder_input_output_embed"])
-def test_a_task_that_changes_the_output_layer_needs_one(flag, capsys):
+@pytest.mark.parametrize(
+    "given, flag",
+    [
+        ({"share_all_embeddings": True}, "--share-all-embeddings"),
+        ({"share_decoder_input_output_embed": True}, "--share-decoder-input-output-embed"),
+        ({"criterion": "adaptive_loss"}, "--criterion adaptive_loss"),
+    ],
+)
+def test_a_task_that_changes_the_output_layer_needs_one(given, flag, capsys):
     with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["sru_tiny"](Namespace(task="online_backtranslation", **{flag: True}))
-    message = f"--{flag.replace('_', '-')}: can't be had with --task online_backtranslation"
+        ARCH_CONFIG_REGISTRY["sru_tiny"](Namespace(task="online_backtranslation", **given))
+    message = f"{flag}: can't be had with --task online_backtranslation"
     assert message in capsys.readouterr().err.splitlines()[-1]
     ARCH_CONFIG_REGISTRY["sru_tiny"](Namespace(task="online_backtranslation"))
 
@@ -163,8 +171,9 @@ SIZES = ("tiny", "iwslt_de_en", "wmt", "wmt_big", "wmt_2017")
         ("sru", SRUConfig, [f"{unit}_{made_for}" for unit in UNITS for made_for in SIZES]),
         ("transformer_sru", TransformerSRUConfig, [f"{ALL[1]}_{n}" for n in ("wmt", "iwslt_de_en", "tiny", "ffn_wmt")]),
         ("sru_lm", SRULanguageModelConfig, ["sru_lm_wikitext103", "sru_lm_small", "lstm_lm_small"]),
+        ("s2t_sru", SpeechConfig, ["s2t_sru", "s2t_lstm"]),
     ],
-    ids=ALL,
+    ids=[*ALL, "s2t_sru"],
 )
 def test_presets_hold_options_of_the_model_and_a_flag_goes_before_them(kind, config, names):
     assert {path.stem for path in (PRESETS / kind).glob("*.yaml")} == set(names)

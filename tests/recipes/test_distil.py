@@ -63,7 +63,7 @@ def test_targets_are_the_teachers(
     [
         (["--beam", "0"], "argument --beam: must be an integer of at least 1; got '0'"),
         (["--path", "none.pt"], "argument --path: no such file: none.pt"),
-        ([], "argument DATA: nowhere is not a folder that prepare.py has finished"),
+        ([], "argument DATA: nowhere is not a folder of parallel text that prepare.py has finished"),
     ],
 )
 def test_bad_input_is_named(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -77,7 +77,7 @@ def test_a_data_folder_without_its_training_text_is_named(tmp_path: Path, capsys
     (tmp_path / "manifest.json").write_text('{"source": "en", "target": "de"}')
     with pytest.raises(SystemExit):
         distil.main([str(tmp_path), "--path", __file__, "--out", str(tmp_path / "out")])
-    assert f"argument DATA: {tmp_path} is not a folder that prepare.py has finished" in capsys.readouterr().err
+    assert f"argument DATA: {tmp_path} is not a folder of parallel text that prepare.py has" in capsys.readouterr().err
 
 
 def test_the_teachers_data_are_not_written_to(

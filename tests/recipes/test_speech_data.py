@@ -8,6 +8,7 @@ import math
 import re
 import tarfile
 from argparse import Namespace
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
@@ -357,6 +358,18 @@ def test_what_was_made_with_other_settings_is_not_taken_for_made(tmp_path, capsy
     with pytest.raises(SystemExit):
         run("spoken-digits", folder, tmp_path / "out", "--test-speakers", "bob")
     assert f"(strings: {known.settings['strings']}, not 7)" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_missing_package_is_named_before_anything_is_fetched(tmp_path, capsys, monkeypatch):
+    def versions(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("corpora.speech.version", versions)
+    monkeypatch.setattr("corpora.speech.fetch", None)
+    with pytest.raises(SystemExit):
+        prepare.main(["spoken-digits", "--out", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert "speech needs the package kaldi-native-fbank: pip install -r requirements.txt" in said, said
 
 
 @pytest.mark.parametrize("name", ["v1.0.10.tar.gz", "master.tar.gz", "spoken-digit.tar.gz"])

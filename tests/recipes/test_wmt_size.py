@@ -140,6 +140,8 @@ def test_the_size_of_wmt_is_measured(tmp_path: Path) -> None:
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert again.stdout == f"sentencepiece is done: {tmp_path}/size.json\n"
     assert json.loads((tmp_path / "size.json").read_text()) == report
+    again = subprocess.run([*command[:5], "--percent", "0.01"], cwd=ROOT, capture_output=True, text=True)
+    assert f"argument --results: {tmp_path}/size.json is of another size, {run['command']}: " in again.stderr
     (tmp_path / "size.json").write_text(json.dumps({**report, "machine": {**report["machine"], "cores": 999}}))
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert f"argument --results: {tmp_path}/size.json is of another machine" in again.stderr

@@ -44,7 +44,10 @@ def _environment() -> dict[str, str]:
 @functools.cache
 def _server() -> subprocess.Popen[str]:  # which ends when its input does, with this process
     command = [sys.executable, "-P", __file__]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment())
+    # fairseq counts the GPUs, without NVML by CUDA, which its forks couldn't use then
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env={**_environment(), **hidden})
 
 
 def serve() -> None:

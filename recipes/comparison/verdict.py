@@ -126,6 +126,6 @@ def _speed(report: Report, best: str) -> list[str]:
     ]
     for name in systems:
         if name not in (best, baseline):
-            count = sum(ratio > 1 for ratio in decoding_ratios(report, name, best).values())
+            count = sum(round(ratio, 2) > 1 for ratio in decoding_ratios(report, name, best).values())
             found += [f"{name} decodes faster than {best} in {count} of {len(ratios)} settings."] if count else []
     return found

@@ -291,6 +291,7 @@ def test_a_search_goes_on_and_tells_the_best(recipe: Path, tmp_path: Path) -> No
     for stamp in (tmp_path / "out" / "stamps").glob("trial-*.json"):
         stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "torch": "2.6"}))
     (tmp_path / "found.json").unlink()
+    (tmp_path / "found.svg").unlink()
     assert "\ntrial " not in searched()
     other = json.loads((tmp_path / "found.json").read_text())
     made = [trial["machine"] for tried in other["systems"].values() for trial in tried["trials"]]

@@ -22,9 +22,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import ROOT, run_cli
+from support import forks
 from support.commands import hypotheses
 from support.exported import LINES, exported, trained
-from support.processes import LONG, alone, python
+from support.processes import LONG, alone
 
 from fairseq_sru import Translator, export
 from fairseq_sru.decoding.files import SPECIAL
@@ -32,7 +33,6 @@ from fairseq_sru.models.sru import SRUModel
 from fairseq_sru.translate import chunks, main
 
 TRANSLATE = ("-m", "fairseq_sru.translate")
-EXPORT = ("-m", "fairseq_sru.export")
 
 
 @pytest.fixture(scope="module")
@@ -265,10 +265,18 @@ Search.run = lambda self, *rest, **options: print("compiled", file=sys.stderr) o
 """
 
 
+def exports(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m fairseq_sru.export``."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = forks.run(["-m", "fairseq_sru.export", *map(str, words)], cwd=ROOT, env=env)
+    assert not check or done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 def test_an_exported_model_gives_fairseq_generates_tokens(prepared: tuple[Path, list[str]]) -> None:
     """Which searches in compiled code, too."""
     folder, words = prepared
-    done = python(*EXPORT, *words, "--out", folder / "model")
+    done = exports(*words, "--out", folder / "model")
     assert done.stdout.startswith(f"{folder / 'model'}: ") and done.stdout.endswith(" MB, float32\n")
     translator = Translator(folder / "model")
     lines = (folder / "test.en").read_text().splitlines()
@@ -292,7 +300,7 @@ def test_an_exported_model_gives_fairseq_generates_tokens(prepared: tuple[Path, 
         assert hub.translate(lines) == [h[0].text for h in found]
         odd = [line.replace(" ", "\u00a0", 1) for line in lines]  # a no-break space
         assert hub.translate(odd) == translator.translate(odd) == [h[0].text for h in found]
-    done = python(*EXPORT, *words, "--int8", "--out", folder / "int8")
+    done = exports(*words, "--int8", "--out", folder / "int8")
     assert done.stdout.endswith(" MB, int8\n")
     sizes = [(folder / name / "weights.safetensors").stat().st_size for name in ("int8", "model")]
     assert sizes[0] < 0.5 * sizes[1]
@@ -301,14 +309,14 @@ def test_an_exported_model_gives_fairseq_generates_tokens(prepared: tuple[Path, 
 def test_how_text_is_treated_is_exported(prepared: tuple[Path, list[str]], tmp_path: Path) -> None:
     folder, words = prepared
     more = ("--lowercase", "--no-normalise", "--data", folder / "data" / "bin", "--out", tmp_path / "model")
-    done = python(*EXPORT, *words, *more, check=False)
+    done = exports(*words, *more, check=False)
     if "--sentencepiece-model" in words:
         assert "argument --no-normalise: is for --subword-nmt-codes" in done.stderr
         return
     assert done.returncode == 0, done.stderr
     text = json.loads((tmp_path / "model" / "config.json").read_text())["text"]
     assert (text["lowercase"], text["normalise"]) == (True, False)
-    python(*EXPORT, *words, "--out", tmp_path / "plain")
+    exports(*words, "--out", tmp_path / "plain")
     plain = json.loads((tmp_path / "plain" / "config.json").read_text())["text"]
     assert (plain["lowercase"], plain["normalise"]) == (False, True)
 

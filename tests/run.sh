@@ -7,8 +7,9 @@
 set -euo pipefail
 trap 'exit 130' INT # also where what was interrupted ends as if it had failed
 CDPATH='' cd -- "$(dirname -- "$0")/.."
-PIP_NO_COMPILE=1 . recipes/setup.sh # half a minute; Python compiles what is imported
+. recipes/setup.sh
 
+unset PYTHONDONTWRITEBYTECODE # with it, as in many images, each of some thousand processes compiles the package
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # threads of several processes on one core wait for one another
 tier=(-m "not slow")
 all=

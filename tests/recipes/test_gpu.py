@@ -585,6 +585,7 @@ def test_any_cupy_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     assert packages.installed() == {"cupy-cuda12x", "cupy-cuda13x", "some-thing"}
 
 
+@pytest.mark.slow
 def test_a_build_that_was_stopped_holds_nobody_up(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch waits for ever for the end of one whose lock is there."""
     lock = tmp_path / "extensions" / "sru_cuda" / "lock"

@@ -72,7 +72,7 @@ def learn(cell: str, dtype: torch.dtype, backend: str) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
 @pytest.mark.parametrize(
     "cell, backend",
     [

@@ -200,7 +200,7 @@ def advice(found: dict[str, Any]) -> list[str]:
     lines.append(found["models"])
     fairseq = found["packages"]["fairseq"]
     if found["models"] is None and fairseq not in (None, FAIRSEQ_PATCHED):  # under another name it isn't known
-        first = "" if "+py" in fairseq else "uninstall it, then "  # what works is left as it is
+        first = "" if "+py311" in fairseq else "uninstall it, then "  # as install_fairseq tells ours from others
         lines.append(f"fairseq {fairseq} isn't {FAIRSEQ_PATCHED}: {first}python -m fairseq_sru.install_fairseq")
     if gpu["driver"] and not listed:
         lines.append("the GPU's driver doesn't answer nvidia-smi: load it, or install it again")

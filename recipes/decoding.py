@@ -31,7 +31,7 @@ from benchmarks.decoding import CELLS, CT2_FLOAT32, CT2_INT8, FLOAT32, INT8, MOD
 from benchmarks.timing import going_on_without, machine, short, table
 from common.arguments import at_least_one, file, new_file
 from common.files import write_text
-from common.machine import ROOT, files, processor
+from common.machine import ROOT, files
 from comparison import scores
 from comparison.report import number
 from comparison.stages import StageError, Stages, evenly, working_in
@@ -169,8 +169,7 @@ def main(argv: list[str] | None = None) -> None:
         )
     logging.disable(logging.INFO)  # of fairseq and sacreBLEU, in this process
     os.environ["OMP_NUM_THREADS"] = str(args.threads)  # of the systems' processes
-    here = {key: value for key, value in machine().items() if key not in ("cpu", "cudnn")}  # a GPU has no part
-    here["device"] = processor()
+    here = machine(on_gpu=False)  # it has no part
     work = ROOT / "runs" / f"decoding-{args.output.stem}"
     with working_in(work, parser):
         stages = Stages(work / "stamps", tqdm.write)

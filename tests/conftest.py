@@ -59,7 +59,7 @@ def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: s
     program = Path(sys.executable).with_name(f"fairseq-{words[0]}")
     found = program if program.is_file() else shutil.which(program.name)  # gpu.sh has fairseq in a folder of its own
     command = [str(found), *map(str, words[1:])]
-    done = forks.run(command, cwd=cwd or ROOT, env={**os.environ, "OMP_NUM_THREADS": "1", **env}, given=text_in or "")
+    done = forks.run(command, cwd=cwd or ROOT, given=text_in or "", **env)
     assert not check or done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done
 

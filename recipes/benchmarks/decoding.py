@@ -19,8 +19,6 @@ from unittest import mock
 
 import sentencepiece
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as in ../common
-
 Translate = Callable[[list[str], int, int], list[str]]  # lines, beam, sentences at a time
 
 PLAIN, STEP = "fairseq's search, plain torch", "fairseq's search, compiled step"
@@ -132,4 +130,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # as in ../common, which isn't found from here
     main()

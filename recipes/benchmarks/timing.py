@@ -252,14 +252,14 @@ def place(report: dict[str, Any], what: str) -> str:
     )
 
 
-def machine(**more: str) -> dict[str, Any]:
+def machine(on_gpu: bool = ON_GPU, **more: str) -> dict[str, Any]:
     """What a report says of where and when it was made; more goes in before the date."""
     return {
-        "device": torch.cuda.get_device_name() if ON_GPU else processor(),
-        **({"cpu": processor()} if ON_GPU else {}),
+        "device": torch.cuda.get_device_name() if on_gpu else processor(),
+        **({"cpu": processor()} if on_gpu else {}),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        **({"cudnn": torch.backends.cudnn.version()} if ON_GPU else {}),
+        **({"cudnn": torch.backends.cudnn.version()} if on_gpu else {}),
         **more,
         "source": source("kernels/*", "fairseq_sru/**/*.py"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -267,8 +267,7 @@ Search.run = lambda self, *rest, **options: print("compiled", file=sys.stderr) o
 
 def exports(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Run ``python -m fairseq_sru.export``."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = forks.run(["-m", "fairseq_sru.export", *map(str, words)], cwd=ROOT, env=env)
+    done = forks.run(["-m", "fairseq_sru.export", *map(str, words)], cwd=ROOT)
     assert not check or done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -77,7 +77,8 @@ def test_a_data_folder_without_its_training_text_is_named(tmp_path: Path, capsys
     (tmp_path / "manifest.json").write_text('{"source": "en", "target": "de"}')
     with pytest.raises(SystemExit):
         distil.main([str(tmp_path), "--path", __file__, "--out", str(tmp_path / "out")])
-    assert f"argument DATA: {tmp_path} is not a folder of parallel text that prepare.py has" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"argument DATA: {tmp_path} is not a folder of parallel text that prepare.py has finished" in said
 
 
 def test_the_teachers_data_are_not_written_to(

@@ -20,11 +20,12 @@ LOADED = ("OMP_NUM_THREADS",)  # variables that count when torch is read
 READ = ("torch._dynamo", "fairseq.trainer", "fairseq.sequence_generator", "hydra.experimental")
 
 
-def run(command: list[str], *, cwd: Path, env: dict[str, str], given: str = "") -> subprocess.CompletedProcess[str]:
+def run(command: list[str], *, cwd: Path, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
     """As subprocess.run of Python with a command, a script or -m and a module first. Its variables are there once torch
     and fairseq have been read; where one counts before that and is another, it is just that. What PYTHONPATH names
     replaces nothing of what was read."""
     read = _environment()
+    env = {**read, **env}
     if any(env.get(name) != read.get(name) for name in LOADED):
         return subprocess.run([sys.executable, *command], cwd=cwd, env=env, input=given, capture_output=True, text=True)
     with tempfile.TemporaryDirectory() as folder:

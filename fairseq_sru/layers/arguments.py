@@ -96,7 +96,8 @@ def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
     steps, batch, _ = x.shape
     wanted = f"lengths must be {batch} integers, one a sequence"
     try:
-        lengths = torch.as_tensor(lengths, dtype=None if isinstance(lengths, Tensor) or len(lengths) else torch.int64)
+        if not isinstance(lengths, Tensor):  # as_tensor would make torch.compile start anew with each list
+            lengths = torch.tensor(lengths, dtype=None if len(lengths) else torch.int64)
     except (TypeError, ValueError, RuntimeError) as error:  # of what isn't a number
         raise TypeError(f"{wanted}; got {lengths!r}") from error
     if lengths.shape != (batch,) or lengths.is_floating_point() or lengths.dtype == torch.bool:

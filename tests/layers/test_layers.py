@@ -551,6 +551,16 @@ def test_one_graph_serves_all_lengths():
     assert len(graphs) == 2  # the first length's, then one for any
 
 
+def test_one_graph_serves_all_lists_of_lengths():
+    """torch compiles at most eight times; each list of numbers could be another program."""
+    rnn = SRU(6, 4)
+    fast = compiled(rnn, backend="aot_eager")
+    x = torch.randn(12, 2, 6)
+    for steps in range(13):
+        lengths = [steps, 12 - steps]
+        close(fast(x, lengths=lengths), rnn(x, lengths=torch.tensor(lengths)), 1e-5)
+
+
 def test_exports():
     rnn = SRU(6, 4, v1=False, bidirectional=True).eval()
     steps = torch.export.Dim("steps", min=2)

@@ -120,20 +120,6 @@ def decoding() -> str:
     return f"{' '.join(where)}\n\n" + table(["comparison", "SRU against", *ratios], rows)
 
 
-def decoding_in_short() -> str:
-    """Whether SRU decodes faster than fairseq's lstm, in every place where that was measured."""
-    found = []
-    for name in COMPARISONS:
-        report = result(f"{name}/report.json")
-        ratios = list(decoding_ratios(report, "sru", "fairseq-lstm").values())
-        found.append((f"trained on {name}, {report['machine']['cpu']}", ratios))
-    report = result("steps/steps.json")
-    ratios = [c["ratios"]["fairseq lstm"] for name, c in report["cases"].items() if name.startswith("decode")]
-    found.append((f"untrained, {report['machine']['device']}", ratios))
-    rows = [[what, f"{min(r):.2f} to {max(r):.2f}", f"{sum(x > 1 for x in r)} of {len(r)}"] for what, r in found]
-    return table(["models", "speed of SRU / speed of fairseq's `lstm`", "settings in which SRU is faster"], rows)
-
-
 def translating() -> str:
     """Whole systems, text in and text out, by recipes/decoding.py."""
     made = ""
@@ -284,7 +270,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "models": models,
     "shares": shares,
     "decoding": decoding,
-    "decoding-in-short": decoding_in_short,
     "translating": translating,
     **{f"verdict-{name}": partial(verdict, name) for name in (*COMPARISONS, "debian-repeat")},
     "losses": losses,

@@ -73,7 +73,7 @@ def _architecture(
     def apply(args: Any) -> None:
         """fairseq calls this when the command line is parsed (a Namespace) and when the model is built (a
         DictConfig)."""
-        if OmegaConf.is_config(args):  # complete, or a checkpoint's: what that lacks is newer than it, not the preset's
+        if OmegaConf.is_config(args):  # complete; what a checkpoint lacks is newer, so not the preset's
             return
         for option, value in options.items():
             if not hasattr(args, option):

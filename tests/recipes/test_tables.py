@@ -73,9 +73,6 @@ def test_figures_are_those_of_the_files() -> None:
     sru, lstm = (report["systems"][name]["decoding"] for name in ("sru", "fairseq-lstm"))
     cells = [a["sentences_per_second"] / b["sentences_per_second"] for a, b in zip(sru, lstm, strict=True)]
     assert f"| debian | fairseq-lstm | {' | '.join(f'{cell:.2f}' for cell in cells)} |" in tables.decoding()
-    assert f"| {min(cells):.2f} to {max(cells):.2f} | {sum(cell > 1 for cell in cells)} of 4 |" in (
-        tables.decoding_in_short()
-    )
 
 
 def test_other_uses_stand_beside_published_accuracies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

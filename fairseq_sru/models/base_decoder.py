@@ -149,7 +149,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def train(self, mode: bool = True) -> BaseDecoder:
         """As in nn.Module; also forgets the compiled code."""
-        forget(self)
+        forget(self, mode)
         return super().train(mode)
 
     def _step(self, look: bool) -> Step | None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from fairseq.models import FairseqEncoderDecoderModel
 from torch import Tensor, nn
@@ -24,8 +26,19 @@ from .attention import Attention, Coverage, Source
 
 Made = TypeVar("Made")
 
-# What was made of a module, and its fingerprint. Not an attribute: copies of a module have others.
-_known: WeakKeyDictionary[nn.Module, tuple[Any, Any]] = WeakKeyDictionary()
+
+@dataclass
+class _Known:
+    """What was made of a module, and of which weights; sure: unless these changed without a trace."""
+
+    made: Any
+    fingerprint: tuple[Any, ...]
+    sums: list[bytes]
+    sure: bool = True
+
+
+# Not an attribute: copies of a module have others.
+_known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
 # Where the modules are of, whose weights a program reads: another's forward may be another.
 KNOWN = (f"{__name__.split('.')[0]}.", "fairseq.", "torch.nn.")
@@ -192,15 +205,33 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     return _as_written(module), *versions
 
 
-def forget(module: nn.Module) -> None:
-    """Forget what was made of a module: optimizers will change its weights in ways that leave no trace."""
-    _known.pop(module, None)
+def sums(module: nn.Module) -> list[bytes]:
+    """Sums of each weight's bits, which tell of changes without a trace, but take as long as reading all weights."""
+    found = []
+    for weight in module.parameters():
+        bits = weight.detach().reshape(-1).view(torch.int32).numpy()
+        whole = len(bits) // 512 * 512  # one sum alone could stay when all signs change
+        columns = bits[:whole].view(np.int64).reshape(-1, 256)
+        found.append(columns.sum(0).tobytes() + bits[whole:].tobytes())
+    return found
+
+
+def forget(module: nn.Module, mode: bool) -> None:
+    """For nn.Module.train(mode): forget what was made of a module, since optimizers change weights in ways that leave
+    no trace. Where evaluation goes on, as fairseq says before each batch, to look at all weights once is enough."""
+    if mode or module.training:
+        _known.pop(module, None)
+    elif module in _known:
+        _known[module].sure = False
 
 
 def remembered(module: nn.Module, make: Callable[[], Made | None], look: bool = True) -> Made | None:
     """What was made of a module in evaluation, None if nothing can be; where its :func:`fingerprint` is another made
     anew, unless not to ``look``."""
-    found = _known.get(module)
-    if found is None or (look and found[1] != fingerprint(module)):
-        found = _known[module] = (make(), fingerprint(module))
-    return found[0]  # type: ignore[no-any-return]
+    known = _known.get(module)
+    if known is not None and look:
+        known.sure = known.fingerprint == fingerprint(module) and (known.sure or known.sums == sums(module))
+    if known is None or (look and not known.sure):
+        made = make()
+        known = _known[module] = _Known(made, fingerprint(module), [] if made is None else sums(module))
+    return known.made  # type: ignore[no-any-return]

@@ -44,7 +44,7 @@ class TranslationModel(FairseqEncoderDecoderModel):
 
     def train(self, mode: bool = True) -> TranslationModel:
         """As in nn.Module; also forgets the compiled code."""
-        forget(self)
+        forget(self, mode)
         return super().train(mode)
 
     def beam_search(self, generator: SequenceGenerator, sample: dict[str, Any]) -> search.Hypotheses | None:

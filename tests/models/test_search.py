@@ -251,6 +251,13 @@ def test_weights_that_change_are_seen(model: Any) -> None:
     assert found(model, sample)[0][0]["score"] == before[0][0]["score"]
 
 
+def test_where_evaluation_goes_on_the_search_stays(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generator of fairseq's says eval(); the hub makes one at each call, and --eval-bleu at each batch."""
+    first = model.beam_search(generator_of(model), sample_of(LENGTHS))
+    monkeypatch.setattr(search, "_search", lambda _: pytest.fail("made anew"))
+    assert str(model.eval().beam_search(generator_of(model), sample_of(LENGTHS))) == str(first)
+
+
 def test_padding_inside_a_line_is_torchs(model: Any) -> None:
     """Of the word <pad>: a convolution sees a place there, which compiled code would not."""
     sample = sample_of(LENGTHS)

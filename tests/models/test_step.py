@@ -62,7 +62,8 @@ def model_of(name: str, dictionary: Dictionary) -> Any:
 
 def program(model: Any) -> Any:
     """The compiled step that the decoder last used, if it has one."""
-    return step._known.get(model.decoder, (None, None))[0]
+    known = step._known.get(model.decoder)
+    return None if known is None else known.made
 
 
 @pytest.fixture
@@ -128,7 +129,11 @@ def test_weights_that_change_are_seen(begin: int, model: Any, dictionary: Dictio
         model.decoder.project_out.weight.data.mul_(2)
         model.eval()
 
-    for change in (in_place, by_an_optimizer, lambda: model.load_state_dict(other.state_dict())):
+    def in_evaluation() -> None:
+        model.decoder.project_out.weight.data.mul_(-1)
+        model.eval()
+
+    for change in (in_place, by_an_optimizer, in_evaluation, lambda: model.load_state_dict(other.state_dict())):
         before = steps(model, src, target, begin)
         change()
         after = steps(model, src, target, begin)
@@ -327,7 +332,7 @@ with torch.no_grad():
             encoded, state = model.encoder(src), {{}}
             for t in range(1, 5):
                 model.decoder(target[:, :t], encoded, incremental_state=state)
-        assert step._known[model.decoder][0] is not None
+        assert step._known[model.decoder].made is not None
 """
 
 

@@ -66,10 +66,10 @@ def torch_alone(model: Any) -> Iterator[None]:
         for module in (base_decoder, search):
             patched.setattr(module, "available", lambda: False)
         for part in (model, model.decoder):
-            step.forget(part)
+            step.forget(part, True)
         yield
     for part in (model, model.decoder):
-        step.forget(part)
+        step.forget(part, True)
 
 
 def exported(folder: Path, name: str, int8: bool = False, norm: float | None = None, **more: Any) -> Any:

@@ -18,7 +18,7 @@ from typing import Any
 
 from .decoding.files import Model, ModelError, of_text, save
 from .decoding.program import LONGEST_SOURCE
-from .decoding.text import BYTE, TextOptions
+from .decoding.text import BYTE, TextOptions, subwords
 
 REFUSED = (
     "the translator can't run this model, only --arch sru with SRU units, residual connections and attention in its "
@@ -89,6 +89,12 @@ def without_capitals(words: Sequence[str]) -> bool:
     return any(map(str.islower, letters)) and not any(map(str.isupper, letters))
 
 
+def unknown_share(model: Model, subword_model: Path) -> float:
+    """Of the subwords of a file, which the model doesn't know. A few can occur inside of others alone."""
+    pieces = subwords(model.text, subword_model.read_bytes()).pieces()
+    return len(pieces - {*model.source, *model.target}) / len(pieces) if pieces else 0.0
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_sru.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
@@ -131,6 +137,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     if not args.lowercase and without_capitals(model.source):
         logging.warning("the source dictionary has no capital letter: was the text in lower case? That is --lowercase")
+    if (unknown := unknown_share(model, subword_model)) > 0.1:
+        logging.warning(
+            "the model doesn't know %.0f %% of the subwords of %s: is it of a larger vocabulary than the training's?",
+            100 * unknown,
+            subword_model,
+        )
     if left := [str(path) for path in args.out.iterdir() if path.is_dir()]:
         logging.warning("of an export that was killed, which may be removed: %s", ", ".join(left))
     size = sum(path.stat().st_size for path in args.out.iterdir())

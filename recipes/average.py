@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common.arguments import at_least_one
+from common.arguments import at_least_one, new_file
 from common.files import write
 from fairseq.checkpoint_utils import checkpoint_paths
 from tqdm import tqdm
@@ -77,7 +77,7 @@ def last_checkpoints(folder: Path, count: int, kind: str) -> list[Path]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="checkpoint files, or one folder of them")
-    parser.add_argument("--output", type=Path, required=True, metavar="FILE", help="where to write the average")
+    parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="where to write the average")
     last = parser.add_mutually_exclusive_group()
     last.add_argument("--num-epoch-checkpoints", type=at_least_one, metavar="N", help="the last N checkpointE.pt")
     last.add_argument("--num-update-checkpoints", type=at_least_one, metavar="N", help="the last N checkpoint_E_U.pt")
@@ -93,10 +93,6 @@ def main(argv: list[str] | None = None) -> None:
             paths = last_checkpoints(paths[0], count, kind)
         except ValueError as error:
             parser.error(str(error))
-    if not args.output.parent.is_dir():
-        parser.error(f"argument --output: no such folder: {args.output.parent}")
-    if args.output.exists():
-        parser.error(f"argument --output: {args.output} is there already: remove it, or name another file")
     for path in paths:
         if path.is_dir():
             parser.error(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,11 @@ from comparison.commands import words
 from comparison.fairseq_output import hypotheses
 from comparison.stages import StageError, Stages, lines, working_in
 from corpora.binarise import load, number, numbering_of
+from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import data_utils
 from tqdm import tqdm
+
+from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
 
 SHARD, SHARDS = 5_000, 200  # sentences between which it can be stopped; parts at most, since each loads the model
 
@@ -84,6 +88,7 @@ def main(argv: list[str] | None = None) -> None:
         if ":" in str(folder):
             parser.error(f"argument {name}: must have no colon in its path, at which fairseq splits; got {folder}")
     teacher = [Path(path) for path in args.path.split(":")]
+    allow_fairseq_checkpoints()
     for path in teacher:
         if not path.is_file():
             parser.error(f"argument --path: no such file: {path}")
@@ -96,6 +101,16 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument DATA: {args.data} is not a folder of parallel text that prepare.py has finished")
     if (args.out / "manifest.json").exists():
         parser.error(f"argument --out: {args.out} is a data set already: name another folder")
+    for path in teacher:
+        try:
+            task = load_checkpoint_to_cpu(str(path))["cfg"]["task"]
+        except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, EOFError) as error:
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            parser.error(f"argument --path: {path} is not a checkpoint of fairseq: {why}")
+        languages = task.get("source_lang") or source, task.get("target_lang") or target  # without: those of its data
+        if languages != (source, target):  # both directions have the same dictionaries
+            of = "-".join(languages)
+            parser.error(f"argument --path: {path} must translate {source}-{target}, as DATA is; it is of {of}")
     ensemble = ":".join(str(path.absolute()).removeprefix(f"{ROOT}/") for path in teacher)
     os.chdir(ROOT)  # so that the command is the same wherever it is given
     targets = out / f"train.{target}"

@@ -177,18 +177,19 @@ class Calls:
         patch.setattr(install, "run", lambda _, *words, **more: self.made.append(tuple(map(str, words))))
 
 
-@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(("fork", "whole"), [(False, True), (False, False), (True, True)])
 def test_install_fairseq_replaces_what_owns_its_files(
-    whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fork: bool, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """pip takes ours for installed where a fork has written over its files, and they go with the fork."""
     calls = Calls(monkeypatch, {}, whole)
     wheel = tmp_path / "fairseq-0.12.2-x.whl"
-    install.install(wheel, {"fairseq": "0.10.0", "fairseq-fork": "0.12.2"})
-    removed, added, *again = calls.made
-    assert removed == ("pip", "uninstall", "--yes", "fairseq-fork")
-    assert added == ("pip", "install", "--constraint", str(tmp_path / "constraints.txt"), str(wheel))
+    install.install(wheel, {"fairseq": "0.10.0"} | ({"fairseq-fork": "0.12.2"} if fork else {}))
+    removed = [("pip", "uninstall", "--yes", "fairseq-fork")] if fork else []
+    added = ("pip", "install", "--constraint", str(tmp_path / "constraints.txt"), str(wheel))
+    again = [] if whole and not fork else [("pip", "install", "--ignore-installed", "--no-deps", str(wheel))]
+    assert calls.made == [*removed, added, *again]
     assert {versions.TORCH, versions.NUMPY} <= set((tmp_path / "constraints.txt").read_text().splitlines())
-    assert again == ([] if whole else [("pip", "install", "--ignore-installed", "--no-deps", str(wheel))])
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,12 @@ class SentencePiece:
         """Whether text may have this subword."""
         return self.model.id_to_piece(self.model.piece_to_id(token)) == token
 
+    def pieces(self) -> set[str]:
+        """The subwords that text may have."""
+        special = (self.model.is_control, self.model.is_unknown, self.model.is_unused, self.model.is_byte)
+        numbers = (i for i in range(self.model.get_piece_size()) if not any(of(i) for of in special))
+        return {self.model.id_to_piece(i) for i in numbers}
+
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
         """The subwords of each line."""
         lines = [plain(line).lower() if self.lowercase else plain(line) for line in lines]
@@ -102,6 +108,11 @@ class MosesBPE:
         part = token.removesuffix("@@")
         last = part if part != token else f"{part}</w>"
         return len(part) == 1 or last in self.bpe.bpe_codes_reverse
+
+    def pieces(self) -> set[str]:
+        """The subwords that text may have, but for characters."""
+        ends = (made.removesuffix("</w>") for made in self.bpe.bpe_codes_reverse if made.endswith("</w>"))
+        return {*ends, *(f"{made}@@" for made in self.bpe.bpe_codes_reverse if not made.endswith("</w>"))}
 
     def _tokens(self, line: str) -> str:
         if len(self.bpe.cache) > REMEMBERED:

@@ -34,7 +34,8 @@ def differences(manifest: dict[str, Any], task: Preparation) -> list[str]:
     sources = manifest.get("sources", [])
     parts = [part for source in sources for kind in ("packages", "lists") for part in source.get(kind, [])]
     known = {source.get("name"): source["sha256"] for source in sources if "sha256" in source}
-    gone = known.keys() - at_hand.keys() - {archive.name for archive in task.archives} if at_hand else set()
+    given = task.local_dir or isinstance(task, Task)  # else the files are downloads, which needn't stay
+    gone = known.keys() - at_hand.keys() - {archive.name for archive in task.archives} if given and at_hand else set()
     found += [f"{name} is gone" for name in sorted(gone)]
     if task.local_dir:
         built = {part.get("package") or part["list"]: part["sha256"] for part in parts}

@@ -25,6 +25,7 @@ from .subwords import train_sentencepiece
 
 Wave = np.ndarray[Any, Any]  # float32 (samples), in [-1, 1]
 
+SPECIAL = 4  # words of a dictionary that are fairseq's
 FEATURES = "fbank.zip"
 STATISTICS = "gcmvn.npz"  # of the frames for training
 SHORTEST = 5  # frames of an utterance, as in fairseq's scripts
@@ -129,13 +130,13 @@ def manifest(
     return {"counts": {"kept": len(rows) - 1, "silent": len(silent), "left out": left_out}, "moments": moments}
 
 
-def subwords(texts: Iterable[str], size: int, to: Path) -> str:
-    """Learn ``spm.model`` and write the dictionary ``spm.txt``, with fairseq's numbers for its special words.
+def subwords(texts: Iterable[str], size: int, to: Path) -> sentencepiece.SentencePieceProcessor:
+    """Learn ``spm.model``, with fairseq's numbers for its special words.
 
     Raises:
         RecipeError: the text doesn't allow a vocabulary of that size.
     """
-    special = {"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3}
+    special = dict(zip(("bos_id", "pad_id", "eos_id", "unk_id"), range(SPECIAL), strict=True))
     try:
         with (to / "spm.model").open("wb") as file:
             train_sentencepiece(
@@ -148,10 +149,7 @@ def subwords(texts: Iterable[str], size: int, to: Path) -> str:
             )
     except RuntimeError as error:
         raise RecipeError(f"a vocabulary of {size} subwords: {error}") from None
-    model = sentencepiece.SentencePieceProcessor(model_file=str(to / "spm.model"))
-    words = (model.id_to_piece(i) for i in range(len(special), model.get_piece_size()))
-    (to / "spm.txt").write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
-    return "spm.txt"
+    return sentencepiece.SentencePieceProcessor(model_file=str(to / "spm.model"))
 
 
 class Speech(NamedTuple):
@@ -185,12 +183,15 @@ class Speech(NamedTuple):
             # the whole path, since fairseq prefers a file of that name in the current folder
             tokenizer = {"bpe": "sentencepiece", "sentencepiece_model": str(there / "spm.model")}
             try:
-                return {"vocab_filename": subwords(texts, size, made), "bpe_tokenizer": tokenizer}
+                model = subwords(texts, size, made)
             except RecipeError as error:
                 raise RecipeError(f"argument --vocab-size: {error}") from None
-        words = sorted({word for text in texts for word in text.split()})
-        (made / "dict.txt").write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
-        return {"vocab_filename": "dict.txt"}
+            words = [model.id_to_piece(i) for i in range(SPECIAL, model.get_piece_size())]
+            name, more = "spm.txt", {"bpe_tokenizer": tokenizer}
+        else:
+            words, name, more = sorted({word for text in texts for word in text.split()}), "dict.txt", {}
+        (made / name).write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
+        return {"vocab_filename": name, **more}
 
     def make(self, work: Path, archives: Path) -> Path:
         options = self.options()  # first, for the packages that it needs

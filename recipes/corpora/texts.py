@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import sentencepiece
 from common.errors import RecipeError
 from common.files import read_text
 from common.hold import NAME
@@ -125,8 +124,7 @@ class Text(NamedTuple):
             if not any(line.strip() for line in lines[split]):
                 raise RecipeError(f"{path} is empty")
         if vocab_size:
-            subwords(lines["train"], vocab_size, made)
-            model = sentencepiece.SentencePieceProcessor(model_file=str(made / "spm.model"))
+            model = subwords(lines["train"], vocab_size, made)
             for split, plain in lines.items():
                 texts[split] = work / f"{split}.sp"
                 encoded = "".join(f"{' '.join(line)}\n" for line in model.encode(plain, out_type=str))

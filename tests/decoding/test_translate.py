@@ -25,7 +25,7 @@ from conftest import ROOT, run_cli
 from support import forks
 from support.commands import hypotheses
 from support.exported import LINES, exported, trained
-from support.processes import LONG, alone
+from support.processes import LONG, alone, python
 
 from fairseq_sru import Translator, export
 from fairseq_sru.decoding.files import SPECIAL
@@ -335,6 +335,23 @@ def test_text_in_lower_case_is_noticed(
         caplog.clear()
         export.main([*words, *flags, "--out", str(tmp_path / f"model{len(flags)}")])
         assert ("That is --lowercase" in caplog.text) == told
+
+
+def test_subwords_of_a_larger_vocabulary_are_noticed(
+    prepared: tuple[Path, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They make all of the model's own, and others."""
+    folder, words = prepared
+    tokenizer = "sentencepiece" if "--sentencepiece-model" in words else "moses-bpe"
+    prefixes = [x for split in ("train", "valid", "test") for x in (f"--{split}-prefix", folder / split)]
+    python(
+        ROOT / "recipes" / "prepare.py", *prefixes, "-s", "en", "-t", "de", "--vocab-size", "130",
+        "--tokenizer", tokenizer, "--out", tmp_path / "data",
+    )  # fmt: skip
+    for file, told in ((Path(words[3]), False), (tmp_path / "data" / Path(words[3]).name, True)):
+        caplog.clear()
+        export.main([*words[:3], str(file), "--out", str(tmp_path / f"model {told}")])
+        assert (f"of the subwords of {file}: is it of a larger vocabulary" in caplog.text) == told
 
 
 def test_a_file_of_embeddings_may_be_gone(prepared: tuple[Path, list[str]], tmp_path: Path) -> None:

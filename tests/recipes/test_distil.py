@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import distil
 import pytest
+import torch
 from comparison.fairseq_output import hypotheses
 from conftest import ROOT
 from fairseq.data import Dictionary, data_utils
@@ -31,6 +33,14 @@ def test_targets_are_the_teachers(
     total = len(words_of(data / "bin", "train", "en"))
     monkeypatch.setattr(distil, "SHARD", -(-total // 3))
     words = [str(data), "--path", f"{teacher}:{teacher}", "--out", str(out), "--beam", "2"]
+    state = torch.load(teacher, weights_only=False)
+    state["cfg"]["task"] |= {"source_lang": "de", "target_lang": "en"}
+    torch.save(state, tmp_path / "other.pt")
+    for path, said in ((tmp_path / "other.pt", "it is of de-en"), (Path(__file__), "is not a checkpoint of fairseq")):
+        with pytest.raises(SystemExit):
+            distil.main([str(data), "--path", f"{teacher}:{path}", "--out", str(out)])
+        assert re.search(rf"argument --path: {re.escape(str(path))} .*{said}", capfd.readouterr().err)
+    assert not out.exists()
     distil.main(words)
     assert capfd.readouterr().out.count("+ fairseq-generate") == 3
     command = [sys.executable, "-m", "fairseq_cli.generate", str(data / "bin"), "--user-dir", str(ROOT / "fairseq_sru")]

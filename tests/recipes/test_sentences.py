@@ -244,6 +244,16 @@ def test_what_is_made_is_known_again(tmp_path, capsys):
     assert "folds/0/labelled-test.txt is missing" in capsys.readouterr().err
 
 
+def test_of_another_form_it_is_known_without_local_dir(tmp_path, capsys):
+    """The sentences are of the files that the user has; what would be fetched has another name."""
+    for name in ("rt-polarity.neg", "rt-polarity.pos"):
+        write(tmp_path / "archives" / name, [f"{name} number {n}" for n in range(50)])
+    (tmp_path / "vectors.txt").write_text("number 1 2 3\n")
+    out = run("mr", tmp_path, "--embeddings", str(tmp_path / "vectors.txt"))
+    prepare.main(["mr", "--out", str(out), "--embeddings", str(tmp_path / "vectors.txt")])
+    assert "already made" in capsys.readouterr().out
+
+
 def test_all_sets_have_classes_and_forms():
     classes = {name: data_set.classes for name, data_set in SETS.items()}
     assert classes == {"cr": 2, "mr": 2, "mpqa": 2, "subj": 2, "trec": 6, "sst1": 5, "sst2": 2}

@@ -14,7 +14,7 @@ NUMPY = "numpy>=1.26"
 # The official sdist, and the version it gets from fairseq-0.12.2.patch: another one whenever the patch changes.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
-FAIRSEQ_PATCHED = "0.12.2+py311.39"
+FAIRSEQ_PATCHED = "0.12.2+py311.40"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

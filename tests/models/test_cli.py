@@ -22,8 +22,7 @@ from fairseq_sru.models import SRUModel
 
 @pytest.fixture(scope="module")
 def trained(toy_data, tmp_path_factory) -> Path:
-    """Two epochs, then two more on top of the saved state; with --eval-bleu, so that numpy numbers are in the
-    checkpoint."""
+    """Two epochs, then two more on top of the saved state, with --eval-bleu."""
     save = tmp_path_factory.mktemp("checkpoints")
     bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 2, "max_len_b": 12}', "--best-checkpoint-metric", "bleu"]
     bleu += ["--maximize-best-checkpoint-metric", "--patience", 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import Namespace
 from pathlib import Path
@@ -122,7 +123,57 @@ def test_an_epoch_may_have_no_group_left_and_time_goes_on(toy_data: Path, tmp_pa
     assert "runs: True" in python("-c", CLOCK, *words, "--max-update", 3).stdout
     run_cli("train", *words, "--update-freq", 10**6, "--max-epoch", 1)  # of what is left
     done = run_cli("train", *words, "--update-freq", 10**6, check=False)
-    assert re.search(r"--update-freq: must be at most \d+, the batches of an epoch, with --skip-rem", done.stderr)
+    told = re.search(r"--update-freq: must be at most (\d+), the batches of an epoch but the last, with", done.stderr)
+    assert told
+    most = int(told[1])
+    for count in (most, most + 1):
+        own = ["--save-dir", tmp_path / str(count), "--update-freq", count, "--max-epoch", 1]
+        done = run_cli("train", toy_data, *PLUGIN, *SMALL, "--skip-remainder-batch", *own, check=False)
+        assert (done.returncode == 0) is (count == most)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("yes\nÄ\n".encode("latin-1"), r"error: \S+valid.label is not UTF-8: .* can't decode byte 0xc4"),
+        (b"yes\n" * 9000 + b"\xff\n", r"error: \S+valid.label is not UTF-8: .* can't decode byte 0xff"),
+        (b"", r"error: \S+valid.label is empty"),
+        (None, r"error: no such file: \S+valid.label"),
+    ],
+    ids=["at the beginning", "later", "empty", "missing"],
+)
+def test_preprocess_names_a_file_that_is_no_text(content: bytes | None, message: str, tmp_path: Path) -> None:
+    (tmp_path / "train.label").write_text("yes\nno\n", "utf-8-sig")
+    if content is not None:
+        (tmp_path / "valid.label").write_bytes(content)
+    words = ["--only-source", "--trainpref", tmp_path / "train.label", "--validpref", tmp_path / "valid.label"]
+    done = run_cli("preprocess", *words, "--destdir", tmp_path / "data", check=False)
+    assert done.returncode == 2 and re.search(message, done.stderr.splitlines()[-1])
+    assert Dictionary.load(str(tmp_path / "data" / "dict.txt")).symbols[4:6] == ["no", "yes"]  # without byte order mark
+    done = run_cli("preprocess", *words, "--destdir", tmp_path / "data", check=False)  # again
+    assert re.search(r"error: argument --destdir: \S+dict.txt is there already: name", done.stderr.splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_online_backtranslation_scores_its_translations(tmp_path: Path) -> None:
+    """They begin with their language. No array of numpy is in its checkpoint: torch reads those with the plugin alone."""
+    rows = "".join(f"{a} {b}\n" for a in "abcd" for b in "efgh")
+    for split in ("train", "valid"):
+        for language in ("en", "de"):
+            (tmp_path / f"{split}.{language}").write_text(rows)
+    both = ["--joined-dictionary", "--validpref", tmp_path / "valid", "--trainpref", tmp_path / "train"]
+    run_cli("preprocess", "-s", "en", "-t", "de", *both, "--destdir", tmp_path / "bin")
+    dictionary = tmp_path / "bin" / "dict.txt"
+    (tmp_path / "bin" / "dict.en.txt").rename(dictionary)
+    for language in ("en", "de"):
+        own = ["--only-source", "--srcdict", dictionary, "--trainpref", tmp_path / f"train.{language}"]
+        run_cli("preprocess", *own, "--destdir", tmp_path / "bin" / language)
+    words = ["--task", "online_backtranslation", "--mono-langs", "en,de", "--valid-lang-pairs", "en-de", "--eval-bleu"]
+    words += ["--max-update", 2, "--save-dir", tmp_path, "--validate-interval-updates", 1]
+    done = run_cli("train", tmp_path / "bin", *PLUGIN, *SMALL, *words, "--log-format", "json")
+    assert '"valid_bleu": ' in done.stdout
+    state = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)
+    assert "_bleu_counts_3" in json.dumps(state["extra_state"]["metrics"], default=torch.Tensor.tolist)
 
 
 def test_validation_is_of_translation_unless_told() -> None:

@@ -1,8 +1,7 @@
 """What a fairseq checkpoint may hold beside tensors.
 
 Since torch 2.6, ``torch.load`` reads tensors and plain containers alone unless it is told of other types. fairseq's
-checkpoints also hold options in an ``argparse.Namespace`` and, of an unpatched fairseq after ``--eval-bleu``, arrays of
-numpy.
+checkpoints also hold options in an ``argparse.Namespace`` and, unpatched and after ``--eval-bleu``, arrays of numpy.
 numpy's own unpickling trusts the file (a forged dtype makes it follow pointers), so stand-ins take its place: they
 accept numbers alone and check what they are given. Whatever else a file asks for is refused as before.
 

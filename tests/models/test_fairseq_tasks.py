@@ -156,7 +156,7 @@ def test_preprocess_names_a_file_that_is_no_text(content: bytes | None, message:
 
 @pytest.mark.slow
 def test_online_backtranslation_scores_its_translations(tmp_path: Path) -> None:
-    """They begin with their language. No array of numpy is in its checkpoint: torch reads those with the plugin alone."""
+    """They begin with their language. Its checkpoint has no array of numpy: torch reads those with the plugin alone."""
     rows = "".join(f"{a} {b}\n" for a in "abcd" for b in "efgh")
     for split in ("train", "valid"):
         for language in ("en", "de"):

@@ -11,10 +11,11 @@ PYTHON = ">=3.11,<3.14"  # fairseq 0.12.2 cannot read the option types of 3.14
 TORCH = "torch>=2.6"
 NUMPY = "numpy>=1.26"
 
-# The official sdist, and the version it gets from fairseq-0.12.2.patch: another one whenever the patch changes.
+# The official sdist, and the version it gets from fairseq-0.12.2.patch: both others whenever the patch changes.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
 FAIRSEQ_PATCHED = "0.12.2+py311.40"
+FAIRSEQ_PATCH_SHA256 = "e9e700d73d2edba1edef342d80fe308e65e789e88924bd999715eccd35573fcd"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

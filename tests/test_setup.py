@@ -1,6 +1,7 @@
 """Set-up and packaging: the pins, the patch for fairseq, install_fairseq.py, recipes/setup.sh and tests/run.sh."""
 
 import fcntl
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -67,6 +68,8 @@ def test_a_killed_copy_leaves_the_checkpoint_before(tmp_path: Path, monkeypatch:
 
 def test_installed_fairseq_has_this_patch() -> None:
     """A changed patch under an unchanged version would leave old installations as they are."""
+    told = "the patch has changed: give versions.py another FAIRSEQ_PATCHED, and this sum"
+    assert hashlib.sha256(PATCH.encode()).hexdigest() == versions.FAIRSEQ_PATCH_SHA256, told
     try:
         version = importlib.metadata.version("fairseq")
     except importlib.metadata.PackageNotFoundError:
@@ -536,6 +539,11 @@ def test_the_slow_tier_installs_cupy_where_it_can(offline: bool, tmp_path: Path)
     assert (said in done.stderr.splitlines()) == offline
 
 
+def test_what_lint_or_types_refuse_is_not_tested(tmp_path: Path) -> None:
+    done, calls = run_tests(tmp_path, STUB.replace('case "$*" in', 'case "$*" in\n*mypy) exit 1 ;;'))
+    assert done.returncode == 1 and calls[-1] == "-m mypy"
+
+
 @pytest.mark.parametrize(
     ("python", "arguments", "installs"), [(NO_CUPY, (), False), (STUB, ("--all",), False), (ON_A_GPU, (), True)]
 )
@@ -544,5 +552,6 @@ def test_cupy_is_for_a_gpu_and_the_slow_tier_that_lack_it(
 ) -> None:
     done, calls = run_tests(tmp_path, python, *arguments)
     assert done.returncode == 0, done.stderr
+    assert calls[-4:-1] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
     assert any("pip install" in call for call in calls) == installs
     assert ("-m not slow" in calls[-1]) == (not arguments)

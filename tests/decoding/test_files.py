@@ -111,6 +111,7 @@ def test_others_may_read_all_of_a_model(tmp_path: Path) -> None:
         exported(tmp_path / "model", "sru, defaults")
     finally:
         os.umask(before)
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o755
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o644}
 
 

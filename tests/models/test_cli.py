@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import re
+import shlex
 import subprocess
 import sys
 import threading
@@ -421,6 +423,18 @@ def test_average_of_weights_that_differ(tmp_path):
         average.average([tmp_path / "empty.pt"])
 
 
+def test_average_on_a_full_disk(trained, tmp_path, monkeypatch, capsys):
+    import average
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(average, "write", full)
+    with pytest.raises(SystemExit):
+        average.main(["--inputs", str(trained / "checkpoint1.pt"), "--output", str(tmp_path / "mean.pt")])
+    assert "mean.pt can't be written: [Errno 28] No space left on device" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -431,7 +445,6 @@ def test_average_of_weights_that_differ(tmp_path):
         (["--inputs", "{folder}", "--num-epoch-checkpoints", "-1"], "must be an integer of at least 1; got '-1'"),
         (["--inputs", "{folder}/none.pt"], "no such file"),
         (["--inputs", "{folder}"], "is a folder: --num-epoch-checkpoints or --num-update-checkpoints says how many"),
-        (["--inputs", "{folder}/checkpoint1.pt", "--output", "/proc/mean.pt"], "/proc/mean.pt can't be written: "),
         (["--inputs", str(ROOT / "LICENSE")], "is not a fairseq checkpoint"),
         (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),
         (["--inputs", "{folder}/checkpoint1.pt", "--output", "{folder}/checkpoint1.pt"], "is there already: remove it"),
@@ -446,6 +459,15 @@ def test_average_names_what_is_wrong(trained, words, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert {path: path.read_bytes() for path in trained.iterdir()} == before
+
+
+def test_the_command_of_the_page_for_hydra_is_taken():
+    page = (ROOT / "docs" / "training.md").read_text()
+    found = re.search(r"^    fairseq-hydra-train ((?:.*\\\n)*.*)\n", page, re.MULTILINE)
+    assert found
+    words = shlex.split(found[1].replace("\\\n", " ").replace("$PWD", str(ROOT)))
+    config = run_cli("hydra-train", *words, "--cfg", "job").stdout
+    assert "  decoder_hidden_size: 768\n" in config and "share_all_embeddings: true\n" in config
 
 
 def test_hydra_train_with_a_preset(toy_data, tmp_path):

@@ -381,10 +381,10 @@ def test_the_compiled_convolution_is_torchs_with_padding_anywhere(
     kernel_size, own, threads, dtype, tolerance, monkeypatch
 ):
     """Of a size that is no whole number of vectors, and of memory that isn't in order."""
-    convolution = Convolution(37, kernel_size, own).to(dtype)
-    x = torch.randn(40, 11, 37, dtype=dtype).transpose(0, 1).requires_grad_()
+    convolution = Convolution(101, kernel_size, own).to(dtype)
+    x = torch.randn(40, 11, 101, dtype=dtype).transpose(0, 1).requires_grad_()  # enough for three threads
     mask = torch.rand(40, 11).t() < 0.3
-    grad = torch.randn(11, 40, 37, dtype=dtype)
+    grad = torch.randn(11, 40, 101, dtype=dtype)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)

@@ -260,8 +260,10 @@ def test_on_a_cpu_systems_train_in_bfloat16_where_it_pays(pays, overrides, expec
 
 
 def test_the_learning_rate_ends_with_the_updates(recipe):
-    given = settings.load(recipe, ["train.lr-scheduler=polynomial_decay"])
-    assert "--max-update 70 --total-num-update 70" in " ".join(commands.Commands(given).train("a", 1, 70, 7, Path("x")))
+    given = settings.load(recipe, ["train.lr-scheduler=polynomial_decay", "train.warmup-updates=0.1"])
+    line = f"{' '.join(commands.Commands(given).train('a', 1, 70, 5, Path('x')))} "
+    assert "--max-update 70 --total-num-update 70 " in line
+    assert "--warmup-updates 7 " in line  # a share of them
 
 
 def test_several_processes_go_through_torchrun(recipe):
@@ -321,6 +323,27 @@ def test_a_translator_that_cannot_be_had_is_missing(recipe, monkeypatch):
     monkeypatch.setattr(comparison.translators, "_export", failed)
     comparison.translators.score()
     assert comparison.translators.found("a") == {"missing": "no room"}
+
+
+def test_models_are_exported_as_their_text_was_prepared(recipe, monkeypatch):
+    made: list[list[str]] = []
+    comparison = runs.Comparison(settings.load(recipe, ["cpu=true"]))
+    monkeypatch.setattr(comparison.stages, "command", lambda name, command, **_: made.append(command))
+    comparison.manifest = Path("manifest.json")
+    text = {"tokenizer": "moses-bpe", "data_set": "iwslt14-de-en", "lower": True, "normalise": False}
+    for comparison.data in (text, {**text, "tokenizer": "sentencepiece"}):
+        comparison.translators._export(comparison.runs[0], "int8")
+    codes, pieces = made
+    assert codes[codes.index("--subword-nmt-codes") + 1].endswith("/bpe.codes")
+    assert {"--lowercase", "--no-normalise", "--int8"} <= set(codes)
+    assert pieces[pieces.index("--sentencepiece-model") + 1].endswith("/spm.model")
+    assert "--lowercase" in pieces and "--no-normalise" not in pieces
+
+
+def test_memory_of_a_gpu_is_what_was_used_at_most():
+    printed = 'total memory = 16.000 GB ; name\n{"gb_free": "9.0"}\n{"gb_free": "7.5"}\n{"gb_free": "8"}\n'
+    assert fairseq_output.gpu_memory(printed) == 8.5 * 2**30
+    assert fairseq_output.gpu_memory("no GPU") is None
 
 
 def test_ctrl_c_says_how_to_go_on(tmp_path, capsys):

@@ -65,7 +65,10 @@ def is_of(path: Path, of: dict[str, Any]) -> bool:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         known["overrides"] = portable(known["overrides"])
-        return all(known[key] == value for key, value in of.items()) and known["machine"]["cpu"] == processor()
+        return (
+            all(known[key] == value for key, value in of.items())
+            and known["machine"]["cpu"].split(", then ")[-1] == processor()
+        )
     except (OSError, ValueError, LookupError, TypeError):  # none, or another one
         return False
 

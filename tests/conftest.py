@@ -35,9 +35,7 @@ pytest_plugins = ["support.debian_packages"]  # fixtures of several files
 
 ROOT = Path(__file__).resolve().parent.parent
 KEPT = ROOT / ".pytest_cache"  # what is compiled for tests alone is no part of the user's caches
-if any(
-    path.stat().st_mode & 0o1002 == 0o002 for path in (ROOT, *ROOT.parents)
-):  # kernels must be safe there
+if any(path.stat().st_mode & 0o1002 == 0o002 for path in (ROOT, *ROOT.parents)):  # kernels must be safe there
     KEPT = Path(tempfile.gettempdir()) / f"fairseq_sru_tests_{os.getuid()}"
     KEPT.mkdir(mode=0o700, exist_ok=True)
 os.environ.setdefault("FAIRSEQ_SRU_CACHE", str(KEPT / "kernels"))

@@ -8,6 +8,7 @@ the folder of the prepared data and each system's model, and options of the tran
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import sys
@@ -85,14 +86,19 @@ def by_translator(folder: str, threads: int, options: dict[str, Any]) -> Transla
 def by_ctranslate2(folder: str, data: Path, threads: int, kind: str) -> Translate:
     import ctranslate2
 
-    translator = ctranslate2.Translator(folder, compute_type=kind, intra_threads=1, inter_threads=threads)
+    @functools.cache
+    def translator(each: int) -> Any:
+        """Threads of each batch; so many batches at a time that all work."""
+        return ctranslate2.Translator(folder, compute_type=kind, intra_threads=each, inter_threads=threads // each)
+
     text = sentencepiece.SentencePieceProcessor(model_file=str(data / "spm.model"))
 
     def translate(lines: list[str], beam: int, size: int) -> list[str]:
         encoded = text.encode(lines, out_type=str)
         at_a_time = [encoded] if size > 1 else [[line] for line in encoded]
         options = {"beam_size": beam, "max_batch_size": size, "max_decoding_length": 200}
-        found = [one for some in at_a_time for one in translator.translate_batch(some, **options)]
+        model = translator(1 if size > 1 else threads)
+        found = [one for some in at_a_time for one in model.translate_batch(some, **options)]
         return [text.decode(one.hypotheses[0]) for one in found]
 
     return translate

@@ -32,7 +32,7 @@ def hypotheses(generated: str, kind: str = "H") -> list[str]:
 
 def gpu_memory(printed: str) -> int | None:
     """The peak in bytes, of what fairseq-train printed; None where it told none."""
-    free = [float(gigabytes) for gigabytes in re.findall(r'"gb_free": "([\d.]+)"', printed)]
+    free = [float(gigabytes) for gigabytes in re.findall(r'"(?:train_)?gb_free": "([\d.]+)"', printed)]
     total = re.search(r"total memory = ([\d.]+) GB", printed)
     return int((float(total[1]) - min(free)) * 2**30) if free and total else None
 

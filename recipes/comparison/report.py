@@ -148,7 +148,8 @@ of its checkpoints on the validation set; the time to it is the median of the se
 measured in short slices of all systems in turns. Memory is the peak in training, of the GPU if there is one.
 
 {decoding_table(report)}
-Decoding {data["speed_sentences"]} sentences of the test set, without loading: medians, systems in turns.
+Decoding {data["speed_sentences"]} sentences of the test set by each system's first run, without loading: medians, \
+systems in turns.
 
 {translator_table(report)}""".rstrip()
         + "\n"

@@ -205,8 +205,7 @@ class Training:
         def measured() -> dict[str, Any]:
             seen = {now.updates: now for now in map(trained, folder.glob("checkpoint*.pt"))}
             last = seen.pop(max(seen))
-            # fairseq leaves the first out where it falls on an epoch's end
-            first = seen[max(seen)] if seen else last._replace(updates=0, seconds=0.0, tokens=0)
+            first = seen[max(seen)]
             seconds = last.seconds - first.seconds
             stages.remove(folder)
             return {
@@ -329,7 +328,6 @@ class Training:
         """A run's checkpoints with their numbers of updates, in order; some may have been removed since."""
         stamp = self.stages.stamp(run.stage("train"))
         noted = [(number, self.folder(run) / name) for name, number in stamp.get("checkpoints", {}).items()]
-        # fairseq numbers none that falls on an epoch's end
         return sorted({stamp["updates"]: self.last(run), **dict(noted or self._numbered(run))}.items())
 
     def average(self, run: Run) -> None:
@@ -337,7 +335,7 @@ class Training:
             name = run.stage("average")
             inputs = [path for _, path in self.checkpoints(run)][-self.settings.average :]
             if len(inputs) < self.settings.average:
-                tqdm.write(f"{name}: of {len(inputs)} checkpoints; fairseq keeps none that falls on an epoch's end")
+                raise StageError(f"{name}: there are {len(inputs)} checkpoints; average is {self.settings.average}")
             command = self.commands.average(inputs, self.final(run))
             self.stages.command(name, command, inputs=inputs, outputs=[self.final(run)], log=self.log(name))
 

@@ -176,6 +176,16 @@ def test_online_backtranslation_scores_its_translations(tmp_path: Path) -> None:
     assert "_bleu_counts_3" in json.dumps(state["extra_state"]["metrics"], default=torch.Tensor.tolist)
 
 
+def test_an_update_at_the_end_of_an_epoch_is_saved_where_epochs_are_not(toy_data: Path, tmp_path: Path) -> None:
+    words = [toy_data, *PLUGIN, *SMALL, "--save-dir", tmp_path, "--max-tokens", 2000, "--max-epoch", 1]
+    run_cli("train", *words, "--no-epoch-checkpoints", "--save-interval-updates", 1, "--keep-interval-updates", 2)
+    last = torch.load(tmp_path / "checkpoint_last.pt", weights_only=False)
+    updates = last["optimizer_history"][-1]["num_updates"]
+    assert last["extra_state"]["train_iterator"]["iterations_in_epoch"] == 0 and updates > 2
+    numbered = {path.name for path in tmp_path.glob("checkpoint_1_*.pt")}
+    assert numbered == {f"checkpoint_1_{updates - 1}.pt", f"checkpoint_1_{updates}.pt"}
+
+
 def test_validation_is_of_translation_unless_told() -> None:
     assert get_validation_parser().parse_known_args(["data"])[0].task == "translation"
 

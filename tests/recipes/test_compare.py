@@ -341,7 +341,7 @@ def test_models_are_exported_as_their_text_was_prepared(recipe, monkeypatch):
 
 
 def test_memory_of_a_gpu_is_what_was_used_at_most():
-    printed = 'total memory = 16.000 GB ; name\n{"gb_free": "9.0"}\n{"gb_free": "7.5"}\n{"gb_free": "8"}\n'
+    printed = 'total memory = 16.000 GB ; name\n{"gb_free": "9.0"}\n{"gb_free": "8"}\n{"train_gb_free": "7.5"}\n'
     assert fairseq_output.gpu_memory(printed) == 8.5 * 2**30
     assert fairseq_output.gpu_memory("no GPU") is None
 

@@ -89,10 +89,12 @@ def without_capitals(words: Sequence[str]) -> bool:
     return any(map(str.islower, letters)) and not any(map(str.isupper, letters))
 
 
-def unknown_share(model: Model, subword_model: Path) -> float:
-    """Of the subwords of a file, which the model doesn't know. A few can occur inside of others alone."""
-    pieces = subwords(model.text, subword_model.read_bytes()).pieces()
-    return len(pieces - {*model.source, *model.target}) / len(pieces) if pieces else 0.0
+def of_larger_vocabulary(model: Model, subword_model: Path) -> bool:
+    """Whether the model lacks most of the tenth of a file's subwords that was learned last (an earlier one may occur
+    inside of others alone)."""
+    learned = subwords(model.text, subword_model.read_bytes()).learned()
+    last = learned[-(len(learned) // 10) or -1 :]
+    return 2 * len({*last} - {*model.source, *model.target}) > len(last)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -137,12 +139,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     if not args.lowercase and without_capitals(model.source):
         logging.warning("the source dictionary has no capital letter: was the text in lower case? That is --lowercase")
-    if (unknown := unknown_share(model, subword_model)) > 0.1:
-        logging.warning(
-            "the model doesn't know %.0f %% of the subwords of %s: is it of a larger vocabulary than the training's?",
-            100 * unknown,
-            subword_model,
-        )
+    if of_larger_vocabulary(model, subword_model):
+        logging.warning("%s has subwords that the model doesn't know: is it the one of the training?", subword_model)
     if left := [str(path) for path in args.out.iterdir() if path.is_dir()]:
         logging.warning("of an export that was killed, which may be removed: %s", ", ".join(left))
     size = sum(path.stat().st_size for path in args.out.iterdir())

@@ -59,11 +59,11 @@ class SentencePiece:
         """Whether text may have this subword."""
         return self.model.id_to_piece(self.model.piece_to_id(token)) == token
 
-    def pieces(self) -> set[str]:
-        """The subwords that text may have."""
+    def learned(self) -> list[str]:
+        """The subwords in the order in which they were learned, without characters."""
         special = (self.model.is_control, self.model.is_unknown, self.model.is_unused, self.model.is_byte)
         numbers = (i for i in range(self.model.get_piece_size()) if not any(of(i) for of in special))
-        return {self.model.id_to_piece(i) for i in numbers}
+        return [piece for piece in map(self.model.id_to_piece, numbers) if len(piece) > 1]
 
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
         """The subwords of each line."""
@@ -109,10 +109,10 @@ class MosesBPE:
         last = part if part != token else f"{part}</w>"
         return len(part) == 1 or last in self.bpe.bpe_codes_reverse
 
-    def pieces(self) -> set[str]:
-        """The subwords that text may have, but for characters."""
-        ends = (made.removesuffix("</w>") for made in self.bpe.bpe_codes_reverse if made.endswith("</w>"))
-        return {*ends, *(f"{made}@@" for made in self.bpe.bpe_codes_reverse if not made.endswith("</w>"))}
+    def learned(self) -> list[str]:
+        """The subwords in the order in which they were learned, without characters."""
+        merged = map("".join, sorted(self.bpe.bpe_codes, key=self.bpe.bpe_codes.get))
+        return [made.removesuffix("</w>") if made.endswith("</w>") else f"{made}@@" for made in merged]
 
     def _tokens(self, line: str) -> str:
         if len(self.bpe.cache) > REMEMBERED:

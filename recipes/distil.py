@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
     for path in teacher:
         try:
             task = load_checkpoint_to_cpu(str(path))["cfg"]["task"]
-        except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, EOFError) as error:
+        except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, EOFError, OSError) as error:
             why = next(iter(str(error).splitlines()), type(error).__name__)
             parser.error(f"argument --path: {path} is not a checkpoint of fairseq: {why}")
         languages = task.get("source_lang") or source, task.get("target_lang") or target  # without: those of its data

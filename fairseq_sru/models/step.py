@@ -31,7 +31,7 @@ Made = TypeVar("Made")
 class _Known:
     """What was made of a module, and of which weights; sure: unless these changed without a trace."""
 
-    made: Any
+    made: Any  # None: nothing can be, whatever the weights are
     fingerprint: tuple[Any, ...]
     sums: list[bytes]
     sure: bool = True
@@ -230,7 +230,9 @@ def remembered(module: nn.Module, make: Callable[[], Made | None], look: bool = 
     anew, unless not to ``look``."""
     known = _known.get(module)
     if known is not None and look:
-        known.sure = known.fingerprint == fingerprint(module) and (known.sure or known.sums == sums(module))
+        known.sure = known.fingerprint == fingerprint(module) and (
+            known.sure or known.made is None or known.sums == sums(module)
+        )
     if known is None or (look and not known.sure):
         made = make()
         known = _known[module] = _Known(made, fingerprint(module), [] if made is None else sums(module))

@@ -15,7 +15,7 @@ from support.exported import torch_alone, words
 from support.small_models import VARIANTS, made
 from torch.nn.modules.module import register_module_forward_hook
 
-from fairseq_sru.models import search
+from fairseq_sru.models import search, step
 
 KINDS = [
     "sru, defaults",
@@ -192,6 +192,11 @@ def test_where_torch_has_to_run_the_model_it_searches(model: Any, monkeypatch: p
     model.decoder.need_attn = False
     assert not model.train().beam_search(generator, sample)
     assert not model.eval().double().beam_search(generator, sample)
+    assert not model.bfloat16().beam_search(generator, sample)
+    model.eval()  # where evaluation goes on, and weights may be on a GPU
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "sums", lambda _: pytest.fail("can't be had of all weights"))
+        assert not searches()
     assert model.float().beam_search(generator, sample)
     hook = model.encoder.layers[0].register_forward_hook(lambda *_: None)
     assert not searches()

@@ -155,11 +155,12 @@ def install(wheel: Path, found: dict[str, str]) -> None:
     # fairseq leaves most versions open: ours hold. A torch within the range stays as it is.
     constraints = wheel.with_name("constraints.txt")
     constraints.write_text("\n".join((versions.TORCH, versions.NUMPY, *versions.RECIPES)))
-    for other in found.keys() - {"fairseq"}:  # it owns files of the same names
-        run(f"removing {other} failed", "pip", "uninstall", "--yes", other)
     failure = "installing fairseq failed for the reason above; where /tmp is full: set TMPDIR"
     run(failure, "pip", "install", "--constraint", constraints, wheel, shown=True)
-    if found.keys() - {"fairseq"} or not is_whole():  # pip takes what it finds for installed, though files are gone
+    others = found.keys() - {"fairseq"}
+    for other in others:  # it owns files of the same names, which go with it
+        run(f"removing {other} failed", "pip", "uninstall", "--yes", other)
+    if others or not is_whole():  # pip takes what it finds for installed
         run(failure, "pip", "install", "--ignore-installed", "--no-deps", wheel)
 
 

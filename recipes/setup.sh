@@ -40,16 +40,23 @@ _sru_is_venv() { # FOLDER
 }
 
 _sru_make_venv() { # FOLDER
-    local python without_venv=
+    local python without_venv= why="doesn't work here: it was moved or copied, is of another system, was never finished, or its Python is gone"
     if [ -d "$1" ] && [ ! -e "$1/pyvenv.cfg" ] && ! rmdir -- "$1" 2>/dev/null; then # what conda makes, for one
         _sru_fail "$1 is no venv; activate it if it is an environment, else remove it" || return
     fi
     if [ -e "$1/pyvenv.cfg" ] && ! grep -qs -- ' -m venv --clear ' "$1/pyvenv.cfg"; then # one of the user's, with what they put there
-        _sru_fail "$1 doesn't work here: it was moved or copied, is of another system, was never finished, or its Python is gone; remove it, and run this again or make your own" || return
+        _sru_fail "$1 $why; remove it, and run this again or make your own" || return
+    fi
+    if [ -e "$1/fairseq_sru.stamp" ] && [ -e "$1.old" ]; then
+        _sru_fail "$1 $why, and $1.old is there; remove one of them, and run this again" || return
     fi
     for python in python3 python3.13 python3.12 python3.11; do
         _sru_is_recent "$python" || continue
         if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+            if [ -e "$1/fairseq_sru.stamp" ]; then # the user may have added to it
+                mv -- "$1" "$1.old" || return
+                printf 'setup.sh: %s %s; it is now %s.old\n' "$1" "$why" "$1" >&2
+            fi
             _sru_run "$python" -m venv --clear "$1"
             return
         fi

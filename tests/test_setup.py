@@ -184,14 +184,14 @@ class Calls:
 def test_install_fairseq_replaces_what_owns_its_files(
     fork: bool, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """pip takes ours for installed where a fork has written over its files, and they go with the fork."""
+    """A fork of another name goes once ours is there, whose files go with it."""
     calls = Calls(monkeypatch, {}, whole)
     wheel = tmp_path / "fairseq-0.12.2-x.whl"
     install.install(wheel, {"fairseq": "0.10.0"} | ({"fairseq-fork": "0.12.2"} if fork else {}))
     removed = [("pip", "uninstall", "--yes", "fairseq-fork")] if fork else []
     added = ("pip", "install", "--constraint", str(tmp_path / "constraints.txt"), str(wheel))
     again = [] if whole and not fork else [("pip", "install", "--ignore-installed", "--no-deps", str(wheel))]
-    assert calls.made == [*removed, added, *again]
+    assert calls.made == [added, *removed, *again]
     assert {versions.TORCH, versions.NUMPY} <= set((tmp_path / "constraints.txt").read_text().splitlines())
 
 
@@ -417,6 +417,23 @@ def test_setup_clears_no_moved_venv_but_its_own(ours: bool, names: tuple[str, ..
     else:
         assert (done.returncode, calls) == (1, [])
         assert f"{venv} doesn't work here: it was moved or copied, is of another system, " in done.stderr
+
+
+def test_setup_keeps_what_was_added_to_its_own_venv(tmp_path: Path) -> None:
+    machine = Machine(tmp_path, python3=STUB)
+    venv, old = machine.root / ".venv", machine.root / ".venv.old"
+    for n in range(2):
+        machine.setup()
+        (venv / "added").write_text(str(n))
+        (venv / "fairseq_sru.stamp").write_text("of where it was")
+        machine.write_python(venv / "bin" / "pip", "#!/where/it/was/bin/python\n")
+        done, calls = machine.setup()
+        assert (old / "added").read_text() == "0"
+        if n == 0:
+            assert f"{venv} doesn't work here: it was moved or copied" in done.stderr
+            assert f"; it is now {old}\n" in done.stderr
+            assert done.returncode == 0 and calls[0] == f"-m venv --clear {venv}" and not (venv / "added").exists()
+    assert done.returncode == 1 and f"{old} is there" in done.stderr and (venv / "added").read_text() == "1"
 
 
 def test_setup_clears_nothing_that_is_no_venv(tmp_path: Path) -> None:

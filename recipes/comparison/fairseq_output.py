@@ -61,7 +61,7 @@ def trained(checkpoint: Path) -> Trained:
     try:
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
-        raise ValueError(f"{checkpoint} is damaged: remove it ({error})") from None
+        raise ValueError(f"{checkpoint} is damaged: put a whole one in its place ({error})") from None
     extra = state["extra_state"]
     meters = {name: meter for _, name, _, meter in extra["metrics"]["default"]}
     return Trained(

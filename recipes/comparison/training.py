@@ -268,13 +268,15 @@ class Training:
         """Whether a stage trained with another command or other inputs.
 
         Raises:
-            FolderError: it was done, and what it made is gone from its folder.
+            FolderError: what it made, or had made so far, is gone from its folder.
         """
         stamp = self.stages.stamp(part.name)
         if part.made.is_file():
             return bool(stamp) and not self.stages.is_of(part.name, part.command, part.inputs)
-        if stamp.get("done") and part.kept.is_dir():
-            raise FolderError(f"{part.kept} lacks {part.made.name}: put it back, or remove the folder")
+        done = stamp.get("done")
+        if part.kept.is_dir() and (done or any(part.kept.glob("checkpoint*.pt"))):  # as a full disk leaves it
+            how = "put it back" if done else "copy the newest of its checkpoints to that name"
+            raise FolderError(f"{part.kept} lacks {part.made.name}: {how}, or remove the folder")
         return False
 
     def train(self, run: Run) -> None:

@@ -50,7 +50,13 @@ def replace(out: Path, texts: Mapping[str, Sequence[str]], manifest: Mapping[str
         made = {**manifest, "files": {path.name: digest(path) for path in sorted(fresh.iterdir())}}
         (fresh / "manifest.json").write_bytes(f"{json.dumps(made, indent=2)}\n".encode())
         check_out(out, manifest["made_by"])
+        old = Path(aside, "old")
         if out.exists():
-            out.rename(Path(aside, "old"))
-        fresh.rename(out)
+            out.rename(old)
+        try:
+            fresh.rename(out)
+        except BaseException:  # Ctrl-C, too: what is aside goes with it
+            if old.exists():
+                old.rename(out)
+            raise
     return made

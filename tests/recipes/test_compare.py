@@ -716,6 +716,11 @@ def test_a_run_that_lacks_its_last_checkpoint_is_left_alone(recipe, tmp_path):
     with pytest.raises(FolderError, match=r"a-1 lacks checkpoint_last.pt: put it back, or remove the folder$"):
         comparison.do_runs()
     assert other.is_file()
+    stamp = comparison.out / "stamps" / "train-a-1.json"
+    stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "done": False}))  # stopped before its first save was
+    with pytest.raises(FolderError, match=r"a-1 lacks checkpoint_last.pt: copy the newest of its checkpoints to that"):
+        comparison.do_runs()
+    assert other.is_file()
 
 
 def test_what_was_made_of_checkpoints_outlives_them(recipe, tmp_path, monkeypatch):
@@ -1049,7 +1054,7 @@ def test_what_facts_refuses_is_a_failure(error, tmp_path):
 
 def test_a_damaged_checkpoint_and_a_full_disk_are_told_in_a_line(tmp_path, capsys):
     (tmp_path / "checkpoint_last.pt").write_bytes(b"PK\x03\x04 half of it")
-    with pytest.raises(ValueError, match=r"^\S+checkpoint_last.pt is damaged: remove it"):
+    with pytest.raises(ValueError, match=r"^\S+checkpoint_last.pt is damaged: put a whole"):
         fairseq_output.trained(tmp_path / "checkpoint_last.pt")
     with (
         pytest.raises(SystemExit, match=r"^compare: .*No space left on device"),

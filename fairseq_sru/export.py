@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_sru.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("--path", type=Path, required=True, metavar="CHECKPOINT")
+    parser.add_argument("--path", type=Path, required=True, metavar="CHECKPOINT", help="the trained model")
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--sentencepiece-model", type=Path, metavar="FILE", help="the text's spm.model")
     kind.add_argument("--subword-nmt-codes", type=Path, metavar="FILE", help="the text's bpe.codes, on Moses' tokens")

@@ -72,7 +72,7 @@ def translated(
                 text = written(lines)
             except (TooLong, NoScores) as error:
                 where = f"line {first + error.index}{' is too long' if isinstance(error, TooLong) else ''}"
-                fault = ValueError(f"{where}: {error}")
+                fault = ValueError(f"{where}: {error.args[0]}")
                 lines = lines[: error.index]  # which may have another one
         yield len(lines), text
         if fault is not None:
@@ -113,14 +113,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("model", type=Path, metavar="MODEL", help="a folder of python -m fairseq_sru.export")
     parser.add_argument("--beam", type=int, default=5, metavar="N", help="hypotheses that are followed (5)")
     parser.add_argument("--nbest", type=int, default=1, metavar="N", help="translations of each line (1)")
-    parser.add_argument("--scores", action="store_true", help="begin each translation with its score")
+    parser.add_argument(
+        "--scores", action="store_true", help="begin each translation with its mean log probability (natural)"
+    )
     parser.add_argument(
         "--batch-size", type=int, default=64, metavar="N", help="sentences that a thread takes at a time (64)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="batches at a time (as many as there are cores)")
     parser.add_argument("--max-length", type=int, default=LONGEST, metavar="N", help="tokens of a translation (200)")
     parser.add_argument(
-        "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="so many tokens never stand twice"
+        "--no-repeat-ngram-size", type=int, default=0, metavar="N", help="so many tokens never stand twice (0: any may)"
     )
     parser.add_argument(
         "--lenpen", type=float, default=1.0, metavar="X", help="below 1 prefers shorter translations, above longer (1)"

@@ -15,7 +15,7 @@ NUMPY = "numpy>=1.26"
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
 FAIRSEQ_PATCHED = "0.12.2+py311.40"
-FAIRSEQ_PATCH_SHA256 = "919d71d7d634e14a109b477fcb439422449b157a7e1da45eb011cf094ceef421"
+FAIRSEQ_PATCH_SHA256 = "9739819001fa6bc73c10eae14cff8e1316e721b468ba7e957004ae6a21949001"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

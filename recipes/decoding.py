@@ -148,7 +148,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the prepared data, by sentencepiece")
     for kind in ("sru", "lstm", "transformer"):
-        parser.add_argument(f"--{kind}", type=file, required=kind == "sru", metavar="CHECKPOINT")
+        parser.add_argument(
+            f"--{kind}", type=file, required=kind == "sru", metavar="CHECKPOINT", help="trained on them"
+        )
     parser.add_argument("--output", type=new_file, required=True, metavar="FILE.json", help="written at the end")
     parser.add_argument("--threads", type=at_least_one, default=1, help="of each system (%(default)s)")
     parser.add_argument("--turns", type=at_least_one, default=3, help="runs of each system (%(default)s)")

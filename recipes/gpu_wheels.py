@@ -58,7 +58,9 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("wheels"), metavar="DIR", help="(%(default)s)")
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("wheels"), metavar="DIR", help="where to put them (%(default)s)"
+    )
     parser.add_argument("--python", default="3.12", metavar="3.N", help="of the other machine (%(default)s)")
     parser.add_argument("--cuda", choices=("12", "13"), default="13", help="of the other machine's torch (%(default)s)")
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="packages that it has")

@@ -61,13 +61,15 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     parser.add_argument(
         "--embeddings", type=file, metavar="FILE", help="for labelled sentences: vectors of GloVe or word2vec"
     )
-    parser.add_argument("--test-speakers", metavar="NAMES", help=f"of spoken-digits (default: {TEST_SPEAKERS})")
+    parser.add_argument(
+        "--test-speakers", metavar="NAMES", help=f"of spoken-digits, with commas (default: {TEST_SPEAKERS})"
+    )
     parser.add_argument("--local-dir", type=Path, metavar="DIR", help="a folder of archives that were already fetched")
     own = parser.add_argument_group("your own text, instead of NAME")
     for split in SPLITS:
         own.add_argument(f"--{split}-prefix", metavar="PREFIX", help=f"PREFIX.LANGUAGE are the files for {split}")
-    own.add_argument("-s", "--source-lang", metavar="LANGUAGE")
-    own.add_argument("-t", "--target-lang", metavar="LANGUAGE")
+    own.add_argument("-s", "--source-lang", metavar="LANGUAGE", help="translated from")
+    own.add_argument("-t", "--target-lang", metavar="LANGUAGE", help="translated to; also of must-c (de)")
     own.add_argument("--domains", action="store_true", help="PREFIX.domains has a label a line, for valid and test")
     own.add_argument(
         "--vocabulary",

@@ -28,8 +28,9 @@ def cores() -> int:
 
 
 class Hypothesis(NamedTuple):
-    """A translation; ``score`` is the mean log probability of its tokens, the end of sentence among them (with
-    another ``lenpen`` than 1 not the mean). ``tokens`` are its subwords."""
+    """A translation; ``score`` is the mean natural log probability of its tokens, the end of sentence among them (with
+    another ``lenpen`` than 1 not the mean). ``tokens`` are its subwords. Where the search finds fewer hypotheses than
+    asked for, the rest are empty, with a score of -inf."""
 
     text: str
     score: float
@@ -63,7 +64,7 @@ class _OfALine(Exception):
         self.index = index
 
     def __str__(self) -> str:
-        return str(self.args[0])
+        return f"lines[{self.index}]: {self.args[0]}"
 
 
 class TooLong(_OfALine, ValueError):

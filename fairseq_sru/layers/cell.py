@@ -95,8 +95,8 @@ class SRUCell(nn.Module):
         super().__init__()
         input_size = self.input_size = positive("input_size", input_size)
         hidden_size = self.hidden_size = positive("hidden_size", hidden_size)
-        self.dropout = probability("dropout", dropout)
-        self.rnn_dropout = probability("rnn_dropout", rnn_dropout)
+        self.dropout = dropout
+        self.rnn_dropout = rnn_dropout
         self.activation = "relu" if use_relu else "tanh" if use_tanh else "identity"
         self.bidirectional = bool(bidirectional)
         self.highway = bool(highway) and bool(reset_gate)
@@ -114,6 +114,24 @@ class SRUCell(nn.Module):
         self.weight_c = None if v1 else nn.Parameter(torch.empty(gates, self.output_size, **where))
         self.layer_norm = nn.LayerNorm(input_size, **where) if layer_norm else None
         self.reset_parameters()
+
+    @property
+    def dropout(self) -> float:
+        """What is set holds from the next call on. ValueError: outside [0, 1)."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, p: float) -> None:
+        self._dropout = probability("dropout", p)
+
+    @property
+    def rnn_dropout(self) -> float:
+        """Likewise."""
+        return self._rnn_dropout
+
+    @rnn_dropout.setter
+    def rnn_dropout(self, p: float) -> None:
+        self._rnn_dropout = probability("rnn_dropout", p)
 
     @property
     def skip_scale(self) -> float:
@@ -156,7 +174,7 @@ class SRUCell(nn.Module):
             float32 whatever x is (float64 for float64).
 
         Raises:
-            ValueError: a shape or a device is not as described.
+            ValueError: a shape or a device is not as described, or the backend is for another device.
             TypeError: an argument is not a tensor, or of another dtype.
             RuntimeError: the backend that was asked for can't run here.
         """

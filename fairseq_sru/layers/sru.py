@@ -157,17 +157,18 @@ class SRU(nn.Module):
                 whose sequences may be in any order. Of the parameters' dtype, but under autocast.
             c0: ``(num_layers, batch, D)``, D = directions * hidden_size; zeros if not given. It is c_states of an
                 earlier call, and not a tuple.
-            lengths: ``(batch)``, how many steps of each sequence are not padding, where padding follows.
+            lengths: ``(batch)`` integers, how many steps of each sequence are not padding, where padding follows.
             padding_mask: bool, of x's shape without the features, True at padding on whichever side: instead of
                 lengths. What x holds at padding reaches neither outputs nor gradients, not even NaN.
 
         Returns:
             output_states ``(length, batch, D)`` (as x: batch first, or a PackedSequence) and c_states ``(num_layers,
-            batch, D)``.
+            batch, D)``, which are float32 whatever x is (float64 for float64).
 
         Raises:
-            ValueError: a shape, a device or a length is not as described; lengths on a GPU, which would have to be
-                awaited, are not looked at.
+            ValueError: a shape, a device, a length or the lengths' dtype is not as described, or the backend is for
+                another device. The numbers of lengths are not looked at on a GPU, which would have to be awaited, and
+                under torch.compile, torch.func and torch.export.
             TypeError: an argument is not a tensor, or of another dtype.
             RuntimeError: the backend that was asked for can't run here.
         """

@@ -144,7 +144,9 @@ class SRUConfig(EncoderConfig, DecoderConfig, TranslationConfig):
             "counted from the top; global: once, after the top layer"
         },
     )
-    decoder_attention_heads: int = field(default=4, metadata={"help": "attention heads; divides --decoder-hidden-size"})
+    decoder_attention_heads: int = field(
+        default=4, metadata={"help": "heads of layers' attention; divides --decoder-hidden-size"}
+    )
 
 
 @dataclass
@@ -201,7 +203,7 @@ class SpeechConfig(SRUConfig):
 
     conv_kernel_sizes: str = field(default="5,5", metadata={"help": "kernel sizes of Conv1d subsampling layers"})
     conv_channels: int = field(
-        default=1024, metadata={"help": "# of channels in Conv1d subsampling layers, before their gates"}
+        default=1024, metadata={"help": "# of channels in Conv1d subsampling layers but the last, before their gates"}
     )
     # the task sets these from the data's configuration
     input_feat_per_channel: int = field(default=80, metadata={"help": "set by the data"})

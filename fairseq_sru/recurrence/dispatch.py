@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import warnings
 from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -75,7 +77,7 @@ def sru_recurrence(
         weight_c: v_f and v_r, as bias; none for the v1 cell.
         activation: g: "identity", "tanh" or "relu".
         bidirectional: see u.
-        skip_scale: alpha of the v2 cell, a factor of x.
+        skip_scale: alpha of the v2 cell, a finite number: a factor of x.
         dropout_mask: ``(batch, D)``, variational dropout on g(c): one factor a sequence and channel.
         padding_mask: ``(length, batch)`` bool, True at padding: such a step carries the cell state and gives h = 0.
         backend: "auto" takes what the environment variable ``FAIRSEQ_SRU_BACKEND`` named at the first call, or else the
@@ -89,15 +91,19 @@ def sru_recurrence(
 
     Raises:
         ValueError: an argument's value or shape is not as described; the message names it.
-        TypeError: an argument is not a tensor, or not of a floating-point (padding_mask: bool) dtype.
+        TypeError: an argument is not a tensor, or not of a floating-point (padding_mask: bool) dtype; or skip_scale is
+            no number.
         RuntimeError: the backend that was asked for by name can't run here; the message says why. Or this is an export
             to ONNX.
     """
     tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
     check_tensors(tensors, padding_mask, activation, bidirectional)
-    options = Options(activation, bidirectional, float(skip_scale))
+    if type(skip_scale) is not float or not math.isfinite(skip_scale):
+        skip_scale = _finite(skip_scale)
+    options = Options(activation, bidirectional, skip_scale)
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if transformed():
+        check_backend(backend)
         return reference(tensors, padding_mask, options)
     stored = leaves()
     if stored or torch.compiler.is_compiling():
@@ -115,6 +121,14 @@ def sru_recurrence(
         return Recurrence.apply(chosen, options, padding_mask, *tensors)  # type: ignore[no-any-return]
     h, c_n, _ = chosen.forward(tensors, padding_mask, options, False)
     return h, c_n
+
+
+def _finite(skip_scale: object) -> float:
+    if not isinstance(skip_scale, Real) or isinstance(skip_scale, bool):
+        raise TypeError(f"skip_scale must be a number; got {skip_scale!r}")
+    if not math.isfinite(skip_scale):
+        raise ValueError(f"skip_scale must be a finite number; got {skip_scale!r}")
+    return float(skip_scale)
 
 
 def backends() -> dict[str, str]:

@@ -43,7 +43,7 @@ def recipe_parser(
         as_output: its type.
     """
     parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
-    parser.add_argument("recipe", type=file, metavar="RECIPE.yaml")
+    parser.add_argument("recipe", type=file, metavar="RECIPE.yaml", help="such as those in recipes/configs")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
     if jobs:
         parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help=f"{jobs} at a time (%(default)s)")

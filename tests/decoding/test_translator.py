@@ -361,7 +361,7 @@ def test_int8_is_near_float32(tmp_path: Path) -> None:
 
 def test_lines_that_are_too_long_are_named(tmp_path: Path) -> None:
     exported(tmp_path / "model", "sru, defaults", max_source_positions=20)
-    with pytest.raises(TooLong, match=r"^it has [\d,]+ subwords, the model takes 19: split it$") as raised:
+    with pytest.raises(TooLong, match=r"^lines\[1\]: it has [\d,]+ subwords, the model takes 19: split it$") as raised:
         Translator(tmp_path / "model").translate(["window", " ".join(LINES)])
     copied = pickle.loads(pickle.dumps(raised.value))  # as a pool of processes sends it
     assert raised.value.index == copied.index == 1 and str(copied) == str(raised.value)

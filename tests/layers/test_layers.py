@@ -353,6 +353,9 @@ def test_dropout_only_between_the_layers():
     assert [layer.rnn_dropout for layer in rnn.layers] == [0.2] * 3 and rnn.rnn_dropout == 0.2
     with pytest.raises(ValueError, match=r"^dropout must be a probability in \[0, 1\); got 1$"):
         rnn.dropout = 1
+    for name in ("dropout", "rnn_dropout"):
+        with pytest.raises(ValueError, match=rf"^{name} must be a probability in \[0, 1\); got 1$"):
+            setattr(rnn.layers[0], name, 1)
 
 
 def test_layers_may_be_dropped():

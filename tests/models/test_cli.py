@@ -461,6 +461,11 @@ def test_average_names_what_is_wrong(trained, words, message, tmp_path, capsys):
     assert {path: path.read_bytes() for path in trained.iterdir()} == before
 
 
+def test_help_tells_the_options_of_the_architecture():
+    told = run_cli("train", *PLUGIN, "--arch", "sru", "--help").stdout
+    assert "--encoder-kernel-size " in told and "--label-smoothing " not in told
+
+
 def test_the_command_of_the_page_for_hydra_is_taken():
     page = (ROOT / "docs" / "training.md").read_text()
     found = re.search(r"^    fairseq-hydra-train ((?:.*\\\n)*.*)\n", page, re.MULTILINE)

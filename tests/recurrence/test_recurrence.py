@@ -247,6 +247,7 @@ def test_padding_content_is_never_read(backend):
         ({"u": torch.zeros(5, 3, 3, 3), "x": None, "bidirectional": True}, "even number of channels in u; got 3"),
         ({"activation": "selu"}, "activation must be one of identity, tanh, relu; got 'selu'"),
         ({"backend": "tpu"}, "backend must be one of auto, cuda, native, torch, reference; got 'tpu'"),
+        ({"skip_scale": math.inf}, "skip_scale must be a finite number; got inf"),
     ],
 )
 def test_bad_values_are_named(change, message):
@@ -262,8 +263,14 @@ def test_bad_values_are_named(change, message):
         ({"u": None}, "u must be a tensor; got NoneType"),
         ({"c0": (torch.zeros(3, 4),) * 2}, r"c0 must be a tensor of shape \(3, 4\); got tuple"),
         ({"padding_mask": torch.zeros(5, 3)}, "padding_mask must be a bool"),
+        ({"skip_scale": "2"}, "skip_scale must be a number; got '2'"),
     ],
 )
 def test_bad_types_are_named(change, message):
     with pytest.raises(TypeError, match=message):
         sru_recurrence(**{"u": torch.zeros(5, 3, 3, 4), **change})
+
+
+def test_a_transform_knows_the_backends_names():
+    with pytest.raises(ValueError, match="backend must be one of"):
+        torch.func.vmap(lambda u: sru_recurrence(u, backend="tpu")[0])(torch.zeros(2, 5, 3, 3, 4))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from ..recurrence.autograd import recorded
+from ..recurrence.dispatch import number
 
 
 def whole(name: str, value: int, least: int) -> int:
@@ -26,15 +25,6 @@ def whole(name: str, value: int, least: int) -> int:
 
 def positive(name: str, value: int) -> int:
     return whole(name, value, 1)
-
-
-def number(name: str, value: float) -> float:
-    """As a float, whatever number it is, of numpy's, too."""
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number; got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number; got {value!r}")
-    return float(value)
 
 
 def probability(name: str, value: float) -> float:

@@ -127,7 +127,6 @@ class SRU(nn.Module):
 
     @rnn_dropout.setter
     def rnn_dropout(self, p: float) -> None:
-        p = probability("rnn_dropout", p)
         for cell in self._cells:
             cell.rnn_dropout = p
 

@@ -98,9 +98,7 @@ def sru_recurrence(
     """
     tensors = Tensors(u, x, bias, c0, weight_c, dropout_mask)
     check_tensors(tensors, padding_mask, activation, bidirectional)
-    if type(skip_scale) is not float or not math.isfinite(skip_scale):
-        skip_scale = _finite(skip_scale)
-    options = Options(activation, bidirectional, skip_scale)
+    options = Options(activation, bidirectional, number("skip_scale", skip_scale))
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if transformed():
         check_backend(backend)
@@ -123,12 +121,13 @@ def sru_recurrence(
     return h, c_n
 
 
-def _finite(skip_scale: object) -> float:
-    if not isinstance(skip_scale, Real) or isinstance(skip_scale, bool):
-        raise TypeError(f"skip_scale must be a number; got {skip_scale!r}")
-    if not math.isfinite(skip_scale):
-        raise ValueError(f"skip_scale must be a finite number; got {skip_scale!r}")
-    return float(skip_scale)
+def number(name: str, value: float) -> float:
+    """As a float, whatever number it is, of numpy's, too."""
+    if not isinstance(value, (float, Real)) or isinstance(value, bool):  # Real alone takes twice as long
+        raise TypeError(f"{name} must be a number; got {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be a finite number; got {value!r}")
+    return float(value)
 
 
 def backends() -> dict[str, str]:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ..decoding.program import Program, available
 from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
+from ..recurrence.autograd import eager
 from ..recurrence.dispatch import choose
 from .attention import Attention, GlobalAttention, Source
 from .options import cutoffs, tied
-from .step import Step, compilable, forget, readable, remembered
+from .step import Step, compilable, forget, readable, remembered, version
 from .units import LSTM
 
 State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
@@ -66,10 +67,6 @@ def output_norm(size: int) -> nn.LayerNorm:
     return norm
 
 
-def _forget_tied(decoder: Any, _: Any) -> None:
-    decoder.tied = None
-
-
 class BaseDecoder(FairseqIncrementalDecoder):
     """Embedding and output layer; what lies between is the subclass's ``layers`` and ``extract_features``.
 
@@ -94,7 +91,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.embed_tokens = embed_tokens
         self.tied: Tensor | None
         self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
-        self.register_load_state_dict_post_hook(_forget_tied)
+        self.tied_version: tuple[int, int]  # of the embedding, then
 
     @property
     def need_weights(self) -> bool:
@@ -196,8 +193,12 @@ class BaseDecoder(FairseqIncrementalDecoder):
         are."""
         if self.adaptive_softmax is not None:
             return features
-        weight = self.tied if self.output_projection is None else self.output_projection.weight
-        return linear(features, self.embed_tokens.weight if weight is None else weight)
+        if self.output_projection is not None:
+            return self.output_projection(features)  # type: ignore[no-any-return]
+        weight = self.embed_tokens.weight
+        if self.tied is not None and eager() and not (torch.is_grad_enabled() and weight.requires_grad):
+            weight = self.tied if self.tied_version == version(weight) else weight
+        return linear(features, weight)
 
     def attentions(self) -> list[Attention | GlobalAttention]:
         """What attends to the source, in the order of the layers."""  # no walk over all modules: it is asked each step
@@ -285,5 +286,6 @@ class BaseDecoder(FairseqIncrementalDecoder):
                     matrix.data = by_columns(matrix.data)
         if self.adaptive_softmax is None and self.output_projection is None:
             weight = self.embed_tokens.weight.detach()
-            laid_out = by_columns(weight)
+            laid_out = weight if weight.is_inference() else by_columns(weight)  # whose changes are not counted
             self.tied = None if laid_out is weight else laid_out
+            self.tied_version = version(self.embed_tokens.weight)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..recurrence.autograd import batched, eager
+from ..recurrence.autograd import batched, eager, transformed
 from ..recurrence.native import call, compiled
 
 NAMES = ("run_convolved", "run_convolved_gradient")
@@ -43,11 +43,7 @@ class _Convolve(torch.autograd.Function):
             given = (*_in_order(x, weight, padding_mask), y)
             call(functions[0], x.size(1), x.numel(), *given, *x.shape, len(weight), own)
             return y
-        x = _without(padding_mask, x)
-        y = x * weight[own]
-        for k, seeing, seen in taps(len(weight), own, len(x)):
-            y[seeing].addcmul_(x[seen], weight[k])
-        return y
+        return _in_torch(x, weight, padding_mask, own)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
@@ -67,6 +63,14 @@ class _Convolve(torch.autograd.Function):
             grad_x[seen].addcmul_(grad[seeing], weight[k])
             grad_weight[k] = (grad[seeing] * x[seen]).sum((0, 1))
         return _without(padding_mask, grad_x), grad_weight, None, None
+
+
+def _in_torch(x: Tensor, weight: Tensor, padding_mask: Tensor | None, own: int) -> Tensor:
+    x = _without(padding_mask, x)
+    y = x * weight[own]
+    for k, seeing, seen in taps(len(weight), own, len(x)):
+        y[seeing].addcmul_(x[seen], weight[k])
+    return y
 
 
 def _in_order(*tensors: Tensor | None) -> list[Tensor | None]:
@@ -108,7 +112,9 @@ class Convolution(nn.Module):
         Returns:
             ``(length, batch, size)``.
         """
-        return _Convolve.apply(x, self.weight, padding_mask, self.own)  # type: ignore[no-any-return]
+        plain = torch.jit.is_tracing() or transformed()  # they can't take a function of Python
+        convolve = _in_torch if plain else _Convolve.apply
+        return convolve(x, self.weight, padding_mask, self.own)  # type: ignore[no-any-return]
 
 
 class CausalConvolution(Convolution):

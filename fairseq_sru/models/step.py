@@ -198,11 +198,15 @@ def compilable(module: nn.Module) -> bool:
     return _as_written(module) and all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
 
 
+def version(weight: Tensor) -> tuple[int, int]:
+    """What changes when a weight does, but by who writes to ``weight.data`` or in inference mode; with another dtype or
+    device, too."""
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
-    """What changes when a weight does, but by an optimizer that writes to ``weight.data``, or :func:`compilable`."""
-    # weights made in inference mode count no versions; those of another dtype or device lie elsewhere
-    versions = ((x.data_ptr(), 0 if x.is_inference() else x._version) for x in module.parameters())
-    return _as_written(module), *versions
+    """What changes when :func:`compilable` does, or the :func:`version` of a weight."""
+    return _as_written(module), *map(version, module.parameters())
 
 
 def sums(module: nn.Module) -> list[bytes]:
@@ -230,8 +234,9 @@ def remembered(module: nn.Module, make: Callable[[], Made | None], look: bool = 
     anew, unless not to ``look``."""
     known = _known.get(module)
     if known is not None and look:
+        counted = not any(weight.is_inference() for weight in module.parameters())
         known.sure = known.fingerprint == fingerprint(module) and (
-            known.sure or known.made is None or known.sums == sums(module)
+            (known.sure and counted) or known.made is None or known.sums == sums(module)
         )
     if known is None or (look and not known.sure):
         made = make()

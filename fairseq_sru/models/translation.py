@@ -27,7 +27,13 @@ class TranslationModel(FairseqEncoderDecoderModel):
 
     def __init__(self, encoder: BaseEncoder, decoder: BaseDecoder) -> None:
         super().__init__(encoder, decoder)
-        encoder.project = decoder.project  # type: ignore[method-assign]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """As in nn.Module; an encoder computes for the decoder that it is with."""
+        super().__setattr__(name, value)
+        parts = self._modules.get("encoder"), self._modules.get("decoder")
+        if name in ("encoder", "decoder") and None not in parts:
+            parts[0].project = parts[1].project  # type: ignore[assignment, union-attr]
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Says so where a checkpoint has two embeddings for the one that this model has."""
@@ -46,6 +52,20 @@ class TranslationModel(FairseqEncoderDecoderModel):
         """As in nn.Module; also forgets the compiled code."""
         forget(self, mode)
         return super().train(mode)
+
+    def make_generation_fast_(self, name: str = "", **options: Any) -> None:
+        """As fairseq's, after which nothing reaches :meth:`train`; it still has to forget."""
+        if self._is_generation_fast:
+            return
+        super().make_generation_fast_(**options)
+        fast = self.train
+
+        def train(mode: bool = True) -> None:
+            for module in (self, self.decoder):
+                forget(module, mode)
+            fast(mode)
+
+        self.train = train  # type: ignore[assignment, method-assign]
 
     def beam_search(self, generator: SequenceGenerator, sample: dict[str, Any]) -> search.Hypotheses | None:
         """As of :func:`search.beam_search`; fairseq-0.12.2.patch asks for it."""

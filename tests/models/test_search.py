@@ -256,6 +256,33 @@ def test_weights_that_change_are_seen(model: Any) -> None:
     assert found(model, sample)[0][0]["score"] == before[0][0]["score"]
 
 
+def test_weights_that_change_without_a_trace_are_seen_after_make_generation_fast(model: Any) -> None:
+    """As the hub prepares a model: fairseq then puts a train() of its own there."""
+    model.make_generation_fast_(need_attn=False)
+    other, sample = copy.deepcopy(model), sample_of(LENGTHS)
+    first = model.beam_search(generator_of(model), sample)
+    for changed in (model, other):
+        for weight in changed.parameters():
+            weight.data.mul_(0.7)
+    second = model.beam_search(generator_of(model), sample)
+    assert str(second) == str(other.beam_search(generator_of(other), sample)) != str(first)
+    with pytest.raises(RuntimeError, match="cannot train after make_generation_fast"):
+        model.train()
+
+
+def test_weights_of_inference_mode_that_change_are_seen() -> None:
+    """They count no versions; the generator is one, so that nothing says eval() between."""
+    with torch.inference_mode():
+        model, other = model_of("sru, coverage"), model_of("sru, coverage")
+        for weight in other.parameters():
+            weight.mul_(0.7)
+        generator, sample = generator_of(model), sample_of(LENGTHS)
+        first = model.beam_search(generator, sample)
+        model.load_state_dict(other.state_dict())
+        second = model.beam_search(generator, sample)
+        assert str(second) == str(other.beam_search(generator, sample)) != str(first)
+
+
 def test_where_evaluation_goes_on_the_search_stays(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator of fairseq's says eval(); the hub makes one at each call, and --eval-bleu at each batch."""
     first = model.beam_search(generator_of(model), sample_of(LENGTHS))

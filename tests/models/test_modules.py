@@ -1,0 +1,114 @@
+"""The models as any module of torch: parts that are put into others, weights that are edited, pruned, traced."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from support.small_models import SRU_VARIANTS, VARIANTS, made, prefixes, sources
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from fairseq_sru.layers import linear as module_of_linear
+
+
+def run(model: Any, dictionary: Any) -> Tensor:
+    return model(sources(dictionary, [5, 3]), None, prefixes(dictionary, 2, 4))[0]
+
+
+@pytest.mark.parametrize("part", ["encoder", "decoder"])
+def test_a_part_of_another_model_works_with_what_it_is_put_to(part, build, dictionary):
+    """What the attentions read of the source is computed by the encoder, with the weights of its decoder."""
+    one, other, expected = (build().eval() for _ in range(3))
+    expected.load_state_dict(one.state_dict())
+    getattr(expected, part).load_state_dict(getattr(other, part).state_dict())
+    setattr(one, part, getattr(other, part))
+    torch.testing.assert_close(run(one, dictionary), run(expected, dictionary))
+    run(one, dictionary).square().sum().backward()
+    assert all(weight.grad is not None for weight in one.parameters())
+
+
+def test_a_copy_has_weights_of_its_own(build, dictionary):
+    model = build().eval()
+    expected, copied = run(model, dictionary), copy.deepcopy(model)
+    for weight in model.parameters():
+        weight.data.zero_()
+    torch.testing.assert_close(run(copied, dictionary), expected)
+
+
+@pytest.mark.parametrize("name", ["sru, tied", "sru_lm, tied", "transformer_sru, tied"])
+def test_an_embedding_that_is_edited_is_the_output_layer_too(name, dictionary, monkeypatch):
+    """After make_generation_fast_, which may keep it twice: as averages of weights and noise are made; its gradient has
+    the output layer's share."""
+    monkeypatch.setattr(module_of_linear, "_ONEDNN", hasattr(torch.ops.mkldnn, "_linear_pointwise"))
+    kind, options = VARIANTS[name]
+    model = made(kind, dictionary, **options).float().eval()
+    features = torch.randn(2, 4, model.decoder.embed_tokens.embedding_dim)
+    model.make_generation_fast_(need_attn=False)
+    weight = model.decoder.embed_tokens.weight
+    with torch.no_grad():
+        weight.mul_(-3)
+        torch.testing.assert_close(model.decoder.output_layer(features), features @ weight.t())
+    model.decoder.output_layer(features).sum().backward()
+    torch.testing.assert_close(weight.grad, features.sum((0, 1)).expand_as(weight))
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("variant", ["defaults", "tied", "convolution"])
+def test_pruned_weights_are_trained(variant, autocast, build, dictionary):
+    """prune computes a weight before each call of its module, so each module has to be called; as weight_norm does."""
+    model = build(**SRU_VARIANTS[variant]).float().train()
+    pruned = [module for module in model.modules() if isinstance(module, nn.Linear | nn.Embedding)]
+    for module in pruned:
+        prune.l1_unstructured(module, "weight", 0.3)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(2):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = run(model, dictionary).float().square().mean()
+        loss.backward()
+        optimizer.step()
+    for module in pruned:
+        assert (module.weight_orig.grad[module.weight_mask == 0] == 0).all()
+        assert module.weight_orig.grad.any()
+
+
+class Logits(nn.Module):
+    """Of a model: the attention's weights are in a dictionary that a trace can't have."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *given: Any) -> Tensor:
+        return self.model(*given)[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", ["sru, defaults", "sru, convolution", "sru_lm, convolution", "transformer_sru, ssru"])
+def test_a_traced_model_is_saved_and_loaded(name, dictionary, tmp_path):
+    kind, options = VARIANTS[name]
+    model = Logits(made(kind, dictionary, **options).float().eval())
+    source, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 4)
+    given = (target,) if kind == "sru_lm" else (source, torch.tensor([5, 3]), target)
+    with torch.no_grad():
+        torch.jit.trace(model, given).save(tmp_path / "traced.pt")
+        loaded, expected = torch.jit.load(tmp_path / "traced.pt")(*given), model(*given)
+    torch.testing.assert_close(loaded, expected)
+
+
+def test_torch_func_differentiates_a_model(build, dictionary):
+    model = build(**SRU_VARIANTS["convolution"]).eval()
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    given = sources(dictionary, [5, 3]), None, prefixes(dictionary, 2, 4)
+
+    def loss(weights: dict[str, Tensor]) -> Tensor:
+        return torch.func.functional_call(model, weights, given)[0].square().mean()
+
+    gradients = torch.func.grad(loss)(weights)
+    run(model, dictionary).square().mean().backward()
+    for name, weight in model.named_parameters():
+        torch.testing.assert_close(gradients[name], weight.grad)

@@ -24,7 +24,7 @@ else
     . recipes/setup.sh
     cuda=$(python -c 'import torch; print((torch.version.cuda or "").partition(".")[0])')
     if [ -n "$cuda" ]; then
-        has cupy || PIP_CONSTRAINT='' _sru_run python -m pip install -e ".[cuda$cuda]"
+        has cupy || PIP_CONSTRAINT='' PIP_USER=0 _sru_run python -m pip install -e ".[cuda$cuda]"
         PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=10 packages others ||
             echo "gpu.sh: going on without others' kernels" >&2
     fi
@@ -32,7 +32,16 @@ fi
 export PYTHONPATH=$PWD:$PWD/recipes:$site:$PWD/runs/gpu/fairseq${PYTHONPATH:+:$PYTHONPATH}
 export PATH=$PWD/runs/gpu/fairseq/bin:$site/bin:$PATH
 export TORCH_EXTENSIONS_DIR=$PWD/runs/gpu/extensions # where others' kernels are built
-export FAIRSEQ_SRU_CACHE=${FAIRSEQ_SRU_CACHE:-$PWD/runs/gpu/kernels} # and ours: tests and measurements share it
+kernels=$PWD/runs/gpu/kernels above=$PWD folders=()
+while [ -n "$above" ]; do
+    folders+=("$above")
+    above=${above%/*}
+done
+if [ -n "$(find "${folders[@]}" -maxdepth 0 -perm -0002 ! -perm -1000)" ]; then # others could put kernels there
+    kernels=${TMPDIR:-/tmp}/fairseq_sru_gpu_$UID
+    mkdir -p -m 700 "$kernels"
+fi
+export FAIRSEQ_SRU_CACHE=${FAIRSEQ_SRU_CACHE:-$kernels} # and ours: tests and measurements share it
 arch=$("$python" -c 'import torch; print(*torch.cuda.get_device_capability(), sep=".")' 2>/dev/null) || arch=
 case $arch in [0-9]*) export TORCH_CUDA_ARCH_LIST=$arch ;; esac # and for this card alone
 export NVIDIA_TF32_OVERRIDE=0 # float32 is that for all; by default cuDNN's LSTM alone has less

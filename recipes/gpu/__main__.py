@@ -34,14 +34,14 @@ from comparison.stages import Late, StageError, Stages, remove, working_in
 
 from . import tables
 from .packages import ROOT, unlock
-from .parts import Part, parts
+from .parts import GRAPHS, PRECISIONS, Part, parts
 
 MINUTES = 10
 END = 15  # seconds that it takes
 WORTH = 5.0  # seconds; with less left nothing is begun
 SOURCES = (
     *("kernels/*", "fairseq_sru/**/*.py", "tests/conftest.py", "tests/support/*.py"),
-    *("tests/recurrence/*.py", "tests/models/test_precisions.py"),
+    *("tests/recurrence/*.py", *PRECISIONS, *GRAPHS, "docs/performance.md"),
     *("recipes/common/*.py", "recipes/benchmarks/*.py", "recipes/gpu/packages.py", "recipes/speed.py"),
 )
 MODELS = ("recipes/steps.py", "recipes/equal_time.py", "recipes/comparison/*.py", "recipes/configs/lohelp.yaml")

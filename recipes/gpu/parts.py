@@ -11,8 +11,9 @@ from benchmarks.timing import ON_GPU
 
 from .packages import FAIRSEQ, READY, ROOT
 
-TESTS = "tests/recurrence/test_cuda.py"
-PRECISIONS = "tests/models/test_precisions.py"
+TESTS = ("tests/recurrence/test_cuda.py",)
+PRECISIONS = ("tests/models/test_precisions.py",)
+GRAPHS = ("tests/recipes/test_steps.py", "tests/test_docs.py")
 LOHELP = "recipes/configs/lohelp.yaml"
 SYSTEMS = ("sru", "lstm", "fairseq-lstm", "transformer")
 
@@ -42,13 +43,19 @@ class Part(NamedTuple):
 
 
 def tests(
-    out: Path, name: str, select: str, limit: float, *options: str, file: str = TESTS, needs: tuple[str, ...] = ()
+    out: Path,
+    name: str,
+    select: str,
+    limit: float,
+    *options: str,
+    files: tuple[str, ...] = TESTS,
+    needs: tuple[str, ...] = (),
 ) -> Part:
     """pytest on the tests that need a GPU. Outcomes go to NAME.xml; one by one to NAME.txt, as it may be stopped."""
     outcomes = f"{name}.xml"
     # a thread a process: each compares with the definition on the CPU
     python = ("env", "OMP_NUM_THREADS=1", sys.executable)
-    command = (*python, "-m", "pytest", file, "-v", "-rfEs", "-k", select, f"--junitxml={out / outcomes}", *options)
+    command = (*python, "-m", "pytest", *files, "-v", "-rfEs", "-k", select, f"--junitxml={out / outcomes}", *options)
     return Part(name, command, limit, needs, shown=f"{name}.txt", outcomes=outcomes)
 
 
@@ -109,7 +116,8 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
         Part("steps", (*steps, "--out", str(out / "steps")), 60, ("fairseq",), made="steps/steps.json"),
         training(out, of, "training", 1000, 170, *times),  # so far 570 s of gpu.sh's ten minutes
-        tests(out, "precisions", "learns", 90, *spread, file=PRECISIONS, needs=("fairseq",)),
+        tests(out, "precisions", "learns", 90, *spread, files=PRECISIONS, needs=("fairseq",)),
+        tests(out, "graphs", "cuda_graph", 60, files=GRAPHS, needs=("fairseq",)),
         Part(
             "rivals",
             (*rivals, "--out", str(out / "rivals")),

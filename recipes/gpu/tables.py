@@ -15,7 +15,7 @@ from benchmarks.timing import place, short
 from comparison.report import number, table
 
 NONE = "None yet: no GPU has been measured.\n"
-TESTED = ("tests", "sanitizer", "precisions", "variants")
+TESTED = ("tests", "sanitizer", "precisions", "graphs", "variants")
 KINDS = "PASSED|FAILED|ERROR|SKIPPED"
 OUTCOME = re.compile(rf"\[gw\d+\] \[ *\d+%\] (?P<x>{KINDS}) \S+::(?P<a>.*?) *$|\S+::(?P<b>[^:]*?) (?P<y>{KINDS})\b")
 

@@ -105,6 +105,7 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
         ("tests", "1"),
         ("sanitizer", "0"),
         ("precisions", "12"),
+        ("graphs", "2"),
         ("variants", "0"),
     }
     assert tables.layers(out) in tables.published(out.parent)
@@ -551,6 +552,9 @@ def test_a_wheel_of_another_python_is_left_out(
     packages.main(["install", str(tmp_path), str(tmp_path / "site")])
     assert asked[-1] == ["good-1.0-py3.whl"]
     assert "going on without old-1.0-cp27.whl" in capsys.readouterr().err
+    (tmp_path / "good-1.0-py3.whl").unlink()
+    with pytest.raises(SystemExit, match=f"pip can install none of {tmp_path}"):
+        packages.main(["install", str(tmp_path), str(tmp_path / "site")])
 
 
 def test_a_fairseq_of_an_earlier_patch_does_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -670,7 +674,8 @@ def test_results_of_another_card_are_not_gone_on_with(
 
 STUB = """#!/bin/bash
 [ "$1" = -c ] && exit 0 # has torch
-echo "$@${FAIRSEQ_SRU_GPU_FROM:+ from $FAIRSEQ_SRU_GPU_FROM} | $PYTHONPATH | $PATH"
+echo "$@${FAIRSEQ_SRU_GPU_FROM:+ from $FAIRSEQ_SRU_GPU_FROM} | $PYTHONPATH | $PATH |" \\
+    "$TORCH_EXTENSIONS_DIR | $FAIRSEQ_SRU_CACHE"
 """
 
 
@@ -726,14 +731,17 @@ def test_without_wheels_the_script_installs_what_is_missing(tmp_path: Path) -> N
     assert done.stderr == "gpu.sh: going on without others' kernels\n"
 
 
-def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writable", [False, True], ids=["private", "writable by all"])
+def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(writable: bool, tmp_path: Path) -> None:
+    """Kernels are kept where nobody else can put any: elsewhere if all can write a folder above."""
     project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
     for folder in (project / "recipes", project / "wheels", elsewhere, tmp_path / "bin"):
         folder.mkdir(parents=True)
     (project / "recipes" / "gpu.sh").write_text((ROOT / "recipes" / "gpu.sh").read_text())
     (tmp_path / "bin" / "python").write_text(STUB)
     (tmp_path / "bin" / "python").chmod(0o755)
-    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin"}
+    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "TMPDIR": str(tmp_path / "bin")}
+    tmp_path.chmod(0o777 if writable else 0o700)
     command = ["bash", "../project/recipes/gpu.sh", "--minutes", "3", "mine"]
     done = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -746,3 +754,5 @@ def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(tmp_p
     site = project / "runs" / "gpu"
     assert running[1].split(":") == list(map(str, (project, project / "recipes", site / "site", site / "fairseq")))
     assert running[2].split(":")[0] == f"{site}/fairseq/bin"
+    assert running[3] == str(project / packages.BUILDS.relative_to(ROOT))
+    assert running[4] == str(tmp_path / "bin" / f"fairseq_sru_gpu_{os.getuid()}" if writable else site / "kernels")

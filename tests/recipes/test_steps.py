@@ -103,6 +103,29 @@ def plain_torch(model: Any) -> Any:
     return model
 
 
+def test_a_step_as_a_cuda_graph_ends_as_the_steps_do() -> None:
+    """Where there is a GPU it is recorded; each replay writes its logits where those of the recording lie."""
+    words, systems = small(60)
+    model = models.for_decoding(systems[models.SRU])
+    forward, seen, last = type(model.decoder).forward, [], []
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = forward(self, *args, **kwargs)
+        seen.append(given[0][:, -1:].clone())
+        return given
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.decoder), "forward", noted)
+        for make in (models.stepper, models.graphed_stepper):
+            torch.manual_seed(0)
+            function = make(model, words, 2, 3)
+            for _ in range(2):  # the second begins anew
+                function()
+                last.append(seen[-1].clone())
+    for logits in last[1:]:
+        torch.testing.assert_close(logits, last[0], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.skipif(timing.ON_GPU, reason="a graph that is replayed calls no forward, which is what is looked at")
 @pytest.mark.parametrize("plain", [False, True])
 def test_a_recorded_step_gives_what_the_steps_give(plain: bool) -> None:

@@ -27,7 +27,7 @@ from comparison import settings
 from comparison.report import number, table
 from comparison.short_report import compared, published
 from comparison.uses import USES
-from comparison.verdict import decoding_ratios, mean, setting, spread, tested
+from comparison.verdict import decoding_ratios, mean_and_std, setting, spread, tested
 from gpu import tables as gpu
 
 RESULTS = ROOT / "recipes" / "results"
@@ -157,7 +157,7 @@ def precision_quality() -> str:
     for name, system in report["systems"].items():
         loss = spread(run["curve"][-1]["loss"] for run in system["runs"])
         memory = max(run["peak_memory"] for run in system["runs"]) / 2**30
-        rows.append([name, mean(system["scores"]["BLEU"], 2), mean(loss, 3), f"{memory:.2f}"])
+        rows.append([name, mean_and_std(system["scores"]["BLEU"], 2), mean_and_std(loss, 3), f"{memory:.2f}"])
     head = ["products in", "BLEU", "validation loss", "memory, GiB"]
     seeds = min(system["scores"]["BLEU"]["n"] for system in report["systems"].values())
     return f"{report['budget']['updates']:,} updates, {seeds} seeds.\n\n" + table(head, rows)
@@ -174,7 +174,7 @@ def losses() -> str:
         for system, found in tested(report).items():
             loss = spread(run["curve"][-1]["loss"] for run in found["runs"])
             repetition = statistics.fmean(run["repetition"]["any"] for run in found["runs"])
-            rows.append([name, system, mean(loss, 2), f"{repetition:.1%}"])
+            rows.append([name, system, mean_and_std(loss, 2), f"{repetition:.1%}"])
     return table(["comparison", "system", "validation loss", "outputs with repetitions"], rows)
 
 
@@ -217,7 +217,12 @@ def uses(kind: str) -> str:
         link = f"[{report['name']}](../recipes/results/uses/{report['name']}/report.md)"
         for system, its in tested(report).items():
             speeds |= dict.fromkeys(its["speeds"])
-            row = [link, system, mean(spread(its["scores"]), 1), *([number(its["p_value"], ".4f")] if paired else [])]
+            row = [
+                link,
+                system,
+                mean_and_std(spread(its["scores"]), 1),
+                *([number(its["p_value"], ".4f")] if paired else []),
+            ]
             rows.append([*row, *(short(speed) for speed in its["speeds"].values())])
         for name, accuracy in published(report).items():
             rows.append([link, name, f"{accuracy}", *["–"] * (paired + len(speeds))])

@@ -11,8 +11,6 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from . import search
-from .base_decoder import BaseDecoder
-from .base_encoder import BaseEncoder
 from .step import forget
 
 logger = logging.getLogger(__name__)
@@ -24,9 +22,6 @@ class TranslationModel(FairseqEncoderDecoderModel):
     What the decoder's attentions read of the source is a part of the encoder's result, so that it is computed once a
     sentence and beam search reorders it with the rest.
     """
-
-    def __init__(self, encoder: BaseEncoder, decoder: BaseDecoder) -> None:
-        super().__init__(encoder, decoder)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """As in nn.Module; an encoder computes for the decoder that it is with."""

@@ -19,7 +19,7 @@ from common.files import write_text
 
 from .plots import draw
 from .stages import Stages
-from .verdict import METRICS, Report, mean, runs, setting, spread, tested, verdict
+from .verdict import METRICS, Report, mean_and_std, runs, setting, spread, tested, verdict
 
 FILES = ("report.json", "report.md", *(f"{plot}.{kind}" for plot in ("curves", "speed") for kind in ("svg", "png")))
 # ---------------------------------------------------------------- tables, each with a row for a system
@@ -44,7 +44,7 @@ def quality_table(report: Report) -> str:
         row = [title(report, name)]
         for metric in METRICS:
             p_values = [run["scores"][metric]["p_value"] for run in system["runs"]]
-            row += [mean(system["scores"][metric]), ", ".join(number(p, ".3f") for p in p_values)]
+            row += [mean_and_std(system["scores"][metric]), ", ".join(number(p, ".3f") for p in p_values)]
         rows.append(row)
     return table(["system", *(cell for metric in METRICS for cell in (metric, "p"))], rows)
 
@@ -94,7 +94,7 @@ def translator_table(report: Report) -> str:
     some = next(iter(runs_it.values()))["float32"]
     head = ["translator", *(f"{name}, beam {s['beam']}" for name in ("BLEU", "repetition") for s in some[name])]
     rows = (
-        [f"{title(report, name)}, {weights}", *map(mean, found["BLEU"])]
+        [f"{title(report, name)}, {weights}", *map(mean_and_std, found["BLEU"])]
         + [f"{share['mean']:.2%}" for share in found["repetition"]]
         + [f"{d['sentences_per_second']:,.1f}" for d in found["decoding"]]
         for name, translator in runs_it.items()
@@ -188,7 +188,7 @@ def domains(report: Report) -> str:
     systems, rows = tested(report), []
     for domain in next((run.get("domains", {}) for _, run in runs(report)), {}):
         found = (spread(run["domains"][domain] for run in system["runs"]) for system in systems.values())
-        rows.append([domain, *map(mean, found)])
+        rows.append([domain, *map(mean_and_std, found)])
     return f"## BLEU by domain\n\n{table(['domain', *systems], rows)}" if rows else ""
 
 

@@ -9,7 +9,7 @@ from common.files import write_text
 
 from .collecting import of_all
 from .report import conditions, failures, machine, number, table, title
-from .verdict import mean, spread, tested
+from .verdict import mean_and_std, spread, tested
 
 if TYPE_CHECKING:
     from .uses import Use
@@ -51,7 +51,7 @@ def rows(report: dict[str, Any]) -> str:
         columns |= {
             unit: f"{speed:,.0f}" if speed >= 1000 else f"{speed:.4g}" for unit, speed in system["speeds"].items()
         }
-        score, runs = mean(spread(system["scores"]), 2), str(len(system["scores"]))
+        score, runs = mean_and_std(spread(system["scores"]), 2), str(len(system["scores"]))
         found.append([title(report, name), f"{system['parameters']:,}", score, runs, *columns.values()])
         head[4:] = columns
     for name, accuracy in published(report).items():

@@ -20,7 +20,7 @@ def spread(values: Iterable[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(found), "std": std, "n": len(found)}
 
 
-def mean(score: dict[str, Any], digits: int = 1) -> str:
+def mean_and_std(score: dict[str, Any], digits: int = 1) -> str:
     return f"{score['mean']:.{digits}f}" + (f" ± {score['std']:.{digits}f}" if score["std"] is not None else "")
 
 
@@ -62,7 +62,7 @@ def _sentences(report: Report) -> list[str]:
     if baseline not in systems:
         return [f"No verdict: the baseline {baseline} failed."]
     if not others:
-        return [f"{baseline} has {mean(systems[baseline]['scores']['BLEU'])} BLEU. Nothing to compare it with."]
+        return [f"{baseline} has {mean_and_std(systems[baseline]['scores']['BLEU'])} BLEU. Nothing to compare it with."]
     theirs = {run["seed"]: run["scores"] for run in systems[baseline]["runs"]}
     every = {name: _pairs(systems[name]["runs"], theirs) for name in others}
     scores = {

@@ -19,7 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import variants
-from support.gpu_forms import V1, by, geometries, gpu_compiler, kernels_of, ptx_of, variant_of
+from support.gpu_forms import V1, by, geometries, gpu_compiler, ptx_of, variant_of
 from support.ptx import least, traffic
 from support.variants import COVERING, Case, Recurrent, Results, assert_defined, changed, make, results
 from torch import Tensor
@@ -462,7 +462,7 @@ def compiled_use(variant: Variant, vec: int, ahead: int, target: str) -> dict[st
         registers = re.search(r"Used (\d+) registers", part)
         assert spilled and registers, log
         found[part.split("'")[0]] = Use(int(registers[1]), *map(int, spilled.groups()))
-    assert sorted(found) == sorted(kernels_of(variant)), log
+    assert sorted(found) == sorted(variant.kernels), log
     return found
 
 
@@ -501,7 +501,7 @@ def register_table(target: str = "sm_90") -> str:
         words = [str(word).removeprefix("torch.") for word in case[:3]] + ["v"] * case.v
         for vec, ahead in geometries(variant):
             used = compiled_use(variant, vec, ahead, target)
-            numbers = [f"{used[k].registers}{' spilled' * any(used[k][1:])}" for k in kernels_of(variant)]
+            numbers = [f"{used[k].registers}{' spilled' * any(used[k][1:])}" for k in variant.kernels]
             numbers += ["-", "-"] * variant.peephole
             lines.append(
                 f"{'-'.join(words):28} {vec:3} {ahead:5}  {numbers[0]:>7}  {numbers[1]:>8}  {' '.join(numbers[2:]):>9}"
@@ -514,7 +514,7 @@ def register_table(target: str = "sm_90") -> str:
 def test_a_step_moves_no_byte_more_than_needed_by_accesses_as_wide_as_can_be(case, chosen):
     variant = variant_of(case)
     for vec, ahead in geometries(variant)[chosen]:
-        for kernel in kernels_of(variant):
+        for kernel in variant.kernels:
             found = traffic(ptx_of(variant, vec, ahead), kernel)
             (loads, stores), where = least(variant, kernel), (kernel, vec, ahead)
             if (

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 import torch
 from support.fake_cupy import signatures
-from support.gpu_forms import V1, by, geometries, gpu_compiler, kernels_of, ptx_of, variant_of
+from support.gpu_forms import V1, by, geometries, gpu_compiler, ptx_of, variant_of
 from support.ptx_machine import Machine, Memory
-from support.sass import FORMS, KERNELS, TARGETS, instructions, step_loop
+from support.sass import FORMS, TARGETS, instructions, step_loop
 from support.variants import COVERING, Case, assert_defined, make, results
 from torch import Tensor
 
 from fairseq_sru.recurrence.build import kernel_text
 from fairseq_sru.recurrence.cuda import BLOCK, steps_ahead
-from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT, Argument, Kernels, Shape, Variant
+from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT, KERNELS, Argument, Kernels, Shape, Variant
 
 # ---------------------------------------------------------------- PTX
 
@@ -143,7 +143,7 @@ def assert_loads_stay_on_their_way(value: int, vec: int, target: str, pad: int) 
     variant = DEFAULT_VARIANT._replace(value=value, pad=pad)
     ahead = steps_ahead(variant, vec)
     code = gpu_compiler().compile(variant.defines(vec=vec, ahead=ahead), target).code
-    for kernel in kernels_of(variant):
+    for kernel in variant.kernels:
         loop = step_loop(instructions(code, kernel, target))
         assert loop.loads == 0, "it is waited for where it is used"
         assert loop.others == 0, "something else waits for all copies"
@@ -164,7 +164,7 @@ def test_many_threads_have_room() -> None:
     options = (*variant.defines(vec=4, ahead=steps_ahead(variant, 4)), "--ptxas-options=-v")
     log = gpu_compiler().compile(options, "sm_90").log
     found = re.findall(r"entry function '(\w+)'.*?Used (\d+) registers.*?(\d+) bytes smem", log, re.S)
-    assert {kernel for kernel, *_ in found} == set(kernels_of(variant))
+    assert {kernel for kernel, *_ in found} == set(variant.kernels)
     for kernel, registers, shared in found:
         assert -(-int(registers) // 8) * 8 * BLOCK * 8 <= 65536, kernel
         assert (int(shared) + 1024) * 8 <= 228 * 1024, kernel

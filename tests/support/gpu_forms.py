@@ -51,10 +51,6 @@ def gpu_compiler() -> nvrtc.Compiler:
         pytest.skip(f"no NVRTC: {error}")
 
 
-def kernels_of(variant: Variant) -> list[str]:
-    return ["sru_forward", "sru_backward"] + ["sru_forward_summary", "sru_backward_summary"] * (not variant.peephole)
-
-
 @functools.cache
 def ptx_of(variant: Variant, vec: int, ahead: int) -> str:
     return gpu_compiler().compile(variant.defines(vec=vec, ahead=ahead), "compute_90").code.decode()

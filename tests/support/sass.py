@@ -19,13 +19,12 @@ from typing import NamedTuple
 
 from fairseq_sru.recurrence import nvrtc
 from fairseq_sru.recurrence.cuda import steps_ahead
-from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT
+from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT, KERNELS
 
 LOAD, COPY, STORE, SPECIAL, BRANCH = 0x981, 0xFAE, 0x986, 0x308, 0x947  # LDG, LDGSTS, STG, MUFU, BRA
 END_BATCH, WAIT = 0x9AF, 0x91A  # LDGDEPBAR ends a batch of copies; DEPBAR waits for all but the newest so many
 TARGETS = ("sm_80", "sm_90", "sm_100")
 FORMS = ((0, 1), (0, 4), (2, 1), (2, 8))  # VALUE and VEC: float and bfloat16, scalar and as wide as can be
-KERNELS = ("sru_forward", "sru_backward")
 
 
 class Instruction(NamedTuple):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fairseq_sru import sru_recurrence
+from fairseq_sru.recurrence.reference import Tensors
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
     "kind": ("k2", "k3-noskip", "k3-input", "k4"),
@@ -30,7 +31,7 @@ TOLERANCES = {
     torch.float16: (2**-11 + 1e-5, 2e-5),
     torch.bfloat16: (2**-8 + 1e-5, 2e-5),
 }
-TENSORS = ("u", "x", "bias", "c0", "weight_c", "dropout_mask")
+TENSORS = Tensors._fields
 
 Results = dict[str, Tensor]
 Recurrent = Callable[..., tuple[Tensor, Tensor]]

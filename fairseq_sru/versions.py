@@ -14,8 +14,8 @@ NUMPY = "numpy>=1.26"
 # The official sdist, and the version it gets from fairseq-0.12.2.patch: both others whenever the patch changes.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
-FAIRSEQ_PATCHED = "0.12.2+py311.40"
-FAIRSEQ_PATCH_SHA256 = "9739819001fa6bc73c10eae14cff8e1316e721b468ba7e957004ae6a21949001"
+FAIRSEQ_PATCHED = "0.12.2+py311.41"
+FAIRSEQ_PATCH_SHA256 = "4c661caee9b6c178fe066b8d5f5e2129ba367426a0a0860b4e3017210a0558b8"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

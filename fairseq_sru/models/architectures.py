@@ -31,6 +31,7 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 from omegaconf import OmegaConf
 
 from .config import presets
+from .options import ALIGNED
 
 # what goes with each task, and the tasks that make such batches
 READERS = {
@@ -155,6 +156,11 @@ def _check_data(args: Any, folder: Path) -> None:
             f"got {found[0].name} and {found[1].name}, which differ"
         )
     _check_splits(_splits(args), folder, "{}.*-*.*")
+    if getattr(args, "criterion", None) == ALIGNED:
+        if not getattr(args, "load_alignments", False):
+            exit_with(f"--criterion {ALIGNED} goes with --load-alignments")
+        pair = "-".join(languages) if len(languages) == 2 else "*-*"
+        _check_splits([("--train-subset", args.train_subset)], folder, f"{{}}.align.{pair}*")
 
 
 def _check_text(args: Any, folder: Path) -> None:

@@ -18,7 +18,7 @@ from ..layers.linear import Linear, by_columns, linear
 from ..recurrence.autograd import eager
 from ..recurrence.dispatch import choose
 from .attention import Attention, GlobalAttention, Source
-from .options import cutoffs, tied
+from .options import ALIGNED, cutoffs, tied
 from .step import Step, compilable, forget, readable, remembered, version
 from .units import LSTM
 
@@ -27,8 +27,6 @@ IncrementalState = dict[str, dict[str, Tensor | None]]  # fairseq's
 Extra = dict[str, list[Tensor] | None]  # fairseq's, too
 
 SOURCE = ("keys", "values", "masks")  # under these names the encoder's result holds Source's fields, for each attention
-
-ALIGNED = "label_smoothed_cross_entropy_with_alignment"  # the criterion that reads the weights in training
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from typing import Any
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import OmegaConf
 
+ALIGNED = "label_smoothed_cross_entropy_with_alignment"  # the criterion that reads the weights in training
 UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
 
 # options left at None that take another one's value

@@ -81,6 +81,8 @@ def check(cfg: Any) -> Namespace:
     for name in ("share_all_embeddings", "encoder_embed_path", "encoder_freeze_embed"):
         if getattr(cfg, name):
             raise ValueError(f"{options.flag(name)}: speech has no embedding; got {getattr(cfg, name)}")
+    if cfg.criterion in ("ctc", "label_smoothed_cross_entropy_with_ctc"):
+        raise ValueError(f"--criterion {cfg.criterion} asks for a model whose encoder has an output layer")
     sru.check(cfg)
     _kernels(cfg)
     options.at_least_one(cfg, ["input_feat_per_channel", "input_channels"])

@@ -9,7 +9,6 @@ from fairseq.models import register_model
 
 from . import options
 from .architectures import register_architectures
-from .base_decoder import ALIGNED
 from .config import SRUConfig
 from .decoder import SRUDecoder
 from .embeddings import embeddings
@@ -24,8 +23,10 @@ def check(cfg: Any) -> Namespace:
     check_encoder(cfg)
     options.at_least_one(cfg, [f"decoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "out_embed_dim")])
     options.probabilities(cfg, ["decoder_dropout_in", "decoder_dropout_out", "attention_dropout"])
-    if options.attention(cfg) == 0 and cfg.criterion == ALIGNED:
-        raise ValueError(f"--criterion {ALIGNED} goes with attention; got --decoder-attention {cfg.decoder_attention}")
+    if options.attention(cfg) == 0 and cfg.criterion == options.ALIGNED:
+        raise ValueError(
+            f"--criterion {options.ALIGNED} goes with attention; got --decoder-attention {cfg.decoder_attention}"
+        )
     if options.attention(cfg) not in (0, "global"):
         options.must_divide(cfg, "decoder_attention_heads", "decoder_hidden_size")
     options.coverage(cfg, len(options.attended(cfg)))

@@ -309,6 +309,7 @@ def test_each_shard_has_a_file_of_results_and_an_earlier_one_stays_until_it_is_w
 
 @pytest.mark.parametrize("arch, attention", [("sru_tiny", "False"), ("lstm", "0")])
 def test_alignments_of_models_without_attention_are_refused_in_a_line(arch, attention, toy_data, tmp_path):
+    """In a search, and of references."""
     flags = ["--arch", arch, "--cpu", "--decoder-attention", attention, "--max-update", 1]
     train(toy_data, tmp_path, arch=flags)
     where = [toy_data, *PLUGIN, "--path", tmp_path / "checkpoint_last.pt", "--cpu"]
@@ -316,6 +317,9 @@ def test_alignments_of_models_without_attention_are_refused_in_a_line(arch, atte
     assert done.returncode == 2 and "Traceback" not in done.stderr
     said = "--print-alignment, --replace-unk: no model of these has attention"
     assert done.stderr.splitlines()[-1] == f"fairseq-generate: error: {said}"
+    done = run_cli("generate", *where, "--print-alignment", "--score-reference", check=False)
+    said = "--print-alignment: no model of these has attention"
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == f"fairseq-generate: error: {said}"
 
 
 def test_a_models_hub_gives_alignments(trained, toy_data):

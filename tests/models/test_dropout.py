@@ -142,7 +142,12 @@ def test_the_ends(p):
 
 def test_decoding_has_none_unless_it_is_retained():
     x = torch.ones(1000)
-    for retained, chosen, changed in [(False, None, False), (True, None, True), (True, ["X"], False)]:
+    for retained, chosen, changed in [
+        (False, None, False),
+        (True, None, True),
+        (True, ["X"], False),
+        (True, "X,Unnamed", False),
+    ]:
         layer = trained(0.5).eval()
         assert isinstance(layer, FairseqDropout)
         layer.make_generation_fast_("layer", retain_dropout=retained, retain_dropout_modules=chosen)

@@ -51,6 +51,7 @@ from torch import nn
 
 from fairseq_sru.models.config import SRUConfig, SRULanguageModelConfig, TransformerSRUConfig
 from fairseq_sru.models.lm import SRULanguageModel
+from fairseq_sru.models.options import ALIGNED
 from fairseq_sru.models.sru import SRUModel
 from fairseq_sru.models.transformer_sru import TransformerSRUModel
 
@@ -294,9 +295,28 @@ BAD = [
             (["--replace-unk"], "requires --dataset-impl raw"),
             (["--sampling-topk", 5], "requires --sampling"),
             (["--sampling-topp", 0.5], "requires --sampling"),
+            (["--lm-path", "whole.pt"], "requires --lm-weight"),
+            (["--lm-weight", 0.5], "requires --lm-path"),
+            (["--retain-dropout-modules", "SRUEncoder"], "requires --retain-dropout"),
             (["--nbest", 2, "--sampling"], "must be --beam with --sampling; got 2 and 5"),
             (["--diverse-beam-groups", 2], "must divide --beam; got 2 and 5"),
         )
+    ),
+    (
+        ["generate", "bin", "--task", "translation_multi_simple_epoch", "--path", "whole.pt", "--print-step"],
+        "argument --print-step: is for --task translation_lev",
+    ),
+    (
+        ["interactive", "bin", "--task", "language_modeling", "--path", "whole.pt", "--constraints"],
+        "argument --constraints: can't be had with --task language_modeling",
+    ),
+    (
+        ["train", "bin", *SMALL, "--criterion", ALIGNED],
+        f"--criterion {ALIGNED} goes with --load-alignments",
+    ),
+    (
+        ["train", "bin", *SMALL, "--criterion", ALIGNED, "--load-alignments"],
+        "--train-subset train: bin holds no train.align.",
     ),
     (["train", "bin:none", *SMALL], "argument data: no such folder: none"),
     (["train", "bin", *SMALL, "--fp16", "--amp"], "argument --fp16: not allowed with argument --amp"),

@@ -195,6 +195,22 @@ def test_options_of_a_pretrained_bart_are_at_hand() -> None:
     assert TranslationFromPretrainedBARTTask(given, dictionary, dictionary).args is given
 
 
+def test_a_pretrained_bart_is_searched_as_the_command_line_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+
+    def build(self: Any, models: Any, args: Any, **more: Any) -> Any:
+        told.update(more)
+        return SimpleNamespace()
+
+    monkeypatch.setattr(FairseqTask, "build_generator", build)
+    given, dictionary = Namespace(langs="en,de", source_lang="en", target_lang="de"), Dictionary()
+    task = TranslationFromPretrainedBARTTask(given, dictionary, dictionary)
+    eos = dictionary.index("[de]")
+    task.build_generator([], Namespace(), extra_gen_cls_kwargs={"x": 1}, prefix_allowed_tokens_fn=len)
+    assert told == {"extra_gen_cls_kwargs": {"x": 1, "eos": eos}, "prefix_allowed_tokens_fn": len}
+    assert task.build_generator([], Namespace(score_reference=True)).eos == eos
+
+
 @pytest.mark.parametrize("kind", [TranslationMultiSimpleEpochTask, SpeechToTextTask])
 def test_a_hub_may_restrict_words(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}

@@ -120,6 +120,7 @@ def test_lstm_has_the_parameters_of_sru(dictionary):
         ),
         ({"encoder_embed_path": "none"}, "--encoder-embed-path: speech has no embedding; got none"),
         ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
+        ({"criterion": "ctc"}, "--criterion ctc asks for a model whose encoder has an output layer"),
     ],
 )
 def test_bad_options_are_named(options, message, dictionary):

@@ -15,7 +15,7 @@ NUMPY = "numpy>=1.26"
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
 FAIRSEQ_PATCHED = "0.12.2+py311.41"
-FAIRSEQ_PATCH_SHA256 = "4c661caee9b6c178fe066b8d5f5e2129ba367426a0a0860b4e3017210a0558b8"
+FAIRSEQ_PATCH_SHA256 = "044bf00ede94eea4d37d1efa62fe665c66f7609af8b70ebe283bc232cac38e81"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

@@ -7,7 +7,7 @@
 # On a machine without network, what it needs beside torch comes from the folder wheels: recipes/gpu_wheels.py makes it.
 set -euo pipefail
 here=$PWD
-CDPATH='' cd -- "$(dirname -- "$0")/.."
+CDPATH='' cd -P -- "$(dirname -- "$0")/.."
 site=$PWD/runs/gpu/site
 packages() { # what is missing goes into a folder of its own: the environment stays as it is
     PYTHONPATH=$PWD:$PWD/recipes:$site "$python" -m gpu.packages "$@" "$site"

@@ -89,7 +89,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.embed_tokens = embed_tokens
         self.tied: Tensor | None
         self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
-        self.tied_version: tuple[int, int]  # of the embedding, then
+        self.tied_version: tuple[int, int]  # :func:`version` of the embedding that it copies
 
     @property
     def need_weights(self) -> bool:

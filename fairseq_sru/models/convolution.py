@@ -14,12 +14,13 @@ from ..recurrence.native import call, compiled
 NAMES = ("run_convolved", "run_convolved_gradient")
 
 
-def taps(kernel_size: int, own: int, length: int) -> Iterator[tuple[int, slice, slice]]:
-    """For each k but the position's own: k, the positions that see another one by it, and those that they see."""
+def taps(kernel_size: int, own: int) -> Iterator[tuple[int, slice, slice]]:
+    """For each k but the position's own: k, the positions that see another one by it, and those that they see, whatever
+    the length, so that a trace is for all."""
     for k in range(kernel_size):
-        ahead = k - own
-        if 0 < abs(ahead) < length:
-            yield k, slice(max(0, -ahead), length - max(0, ahead)), slice(max(0, ahead), length + min(0, ahead))
+        if ahead := k - own:
+            first, last = slice(None, -abs(ahead)), slice(abs(ahead), None)
+            yield (k, first, last) if ahead > 0 else (k, last, first)
 
 
 def _compiled(x: Tensor, weight: Tensor) -> list[Any] | None:
@@ -59,7 +60,7 @@ class _Convolve(torch.autograd.Function):
         x = _without(padding_mask, x)
         grad_x, grad_weight = grad * weight[own], torch.zeros_like(weight)
         grad_weight[own] = (grad * x).sum((0, 1))
-        for k, seeing, seen in taps(len(weight), own, len(x)):
+        for k, seeing, seen in taps(len(weight), own):
             grad_x[seen].addcmul_(grad[seeing], weight[k])
             grad_weight[k] = (grad[seeing] * x[seen]).sum((0, 1))
         return _without(padding_mask, grad_x), grad_weight, None, None
@@ -68,7 +69,7 @@ class _Convolve(torch.autograd.Function):
 def _in_torch(x: Tensor, weight: Tensor, padding_mask: Tensor | None, own: int) -> Tensor:
     x = _without(padding_mask, x)
     y = x * weight[own]
-    for k, seeing, seen in taps(len(weight), own, len(x)):
+    for k, seeing, seen in taps(len(weight), own):
         y[seeing].addcmul_(x[seen], weight[k])
     return y
 
@@ -112,7 +113,7 @@ class Convolution(nn.Module):
         Returns:
             ``(length, batch, size)``.
         """
-        plain = torch.jit.is_tracing() or transformed()  # they can't take a function of Python
+        plain = torch.jit.is_tracing() or transformed()  # neither takes an autograd.Function
         convolve = _in_torch if plain else _Convolve.apply
         return convolve(x, self.weight, padding_mask, self.own)  # type: ignore[no-any-return]
 

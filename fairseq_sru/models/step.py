@@ -199,8 +199,8 @@ def compilable(module: nn.Module) -> bool:
 
 
 def version(weight: Tensor) -> tuple[int, int]:
-    """What changes when a weight does, but by who writes to ``weight.data`` or in inference mode; with another dtype or
-    device, too."""
+    """What changes when a weight is written, moved or cast; not by ``weight.data``, nor where it was made in inference
+    mode."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 

@@ -24,11 +24,12 @@ class TranslationModel(FairseqEncoderDecoderModel):
     """
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """As in nn.Module; an encoder computes for the decoder that it is with."""
+        """As in nn.Module; an encoder computes what the decoder put beside it last reads, so it serves one model."""
         super().__setattr__(name, value)
-        parts = self._modules.get("encoder"), self._modules.get("decoder")
-        if name in ("encoder", "decoder") and None not in parts:
-            parts[0].project = parts[1].project  # type: ignore[assignment, union-attr]
+        if name in ("encoder", "decoder"):
+            encoder, decoder = map(self._modules.get, ("encoder", "decoder"))
+            if encoder is not None and decoder is not None:
+                encoder.project = decoder.project
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Says so where a checkpoint has two embeddings for the one that this model has."""
@@ -45,22 +46,15 @@ class TranslationModel(FairseqEncoderDecoderModel):
 
     def train(self, mode: bool = True) -> TranslationModel:
         """As in nn.Module; also forgets the compiled code."""
+        if mode and self._is_generation_fast:
+            raise RuntimeError("cannot train after make_generation_fast")
         forget(self, mode)
         return super().train(mode)
 
     def make_generation_fast_(self, name: str = "", **options: Any) -> None:
-        """As fairseq's, after which nothing reaches :meth:`train`; it still has to forget."""
-        if self._is_generation_fast:
-            return
+        """As fairseq's, whose own train(), which forgets nothing, doesn't stay."""
         super().make_generation_fast_(**options)
-        fast = self.train
-
-        def train(mode: bool = True) -> None:
-            for module in (self, self.decoder):
-                forget(module, mode)
-            fast(mode)
-
-        self.train = train  # type: ignore[assignment, method-assign]
+        self.__dict__.pop("train", None)
 
     def beam_search(self, generator: SequenceGenerator, sample: dict[str, Any]) -> search.Hypotheses | None:
         """As of :func:`search.beam_search`; fairseq-0.12.2.patch asks for it."""

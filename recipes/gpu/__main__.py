@@ -41,7 +41,7 @@ END = 15  # seconds that it takes
 WORTH = 5.0  # seconds; with less left nothing is begun
 SOURCES = (
     *("kernels/*", "fairseq_sru/**/*.py", "tests/conftest.py", "tests/support/*.py"),
-    *("tests/recurrence/*.py", *PRECISIONS, *GRAPHS, "docs/performance.md"),
+    *("tests/recurrence/*.py", *PRECISIONS, *GRAPHS),
     *("recipes/common/*.py", "recipes/benchmarks/*.py", "recipes/gpu/packages.py", "recipes/speed.py"),
 )
 MODELS = ("recipes/steps.py", "recipes/equal_time.py", "recipes/comparison/*.py", "recipes/configs/lohelp.yaml")

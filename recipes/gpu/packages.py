@@ -41,7 +41,7 @@ READY = BUILDS / "ready.txt"  # those that can be imported
 
 
 def pip(*words: str | Path) -> None:
-    """Without an image's constraints, which are not for what is built here, nor for the user's home."""
+    """Without an image's constraints, which are not for what is built here, and not into the user's home."""
     command = [sys.executable, "-m", "pip", "-q", *map(str, words)]
     env = {**os.environ, "PIP_CONSTRAINT": "", "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     subprocess.run(command, check=True, env=env)
@@ -87,6 +87,8 @@ def install(folder: Path, site: Path) -> None:
     there = installed()
     lacking = [wheel for wheel in wheels(folder) if lacks(wheel, there)]
     put = partial(pip, "install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", site)
+    if lacking and importlib.util.find_spec("pip") is None:
+        raise SystemExit(f"{sys.executable} has no pip to install {folder} with")
     try:
         if lacking:
             put(*lacking)
@@ -97,9 +99,8 @@ def install(folder: Path, site: Path) -> None:
             except subprocess.CalledProcessError:
                 lacking.remove(wheel)
                 print(f"going on without {wheel.name}", file=sys.stderr)
-        if not lacking:
-            raise SystemExit(f"{sys.executable} -m pip can install none of {folder}: see above") from None
-        put(*lacking)  # each alone removed the programs of those before
+        if lacking:
+            put(*lacking)  # each alone removed the programs of those before
     print(f"{len(lacking)} packages from {folder} are in {site}: {', '.join(map(package, lacking)) or 'none lacked'}")
 
 

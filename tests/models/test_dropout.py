@@ -146,7 +146,8 @@ def test_decoding_has_none_unless_it_is_retained():
         (False, None, False),
         (True, None, True),
         (True, ["X"], False),
-        (True, "X,Unnamed", False),
+        (True, "X,Layer", True),
+        (True, "X,OtherLayer", False),
     ]:
         layer = trained(0.5).eval()
         assert isinstance(layer, FairseqDropout)

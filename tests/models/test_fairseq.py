@@ -311,6 +311,10 @@ BAD = [
         "argument --constraints: can't be had with --task language_modeling",
     ),
     (
+        ["interactive", "bin", "--task", "translation_multi_simple_epoch", "--path", "whole.pt", "--constraints"],
+        "argument --constraints: can't be had with --task translation_multi_simple_epoch",
+    ),
+    (
         ["train", "bin", *SMALL, "--criterion", ALIGNED],
         f"--criterion {ALIGNED} goes with --load-alignments",
     ),

@@ -198,17 +198,18 @@ def test_options_of_a_pretrained_bart_are_at_hand() -> None:
 def test_a_pretrained_bart_is_searched_as_the_command_line_says(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {}
 
-    def build(self: Any, models: Any, args: Any, **more: Any) -> Any:
-        told.update(more)
+    def build(self: Any, models: Any, args: Any, kind: Any = None, extra: Any = None, **more: Any) -> Any:
+        told.update(kind=kind, extra=extra, **more)
         return SimpleNamespace()
 
     monkeypatch.setattr(FairseqTask, "build_generator", build)
     given, dictionary = Namespace(langs="en,de", source_lang="en", target_lang="de"), Dictionary()
     task = TranslationFromPretrainedBARTTask(given, dictionary, dictionary)
     eos = dictionary.index("[de]")
-    task.build_generator([], Namespace(), extra_gen_cls_kwargs={"x": 1}, prefix_allowed_tokens_fn=len)
-    assert told == {"extra_gen_cls_kwargs": {"x": 1, "eos": eos}, "prefix_allowed_tokens_fn": len}
-    assert task.build_generator([], Namespace(score_reference=True)).eos == eos
+    task.build_generator([], Namespace(), str, extra_gen_cls_kwargs={"x": 1}, prefix_allowed_tokens_fn=len)
+    assert told == {"kind": str, "extra": {"x": 1, "eos": eos}, "prefix_allowed_tokens_fn": len}
+    scorer = task.build_generator([], Namespace(score_reference=True))
+    assert (scorer.eos, scorer.symbols_to_strip_from_output) == (eos, {eos})
 
 
 @pytest.mark.parametrize("kind", [TranslationMultiSimpleEpochTask, SpeechToTextTask])

@@ -120,7 +120,10 @@ def test_lstm_has_the_parameters_of_sru(dictionary):
         ),
         ({"encoder_embed_path": "none"}, "--encoder-embed-path: speech has no embedding; got none"),
         ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
-        ({"criterion": "ctc"}, "--criterion ctc asks for a model whose encoder has an output layer"),
+        *(
+            ({"criterion": name}, f"--criterion {name} asks for a model whose encoder has an output layer")
+            for name in ("ctc", "label_smoothed_cross_entropy_with_ctc")
+        ),
     ],
 )
 def test_bad_options_are_named(options, message, dictionary):

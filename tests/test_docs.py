@@ -544,7 +544,8 @@ def test_commands_and_flags_exist(
     monkeypatch.setattr(architectures, "CHECKS", {})  # of data, which isn't there
     torch.save({}, tmp_path / "checkpoint.pt")  # fairseq looks whether there is one
     folders = {name: str(tmp_path) for name in ("TEXT", "SENTENCES", "SPEECH")}
-    folders |= dict.fromkeys(("DATA", "DIR/bin", "runs/mine/data/bin", "runs/distilled/bin"), str(toy_data))
+    prepared = ("DATA", "DIR/bin", *(f"runs/{name}/bin" for name in ("mine/data", "distilled", "lohelp/data")))
+    folders |= dict.fromkeys(prepared, str(toy_data))
     checkpoint = re.compile(r"([\w/]+\.pt:?)+")
 
     read = set()

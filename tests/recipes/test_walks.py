@@ -150,12 +150,26 @@ def test_a_test_set_of_sacrebleu_is_prepared_in_a_relative_folder(
 # --- whole recipes ----------------------------------------------------------------------------------------------------
 
 
+FEWER = {  # of these recipes other systems have a walk as part of another, or differ in depth alone
+    "debian": ["sru", "lstm"],
+    "multi30k": ["sru", "lstm"],
+    "wmt14": ["sru", "lstm", "lstm-luong"],
+    "wmt14-paper": ["lstm-2", "sru-2"],
+}
+
+
+def walked(given: settings.Settings) -> list[str]:
+    """The systems of a walk."""
+    return FEWER.get(Path(given.out).name, list(given.systems))
+
+
 def small(given: settings.Settings) -> list[str]:
     """Overrides that leave a recipe two updates of two batches, and this machine's processors."""
     import torch
 
     words = ["budget.minutes=0.0001" if given.budget.minutes else "budget.updates=2", "checkpoints=2", "seeds=[1]"]
-    words += [f"systems.{name}.seeds=[1]" for name, options in given.systems.items() if "seeds" in options]
+    words += [f"systems.{name}=null" for name in given.systems if name not in walked(given)]
+    words += [f"systems.{name}.seeds=[1]" for name in walked(given) if "seeds" in given.systems[name]]
     words += ["slices={updates: 2, rounds: 1}", "curve.sentences=2", "speed={sentences: 2, rounds: 1}"]
     words += ["train.max-tokens=200", "generate.max-len-b=20"]  # after two updates outputs are as long as allowed
     words += ["average=2"] if given.average > 1 else []
@@ -177,6 +191,8 @@ def test_a_recipe_runs_as_its_first_line_says(
         overrides += [f"prepare.local-dir={request.getfixturevalue('repository')}"]
     first = recipe.read_text().splitlines()[0].removeprefix("# ")
     command = f"{first} {shlex.join(overrides)}"
+    if walked(given) != list(given.systems):
+        typed(f"{first} --dry-run", checkout, internet)  # which has fairseq read the flags of all
     before = contents(checkout)
     del internet.asked[:]
     printed = typed(command, checkout, internet)
@@ -185,7 +201,7 @@ def test_a_recipe_runs_as_its_first_line_says(
     assert {name: text for name, text in contents(checkout).items() if not name.startswith("runs/")} == before
     found = json.loads((out / "report.json").read_text())
     jsonschema.validate(found, SCHEMA)
-    assert list(found["systems"]) == list(given.systems)
+    assert list(found["systems"]) == walked(given)
     text = (out / "report.md").read_text()
     folder = checkout / commands.Commands(given).data
     target, count = manifest(folder)["target"], manifest(folder)["counts"]["test"]["binarised"]

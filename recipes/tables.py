@@ -276,7 +276,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shares": shares,
     "decoding": decoding,
     "translating": translating,
-    **{f"verdict-{name}": partial(verdict, name) for name in (*COMPARISONS, "debian-repeat")},
+    **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
     "losses": losses,
     "tuning": tuning,
     "precision": precision,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,11 +105,10 @@ def plain_torch(model: Any) -> Any:
     return model
 
 
-def test_a_step_as_a_cuda_graph_ends_as_the_steps_do() -> None:
-    """Where there is a GPU it is recorded; each replay writes its logits where those of the recording lie."""
-    words, systems = small(60)
-    model = models.for_decoding(systems[models.SRU])
-    forward, seen, last = type(model.decoder).forward, [], []
+@contextlib.contextmanager
+def noted_logits(model: Any) -> Iterator[list[torch.Tensor]]:
+    """The logits of each step that the model's decoder makes within."""
+    forward, seen = type(model.decoder).forward, []
 
     def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = forward(self, *args, **kwargs)
@@ -116,6 +117,15 @@ def test_a_step_as_a_cuda_graph_ends_as_the_steps_do() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(model.decoder), "forward", noted)
+        yield seen
+
+
+def test_a_step_as_a_cuda_graph_ends_as_the_steps_do() -> None:
+    """Where there is a GPU it is recorded; each replay writes its logits where those of the recording lie."""
+    words, systems = small(60)
+    model = models.for_decoding(systems[models.SRU])
+    last = []
+    with noted_logits(model) as seen:
         for make in (models.stepper, models.graphed_stepper):
             torch.manual_seed(0)
             function = make(model, words, 2, 3)
@@ -133,21 +143,14 @@ def test_a_recorded_step_gives_what_the_steps_give(plain: bool) -> None:
     words, systems = small(60)
     model = models.for_decoding(systems[models.SRU])
     model = plain_torch(model) if plain else model
-    forward, found = type(model.decoder).forward, []
-
-    def seen(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = forward(self, *args, **kwargs)
-        found[-1].append(given[0][:, -1:].clone())
-        return given
-
+    found = []
     for make in (models.stepper, models.graphed_stepper):
         torch.manual_seed(0)
         function = make(model, words, 2, 3)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(type(model.decoder), "forward", seen)
-            for _ in range(2):  # the second begins anew
-                found.append([])
+        for _ in range(2):  # the second begins anew
+            with noted_logits(model) as seen:
                 function()
+            found.append(seen)
     assert all(len(logits) == models.STEPS for logits in found)
     for logits in found[1:]:
         torch.testing.assert_close(torch.cat(logits), torch.cat(found[0]), rtol=1e-4, atol=1e-5)

@@ -41,6 +41,7 @@ class SRUCell(nn.Module):
     * hidden_size rows; ``bias`` ``(2, D)``, forget and reset; for v2 ``weight_c`` ``(2, D)`` likewise, the gates'
     weights of the cell state. Without reset gate both are ``(1, D)``. They start as in the published code: weights in
     U(-sqrt(3 / input_size), sqrt(3 / input_size)), b_r at highway_bias, b_f at 0; for v2 scaled as ``sru`` 2.6.0 does.
+    v1 has of that scaling only what ``rescale`` asks for: of the skip term's matrix.
 
     It works under autocast, torch.compile, torch.export, torch.jit.trace and torch.func (by the definition), but not
     under torch.jit.script, nor in an export to ONNX; docs/layers.md says what to use instead.
@@ -147,16 +148,16 @@ class SRUCell(nn.Module):
             nn.init.constant_(self.bias[1], self.highway_bias)
         if self.layer_norm is not None:
             self.layer_norm.reset_parameters()
-        if self.weight_c is None:
-            return
-        nn.init.uniform_(self.weight_c, -math.sqrt(1.5), math.sqrt(1.5))
         with torch.no_grad():
             candidate, *gates = self.weight.view(self.planes, self.output_size, self.input_size)
+            for skip in gates[2:]:
+                skip.mul_(self.skip_scale)
+            if self.weight_c is None:
+                return
+            nn.init.uniform_(self.weight_c, -math.sqrt(1.5), math.sqrt(1.5))
             candidate.mul_(math.sqrt(1 - self.dropout))
             for gate in gates[:2]:
                 gate.mul_(math.sqrt(0.5))
-            for skip in gates[2:]:
-                skip.mul_(self.skip_scale)
             self.weight.mul_(math.sqrt(1 - self.rnn_dropout) * (0.1 if self.layer_norm is not None else 1.0))
 
     def forward(self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -30,6 +30,7 @@ def from_published(
     for given in layers:
         if "weight_proj" in given:
             given["weight"] = given.pop("weight_proj") @ given["weight"]
+    tells_scale = any("scale_x" in given for given in layers)
     scales = sorted({float(given.pop("scale_x")) if "scale_x" in given else 1.0 for given in layers})
     if len(scales) > 1 or scales[0] < 1.0:
         raise ValueError(f"scale_x must be the same in all layers, and at least 1; got {scales}")
@@ -48,9 +49,8 @@ def from_published(
     made = cls(input_size, out // directions, len(layers), **{**told, **options})
     for i, (layer, given) in enumerate(zip(made.layers, layers, strict=True)):
         cell = cast("SRUCell", layer)
-        if not cell.highway and scale != 1.0:
-            raise ValueError(f"highway must be True: scale_x, {scale}, is that of a skip term; {options} have none")
-        if cell.highway and cell.planes == 3 and not math.isclose(cell.skip_scale, scale, rel_tol=1e-3):
+        takes_scale = tells_scale and cell.highway and cell.planes == 3
+        if takes_scale and not math.isclose(cell.skip_scale, scale, rel_tol=1e-3):
             raise ValueError(f"rescale and highway_bias must give scale_x, {scale}; {options} give {cell.skip_scale}")
         _fill(cell, given, f"rnn_lst.{i}", options)
     return made

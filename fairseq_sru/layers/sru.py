@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ..recurrence import check_backend
 from .arguments import check_c0, check_input, check_padding_mask, padding, positive, probability
 from .cell import SRUCell, refuse_scripting
 from .published import from_published
@@ -129,6 +130,17 @@ class SRU(nn.Module):
     def rnn_dropout(self, p: float) -> None:
         for cell in self._cells:
             cell.rnn_dropout = p
+
+    @property
+    def backend(self) -> str:
+        """Of every layer; likewise. ValueError: unknown."""
+        return self._cells[0].backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        check_backend(name)
+        for cell in self._cells:
+            cell.backend = name
 
     @property
     def _cells(self) -> list[SRUCell]:

@@ -17,7 +17,7 @@ from support.processes import forget, python
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 from fairseq_sru import SRU, SRUCell
 from fairseq_sru.layers.linear import SMALL
@@ -621,8 +621,7 @@ def test_exports_and_traces_load_in_a_new_process_with_other_backends(tmp_path):
     for name, strict in (("export", False), ("strict", True)):
         torch.export.save(torch.export.export(rnn, example, dynamic_shapes=shapes, strict=strict), tmp_path / name)
     torch.jit.trace(rnn, example).save(tmp_path / "trace")
-    for cell in rnn.layers:
-        cell.backend = "native"
+    rnn.backend = "native"
     torch.export.save(torch.export.export(rnn, example, dynamic_shapes=shapes), tmp_path / "native")
     h, c = rnn(x)
     torch.save((x.detach(), [h, c, *torch.autograd.grad(h.square().sum() + c.sum(), x)]), tmp_path / "expected.pt")
@@ -801,6 +800,23 @@ def test_the_last_outputs_are_where_the_page_for_nn_lstm_says() -> None:
         last = padded[lengths - 1, range(3)][i]
         torch.testing.assert_close(last[:4], alone[-1, :4])  # forward
         torch.testing.assert_close(padded[0, i, 4:], alone[0, 4:])  # backward, whose last step is the first
+    rnn.batch_first = True
+    swapped = rnn(x.transpose(0, 1), lengths=lengths)[0]
+    assert torch.equal(swapped[range(3), lengths - 1, :4], padded[lengths - 1, range(3), :4])
+    assert torch.equal(rnn(x[:, 0][None])[0][0], rnn(x[:, :1].transpose(0, 1))[0][0])  # a sequence without a batch
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    again, of_packed = pad_packed_sequence(rnn(packed)[0])
+    assert torch.equal(of_packed, lengths)
+    torch.testing.assert_close(again, padded)
+
+
+def test_a_stacks_backend_is_that_of_its_layers() -> None:
+    rnn = SRU(6, 4, backend="native")
+    assert rnn.backend == "native"
+    rnn.backend = "reference"
+    assert [cell.backend for cell in rnn.layers] == ["reference"] * 2
+    with pytest.raises(ValueError, match=r"^backend must be one of .*got 'cudnn'"):
+        rnn.backend = "cudnn"
 
 
 PAGES = """

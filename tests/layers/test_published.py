@@ -180,12 +180,20 @@ def test_packed_sequences_equal_the_package(sru, bidirectional):
     randomise(theirs)
     rnn = SRU.from_sru_state_dict(theirs.state_dict(), **{**TOLD, "bidirectional": bidirectional}).eval()
     packed = pack_padded_sequence(torch.randn(6, 3, 5), [2, 6, 4], enforce_sorted=False)
+    c0 = torch.randn(2, 3, rnn.output_size)
     with torch.no_grad():
-        (got, c), (expected, c_expected) = rnn(packed), theirs(packed)
+        (got, c), (expected, c_expected) = rnn(packed, c0), theirs(packed, c0)
     close(got.data, expected.data, "h", 1e-5)
     close(c, c_expected, "c", 1e-5)
     for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
         assert torch.equal(getattr(got, name), getattr(expected, name))
+
+
+def test_a_skip_matrix_of_v1_starts_scaled_where_it_is_asked_for(sru):
+    options = {"v1": True, "rescale": True, "highway_bias": -1.0}
+    theirs, ours = sru.SRUCell(200, 300, **options), SRUCell(200, 300, **options)
+    for got, expected in zip(ours.weight.chunk(4), blocks(theirs.weight, 4).chunk(4), strict=True):
+        assert got.std().item() == pytest.approx(expected.std().item(), rel=0.015)
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -326,12 +334,24 @@ def without(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {n: t for n, t in state.items() if n != name}
 
 
-def test_a_scaled_skip_term_needs_a_highway():
-    state = published(2, scale_x=(1,))
+def test_the_scale_of_a_skip_term_that_is_not_there_is_left():
+    """Releases up to 2.1 had one with has_skip_term=False, too, and didn't use it."""
+    state = published(2)
+    plain = SRU.from_sru_state_dict(state, **{**TOLD, "highway": False})
     for i in range(2):
         state[f"rnn_lst.{i}.scale_x"] = torch.tensor([math.sqrt(3)])
-    with pytest.raises(ValueError, match=r"^highway must be True: scale_x, 1\.73\d*, is that of a skip term"):
-        SRU.from_sru_state_dict(state, **{**TOLD, "highway": False})
+    x = torch.randn(5, 3, 4)
+    assert torch.equal(SRU.from_sru_state_dict(state, **{**TOLD, "highway": False})(x)[0], plain(x)[0])
+
+
+def test_a_scale_that_no_tensor_tells_can_be_given():
+    """Before ``scale_x`` was a tensor it was an attribute, which a state_dict doesn't hold."""
+    state = published(2)
+    given = SRU.from_sru_state_dict(state, **TOLD, rescale=True, highway_bias=-1.0)
+    for i in range(2):
+        state[f"rnn_lst.{i}.scale_x"] = torch.tensor([math.sqrt(1 + 2 * math.exp(-1.0))])
+    x = torch.randn(5, 3, 4)
+    close(given(x)[0], SRU.from_sru_state_dict(state, **TOLD)(x)[0], "h", 1e-6)
 
 
 V2 = {"weight_c": (8,)}
@@ -364,7 +384,7 @@ ALLOWED = (
         (published(**NORM), {"layer_norm": False}, "rnn_lst.0.layer_norm.weight has no place"),
         (published(), {"layer_norm": True}, r"rnn_lst.0.layer_norm.weight must have shape \(4,\).*got None"),
         (
-            published(),
+            {**published(1), "rnn_lst.0.scale_x": torch.ones(1)},
             {"rescale": True},
             r"rescale and highway_bias must give scale_x, 1.0; {.*'rescale': True} give 1.7",
         ),
@@ -489,8 +509,10 @@ def test_the_defaults_in_the_docs_are_those_of_the_package(sru):
         for name in names if default else ():
             if name in told:
                 assert float_or_word(str(told[name].default)) == float_or_word(default[0]), name
-    assert inspect.signature(sru.SRUCell).parameters["rescale"].default is True
-    assert told.keys() <= {name for names, *_ in rows("From the `sru` package, or the code of 2017") for name in names}
+    cell = inspect.signature(sru.SRUCell).parameters
+    assert cell["rescale"].default is True
+    named = {name for names, *_ in rows("From the `sru` package, or the code of 2017") for name in names}
+    assert told.keys() | cell.keys() <= named
 
 
 @pytest.mark.parametrize("options", [{}, {"v1": True, "use_tanh": True}], ids=["2018", "2017"])

@@ -977,6 +977,16 @@ class TestOnTheGpu:
         for got, expected in zip(trained(one, both, x), trained(one, one, x), strict=True):
             torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
+    def test_data_parallel_over_the_second_dimension(self) -> None:
+        devices(2)
+        torch.manual_seed(0)
+        rnn = SRU(32, 32, bidirectional=True).cuda()
+        both = torch.nn.DataParallel(rnn, device_ids=[0, 1], dim=1)
+        x, c0 = torch.randn(20, 6, 32, device="cuda"), torch.randn(2, 6, 64, device="cuda")
+        mask = torch.arange(20, device="cuda")[:, None] >= torch.arange(15, 21, device="cuda")
+        for got, expected in zip(both(x, c0, padding_mask=mask), rnn(x, c0, padding_mask=mask), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
     def test_threads_without_a_context(self) -> None:
         case = moved(make(CASE))
         failures: list[BaseException] = []

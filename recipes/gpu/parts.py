@@ -93,6 +93,7 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
     quick = ("--quick", "--turns", "1") if dry else ("--turns", "7")
     few = ("--quick", "--turns", "1", "--vocabulary", "500", "--pairs", "1") if dry else ("--turns", "3")
     cpu_test = " or padding_mask_starts" if dry else ""
+    precisions = "learns and sru_tiny and amp" if dry else "learns"
     small = [f"systems.{name}.{flag}" for name in ("sru", "lstm") for flag in ("encoder-layers=1", "decoder-layers=1")]
     times = ("budget.minutes=0.02", "slices.updates=2", "generate.beam=1", "generate.max-len-b=3", *small)
     short = ("generate.beam=1", "generate.max-len-b=60")
@@ -116,7 +117,7 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
         Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
         Part("steps", (*steps, "--out", str(out / "steps")), 60, ("fairseq",), made="steps/steps.json"),
         training(out, of, "training", 1000, 170, *times),  # so far 570 s of gpu.sh's ten minutes
-        tests(out, "precisions", "learns", 90, *spread, files=PRECISIONS, needs=("fairseq",)),
+        tests(out, "precisions", precisions, 90, *spread, files=PRECISIONS, needs=("fairseq",)),
         tests(out, "graphs", "cuda_graph", 60, files=GRAPHS, needs=("fairseq",)),
         Part(
             "rivals",

@@ -117,9 +117,9 @@ def test_the_gain_before_the_output_layer_decides(letters):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["sru", "sru_tiny"])
-def test_ten_seeds_of_nag_without_clipping(arch, letters):
+def test_four_seeds_of_nag_without_clipping(arch, letters):
     """With a gain of 1 ``sru`` ends in NaN."""
-    for seed in range(10):
+    for seed in range(4):
         model = build(letters, seed, arch)
         optimizer = NAG(model.parameters(), lr=LR, momentum=MOMENTUM)
         losses, norms = [], []

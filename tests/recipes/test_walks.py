@@ -126,7 +126,11 @@ def contents(folder: Path) -> dict[str, str]:
     paths = (
         p for p in folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts and not p.name.endswith(".lock")
     )
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    found = {}
+    for path in paths:
+        with path.open("rb") as file:
+            found[str(path.relative_to(folder))] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -158,6 +162,10 @@ FEWER = {  # of these recipes other systems have a walk as part of another, or d
 }
 
 
+SHALLOW = ("wmt14", "iwslt14")  # test_wmt_models.py has such models as deep as they are
+PREPARED_BEFORE = "multi30k"  # of this recipe the data are prepared by the command that --dry-run prints
+
+
 def walked(given: settings.Settings) -> list[str]:
     """The systems of a walk."""
     return FEWER.get(Path(given.out).name, list(given.systems))
@@ -170,7 +178,12 @@ def small(given: settings.Settings) -> list[str]:
     words = ["budget.minutes=0.0001" if given.budget.minutes else "budget.updates=2", "checkpoints=2", "seeds=[1]"]
     words += [f"systems.{name}=null" for name in given.systems if name not in walked(given)]
     words += [f"systems.{name}.seeds=[1]" for name in walked(given) if "seeds" in given.systems[name]]
+    if Path(given.out).name in SHALLOW:
+        layers = ("encoder-layers", "decoder-layers")
+        words += [f"systems.{name}.{flag}=2" for name in walked(given) for flag in layers]
     words += ["slices={updates: 2, rounds: 1}", "curve.sentences=2", "speed={sentences: 2, rounds: 1}"]
+    if Path(given.out).name != "lohelp":
+        words += ["speed.beams=[5]", "speed.batches=[64]"]
     words += ["train.max-tokens=200", "generate.max-len-b=20"]  # after two updates outputs are as long as allowed
     words += ["average=2"] if given.average > 1 else []
     words += ["prepare.vocab-size=250"] if "vocab-size" in given.prepare else []
@@ -195,10 +208,15 @@ def test_a_recipe_runs_as_its_first_line_says(
         typed(f"{first} --dry-run", checkout, internet)  # which has fairseq read the flags of all
     before = contents(checkout)
     del internet.asked[:]
+    if recipe.stem == PREPARED_BEFORE:
+        typed(typed(f"{command} --dry-run 2>/dev/null", checkout, internet).splitlines()[0], checkout, internet)
+        before |= contents(checkout)
     printed = typed(command, checkout, internet)
 
     out = checkout / given.out
-    assert {name: text for name, text in contents(checkout).items() if not name.startswith("runs/")} == before
+    done = contents(checkout)
+    assert before.items() <= done.items()
+    assert all(name in before or name.startswith("runs/") for name in done)
     found = json.loads((out / "report.json").read_text())
     jsonschema.validate(found, SCHEMA)
     assert list(found["systems"]) == walked(given)
@@ -219,7 +237,6 @@ def test_a_recipe_runs_as_its_first_line_says(
     sources = {source["url"].partition("://")[2] for source in manifest(folder)["sources"] if "url" in source}
     assert {path.lstrip("/") for path in internet.asked} == sources
 
-    done = contents(checkout)
     again = typed(command, checkout, internet)
     first_time, second_time = (re.findall(r"^\+ (.*)", text, re.MULTILINE) for text in (printed, again))
     left_out = [name for name, system in found["systems"].items() if "missing" in system.get("translator", {})]
@@ -239,15 +256,3 @@ def test_a_recipe_runs_as_its_first_line_says(
         assert len(internet.asked) == len(sources)
         assert not (checkout / "runs" / "local" / "archives").exists()
     shutil.rmtree(checkout)  # some have gigabytes of checkpoints
-
-
-@pytest.mark.slow
-def test_a_comparison_takes_data_that_the_printed_command_prepared(checkout: Path, internet: Internet) -> None:
-    recipe = ROOT / "recipes" / "configs" / "multi30k.yaml"
-    command = f"python recipes/compare.py recipes/configs/multi30k.yaml {shlex.join(small(settings.load(recipe)))}"
-    prepare = typed(f"{command} --dry-run 2>/dev/null", checkout, internet).splitlines()[0]
-    typed(prepare, checkout, internet)
-    data = contents(checkout / "runs")
-    typed(command, checkout, internet)
-    assert contents(checkout / "runs").items() >= data.items()
-    assert (checkout / settings.load(recipe).out / "report.md").is_file()

@@ -505,9 +505,9 @@ def test_a_hundred_processes_build_at_once_and_some_are_killed(cache: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_hundred_processes_with_the_real_compiler(cache: Path) -> None:
+def test_processes_with_the_real_compiler(cache: Path) -> None:
     command, _ = build.host_compiler()
-    digests = set(finish([building(cache, command[0]) for _ in range(100)], 3 * LONG))
+    digests = set(finish([building(cache, command[0]) for _ in range(8)], LONG))
     assert len(digests) == 1
     (made,) = cache.iterdir()
     assert "sru_forward" in native.load(made, DEFAULT_VARIANT.kernels)

@@ -53,7 +53,7 @@ def check_flags(comparison: Comparison | Use, show: Callable[[str], object]) -> 
     if isinstance(comparison, Sentences):  # tests by no command of fairseq's
         return
     last = list(given.systems)[-1]
-    run = Run(last, given.seeds_of(last)[0])
+    run = Run(last, given.seeds[0])
     if isinstance(comparison, Use):
         test = comparison.test_command(comparison.folder(run) / "checkpoint_best.pt")
     else:

@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     of["settings_sha256"] = checksum(given)
     if (there := args.output.exists()) and not is_of(args.output, of):
         parser.error(f"argument --output: {args.output} is of other settings or another processor; name another file")
-    given.systems = {name: {**options, "seeds": given.seeds_of(name)[:1]} for name, options in given.systems.items()}
+    given.seeds = given.seeds[:1]
     with working_in(Path(given.out), parser):
         comparison = Comparison(given)
         comparison.prepare()

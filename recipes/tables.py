@@ -234,7 +234,7 @@ def recipes() -> str:
     rows = []
     for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml")):
         given = settings.load(path)
-        count = sum(len(given.seeds_of(system)) for system in given.systems)
+        count = len(given.systems) * len(given.seeds)
         minutes, updates = given.budget.minutes, given.budget.updates
         report = RESULTS / (path.stem if given.kind == "translation" else f"uses/{Path(given.out).name}") / "report.md"
         link = f"[report](../{report.relative_to(ROOT)})" if report.is_file() else "none yet"

@@ -44,7 +44,7 @@ def check_training(of: Training, show: Callable[[str], object] = lambda _: None)
     given = of.settings
     updates = given.budget.updates or given.checkpoints  # under an equal-time budget, what stands for the measured ones
     for system in given.systems:
-        run = Run(system, given.seeds_of(system)[0])
+        run = Run(system, given.seeds[0])
         train = of.commands.train(*run, updates, updates // given.checkpoints, of.folder(run))
         show(shlex.join(train))
         takes(of.commands, train, options.get_training_parser())

@@ -236,7 +236,7 @@ class Comparison(Training):
             found: dict[str, Any] = {"runs": {}, "signatures": {}}
             found["references_repetition"] = scores.repetition(truth, self.target)
             found["copied_source"] = scores.bleu(truth, self.text["test"][self.source], self.target)
-            for seed in self.settings.all_seeds():
+            for seed in sorted(self.settings.seeds):
                 outputs = {run.system: lines(self.output(run)) for run in self.good() if run.seed == seed}
                 if not outputs:
                     continue

@@ -104,8 +104,7 @@ class Settings:
     out: str = MISSING  # folder for everything; paths are relative to the project's folder
     data: str | None = None  # data set of recipes/prepare.py; null for text of your own, which `prepare` names
     prepare: dict[str, Any] = field(default_factory=dict)  # flags of recipes/prepare.py
-    # name: flags of fairseq-train, and `seeds` where it has others than the rest; null leaves a system out
-    systems: dict[str, Any] = field(default_factory=dict)
+    systems: dict[str, Any] = field(default_factory=dict)  # name: flags of fairseq-train; null leaves a system out
     baseline: str = MISSING  # the system that the others are compared with
     train: dict[str, Any] = field(default_factory=dict)  # flags of fairseq-train for all systems
     generate: dict[str, Any] = field(default_factory=dict)  # flags of fairseq-generate
@@ -124,13 +123,7 @@ class Settings:
 
     def flags_of(self, system: str) -> dict[str, Any]:
         """Flags of fairseq-train: the system's own, and those of all systems that it doesn't have."""
-        return {name: value for name, value in {**self.train, **self.systems[system]}.items() if name != "seeds"}
-
-    def seeds_of(self, system: str) -> list[int]:
-        return self.systems[system].get("seeds", self.seeds)
-
-    def all_seeds(self) -> list[int]:
-        return sorted({seed for system in self.systems for seed in self.seeds_of(system)})
+        return {**self.train, **self.systems[system]}
 
 
 def at_home(node: Any) -> Any:
@@ -195,11 +188,10 @@ def _check_text(key: str, value: Any) -> None:
 
 
 def _check_numbers(s: Settings) -> None:
-    own = {f"systems.{n}.seeds": options["seeds"] for n, options in s.systems.items() if "seeds" in options}
-    for key, seeds in {"seeds": s.seeds, **own}.items():
-        numbers_alone = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-        if not numbers_alone or not seeds or len(set(seeds)) != len(seeds):
-            wrong(key, f"must be different numbers, one at least; got {seeds}")
+    seeds = s.seeds
+    numbers_alone = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+    if not numbers_alone or not seeds or len(set(seeds)) != len(seeds):
+        wrong("seeds", f"must be different numbers, one at least; got {seeds}")
     numbers: dict[str, float | None] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
     numbers |= {"tune.trials": s.tune.trials, "tune.budget": s.tune.budget}
     for group in ("budget", "slices", "curve", "speed"):

@@ -71,8 +71,7 @@ class Training:
         self.stages = Stages(self.out / "stamps", tqdm.write, self.here)
         self.failures: dict[Run, str] = {}
         self.rounds = range(1, given.slices.rounds + 1)
-        seeds = given.all_seeds()
-        self.runs = [Run(n, seed) for seed in seeds for n in given.systems if seed in given.seeds_of(n)]
+        self.runs = [Run(system, seed) for seed in sorted(given.seeds) for system in given.systems]
 
     def attempt(self, runs: list[Run], work: Callable[[], object]) -> None:
         """Do what concerns these runs, if none of them failed before."""

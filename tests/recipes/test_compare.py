@@ -82,8 +82,6 @@ def recipe(tmp_path: Path) -> Path:
         ("budget.updates=5", r"^budget.updates: must be at least checkpoints, 10; got 5$"),
         ("average=11", r"^average: must be at most checkpoints, 10; got 11$"),
         ("seeds=[1,1]", r"^seeds: must be different numbers, one at least; got \[1, 1\]$"),
-        ("systems.a.seeds=[1,1]", r"^systems.a.seeds: must be different numbers, one at least; got \[1, 1\]$"),
-        ("systems.a.seeds=1", r"^systems.a.seeds: must be different numbers, one at least; got 1$"),
         ("cpu=maybe", r"^cpu: must be true, false or auto; got 'maybe'$"),
         ("systems.c.lr=1", r"^systems.c: must be flags of fairseq-train, 'arch' among them"),
         ("systems.a.seed=3", r"^systems.a.seed: is set by the comparison itself$"),
@@ -185,12 +183,6 @@ def test_recipes_go_with_either_tokenizer(name):
         given = settings.load(path, [f"prepare.tokenizer={tokenizer}"])
         command = commands.Commands(given).generate(Path("x"), "test", Path("y"))
         assert command[command.index("--remove-bpe") + 1] == joined
-
-
-def test_a_system_may_have_seeds_of_its_own(recipe):
-    given = settings.load(recipe, ["seeds=[1,2]", "systems.a.seeds=[2,3]"])
-    assert runs.Comparison(given).runs == [("b", 1), ("a", 2), ("b", 2), ("a", 3)]
-    assert "seeds" not in " ".join(commands.Commands(given).train("a", 3, 70, 7, Path("x")))
 
 
 def test_a_comparison_that_goes_on_trains_in_the_precision_that_it_began_with(recipe, tmp_path, monkeypatch):

@@ -177,7 +177,6 @@ def small(given: settings.Settings) -> list[str]:
 
     words = ["budget.minutes=0.0001" if given.budget.minutes else "budget.updates=2", "checkpoints=2", "seeds=[1]"]
     words += [f"systems.{name}=null" for name in given.systems if name not in walked(given)]
-    words += [f"systems.{name}.seeds=[1]" for name in walked(given) if "seeds" in given.systems[name]]
     if Path(given.out).name in SHALLOW:
         layers = ("encoder-layers", "decoder-layers")
         words += [f"systems.{name}.{flag}=2" for name in walked(given) for flag in layers]

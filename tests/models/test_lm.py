@@ -114,7 +114,7 @@ def unbroken(model: Any, task: Any, data: Path) -> torch.Tensor:
         pytest.param(["--batch-size", 1], marks=pytest.mark.slow),
         ["--batch-size", 3],
         pytest.param(["--max-tokens", 100], marks=pytest.mark.slow),
-        [],
+        pytest.param([], marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize("window, block", [(1, 16), (5, 16), (15, 16), (1, 2)])

@@ -77,10 +77,18 @@ def make(
     return (u, x, bias, c0), named
 
 
-EVERY = list(
-    itertools.product(BACKENDS, [False, True], ["identity", "tanh", "relu"], KINDS, [False, True], [False, True])
+CHOICES = BACKENDS, [False, True], ["identity", "tanh", "relu"], KINDS, [False, True], [False, True]
+EVERY = list(itertools.product(*CHOICES))
+NAMES = "backend, bidirectional, activation, kind, v2, extras"
+every = pytest.mark.parametrize(NAMES, EVERY)
+# Every fourth of them, so that each pair of choices is among them, and the rest with --all.
+every_fourth = pytest.mark.parametrize(
+    NAMES,
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (sum(map(list.index, map(list, CHOICES), case)) % 4 > 0))
+        for case in EVERY
+    ],
 )
-every = pytest.mark.parametrize("backend, bidirectional, activation, kind, v2, extras", EVERY)
 
 
 @every
@@ -92,7 +100,7 @@ def test_equals_the_equations(backend, bidirectional, activation, kind, v2, extr
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@every
+@every_fourth
 def test_gradcheck(backend, bidirectional, activation, kind, v2, extras):
     tensors, masks = make(3, 2, 4, kind, extras, extras, v2, requires_grad=True)
     if extras:

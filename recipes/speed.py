@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from benchmarks import layer
 from benchmarks import scans as others
-from benchmarks.layer import BOTH, FORWARD, GRAPH, LONG, PLAIN, SCANS, SHAPES, STEPS, VARIANTS, WIDE, Case
+from benchmarks.layer import BOTH, FORWARD, GRAPH, LONG, PLAIN, SCANS, SHAPES, STEPS, VARIANTS, WIDE, Case, Shape
 from benchmarks.timing import (
     DEVICE,
     DRY,
@@ -50,6 +51,19 @@ from common.errors import end_with_reader
 from fairseq_sru.recurrence.dispatch import choose
 
 AIMS = (WIDE, (128, 32, 512), (32, 32, 512))
+
+
+def cases_of(shapes: Sequence[Shape], steps: Sequence[Shape], one: Shape) -> list[Case]:
+    """Layers to be measured, in this order: at each shape forward, with backward too, and forward at single steps."""
+    plans = [(what, *s) for s in shapes for what in (FORWARD, BOTH)] + [(FORWARD, *s) for s in steps]
+    cases = [Case(*plan, *variant) for variant in VARIANTS for plan in plans]
+    if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
+        cases += [Case(*plan, mode=PLAIN) for plan in ((FORWARD, *one), (BOTH, *one), *((FORWARD, *s) for s in steps))]
+    # What takes long last; of the rest what is aimed at first, and graphs last, as one that fails may spoil the others.
+    if ON_GPU:
+        cases.sort(key=lambda c: (c[1:4] == LONG, c.mode == GRAPH, c[1:4] not in AIMS))
+    return cases
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -83,14 +97,7 @@ def main(arguments: list[str] | None = None) -> None:
     bandwidth = count / layer.fastest(measure(layer.copying(count), args.turns)).median / 1e6
     print(f"{title}; medians of {args.turns}; copying reads and writes {bandwidth:,.0f} GB/s")
 
-    plans = [(what, *s) for s in shapes for what in (FORWARD, BOTH)] + [(FORWARD, *s) for s in steps]
-    cases = [Case(*plan, *variant) for variant in VARIANTS for plan in plans]
-    if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
-        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
-        cases += [Case(*plan, mode=PLAIN) for plan in ((FORWARD, *one), (BOTH, *one), *((FORWARD, *s) for s in steps))]
-    # What takes long last; of the rest what is aimed at first, and graphs last, as one that fails may spoil the others.
-    if ON_GPU:
-        cases.sort(key=lambda c: (c[1:4] == LONG, c.mode == GRAPH, c[1:4] not in AIMS))
+    cases = cases_of(shapes, steps, one)
     scanned = list(dict(VARIANTS).items())  # the last mode
     report: dict[str, Any] = {
         "machine": here,

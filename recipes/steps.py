@@ -69,6 +69,53 @@ def shares(function: Function) -> dict[str, float] | None:
         return None
 
 
+def cases_of(
+    args: argparse.Namespace, words: Any, models: dict[str, Any]
+) -> dict[str, tuple[Callable[[Any], Function], dict[str, Any]]]:
+    """By the case's name: what makes of a model what is measured, and the models that take part."""
+    cases: dict[str, tuple[Callable[[Any], Function], dict[str, Any]]] = {}
+    for dtype in (torch.float32, torch.bfloat16) if ON_GPU or DRY else (torch.float32,):
+        name = "train" if dtype == torch.float32 else "train, bfloat16"
+        cases[name] = partial(made.trainer, words=words, pairs=args.pairs, dtype=dtype), models
+    decoding = {} if args.updates else {name: made.for_decoding(model) for name, model in models.items()}
+    sizes_of_search = (CASES[:1] if args.quick else CASES) if decoding else ()
+    for what, maker in DECODING.items():
+        for sentences, beam in sizes_of_search:
+            name = f"{what}, batch {sentences}, beam {beam}"
+            cases[name] = partial(maker, words=words, sentences=sentences, beam=beam), decoding
+    # What waits for the GPU can't be recorded, as packing for nn.LSTM does, and fairseq's own models. At the end, since
+    # a capture that fails may spoil what follows.
+    if ON_GPU or DRY:
+        cases["train, bfloat16, CUDA graph"] = (lambda model: graphed(cases["train, bfloat16"][0](model))), only(models)
+        for sentences, beam in sizes_of_search:
+            of_step = partial(made.graphed_stepper, words=words, sentences=sentences, beam=beam)
+            cases[f"step, CUDA graph, batch {sentences}, beam {beam}"] = of_step, only(decoding)
+    return cases
+
+
+def functions_of(case: str, maker: Callable[[Any], Function], models: dict[str, Any]) -> dict[str, Function]:
+    """What is measured of each model: one that fails must not cost the other figures, unless it is SRU."""
+    functions: dict[str, Function] = {}
+    for name, model in models.items():
+        try:
+            functions[name] = maker(model)
+            functions[name]()
+        except Exception as error:
+            if name == SRU and "graph" not in case:
+                raise
+            functions.pop(name, None)
+            failed(f"{name}, {case}", error)
+    return functions
+
+
+def entry_of(case: str, functions: dict[str, Function], turns: int) -> dict[str, Any]:
+    """Times of a case for the report; shares are {} before the profiler has run, and of graphs."""
+    per = STEPS if case.startswith("step") else 1
+    took = {name: Spread(*(ms / per for ms in s)) for name, s in measure(functions, turns).items()}
+    ratios = {name: spread.median / took[SRU].median for name, spread in took.items() if name != SRU}
+    return {"ms": {name: spread._asdict() for name, spread in took.items()}, "ratios": ratios, "shares": {}}
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=folder, default="runs/steps", help="folder for the file (%(default)s)")
@@ -89,33 +136,17 @@ def main(arguments: list[str] | None = None) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # by default cuDNN alone has it
     torch.manual_seed(1)
     words, models = made.systems(args.vocabulary, args.preset)
-    decoding = {} if args.updates else {name: made.for_decoding(model) for name, model in models.items()}
     others = [name for name in models if name != SRU]
     here = machine(fairseq_sru=__version__)
     print(TITLE.format(**here), f"medians of {args.turns}", sep="; ")
     sizes = {name: made.size(model) for name, model in models.items()}
     print("parameters:", ", ".join(f"{name} {size:,}" for name, size in sizes.items()))
 
-    cases: dict[str, tuple[Callable[[Any], Function], dict[str, Any]]] = {}
-    for dtype in (torch.float32, torch.bfloat16) if ON_GPU or DRY else (torch.float32,):
-        name = "train" if dtype == torch.float32 else "train, bfloat16"
-        cases[name] = partial(made.trainer, words=words, pairs=args.pairs, dtype=dtype), models
-    sizes_of_search = (CASES[:1] if args.quick else CASES) if decoding else ()
-    for what, maker in DECODING.items():
-        for sentences, beam in sizes_of_search:
-            name = f"{what}, batch {sentences}, beam {beam}"
-            cases[name] = partial(maker, words=words, sentences=sentences, beam=beam), decoding
-    # What waits for the GPU can't be recorded, as packing for nn.LSTM does, and fairseq's own models. At the end, since
-    # a capture that fails may spoil what follows.
-    if ON_GPU or DRY:
-        cases["train, bfloat16, CUDA graph"] = (lambda model: graphed(cases["train, bfloat16"][0](model))), only(models)
-        for sentences, beam in sizes_of_search:
-            of_step = partial(made.graphed_stepper, words=words, sentences=sentences, beam=beam)
-            cases[f"step, CUDA graph, batch {sentences}, beam {beam}"] = of_step, only(decoding)
+    cases = cases_of(args, words, models)
     report: dict[str, Any] = {"machine": here, "turns": args.turns, "vocabulary": args.vocabulary}
     report |= {"preset": args.preset, "tokens": args.pairs * made.SOURCE, "parameters": sizes, "cases": {}}
     report = resumed(path, report, "cases", "tries") if args.resume else report
-    found: dict[str, dict[str, dict[str, Any]]] = report["cases"]
+    found: dict[str, dict[str, Any]] = report["cases"]
 
     def row(case: str) -> list[str]:
         medians = [found[case]["ms"].get(name, {}).get("median") for name in models]
@@ -128,31 +159,13 @@ def main(arguments: list[str] | None = None) -> None:
         yield from map(row, done)
         left = Attempts("models", [case for case in cases if case not in done], report, note)
         for case in tqdm(left, disable=None, leave=False):
-            maker, taking_part = cases[case]
-            functions: dict[str, Function] = {}
-            for name, model in taking_part.items():
-                try:
-                    functions[name] = maker(model)
-                    functions[name]()
-                except Exception as error:  # one system that fails must not cost the other figures
-                    if name == SRU and "graph" not in case:
-                        raise
-                    functions.pop(name, None)
-                    failed(f"{name}, {case}", error)
+            functions = functions_of(case, *cases[case])
             if not functions:
                 continue
-            per = STEPS if case.startswith("step") else 1
-            took = {name: Spread(*(ms / per for ms in s)) for name, s in measure(functions, args.turns).items()}
-            ratios = {name: took[name].median / took[SRU].median for name in others if name in took}
-            entry: dict[str, Any] = {  # shares: None where the profiler fails, {} before it and of graphs
-                "ms": {name: spread._asdict() for name, spread in took.items()},
-                "ratios": ratios,
-                "shares": {},
-            }
-            found[case] = entry
+            found[case] = entry_of(case, functions, args.turns)
             note()
             if "graph" not in case:  # which has no operators when it is replayed
-                entry["shares"] = shares(functions[SRU])
+                found[case]["shares"] = shares(functions[SRU])
                 note()
             yield row(case)
 

@@ -238,7 +238,7 @@ def test_a_system_that_is_left_out_may_have_a_space(recipe: Path) -> None:
 
 def sized(flags: dict[str, Any], words: int) -> int:
     """Parameters of a system of a recipe."""
-    named = {name.replace("-", "_"): value for name, value in flags.items() if name not in ("lr", "seeds")}
+    named = {name.replace("-", "_"): value for name, value in flags.items() if name != "lr"}
     args = Namespace(**{**FIXED, "share_all_embeddings": True, **named})
     ARCH_CONFIG_REGISTRY[args.arch](args)
     dictionary = numbered(words - Dictionary().nspecial)

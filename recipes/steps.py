@@ -55,6 +55,8 @@ from tqdm import tqdm
 
 from fairseq_sru import __version__
 
+Maker = Callable[[Any], Function]  # of what is measured, of a model
+
 
 def only(models: dict[str, Any]) -> dict[str, Any]:
     return {SRU: models[SRU]}
@@ -69,11 +71,9 @@ def shares(function: Function) -> dict[str, float] | None:
         return None
 
 
-def cases_of(
-    args: argparse.Namespace, words: Any, models: dict[str, Any]
-) -> dict[str, tuple[Callable[[Any], Function], dict[str, Any]]]:
-    """By the case's name: what makes of a model what is measured, and the models that take part."""
-    cases: dict[str, tuple[Callable[[Any], Function], dict[str, Any]]] = {}
+def cases_of(args: argparse.Namespace, words: Any, models: dict[str, Any]) -> dict[str, tuple[Maker, dict[str, Any]]]:
+    """By the case's name: its maker, and the models that take part."""
+    cases: dict[str, tuple[Maker, dict[str, Any]]] = {}
     for dtype in (torch.float32, torch.bfloat16) if ON_GPU or DRY else (torch.float32,):
         name = "train" if dtype == torch.float32 else "train, bfloat16"
         cases[name] = partial(made.trainer, words=words, pairs=args.pairs, dtype=dtype), models
@@ -93,7 +93,7 @@ def cases_of(
     return cases
 
 
-def functions_of(case: str, maker: Callable[[Any], Function], models: dict[str, Any]) -> dict[str, Function]:
+def functions_of(case: str, maker: Maker, models: dict[str, Any]) -> dict[str, Function]:
     """What is measured of each model: one that fails must not cost the other figures, unless it is SRU."""
     functions: dict[str, Function] = {}
     for name, model in models.items():

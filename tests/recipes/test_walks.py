@@ -166,9 +166,13 @@ SHALLOW = ("wmt14", "iwslt14")  # test_wmt_models.py has such models as deep as 
 PREPARED_BEFORE = "multi30k"  # of this recipe the data are prepared by the command that --dry-run prints
 
 
+def name_of(given: settings.Settings) -> str:
+    return Path(given.out).name
+
+
 def walked(given: settings.Settings) -> list[str]:
     """The systems of a walk."""
-    return FEWER.get(Path(given.out).name, list(given.systems))
+    return FEWER.get(name_of(given), list(given.systems))
 
 
 def small(given: settings.Settings) -> list[str]:
@@ -177,11 +181,11 @@ def small(given: settings.Settings) -> list[str]:
 
     words = ["budget.minutes=0.0001" if given.budget.minutes else "budget.updates=2", "checkpoints=2", "seeds=[1]"]
     words += [f"systems.{name}=null" for name in given.systems if name not in walked(given)]
-    if Path(given.out).name in SHALLOW:
+    if name_of(given) in SHALLOW:
         layers = ("encoder-layers", "decoder-layers")
         words += [f"systems.{name}.{flag}=2" for name in walked(given) for flag in layers]
     words += ["slices={updates: 2, rounds: 1}", "curve.sentences=2", "speed={sentences: 2, rounds: 1}"]
-    if Path(given.out).name != "lohelp":
+    if name_of(given) != "lohelp":
         words += ["speed.beams=[5]", "speed.batches=[64]"]
     words += ["train.max-tokens=200", "generate.max-len-b=20"]  # after two updates outputs are as long as allowed
     words += ["average=2"] if given.average > 1 else []
@@ -207,7 +211,7 @@ def test_a_recipe_runs_as_its_first_line_says(
         typed(f"{first} --dry-run", checkout, internet)  # which has fairseq read the flags of all
     before = contents(checkout)
     del internet.asked[:]
-    if recipe.stem == PREPARED_BEFORE:
+    if name_of(given) == PREPARED_BEFORE:
         typed(typed(f"{command} --dry-run 2>/dev/null", checkout, internet).splitlines()[0], checkout, internet)
         before |= contents(checkout)
     printed = typed(command, checkout, internet)

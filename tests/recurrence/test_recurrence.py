@@ -84,10 +84,7 @@ every = pytest.mark.parametrize(NAMES, EVERY)
 # Every fourth of them, so that each pair of choices is among them, and the rest with --all.
 every_fourth = pytest.mark.parametrize(
     NAMES,
-    [
-        pytest.param(*case, marks=[pytest.mark.slow] * (sum(map(list.index, map(list, CHOICES), case)) % 4 > 0))
-        for case in EVERY
-    ],
+    [pytest.param(*case, marks=[pytest.mark.slow] * (sum(map(list.index, CHOICES, case)) % 4 > 0)) for case in EVERY],
 )
 
 

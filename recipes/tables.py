@@ -90,18 +90,23 @@ def layer() -> str:
 
 
 def models() -> str:
-    report = result("steps/steps.json")
-    names = list(report["parameters"])
-    others = names[1:]
-    rows = [["parameters", *(f"{count / 1e6:.1f} M" for count in report["parameters"].values()), *["" for _ in others]]]
-    for case, found in report["cases"].items():
-        medians = [short(found["ms"].get(name, {}).get("median")) for name in names]
-        rows.append([case, *medians, *(number(found["ratios"].get(name), ".2f") for name in others)])
-    return place(report, "Milliseconds") + table(["ms", *names, *(f"{name} / sru" for name in others)], rows)
+    made = []
+    for path in sorted((RESULTS / "steps").glob("*.json")):
+        report = result(f"steps/{path.name}")
+        names = list(report["parameters"])
+        others = names[1:]
+        counts = (f"{count / 1e6:.1f} M" for count in report["parameters"].values())
+        rows = [["parameters", *counts, *["" for _ in others]]]
+        for case, found in report["cases"].items():
+            medians = [short(found["ms"].get(name, {}).get("median")) for name in names]
+            rows.append([case, *medians, *(number(found["ratios"].get(name), ".2f") for name in others)])
+        head = ["ms", *names, *(f"{name} / sru" for name in others)]
+        made.append(place(report, "Milliseconds") + table(head, rows))
+    return "\n".join(made)
 
 
 def shares() -> str:
-    report = result("steps/steps.json")
+    report = result("steps/xeon.json")
     seen = {case: found["shares"] for case, found in report["cases"].items() if found["shares"]}
     rows = [[case, *(f"{s:.0%}" for s in shares.values())] for case, shares in seen.items()]
     return table(["share of SRU's time", *next(iter(seen.values()), ())], rows)

@@ -140,7 +140,7 @@ Data: {data["data_set"]}, {data["source"]}-{data["target"]}, test set of {data["
 
 {quality_table(report)}
 ± is the standard deviation over seeds. p is that of the difference from the baseline, for each seed: paired \
-bootstrap, not corrected for the number of systems. For TER, less is better.
+bootstrap, one tail, not corrected for the number of systems. For TER, less is better.
 
 {training_table(report)}
 Training time is that of the updates, without validation and saving, the mean over seeds. The baseline's best is that \

@@ -55,7 +55,7 @@ def compare(
     Returns:
         ``{"signatures": {metric: signature}, "systems": {name: {metric: {"score", "mean", "ci", "p_value"}}}}``: score
         of the whole; mean over 1000 bootstrap samples, and half of the width of its 95% interval; p of the
-        paired bootstrap, None for the baseline.
+        paired bootstrap, of one tail, None for the baseline.
     """
     names = sorted(outputs, key=lambda name: name != baseline)
     systems: list[tuple[str, Sequence[str]]] = [(name, list(outputs[name])) for name in names]

@@ -23,6 +23,7 @@ import torch
 from common.arguments import at_least_one
 from common.files import write_text
 from common.machine import ROOT
+from common.progress import progress
 from comparison.commands import words
 from comparison.fairseq_output import hypotheses
 from comparison.stages import StageError, Stages, lines, working_in
@@ -48,7 +49,7 @@ def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags:
     flags |= {"gen-subset": "train", "num-shards": len(logs), "no-progress-bar": True}
     flags |= {"cpu": not torch.cuda.is_available()}
     inputs = [*map(Path, flags["path"].split(":")), data / "manifest.json"]
-    with tqdm(desc="translate", total=total, unit="sentence", unit_scale=True, disable=None) as bar:
+    with progress(desc="translate", total=total, unit="sentence", unit_scale=True) as bar:
         for shard, log in enumerate(logs):
             command = ["fairseq-generate", f"{data}/bin", "--user-dir", str(ROOT / "fairseq_sru")]
             command += words({**flags, "shard-id": shard})

@@ -3,8 +3,9 @@
     python recipes/equal_time.py recipes/configs/lohelp.yaml --output FILE.json [key=value ...]
 
 What compare.py does without its curves and timed decoding, with one checkpoint a run, each system's first seed. Works
-in runs/equal-time-NAME, and goes on where it stopped. FILE is written after each measurement and each system, or, where
-it has results of before, as soon as there are as many; what failed is named there.
+in runs/equal-time-NAME. Stopped and run again, it goes on, a run from the end of its last whole epoch. FILE is written
+after each measurement and each system, or, where it has results of before, as soon as there are as many; what failed is
+named there.
 """
 
 from __future__ import annotations
@@ -27,8 +28,7 @@ from comparison.settings import Settings
 from comparison.stages import lines, working_in
 from comparison.training import Run
 
-# validated and saved at the end alone
-FIXED = ("checkpoints=1", "average=1", "train.validate-interval=1000000", "train.save-interval=1000000")
+FIXED = ("checkpoints=1", "average=1", "train.validate-interval=1000000")  # validated at the end alone
 
 
 def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def search(
     if work.settings.budget.minutes is not None:
         work.time_alike([(name, 1) for name in timed])
     with tqdm(desc="training speed", total=len(timed), leave=False, disable=None) as bar:
-        side_by_side(jobs, [partial(work.timed, name) for name in timed], lambda _: bar.update())
+        side_by_side(jobs, [partial(work.timed, name) for name in timed], lambda _: bar.update(), work.commands.gpus)
 
     def tried(name: str) -> tuple[str, dict[str, Any]]:
         return name, work.trial(name)
@@ -248,7 +248,7 @@ def search(
         bar.update()
 
     with tqdm(desc="trials", total=len(turns), initial=len(turns) - len(left), disable=None) as bar:
-        side_by_side(jobs, [partial(tried, name) for name in left], note)
+        side_by_side(jobs, [partial(tried, name) for name in left], note, work.commands.gpus)
     if again := [trial["failure"] for every in found.values() for trial in every if unfinished(trial)]:
         raise StageError(f"{len(again)} trials failed ({again[0]}): run the same command to try them once more")
 

@@ -66,6 +66,15 @@ class Commands:
     def cpu(self) -> bool:
         return not torch.cuda.is_available() if self.settings.cpu == "auto" else bool(self.settings.cpu)
 
+    @property
+    def gpus(self) -> list[str]:
+        """Which GPUs each run sees of those at a time, as CUDA_VISIBLE_DEVICES names them: as many as it has processes;
+        empty on a CPU, and where there are too few."""
+        each = self.settings.processes
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+        names = [] if self.cpu else seen.split(",")
+        return [",".join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
+
     def prepare(self) -> list[str]:
         s = self.settings
         named = [] if s.data is None else [s.data]

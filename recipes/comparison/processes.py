@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import itertools
 import os
 import re
 import signal
@@ -14,16 +15,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from threading import Event, Timer
+from threading import Event, Timer, local
 from typing import Any, TypeVar
 
 PATIENCE = 10.0  # seconds from being told to end to being killed
 NEWS = 20  # last lines of a failed command that are shown
+OFTEN = 0.1  # seconds between looks at the memory, for commands that print a million lines
 
 Found = TypeVar("Found")
 
 _running: set[subprocess.Popen[str]] = set()
 _ending = Event()  # set while what several threads run is stopped
+_thread = local()  # gpus: those that a thread's commands see, where not all
 
 
 def program(command: Sequence[str]) -> list[str]:
@@ -78,15 +81,24 @@ UNLESS_GIVEN = {
 
 
 def side_by_side(
-    jobs: int, work: Sequence[Callable[[], Found]], then: Callable[[Found], object] = lambda found: None
+    jobs: int,
+    work: Sequence[Callable[[], Found]],
+    then: Callable[[Found], object] = lambda found: None,
+    gpus: Sequence[str] = (),
 ) -> None:
     """Do pieces of work, so many at a time; ``then`` is called in this thread with what each returned. If one fails, or
-    on Ctrl-C, commands that run are stopped and no further ones begin."""
+    on Ctrl-C, commands that run are stopped and no further ones begin. With several at a time, the commands of each see
+    the next of ``gpus``, as CUDA_VISIBLE_DEVICES names them; without any, all see what there is."""
     if jobs == 1:
         for piece in work:
             then(piece())
         return
-    with ThreadPoolExecutor(jobs) as pool:
+    turns = itertools.cycle(gpus)
+
+    def begin() -> None:
+        _thread.gpus = next(turns, None)
+
+    with ThreadPoolExecutor(jobs, initializer=begin) as pool:
         futures = [pool.submit(piece) for piece in work]
         try:
             for future in as_completed(futures):
@@ -108,7 +120,7 @@ def execute(
     limit: float | None = None,
 ) -> dict[str, Any]:
     """Run a command whose output goes to a file, and see its lines; its wall time, and its peak memory when it last
-    printed a line (None where /proc doesn't tell).
+    printed a line, or a tenth of a second before (None where /proc doesn't tell).
 
     Args:
         limit: seconds after which it is stopped, with all that it started; PATIENCE later it is killed.
@@ -122,7 +134,8 @@ def execute(
         raise KeyboardInterrupt
     output.parent.mkdir(parents=True, exist_ok=True)
     last: deque[str] = deque(maxlen=NEWS)
-    begun, peak = time.monotonic(), 0
+    own = getattr(_thread, "gpus", None)
+    begun, looked, peak = time.monotonic(), 0.0, 0
     with output.open("a" if append else "w", encoding="utf-8", buffering=1) as file:
         process = subprocess.Popen(
             program(command),
@@ -131,7 +144,7 @@ def execute(
             stderr=subprocess.STDOUT,
             encoding="utf-8",
             errors="replace",
-            env={**UNLESS_GIVEN, **os.environ, **ENVIRONMENT},
+            env={**UNLESS_GIVEN, **os.environ, **ENVIRONMENT, **({"CUDA_VISIBLE_DEVICES": own} if own else {})},
             start_new_session=limit is not None,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
@@ -145,7 +158,8 @@ def execute(
             for line in process.stdout:
                 file.write(line)
                 last.append(line)
-                peak = max(peak, peak_memory(process.pid))
+                if time.monotonic() - looked > OFTEN:
+                    peak, looked = max(peak, peak_memory(process.pid)), time.monotonic()
                 on_line(line)
             process.wait()
         finally:

@@ -95,7 +95,7 @@ class Training:
             for part in self.parts(run):
                 self.attempt([run], part)
 
-        side_by_side(self.jobs, [partial(whole, run) for run in self.runs])
+        side_by_side(self.jobs, [partial(whole, run) for run in self.runs], gpus=self.commands.gpus)
 
     def good(self, system: str | None = None) -> list[Run]:
         """The runs that did not fail: of one system, or all."""
@@ -133,7 +133,7 @@ class Training:
             raise StageError(f"{self.out} was begun on {was}: {remedy}, or begin anew with out=DIR")
         if others := [was for was in self.stages.noted("fairseq_sru") if was != self.here["fairseq_sru"]]:
             tqdm.write(f"{self.out} has results of fairseq_sru {others[-1]}: they stay, but for timings that lack some")
-        self.stages.always("prepare", self.commands.prepare(), self.log("prepare"))
+        self.stages.always("prepare", self.commands.prepare(), self.log("prepare"), on_line=partial(tqdm.write, end=""))
         self.commands.keep()
         self.manifest = self.commands.data / "manifest.json"
         self.data = json.loads(self.manifest.read_text(encoding="utf-8"))
@@ -163,7 +163,8 @@ class Training:
         elif others and len(known) < len(turns):
             raise StageError(f"{self.out}: begun with --jobs {max(others)}: give that, or begin anew with out=DIR")
         with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
-            side_by_side(self.jobs, [partial(timed, *turn) for turn in turns], lambda _: (bar.update(), then()))
+            slices = [partial(timed, *turn) for turn in turns]
+            side_by_side(self.jobs, slices, lambda _: (bar.update(), then()), self.commands.gpus)
 
     def slice(self, system: str, number: int) -> None:
         """Measure a system's speed once; where others are trained already, one of them again beside it."""

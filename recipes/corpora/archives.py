@@ -22,6 +22,7 @@ from typing import Any
 
 from common.errors import RecipeError
 from common.files import write_text
+from common.progress import progress
 from tqdm import tqdm
 
 TRIES = 4  # at one place of a file; whatever arrives starts the count anew
@@ -154,8 +155,8 @@ def receive(url: str, part: Path, size: int | None) -> bool:
             have = 0  # the server sends the file from its beginning
         length = response.headers.get("Content-Length")
         total = have + int(length) if length is not None else size
-        options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024, "disable": None}
-        bar = tqdm(total=total, initial=have, desc=part.name.removesuffix(".part"), **options)
+        options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+        bar = progress(total=total, initial=have, desc=part.name.removesuffix(".part"), **options)
         with bar, part.open("ab" if have else "wb") as file:
             while block := response.read1(BLOCK):
                 file.write(block)

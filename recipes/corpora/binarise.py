@@ -14,7 +14,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from common.progress import progress
 
 from .registry import SPLITS
 from .subwords import Pair, cores, in_order
@@ -28,7 +28,7 @@ def blocks(path: Path) -> Iterator[bytes]:
     """Whole lines."""
     with (
         path.open("rb") as file,
-        tqdm(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True, disable=None) as bar,
+        progress(total=path.stat().st_size, desc=path.name, unit="B", unit_scale=True) as bar,
     ):
         while block := file.read(BLOCK) + file.readline():
             yield block

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from common.errors import RecipeError
 from common.files import write_text
-from tqdm import tqdm
+from common.progress import progress
 
 from .archives import Archive, digest, fetch
 from .binarise import binarise
@@ -174,7 +174,7 @@ def write(pairs: Iterable[Pair], paths: Parallel, what: str, total: int | None =
         paths[0].open("w", encoding="utf-8", newline="\n") as left,
         paths[1].open("w", encoding="utf-8", newline="\n") as right,
     ):
-        for a, b in tqdm(pairs, desc=what, total=total, unit="pair", unit_scale=True, disable=None):
+        for a, b in progress(pairs, desc=what, total=total, unit="pair", unit_scale=True):
             left.write(f"{a}\n")
             right.write(f"{b}\n")
             count += 1

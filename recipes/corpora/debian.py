@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from common.errors import RecipeError
 from common.hold import FolderError, held
-from tqdm import tqdm
+from common.progress import progress
 
 from . import debian_documents as documents
 from . import debian_sources as sources
@@ -135,7 +135,7 @@ def with_apt(missing: list[str], cache: Path, state: Path) -> None:
     flags = [word for option in options for word in ("-o", option)]
     remedy = "is there a network, and does apt work?"
     run("apt-get", "update", *flags, remedy=remedy)
-    for name in tqdm(missing, desc="fetch", unit="file", disable=None):
+    for name in progress(missing, desc="fetch", unit="file"):
         if name in LISTS:
             lists = sorted((state / "lists").glob(f"*{name}"), key=lambda path: path.name.partition("_dists_")[2])
             if not lists:
@@ -196,7 +196,7 @@ def read(files: dict[str, Path], counts: dict[str, Counter[str]]) -> Iterator[tu
     Raises:
         RecipeError: a file is damaged or of another layout, or the two sides of a domain have no document in common.
     """
-    with tqdm(DOMAINS.items(), desc="read", unit="source", disable=None) as bar:
+    with progress(DOMAINS.items(), desc="read", unit="source") as bar:
         for label, domain in bar:
             bar.set_postfix_str(label)
             yield from ((label, pair) for pair in domain.reader(files, counts[label]))

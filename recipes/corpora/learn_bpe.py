@@ -9,8 +9,8 @@ import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 
+from common.progress import progress
 from subword_nmt.learn_bpe import get_pair_statistics, replace_pair, update_pair_statistics
-from tqdm import tqdm
 
 Symbols = tuple[str, str]
 LEAST = 2  # a pair that is there once isn't merged
@@ -51,7 +51,7 @@ def merges(words: Mapping[str, int], size: int) -> Iterator[Symbols]:
     counts, places = get_pair_statistics(vocabulary)
     queue = Queue(counts)
     del counts
-    for _ in tqdm(range(size), desc="merge", unit="pair", disable=None):
+    for _ in progress(range(size), desc="merge", unit="pair"):
         if (pair := queue.first()) is None:
             return
         yield pair

@@ -24,11 +24,12 @@ Preparation = Task | Sentences | Text | Speech  # a data set that is to be prepa
 
 
 def differences(manifest: dict[str, Any], task: Preparation) -> list[str]:
-    """What is otherwise in a manifest than in a task; archives are compared where they are at hand."""
+    """What is otherwise in a manifest than in a task; archives are compared where they are at hand. What was made by
+    another version of a tool stays good: a comparison has trained with it."""
     found = [
         f"{key}: {manifest.get(key)}, not {value}"
         for key, value in task.options().items()
-        if manifest.get(key) != value
+        if key != "versions" and manifest.get(key) != value
     ]
     at_hand = task.files()
     sources = manifest.get("sources", [])

@@ -17,7 +17,7 @@ import numpy as np
 import sentencepiece
 import yaml
 from common.errors import RecipeError
-from tqdm import tqdm
+from common.progress import progress
 
 from .archives import Archive, check, fetch
 from .building import described, seal
@@ -102,7 +102,7 @@ def manifest(
     sums and sums of squares, ``(3, bins)``."""
     rows, left_out, silent = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], 0, []
     moments = np.zeros((3, bins))
-    for utterance in tqdm(utterances, desc=split, unit="utterance", disable=None):
+    for utterance in progress(utterances, desc=split, unit="utterance"):
         wave = utterance.wave()
         found = features(wave, rate, bins)
         too_long = split.startswith("train") and len(found) > LONGEST

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import sentencepiece
-from tqdm import tqdm
+from common.progress import progress
 
 MODELS = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}  # the file that each tokenizer learns
 ENDINGS = {"sentencepiece": "sp", "moses-bpe": "bpe"}  # of the text in subwords
@@ -189,7 +189,7 @@ class Encoder:
         """
         step = -(-2 * pairs // SAMPLE)
         drawn = islice(read(source, target), 0, None, step)
-        bar = tqdm(drawn, total=-(-pairs // step), desc="learn from", unit="pair", unit_scale=True, disable=None)
+        bar = progress(drawn, total=-(-pairs // step), desc="learn from", unit="pair", unit_scale=True)
         if self.tokenizer == "sentencepiece":
             words = self.words()
             lines = (text for chunk in chunks(bar) for pair in words(chunk) for text in pair)

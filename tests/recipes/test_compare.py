@@ -25,6 +25,7 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
+from common import progress
 from common.errors import RecipeError
 from common.files import write_text
 from common.hold import FolderError, held
@@ -190,7 +191,7 @@ def test_a_comparison_that_goes_on_trains_in_the_precision_that_it_began_with(re
     for measured in (True, False):  # the second while something else runs
         monkeypatch.setattr(commands, "bfloat16_pays", lambda measured=measured: measured)
         comparison = runs.Comparison(given)
-        monkeypatch.setattr(comparison.stages, "always", lambda *words: None)
+        monkeypatch.setattr(comparison.stages, "always", lambda *words, **more: None)
         with pytest.raises(FileNotFoundError, match="manifest"):  # nothing was prepared
             comparison.prepare()
         assert comparison.commands.options("a")["amp"] is True
@@ -268,6 +269,45 @@ def test_several_processes_go_through_torchrun(recipe):
     line = commands.Commands(settings.load(recipe, ["cpu=false"])).train("a", 1, 70, 7, Path("x"))
     assert line[0] == "fairseq-train"
     assert "--distributed-world-size 1" in " ".join(line)  # else it takes all GPUs
+
+
+@pytest.mark.parametrize(
+    ("visible", "each", "gpus"),
+    [
+        (None, 1, ["0", "1", "2", "3", "4"]),
+        (None, 2, ["0,1", "2,3"]),
+        (None, 8, []),
+        ("3,1", 1, ["3", "1"]),
+        ("3,1", 2, ["3,1"]),
+    ],
+)
+def test_runs_at_a_time_have_gpus_of_their_own(visible, each, gpus, recipe, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    made = commands.Commands(settings.load(recipe, ["cpu=false", f"processes={each}"]))
+    assert made.gpus == gpus
+    assert commands.Commands(settings.load(recipe, ["cpu=true"])).gpus == []
+    code = "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(0.2)"
+    seen: list[str] = []
+    work = [partial(processes.execute, python(code), tmp_path / str(n), False, seen.append) for n in range(6)]
+    processes.side_by_side(3, work, gpus=made.gpus)
+    assert {line.strip() for line in seen} == set(made.gpus[:3] or [str(visible)])
+    seen.clear()
+    processes.side_by_side(1, work[:1], gpus=made.gpus)
+    assert seen == [f"{visible}\n"], "a run alone sees what there is"
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LATE", 0.2)
+    for _ in progress.progress(range(3), desc="short"):
+        pass
+    assert capsys.readouterr().err == ""
+    for _ in progress.progress(range(12), desc="long"):
+        time.sleep(0.1)
+    lines = capsys.readouterr().err.replace("\r", "\n").split()
+    assert 3 <= lines.count("long:") <= 7, lines
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -127,7 +127,7 @@ def test_it_goes_on_from_another_folder(tmp_path: Path, monkeypatch: pytest.Monk
     distil.main(["data", "--path", "save/checkpoint_last.pt", "--out", "../student", "--beam", "1"])
     made = (tmp_path / "student" / "translations" / "0.txt").stat().st_mtime_ns
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(distil, "tqdm", Bar)
+    monkeypatch.setattr(distil, "progress", Bar)
     teacher = folder / "save" / "checkpoint_last.pt"
     distil.main([str(folder / "data"), "--path", str(teacher), "--out", "student", "--beam", "1"])
     assert (tmp_path / "student" / "translations" / "0.txt").stat().st_mtime_ns == made

@@ -635,12 +635,21 @@ def test_a_vocabulary_that_cannot_be_taken(own: Own, quick: None, tmp_path: Path
 
 
 def test_nothing_is_done_twice(
-    own: Own, quick: None, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
+    own: Own,
+    quick: None,
+    tmp_path: Path,
+    fails: Fails,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     out = tmp_path / "out"
     prepare.main(own.words(out))
     before = files(out)
     prepare.main(own.words(out))
+    assert capfd.readouterr().out.endswith(f"{out}: already made\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("corpora.building.version", lambda package: "99")  # upgraded since
+        prepare.main(own.words(out))
     assert capfd.readouterr().out.endswith(f"{out}: already made\n")
     assert "vocab_size: 300, not 301" in fails(own.words(out, "--vocab-size", "301"))
     assert "tokenizer: sentencepiece, not moses-bpe" in fails(own.words(out, "--tokenizer", "moses-bpe"))

@@ -39,6 +39,9 @@ from corpora.speech_sets import SPEECH, TEST_SPEAKERS
 from corpora.subwords import MODELS
 from corpora.texts import TEXTS, Text
 
+# Its detokenizer leaves spaces within words, or before the language's own punctuation.
+NOT_JOINED = ("ar", "bn", "bo", "fa", "hi", "km", "lo", "ml", "my", "si", "th", "ur", "yue", "zh")
+
 
 def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     every: dict[str, Any] = {**CORPORA, **SETS, **TEXTS, **SPEECH}
@@ -109,9 +112,11 @@ def other_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prepa
 
 def check_language(parser: argparse.ArgumentParser, flag: str, language: str, tokenizer: str) -> None:
     if not re.fullmatch(r"\w+", language):  # fairseq reads a - as that between source and target
-        parser.error(f"argument {flag}: {language!r} is the end of a file name: letters, digits and _")
+        parser.error(f"argument {flag}: {language!r} must be of letters, digits and _: rename the files")
     if tokenizer == "moses-bpe" and not re.fullmatch("[a-z]{2}|mni|tdt|yue", language):
         parser.error(f"argument {flag}: Moses knows languages by two letters, not as {language}: rename the files")
+    if tokenizer == "moses-bpe" and flag == "--target-lang" and language in NOT_JOINED:
+        parser.error(f"argument {flag}: Moses doesn't undo its tokens of {language}: give --tokenizer sentencepiece")
 
 
 def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Task:

@@ -198,7 +198,7 @@ def repetitions(report: Report) -> str:
     keys = list(report["references_repetition"])
     return f"""## Repetitions
 
-Share of the sentences with an n-gram of words three times in a row, by the shortest n:
+Share of the sentences with an n-gram three times in a row, by the shortest n:
 
 {table(["", *keys], ([name, *(f"{share[key]:.2%}" for key in keys)] for name, share in shares))}"""
 

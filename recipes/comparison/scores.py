@@ -17,13 +17,25 @@ from .verdict import METRICS
 
 WITHOUT_SPACES = ("zh", "ja", "ko")  # whose words sacreBLEU finds
 BY_CHARACTER = ("th", "lo", "km", "my", "bo")  # without spaces, too: Thai, Lao, Khmer, Burmese, Tibetan
+OF_ISO_639_3 = {  # the codes of these in sets such as FLORES
+    **dict.fromkeys(("zho", "cmn", "yue", "wuu", "lzh"), "zh"),
+    **{"jpn": "ja", "kor": "ko", "tha": "th", "lao": "lo", "khm": "km", "mya": "my", "bod": "bo"},
+}
 SPLIT = "BLEU, compounds split"
 LONGEST = 4  # words of a repeated n-gram
 
 
 def language(code: str) -> str:
-    """As sacreBLEU knows it: ``zh`` of ``zh_CN``."""
-    return code.partition("_")[0].lower()
+    """As sacreBLEU knows it: ``zh`` of ``zh_CN`` and ``zho_Hans``."""
+    known = code.partition("_")[0].lower()
+    return OF_ISO_639_3.get(known, known)
+
+
+class CharacterTER(TER):
+    """TER of characters; its signature is that of words."""
+
+    def _preprocess_segment(self, sent: str) -> str:
+        return super()._preprocess_segment(" ".join("".join(sent.split())))
 
 
 def _bleu(target: str) -> BLEU:
@@ -37,8 +49,10 @@ def metrics(target: str) -> dict[str, Any]:
     Raises:
         RuntimeError: sacreBLEU lacks what finds that language's words; it says what to install.
     """
-    asian = language(target) in WITHOUT_SPACES
-    return {"BLEU": _bleu(target), "chrF2": CHRF(), "TER": TER(normalized=asian, asian_support=asian)}
+    code = language(target)
+    asian = code in WITHOUT_SPACES
+    ter = CharacterTER() if code in BY_CHARACTER else TER(normalized=asian, asian_support=asian)
+    return {"BLEU": _bleu(target), "chrF2": CHRF(), "TER": ter}
 
 
 def compare(
@@ -105,9 +119,9 @@ def repeated(sentence: str) -> int:
 
 def repetition(sentences: Sequence[str], target: str) -> dict[str, float]:
     """Share of the sentences that have an n-gram three times in a row: by n, and any. Of words; in Chinese,
-    Japanese and BY_CHARACTER of characters."""
+    Japanese and BY_CHARACTER of characters, numbers and words in ASCII."""
     if language(target) in ("zh", "ja", *BY_CHARACTER):
-        sentences = [" ".join("".join(sentence.split())) for sentence in sentences]
+        sentences = [" ".join(re.findall(r"[!-~]+|\S", sentence)) for sentence in sentences]
     found = [repeated(sentence) for sentence in sentences]
     shares = {str(n): found.count(n) / len(found) for n in range(1, LONGEST + 1)}
     return {**shares, "any": 1 - found.count(0) / len(found)}

@@ -31,6 +31,7 @@ from conftest import ROOT, ended
 from corpora import archives, building, publishing, registry, subwords
 from fairseq.data import Dictionary, data_utils
 from sacrebleu.dataset import DATASETS
+from sacremoses import MosesDetokenizer, MosesTokenizer
 from support.archives import (
     iwslt_archive,
     lohelp,
@@ -505,6 +506,37 @@ def test_text_that_cannot_be_used(how: str, message: str, own: Own, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("language", "text"),
+    [
+        ("th", "ที่นี่ดี"),
+        ("lo", "ຂ້ອຍໄປ"),
+        ("km", "ខ្ញុំទៅសាលា"),
+        ("my", "ကျွန်တော်"),
+        ("bo", "བོད་སྐད།"),
+        ("fa", "می\u200cخواهم بروم"),
+        ("hi", "हिन्दी में है।"),
+        ("bn", "আমি ভাত খাই।"),
+        ("ml", "അവന്\u200d പറഞ്ഞു"),
+        ("si", "ශ්\u200dරී ලංකා"),
+        ("ar", "مرحبًا، كيف حالك؟"),
+        ("ur", "میں گھر، جاتا"),
+        ("zh", "今天，我们去公园。"),
+        ("yue", "今日，我哋去公園。"),
+        ("ja", "今日は、公園へ行く。"),
+        ("ko", "오늘, 공원에 간다."),
+        ("he", "שָׁלוֹם, מה שלומך?"),
+        ("ta", "தமிழ் மொழி."),
+        ("vi", "Tôi đi học, bạn ạ."),
+        ("ru", "Привет, мир."),
+        ("cs", "Příliš žluťoučký kůň."),
+    ],
+)
+def test_moses_joins_what_it_may_split(language: str, text: str) -> None:
+    tokens = MosesTokenizer(language).tokenize(text)
+    assert (MosesDetokenizer(language).detokenize(tokens) == text) == (language not in prepare.NOT_JOINED)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         ([], "name a data set (lohelp-en-de, "),
@@ -516,7 +548,9 @@ def test_text_that_cannot_be_used(how: str, message: str, own: Own, tmp_path: Pa
         (["iwslt14-de-en", "--local-dir", "no/folder"], "argument --local-dir: no/folder is not a folder"),
         (["no-such-set"], "argument NAME: invalid choice: 'no-such-set'"),
         (["@", "-t", "en"], "argument --target-lang: en is the source language, too"),
-        (["@", "-t", "../de"], "argument --target-lang: '../de' is the end of a file name"),
+        (["@", "-t", "../de"], "argument --target-lang: '../de' must be of letters, digits and _: rename the files"),
+        (["@", "-t", "pt-br"], "argument --target-lang: 'pt-br' must be of letters, digits and _: rename the files"),
+        (["@", "--tokenizer", "moses-bpe", "-t", "th"], "Moses doesn't undo its tokens of th: give --tokenizer sen"),
         *(
             (
                 ["@", "--tokenizer", "moses-bpe", "-t", language],

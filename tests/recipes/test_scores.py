@@ -55,7 +55,7 @@ def test_words_of_chinese_are_found(tmp_path):
     output = [line[:-3] + "\u5bb6\u3002" for line in references]
     expected = sacrebleu(tmp_path, "-tok", "zh", ref=references, a=output)
     assert scores.bleu(references, output, "zh") == pytest.approx(expected) and expected > 40
-    for code in ("zh", "zh_CN"):
+    for code in ("zh", "zh_CN", "zho_Hans", "cmn"):
         found = scores.compare(references, {"a": output}, "a", code)
         assert "tok:zh" in found["signatures"]["BLEU"] and found["systems"]["a"]["TER"]["score"] < 60
         assert scores.bleu(references, output, code) == pytest.approx(expected)
@@ -65,7 +65,10 @@ def test_bleu_of_thai_is_of_characters(tmp_path):
     references = ["วันนี้อากาศดี"] * 3
     output = [line[:-2] for line in references]
     expected = sacrebleu(tmp_path, "-tok", "char", ref=references, a=output)
-    assert scores.bleu(references, output, "th") == pytest.approx(expected) and expected > 40
+    for code in ("th", "tha_Thai"):
+        assert scores.bleu(references, output, code) == pytest.approx(expected) and expected > 40
+        found = scores.compare(references, {"a": output}, "a", code)["systems"]["a"]["TER"]["score"]
+        assert found == pytest.approx(100 * 2 / len(references[0]))  # two characters are left out
 
 
 def test_equal_outputs_do_not_differ():
@@ -137,4 +140,5 @@ def test_repetition_is_a_share_of_the_sentences():
 def test_repetition_without_spaces_is_one_of_characters():
     sentences = ["我们我们 我们走", "好", "我们走", "很很很"]
     assert scores.repetition(sentences, "zh_CN") == {"1": 0.25, "2": 0.25, "3": 0.0, "4": 0.0, "any": 0.5}
+    assert scores.repetition(["价格为1000元", "在www.example.org上"], "zh")["any"] == 0
     assert scores.repetition(sentences, "de")["any"] == 0

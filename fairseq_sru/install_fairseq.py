@@ -43,7 +43,8 @@ def run(failure: str, *arguments: str | Path, shown: bool = False, env: dict[str
     output = None if shown else subprocess.PIPE
     env = {**os.environ, **(env or {})}
     env.pop("PIP_CONSTRAINT", None)  # of NVIDIA's containers: it would hold for what builds fairseq, too
-    env["PIP_USER"] = "0"  # into this environment
+    if sys.prefix != sys.base_prefix or Path(sys.prefix, "conda-meta").is_dir():
+        env["PIP_USER"] = "0"  # into this environment
     if not shown:
         env["PIP_NO_INPUT"] = "1"  # nobody would see that it asks for a password
     process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True, errors="replace")

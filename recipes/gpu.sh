@@ -8,6 +8,7 @@
 set -euo pipefail
 here=$PWD
 CDPATH='' cd -P -- "$(dirname -- "$0")/.."
+[ -f recipes/setup.sh ] || cd -P -- "${SLURM_SUBMIT_DIR:-.}" # sbatch runs a copy
 site=$PWD/runs/gpu/site
 packages() { # what is missing goes into a folder of its own: the environment stays as it is
     PYTHONPATH=$PWD:$PWD/recipes:$site "$python" -m gpu.packages "$@" "$site"

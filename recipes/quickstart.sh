@@ -11,6 +11,7 @@ case ${1:-} in -*)
 esac
 here=$PWD
 CDPATH='' cd -- "$(dirname -- "$0")/.."
+[ -f recipes/setup.sh ] || cd -- "${SLURM_SUBMIT_DIR:-.}" # sbatch runs a copy
 . recipes/setup.sh
 
 export PYTHONUTF8=1 # what a locale of another encoding would print could not be read again

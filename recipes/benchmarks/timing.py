@@ -261,6 +261,6 @@ def machine(on_gpu: bool = ON_GPU, **more: str) -> dict[str, Any]:
         "torch": torch.__version__,
         **({"cudnn": torch.backends.cudnn.version()} if on_gpu else {}),
         **more,
-        "source": source("kernels/*", "fairseq_sru/**/*.py"),
+        "source": source("kernels/*", "fairseq_sru/**/*.py", "fairseq_sru/config/**/*.yaml"),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }

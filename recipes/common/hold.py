@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -68,6 +69,12 @@ def holder(record: dict[str, Any] | None) -> str:
     return f"since {record['since']}, by process {record['pid']}{host} or one that it started"
 
 
+def why(error: OSError) -> str:
+    """What an error of :func:`take` means."""
+    without = error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+    return f"its file system has no locks: name a folder on another; {error}" if without else str(error)
+
+
 def take(folder: Path, fd: int, pid: int, mixed: bool = False) -> Hold:
     """Lock the open file ``folder``/NAME, for as long as it is open.
 
@@ -119,7 +126,7 @@ def held(folder: Path, mixed: bool = False) -> Iterator[Hold]:
             opened.callback(os.close, fd)
             hold = take(folder, fd, os.getpid(), mixed)
         except OSError as error:
-            raise FolderError(f"{folder} can't be held ({error})") from None
+            raise FolderError(f"{folder} can't be held ({why(error)})") from None
         try:
             yield hold
         finally:
@@ -138,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         take(args.folder, args.fd, os.getppid())
     except (FolderError, OSError) as error:
-        told = error if isinstance(error, FolderError) else f"{args.folder} can't be held ({error})"
+        told = error if isinstance(error, FolderError) else f"{args.folder} can't be held ({why(error)})"
         print(told, file=sys.stderr)
         sys.exit(2)
 

@@ -23,9 +23,11 @@ def parameters(weights: Mapping[str, Tensor]) -> int:
 
 
 def processor() -> str:
+    """Its name; that of an ARM is a few numbers."""
     info = Path("/proc/cpuinfo")
-    found = re.search(r"^model name\s*: (.+)$", info.read_text(), re.MULTILINE) if info.is_file() else None
-    return found[1] if found else platform.processor() or platform.machine()
+    said = dict(re.findall(r"^(.+?)\s*: (.+)$", info.read_text(), re.MULTILINE)) if info.is_file() else {}
+    known = " ".join(f"{key[4:]} {said[key]}" for key in ("CPU implementer", "CPU part") if key in said)
+    return said.get("model name") or f"{platform.processor() or platform.machine()} {known}".strip()
 
 
 def files(*patterns: str) -> list[Path]:

@@ -68,7 +68,7 @@ def sacrebleu_archive(test_set: str) -> Archive:
     known = DATASETS[test_set]
     assert known.data and known.md5
     url, md5 = known.data[0], known.md5[0]
-    home = Path(os.environ.get("SACREBLEU", Path.home() / ".sacrebleu"))
+    home = Path(os.environ.get("SACREBLEU") or os.path.expanduser("~/.sacrebleu"))
     return Archive(url, md5=md5, cached=home / sacrebleu_raw(test_set, url))
 
 

@@ -33,14 +33,14 @@ from comparison.processes import stop_all
 from comparison.stages import Late, StageError, Stages, remove, working_in
 
 from . import tables
-from .packages import ROOT, unlock
+from .packages import BUILDS, ROOT, unlock
 from .parts import GRAPHS, PRECISIONS, Part, parts
 
 MINUTES = 10
 END = 15  # seconds that it takes
 WORTH = 5.0  # seconds; with less left nothing is begun
 SOURCES = (
-    *("kernels/*", "fairseq_sru/**/*.py", "tests/conftest.py", "tests/support/*.py"),
+    *("kernels/*", "fairseq_sru/**/*.py", "fairseq_sru/config/**/*.yaml", "tests/conftest.py", "tests/support/*.py"),
     *("tests/recurrence/*.py", *PRECISIONS, *GRAPHS),
     *("recipes/common/*.py", "recipes/benchmarks/*.py", "recipes/gpu/packages.py", "recipes/speed.py"),
 )
@@ -174,7 +174,7 @@ def main(argv: list[str] | None = None) -> int:
         device = json.loads(report.read_text(encoding="utf-8")).get("machine", {}).get("device")
         if device != (here := machine()["device"]):
             parser.error(f"argument OUT: {out} is of {device}, this is {here}: name another folder")
-    with working_in(out / "work", parser):
+    with working_in(out / "work", parser), working_in(BUILDS.parent, parser, mixed=True):
         day = Day(out, args.minutes)
         done = day.run_all(todo)
     print(f"\n{tables.ended(out)}\n{out / 'report.md'}")

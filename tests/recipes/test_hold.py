@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -18,7 +19,7 @@ from typing import Any
 
 import compare
 import pytest
-from common import hold
+from common import hold, machine
 from conftest import ROOT
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -82,6 +83,32 @@ def test_a_link_of_the_locks_name_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(hold.FolderError, match="can't be held"), hold.held(tmp_path / "out"):
         pass
     assert (tmp_path / "mine").read_bytes() == b""
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> bool:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(hold, "lock_descriptor", refuse)
+    remedy = "its file system has no locks: name a folder on another"
+    with pytest.raises(hold.FolderError, match=f"out can't be held .{remedy}"), hold.held(tmp_path / "out"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("info", "name"),
+    [
+        ("processor\t: 0\nmodel name\t: AMD EPYC\n\nprocessor\t: 1\nmodel name\t: AMD EPYC\n", "AMD EPYC"),
+        ("processor\t: 0\nCPU implementer\t: 0x41\nCPU part\t: 0xd0c\n", "aarch64 implementer 0x41 part 0xd0c"),
+        ("", "aarch64"),
+    ],
+)
+def test_processors_are_told_apart(info: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpuinfo").write_text(info)
+    monkeypatch.setattr(machine, "Path", lambda path: tmp_path / Path(path).name)
+    monkeypatch.setattr(machine.platform, "processor", lambda: "")
+    monkeypatch.setattr(machine.platform, "machine", lambda: "aarch64")
+    assert machine.processor() == name
 
 
 @pytest.mark.parametrize("name", ["../mine", "/etc", "mine", ".work-../../mine", f".work-{'0' * 32}/..", ""])
@@ -167,7 +194,7 @@ def test_a_comparison_writes_into_its_own_folder_alone(tmp_path: Path, capsys: p
 PREPARE = """
 import os, signal, sys
 sys.path.insert(0, "recipes")
-from common import hold
+from common import hold, machine
 from corpora import building
 import prepare
 stub, last, count = sys.argv[1] == "stub", int(sys.argv[2]), 0

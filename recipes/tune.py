@@ -28,6 +28,7 @@ from typing import Any
 
 from common.errors import end_with_reader
 from common.files import write, write_text
+from common.machine import source
 from comparison import plots, stages
 from comparison.collecting import machine, precision
 from comparison.command_line import portable, portable_flags, read_recipe, recipe_parser
@@ -133,8 +134,7 @@ class Search(Training):
 
         inputs = self.inputs(run.system)
         stamp = self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=facts)
-        told: dict[str, Any] = stamp["told"]
-        return {**told, "made": {MADE[name]: stamp[name] for name in MADE if name in stamp}}
+        return {**stamp["told"], "made": {MADE[name]: stamp[name] for name in MADE if name in stamp}}
 
 
 def of_trials(given: Settings, flags: dict[str, list[dict[str, Any]]], share: float) -> Settings:
@@ -154,7 +154,7 @@ def of_trials(given: Settings, flags: dict[str, list[dict[str, Any]]], share: fl
 def plan(report: dict[str, Any]) -> dict[str, Any]:
     """What a search is to do, of its report, on any machine."""
     flags = {system: [trial["flags"] for trial in kept["trials"]] for system, kept in report["systems"].items()}
-    keys = ("recipe", "overrides", "data", "prepare", "train", "budget", "share", "processes", "space")
+    keys = ("recipe", "overrides", "data", "prepare", "train", "budget", "share", "processes", "space", "presets")
     found = {key: report[key] for key in keys if key in report}
     if "prepare" in found:
         found["prepare"] = portable_flags(found["prepare"])
@@ -177,9 +177,8 @@ def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> di
         "share": recipe.tune.budget,
         "processes": recipe.processes,
         "space": {system: recipe.tune.space_of(system) for system in recipe.systems},
-        "systems": {
-            system: {"trials": [{"flags": flags} for flags in trials(recipe, system)]} for system in recipe.systems
-        },
+        "presets": source(*(f"fairseq_sru/config/**/{recipe.flags_of(s)['arch']}.yaml" for s in recipe.systems)),
+        "systems": {s: {"trials": [{"flags": flags} for flags in trials(recipe, s)]} for s in recipe.systems},
     }
     if not output.exists():
         return new

@@ -388,7 +388,7 @@ def test_trials_of_one_model_have_one_speed(recipe: Path) -> None:
     assert [work.updates(f"sru-{i}") for i in range(4)] == [360, 180, 180, 1080]
 
 
-def test_a_search_with_other_training_is_another(recipe: Path, tmp_path: Path) -> None:
+def test_a_search_with_other_training_is_another(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = tmp_path / "found.json"
     output.write_text(json.dumps(begun(load(recipe, ["out=x"]), "small", [], output)))
     for override, key in (
@@ -401,6 +401,12 @@ def test_a_search_with_other_training_is_another(recipe: Path, tmp_path: Path) -
             begun(load(recipe, ["out=x", override]), "small", [], output)
     words = ["out=y", "prepare.local-dir=z", "prepare.out=w"]
     assert begun(load(recipe, words), "small", words, output)["overrides"] == [], "another machine has other folders"
+    (tmp_path / "fairseq_sru" / "config" / "model").mkdir(parents=True)
+    for preset in sorted({load(recipe, ["out=x"]).flags_of(system)["arch"] for system in ("sru", "lstm")}):
+        (tmp_path / "fairseq_sru" / "config" / "model" / f"{preset}.yaml").write_text("dropout: 0.7\n")
+    monkeypatch.setattr("common.machine.ROOT", tmp_path)
+    with pytest.raises(ValueError, match="is of a search with other presets; "):
+        begun(load(recipe, ["out=x"]), "small", [], output)
 
 
 @pytest.mark.parametrize("text", ["no JSON", "[]", "{}"])

@@ -99,7 +99,7 @@ def of_larger_vocabulary(model: Model, subword_model: Path) -> bool:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fairseq_sru.export", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+        prog="python -m fairseq_sru.export", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
     parser.add_argument("--path", type=Path, required=True, metavar="CHECKPOINT", help="the trained model")
     kind = parser.add_mutually_exclusive_group(required=True)

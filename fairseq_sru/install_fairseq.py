@@ -166,7 +166,7 @@ def install(wheel: Path, found: dict[str, str]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="install_fairseq", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="install_fairseq", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--sdist", type=Path, metavar="FILE", help="an official sdist that is there already")
     parser.add_argument("--wheel-dir", type=Path, metavar="DIR", help="put the wheel there instead of installing it")
     arguments = parser.parse_args()

@@ -108,7 +108,7 @@ def give_up_output() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m fairseq_sru.translate", description=(__doc__ or "").splitlines()[0], allow_abbrev=False
+        prog="python -m fairseq_sru.translate", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
     )
     parser.add_argument("model", type=Path, metavar="MODEL", help="a folder of python -m fairseq_sru.export")
     parser.add_argument("--beam", type=int, default=5, metavar="N", help="hypotheses that are followed (5)")

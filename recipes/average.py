@@ -75,7 +75,7 @@ def last_checkpoints(folder: Path, count: int, kind: str) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--inputs", nargs="+", type=Path, required=True, help="checkpoint files, or one folder of them")
     parser.add_argument("--output", type=new_file, required=True, metavar="FILE", help="where to write the average")
     last = parser.add_mutually_exclusive_group()

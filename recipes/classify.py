@@ -17,7 +17,7 @@ from common.errors import RecipeError, end_with_reader
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path, metavar="DATA", help="the folder that the model was trained on")
     parser.add_argument("--path", type=file, required=True, metavar="FILE", help="the model's checkpoint")
     parser.add_argument("--input", type=file, metavar="FILE", help="a sentence a line (default: standard input)")

@@ -145,7 +145,7 @@ def summed(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="the prepared data, by sentencepiece")
     for kind in ("sru", "lstm", "transformer"):
         parser.add_argument(

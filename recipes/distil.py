@@ -77,7 +77,7 @@ def binarise(data: Path, own: str, targets: Path, to: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path, metavar="DATA", help="a folder of prepare.py's")
     parser.add_argument("--path", required=True, metavar="FILE[:FILE...]", help="the teacher: checkpoints, an ensemble")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")

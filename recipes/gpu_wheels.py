@@ -57,7 +57,7 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
         "folder", type=Path, nargs="?", default=Path("wheels"), metavar="DIR", help="where to put them (%(default)s)"
     )

@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     width = max(map(len, every))
     known = "\n".join(f"  {name:<{width}}  {data_set.about}" for name, data_set in every.items())
     parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
+        description=(__doc__ or "").partition("\n")[0],
         epilog=f"data sets (what is in them; of parallel text, room on disk with archives, and licence):\n{known}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -199,7 +199,7 @@ def measure(archives: Path, out: Path, options: list[str]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("text", type=Path, metavar="TEXT", help="TEXT.en and TEXT.de are parallel text")
     parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="a folder for archives and results")
     parser.add_argument("--results", type=Path, metavar="FILE", help="default: DIR/size.json")

@@ -19,7 +19,7 @@ EXAMPLES = 3
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--data-set", choices=DATA_SETS, required=True, help="that was translated")
     parser.add_argument("--checkpoint", type=file, required=True, metavar="FILE", help="the training run's last")
     parser.add_argument("--generated", type=file, required=True, metavar="FILE", help="what fairseq-generate printed")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 FILES = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}
-REMEMBERED = 500_000  # words that subword-nmt keeps
+REMEMBERED, LONG = 100_000, 40  # words that subword-nmt keeps, and letters of one that it forgets
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # Unicode's Cc without what str.split takes for space
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 
@@ -119,7 +119,12 @@ class MosesBPE:
             self.bpe.cache = {}  # another thread may read the old one
         line = self.normalizer.normalize(line) if self.options.normalise else line
         line = self.tokenizer.tokenize(line, aggressive_dash_splits=self.options.normalise, return_str=True)
-        return self.bpe.process_line(line.lower() if self.options.lowercase else line)  # type: ignore[no-any-return]
+        line = line.lower() if self.options.lowercase else line
+        made: str = self.bpe.process_line(line)
+        for word in line.split():
+            if len(word) > LONG:  # as in text without spaces, it never comes again
+                self.bpe.cache.pop(word, None)
+        return made
 
     def decode(self, tokens: Sequence[str]) -> str:
         """The line of a translation."""

@@ -84,6 +84,13 @@ class LSTM(nn.LSTM):
                 else:  # at 1 the state outlives the first updates (Jozefowicz et al. 2015); fairseq's +-0.1 halves it
                     nn.init.constant_(gate, 1.0 if i == 1 and name.startswith("bias_ih") else 0.0)
 
+    def flatten_parameters(self) -> None:
+        """For cuDNN; weights that were laid out by columns on a CPU are laid out by rows again."""
+        for weight in self.parameters():
+            if not weight.is_cpu:
+                weight.data = weight.data.contiguous()
+        super().flatten_parameters()
+
     def forward(  # type: ignore[override]
         self, x: Tensor, state: Tensor | None = None, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor | None]:

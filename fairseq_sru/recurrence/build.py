@@ -10,7 +10,6 @@ Environment: ``FAIRSEQ_SRU_CACHE`` (the folder; ``~/.cache/fairseq_sru`` if not 
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import functools
 import hashlib
@@ -24,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 CACHE_VARIABLE = "FAIRSEQ_SRU_CACHE"
@@ -120,7 +120,7 @@ def _temporary_folder(trouble: str) -> Path:
         raise Unavailable(
             f"no folder for compiled kernels can be written ({error}); {CACHE_VARIABLE} can name one"
         ) from error
-    atexit.register(_remove, folder, os.getpid())
+    Finalize(None, _remove, (folder, os.getpid()), exitpriority=0)  # atexit's don't run in multiprocessing's processes
     return folder
 
 

@@ -138,7 +138,7 @@ def held(folder: Path, mixed: bool = False) -> Iterator[Hold]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("fd", type=int, metavar="FD", help=f"the shell's open file DIR/{NAME}")
     args = parser.parse_args(argv)

@@ -42,7 +42,7 @@ def recipe_parser(
         output: help of ``--output``; likewise.
         as_output: its type.
     """
-    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
     parser.add_argument("recipe", type=file, metavar="RECIPE.yaml", help="such as those in recipes/configs")
     parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
     if jobs:

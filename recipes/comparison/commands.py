@@ -68,11 +68,12 @@ class Commands:
 
     @property
     def gpus(self) -> list[str]:
-        """Which GPUs each run sees of those at a time, as CUDA_VISIBLE_DEVICES names them: as many as it has processes;
-        empty on a CPU, and where there are too few."""
-        each = self.settings.processes
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-        names = [] if self.cpu else seen.split(",")
+        """Which GPUs each run sees of those at a time, as CUDA_VISIBLE_DEVICES names them: as many as it has processes,
+        all like the first one; empty on a CPU."""
+        each, count = self.settings.processes, 0 if self.cpu else torch.cuda.device_count()
+        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        kinds = [torch.cuda.get_device_name(i) for i in range(count)]
+        names = [name for name, kind in zip(seen.split(","), kinds, strict=False) if kind == kinds[0]]
         return [",".join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
 
     def prepare(self) -> list[str]:

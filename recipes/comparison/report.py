@@ -257,7 +257,7 @@ def write(report: Report, folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("report", type=Path, metavar="report.json", help="of compare.py; its verdict is written anew")
     path = parser.parse_args(argv).report
     if path.name != "report.json" or not path.is_file():

@@ -246,6 +246,7 @@ class Stages:
         except subprocess.TimeoutExpired as error:
             raise Late(f"{name}: stopped after {error.timeout:.0f} seconds") from None
         except subprocess.CalledProcessError as error:
+            self.show(f"{name} failed; all that it said: {log}")
             raise StageError(f"{name}: exit status {error.returncode}\n{error.output}".rstrip()) from None
         except OSError as error:
             raise StageError(f"{name}: {error}") from None

@@ -117,11 +117,13 @@ class Training:
 
         Raises:
             StageError: the comparison was begun with another number of threads, so that its times would be of both, or
-                on another kind of device, so that what is half trained would begin anew; or there is no GPU where the
-                settings want one.
+                on another kind of device, so that what is half trained would begin anew; or there are too few GPUs.
         """
         if not self.commands.cpu and not torch.cuda.is_available():
             raise StageError("cpu: is false, and torch sees no GPU: give cpu=auto")
+        wanted, there = self.settings.processes, 0 if self.commands.cpu else torch.cuda.device_count()
+        if there and wanted > there:
+            raise StageError(f"processes: is {wanted}, and torch sees {there} GPUs: give processes={there}")
         begun, here = self.stages.noted("threads"), self.here["threads"]
         if self.commands.cpu and begun and here not in begun:
             raise StageError(

@@ -156,7 +156,7 @@ def card() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="gpu.sh", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="gpu.sh", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("out", type=Path, nargs="?", metavar="OUT", help="folder (recipes/results/gpu/CARD)")
     parser.add_argument("--minutes", type=at_least_one, default=MINUTES, help="in all (%(default)s)")
     args = parser.parse_args(argv)

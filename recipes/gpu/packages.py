@@ -171,7 +171,7 @@ COMMANDS: dict[str, Callable[..., None]] = {c.__name__: c for c in (install, oth
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="gpu.packages", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="gpu.packages", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="of wheels, and where to install them")
     args = parser.parse_args(argv)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from fairseq_sru.layers import linear as module_of_linear
+from fairseq_sru.models.units import LSTM
 
 
 def run(model: Any, dictionary: Any) -> Tensor:
@@ -118,3 +119,13 @@ def test_torch_func_differentiates_a_model(build, dictionary):
     run(model, dictionary).square().mean().backward()
     for name, weight in model.named_parameters():
         torch.testing.assert_close(gradients[name], weight.grad)
+
+
+def test_lstm_units_laid_out_for_a_cpu_move_to_another_device() -> None:
+    """cuDNN, which flattens the weights then, wants them by rows."""
+    unit = LSTM(6, 4, 0.0, bidirectional=True)
+    for matrix in unit.all_weights[0][:2]:  # as make_generation_fast_ leaves them where oneDNN multiplies
+        matrix.data = matrix.data.t().contiguous().t()
+    assert not unit.weight_ih_l0.is_contiguous()
+    unit.to("meta")
+    assert all(weight.is_contiguous() for weight in unit.parameters())

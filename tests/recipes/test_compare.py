@@ -116,6 +116,14 @@ def test_without_a_gpu_that_is_wanted_nothing_begins(recipe, tmp_path, capsys):
     assert "cpu: is false, and torch sees no GPU: give cpu=auto" in str(ended.value)
 
 
+def test_fewer_gpus_than_processes_are_told_before_anything_begins(recipe, tmp_path, monkeypatch):
+    made = runs.Comparison(settings.load(recipe, [f"out={tmp_path / 'out'}", "cpu=false", "processes=8"]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    with pytest.raises(stages.StageError, match=r"^processes: is 8, and torch sees 4 GPUs: give processes=4$"):
+        made.prepare()
+
+
 def test_wrong_settings_end_the_program_with_one_line(recipe, capsys):
     with pytest.raises(SystemExit) as ended:
         compare.main([str(recipe), "lr=3"])
@@ -274,8 +282,8 @@ def test_several_processes_go_through_torchrun(recipe):
 @pytest.mark.parametrize(
     ("visible", "each", "gpus"),
     [
-        (None, 1, ["0", "1", "2", "3", "4"]),
-        (None, 2, ["0,1", "2,3"]),
+        (None, 1, ["0", "1", "2", "4", "5"]),
+        (None, 2, ["0,1", "2,4"]),
         (None, 8, []),
         ("3,1", 1, ["3", "1"]),
         ("3,1", 2, ["3,1"]),
@@ -285,7 +293,10 @@ def test_runs_at_a_time_have_gpus_of_their_own(visible, each, gpus, recipe, tmp_
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 5)
+    kinds = ["A", "A", "A", "B", "A", "A"]  # the fourth is another card
+    kinds = kinds if visible is None else ["A", "A"]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(kinds))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: kinds[device])
     made = commands.Commands(settings.load(recipe, ["cpu=false", f"processes={each}"]))
     assert made.gpus == gpus
     assert commands.Commands(settings.load(recipe, ["cpu=true"])).gpus == []

@@ -69,10 +69,15 @@ def holder(record: dict[str, Any] | None) -> str:
     return f"since {record['since']}, by process {record['pid']}{host} or one that it started"
 
 
-def why(error: OSError) -> str:
-    """What an error of :func:`take` means."""
-    without = error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
-    return f"its file system has no locks: name a folder on another; {error}" if without else str(error)
+@contextmanager
+def told(folder: Path) -> Iterator[None]:
+    """Make FolderErrors of the body's OSErrors."""
+    try:
+        yield
+    except OSError as error:
+        without = error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+        why = f"its file system has no locks: name a folder on another; {error}" if without else error
+        raise FolderError(f"{folder} can't be held ({why})") from None
 
 
 def take(folder: Path, fd: int, pid: int, mixed: bool = False) -> Hold:
@@ -120,13 +125,11 @@ def held(folder: Path, mixed: bool = False) -> Iterator[Hold]:
         raise FolderError(f"{folder} is a file, not a folder")
     new = not folder.exists()
     with contextlib.ExitStack() as opened:
-        try:
+        with told(folder):
             folder.mkdir(parents=True, exist_ok=True)
             fd = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             opened.callback(os.close, fd)
             hold = take(folder, fd, os.getpid(), mixed)
-        except OSError as error:
-            raise FolderError(f"{folder} can't be held ({why(error)})") from None
         try:
             yield hold
         finally:
@@ -143,10 +146,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("fd", type=int, metavar="FD", help=f"the shell's open file DIR/{NAME}")
     args = parser.parse_args(argv)
     try:
-        take(args.folder, args.fd, os.getppid())
-    except (FolderError, OSError) as error:
-        told = error if isinstance(error, FolderError) else f"{args.folder} can't be held ({why(error)})"
-        print(told, file=sys.stderr)
+        with told(args.folder):
+            take(args.folder, args.fd, os.getppid())
+    except FolderError as error:
+        print(error, file=sys.stderr)
         sys.exit(2)
 
 

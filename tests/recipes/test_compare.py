@@ -25,11 +25,11 @@ import jsonschema
 import numpy as np
 import pytest
 import torch
-from common import progress
 from common.errors import RecipeError
 from common.files import write_text
 from common.hold import FolderError, held
 from common.machine import processor
+from common.progress import progress
 from comparison import (
     collecting,
     commands,
@@ -293,8 +293,7 @@ def test_runs_at_a_time_have_gpus_of_their_own(visible, each, gpus, recipe, tmp_
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    kinds = ["A", "A", "A", "B", "A", "A"]  # the fourth is another card
-    kinds = kinds if visible is None else ["A", "A"]
+    kinds = ["A", "A"] if visible else ["A", "A", "A", "B", "A", "A"]  # the fourth is another card
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(kinds))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: kinds[device])
     made = commands.Commands(settings.load(recipe, ["cpu=false", f"processes={each}"]))
@@ -311,12 +310,13 @@ def test_runs_at_a_time_have_gpus_of_their_own(visible, each, gpus, recipe, tmp_
 
 
 def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "LATE", 0.2)
-    for _ in progress.progress(range(3), desc="short"):
-        pass
+    now = 0.0
+    monkeypatch.setattr("tqdm.std.time", lambda: now)
+    for _ in progress(range(3), desc="short"):
+        now += 10
     assert capsys.readouterr().err == ""
-    for _ in progress.progress(range(12), desc="long"):
-        time.sleep(0.1)
+    for _ in progress(range(30), desc="long"):
+        now += 10
     lines = capsys.readouterr().err.replace("\r", "\n").split()
     assert 3 <= lines.count("long:") <= 7, lines
 

@@ -194,7 +194,7 @@ def test_a_comparison_writes_into_its_own_folder_alone(tmp_path: Path, capsys: p
 PREPARE = """
 import os, signal, sys
 sys.path.insert(0, "recipes")
-from common import hold, machine
+from common import hold
 from corpora import building
 import prepare
 stub, last, count = sys.argv[1] == "stub", int(sys.argv[2]), 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import html
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,7 +120,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     subword_model = args.sentencepiece_model or args.subword_nmt_codes
     for flag in ("path", "sentencepiece_model", "subword_nmt_codes"):
-        if (path := getattr(args, flag)) and not path.is_file():
+        if (path := getattr(args, flag)) and not os.path.isfile(path):
             parser.error(f"argument --{flag.replace('_', '-')}: no such file: {path}")
     if args.no_normalise and not args.subword_nmt_codes:
         parser.error("argument --no-normalise: is for --subword-nmt-codes")

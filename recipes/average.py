@@ -10,6 +10,7 @@ no optimizer state; fairseq-generate, fairseq-validate and ``fairseq-train --fin
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 from functools import partial
 from pathlib import Path
@@ -86,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     count = args.num_epoch_checkpoints or args.num_update_checkpoints
     paths: list[Path] = args.inputs
     if count is not None:
-        if len(paths) != 1 or not paths[0].is_dir():
+        if len(paths) != 1 or not os.path.isdir(paths[0]):
             parser.error("argument --inputs: give one folder with --num-epoch-checkpoints or --num-update-checkpoints")
         kind = "epoch" if args.num_epoch_checkpoints else "update"
         try:
@@ -94,12 +95,12 @@ def main(argv: list[str] | None = None) -> None:
         except ValueError as error:
             parser.error(str(error))
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             parser.error(
                 f"argument --inputs: {path} is a folder: --num-epoch-checkpoints or --num-update-checkpoints says how "
                 "many of its checkpoints"
             )
-        if not path.is_file():
+        if not os.path.isfile(path):
             parser.error(f"argument --inputs: no such file: {path}")
     allow_fairseq_checkpoints()
     try:

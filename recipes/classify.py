@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--path", type=file, required=True, metavar="FILE", help="the model's checkpoint")
     parser.add_argument("--input", type=file, metavar="FILE", help="a sentence a line (default: standard input)")
     args = parser.parse_args(argv)
-    if not args.data.is_dir():
+    if not os.path.isdir(args.data):
         parser.error(f"argument DATA: no such folder: {args.data}")
     logging.disable(logging.INFO)  # of fairseq
     name = args.input or "standard input"

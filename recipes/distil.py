@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     teacher = [Path(path) for path in args.path.split(":")]
     allow_fairseq_checkpoints()
     for path in teacher:
-        if not path.is_file():
+        if not os.path.isfile(path):
             parser.error(f"argument --path: no such file: {path}")
     try:
         manifest = json.loads((data / "manifest.json").read_text(encoding="utf-8"))

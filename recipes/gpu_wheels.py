@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
+from common.arguments import folder
 from common.files import write_text
 from gpu.packages import EXACT, RIVALS, VERSIONS, key, missing, package, pip
 
@@ -32,7 +35,6 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     """Download wheels into a folder."""
     of_build = [*VERSIONS["FAIRSEQ_BUILD"], VERSIONS["PATCH_NG"]]
     without -= EXACT | {key(pin.split("==")[0]) for pin in of_build}  # another version may be there
-    folder.mkdir(parents=True, exist_ok=True)
     for_it = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     for_it += [word for name in PLATFORMS for word in ("--platform", name)]
     tested = [pin for pin in VERSIONS["TEST"] if pin.split("==")[0] in TESTS]
@@ -59,13 +61,16 @@ def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument(
-        "folder", type=Path, nargs="?", default=Path("wheels"), metavar="DIR", help="where to put them (%(default)s)"
+        "folder", type=folder, nargs="?", default="wheels", metavar="DIR", help="where to put them (%(default)s)"
     )
     parser.add_argument("--python", default="3.12", metavar="3.N", help="of the other machine (%(default)s)")
     parser.add_argument("--cuda", choices=("12", "13"), default="13", help="of the other machine's torch (%(default)s)")
     parser.add_argument("--without", nargs="+", default=[], metavar="NAME", help="packages that it has")
     args = parser.parse_args(argv)
-    fetch(args.folder, args.python, args.cuda, {key(name) for name in args.without})
+    try:
+        fetch(args.folder, args.python, args.cuda, {key(name) for name in args.without})
+    except subprocess.CalledProcessError as error:  # pip has said why
+        sys.exit(error.returncode)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -87,7 +88,7 @@ def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prepar
     """What the arguments describe; ends the program where they don't."""
     if ":" in str(args.out):
         parser.error(f"argument --out: must have no colon, at which fairseq splits paths; got {args.out}")
-    if args.local_dir and not args.local_dir.is_dir():
+    if args.local_dir and not os.path.isdir(args.local_dir):
         parser.error(f"argument --local-dir: {args.local_dir} is not a folder")
     return parallel_of(parser, args) if args.name in (None, *CORPORA) else other_of(parser, args)
 
@@ -150,7 +151,7 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
             domains[split] = Path(f"{prefix}.domains")
     for split in texts:
         for path in [*texts[split][0], *([domains[split]] if split in domains else [])]:
-            if not path.is_file():
+            if not os.path.isfile(path):
                 parser.error(f"argument --{split}-prefix: no such file: {path}")
     if args.local_dir and texts:
         parser.error(f"argument --local-dir: {'your own text' if name == 'own' else name} needs no archives")

@@ -33,7 +33,7 @@ from typing import Any
 from unittest import mock
 
 import prepare
-from common.arguments import at_least_one
+from common import arguments
 from common.files import write_text
 from common.machine import processor
 from corpora import building
@@ -201,14 +201,18 @@ def measure(archives: Path, out: Path, options: list[str]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("text", type=Path, metavar="TEXT", help="TEXT.en and TEXT.de are parallel text")
-    parser.add_argument("--work", type=Path, required=True, metavar="DIR", help="a folder for archives and results")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="default: DIR/size.json")
+    parser.add_argument(
+        "--work", type=arguments.folder, required=True, metavar="DIR", help="a folder for archives and results"
+    )
+    parser.add_argument("--results", type=arguments.output_file, metavar="FILE", help="default: DIR/size.json")
     parser.add_argument("--percent", type=float, default=100, help="of WMT'14's pairs (default: %(default)g)")
-    parser.add_argument("--vocab-size", type=at_least_one, metavar="N", help="prepare.py's option, for small trials")
+    parser.add_argument(
+        "--vocab-size", type=arguments.at_least_one, metavar="N", help="prepare.py's option, for small trials"
+    )
     parser.add_argument("--tokenizer", choices=MODELS, nargs="+", default=list(MODELS), help="default: both")
     args = parser.parse_args(argv)
     for side in SIDES:
-        if not Path(f"{args.text}.{side}").is_file():
+        if not os.path.isfile(f"{args.text}.{side}"):
             parser.error(f"argument TEXT: no such file: {args.text}.{side}")
     if not 0 < args.percent <= 100:
         parser.error(f"argument --percent: {args.percent:g} is not above 0 and at most 100")
@@ -241,7 +245,10 @@ def main(argv: list[str] | None = None) -> None:
     archives = args.work / f"archives-{args.percent:g}"
     made = archives / "made.json"
     if not made.is_file():
-        write_text(made, json.dumps(make_archives(args.text, archives, args.percent)))
+        try:
+            write_text(made, json.dumps(make_archives(args.text, archives, args.percent)))
+        except (ValueError, IndexError) as error:  # of unequal lines, not UTF-8, or empty
+            parser.error(f"argument TEXT: {args.text}.en and .de are not parallel text: {error}")
     report |= {
         "machine": here,
         "versions": {name: version(name) for name in ("fairseq", "sacremoses", "sentencepiece", "subword-nmt")},

@@ -4,7 +4,7 @@
 # OUT is runs/quickstart unless given. Run again, it goes on where it stopped and repeats nothing that is done.
 set -euo pipefail
 trap 'exit 130' INT # also where what was interrupted ends as if it had failed
-case ${1:-} in -*)
+case "${1:-} $* " in -* | *" -h "* | *" --help "*)
     sed -n '2,4s/^# //p' "$0"
     exit 2
     ;;
@@ -51,7 +51,10 @@ flags=(--arch sru_tiny --share-all-embeddings --cpu --optimizer adam --adam-beta
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1000
     --no-epoch-checkpoints --log-interval 500 --num-workers 0 "$@")
 options=${flags[*]}
-[ -e "$out/options" ] || { printf '%s\n' "$options" >"$out/options.part" && mv "$out/options.part" "$out/options"; }
+if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then # nothing is trained that others would spoil
+    printf '%s\n' "$options" >"$out/options.part"
+    mv "$out/options.part" "$out/options"
+fi
 if begun=$(cat "$out/options") && [ "$begun" != "$options" ] && [ "$begun" != "$*" ]; then # the latter is of before it had all
     printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$begun" "$options" >&2
     exit 2
@@ -69,6 +72,10 @@ if [ ! -e "$out/trained" ]; then
     amp=$(cat "$out/amp")
     rm -f "$out/generate-test.txt" # of another model
     run fairseq-train "$out/data/bin" --user-dir fairseq_sru $amp --save-dir "$out/checkpoints" "${flags[@]}"
+    if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then
+        printf '%s holds no checkpoint_last.pt, so there is nothing to translate with: were such options given?\n' "$out/checkpoints" >&2
+        exit 1
+    fi
     touch "$out/trained"
 else
     printf '\n%s is trained already\n' "$out/checkpoints" >&2

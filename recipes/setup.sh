@@ -138,4 +138,8 @@ _sru_setup() {
     _sru_install "$prefix" "$root" "$ours" 8>"$lock"
 }
 
+if [ "${BASH_SOURCE[0]}" = "$0" ] && [ $# -gt 0 ]; then # it is run, not sourced
+    _sru_fail "takes no arguments; got: $*"
+    exit 2
+fi
 _sru_setup

@@ -480,6 +480,9 @@ def test_one_set_up_at_a_time(tmp_path: Path) -> None:
     machine.log.write_text("")
     env = {"PATH": str(machine.bin), "LOG": str(machine.log)}
     command = ["bash", str(machine.root / "recipes" / "setup.sh")]
+    helped = subprocess.run([*command, "--help"], env=env, capture_output=True, text=True)
+    assert (helped.returncode, helped.stderr) == (2, "setup.sh: takes no arguments; got: --help\n")
+    assert not machine.log.read_text()
     with (machine.root / ".setup.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         second = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)

@@ -88,7 +88,7 @@ def _architecture(
         if data and look and not getattr(args, "path", None):  # which decoding has alone
             folders = [Path(path) for path in utils.split_paths(data)]
             for folder in folders:
-                if not folder.is_dir():
+                if not os.path.isdir(folder):
                     exit_with(f"argument data: no such folder: {folder}")
             look(args, folders[0])
 

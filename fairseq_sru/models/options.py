@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -160,7 +161,7 @@ def embedding_file(cfg: Namespace, side: str) -> None:
     if not path:
         return
     name = flag(f"{side}_embed_path")
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise ValueError(f"{name}: no such file: {path}")
     try:
         with Path(path).open(encoding="utf-8") as lines:

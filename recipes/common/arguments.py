@@ -9,7 +9,7 @@ from pathlib import Path
 
 def file(text: str) -> Path:
     path = Path(text)
-    if not path.is_file():
+    if not os.path.isfile(path):  # False, too, below a folder that one may not enter, where Path's own raises
         raise argparse.ArgumentTypeError(f"no such file: {path}")
     return path
 
@@ -17,7 +17,7 @@ def file(text: str) -> Path:
 def output_file(text: str) -> Path:
     """Written at the end of long work: whether it can be is told before."""
     path = Path(text)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"{path} can't be written: it is a folder")
     folder(str(path.parent))
     return path
@@ -26,7 +26,7 @@ def output_file(text: str) -> Path:
 def new_file(text: str) -> Path:
     """An :func:`output_file` that isn't there yet."""
     path = output_file(text)
-    if path.exists():
+    if os.path.exists(path):
         raise argparse.ArgumentTypeError(f"{path} is there already: remove it, or name another file")
     return path
 

@@ -144,6 +144,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     for word in overrides:
         if not re.match(r"[^=]+=", word):
             raise ValueError(f"{word}: must be key=value")
+        try:
+            OmegaConf.from_dotlist([word])
+        except Exception as error:  # of the YAML reader, which has several
+            raise ValueError(f"{word}: the value is not YAML: {str(error).splitlines()[0]}") from None
     try:
         recipe: Any = OmegaConf.load(path)
         above = OmegaConf.from_dotlist(list(overrides))

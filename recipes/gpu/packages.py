@@ -175,7 +175,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="of wheels, and where to install them")
     args = parser.parse_args(argv)
-    COMMANDS[args.command](*args.folders)
+    try:
+        COMMANDS[args.command](*args.folders)
+    except subprocess.CalledProcessError as error:  # pip has said why
+        sys.exit(error.returncode)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,7 @@ def recipe(tmp_path: Path) -> Path:
         ("budget.hours=3", r"^budget.hours: unknown key; allowed: minutes, updates$"),
         ("checkpoints=many", r"^checkpoints: Value 'many' of type 'str' could not be converted to Integer$"),
         ("checkpoints", r"^checkpoints: must be key=value$"),
+        ("seeds=[1,2", r"^seeds=\[1,2: the value is not YAML: while parsing a flow sequence$"),
         ("checkpoints=0", r"^checkpoints: must be above 0; got 0$"),
         ("speed.beams=[1,0]", r"^speed.beams: must be above 0; got 0$"),
         ("speed.beams=[]", r"^speed.beams: must have a number at least$"),

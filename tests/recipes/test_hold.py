@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -19,7 +20,8 @@ from typing import Any
 
 import compare
 import pytest
-from common import hold, machine
+from common import arguments, hold, machine
+from common.files import write_text
 from conftest import ROOT
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
@@ -31,6 +33,37 @@ Tree = dict[str, bytes | None]  # what files hold; None for a folder
 def tree(folder: Path) -> Tree:
     paths = sorted(folder.rglob("*"))
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+# --- files that are named and written ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Folders that nobody may enter are closed to root, too."""
+    user = os.geteuid()
+    os.seteuid(user or 65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("kind", [arguments.file, arguments.new_file, arguments.output_file])
+def test_what_may_not_be_entered_is_told_under_the_arguments_name(kind: Callable[[str], Path], tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    with without_privileges(), pytest.raises(argparse.ArgumentTypeError, match=str(closed)):
+        kind(str(closed / "model.pt"))
+
+
+def test_a_link_is_written_through(tmp_path: Path) -> None:
+    there, link = tmp_path / "shared" / "trials.json", tmp_path / "trials.json"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    for text in ("new", "again"):
+        write_text(link, text)
+        assert link.is_symlink() and there.read_text() == text and list(there.parent.iterdir()) == [there]
 
 
 # --- the lock ---------------------------------------------------------------------------------------------------------

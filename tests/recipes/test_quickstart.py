@@ -162,9 +162,25 @@ def test_quickstart_leaves_a_foreign_folder_alone(tmp_path):
 
 
 def test_quickstart_tells_how_it_is_called():
-    process = quickstart(Path("--help"))
-    said = process.communicate()[0]
-    assert process.returncode == 2 and "bash recipes/quickstart.sh [OUT [options of fairseq-train]]\n" in said
+    for out, *options in [[Path("--help")], [Path("out"), "--help"], [Path("out"), "-h"]]:
+        process = quickstart(out, *options)
+        said = process.communicate()[0]
+        assert process.returncode == 2 and "bash recipes/quickstart.sh [OUT [options of fairseq-train]]\n" in said
+
+
+@pytest.mark.slow
+def test_what_trained_nothing_spoils_no_folder(run, tmp_path):
+    """A mistyped option, and one after which there is no model where it is looked for."""
+    shutil.copytree(run[0] / "data", tmp_path / "data")
+    shutil.copyfile(run[0] / hold.NAME, tmp_path / hold.NAME)
+    for options, code, words in [
+        (["--dropuot", "0.3"], 2, "unrecognized arguments: --dropuot 0.3"),
+        (["--no-save", "--max-update", "2"], 1, f"{tmp_path}/checkpoints holds no checkpoint_last.pt"),
+        (["--max-update", "2"], 0, "BLEU"),
+    ]:
+        process = quickstart(tmp_path, *options)
+        said = process.communicate()[0]
+        assert process.returncode == code and words in said, said[-3000:]
 
 
 def test_quickstart_prints_commands_that_can_be_copied(run):

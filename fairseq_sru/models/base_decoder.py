@@ -26,8 +26,6 @@ State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; e
 IncrementalState = dict[str, dict[str, Tensor | None]]  # fairseq's
 Extra = dict[str, list[Tensor] | None]  # fairseq's, too
 
-SOURCE = ("keys", "values", "masks")  # under these names the encoder's result holds Source's fields, for each attention
-
 logger = logging.getLogger(__name__)
 
 
@@ -206,19 +204,17 @@ class BaseDecoder(FairseqIncrementalDecoder):
         ]
         return [attention for attention in parts if attention is not None]
 
-    def project(self, source: Tensor, padding_mask: Tensor) -> dict[str, list[Tensor]]:
-        """What the attentions read of the source, as the encoder adds it to its result: once a sentence.
-
-        Args:
-            source: the encoder outputs ``(src_len, batch, output_units)``.
-            padding_mask: ``(batch, src_len)`` bool, True at padding.
-        """
-        sources = [attention.project(source, padding_mask) for attention in self.attentions()]
-        return {name: [s[i] for s in sources] for i, name in enumerate(SOURCE)}
-
     def sources(self, encoder_out: dict[str, Any]) -> list[Source]:
-        """What each of :meth:`attentions` reads."""
-        return list(map(Source, *(encoder_out[name] for name in SOURCE)))
+        """What each of :meth:`attentions` reads. Where no gradient is recorded, it is kept in the encoder's result, so
+        that it is computed once a sentence and beam search reorders it with the rest."""
+        outputs, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
+        kept = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else encoder_out.get("read")
+        if kept and (known := kept.get(self)) and known[0] is outputs:
+            return known[1]  # type: ignore[no-any-return]
+        made = [attention.project(outputs, padding_mask) for attention in self.attentions()]
+        if kept is not None:
+            kept[self] = outputs, made
+        return made
 
     def _kept(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
         """What the earlier steps left: torch's steps a state a layer, compiled ones ``c`` of all and ``coverage``."""

@@ -11,6 +11,7 @@ from fairseq.models import FairseqEncoder
 from torch import Tensor, nn
 
 from ..decoding.program import Program
+from .attention import Source
 
 
 class BaseEncoder(FairseqEncoder):
@@ -31,10 +32,6 @@ class BaseEncoder(FairseqEncoder):
             self.padding_idx = dictionary.pad()
             self.embed_tokens = embed_tokens
 
-    def project(self, source: Tensor, padding_mask: Tensor) -> dict[str, list[Tensor]]:
-        """What a decoder reads of the outputs; where there is one, its own takes this one's place (translation.py)."""
-        return {}
-
     def result(self, outputs: Tensor, padding_mask: Tensor, **more: list[Tensor]) -> dict[str, Any]:
         """The encoder's result.
 
@@ -44,11 +41,11 @@ class BaseEncoder(FairseqEncoder):
             more: lists of tensors that have the batch first.
 
         Returns:
-            encoder_out ``[outputs]``, encoder_padding_mask ``[padding_mask]``, rows_per_sentence, 1, and a keys, values
-            and masks for each attention of the decoder.
+            encoder_out ``[outputs]``, encoder_padding_mask ``[padding_mask]``, rows_per_sentence, 1, and read, where
+            decoders keep what their attentions read of the outputs (:meth:`BaseDecoder.sources`).
         """
         made = {"encoder_out": [outputs], "encoder_padding_mask": [padding_mask], **more}
-        return {**made, **self.project(outputs, padding_mask), "rows_per_sentence": 1}
+        return {**made, "rows_per_sentence": 1, "read": {}}
 
     def program(self) -> Program | None:
         """What computes the outputs, written down, with their slot as its result; None where it has to be torch's."""
@@ -68,8 +65,13 @@ class BaseEncoder(FairseqEncoder):
         if kept != list(range(len(encoder_out["encoder_padding_mask"][0]))):
             at = torch.tensor(kept, device=new_order.device)
             for name, tensors in encoder_out.items():
-                if name != "rows_per_sentence":
+                if isinstance(tensors, list):
                     new[name] = [t.index_select(1 if name == "encoder_out" else 0, at) for t in tensors]
+            new["read"] = {
+                decoder: (new["encoder_out"][0], [Source(*(t.index_select(0, at) for t in one)) for one in sources])
+                for decoder, (outputs, sources) in encoder_out["read"].items()
+                if outputs is encoder_out["encoder_out"][0]
+            }
         return new
 
     def max_positions(self) -> int:

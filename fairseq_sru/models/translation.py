@@ -17,19 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class TranslationModel(FairseqEncoderDecoderModel):
-    """A :class:`BaseEncoder` and a :class:`BaseDecoder`.
-
-    What the decoder's attentions read of the source is a part of the encoder's result, so that it is computed once a
-    sentence and beam search reorders it with the rest.
-    """
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """As in nn.Module; an encoder computes what the decoder put beside it last reads, so it serves one model."""
-        super().__setattr__(name, value)
-        if name in ("encoder", "decoder"):
-            encoder, decoder = map(self._modules.get, ("encoder", "decoder"))
-            if encoder is not None and decoder is not None:
-                encoder.project = decoder.project
+    """A :class:`BaseEncoder` and a :class:`BaseDecoder`."""
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
         """Says so where a checkpoint has two embeddings for the one that this model has."""

@@ -618,11 +618,9 @@ def test_the_layers_load_no_fairseq_and_the_models_say_what_they_lack(tmp_path):
     broken = tmp_path / "broken" / "fairseq"
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ValueError('mutable default CommonConfig for field common')")
-    for first in ([ROOT], [broken.parent, ROOT]):
-        done = run_python(LAYERS, first, tmp_path)
+    for without in ("", alone()):  # the latter as after pip install .
+        done = run_python(without + LAYERS, [ROOT], tmp_path)
         assert (done.stdout, done.stderr) == ("torch.Size([2, 1, 4])\n", "")
-    done = run_python(alone() + LAYERS, [ROOT], tmp_path)  # as after pip install .
-    assert (done.stdout, done.stderr) == ("torch.Size([2, 1, 4])\n", "")
 
     done = run_python("import fairseq_sru.models", [broken.parent, ROOT], tmp_path)
     last = done.stderr.splitlines()[-1]
@@ -663,7 +661,7 @@ def test_imported_after_fairseq_the_models_are_registered(tmp_path):
 def test_a_toy_task_is_learned(tmp_path):
     sizes = ["--encoder-embed-dim", 64, "--decoder-embed-dim", 64, "--encoder-hidden-size", 32, "--dropout", 0.1]
     small = [*sizes, "--share-all-embeddings", "--encoder-layers", 1, "--decoder-layers", 1]
-    assert reverses(tmp_path, ["sru_tiny", *small], beam=1, epochs=25) > 0.95
+    assert reverses(tmp_path, ["sru_tiny", *small], beam=1, epochs=14) > 0.95
 
 
 @pytest.mark.slow

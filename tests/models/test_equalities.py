@@ -72,6 +72,7 @@ def test_incremental_equals_full_after_random_reorderings(model, dictionary):
 
 
 @translating
+@torch.no_grad()
 def test_hypotheses_of_a_sentence_share_its_keys_and_values(model, dictionary):
     """As fairseq's beam search has it: beams next to one another, reordered within their sentence, sentences that are
     done taken out."""
@@ -87,14 +88,15 @@ def test_hypotheses_of_a_sentence_share_its_keys_and_values(model, dictionary):
         step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
         alone = model.encoder(src[alive].repeat_interleave(beam, 0))
         torch.testing.assert_close(step, log_probs(model, model.decoder(target, alone))[:, -1])
-        keys = encoded.get("keys", [])
+        keys = [source.key for source in model.decoder.sources(encoded)]
         assert len(keys) == len(attentions(model))
         assert all(len(key) == len(alive) for key in keys)
         stay = [row for row, n in enumerate(alive) if (t, n) not in ((2, 1), (5, 0))]
         alive = [alive[row] for row in stay]
         order = torch.cat([row * beam + torch.randint(beam, (beam,), generator=rng) for row in stay])
         encoded = reorder(model, state, encoded, order)
-        assert t in (2, 5) or all(new is old for new, old in zip(encoded.get("keys", []), keys, strict=True))
+        kept = [source.key for source in model.decoder.sources(encoded)]
+        assert t in (2, 5) or all(new is old for new, old in zip(kept, keys, strict=True))
         words = torch.randint(dictionary.nspecial, len(dictionary), (len(order), 1), generator=rng)
         target = torch.cat([target[order], words], dim=1)
 

@@ -21,7 +21,6 @@ def run(model: Any, dictionary: Any) -> Tensor:
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_a_part_of_another_model_works_with_what_it_is_put_to(part, build, dictionary):
-    """What the attentions read of the source is computed by the encoder, with the weights of its decoder."""
     one, other, expected = (build().eval() for _ in range(3))
     expected.load_state_dict(one.state_dict())
     getattr(expected, part).load_state_dict(getattr(other, part).state_dict())
@@ -29,6 +28,25 @@ def test_a_part_of_another_model_works_with_what_it_is_put_to(part, build, dicti
     torch.testing.assert_close(run(one, dictionary), run(expected, dictionary))
     run(one, dictionary).square().sum().backward()
     assert all(weight.grad is not None for weight in one.parameters())
+
+
+def test_one_encoder_serves_several_decoders(build, dictionary):
+    """Fine-tuning with the encoder frozen, also by no_grad; outputs of the encoder that are edited."""
+    one, other = (build().eval() for _ in range(2))
+    other.load_state_dict({**other.state_dict(), **{f"encoder.{k}": v for k, v in one.encoder.state_dict().items()}})
+    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 4)
+    expected = [run(model, dictionary) for model in (one, other)]
+    with torch.no_grad():
+        encoded = one.encoder(src, None)
+        for _ in range(2):  # the second time what they read is kept
+            for model, logits in zip((one, other), expected, strict=True):
+                torch.testing.assert_close(model.decoder(target, encoded)[0], logits)
+        edited = {**encoded, "encoder_out": [2 * encoded["encoder_out"][0]]}
+        changed = one.decoder(target, edited)[0]
+        torch.testing.assert_close(one.decoder(target, {**edited, "read": {}})[0], changed)
+        assert not torch.allclose(changed, expected[0])
+    one.decoder(target, encoded)[0].square().sum().backward()
+    assert all(weight.grad is not None for weight in one.decoder.parameters())
 
 
 def test_a_copy_has_weights_of_its_own(build, dictionary):

@@ -19,7 +19,6 @@ from fairseq_sru.decoding import program as program_module
 from fairseq_sru.layers.cell import SRUCell
 from fairseq_sru.models import base_decoder, step, units
 from fairseq_sru.models.attention import Attention
-from fairseq_sru.models.base_decoder import SOURCE
 from fairseq_sru.recurrence import build, dispatch
 
 COMPILED = {
@@ -280,16 +279,21 @@ def test_what_compiled_code_does_not_check_is_torchs(
         model.decoder(target, encoded, incremental_state={})
     assert ran == [1], "what is changed below is why it doesn't run"
     ran.clear()
+
+    def changed(how: Any) -> dict[str, Any]:
+        outputs, sources = encoded["read"][model.decoder]
+        return {**encoded, "read": {model.decoder: (outputs, how(sources))}}
+
     if what == "rows":
         target = prefixes(dictionary, 3, 1)
     elif what == "state":
         model.decoder.set_incremental_state(state, "cached_state", {"c": torch.zeros(1, 3), "coverage": None})
     elif what == "keys of 16 bits":
-        encoded = {**encoded, "keys": [key.bfloat16() for key in encoded["keys"]]}
+        encoded = changed(lambda sources: [source._replace(key=source.key.bfloat16()) for source in sources])
     elif what == "fewer heads":
-        encoded = {**encoded, "keys": [key[:, 1:] for key in encoded["keys"]]}
+        encoded = changed(lambda sources: [source._replace(key=source.key[:, 1:]) for source in sources])
     elif what == "a layer less":
-        encoded = {**encoded, **{name: encoded[name][1:] for name in SOURCE}}
+        encoded = changed(lambda sources: sources[1:])
     elif what == "tokens of 32 bits":
         target = target.int()
     elif what == "training":

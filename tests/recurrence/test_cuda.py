@@ -498,9 +498,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     "variant, vec, ahead",
     [
         (DEFAULT_VARIANT, 4, 2),
-        (Variant(1, 2, 2, 0, 0), 8, 2),
-        (Variant(2, 0, 4, 0, 1), 4, 2),
-        (Variant(2, 1, 3, 1, 0), 1, 8),
+        pytest.param(Variant(1, 2, 2, 0, 0), 8, 2, marks=pytest.mark.slow),
+        pytest.param(Variant(2, 0, 4, 0, 1), 4, 2, marks=pytest.mark.slow),
+        pytest.param(Variant(2, 1, 3, 1, 0), 1, 8, marks=pytest.mark.slow),
         (Variant(3, 1, 3, 1, 1), 2, 2),
     ],
     ids=str,

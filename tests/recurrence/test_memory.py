@@ -92,7 +92,7 @@ def test_a_leak_of_one_state_a_step_would_show() -> None:
 
 
 @needs_proc
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", [b if b == "native" else pytest.param(b, marks=pytest.mark.slow) for b in BACKENDS])
 @pytest.mark.parametrize("what", [pytest.param("training", marks=pytest.mark.slow), "decoding"])
 def test_memory_is_flat(what: str, backend: str) -> None:
     memory, objects = measured(f"{what}({backend!r})")

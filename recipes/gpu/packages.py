@@ -116,6 +116,8 @@ def fairseq(folder: Path, site: Path) -> None:
     if found and ("+py311" not in found or found == VERSIONS["FAIRSEQ_PATCHED"]):
         print(f"fairseq {found} is there")
         return
+    for old in site.glob("fairseq-*.dist-info"):  # which pip leaves there, and which may be found first
+        shutil.rmtree(old)
     (sdist,) = folder.glob("fairseq-*.tar.gz")
     offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder.absolute().as_uri()}  # pip splits words at spaces
     program = ROOT / "fairseq_sru" / "install_fairseq.py"

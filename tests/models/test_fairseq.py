@@ -916,6 +916,16 @@ def test_adam_of_all_weights_at_once_makes_the_same_updates(weight_decay: float,
     assert (made[0][0][1] - start[1]).abs().max() > 0.05
 
 
+def test_adam_goes_on_from_apexs() -> None:
+    """Whose state has no word of amsgrad."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    found = Adam([weight], lr=0.1)
+    del found.param_groups[0]["amsgrad"]
+    found.step()
+    torch.testing.assert_close(weight.detach(), torch.full((3,), 0.9))
+
+
 @pytest.mark.parametrize("together", [None, "fused", "foreach"])
 def test_adam_refuses_what_belongs_to_weights_of_other_shapes(together: str | None) -> None:
     """torch's kernels would read and write beyond it."""

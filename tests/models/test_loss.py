@@ -119,6 +119,22 @@ def test_criterions_take_it_in_bfloat16_alone(kind, monkeypatch):
         torch.testing.assert_close(a, b, rtol=0.02, atol=0.02 * b.abs().max().item())
 
 
+def test_a_criterion_with_probabilities_of_its_own_keeps_them():
+    class Tempered(LabelSmoothedCrossEntropyCriterion):
+        def get_lprobs_and_target(self, *given: Any) -> Any:
+            lprobs, target = super().get_lprobs_and_target(*given)
+            return lprobs / 2, target
+
+    dictionary = numbered(20)
+    model, batch = made("sru", dictionary).float().eval(), sample(dictionary)
+    usual, tempered = (
+        kind(Namespace(target_dictionary=dictionary), sentence_avg=False, label_smoothing=0.1)
+        for kind in (LabelSmoothedCrossEntropyCriterion, Tempered)
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert tempered(model, batch)[0].item() == pytest.approx(usual(model, batch)[0].item() / 2, rel=1e-4)
+
+
 def test_what_it_leaves_to_fairseq(monkeypatch):
     dictionary = numbered(60)
     batch = sample(dictionary)

@@ -574,9 +574,12 @@ def test_a_fairseq_of_an_earlier_patch_does_not_do(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(packages.importlib.metadata, "version", lambda _: "0.12.2+py311")
     monkeypatch.setattr(packages.subprocess, "run", builds)
     monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words[-1].name))
+    old = tmp_path / "site" / "fairseq-0.12.2+py311.dist-info"
+    old.mkdir(parents=True)
     packages.fairseq(wheels, tmp_path / "site")
     assert asked == [f"file://{tmp_path}/my%20wheels", "fairseq-0.12.2+now-py3-none-any.whl"]
     assert [path.name for path in mine.iterdir()] == ["fairseq-0.12.2+earlier-py3-none-any.whl"]
+    assert not old.exists()
     for version in (FAIRSEQ_PATCHED, "0.12.2"):  # the second is somebody's that works
         monkeypatch.setattr(packages.importlib.metadata, "version", lambda _, version=version: version)
         packages.fairseq(wheels, tmp_path / "site")

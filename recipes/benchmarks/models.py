@@ -139,8 +139,8 @@ def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
     @torch.no_grad()
     def decode() -> None:
         state: dict[str, dict[str, Tensor | None]] = {}
-        if hasattr(model.decoder, "project"):  # ours are a part of the encoder's result, the others' of the first step
-            model.decoder.project(*(encoded[name][0] for name in ("encoder_out", "encoder_padding_mask")))
+        if "read" in encoded:  # keys and values, which the first step then makes, as that of others does
+            encoded["read"].clear()
         for step in range(STEPS):
             model.decoder(before[:, : step + 1], encoder_out=encoded, incremental_state=state)
             if beam > 1:
@@ -175,7 +175,7 @@ def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Functi
         for kept in state.values():
             if kept is not None:
                 kept.zero_()  # the state before the first step
-        decoder.project(*(encoded[name][0] for name in ("encoder_out", "encoder_padding_mask")))
+        decoder.sources({**encoded, "read": {}})  # whose keys and values the graph has from before
         for at in range(STEPS):
             token.copy_(before[:, at : at + 1])
             replay()

@@ -42,9 +42,10 @@ VARIABLES = (BACKEND_VARIABLE, CACHE_VARIABLE, nvrtc.NVRTC_VARIABLE, "CXX", "CUD
 def packages() -> dict[str, str | None]:
     """Versions of what is installed by name; None for what isn't."""
     found: dict[str, str | None] = {"Python": platform.python_version(), "fairseq_sru": __version__}
+    found["torch"] = torch.__version__  # which names its CUDA
     distributions = importlib.metadata.distributions()
     installed = {d.metadata["Name"].lower(): d.version for d in distributions if d.metadata["Name"]}
-    for name in ("torch", "fairseq", "cupy", "pynvrtc", "cuda-pathfinder", "sacrebleu"):
+    for name in ("fairseq", "cupy", "pynvrtc", "cuda-pathfinder", "sacrebleu"):
         names = [n for n in installed if n == name or (name == "cupy" and n.startswith("cupy-cuda"))]
         found[name] = ", ".join(f"{installed[n]}{f' ({n})' * (n != name)}" for n in names) or None
     return found

@@ -82,9 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     out = comparison.out
     comparison.jobs = args.jobs
-    inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
     # made, or begun, by the first command of a dry run
-    ours = inside == {"data"} and (out / "data" / hold.NAME).is_file()
+    ours = os.path.isfile(out / "data" / hold.NAME) and os.listdir(out) == ["data"]
     with working_in(out, parser, mixed=ours):
         check_flags(comparison, lambda _: None)  # better now than after training
         comparison.run()

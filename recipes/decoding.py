@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--turns", type=at_least_one, default=3, help="runs of each system (%(default)s)")
     parser.add_argument("--sentences", type=at_least_one, default=200, help="that go one by one (%(default)s)")
     args = parser.parse_args(argv)
-    if not (args.data / "spm.model").is_file():
+    if not os.path.isfile(args.data / "spm.model"):
         parser.error(f"argument --data: no such file: {args.data / 'spm.model'}")
     try:
         manifest = json.loads((args.data / "manifest.json").read_text("utf-8"))

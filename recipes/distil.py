@@ -100,7 +100,7 @@ def main(argv: list[str] | None = None) -> None:
         total = len(data_utils.load_indexed_dataset(str(data / "bin" / f"{pair}.{source}")))
     except (OSError, ValueError, LookupError, TypeError):  # the last without the data set
         parser.error(f"argument DATA: {args.data} is not a folder of parallel text that prepare.py has finished")
-    if (args.out / "manifest.json").exists():
+    if os.path.exists(args.out / "manifest.json"):
         parser.error(f"argument --out: {args.out} is a data set already: name another folder")
     for path in teacher:
         try:

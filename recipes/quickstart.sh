@@ -54,6 +54,7 @@ options=${flags[*]}
 if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then # nothing is trained that others would spoil
     printf '%s\n' "$options" >"$out/options.part"
     mv "$out/options.part" "$out/options"
+    rm -f "$out/trained"
 fi
 if begun=$(cat "$out/options") && [ "$begun" != "$options" ] && [ "$begun" != "$*" ]; then # the latter is of before it had all
     printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$begun" "$options" >&2

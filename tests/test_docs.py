@@ -406,8 +406,8 @@ def parser_of(module: str) -> argparse.ArgumentParser:
         raise Parsed
 
     with pytest.MonkeyPatch.context() as now, contextlib.suppress(Parsed):
-        now.setattr(argparse.ArgumentParser, "parse_args", parse)
-        now.setattr(argparse.ArgumentParser, "parse_known_args", parse)
+        for name in ("parse_args", "parse_known_args", "parse_intermixed_args"):
+            now.setattr(argparse.ArgumentParser, name, parse)
         main([]) if inspect.signature(main).parameters else main()
     return found[0]
 

@@ -1,8 +1,8 @@
 """Attention of decoder states over encoder outputs.
 
-Keys, values and mask depend on the source alone: ``project`` computes them once a sentence, ``forward`` reads them at
-every step. In beam search the batch has several rows a sentence, one a hypothesis, next to one another: the rows then
-share what is their sentence's.
+Keys, values and mask depend on the source alone: ``project`` computes them, once a sentence where no gradient is
+recorded, and ``forward`` reads them at every step. In beam search the batch has several rows a sentence, one a
+hypothesis, next to one another: the rows then share what is their sentence's.
 """
 
 from __future__ import annotations
@@ -29,6 +29,15 @@ class Source(NamedTuple):
     key: Tensor
     value: Tensor
     mask: Tensor
+
+
+class Read(NamedTuple):
+    """What the attentions of a decoder read of encoder outputs, and the versions of these and of the weights that it
+    was made with."""
+
+    outputs: Tensor
+    written: list[tuple[int, int]]
+    sources: list[Source]
 
 
 def dot_product_attention(
@@ -119,6 +128,11 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.key_value.weight)
         nn.init.xavier_uniform_(self.out.weight)
 
+    @property
+    def projection(self) -> Linear:
+        """What :meth:`project` multiplies by."""
+        return self.key_value
+
     def project(self, source: Tensor, padding_mask: Tensor) -> Source:
         """What :meth:`forward` reads of encoder outputs ``(src_len, sentences, source_size)``.
 
@@ -203,6 +217,11 @@ class GlobalAttention(nn.Module):
         self.out = Linear(source_size + query_size, out_size, bias=False)
         nn.init.xavier_uniform_(self.key.weight)
         nn.init.xavier_uniform_(self.out.weight)
+
+    @property
+    def projection(self) -> Linear:
+        """As :meth:`Attention.projection`."""
+        return self.key
 
     def project(self, source: Tensor, padding_mask: Tensor) -> Source:
         """As :meth:`Attention.project`; there is one head, and values are the encoder outputs."""

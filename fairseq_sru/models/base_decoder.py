@@ -17,7 +17,7 @@ from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from ..recurrence.autograd import eager
 from ..recurrence.dispatch import choose
-from .attention import Attention, GlobalAttention, Source
+from .attention import Attention, GlobalAttention, Read, Source
 from .options import ALIGNED, cutoffs, tied
 from .step import Step, compilable, forget, readable, remembered, version
 from .units import LSTM
@@ -208,13 +208,16 @@ class BaseDecoder(FairseqIncrementalDecoder):
         """What each of :meth:`attentions` reads. Where no gradient is recorded, it is kept in the encoder's result, so
         that it is computed once a sentence and beam search reorders it with the rest."""
         outputs, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
-        kept = None if torch.is_grad_enabled() or torch.compiler.is_compiling() else encoder_out.get("read")
-        if kept and (known := kept.get(self)) and known[0] is outputs:
-            return known[1]  # type: ignore[no-any-return]
-        made = [attention.project(outputs, padding_mask) for attention in self.attentions()]
-        if kept is not None:
-            kept[self] = outputs, made
-        return made
+        attentions = self.attentions()
+        kept: dict[Any, Read] | None = encoder_out.get("read")
+        if kept is None or torch.is_grad_enabled() or not eager():
+            return [attention.project(outputs, padding_mask) for attention in attentions]
+        written = [version(outputs), *(version(attention.projection.weight) for attention in attentions)]
+        known = kept.get(self)
+        if known is None or known.outputs is not outputs or known.written != written:
+            known = Read(outputs, written, [attention.project(outputs, padding_mask) for attention in attentions])
+            kept[self] = known
+        return known.sources
 
     def _kept(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
         """What the earlier steps left: torch's steps a state a layer, compiled ones ``c`` of all and ``coverage``."""

@@ -11,7 +11,8 @@ from fairseq.models import FairseqEncoder
 from torch import Tensor, nn
 
 from ..decoding.program import Program
-from .attention import Source
+from .attention import Read, Source
+from .step import version
 
 
 class BaseEncoder(FairseqEncoder):
@@ -67,10 +68,15 @@ class BaseEncoder(FairseqEncoder):
             for name, tensors in encoder_out.items():
                 if isinstance(tensors, list):
                     new[name] = [t.index_select(1 if name == "encoder_out" else 0, at) for t in tensors]
+            before, after = encoder_out["encoder_out"][0], new["encoder_out"][0]
             new["read"] = {
-                decoder: (new["encoder_out"][0], [Source(*(t.index_select(0, at) for t in one)) for one in sources])
-                for decoder, (outputs, sources) in encoder_out["read"].items()
-                if outputs is encoder_out["encoder_out"][0]
+                decoder: Read(
+                    after,
+                    [version(after), *read.written[1:]],
+                    [Source(*(t.index_select(0, at) for t in source)) for source in read.sources],
+                )
+                for decoder, read in encoder_out["read"].items()
+                if read.outputs is before and read.written[0] == version(before)
             }
         return new
 

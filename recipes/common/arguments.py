@@ -19,7 +19,8 @@ def output_file(text: str) -> Path:
     path = Path(text)
     if os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"{path} can't be written: it is a folder")
-    folder(str(path.parent))
+    written = os.path.realpath(path) if os.path.islink(path) else path  # a link's own folder need not be there
+    folder(os.path.dirname(written) or ".")
     return path
 
 

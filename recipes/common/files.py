@@ -23,7 +23,7 @@ def read_text(path: Path) -> str:
 
 def write(path: Path, how: Callable[[Path], object]) -> None:
     """Aside first, by ``how(aside)``, then renamed: nobody sees half of a file. A link stays one, to the new file."""
-    path = path.resolve()
+    path = Path(os.path.realpath(path))
     aside = path.with_name(f".{os.getpid()}-.{path.name}")  # torch.save requires a name before the suffix
     try:
         how(aside)

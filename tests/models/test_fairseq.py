@@ -917,13 +917,23 @@ def test_adam_of_all_weights_at_once_makes_the_same_updates(weight_decay: float,
 
 
 def test_adam_goes_on_from_apexs() -> None:
-    """Whose state has no word of amsgrad."""
-    weight = torch.nn.Parameter(torch.ones(3))
-    weight.grad = torch.ones(3)
-    found = Adam([weight], lr=0.1)
-    del found.param_groups[0]["amsgrad"]
-    found.step()
-    torch.testing.assert_close(weight.detach(), torch.full((3,), 0.9))
+    """Which counts steps for all weights of a group together and has no word of amsgrad."""
+    made = []
+    for of_apex in (False, True):
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.tensor([1.0, -2.0, 3.0])
+        found = Adam([weight], lr=0.1)
+        found.step()
+        state = found.state_dict()
+        if of_apex:
+            del state["param_groups"][0]["amsgrad"]
+            state["param_groups"][0]["step"] = state["state"][0].pop("step")
+        later = Adam([weight], lr=0.1)
+        later.load_state_dict(state)
+        weight.grad = torch.tensor([-3.0, 2.0, 1.0])
+        later.step()
+        made.append(weight.detach())
+    assert torch.equal(*made)
 
 
 @pytest.mark.parametrize("together", [None, "fused", "foreach"])

@@ -45,6 +45,14 @@ def test_one_encoder_serves_several_decoders(build, dictionary):
         changed = one.decoder(target, edited)[0]
         torch.testing.assert_close(one.decoder(target, {**edited, "read": {}})[0], changed)
         assert not torch.allclose(changed, expected[0])
+        encoded["encoder_out"][0].mul_(2)
+        torch.testing.assert_close(one.decoder(target, encoded)[0], changed)
+        encoded["encoder_out"][0].div_(2)
+        attentions = one.decoder.attentions()
+        for factor in (3, 1 / 3):
+            for attention in attentions:
+                attention.projection.weight.mul_(factor)
+            torch.testing.assert_close(one.decoder(target, encoded)[0], one.decoder(target, {**encoded, "read": {}})[0])
     one.decoder(target, encoded)[0].square().sum().backward()
     assert all(weight.grad is not None for weight in one.decoder.parameters())
 

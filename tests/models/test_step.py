@@ -281,8 +281,8 @@ def test_what_compiled_code_does_not_check_is_torchs(
     ran.clear()
 
     def changed(how: Any) -> dict[str, Any]:
-        outputs, sources = encoded["read"][model.decoder]
-        return {**encoded, "read": {model.decoder: (outputs, how(sources))}}
+        read = encoded["read"][model.decoder]
+        return {**encoded, "read": {model.decoder: read._replace(sources=how(read.sources))}}
 
     if what == "rows":
         target = prefixes(dictionary, 3, 1)

@@ -59,8 +59,8 @@ def test_what_may_not_be_entered_is_told_under_the_arguments_name(kind: Callable
 
 def test_a_link_is_written_through(tmp_path: Path) -> None:
     there, link = tmp_path / "shared" / "trials.json", tmp_path / "trials.json"
-    there.parent.mkdir()
     link.symlink_to(there)
+    assert arguments.output_file(str(link)) == link  # and the folder is there
     for text in ("new", "again"):
         write_text(link, text)
         assert link.is_symlink() and there.read_text() == text and list(there.parent.iterdir()) == [there]

@@ -25,7 +25,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -147,15 +147,12 @@ def cache() -> dict[str, Any]:
     return {"folder": str(folder), "files": len(sizes), "bytes": sum(sizes), "trouble": trouble}
 
 
-class Trial(NamedTuple):
-    """Of a backend: the greatest difference from the definition, or what went wrong."""
+Trial = dict[str, Any]
+"""Of a backend: ``error``, the greatest difference from the definition, or ``failure``, what went wrong."""
 
-    error: float | None
-    failure: str | None
 
-    @property
-    def right(self) -> bool:
-        return self.error is not None and self.error <= TOLERANCE
+def right(tried: Trial) -> bool:
+    return tried["error"] is not None and bool(tried["error"] <= TOLERANCE)
 
 
 def trial(backend: str) -> Trial:
@@ -177,8 +174,10 @@ def trial(backend: str) -> Trial:
         exact = results("reference", "cpu", torch.float64)
         error = float(((got - exact).abs() / exact.abs().clamp(min=1)).max())
     except Exception as failure:  # whatever a driver or a compiler comes up with is what the user must see
-        return Trial(None, f"{type(failure).__name__}: {failure}")
-    return Trial(error, None) if math.isfinite(error) else Trial(None, "what it computes is not finite")
+        return {"error": None, "failure": f"{type(failure).__name__}: {failure}"}
+    if not math.isfinite(error):
+        return {"error": None, "failure": "what it computes is not finite"}
+    return {"error": error, "failure": None}
 
 
 def automatic() -> dict[str, dict[str, str | None]]:
@@ -219,8 +218,8 @@ def advice(found: dict[str, Any]) -> list[str]:
         if said != "ready" and DEVICES.get(name) in auto:
             first, *rest = said.strip().splitlines()  # compilers say much, and most at the end
             lines.append(" ".join([f"{name}: {first}", *rest[-1:]]))
-        elif name in found["trials"] and not Trial(**found["trials"][name]).right:
-            others = [n for n in BACKENDS if n in found["trials"] and Trial(**found["trials"][n]).right]
+        elif name in found["trials"] and not right(found["trials"][name]):
+            others = [n for n in BACKENDS if n in found["trials"] and right(found["trials"][n])]
             avoid = f"{BACKEND_VARIABLE}={others[0]} avoids it" if others else "no backend computes right"
             lines.append(f"{name} can't be trusted here: {avoid}; an empty cache folder may mend it; please report it")
     device = main_device(auto)
@@ -254,12 +253,12 @@ def examine() -> dict[str, Any]:
             "compiler_trouble": compiler_trouble,
             "cache": cache(),
             "backends": said,
-            "trials": {name: t._asdict() for name, t in trials.items()},
+            "trials": trials,
             "auto": auto,
             "user_dir": str(Path(__file__).resolve().parent),
         }
     compiled = auto[main_device(auto)]["backend"] in DEVICES
-    return {**found, "advice": advice(found), "well": compiled and all(t.right for t in trials.values())}
+    return {**found, "advice": advice(found), "well": compiled and all(map(right, trials.values()))}
 
 
 def text(found: dict[str, Any]) -> str:
@@ -283,9 +282,11 @@ def text(found: dict[str, Any]) -> str:
     for name in BACKENDS:
         said = found["backends"][name]
         if name in found["trials"]:
-            tried = Trial(**found["trials"][name])
-            verdict = f"{'right' if tried.right else 'WRONG'}: differs from the definition by {tried.error or 0:.0e}"
-            said = f"ready, and {verdict}" if tried.failure is None else f"ready, but FAILS: {tried.failure}"
+            tried = found["trials"][name]
+            said = f"ready, but FAILS: {tried['failure']}"
+            if tried["failure"] is None:
+                verdict = "right" if right(tried) else "WRONG"
+                said = f"ready, and {verdict}: differs from the definition by {tried['error']:.0e}"
         lines.append(f"  {name:<20} {said}")
     chosen = (f"{a['backend'] or a['failure']} ({device})" for device, a in found["auto"].items())
     lines += [f"  {'auto':<20} {', '.join(chosen)}", ""]

@@ -14,8 +14,8 @@ NUMPY = "numpy>=1.26"
 # The official sdist, and the version it gets from fairseq-0.12.2.patch: both others whenever the patch changes.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
-FAIRSEQ_PATCHED = "0.12.2+py311.43"
-FAIRSEQ_PATCH_SHA256 = "ced8c2bc17a3e50bd207369f70f2639fb8a7930b10cc1cf789726f715dfb64d3"
+FAIRSEQ_PATCHED = "0.12.2+py311.44"
+FAIRSEQ_PATCH_SHA256 = "591093d6f6ee51478094683b0f39b3d04a5a7cff249b900791eb52d16a31314b"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

@@ -71,6 +71,10 @@ class Quantised(NamedTuple):
     weight: Tensor
     scale: Tensor
 
+    @property
+    def shape(self) -> torch.Size:
+        return self.weight.shape
+
 
 Weight = Tensor | Quantised
 
@@ -81,11 +85,6 @@ def quantised(weight: Tensor) -> Quantised:
     scale = weight.abs().amax(1) / 127
     steps = torch.where(scale > 0, weight.t() / scale, 0.0).t().round()
     return Quantised(steps.clamp(-127, 127).to(torch.int8), scale)
-
-
-def shape_of(weight: Weight) -> torch.Size:
-    """Of the matrix."""
-    return weight.weight.shape if isinstance(weight, Quantised) else weight.shape
 
 
 class Program:
@@ -132,7 +131,7 @@ class Program:
         """``scale`` times a token's row of ``weight`` ``(words, n)``, plus that of ``positions`` ``(length, n)`` for
         its place."""
         call = locals().copy()
-        words, size = shape_of(weight)
+        words, size = weight.shape
         fits = self._room(out, size) and (positions is None or positions.size(1) == size)
         self._write("embed", fits, call, EMBED, 0, out, size, words, 0, 0, weight, positions, scale)
         self.words, self.positions = words, None if positions is None else len(positions)
@@ -149,7 +148,7 @@ class Program:
     ) -> None:
         """``x weight^T + bias``, ``weight`` ``(n, k)``; with relu, max(0, ...); with add, added to what is there."""
         call = locals().copy()
-        n, k = shape_of(weight)
+        n, k = weight.shape
         fits = (self._room(x, k) and self._room(out, n) and x != out and (bias is None or bias.shape == (n,))) and (
             k < LONGEST_INT8 or not isinstance(weight, Quantised)
         )

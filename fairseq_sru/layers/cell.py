@@ -18,7 +18,7 @@ def refuse_scripting(layer: nn.Module) -> NoReturn:
     """torch.jit.script asks a module for a scriptable form of itself."""
     raise RuntimeError(
         f"{type(layer).__name__} can't be compiled by torch.jit.script (TorchScript can't read Python that picks a "
-        "backend); torch.jit.trace, torch.export and torch.compile work"
+        "backend); torch.export, torch.compile and torch.jit.trace work"
     )
 
 

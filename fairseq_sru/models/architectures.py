@@ -179,6 +179,11 @@ def _check_sentences(args: Any, folder: Path) -> None:
                 f"argument data: {folder} holds no {name}/dict.txt; recipes/prepare.py makes both for its data sets"
             )
     _check_splits(_splits(args), folder, "input0/{}.*", "input0/{}")
+    if (folder / "input1").is_dir():
+        _check_splits(_splits(args), folder, "input1/{}.*", "input1/{}")
+        one, other = (folder / name / "dict.txt" for name in ("input0", "input1"))
+        if other.is_file() and one.read_bytes() != other.read_bytes():
+            exit_with(f"argument data: {other} differs from {one}: give fairseq-preprocess --srcdict {one} for input1")
     labelled = _splits(args, validated=True)
     if regression:
         if args.num_classes != 1:

@@ -21,8 +21,10 @@ def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, 
     vectors of a file, and left as they are, where the options say so.
 
     Raises:
-        ValueError: a file can't be used; the message names the flag.
+        ValueError: a file can't be used, or dictionaries that differ are to share; the message names the flag.
     """
+    if cfg.share_all_embeddings and source != target:
+        raise ValueError("--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary)")
     encoder = embedding_of(cfg, "encoder", source)
     return encoder, embedding_of(cfg, "decoder", target, encoder if cfg.share_all_embeddings else None)
 

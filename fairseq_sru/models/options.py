@@ -140,12 +140,6 @@ def must_match(cfg: Namespace, shared: str, one: str, other: str) -> None:
         raise ValueError(f"{flag(shared)} requires {flag(one)} to match {flag(other)}; got {a} and {b}")
 
 
-def joint_dictionary(cfg: Namespace, source: Any, target: Any) -> None:
-    """Raise a ValueError if --share-all-embeddings is asked for dictionaries that differ."""
-    if cfg.share_all_embeddings and source != target:
-        raise ValueError("--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary)")
-
-
 def is_number(text: str) -> bool:
     try:
         float(text)

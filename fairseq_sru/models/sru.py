@@ -58,7 +58,6 @@ class SRUModel(TranslationModel):
         """Build the model for a task's dictionaries; a ValueError names the flag of options that don't go together."""
         cfg = check(cfg)
         source, target = task.source_dictionary, task.target_dictionary
-        options.joint_dictionary(cfg, source, target)
         encoder_embed, decoder_embed = embeddings(cfg, source, target)
         encoder = SRUEncoder(cfg, source, encoder_embed, read=options.attention(cfg) != 0)
         return cls(encoder, SRUDecoder(cfg, target, decoder_embed, encoder.output_units, encoder.state_units))

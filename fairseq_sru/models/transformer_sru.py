@@ -235,7 +235,6 @@ class TransformerSRUModel(TranslationModel):
         """Build the model for a task's dictionaries; a ValueError names the flag of options that don't go together."""
         cfg = check(cfg)
         source, target = task.source_dictionary, task.target_dictionary
-        options.joint_dictionary(cfg, source, target)
         encoder_embed, decoder_embed = embeddings(cfg, source, target)
         encoder = TransformerSRUEncoder(cfg, source, encoder_embed)
         return cls(encoder, TransformerSRUDecoder(cfg, target, decoder_embed, encoder.output_units))

@@ -8,7 +8,7 @@ from typing import Any, List, Protocol  # noqa: UP035
 import torch
 from torch import Tensor
 
-from .reference import Options, Tensors, reference, state_dtype
+from .reference import Options, Tensors, as_needed, reference, state_dtype
 
 
 class Backend(Protocol):
@@ -96,7 +96,7 @@ class Recurrence(torch.autograd.Function):
             used = widened(tensors, wide)
             grads = ctx.backend.backward(used, padding_mask, ctx.options, saved, grad_h, grad_c_n, needed)
             if wide:
-                grads = tuple(g if g is None else g.to(t.dtype) for g, t in zip(grads, tensors, strict=True))
+                grads = as_needed(grads, Tensors(*tensors), needed)
         return (None, None, None, *grads)
 
 

@@ -54,7 +54,7 @@ def kernel_folder() -> Path:
 
 @functools.cache
 def kernel_text() -> dict[str, str]:
-    """The files of the CUDA source by name."""
+    """The files of the CUDA source, and headers beside them, by name."""
     return {path.name: path.read_text() for path in sorted(kernel_folder().iterdir()) if path.suffix in (".cu", ".h")}
 
 

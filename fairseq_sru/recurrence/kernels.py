@@ -145,7 +145,7 @@ class Kernels:
         bias, v, mask = _like(bias, state), _like(v, state), _like(mask, state)
         pad = None if padding_mask is None else padding_mask.contiguous()
         length, batch, width, gates = shape.length, shape.batch, shape.width, 1 if variant.planes == 2 else 2
-        need_u, _, need_bias, need_c0, need_v, need_mask = needed
+        _, _, need_bias, need_c0, need_v, need_mask = needed
         grad_h = u.new_zeros((length, batch, width)) if grad_h is None else _like(grad_h, u.dtype)
         grad_c_n = _like(grad_c_n, state)
         grad_u = torch.empty_like(u)
@@ -172,7 +172,7 @@ class Kernels:
         elif grad_c0 is not None and grad_c_n is not None:
             grad_c0.copy_(grad_c_n)
         grads = (
-            grad_u if need_u else None,
+            grad_u,
             grad_x,
             None if grad_bias is None else grad_bias.sum((0, 1)),
             grad_c0,

@@ -1,4 +1,5 @@
-"""The CPU backend: the CUDA source built by the host compiler, each variant when it is first needed."""
+"""The CPU backend: the CUDA source built by the host compiler, each variant when it is first needed; and how other
+files of the kernels' folder are built and called."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from common.progress import progress
 
 from .archives import Archive, check, fetch
 from .building import described, seal
-from .subwords import train_sentencepiece
+from .subwords import cores, in_order, train_sentencepiece
 
 Wave = np.ndarray[Any, Any]  # float32 (samples), in [-1, 1]
 
@@ -30,11 +31,12 @@ FEATURES = "fbank.zip"
 STATISTICS = "gcmvn.npz"  # of the frames for training
 SHORTEST = 5  # frames of an utterance, as in fairseq's scripts
 LONGEST = 3000  # of one for training
+FEW = 2_000  # recordings up to which one process does it all
 
 
 class Utterance(NamedTuple):
     id: str
-    wave: Callable[[], Wave]
+    wave: Callable[[], Wave]  # that can be pickled
     text: str  # words and single spaces
     speaker: str
 
@@ -95,6 +97,12 @@ def features(wave: Wave, rate: int, bins: int) -> np.ndarray[Any, Any]:
     return np.stack(frames) if frames else np.zeros((0, bins), "f4")
 
 
+def sound(rate: int, bins: int, wave: Callable[[], Wave]) -> tuple[np.ndarray[Any, Any], bool]:
+    """Features of a recording, and whether it is silent."""
+    samples = wave()
+    return features(samples, rate, bins), not samples.any()
+
+
 def manifest(
     utterances: Sequence[Utterance], split: str, pack: zipfile.ZipFile, rate: int, bins: int, to: Path
 ) -> dict[str, Any]:
@@ -102,14 +110,15 @@ def manifest(
     sums and sums of squares, ``(3, bins)``."""
     rows, left_out, silent = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], 0, []
     moments = np.zeros((3, bins))
-    for utterance in progress(utterances, desc=split, unit="utterance"):
-        wave = utterance.wave()
-        found = features(wave, rate, bins)
+    waves = (utterance.wave for utterance in utterances)
+    sounds = in_order(partial(partial, sound, rate, bins), waves, 1 if len(utterances) <= FEW else cores())
+    both = zip(utterances, sounds, strict=True)
+    for utterance, (found, is_silent) in progress(both, total=len(utterances), desc=split, unit="utterance"):
         too_long = split.startswith("train") and len(found) > LONGEST
         if len(found) < SHORTEST or too_long or not utterance.text:
             left_out += 1
             continue
-        if not wave.any():
+        if is_silent:
             silent.append(utterance.id)
         data = io.BytesIO()
         np.save(data, found)

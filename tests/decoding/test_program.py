@@ -26,7 +26,7 @@ if platform.machine() == "x86_64":
 
 
 @pytest.fixture(
-    params=[*FORMS[:2], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[2:])],
+    params=[FORMS[0], *(pytest.param(form, marks=pytest.mark.slow) for form in FORMS[1:])],
     ids=lambda form: " ".join(form) or "native",
 )
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:

@@ -223,6 +223,22 @@ def test_labels_are_checked_before_training(labels, message, tmp_path, capsys):
         ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given, **more, disable_validation=True))
 
 
+def test_second_sentences_are_checked_before_training(data, tmp_path, capsys):
+    pairs = shutil.copytree(data, tmp_path / "pairs")
+    shutil.copytree(pairs / "input0", pairs / "input1")
+    given = Namespace(task="sentence_prediction", data=str(pairs), num_classes=3, classification_head_name="head")
+    given.train_subset, given.valid_subset = "train", "valid"
+    ARCH_CONFIG_REGISTRY["cnn_classifier"](given)
+    for change, message in (
+        (lambda: (pairs / "input1" / "dict.txt").write_text("other 1\n"), f"--srcdict {pairs}/input0/dict.txt"),
+        (lambda: [path.unlink() for path in (pairs / "input1").glob("valid.*")], "holds no input1/valid.*"),
+    ):
+        change()
+        with pytest.raises(SystemExit):
+            ARCH_CONFIG_REGISTRY["cnn_classifier"](given)
+        assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_validate_names_labels_that_are_unknown(tmp_path):
     """And splits that are missing."""
     for name, text in {"input0": "a b\nc d\na d\n", "label": "yes\nno\nno\n"}.items():

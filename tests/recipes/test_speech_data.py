@@ -21,7 +21,7 @@ from conftest import run_cli
 pytest.importorskip("kaldi_native_fbank")
 soundfile = pytest.importorskip("soundfile")
 
-from corpora import speech_sets  # noqa: E402
+from corpora import speech, speech_sets  # noqa: E402
 from corpora.speech import features  # noqa: E402
 from fairseq.data.audio.audio_utils import get_features_or_waveform  # noqa: E402
 from fairseq.data.audio.data_cfg import S2TDataConfig  # noqa: E402
@@ -107,6 +107,19 @@ def test_strings_of_digits_are_read_by_fairseq_and_speakers_are_apart(tmp_path):
             slow, fast = speech_sets.SPEEDS if split == "train" else (1.0, 1.0)
             n, seconds = len(words), 0.01 * len(found)
             assert 0.2 * n / fast + 0.05 * (n + 1) - 0.03 < seconds < 0.2 * n / slow + 0.4 * (n + 1)
+
+
+@pytest.mark.slow
+def test_several_processes_make_the_same_features(tmp_path, monkeypatch):
+    folder = digits(tmp_path / "in")
+    first = run("spoken-digits", folder, tmp_path / "a", "--test-speakers", "bob")
+    monkeypatch.setattr(speech, "FEW", 0)
+    monkeypatch.setattr(speech, "cores", lambda: 2)
+    assert run("spoken-digits", folder, tmp_path / "b", "--test-speakers", "bob") == first
+    for split in SPLITS:
+        for row in rows(tmp_path / "a", split):
+            one, other = (get_features_or_waveform(f"{tmp_path / name}/{row['audio']}") for name in "ab")
+            np.testing.assert_array_equal(one, other)
 
 
 def test_fairseq_normalises_digits_by_the_training_data(tmp_path):

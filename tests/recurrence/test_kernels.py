@@ -32,9 +32,14 @@ from fairseq_sru.recurrence.native import Native, load, run
 each_case = pytest.mark.parametrize("case", COVERING, ids=str)
 # every kind, dtype and activation, with v terms and without
 FEW = [COVERING[i] for i in (1, 6, 8, 11, 14, 16)]
-each_case_few_fast = pytest.mark.parametrize(
-    "case", [case if case in FEW else pytest.param(case, marks=pytest.mark.slow) for case in COVERING], ids=str
-)
+
+
+def few_fast(cases: list[Case]) -> Any:
+    """The cases as a parameter, those not of FEW slow."""
+    few = {case._replace(v=v) for case in FEW for v in (case.v, False)}
+    return pytest.mark.parametrize(
+        "case", [case if case in few else pytest.param(case, marks=pytest.mark.slow) for case in cases], ids=str
+    )
 
 
 class Host(Kernels):
@@ -69,7 +74,8 @@ class Host(Kernels):
 def form(variant: Variant, vec: int, ahead: int, wide: bool) -> tuple[str, ...]:
     if wide:
         return ("-DWIDE", *variant._replace(pad=1).defines(vec=256, ahead=1))
-    return ("-O1", *variant.defines(vec=vec, ahead=ahead))  # built in half the time; only a GPU runs this form fast
+    # built in half the time, since only a GPU runs this form fast; the same files as fake_cupy.py's
+    return (*variant.defines(vec=vec, ahead=ahead), "-O1")
 
 
 @functools.cache
@@ -121,7 +127,7 @@ def test_gpu_form_equals_the_definition(case):
             assert_defined(results(by(Host(vec, ahead)), arguments), arguments)
 
 
-@pytest.mark.parametrize("case", V1, ids=str)
+@few_fast(V1)
 def test_chunks_equal_the_definition(case):
     for vec, ahead in geometries(variant_of(case))[-2:]:
         arguments = make(case, length=13, half=vec)
@@ -268,7 +274,7 @@ def test_parameters_may_be_wider_than_u(dtype):
 # ---------------------------------------------------------------- derivatives, bits
 
 
-@each_case_few_fast
+@few_fast(COVERING)
 def test_gradcheck_through_the_text(case):
     case = case._replace(dtype=torch.float64)
     arguments = make(case, length=5, batch=2, half=2)
@@ -289,7 +295,7 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@each_case
+@few_fast(COVERING)
 def test_the_number_of_threads_changes_no_bit(case, two_threads):
     arguments = make(case, length=23, batch=5, half=301)
     torch.set_num_threads(1)
@@ -488,7 +494,7 @@ def assert_nothing_spilled(case: Case, target: str, chosen: slice = ALL) -> None
 
 
 @some_geometries
-@each_case_few_fast
+@few_fast(COVERING)
 def test_registers_suffice(case, chosen):
     assert_nothing_spilled(case, "sm_90", chosen)
 
@@ -517,7 +523,7 @@ def register_table(target: str = "sm_90") -> str:
 
 
 @some_geometries
-@each_case_few_fast
+@few_fast(COVERING)
 def test_a_step_moves_no_byte_more_than_needed_by_accesses_as_wide_as_can_be(case, chosen):
     variant = variant_of(case)
     for vec, ahead in geometries(variant)[chosen]:

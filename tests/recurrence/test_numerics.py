@@ -72,16 +72,10 @@ def learn(cell: str, dtype: torch.dtype, backend: str) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
-@pytest.mark.parametrize(
-    "cell, backend",
-    [
-        ("v1", "native"),
-        pytest.param("v2", "native", marks=pytest.mark.slow),
-        pytest.param("v1", "torch", marks=pytest.mark.slow),
-        pytest.param("v2", "torch", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("cell", ["v1", "v2"])
 def test_two_thousand_updates_in_16_bits(cell, backend, dtype):
     """Nothing infinite or NaN on the way, and learned what float32 learns."""
     losses, wide = learn(cell, dtype, backend), learn(cell, torch.float32, backend)

@@ -171,8 +171,7 @@ def vocabulary_of(parser: argparse.ArgumentParser, args: argparse.Namespace, cor
     try:
         of = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         languages, tokenizer = {of["source"], of["target"]}, of["tokenizer"]
-        was = CORPORA.get(of["data_set"], corpus)  # what older folders don't say
-        cleaned = {"lower": of.get("lower", False), "normalise": of.get("normalise", was.normalise)}
+        cleaned = {"lower": of.get("lower", False), "normalise": of.get("normalise", True)}
         corpus = replace(corpus, vocab_size=of["vocab_size"], **cleaned)
         there = [(folder / MODELS[tokenizer]), *(folder / "bin" / f"dict.{language}.txt" for language in languages)]
         complete = all(path.is_file() for path in there)

@@ -32,19 +32,6 @@ run() {
     _sru_run "$@"
 }
 
-# step FILE COMMAND...: run a command whose output is FILE, unless it is there already, and newer than the model.
-step() {
-    local file=$1
-    shift
-    if [ -e "$file" ] && ! [ "$out/checkpoints/checkpoint_last.pt" -nt "$file" ]; then
-        printf '\n%s is there already\n' "$file" >&2
-        return
-    fi
-    printf '\n+%s > %q\n' "$(printf ' %q' "$@")" "$file" >&2
-    "$@" >"$file.part"
-    mv "$file.part" "$file"
-}
-
 # Settings were chosen on the validation set.
 flags=(--arch sru_tiny --share-all-embeddings --cpu --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0
     --lr 4e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000
@@ -56,7 +43,7 @@ if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then # nothing is trained tha
     mv "$out/options.part" "$out/options"
     rm -f "$out/trained"
 fi
-if begun=$(cat "$out/options") && [ "$begun" != "$options" ] && [ "$begun" != "$*" ]; then # the latter is of before it had all
+if begun=$(cat "$out/options") && [ "$begun" != "$options" ]; then
     printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$begun" "$options" >&2
     exit 2
 fi
@@ -71,7 +58,6 @@ if [ ! -e "$out/trained" ]; then
         mv "$out/amp.part" "$out/amp"
     fi
     amp=$(cat "$out/amp")
-    rm -f "$out/generate-test.txt" # of another model
     run fairseq-train "$out/data/bin" --user-dir fairseq_sru $amp --save-dir "$out/checkpoints" "${flags[@]}"
     if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then
         printf '%s holds no checkpoint_last.pt, so there is nothing to translate with: were such options given?\n' "$out/checkpoints" >&2
@@ -82,8 +68,16 @@ else
     printf '\n%s is trained already\n' "$out/checkpoints" >&2
 fi
 
-step "$out/generate-test.txt" fairseq-generate "$out/data/bin" --user-dir fairseq_sru --cpu --gen-subset test \
-    --path "$out/checkpoints/checkpoint_last.pt" --beam 5 --max-tokens 4000 --remove-bpe sentencepiece
+file=$out/generate-test.txt
+if [ -e "$file" ] && ! [ "$out/checkpoints/checkpoint_last.pt" -nt "$file" ]; then # it is newer than the model
+    printf '\n%s is there already\n' "$file" >&2
+else
+    generate=(fairseq-generate "$out/data/bin" --user-dir fairseq_sru --cpu --gen-subset test
+        --path "$out/checkpoints/checkpoint_last.pt" --beam 5 --max-tokens 4000 --remove-bpe sentencepiece)
+    printf '\n+%s > %q\n' "$(printf ' %q' "${generate[@]}")" "$file" >&2
+    "${generate[@]}" >"$file.part"
+    mv "$file.part" "$file"
+fi
 
 run python recipes/score.py --data-set lohelp-en-de --checkpoint "$out/checkpoints/checkpoint_last.pt" \
-    --generated "$out/generate-test.txt"
+    --generated "$file"

@@ -5,9 +5,9 @@
 Contestants, one layer each, as many features out as in, no dropout, one direction: a word-level convolution
 (nn.Conv1d over time, kernel width 3); nn.LSTM; nn.GRU; SRU (ours: v1 cell, tanh); the published package ``sru``, same
 cell (also as torch.jit.script, which runs its C++ loop, forward alone); GEMM, our layer's matrix product and no more.
-On a CPU in float32, at one shape also without oneDNN; on a GPU, where torch sees one, in float32 (without TF32, for
-all) and bfloat16, called one by one and as a CUDA graph, and with --rivals what has to be built there: the package,
-and the recurrence alone beside accelerated-scan, flash-linear-attention's HGRN and torch.compile.
+On a CPU in float32, one shape and single steps also without oneDNN; on a GPU, where torch sees one, in float32 (without
+TF32, for all) and bfloat16, called one by one and as a CUDA graph, and with --rivals what has to be built there: the
+package, and the recurrence alone beside accelerated-scan, flash-linear-attention's HGRN and torch.compile.
 
 ``forward`` is eval mode without gradients; ``forward+backward`` is train mode with the gradients of the weights and the
 input, from a given gradient of the output. The contestants of a case are measured in turns, in rotating order, so that

@@ -331,11 +331,6 @@ class Machine:
         return done, [call for call in calls if call != "--version" and not call.startswith("-c ")]
 
 
-@pytest.mark.parametrize("script", ["recipes/setup.sh", "tests/run.sh"])
-def test_scripts_parse(script: str) -> None:
-    assert run("bash", "-n", ROOT / script).returncode == 0
-
-
 def test_setup_makes_a_venv_and_is_cheap_to_repeat(tmp_path: Path) -> None:
     machine = Machine(tmp_path, python3=STUB)
     venv = machine.root / ".venv"

@@ -7,8 +7,9 @@ from functools import partial
 from typing import Any
 
 import torch
+from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.search import BeamSearch
-from fairseq.sequence_generator import SequenceGenerator
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from torch import Tensor
 
 from ..decoding.program import Program, available
@@ -43,6 +44,8 @@ def _usual(generator: SequenceGenerator, words: int) -> bool:
     return (
         type(generator) is SequenceGenerator
         and type(generator.search) is BeamSearch
+        and type(generator.model) is EnsembleModel
+        and type(generator.repeat_ngram_blocker) in (NGramRepeatBlock, type(None))
         and (generator.pad, generator.eos) == (PAD, EOS)
         and 2 * generator.beam_size < words - 1
         and generator.min_len == 1

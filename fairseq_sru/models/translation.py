@@ -11,6 +11,8 @@ from fairseq.sequence_generator import SequenceGenerator
 from torch import Tensor
 
 from . import search
+from .base_decoder import BaseDecoder
+from .base_encoder import BaseEncoder
 from .step import forget
 
 logger = logging.getLogger(__name__)
@@ -46,4 +48,6 @@ class TranslationModel(FairseqEncoderDecoderModel):
 
     def beam_search(self, generator: SequenceGenerator, sample: dict[str, Any]) -> search.Hypotheses | None:
         """As of :func:`search.beam_search`; fairseq-0.12.2.patch asks for it."""
+        if not (isinstance(self.encoder, BaseEncoder) and isinstance(self.decoder, BaseDecoder)):
+            return None
         return search.beam_search(self, generator, sample)

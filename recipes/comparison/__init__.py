@@ -1,1 +1,1 @@
-"""Comparisons of translation systems: settings, stages, scores, reports."""
+"""Comparisons of translation systems and other models: settings, stages, scores, reports."""

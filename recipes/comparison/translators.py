@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from benchmarks.decoding import FLOAT32, INT8
 from common.files import write_text
-from corpora.registry import CORPORA
 from corpora.subwords import MODELS
 from tqdm import tqdm
 
@@ -104,8 +103,7 @@ class Translators:
 
     def _export(self, run: Run, weights: str) -> None:
         c, folder, name = self.c, self._folder(run, weights), f"{run.stage('export')} {weights}"
-        kind, was = c.data["tokenizer"], CORPORA.get(c.data["data_set"])  # what older folders don't say
-        lower, normalise = (c.data.get(key, was and getattr(was, key)) for key in ("lower", "normalise"))
+        kind, lower, normalise = c.data["tokenizer"], c.data.get("lower", False), c.data.get("normalise", True)
         subwords = c.commands.data / MODELS[kind]
         flag = "--sentencepiece-model" if kind == "sentencepiece" else "--subword-nmt-codes"
         command = ["python", "-m", "fairseq_sru.export", "--path", str(c.final(run)), flag, str(subwords)]

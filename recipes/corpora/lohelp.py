@@ -5,8 +5,8 @@
     python -m corpora.lohelp --out data/lohelp-en-de --deb-dir DIR  # the two .deb files are already in DIR
 
 Paragraphs are aligned exactly, by help page and element id. Whole pages are held out, by a hash of their path; what is
-a near-copy of a held-out pair leaves the training text. The same packages give the same bytes. Needs dpkg-deb; with
-sacrebleu installed, manifest.json also has the BLEU on test of copying, which must stay low.
+a near-copy of a held-out pair leaves the training text. The same packages give the same bytes. Needs dpkg-deb.
+manifest.json also has the BLEU on test of copying, which must stay low.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from sacrebleu.metrics import BLEU
 
 HOLE = "\ue000"  # stands in a text for code, an image, or a reading that depends on the reader's machine
 MIN_LETTERS = 0.65  # of the characters that are not spaces
@@ -172,12 +173,8 @@ def nearest(texts: list[str], queries: list[str]) -> list[int]:
     return found
 
 
-def leakage(parts: dict[str, list[Pair]]) -> dict[str, float | str] | None:
-    """BLEU on test of two ways to copy; None where sacrebleu is not installed."""
-    try:
-        from sacrebleu.metrics import BLEU
-    except ImportError:
-        return None
+def leakage(parts: dict[str, list[Pair]]) -> dict[str, float | str]:
+    """BLEU on test of two ways to copy."""
     bleu, train, test = BLEU(), parts["train"], parts["test"]
     near = [train[i].de for i in nearest([p.en for p in train], [p.en for p in test])]
     outputs = {"the source": [p.en for p in test], "the target of the nearest training source": near}

@@ -880,6 +880,15 @@ def test_onnx_is_refused(tmp_path, monkeypatch):
             torch.export.export(rnn, (x,), strict=strict)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_what_knows_nn_lstm_by_name_does_not_know_sru() -> None:
+    with pytest.raises(TypeError, match=r"^x must be a tensor of shape .*; got Proxy$"):
+        torch.fx.symbolic_trace(SRU(6, 4))
+    x, rnn = torch.randn(5, 3, 6), SRU(6, 4)
+    quantised = torch.ao.quantization.quantize_dynamic(rnn, dtype=torch.qint8)
+    assert torch.equal(quantised(x)[0], rnn(x)[0])
+
+
 # ---------------------------------------------------------------- what is not as described
 
 

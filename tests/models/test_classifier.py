@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, run_cli
+from conftest import run_cli
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from support.sentences import SMALL, prepared
@@ -359,8 +359,3 @@ def test_classify_names_what_is_wrong(data, tmp_path, capsys):
         with pytest.raises(SystemExit):
             classify.main(words)
         assert message + str(tmp_path / "none") in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_presets_are_files_for_hydra():
-    folder = ROOT / "fairseq_sru" / "config" / "model"
-    assert {path.stem for path in folder.glob("*_classifier/*.yaml")} == set(PRESETS)

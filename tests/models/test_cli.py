@@ -59,14 +59,21 @@ class Foreign:
         return (Path.touch, (Path(self.where),))  # a pickle that runs code
 
 
-def test_code_in_a_checkpoints_options_is_not_run(trained, toy_data, tmp_path):
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ("decoder_attention", "--decoder-attention must be True, False, global or a number of layers"),
+        ("adaptive_softmax_cutoff", "--adaptive-softmax-cutoff must be increasing numbers"),
+    ],
+)
+def test_code_in_a_checkpoints_options_is_not_run(option, message, trained, toy_data, tmp_path):
     state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
     code = f"[5, open({str(tmp_path / 'the code ran')!r}, 'w') and 10]"
-    state["cfg"]["model"].update(criterion="adaptive_loss", adaptive_softmax_cutoff=code, decoder_attention=code)
+    state["cfg"]["model"].update({"criterion": "adaptive_loss", option: code})
     torch.save(state, tmp_path / "options.pt")
     done = run_cli("generate", toy_data, *PLUGIN, "--path", tmp_path / "options.pt", "--cpu", check=False)
     assert done.returncode != 0
-    assert "ValueError: --decoder-attention must be True, False, global or a number of layers" in done.stderr
+    assert f"ValueError: {message}" in done.stderr
     assert not (tmp_path / "the code ran").exists()
 
 

@@ -417,7 +417,8 @@ def test_gradients_of_nan_are_one_line(folder: Path) -> None:
 def test_commands_print_what_users_read(folder: Path) -> None:
     """Each line of fairseq-train, -generate, -interactive and -validate is a known one."""
     save = ["--save-dir", "save", "--share-all-embeddings", "--log-interval", 5, "--max-update", 10]
-    trained = run_cli("train", "bin", *PLUGIN, *SMALL, *save, cwd=folder)
+    started = {"OMP_NUM_THREADS": "2"}  # anew, so that what imports print is seen
+    trained = run_cli("train", "bin", *PLUGIN, *SMALL, *save, cwd=folder, **started)
     assert unexpected(trained.stdout + trained.stderr, START + TRAINED, []) == []
     for statistics in ("train_inner | epoch 001:      5 / ", "train | epoch 001 | ", "valid | epoch 001 | "):
         assert f"INFO | {statistics}" in trained.stdout
@@ -427,7 +428,7 @@ def test_commands_print_what_users_read(folder: Path) -> None:
         ("interactive", ["--max-len-b", 9], "a b c\n\nd\n"),
         ("validate", ["--task", "translation", "--max-tokens", 400], None),
     ):
-        done = run_cli(command, "bin", *path, *more, text_in=text_in, cwd=folder)
+        done = run_cli(command, "bin", *path, *more, text_in=text_in, cwd=folder, **started)
         assert unexpected(done.stdout + done.stderr, START + DECODED, OUTPUT) == []
         if command == "generate":
             for letter in "STHDP":
@@ -446,7 +447,7 @@ def test_all_options_and_the_layers_are_told_when_asked(folder: Path) -> None:
 def test_hydra_prints_no_warnings(folder: Path) -> None:
     options = ["criterion=cross_entropy", "optimization.max_update=1", "dataset.max_tokens=400"]
     words = hydra_words(folder / "bin", folder / "hydra", "sru/sru_tiny", *options, "checkpoint.no_save=true")
-    done = run_cli("hydra-train", *words, cwd=folder)
+    done = run_cli("hydra-train", *words, cwd=folder, OMP_NUM_THREADS="2")  # started anew
     assert done.stderr == ""
     assert "done training" in done.stdout
     assert all(re.match(r"\[\S+ \S+\]\[\w+(\.\w+)*\]\[INFO\] - ", line) for line in done.stdout.splitlines())

@@ -98,6 +98,15 @@ def test_a_missing_checkpoint_is_no_fresh_start(flag: str, tmp_path: Path) -> No
         checkpoint_utils.load_checkpoint(given, SimpleNamespace(checkpoint_suffix=""))
 
 
+def test_the_best_of_another_training_in_this_process_does_not_count(tmp_path: Path) -> None:
+    """As of the jobs of a sweep, by Hydra."""
+    checkpoint_utils.save_checkpoint.best = 1.0
+    trainer = SimpleNamespace(checkpoint_suffix="", load_checkpoint=lambda *_, **__: None, lr_step=lambda _: None)
+    trainer.get_train_iterator = lambda **_: SimpleNamespace(epoch=1)
+    checkpoint_utils.load_checkpoint(CheckpointConfig(save_dir=str(tmp_path)), trainer)
+    assert not hasattr(checkpoint_utils.save_checkpoint, "best")
+
+
 def test_a_jobs_own_checkpoint_may_be_missing_at_its_first_launch(toy_data: Path, tmp_path: Path) -> None:
     """As of a command that is given again and again until all is done."""
     for flag, updates in (("--restore-file", 1), ("--restore-file", 2), ("--continue-once", 3)):

@@ -13,6 +13,8 @@ from support.small_models import MODELS, UNITS, made
 
 from fairseq_sru.models.config import (
     PRESETS,
+    ClassifierConfig,
+    CNNClassifierConfig,
     SpeechConfig,
     SRUConfig,
     SRULanguageModelConfig,
@@ -172,8 +174,10 @@ SIZES = ("tiny", "iwslt_de_en", "wmt", "wmt_big", "wmt_2017")
         ("transformer_sru", TransformerSRUConfig, [f"{ALL[1]}_{n}" for n in ("wmt", "iwslt_de_en", "tiny", "ffn_wmt")]),
         ("sru_lm", SRULanguageModelConfig, ["sru_lm_wikitext103", "sru_lm_small", "lstm_lm_small"]),
         ("s2t_sru", SpeechConfig, ["s2t_sru", "s2t_lstm"]),
+        ("sru_classifier", ClassifierConfig, ["sru_classifier", "lstm_classifier"]),
+        ("cnn_classifier", CNNClassifierConfig, ["cnn_classifier"]),
     ],
-    ids=[*ALL, "s2t_sru"],
+    ids=[*ALL, "s2t_sru", "sru_classifier", "cnn_classifier"],
 )
 def test_presets_hold_options_of_the_model_and_a_flag_goes_before_them(kind, config, names):
     assert {path.stem for path in (PRESETS / kind).glob("*.yaml")} == set(names)

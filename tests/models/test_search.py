@@ -9,7 +9,8 @@ import pytest
 import torch
 from fairseq import search as strategies
 from fairseq.data import Dictionary
-from fairseq.sequence_generator import SequenceGenerator
+from fairseq.ngram_repeat_block import NGramRepeatBlock
+from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from fairseq.token_generation_constraints import pack_constraints
 from support.exported import torch_alone, words
 from support.small_models import VARIANTS, made
@@ -159,6 +160,27 @@ def test_a_prefix_and_language_models_are_fairseqs(model: Any, monkeypatch: pyte
     fusing = generator_of(model)
     fusing.lm_model = torch.nn.Identity()
     assert not search._usual(fusing, len(words()))
+
+
+class Own(EnsembleModel):
+    """Such as mixes in what neighbours say."""
+
+
+class OwnBlock(NGramRepeatBlock):
+    """Such as lets some words be repeated."""
+
+
+def test_an_ensemble_a_blocker_and_parts_of_ones_own_are_asked(model: Any) -> None:
+    sample, blocking = sample_of(LENGTHS), generator_of(model, no_repeat_ngram_size=2)
+    assert model.beam_search(generator_of(model), sample) is not None
+    assert model.beam_search(SequenceGenerator(Own([model]), words(), max_len_b=12, beam_size=4), sample) is None
+    assert model.beam_search(blocking, sample) is not None
+    blocking.repeat_ngram_blocker = OwnBlock(2)
+    assert model.beam_search(blocking, sample) is None
+    for part in ("encoder", "decoder"):
+        other = model_of("sru, coverage")
+        setattr(other, part, torch.nn.Identity())
+        assert other.beam_search(generator_of(model), sample) is None
 
 
 @torch.no_grad()

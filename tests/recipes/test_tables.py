@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +18,23 @@ def test_every_table_is_up_to_date() -> None:
     command = [sys.executable, "recipes/tables.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_figures_of_the_readmes_sentences_are_those_of_the_files() -> None:
+    results, said = ROOT / "recipes" / "results", " ".join((ROOT / "README.md").read_text().split())
+
+    def mean(report: str, system: str) -> float:
+        runs = json.loads((results / report / "report.json").read_text())["systems"][system]["runs"]
+        return statistics.mean(run["scores"]["BLEU"]["score"] for run in runs)
+
+    gaps = [round(mean(report, "sru"), 1) - round(mean(report, "lstm"), 1) for report in ("lohelp", "debian")]
+    assert f"SRU had {gaps[0]:.1f} BLEU more than" in said and f"and {gaps[1]:.1f} BLEU more on `debian`" in said
+    scored = {path.stem: path.read_text() for path in (results / "quickstart").glob("*.txt")}
+    bleu = {name: re.findall(r"^  BLEU +([\d.]+)", text, re.MULTILINE)[0] for name, text in scored.items()}
+    assert f"It scores {bleu['bfloat16']} BLEU, without bfloat16 {bleu['float32']}." in said
+    models = json.loads((results / "uses" / "debian-de" / "report.json").read_text())["systems"]
+    (sru,), (lstm,) = (models[name]["scores"] for name in ("sru", "lstm"))
+    assert f"an {100 * (1 - sru / lstm):.0f} % lower perplexity" in said
 
 
 @pytest.fixture

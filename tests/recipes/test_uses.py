@@ -6,8 +6,10 @@ import json
 import random
 import re
 import tarfile
+import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import compare
 import prepare
@@ -165,7 +167,16 @@ def test_language_models_are_evaluated_one_at_a_time_after_all_training(tmp_path
     for stage in ("prepare", "time_training", "keep"):
         monkeypatch.setattr(found, stage, lambda: None)
     monkeypatch.setattr(found, "train", lambda run: done.append(f"train {run.system}"))
-    monkeypatch.setattr(found, "test", lambda run: done.append(f"test {run.system}"))
+    under_way: list[int] = []
+
+    def test(run: Any) -> None:
+        under_way.append(1)
+        time.sleep(0.1)
+        assert sum(under_way) == 1
+        under_way.append(-1)
+        done.append(f"test {run.system}")
+
+    monkeypatch.setattr(found, "test", test)
     found.run()
     assert sorted(done[:3]) == ["train lstm", "train sru", "train transformer"]
     assert done[3:] == ["test sru", "test lstm", "test transformer"]

@@ -52,7 +52,8 @@ def test_models_for_wmt_train_average_and_translate_on_a_cpu(arch: str, large_vo
         "--output",
         str(out / "mean.pt"),
     ]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    said = subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert re.findall(r"checkpoint_1_\d\.pt", said) == ["checkpoint_1_2.pt", "checkpoint_1_3.pt"]
     translated = run_cli("generate", *common, "--path", out / "mean.pt", "--beam", "5", "--max-len-b", "20").stdout
     assert len(re.findall(r"^D-\d+\t", translated, re.MULTILINE)) == 8
     shutil.rmtree(out)

@@ -32,11 +32,11 @@ class Source(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What the attentions of a decoder read of encoder outputs, and the versions of these and of the weights that it
-    was made with."""
+    """What the attentions of a decoder read of the source; what it was made ``of``, the encoder outputs and then the
+    weights, and these tensors' versions at that time."""
 
-    outputs: Tensor
-    written: list[tuple[int, int]]
+    of: list[Tensor]
+    versions: list[tuple[int, int]]
     sources: list[Source]
 
 

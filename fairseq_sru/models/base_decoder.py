@@ -208,16 +208,17 @@ class BaseDecoder(FairseqIncrementalDecoder):
         """What each of :meth:`attentions` reads. Where no gradient is recorded, it is kept in the encoder's result, so
         that it is computed once a sentence and beam search reorders it with the rest."""
         outputs, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
+        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
+        kept: dict[Any, Read] | None = None if recorded else encoder_out.get("read")
+        known = kept.get(self) if kept else None
+        if known and known.of[0] is outputs and known.versions == [version(tensor) for tensor in known.of]:
+            return known.sources
         attentions = self.attentions()
-        kept: dict[Any, Read] | None = encoder_out.get("read")
-        if kept is None or torch.is_grad_enabled() or not eager():
-            return [attention.project(outputs, padding_mask) for attention in attentions]
-        written = [version(outputs), *(version(attention.projection.weight) for attention in attentions)]
-        known = kept.get(self)
-        if known is None or known.outputs is not outputs or known.written != written:
-            known = Read(outputs, written, [attention.project(outputs, padding_mask) for attention in attentions])
-            kept[self] = known
-        return known.sources
+        sources = [attention.project(outputs, padding_mask) for attention in attentions]
+        if kept is not None and eager():
+            of = [outputs, *(attention.projection.weight for attention in attentions)]
+            kept[self] = Read(of, [version(tensor) for tensor in of], sources)
+        return sources
 
     def _kept(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
         """What the earlier steps left: torch's steps a state a layer, compiled ones ``c`` of all and ``coverage``."""

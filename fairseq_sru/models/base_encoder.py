@@ -71,12 +71,12 @@ class BaseEncoder(FairseqEncoder):
             before, after = encoder_out["encoder_out"][0], new["encoder_out"][0]
             new["read"] = {
                 decoder: Read(
-                    after,
-                    [version(after), *read.written[1:]],
+                    [after, *read.of[1:]],
+                    [version(after), *read.versions[1:]],
                     [Source(*(t.index_select(0, at) for t in source)) for source in read.sources],
                 )
                 for decoder, read in encoder_out["read"].items()
-                if read.outputs is before and read.written[0] == version(before)
+                if read.of[0] is before and read.versions[0] == version(before)
             }
         return new
 

@@ -14,8 +14,8 @@ NUMPY = "numpy>=1.26"
 # The official sdist, and the version it gets from fairseq-0.12.2.patch: both others whenever the patch changes.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
-FAIRSEQ_PATCHED = "0.12.2+py311.45"
-FAIRSEQ_PATCH_SHA256 = "9e4f45c179f49b4de6b802e2b093dde21a6bbd10bb03557d69a84d59add52dca"
+FAIRSEQ_PATCHED = "0.12.2+py311.46"
+FAIRSEQ_PATCH_SHA256 = "fb018a7b7827ed586d18bdaa0ad4eceeca45a8f15000f8678eeaaa69000b3f2a"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

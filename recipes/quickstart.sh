@@ -38,7 +38,7 @@ flags=(--arch sru_tiny --share-all-embeddings --cpu --optimizer adam --adam-beta
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1000
     --no-epoch-checkpoints --log-interval 500 --num-workers 0 "$@")
 options=${flags[*]}
-if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then # nothing is trained that others would spoil
+if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then # nothing is trained yet, so other options may begin anew
     printf '%s\n' "$options" >"$out/options.part"
     mv "$out/options.part" "$out/options"
     rm -f "$out/trained"

@@ -1,14 +1,14 @@
 """Attention of decoder states over encoder outputs.
 
-Keys, values and mask depend on the source alone: ``project`` computes them, once a sentence where no gradient is
-recorded, and ``forward`` reads them at every step. In beam search the batch has several rows a sentence, one a
-hypothesis, next to one another: the rows then share what is their sentence's.
+Keys, values and mask depend on the source alone: ``project`` computes them, once a sentence, and ``forward`` reads them
+at every step. In beam search the batch has several rows a sentence, one a hypothesis, next to one another: the rows
+then share what is their sentence's.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -32,11 +32,11 @@ class Source(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What the attentions of a decoder read of the source; what it was made ``of``, the encoder outputs and then the
-    weights, and these tensors' versions at that time."""
+    """What the attentions of a decoder read of the source in the decoding that has an incremental ``state``, with
+    gradients ``recorded`` or not."""
 
-    of: list[Tensor]
-    versions: list[tuple[int, int]]
+    state: dict[str, Any] | None
+    recorded: bool
     sources: list[Source]
 
 
@@ -128,11 +128,6 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.key_value.weight)
         nn.init.xavier_uniform_(self.out.weight)
 
-    @property
-    def projection(self) -> Linear:
-        """What :meth:`project` multiplies by."""
-        return self.key_value
-
     def project(self, source: Tensor, padding_mask: Tensor) -> Source:
         """What :meth:`forward` reads of encoder outputs ``(src_len, sentences, source_size)``.
 
@@ -217,11 +212,6 @@ class GlobalAttention(nn.Module):
         self.out = Linear(source_size + query_size, out_size, bias=False)
         nn.init.xavier_uniform_(self.key.weight)
         nn.init.xavier_uniform_(self.out.weight)
-
-    @property
-    def projection(self) -> Linear:
-        """As :meth:`Attention.projection`."""
-        return self.key
 
     def project(self, source: Tensor, padding_mask: Tensor) -> Source:
         """As :meth:`Attention.project`; there is one head, and values are the encoder outputs."""

@@ -170,7 +170,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
             step = self._step(look=True)
         if step is None:
             return None
-        sources = self.sources(encoder_out)
+        sources = self.sources(encoder_out, incremental_state)
         if not compiled_before and not readable(sources, self.attentions()):
             return None
         if kept and not compiled_before:
@@ -204,20 +204,17 @@ class BaseDecoder(FairseqIncrementalDecoder):
         ]
         return [attention for attention in parts if attention is not None]
 
-    def sources(self, encoder_out: dict[str, Any]) -> list[Source]:
-        """What each of :meth:`attentions` reads. Where no gradient is recorded, it is kept in the encoder's result, so
-        that it is computed once a sentence and beam search reorders it with the rest."""
+    def sources(self, encoder_out: dict[str, Any], incremental_state: IncrementalState | None) -> list[Source]:
+        """What each of :meth:`attentions` reads. For the further steps of an incremental state it is kept in the
+        encoder's result, which beam search reorders."""
+        kept = None if incremental_state is None or torch.compiler.is_compiling() else encoder_out.get("read")
+        known, recorded = kept.get(self) if kept else None, torch.is_grad_enabled()
+        if known and known.state is incremental_state and known.recorded is recorded:
+            return known.sources  # type: ignore[no-any-return]
         outputs, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
-        recorded = torch.is_grad_enabled() or torch.compiler.is_compiling()
-        kept: dict[Any, Read] | None = None if recorded else encoder_out.get("read")
-        known = kept.get(self) if kept else None
-        if known and known.of[0] is outputs and known.versions == [version(tensor) for tensor in known.of]:
-            return known.sources
-        attentions = self.attentions()
-        sources = [attention.project(outputs, padding_mask) for attention in attentions]
-        if kept is not None and eager():
-            of = [outputs, *(attention.projection.weight for attention in attentions)]
-            kept[self] = Read(of, [version(tensor) for tensor in of], sources)
+        sources = [attention.project(outputs, padding_mask) for attention in self.attentions()]
+        if kept is not None:
+            kept[self] = Read(incremental_state, recorded, sources)
         return sources
 
     def _kept(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:

@@ -11,8 +11,7 @@ from fairseq.models import FairseqEncoder
 from torch import Tensor, nn
 
 from ..decoding.program import Program
-from .attention import Read, Source
-from .step import version
+from .attention import Source
 
 
 class BaseEncoder(FairseqEncoder):
@@ -68,15 +67,11 @@ class BaseEncoder(FairseqEncoder):
             for name, tensors in encoder_out.items():
                 if isinstance(tensors, list):
                     new[name] = [t.index_select(1 if name == "encoder_out" else 0, at) for t in tensors]
-            before, after = encoder_out["encoder_out"][0], new["encoder_out"][0]
             new["read"] = {
-                decoder: Read(
-                    [after, *read.of[1:]],
-                    [version(after), *read.versions[1:]],
-                    [Source(*(t.index_select(0, at) for t in source)) for source in read.sources],
+                decoder: read._replace(
+                    sources=[Source(*(t.index_select(0, at) for t in source)) for source in read.sources]
                 )
                 for decoder, read in encoder_out["read"].items()
-                if read.of[0] is before and read.versions[0] == version(before)
             }
         return new
 

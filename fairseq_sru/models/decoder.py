@@ -156,7 +156,8 @@ class SRUDecoder(BaseDecoder):
         if not states[0]:
             padding = UNITS[self.unit].padding(padding_mask.t(), incremental_state is None, True)
             states = self._initial_states(encoder_out, len(prev_output_tokens))
-        source_of: dict[Any, Source] = dict(zip(self.attentions(), self.sources(encoder_out), strict=True))
+        sources = self.sources(encoder_out, incremental_state)
+        source_of: dict[Any, Source] = dict(zip(self.attentions(), sources, strict=True))
 
         x = self.project_in(self.dropout_in(look_up(self.embed_tokens, prev_output_tokens.t(), self.embeds_output)))
         after: list[State] = []

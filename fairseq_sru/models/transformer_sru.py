@@ -149,7 +149,8 @@ class TransformerSRUDecoder(BaseDecoder):
 
         after: list[State] = []
         weights = None
-        for i, (layer, state, source) in enumerate(zip(self.layers, states, self.sources(encoder_out), strict=True)):
+        sources = self.sources(encoder_out, incremental_state)
+        for i, (layer, state, source) in enumerate(zip(self.layers, states, sources, strict=True)):
             need = self.need_weights if i == len(states) - 1 else i == self.covered
             x, state, weights = layer(x, state, visible, padding_mask, source, need, weights)
             after.append(state)

@@ -21,8 +21,8 @@ class Packing(NamedTuple):
     requires.
     ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
     right-padded as it is.
-    ``turned``: likewise, of the right-padded batch of sequences turned round; None in decoders, where
-    the last state matters, or on a GPU, which packs.
+    ``turned``: likewise, of the right-padded batch of sequences turned round; None where the layers are causal, where
+    the last state matters, and on a GPU, which packs.
     ``outputs_only``: the last state doesn't matter.
     """
 

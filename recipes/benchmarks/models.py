@@ -139,8 +139,6 @@ def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
     @torch.no_grad()
     def decode() -> None:
         state: dict[str, dict[str, Tensor | None]] = {}
-        if "read" in encoded:  # keys and values, which the first step then makes, as that of others does
-            encoded["read"].clear()
         for step in range(STEPS):
             model.decoder(before[:, : step + 1], encoder_out=encoded, incremental_state=state)
             if beam > 1:
@@ -175,7 +173,7 @@ def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Functi
         for kept in state.values():
             if kept is not None:
                 kept.zero_()  # the state before the first step
-        decoder.sources({**encoded, "read": {}})  # whose keys and values the graph has from before
+        decoder.sources(encoded, None)  # for its time alone: the graph reads those that it was made with
         for at in range(STEPS):
             token.copy_(before[:, at : at + 1])
             replay()

@@ -63,23 +63,25 @@ def string(
     decibels, seed = rng.uniform(10, 30), rng.randrange(2**32)
     speed, gains = rng.uniform(*SPEEDS), [rng.gauss(0, GAIN) for _ in range(BANDS)]
 
-    how = (speed, gains) if train else None
-    return " ".join(DIGITS[int(digit)] for digit in digits), partial(joined, paths, pauses, rate, how, decibels, seed)
+    variation = (speed, gains) if train else None
+    return " ".join(DIGITS[int(digit)] for digit in digits), partial(
+        joined, paths, pauses, rate, variation, decibels, seed
+    )
 
 
 def joined(
     paths: list[Path],
     pauses: list[float],
     rate: int,
-    how: tuple[float, list[float]] | None,
+    variation: tuple[float, list[float]] | None,
     decibels: float,
     seed: int,
 ) -> Wave:
-    """The wave of a :func:`string`; ``how`` recordings are varied."""
+    """The wave of a :func:`string`; ``variation``: speed and gains of :func:`varied`, None for none."""
     silent = [np.zeros(round(pause * rate), "f4") for pause in pauses]
     spoken = [read(path, rate) for path in paths]
-    if how:
-        spoken = [varied(part, *how) for part in spoken]
+    if variation:
+        spoken = [varied(part, *variation) for part in spoken]
     spoken = [part * LOUDNESS / louder_half(part) for part in spoken]
     whole = np.concatenate([silent[0], *(part for pair in zip(spoken, silent[1:], strict=True) for part in pair)])
     noise = np.random.default_rng(seed).normal(0, LOUDNESS * 10 ** (-decibels / 20), len(whole))

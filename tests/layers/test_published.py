@@ -33,7 +33,7 @@ def sru() -> Any:
     build = cpp_extension.load
 
     def load(name: str, sources: list[str], **options: Any) -> None:
-        """Its two parts in one, where it falls back to a CPU's: torch's headers take most of the time."""
+        """Without CUDA: builds both C++ files as one, since most of the time goes to torch's headers."""
         if name == "sru_cuda" and len(sources) > 1:
             raise RuntimeError("its CUDA source would take minutes; it does without")
         if name == "sru_cuda":

@@ -88,14 +88,14 @@ def test_hypotheses_of_a_sentence_share_its_keys_and_values(model, dictionary):
         step = log_probs(model, model.decoder(target, encoded, incremental_state=state))[:, -1]
         alone = model.encoder(src[alive].repeat_interleave(beam, 0))
         torch.testing.assert_close(step, log_probs(model, model.decoder(target, alone))[:, -1])
-        keys = [source.key for source in model.decoder.sources(encoded)]
+        keys = [source.key for source in model.decoder.sources(encoded, state)]
         assert len(keys) == len(attentions(model))
         assert all(len(key) == len(alive) for key in keys)
         stay = [row for row, n in enumerate(alive) if (t, n) not in ((2, 1), (5, 0))]
         alive = [alive[row] for row in stay]
         order = torch.cat([row * beam + torch.randint(beam, (beam,), generator=rng) for row in stay])
         encoded = reorder(model, state, encoded, order)
-        kept = [source.key for source in model.decoder.sources(encoded)]
+        kept = [source.key for source in model.decoder.sources(encoded, state)]
         assert t in (2, 5) or all(new is old for new, old in zip(kept, keys, strict=True))
         words = torch.randint(dictionary.nspecial, len(dictionary), (len(order), 1), generator=rng)
         target = torch.cat([target[order], words], dim=1)

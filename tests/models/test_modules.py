@@ -31,29 +31,31 @@ def test_a_part_of_another_model_works_with_what_it_is_put_to(part, build, dicti
 
 
 def test_one_encoder_serves_several_decoders(build, dictionary):
-    """Fine-tuning with the encoder frozen, also by no_grad; outputs of the encoder that are edited."""
+    """Also outputs that are made under no_grad, with which a decoder learns, and that are edited; all at once and step
+    by step."""
     one, other = (build().eval() for _ in range(2))
     other.load_state_dict({**other.state_dict(), **{f"encoder.{k}": v for k, v in one.encoder.state_dict().items()}})
     src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 4)
+
+    def last(model: Any, encoded: dict[str, Any]) -> Tensor:
+        """The last step's logits, after the three before."""
+        state: dict[str, Any] = {}
+        return [model.decoder(target[:, : n + 1], encoded, incremental_state=state)[0][:, -1] for n in range(4)][-1]
+
     expected = [run(model, dictionary) for model in (one, other)]
     with torch.no_grad():
         encoded = one.encoder(src, None)
-        for _ in range(2):  # the second time what they read is kept
-            for model, logits in zip((one, other), expected, strict=True):
-                torch.testing.assert_close(model.decoder(target, encoded)[0], logits)
         edited = {**encoded, "encoder_out": [2 * encoded["encoder_out"][0]]}
         changed = one.decoder(target, edited)[0]
-        torch.testing.assert_close(one.decoder(target, {**edited, "read": {}})[0], changed)
         assert not torch.allclose(changed, expected[0])
-        encoded["encoder_out"][0].mul_(2)
-        torch.testing.assert_close(one.decoder(target, encoded)[0], changed)
-        encoded["encoder_out"][0].div_(2)
-        attentions = one.decoder.attentions()
-        for factor in (3, 1 / 3):
-            for attention in attentions:
-                attention.projection.weight.mul_(factor)
-            torch.testing.assert_close(one.decoder(target, encoded)[0], one.decoder(target, {**encoded, "read": {}})[0])
-    one.decoder(target, encoded)[0].square().sum().backward()
+        for result, logits in ((encoded, expected[0]), (edited, changed)):
+            torch.testing.assert_close(one.decoder(target, result)[0], logits)
+            torch.testing.assert_close(last(one, result), logits[:, -1])
+        torch.testing.assert_close(last(other, encoded), expected[1][:, -1])
+        for weight in one.decoder.parameters():
+            weight.data.mul_(1.5)  # as an optimizer writes
+        torch.testing.assert_close(last(one, encoded), run(one, dictionary)[:, -1])
+    last(one, encoded).square().sum().backward()
     assert all(weight.grad is not None for weight in one.decoder.parameters())
 
 

@@ -282,7 +282,7 @@ def test_what_compiled_code_does_not_check_is_torchs(
 
     def changed(how: Any) -> dict[str, Any]:
         read = encoded["read"][model.decoder]
-        return {**encoded, "read": {model.decoder: read._replace(sources=how(read.sources))}}
+        return {**encoded, "read": {model.decoder: read._replace(state=state, sources=how(read.sources))}}
 
     if what == "rows":
         target = prefixes(dictionary, 3, 1)

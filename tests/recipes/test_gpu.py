@@ -746,7 +746,8 @@ def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(writa
     assert done.returncode == 0, done.stderr
     installing, running = (line.split(" | ") for line in done.stdout.splitlines())
     mistyped = subprocess.run([*command, "--minuts", "3"], cwd=elsewhere, env=env, capture_output=True, text=True)
-    assert mistyped.returncode == 2 and "bash recipes/gpu.sh [OUT] [--minutes N]" in mistyped.stdout  # nothing else
+    assert mistyped.returncode == 2 and "bash recipes/gpu.sh [OUT] [--minutes N]" in mistyped.stdout
+    assert "gpu.packages" not in mistyped.stdout  # before anything is installed
     assert installing[:2] == [
         f"-m gpu.packages install wheels {project}/runs/gpu/site",
         f"{project}:{project}/recipes:{project}/runs/gpu/site",

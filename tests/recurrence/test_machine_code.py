@@ -133,7 +133,7 @@ def mapped(ptx: str, kernel: str, x: Any, off: dict[str, int]) -> Any:
 # ---------------------------------------------------------------- SASS
 
 # Instructions an element of the loop over the steps, at most, with and without a padding mask: forward, backward.
-MOST = {
+MOST = {  # by NVRTC 13.0
     1: {(0, 1): (60, 88), (0, 4): (41, 60), (2, 1): (86, 118), (2, 8): (44, 64)},
     0: {(0, 1): (50, 74), (0, 4): (37, 53), (2, 1): (76, 104), (2, 8): (41, 58)},
 }
@@ -151,7 +151,8 @@ def assert_loads_stay_on_their_way(value: int, vec: int, target: str, pad: int) 
         if kernel in KERNELS:
             most = MOST[pad][value, vec][KERNELS.index(kernel)]
             a_step = loop.instructions / (vec * ahead)
-            assert round(a_step) <= most, (kernel, a_step)  # of NVRTC 13.0; 13.2 makes 60.4 of 60 for sm_100
+            more = 1 if gpu_compiler().version == (13, 0) else 1.02  # 13.2 makes 89.5 of 88 for sm_100
+            assert a_step <= most * more, (kernel, a_step)
 
 
 @pytest.mark.parametrize("pad", [1, 0])

@@ -207,10 +207,11 @@ class BaseDecoder(FairseqIncrementalDecoder):
     def sources(self, encoder_out: dict[str, Any], incremental_state: IncrementalState | None) -> list[Source]:
         """What each of :meth:`attentions` reads. For the further steps of an incremental state it is kept in the
         encoder's result, which beam search reorders."""
-        kept = None if incremental_state is None or torch.compiler.is_compiling() else encoder_out.get("read")
+        keeps = incremental_state is not None and not torch.compiler.is_compiling()
+        kept: dict[BaseDecoder, Read] | None = encoder_out.get("read") if keeps else None
         known, recorded = kept.get(self) if kept else None, torch.is_grad_enabled()
         if known and known.state is incremental_state and known.recorded is recorded:
-            return known.sources  # type: ignore[no-any-return]
+            return known.sources
         outputs, padding_mask = encoder_out["encoder_out"][0], encoder_out["encoder_padding_mask"][0]
         sources = [attention.project(outputs, padding_mask) for attention in self.attentions()]
         if kept is not None:

@@ -62,11 +62,9 @@ def string(
     pauses = [rng.uniform(0.05, 0.4) for _ in range(len(digits) + 1)]
     decibels, seed = rng.uniform(10, 30), rng.randrange(2**32)
     speed, gains = rng.uniform(*SPEEDS), [rng.gauss(0, GAIN) for _ in range(BANDS)]
-
     variation = (speed, gains) if train else None
-    return " ".join(DIGITS[int(digit)] for digit in digits), partial(
-        joined, paths, pauses, rate, variation, decibels, seed
-    )
+    wave = partial(joined, paths, pauses, rate, variation, decibels, seed)
+    return " ".join(DIGITS[int(digit)] for digit in digits), wave
 
 
 def joined(

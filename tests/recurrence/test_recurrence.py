@@ -139,16 +139,21 @@ def test_what_depends_on_nothing_has_no_gradient(backend):
     assert grads[0].shape == u.shape and torch.equal(grads[1], torch.ones_like(c0))
 
 
+by_entry = pytest.mark.parametrize("fast", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["sums", "entries"])
+
+
+@by_entry
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("v2", [False, True])
-def test_second_derivative(backend, v2):
+def test_second_derivative(backend, v2, fast):
     tensors, masks = make(3, 2, 4, v2=v2, requires_grad=True)
     run = lambda *a: sru_recurrence(*a, bidirectional=True, backend=backend, **masks)  # noqa: E731
-    assert torch.autograd.gradgradcheck(run, tensors, fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, tensors, fast_mode=fast)
 
 
+@by_entry
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_first_derivatives_are_the_same_with_create_graph(backend):
+def test_first_derivatives_are_the_same_with_create_graph(backend, fast):
     """u depends on x, as in a layer whose input is the skip term: no path may count twice."""
     x = torch.randn(5, 2, 4, dtype=torch.float64, requires_grad=True)
     w = torch.randn(12, 4, dtype=torch.float64, requires_grad=True)
@@ -161,7 +166,7 @@ def test_first_derivatives_are_the_same_with_create_graph(backend):
     for plain, differentiable in zip(*results, strict=True):
         torch.testing.assert_close(differentiable.detach(), plain)
     through = lambda x, w: sru_recurrence((x @ w.t()).view(5, 2, 3, 4), x, backend=backend)  # noqa: E731
-    assert torch.autograd.gradgradcheck(through, (x, w), fast_mode=True)
+    assert torch.autograd.gradgradcheck(through, (x, w), fast_mode=fast)
 
 
 @settings(max_examples=60, deadline=None)

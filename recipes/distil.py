@@ -105,6 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     for path in teacher:
         try:
             task = load_checkpoint_to_cpu(str(path))["cfg"]["task"]
+            task = vars(task) if isinstance(task, argparse.Namespace) else task  # of a task without a dataclass
         except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, EOFError, OSError) as error:
             why = next(iter(str(error).splitlines()), type(error).__name__)
             parser.error(f"argument --path: {path} is not a checkpoint of fairseq: {why}")

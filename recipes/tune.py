@@ -32,7 +32,7 @@ from common.machine import source
 from comparison import plots, stages
 from comparison.collecting import machine, precision
 from comparison.command_line import portable, portable_flags, read_recipe, recipe_parser
-from comparison.commands import Commands
+from comparison.commands import Commands, files_named
 from comparison.fairseq_output import complete
 from comparison.flags import check_training
 from comparison.processes import side_by_side
@@ -155,7 +155,7 @@ def plan(report: dict[str, Any]) -> dict[str, Any]:
     """What a search is to do, of its report, on any machine."""
     flags = {system: [trial["flags"] for trial in kept["trials"]] for system, kept in report["systems"].items()}
     keys = ("recipe", "overrides", "data", "prepare", "train", "budget", "share", "processes", "space", "presets")
-    found = {key: report[key] for key in keys if key in report}
+    found = {key: report[key] for key in (*keys, "files") if key in report}
     if "prepare" in found:
         found["prepare"] = portable_flags(found["prepare"])
     return {**found, "overrides": portable(found["overrides"]), "flags": flags}
@@ -178,6 +178,7 @@ def begun(recipe: Settings, name: str, overrides: list[str], output: Path) -> di
         "processes": recipe.processes,
         "space": {system: recipe.tune.space_of(system) for system in recipe.systems},
         "presets": source(*(f"fairseq_sru/config/**/{recipe.flags_of(s)['arch']}.yaml" for s in recipe.systems)),
+        "files": [stages.digest(path) for s in recipe.systems for path in files_named(recipe.flags_of(s))],
         "systems": {s: {"trials": [{"flags": flags} for flags in trials(recipe, s)]} for s in recipe.systems},
     }
     if not output.exists():

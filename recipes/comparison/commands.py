@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,8 +40,10 @@ def words(flags: Mapping[str, Any]) -> list[str]:
 
 
 def files_named(flags: Mapping[str, Any]) -> list[Path]:
-    """The files that flags name."""
-    return [Path(value) for value in flags.values() if isinstance(value, str) and os.path.isfile(value)]
+    """The files that flags name, and what seems to be one that is gone."""
+    values = [value for value in flags.values() if isinstance(value, str)]
+    gone = [value for value in values if re.fullmatch(r".*/.*\.\w+", value) and not os.path.exists(value)]
+    return [Path(value) for value in values if os.path.isfile(value) or value in gone]
 
 
 def cpu_backend() -> str:

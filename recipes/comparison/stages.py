@@ -169,7 +169,16 @@ class Stages:
 
     def is_of(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
         """Whether what is known of a stage is of this command and these inputs."""
-        return self.stamp(name).get("key") == self._key(essence(command), list(map(digest, inputs)))
+        stamp = self.stamp(name)
+        return stamp.get("key") == self._key(essence(command), self._looks(stamp, inputs))
+
+    def _looks(self, stamp: dict[str, Any], inputs: Sequence[Path]) -> list[str | None]:
+        """The inputs' digests; of one that is gone since the stage was done, as it was: it may be removed, as to free
+        the disk."""
+        looks, before = list(map(digest, inputs)), stamp.get("inputs", [])
+        if not stamp.get("done") or len(before) != len(looks):
+            return looks
+        return [look or noted for look, noted in zip(looks, before, strict=True)]
 
     def again(self, name: str) -> None:
         """Let a stage run anew that may be done."""
@@ -179,17 +188,14 @@ class Stages:
     def _begin(
         self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False
     ) -> dict[str, Any]:
-        """The stage's stamp. Where the stage begins anew, its outputs are removed. What was made of inputs outlives
-        them: they may be removed, as to free the disk.
+        """The stage's stamp. Where the stage begins anew, its outputs are removed.
 
         Raises:
             StageError: an output is there that this stage has not made, or not like that; or it can't be made anew.
         """
-        stamp, looks = self.stamp(name), list(map(digest, inputs))
+        stamp = self.stamp(name)
         gone = [path for path in inputs if not path.is_file()] if stamp.get("done") else []
-        if gone and len(before := stamp.get("inputs", [])) == len(looks):
-            looks = [look or noted for look, noted in zip(looks, before, strict=True)]
-        key = self._key(what, looks)
+        key = self._key(what, looks := self._looks(stamp, inputs))
         same = stamp.get("key") == key
         if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
             return stamp

@@ -159,9 +159,9 @@ def test_interactive_answers_before_it_is_asked_again(trained, toy_data):
 
 
 def test_interactive_puts_in_the_words_that_are_asked_for(trained, toy_data):
-    """Lexical constraints, after a tab; they don't concern the next line."""
+    """Lexical constraints, each after a tab, where an empty one is none; they don't concern the next line."""
     words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--beam", 5, "--constraints"]
-    done = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c d\tj i\th\nd c b\n")
+    done = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c d\tj i\t\th\nd c b\n")
     found = {number: f" {words} " for number, words in hypotheses(done.stdout).items()}
     assert " j i " in found[0] and " h " in found[0]
     assert " j i " not in found[1] and " h " not in found[1]

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_cli
-from fairseq import checkpoint_utils, options, utils
+from fairseq import checkpoint_utils, options, trainer, utils
 from fairseq.data import Dictionary, ListDataset, data_utils
 from fairseq.data.indexed_dataset import MMapIndexedDataset, MMapIndexedDatasetBuilder
 from fairseq.data.iterators import CountingIterator, EpochBatchIterator, GroupedIterator
@@ -265,6 +265,10 @@ BAD = [
     (
         ["train", "bin", *SMALL, "--finetune-from-model", "whole.pt", "--restore-file", "text"],
         "argument --finetune-from-model: not allowed with argument --restore-file",
+    ),
+    (
+        ["train", "bin", *SMALL, "--finetune-from-model", "checkpoint_last.pt", "--save-dir", "."],
+        "argument --finetune-from-model: checkpoint_last.pt is in --save-dir, where it would be overwritten",
     ),
     (
         ["train", "bin", *SMALL, "--save-dir", "."],
@@ -527,7 +531,11 @@ def test_patience_counts_on_after_a_restart(folder: Path) -> None:
     assert state["train_iterator"]["epoch"] == 4 and state["early_stop"]["num_runs"] == 2
     before = (folder / "patient" / "checkpoint_last.pt").read_bytes()
     made = state["previous_training_time"]
-    for more, told in (([], "--patience 2 is at its end"), (["--patience", 9, "--max-update", 4], "--max-update 4 is")):
+    for more, told in (
+        ([], "--patience 2 is at its end"),
+        (["--patience", 9, "--max-update", 4], "--max-update 4 is"),
+        (["--max-epoch", 3], "all of --max-epoch 3 is done: the checkpoint has 3 epochs (--reset-dataloader counts"),
+    ):
         again = run_cli("train", "bin", *words, *more, cwd=folder)
         assert told in again.stdout + again.stderr
         assert (folder / "patient" / "checkpoint_last.pt").read_bytes() == before, "what is done trains no further"
@@ -560,6 +568,23 @@ def test_a_training_set_may_have_several_parts(toy_data: Path, tmp_path: Path) -
     )
     task.load_dataset("train", combine=True)
     assert len(task.dataset("train")) == 1500 + 50
+
+
+def test_the_first_part_alone_is_not_weighted_without_a_word(
+    toy_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = {"source_lang": "en", "target_lang": "de", "dataset_impl": "mmap", "upsample_primary": 5}
+    told = "--upsample-primary: there is no train1 beside train in"
+    task = TranslationTask.setup_task(TranslationConfig(data=str(toy_data), **config))
+    task.load_dataset("train", combine=True)
+    assert len(task.dataset("train")) == 1500 and told in caplog.text
+    caplog.clear()
+    data = shutil.copytree(toy_data, tmp_path / "bin")
+    for path in list(data.glob("valid.*")):
+        shutil.copyfile(path, data / path.name.replace("valid", "train1"))
+    task = TranslationTask.setup_task(TranslationConfig(data=str(data), **config))
+    task.load_dataset("train", combine=True)
+    assert len(task.dataset("train")) == 5 * 1500 + 50 and told not in caplog.text
 
 
 def test_addresses_beyond_two_gigabytes(tmp_path: Path) -> None:
@@ -704,6 +729,39 @@ def test_averaged_weights_begin_at_a_checkpoint_without_them(folder: Path) -> No
     words = ["--finetune-from-model", "plain/checkpoint_last.pt", "--store-ema", "--max-update", 2]
     done = run_cli("train", "bin", *PLUGIN, *SMALL, *words, "--save-dir", "averaged", cwd=folder)
     assert "EMA is re-initialized from checkpoint" in done.stdout + done.stderr
+
+
+@slow
+def test_going_on_with_other_text(folder: Path, toy_data: Path) -> None:
+    """From a checkpoint of words that the data doesn't have, with a state of --amp, and over its own folder."""
+
+    def told(command: str, data: str, *more: Any, check: bool = True) -> str:
+        done = run_cli(command, data, *PLUGIN, *more, cwd=folder, check=check)
+        return done.stdout + done.stderr
+
+    told("train", "bin", *SMALL, "--save-dir", "general", "--max-update", 1)
+    first, second, *rest = (toy_data / "dict.en.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, words in {"swapped": [second, first, *rest], "fewer": rest}.items():
+        shutil.copytree(toy_data, folder / name)
+        (folder / name / "dict.en.txt").write_text("".join(words), encoding="utf-8")
+    tuned = [*SMALL, "--finetune-from-model", "general/checkpoint_last.pt", "--save-dir"]
+    warning = "swapped/dict.en.txt has other words than bin/dict.en.txt, which the checkpoint was trained with"
+    assert warning in told("train", "swapped", *tuned, "tuned", "--max-update", 1)
+    again = told("train", "bin", *tuned, "tuned", "--max-update", 2)
+    assert "goes on from tuned/checkpoint_last.pt, not from --finetune-from-model" in again
+    path = ["--path", "general/checkpoint_last.pt", "--cpu", "--quiet", "--gen-subset", "valid"]
+    assert warning in told("generate", "swapped", *path)
+    assert "other words" not in told("generate", "bin", *path)
+    failure = told("train", "fewer", *tuned, "other", check=False)
+    assert "the architectures and the dictionaries match. size mismatch for encoder.embed_tokens.weight" in failure
+
+    state = torch.load(folder / "general" / "checkpoint_last.pt", weights_only=False)
+    state["optimizer_history"][-1]["optimizer_name"] = "AMPOptimizer"  # as it was called
+    state["last_optimizer_state"]["loss_scaler"] = {"scale": 128.0}
+    torch.save(state, folder / "general" / "amp.pt")
+    told("train", "bin", *SMALL, "--restore-file", "general/amp.pt", "--save-dir", "later", "--max-update", 2)
+    history = torch.load(folder / "later" / "checkpoint_last.pt", weights_only=False)["optimizer_history"]
+    assert (history[-1]["optimizer_name"], history[-1]["num_updates"]) == ("FairseqAdam", 2)
 
 
 def test_float16_overflows_without_a_gpu(folder: Path) -> None:
@@ -938,6 +996,13 @@ def test_adam_goes_on_from_apexs() -> None:
     assert torch.equal(*made)
 
 
+def test_adam_refuses_what_belongs_to_more_weights() -> None:
+    """As where an embedding is frozen later."""
+    weights = [torch.nn.Parameter(torch.randn(3, 4)) for _ in range(2)]
+    with pytest.raises(ValueError, match="of other weights than this model's: give --reset-optimizer"):
+        Adam(weights[:1]).load_state_dict(Adam(weights).state_dict())
+
+
 @pytest.mark.parametrize("together", [None, "fused", "foreach"])
 def test_adam_refuses_what_belongs_to_weights_of_other_shapes(together: str | None) -> None:
     """torch's kernels would read and write beyond it."""
@@ -1051,8 +1116,11 @@ def test_mixed_precision_of_a_gpu_goes_on_with_its_scale(monkeypatch: pytest.Mon
     assert resumed.scaler.state_dict() == whole.scaler.state_dict()
     assert resumed.scaler.get_scale() == 2048
     torch.testing.assert_close(again, weight)
+    plain = made()[0].fp32_optimizer
+    plain.load_state_dict(state)  # in what goes on without
     del state["loss_scaler"]  # as of what was trained without
     made()[0].load_state_dict(state)
+    assert trainer.Trainer._optimizer_name(SimpleNamespace(optimizer=whole)) == "SGD"  # as without --amp
 
 
 @pytest.mark.parametrize("more", [[], ["--amp"], ["--fp16"]])

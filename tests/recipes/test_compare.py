@@ -224,6 +224,29 @@ def test_a_system_depends_on_files_that_its_flags_name(recipe, tmp_path):
     assert found["a"][-1] == tmp_path / "vectors" and tmp_path / "vectors" not in found["b"]
 
 
+def test_a_run_outlives_the_model_that_it_began_with(recipe, tmp_path):
+    """As the base of a fine-tuning is put away."""
+    base = tmp_path / "base.pt"
+    base.write_text("general")
+    words = [f"out={tmp_path / 'out'}", f"train.finetune-from-model={base}", "train.tensorboard-logdir=runs/tb.1"]
+    comparison, run = runs.Comparison(settings.load(recipe, words)), Run("a", 1)
+    finished(comparison, run)
+
+    def is_of_others() -> bool:
+        [stage] = comparison.trainings(run)
+        return comparison.is_of_others(stage)
+
+    [stage] = comparison.trainings(run)
+    looks = list(map(stages.digest, stage.inputs))
+    stamp = {"key": comparison.stages._key(stages.essence(stage.command), looks), "inputs": looks}
+    comparison.stages._end(stage.name, stamp, [stage.made], {})
+    assert base in stage.inputs and not is_of_others()
+    base.unlink()
+    assert not is_of_others()
+    base.write_text("better")
+    assert is_of_others()
+
+
 def test_flags_are_words():
     flags = {"arch": "sru", "share-all-embeddings": True, "fp16": False, "lr": [1e-3, 5e-4], "clip-norm": None}
     assert commands.words(flags) == ["--arch", "sru", "--share-all-embeddings", "--lr", "0.001", "0.0005"]

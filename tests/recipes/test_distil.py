@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,10 @@ def test_targets_are_the_teachers(
     state = torch.load(teacher, weights_only=False)
     state["cfg"]["task"] |= {"source_lang": "de", "target_lang": "en"}
     torch.save(state, tmp_path / "other.pt")
-    for path, said in ((tmp_path / "other.pt", "it is of de-en"), (Path(__file__), "is not a checkpoint of fairseq")):
+    state["cfg"]["task"] = Namespace(**state["cfg"]["task"])  # of a task without a dataclass
+    torch.save(state, tmp_path / "namespace.pt")
+    wrong = {tmp_path / f"{name}.pt": "it is of de-en" for name in ("other", "namespace")}
+    for path, said in (wrong | {Path(__file__): "is not a checkpoint of fairseq"}).items():
         with pytest.raises(SystemExit):
             distil.main([str(data), "--path", f"{teacher}:{path}", "--out", str(out)])
         assert re.search(rf"argument --path: {re.escape(str(path))} .*{said}", capfd.readouterr().err)

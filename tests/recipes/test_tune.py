@@ -399,6 +399,14 @@ def test_a_search_with_other_training_is_another(recipe: Path, tmp_path: Path, m
     ):
         with pytest.raises(ValueError, match=f"is of a search with other {key}; "):
             begun(load(recipe, ["out=x", override]), "small", [], output)
+    base = tmp_path / "base.pt"
+    base.write_text("general")
+    tuned, other = load(recipe, ["out=x", f"train.finetune-from-model={base}"]), tmp_path / "tuned.json"
+    other.write_text(json.dumps(begun(tuned, "small", [], other)))
+    assert begun(tuned, "small", [], other)["files"]
+    base.write_text("better")
+    with pytest.raises(ValueError, match="is of a search with other files; "):
+        begun(tuned, "small", [], other)
     words = ["out=y", "prepare.local-dir=z", "prepare.out=w"]
     assert begun(load(recipe, words), "small", words, output)["overrides"] == [], "another machine has other folders"
     (tmp_path / "fairseq_sru" / "config" / "model").mkdir(parents=True)

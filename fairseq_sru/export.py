@@ -67,12 +67,23 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     """
     from . import models  # noqa: F401,I001  first: it says how to install fairseq
     from fairseq import checkpoint_utils
+    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+
+    from .models.translation import TranslationModel
 
     overrides: dict[str, Any] = {"encoder_embed_path": None, "decoder_embed_path": None}  # they are in the checkpoint
     if data is not None:
         overrides["data"] = str(data)
     try:
-        (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
+        given = state["cfg"]["model"]
+        named = getattr(given, "_name", None) or given.arch
+        kind = {**MODEL_REGISTRY, **ARCH_MODEL_REGISTRY}.get(named, object)
+        if not issubclass(kind, TranslationModel):  # others may evaluate what the checkpoint says
+            raise ModelError(REFUSED)
+        (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides, state=state)
+    except ModelError:
+        raise
     except FileNotFoundError as error:
         wrong = f"no such file: {error.filename}" if error.filename else error
         raise ModelError(f"{wrong}; --data names the folder of the dictionaries") from None

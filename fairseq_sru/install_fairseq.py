@@ -193,7 +193,8 @@ def main() -> None:
         sys.exit(f"install_fairseq: no pip in {sys.prefix}; python -m ensurepip --default-pip brings it")
     with tempfile.TemporaryDirectory(prefix="install_fairseq_") as temporary:
         folder = Path(temporary)
-        sdist = arguments.sdist or download(folder)
+        sdist = Path(shutil.copy(arguments.sdist, folder / SDIST)) if arguments.sdist else download(folder)
+        check_sdist(sdist)  # the copy that nobody else can write
         wheel = build(sdist, folder)
         if arguments.wheel_dir:
             print(shutil.copy(wheel, arguments.wheel_dir))

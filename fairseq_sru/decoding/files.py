@@ -209,6 +209,8 @@ def _whole(value: Any, name: str) -> int:
 def _vocabulary(words: Any) -> list[str]:
     if type(words) is not list or not all(type(word) is str for word in words) or words[:4] != SPECIAL:
         raise ValueError(f"a vocabulary must be a list of words that begins with {' '.join(SPECIAL)}")
+    if any(len(f"<{word}>".splitlines()) > 1 for word in words):  # it would make two lines of a translation
+        raise ValueError("a vocabulary must have no word with the end of a line in it")
     return words
 
 
@@ -216,6 +218,8 @@ def _program(written: Any, allowed: Sequence[str], tensors: dict[str, Tensor]) -
     program = Program()
     for width in written["slots"]:
         program.slot(_whole(width, "slots"))
+    if sum(program.widths) > LARGEST:
+        raise ValueError(f"slots must have {LARGEST} numbers together at most; got {sum(program.widths)}")
     for call in written["ops"]:
         given = dict(call)
         if (op := given.pop("op")) not in allowed:
@@ -229,7 +233,10 @@ def _program(written: Any, allowed: Sequence[str], tensors: dict[str, Tensor]) -
 
 def _argument(name: str, kind: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if name in TENSORS:
-        return None if value is None else _tensor(value, tensors)
+        tensor = None if value is None else _tensor(value, tensors)
+        if isinstance(tensor, Quantised) and kind != "Weight":
+            raise ValueError(f"{name} must be float32; got int8")
+        return tensor
     if type(value).__name__ != kind:
         raise ValueError(f"{name} must be {kind}; got {value!r}")
     return value

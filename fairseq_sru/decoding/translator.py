@@ -13,7 +13,9 @@ from ..layers.arguments import number, positive, whole
 from .files import load
 from .program import library, mind_fork
 from .search import EOS, UNK, Found, Search
+from .text import MosesBPE
 
+CHARACTERS = 20  # of a subword of Moses' tokens; none is longer on average
 TOKENS = 8192  # of the sentences of a batch, whose keys and values are kept, or a few more
 LONGEST = 200  # tokens of a translation unless told otherwise, as in fairseq-generate
 
@@ -183,7 +185,10 @@ class Translator:
         Raises:
             TooLong: a line has more than the model takes.
         """
-        made = []
+        made, most = [], CHARACTERS * (self._max_source - 1)
+        for index, line in enumerate(lines if isinstance(self.subwords, MosesBPE) else ()):
+            if (letters := sum(map(len, line.split()))) > most:  # Moses' patterns would take minutes
+                raise TooLong(f"it has {letters:,} characters, the model takes {most:,}: split it", index)
         for index, tokens in enumerate(self.subwords.encode(lines)):
             if len(tokens) >= self._max_source:
                 too_many = f"it has {len(tokens):,} subwords, the model takes {self._max_source - 1:,}: split it"

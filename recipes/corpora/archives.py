@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from common.errors import RecipeError
@@ -286,7 +286,7 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
 
 
 def unpack_all(archive: Path, folder: Path) -> Path:
-    """Write all of a .zip or .tar into ``folder``.
+    """Write all files of a .zip or .tar into ``folder``: no links, and none whose name leads out of it.
 
     Raises:
         RecipeError: the archive can't be read.
@@ -295,10 +295,15 @@ def unpack_all(archive: Path, folder: Path) -> Path:
         if archive.suffix == ".zip":
             shutil.unpack_archive(archive, folder)
             return folder
-        safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python >= 3.11.4
         with OPEN[archive.suffix](archive, "rb") as content:
             with tarfile.open(fileobj=content, mode="r|") as tar:
-                tar.extractall(folder, **safe)
+                for item in tar:
+                    inside = PurePosixPath(item.name)
+                    if not item.isfile() or inside.is_absolute() or ".." in inside.parts:
+                        continue
+                    (path := folder / inside).parent.mkdir(parents=True, exist_ok=True)
+                    with path.open("wb") as made:
+                        shutil.copyfileobj(tar.extractfile(item), made)  # type: ignore[arg-type]
             while content.read(BLOCK):  # a damaged header looks like the end; the checksums behind it tell
                 pass
     except DAMAGED as error:

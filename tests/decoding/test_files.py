@@ -29,7 +29,7 @@ from fairseq_sru.export import model_of
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported") / "model"
-    exported(folder, "sru, coverage", share_all_embeddings=True)
+    exported(folder, "sru, coverage", share_all_embeddings=True, encoder_kernel_size=3)
     return folder
 
 
@@ -227,6 +227,45 @@ def test_weights_of_other_shapes_and_types_are_refused_or_run(copied: Path) -> N
         assert runs(name, tensor)
         assert not any(runs(name, wrong) for wrong in (tensor[None], tensor.half(), tensor.to(torch.int8)))
     assert sum(runs(name, tensor[:-1]) for name, tensor in tensors.items()) < len(tensors) / 2
+
+
+def test_int8_is_for_the_matrices_of_products_and_embeddings_alone(copied: Path) -> None:
+    """Compiled code would read others as float32, four times as far."""
+    config, tensors = json.loads((copied / "config.json").read_text()), load_file(copied / "weights.safetensors")
+    used = {
+        call[key]: (call["op"], key)
+        for side in ("encoder", "decoder")
+        for call in config[side]["ops"]
+        for key in call
+        if isinstance(call[key], str) and call[key] in tensors
+    }
+    assert {("convolve", "weight"), ("attend", "coverage"), ("norm", "bias")} <= set(used.values())
+    for name, place in used.items():
+        tensor = tensors[name]
+        small = {name: tensor.to(torch.int8), f"{name}.scale": torch.ones(len(tensor))}
+        save_file({**tensors, **small}, copied / "weights.safetensors")
+        read = (copied / "weights.safetensors").read_bytes()
+        change(copied, sha256={**config["sha256"], "weights.safetensors": hashlib.sha256(read).hexdigest()})
+        if place in {("linear", "weight"), ("embed", "weight")}:
+            load(copied)
+        else:
+            with pytest.raises(ModelError, match=rf"{place[1]} must be float32; got int8$"):
+                load(copied)
+
+
+def test_what_would_break_lines_or_exhaust_memory_is_refused(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    change(copied, encoder={**config["encoder"], "slots": [*config["encoder"]["slots"], 2**20]})
+    with pytest.raises(ModelError, match=r"slots must have 1048576 numbers together at most; got \d+$"):
+        load(copied)
+    words = json.loads((copied / "vocabulary.json").read_text())
+    words["target"][-1] += "\n"
+    (copied / "vocabulary.json").write_text(json.dumps(words))
+    read = (copied / "vocabulary.json").read_bytes()
+    config["sha256"]["vocabulary.json"] = hashlib.sha256(read).hexdigest()
+    change(copied, **config)
+    with pytest.raises(ModelError, match=r"a vocabulary must have no word with the end of a line in it$"):
+        load(copied)
 
 
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])

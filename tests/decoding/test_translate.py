@@ -396,6 +396,23 @@ def test_ctrl_c_ends_an_export_with_a_line(
     assert ended.value.code == 130 and capsys.readouterr().err == "export: stopped\n"
 
 
+def test_of_a_strangers_checkpoint_no_other_model_is_built(
+    prepared: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Some of fairseq's evaluate an option."""
+    path, *rest = prepared[1][1:]
+    state = torch.load(path, weights_only=False)
+    mark = tmp_path / "ran"
+    layers = f"[(8, 3, 1)] + (__import__('pathlib').Path({str(mark)!r}).touch() or [])"
+    state["cfg"]["model"] = {"_name": "wav2vec2", "conv_feature_layers": layers}
+    state["cfg"]["task"] = {"_name": "audio_pretraining", "data": str(tmp_path)}
+    torch.save(state, tmp_path / "strange.pt")
+    with pytest.raises(SystemExit):
+        export.main(["--path", str(tmp_path / "strange.pt"), *rest, "--out", str(tmp_path / "m")])
+    assert "the translator can't run this model, only --arch sru with" in capsys.readouterr().err
+    assert not mark.exists()
+
+
 def test_what_cannot_be_exported_is_said(
     prepared: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

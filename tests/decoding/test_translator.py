@@ -367,6 +367,17 @@ def test_lines_that_are_too_long_are_named(tmp_path: Path) -> None:
     assert raised.value.index == copied.index == 1 and str(copied) == str(raised.value)
 
 
+def test_moses_is_not_asked_about_a_line_that_is_far_too_long(tmp_path: Path) -> None:
+    """It would take minutes for a hundred thousand dots."""
+    exported(tmp_path / "model", "sru, defaults", max_source_positions=20)
+    translator = Translator(tmp_path / "model")
+    translator.subwords = subwords(TextOptions("moses-bpe", "en", "de"), b"#version: 0.2\nw o\n")
+    assert len(translator.encode(["w" * 15, "window"])[0]) == 16
+    message = r"^lines\[1\]: it has 100,000 characters, the model takes 380: split it$"
+    with pytest.raises(TooLong, match=message):
+        translator.encode(["window", "." * 100_000])
+
+
 MILLION = """  # in a process of its own: here, what earlier tests have freed would hide a leak
 import random, re, sys
 from pathlib import Path

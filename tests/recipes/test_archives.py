@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import hashlib
 import http.server
+import io
 import os
 import re
 import signal
@@ -294,6 +295,22 @@ def test_a_zip_that_is_encrypted_is_named(tmp_path: Path):
     path.write_bytes(content)
     with pytest.raises(RecipeError, match=r"digits.zip: File 'a.txt' is encrypted, .*: unpack it and make it anew"):
         archives.unpack_all(path, tmp_path / "to")
+
+
+def test_a_tar_writes_files_below_its_folder_alone(tmp_path: Path):
+    names = ["below/a.txt", "../b.txt", f"{tmp_path}/c.txt", "below/../../d.txt", "./e.txt"]
+    with tarfile.open(tmp_path / "some.tar.gz", "w:gz") as tar:
+        link = tarfile.TarInfo("out")
+        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(link)
+        for name in (*names, "out/f.txt"):
+            member = tarfile.TarInfo(name)
+            member.size = 4
+            tar.addfile(member, io.BytesIO(b"text"))
+    folder = archives.unpack_all(tmp_path / "some.tar.gz", tmp_path / "to" / "there")
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
+    assert written == {"some.tar.gz", *(f"to/there/{name}" for name in ("below/a.txt", "e.txt", "out/f.txt"))}
+    assert not (folder / "out").is_symlink()
 
 
 @pytest.mark.parametrize("kind", ["gz", "xz"])

@@ -84,6 +84,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.max_target_positions = cfg.max_target_positions
         self.need_attn = True
         self.aligned = cfg.criterion == ALIGNED
+        self.stateful: list[Any] | None = None  # modules that keep a state of their own, once looked for
         self.embed_tokens = embed_tokens
         self.tied: Tensor | None
         self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
@@ -250,8 +251,14 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.set_incremental_state(incremental_state, "cached_state", moved)
 
     def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
-        """As fairseq's, which looks for states in all modules at each step; all of them are this decoder's."""
+        """As fairseq's, which looks for modules with a state at each step; here once. The package's have none of their
+        own, but a subclass's may be fairseq's."""
+        if self.stateful is None:
+            others = [module for module in self.modules() if module is not self]
+            self.stateful = [module for module in others if hasattr(module, "reorder_incremental_state")]
         self.reorder_incremental_state(incremental_state, new_order)
+        for module in self.stateful:
+            module.reorder_incremental_state(incremental_state, new_order)
 
     def max_positions(self) -> int:
         """Longest sequence."""

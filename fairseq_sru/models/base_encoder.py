@@ -56,17 +56,26 @@ class BaseEncoder(FairseqEncoder):
 
         Rows of one sentence share its tensors while each sentence has equally many, next to one another, as in beam
         search; then this copies nothing but, when sentences are done, those that are not. Else each row gets a copy.
+
+        Raises:
+            ValueError: what a subclass has added isn't in a list, or hasn't the batch first.
         """
         rows = encoder_out["rows_per_sentence"]
         runs = [(n, len(list(run))) for n, run in groupby(row // rows for row in new_order.tolist())]
         together = len({length for _, length in runs}) == 1
         kept = [n for n, length in runs for _ in range(1 if together else length)]
         new = {**encoder_out, "rows_per_sentence": len(new_order) // len(kept)}
-        if kept != list(range(len(encoder_out["encoder_padding_mask"][0]))):
+        sentences = len(encoder_out["encoder_padding_mask"][0])
+        if kept != list(range(sentences)):
             at = torch.tensor(kept, device=new_order.device)
             for name, tensors in encoder_out.items():
                 if isinstance(tensors, list):
-                    new[name] = [t.index_select(1 if name == "encoder_out" else 0, at) for t in tensors]
+                    dim = 1 if name == "encoder_out" else 0
+                    if wrong := [tuple(t.shape) for t in tensors if t.size(dim) != sentences]:
+                        raise ValueError(f"encoder_out[{name!r}] must have {sentences} sentences first; got {wrong[0]}")
+                    new[name] = [t.index_select(dim, at) for t in tensors]
+                elif isinstance(tensors, Tensor):
+                    raise ValueError(f"encoder_out[{name!r}] must be a list of tensors, or it could not be reordered")
             new["read"] = {
                 decoder: read._replace(
                     sources=[Source(*(t.index_select(0, at) for t in source)) for source in read.sources]

@@ -6,6 +6,7 @@ Results are those of the modules but for rounding.
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from fairseq.models import FairseqEncoderDecoderModel
+from fairseq.modules import FairseqDropout
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
@@ -40,8 +42,12 @@ class _Known:
 # Not an attribute: copies of a module have others.
 _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 
-# Where the modules are of, whose weights a program reads: another's forward may be another.
-KNOWN = (f"{__name__.split('.')[0]}.", "fairseq.", "torch.nn.")
+# The modules whose weights a program reads: another's forward may be another.
+KNOWN = (f"{__name__.split('.')[0]}.", "fairseq.")
+TORCHS = (nn.Embedding, nn.Identity, nn.LayerNorm, nn.ModuleList)
+METHODS = frozenset(("forward", "encode", "extract_features", "output_layer", "sources", "project"))
+NUMBERS = {Attention: "scale", SRUCell: "activation", nn.LayerNorm: "eps"}
+WRITTEN = ("program", "features_program")  # these say what those do
 
 
 class Result(NamedTuple):
@@ -175,27 +181,57 @@ def plain(cell: nn.Module, bidirectional: bool = False) -> bool:
     return cell.v1 and not cell.highway and cell.layer_norm is None and (bidirectional or not cell.bidirectional)
 
 
+@functools.cache
+def _is_known(kind: Any) -> bool:
+    """Whether a program knows the modules of a class, and its METHODS are not someone else's."""
+    if issubclass(kind, FairseqEncoderDecoderModel):  # whose parts are asked
+        return True
+    if kind not in TORCHS and not kind.__module__.startswith(KNOWN):
+        return False
+    place = {name: at for at, base in reversed([*enumerate(kind.__mro__)]) for name in vars(base)}
+    methods = [name for name in METHODS if name in place]
+    if not all(str(getattr(kind, name).__module__).startswith((*KNOWN, "torch.nn.")) for name in methods):
+        return False
+    written = min((place[name] for name in WRITTEN if name in place), default=0)
+    return written <= min(place[name] for name in methods)  # or a subclass does something else than is written
+
+
+@functools.cache
+def _number(kind: Any) -> str | None:
+    """What a program reads of such a module beside weights."""
+    return next((name for base, name in NUMBERS.items() if issubclass(kind, base)), None)
+
+
 def _usual(module: nn.Module) -> bool:
     """Whether a module does what a program of it says, but for the modules in it."""
+    own = vars(module)
+    kind: Any = type(module)
     return (
-        (type(module).__module__.startswith(KNOWN) or isinstance(module, FairseqEncoderDecoderModel))
-        and not (isinstance(module, SRUCell) and getattr(choose(module.backend, "cpu"), "name", "") != "native")
-        and not module.training
-        and "forward" not in vars(module)  # put there by someone
-        and not vars(module).get("apply_during_inference")  # --retain-dropout
+        _is_known(kind)
+        and METHODS.isdisjoint(own)  # put there by someone
+        and not own.get("apply_during_inference")  # --retain-dropout
         and not (module._forward_hooks or module._forward_pre_hooks)
+        and (kind is not nn.LayerNorm or module.bias is not None)
+        and all(isinstance(x, FairseqDropout) for name, x in module._modules.items() if name.startswith("dropout"))
     )
 
 
-def _as_written(module: nn.Module) -> bool:
+def as_written(module: nn.Module) -> bool:
     """Whether a module and those in it do what a program of them says."""
     hooks = every_module._global_forward_hooks, every_module._global_forward_pre_hooks
     return all(map(_usual, module.modules())) and not any(hooks)
 
 
+def _runs_here(module: nn.Module) -> bool:
+    """Whether it is in evaluation, and compiled code was not declined."""
+    other = isinstance(module, SRUCell) and getattr(choose(module.backend, "cpu"), "name", "") != "native"
+    return not module.training and not other
+
+
 def compilable(module: nn.Module) -> bool:
     """Whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
-    return _as_written(module) and all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
+    usual = as_written(module) and all(map(_runs_here, module.modules()))
+    return usual and all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
 
 
 def version(weight: Tensor) -> tuple[int, int]:
@@ -205,8 +241,12 @@ def version(weight: Tensor) -> tuple[int, int]:
 
 
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
-    """What changes when :func:`compilable` does, or the :func:`version` of a weight."""
-    return _as_written(module), *map(version, module.parameters())
+    """What changes when :func:`compilable` does, or the :func:`version` of a weight, or a number that programs read."""
+    parts: list[Any] = list(module.modules())
+    hooks = every_module._global_forward_hooks, every_module._global_forward_pre_hooks
+    usual = all(map(_usual, parts)) and all(map(_runs_here, parts)) and not any(hooks)
+    numbers = [vars(part).get(name) for part in parts if (name := _number(type(part)))]
+    return usual, *numbers, *map(version, module.parameters())
 
 
 def sums(module: nn.Module) -> list[bytes]:

@@ -259,8 +259,11 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
 
     Raises:
         RecipeError: one is missing, or the archive can't be read.
+        ValueError: two have the same name, but for their folders.
     """
     wanted = {member: folder / Path(member).name for member in members}
+    if len(set(wanted.values())) < len(wanted):
+        raise ValueError(f"members must have names of their own; got {', '.join(wanted)}")
     missing = set(wanted)
     bar: dict[str, Any] = {"total": archive.stat().st_size, "desc": f"unpack {archive.name}", "disable": None}
     try:

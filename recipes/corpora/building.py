@@ -151,8 +151,10 @@ def gather(task: Task, archives: Path, work: Path) -> tuple[Texts, dict[str, Pat
     if corpus.build is not None:
         folder = archives / task.name
         manifest = corpus.build(folder, task.local_dir)
-        texts: Texts = {split: [(folder / f"{split}.en", folder / f"{split}.de")] for split in SPLITS}
-        return texts, {split: folder / f"{split}.domains" for split in SPLITS[1:]}, [manifest]
+        source, target = corpus.languages
+        texts: Texts = {split: [(folder / f"{split}.{source}", folder / f"{split}.{target}")] for split in SPLITS}
+        labels = {split: folder / f"{split}.domains" for split in SPLITS[1:]} if corpus.labelled else {}
+        return texts, labels, [manifest]
     if corpus.lay_out is None:
         return task.texts, task.domains, [described(path, name) for name, path in task.files().items()]
     paths, sources = fetch(task.archives, task.local_dir, archives)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from argparse import Namespace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,11 +14,14 @@ from fairseq.data import Dictionary
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
 from fairseq.token_generation_constraints import pack_constraints
-from support.exported import torch_alone, words
+from support.exported import SENTENCEPIECE, torch_alone, words
 from support.small_models import VARIANTS, made
 from torch.nn.modules.module import register_module_forward_hook
 
+from fairseq_sru.decoding.files import ModelError
+from fairseq_sru.export import model_of as model_for_export
 from fairseq_sru.models import search, step
+from fairseq_sru.models.encoder import RecurrentEncoder, SRUEncoder
 
 KINDS = [
     "sru, defaults",
@@ -181,6 +186,79 @@ def test_an_ensemble_a_blocker_and_parts_of_ones_own_are_asked(model: Any) -> No
         other = model_of("sru, coverage")
         setattr(other, part, torch.nn.Identity())
         assert other.beam_search(generator_of(model), sample) is None
+
+
+def norm_like(_: Any) -> torch.nn.LayerNorm:
+    return torch.nn.LayerNorm(8)
+
+
+class Factored(SRUEncoder):
+    """As of a file that a user put into the package's folder, which fairseq imports."""
+
+    __module__ = "fairseq_sru.models.factored"
+
+    def forward(self, src_tokens: torch.Tensor, *given: Any, **more: Any) -> dict[str, Any]:
+        return super().forward(src_tokens.flip(0), *given, **more)
+
+
+def replaced(part: str, name: str, by: Callable[[Any], Any]) -> Callable[[Any], None]:
+    """Replaces what a part of a model has under that name."""
+
+    def change(model: Any) -> None:
+        owner = model.get_submodule(part)
+        setattr(owner, name, by(getattr(owner, name)))
+
+    return change
+
+
+CHANGES = {
+    "a norm after the embedding": replaced("encoder", "dropout_in", lambda d: torch.nn.Sequential(d, norm_like(d))),
+    "a norm instead of dropout": replaced("decoder", "dropout_in", norm_like),
+    "another norm": replaced("decoder.layers.1", "attention_norm", lambda n: torch.nn.RMSNorm(n.normalized_shape)),
+    "a norm without bias": replaced("encoder", "norm", lambda n: torch.nn.LayerNorm(n.normalized_shape, bias=False)),
+    "two maps": replaced("decoder", "project_out", lambda m: torch.nn.Sequential(m, torch.nn.Identity())),
+    "a method": replaced("decoder", "output_layer", lambda method: lambda x, **_: 2 * method(x)),
+    "a subclass": replaced("encoder", "__class__", lambda _: Factored),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_no_program_says_is_torchs(change: str, model: Any) -> None:
+    sample = sample_of(LENGTHS)
+    assert model.beam_search(generator_of(model), sample) is not None
+    CHANGES[change](model)
+    assert model.beam_search(generator_of(model), sample) is None
+    assert len(found(model, sample)) == len(LENGTHS)
+    with pytest.raises(ModelError, match=r"^the translator can't run this model"):
+        model_for_export(model, Namespace(source_dictionary=words(), target_dictionary=words()), SENTENCEPIECE)
+
+
+def test_a_class_that_was_patched_is_torchs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a plugin does it when it is imported."""
+    step._is_known.cache_clear()
+    monkeypatch.setattr(SRUEncoder, "forward", lambda *given, **more: RecurrentEncoder.forward(*given, **more))
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
+    monkeypatch.undo()
+    step._is_known.cache_clear()
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is not None
+
+
+@pytest.mark.parametrize(
+    "part, name, value",
+    [
+        ("decoder.layers.1.attention", "scale", 2.0),
+        ("encoder.norm", "eps", 0.5),
+        ("decoder.layers.0.rnn.sru", "activation", "relu"),
+    ],
+)
+def test_numbers_that_change_are_seen(part: str, name: str, value: Any, model: Any) -> None:
+    sample = sample_of(LENGTHS)
+    before = model.beam_search(generator_of(model), sample)
+    assert getattr(model.get_submodule(part), name) != value
+    setattr(model.get_submodule(part), name, value)
+    check(model, sample)
+    after = model.beam_search(generator_of(model), sample)
+    assert [h[0]["score"] for h in before] != [h[0]["score"] for h in after]
 
 
 @torch.no_grad()

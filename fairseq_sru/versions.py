@@ -14,8 +14,8 @@ NUMPY = "numpy>=1.26"
 # The official sdist, and the version it gets from fairseq-0.12.2.patch: both others whenever the patch changes.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
-FAIRSEQ_PATCHED = "0.12.2+py311.47"
-FAIRSEQ_PATCH_SHA256 = "6f350a82b9fe31637f209299bf283b7599db2b6742efa999240e7c9dc80a88df"
+FAIRSEQ_PATCHED = "0.12.2+py311.48"
+FAIRSEQ_PATCH_SHA256 = "ba21efce6eedc259564c342b3f4e20079560063ae6560671604011f4effe9228"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

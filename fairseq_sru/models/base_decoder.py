@@ -18,7 +18,7 @@ from ..layers.linear import Linear, by_columns, linear
 from ..recurrence.autograd import eager
 from ..recurrence.dispatch import choose
 from .attention import Attention, GlobalAttention, Read, Source
-from .options import ALIGNED, cutoffs, tied
+from .options import cutoffs, reads_attention, tied
 from .step import Step, compilable, forget, readable, remembered, version
 from .units import LSTM
 
@@ -83,7 +83,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.padding_idx = dictionary.pad()
         self.max_target_positions = cfg.max_target_positions
         self.need_attn = True
-        self.aligned = cfg.criterion == ALIGNED
+        self.aligned = reads_attention(cfg.criterion)
         self.stateful: list[Any] | None = None  # modules that keep a state of their own, once looked for
         self.embed_tokens = embed_tokens
         self.tied: Tensor | None

@@ -47,6 +47,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def reads_attention(criterion: str | None) -> bool:
+    """Whether a criterion is :data:`ALIGNED`, or derived from it."""
+    from fairseq.criterions import CRITERION_REGISTRY
+
+    return issubclass(CRITERION_REGISTRY.get(criterion, object), CRITERION_REGISTRY[ALIGNED])
+
+
 def attention(cfg: Namespace) -> int | str:
     """Where the decoder has attention: N, in each N-th layer from the top (0: nowhere), or ``global``, after it."""
     value = str(cfg.decoder_attention)

@@ -6,6 +6,7 @@ from argparse import Namespace
 from typing import Any
 
 from fairseq.models import register_model
+from torch import nn
 
 from . import options
 from .architectures import register_architectures
@@ -16,10 +17,10 @@ from .encoder import SRUEncoder, check_encoder
 from .translation import TranslationModel
 
 
-def check(cfg: Any) -> Namespace:
+def check(cfg: Any, kind: type[SRUConfig] = SRUConfig) -> Namespace:
     """The options, completed and checked against one another; a ValueError names the flag, its value and what is
-    allowed."""
-    cfg = options.completed(cfg, SRUConfig)
+    allowed. kind: what has them and their defaults."""
+    cfg = options.completed(cfg, kind)
     check_encoder(cfg)
     options.at_least_one(cfg, [f"decoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "out_embed_dim")])
     options.probabilities(cfg, ["decoder_dropout_in", "decoder_dropout_out", "attention_dropout"])
@@ -51,16 +52,33 @@ class SRUModel(TranslationModel):
     Deep bidirectional encoder, deep decoder, multi-head attention, layer normalisation and residual connections follow
     RNMT+ (Chen et al. 2018), with SRU (Lei et al. 2017) in place of LSTM and pre-norm residual layers. The same
     model is to be had with LSTM, and both as plain layers with one global attention.
+
+    Attributes:
+        config: the dataclass of the options; a subclass's may have more.
     """
+
+    config: type[SRUConfig] = SRUConfig
 
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRUModel:
         """Build the model for a task's dictionaries; a ValueError names the flag of options that don't go together."""
-        cfg = check(cfg)
+        cfg = check(cfg, cls.config)
         source, target = task.source_dictionary, task.target_dictionary
         encoder_embed, decoder_embed = embeddings(cfg, source, target)
-        encoder = SRUEncoder(cfg, source, encoder_embed, read=options.attention(cfg) != 0)
-        return cls(encoder, SRUDecoder(cfg, target, decoder_embed, encoder.output_units, encoder.state_units))
+        encoder = cls.build_encoder(cfg, source, encoder_embed)
+        return cls(encoder, cls.build_decoder(cfg, target, decoder_embed, encoder))
+
+    @classmethod
+    def build_encoder(cls, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> SRUEncoder:
+        """The encoder, with its embedding; cfg: options, completed."""
+        return SRUEncoder(cfg, dictionary, embed_tokens, read=options.attention(cfg) != 0)
+
+    @classmethod
+    def build_decoder(
+        cls, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding, encoder: SRUEncoder
+    ) -> SRUDecoder:
+        """The decoder, with its embedding, for what the encoder gives; cfg: options, completed."""
+        return SRUDecoder(cfg, dictionary, embed_tokens, encoder.output_units, encoder.state_units)
 
 
 register_architectures("sru", check)

@@ -202,6 +202,11 @@ def _number(kind: Any) -> str | None:
     return next((name for base, name in NUMBERS.items() if issubclass(kind, base)), None)
 
 
+def _no_dropout(named: tuple[str, Any]) -> bool:
+    """Whether something else is in dropout's place, of which programs say nothing."""
+    return named[0].startswith("dropout") and not isinstance(named[1], FairseqDropout)
+
+
 def _usual(module: nn.Module) -> bool:
     """Whether a module does what a program of it says, but for the modules in it."""
     own = vars(module)
@@ -211,8 +216,8 @@ def _usual(module: nn.Module) -> bool:
         and METHODS.isdisjoint(own)  # put there by someone
         and not own.get("apply_during_inference")  # --retain-dropout
         and not (module._forward_hooks or module._forward_pre_hooks)
-        and (kind is not nn.LayerNorm or module.bias is not None)
-        and all(isinstance(x, FairseqDropout) for name, x in module._modules.items() if name.startswith("dropout"))
+        and (kind is not nn.LayerNorm or own["_parameters"]["bias"] is not None)
+        and not (own["_modules"] and any(map(_no_dropout, own["_modules"].items())))
     )
 
 
@@ -245,7 +250,8 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     parts: list[Any] = list(module.modules())
     hooks = every_module._global_forward_hooks, every_module._global_forward_pre_hooks
     usual = all(map(_usual, parts)) and all(map(_runs_here, parts)) and not any(hooks)
-    numbers = [vars(part).get(name) for part in parts if (name := _number(type(part)))]
+    kinds: list[Any] = list(map(type, parts))
+    numbers = [vars(part).get(name) for part, kind in zip(parts, kinds, strict=True) if (name := _number(kind))]
     return usual, *numbers, *map(version, module.parameters())
 
 

@@ -1132,6 +1132,36 @@ def test_training_on_a_cpu_has_adam_in_one_pass(more: list[str], toy_data: Path,
     assert done.stdout.count("in one pass: fused") == 2
 
 
+FEATURES = """
+import fairseq_sru
+from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
+
+@register_criterion("features")
+class Features(FairseqCriterion):
+    def forward(self, model, sample, reduce=True):
+        loss = model(**sample["net_input"], features_only=True)[0].float().square().sum()
+        return loss, sample["ntokens"], {"loss": loss.data, "ntokens": sample["ntokens"], "sample_size": 1}
+
+    @staticmethod
+    def reduce_metrics(logging_outputs):
+        pass
+
+    @staticmethod
+    def logging_outputs_can_be_summed():
+        return True
+"""
+
+
+def test_a_criterion_may_leave_the_output_layer_out(toy_data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "__init__.py").write_text(FEATURES)
+    words = ["--user-dir", "mine", "--arch", "sru", "--criterion", "features", "--share-all-embeddings", "--amp"]
+    words += [*SMALL[2:], "--max-update", 2, "--disable-validation", "--save-dir", "save"]
+    run_cli("train", toy_data, *words, cwd=tmp_path, PYTHONPATH=str(ROOT))
+    state = torch.load(tmp_path / "save" / "checkpoint_last.pt", weights_only=False)["last_optimizer_state"]["state"]
+    assert all(torch.isfinite(moments["exp_avg_sq"]).all() for moments in state.values()) and state
+
+
 def test_training_on_a_cpu_leaves_a_gpu_alone(toy_data: Path, tmp_path: Path) -> None:
     """torch says that there is one, which would fail if it were used."""
     (tmp_path / "full").mkdir()

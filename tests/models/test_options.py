@@ -7,6 +7,7 @@ from argparse import Namespace
 
 import pytest
 import torch
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from support.small_models import MODELS, UNITS, made
@@ -21,6 +22,7 @@ from fairseq_sru.models.config import (
     TransformerSRUConfig,
     presets,
 )
+from fairseq_sru.models.options import ALIGNED, reads_attention
 
 ALL, TRANSLATION = tuple(MODELS), ("sru", "transformer_sru")
 translating = pytest.mark.parametrize("kind", TRANSLATION)
@@ -233,3 +235,9 @@ def test_bad_embedding_files_are_named(build, tmp_path):
         (tmp_path / "vectors.txt").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             build(encoder_embed_path=path)
+
+
+def test_a_criterion_that_is_derived_reads_attention_too(monkeypatch):
+    monkeypatch.setitem(CRITERION_REGISTRY, "own", type("Own", (CRITERION_REGISTRY[ALIGNED],), {}))
+    assert reads_attention(ALIGNED) and reads_attention("own")
+    assert not any(map(reads_attention, ("label_smoothed_cross_entropy", "unknown", None)))

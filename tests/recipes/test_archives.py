@@ -297,6 +297,11 @@ def test_a_zip_that_is_encrypted_is_named(tmp_path: Path):
         archives.unpack_all(path, tmp_path / "to")
 
 
+def test_members_of_one_name_would_replace_one_another(tmp_path: Path):
+    with pytest.raises(ValueError, match=r"^members must have names of their own; got train/a\.en, dev/a\.en$"):
+        archives.unpack(tmp_path / "none.tgz", ["train/a.en", "dev/a.en"], tmp_path)
+
+
 def test_a_tar_writes_files_below_its_folder_alone(tmp_path: Path):
     names = ["below/a.txt", "../b.txt", f"{tmp_path}/c.txt", "below/../../d.txt", "./e.txt"]
     with tarfile.open(tmp_path / "some.tar.gz", "w:gz") as tar:

@@ -26,7 +26,7 @@ from common.arguments import file, folder, new_file, output_file
 from comparison.settings import load
 from conftest import ROOT, run_cli
 from support.exported import exported
-from support.processes import forget
+from support.processes import forget, python
 from support.ptx import least
 from support.small_models import prefixes, sources
 from support.variants import COVERING, TENSORS, Case, assert_defined, fits, make, results
@@ -293,6 +293,11 @@ def test_the_model_of_the_page_is_trained_and_translates(toy_data: Path, tmp_pat
     assert torch.load(checkpoint, weights_only=False)["model"]["encoder.positions.weight"].shape == (9, 16)
     words = ["--user-dir", tmp_path / "mine", "--path", checkpoint, "--cpu", "--gen-subset", "valid"]
     assert run_cli("generate", toy_data, *words).stdout.count("\nH-") == 50
+    recipe = ["recipes/compare.py", "recipes/configs/lohelp.yaml", f"out={tmp_path / 'out'}", "--dry-run"]
+    done = python(*recipe, f"user_dir={tmp_path / 'mine'}", "systems.mine={arch: sru_positions, encoder-positions: 9}")
+    of_all = [line for line in done.stdout.splitlines() if line.startswith("fairseq-")]
+    assert sum("--arch sru_positions --encoder-positions 9" in line for line in of_all) == 1 and len(of_all) == 7
+    assert all(f"--user-dir {tmp_path / 'mine'} " in line for line in of_all)
 
 
 def test_the_data_set_of_the_page_is_prepared(extended: None, tmp_path: Path) -> None:

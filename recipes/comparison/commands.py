@@ -139,7 +139,7 @@ class Commands:
         else:
             start = ["fairseq-train"]
             flags["distributed-world-size"] = None if self.cpu else 1  # else it takes every GPU that it sees
-        return [*start, str(self.data / self.folder), "--user-dir", "fairseq_sru", *words(flags)]
+        return [*start, str(self.data / self.folder), "--user-dir", s.user_dir, *words(flags)]
 
     def joining(self) -> dict[str, Any]:
         """Flags of fairseq-generate that make text of subwords."""
@@ -156,7 +156,7 @@ class Commands:
         given = self.settings.generate
         unsaid = {flag: value for flag, value in self.joining().items() if flag not in given}
         flags = {**given, **unsaid, **more, "no-progress-bar": True, "cpu": self.cpu}
-        start = ["fairseq-generate", str(data), "--user-dir", "fairseq_sru", "--gen-subset", split]
+        start = ["fairseq-generate", str(data), "--user-dir", self.settings.user_dir, "--gen-subset", split]
         return [*start, "--path", str(checkpoint), *words(flags)]
 
     def average(self, checkpoints: Sequence[Path], output: Path) -> list[str]:

@@ -106,6 +106,7 @@ class Settings:
     prepare: dict[str, Any] = field(default_factory=dict)  # flags of recipes/prepare.py
     systems: dict[str, Any] = field(default_factory=dict)  # name: flags of fairseq-train; null leaves a system out
     baseline: str = MISSING  # the system that the others are compared with
+    user_dir: str = "fairseq_sru"  # fairseq's plugin; one of your own may import this one
     train: dict[str, Any] = field(default_factory=dict)  # flags of fairseq-train for all systems
     generate: dict[str, Any] = field(default_factory=dict)  # flags of fairseq-generate
     seeds: list[int] = field(default_factory=lambda: [1])

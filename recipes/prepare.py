@@ -129,7 +129,7 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
     domains: dict[str, Path] = {}
     tokenizer = args.tokenizer or "sentencepiece"
     if args.name:
-        given += [f"--{option}" for option in ("domains", "vocabulary") if getattr(args, option)]
+        given += ["--domains"] if args.domains else []
         if given:
             parser.error(f"argument {given[0]}: is for your own text, not for {args.name}")
         name, corpus = args.name, CORPORA[args.name]
@@ -143,8 +143,8 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
             parser.error(f"argument --target-lang: {args.target_lang} is the source language, too")
         name, corpus = "own", Corpus((args.source_lang, args.target_lang), 8000, "", labelled=args.domains)
         prefixes = values[:3]
-        if args.vocabulary:
-            corpus, tokenizer = vocabulary_of(parser, args, corpus)
+    if args.vocabulary:
+        corpus, tokenizer = vocabulary_of(parser, args, corpus)
     for split, prefix in zip(SPLITS, prefixes, strict=False):
         texts[split] = [(Path(f"{prefix}.{corpus.languages[0]}"), Path(f"{prefix}.{corpus.languages[1]}"))]
         if args.domains and split != "train":
@@ -181,8 +181,8 @@ def vocabulary_of(parser: argparse.ArgumentParser, args: argparse.Namespace, cor
         parser.error(f"argument --vocabulary: {folder} is not a folder of parallel text that this script has finished")
     if languages != set(corpus.languages):
         parser.error(
-            f"argument --vocabulary: {folder} has {' and '.join(sorted(languages))}; got --source-lang "
-            f"{args.source_lang} and --target-lang {args.target_lang}"
+            f"argument --vocabulary: {folder} has {' and '.join(sorted(languages))}; got {args.name or 'text'} of "
+            f"{' and '.join(corpus.languages)}"
         )
     return corpus, tokenizer
 

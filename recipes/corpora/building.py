@@ -147,22 +147,22 @@ def gather(task: Task, archives: Path, work: Path) -> tuple[Texts, dict[str, Pat
     Raises:
         RecipeError: something can't be had or is damaged.
     """
-    corpus = task.corpus
+    corpus, own = task.corpus, [described(path, name) for name, path in task.files().items()]
     if corpus.build is not None:
         folder = archives / task.name
         manifest = corpus.build(folder, task.local_dir)
         source, target = corpus.languages
         texts: Texts = {split: [(folder / f"{split}.{source}", folder / f"{split}.{target}")] for split in SPLITS}
         labels = {split: folder / f"{split}.domains" for split in SPLITS[1:]} if corpus.labelled else {}
-        return texts, labels, [manifest]
+        return texts, labels, [manifest, *own]
     if corpus.lay_out is None:
-        return task.texts, task.domains, [described(path, name) for name, path in task.files().items()]
+        return task.texts, task.domains, own
     paths, sources = fetch(task.archives, task.local_dir, archives)
     texts = corpus.lay_out(paths, work)
     if corpus.sacrebleu:
         archive = paths[sacrebleu_archive(corpus.sacrebleu).name]
         texts["test"] = [sacrebleu_text(corpus.sacrebleu, *corpus.languages, archive, work)]
-    return texts, {}, sources
+    return texts, {}, [*sources, *own]
 
 
 def paths_of(folder: Path, split: str, languages: Pair, ending: str = "") -> Parallel:

@@ -636,6 +636,25 @@ def test_other_text_becomes_lower_case_as_the_first(quick: None, tmp_path: Path)
     assert (third / "train.bpe.en").read_bytes() == (second / "train.bpe.en").read_bytes()
 
 
+def test_a_data_set_takes_subwords_and_dictionary_of_another(
+    own: Own, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
+) -> None:
+    iwslt_archive(tmp_path / "archives")
+    first, second = tmp_path / "first", tmp_path / "second"
+    prepare.main(own.words(first, "--vocab-size", "250"))
+    words = ["iwslt14-de-en", "--out", str(second), "--vocabulary", str(first)]
+    words += ["--local-dir", str(tmp_path / "archives")]
+    prepare.main(words)
+    for name in ("spm.model", "bin/dict.en.txt", "bin/dict.de.txt"):
+        assert (second / name).read_bytes() == (first / name).read_bytes()
+    assert any("<unk>" in line for line in binarised(second, "train", "de"))
+    capfd.readouterr()
+    prepare.main(words)
+    assert capfd.readouterr().out == f"{second}: already made\n"
+    (first / "bin" / "dict.de.txt").write_text("another 1\n")
+    assert "dict.de.txt has changed" in fails(words)
+
+
 def test_a_vocabulary_that_cannot_be_taken(own: Own, quick: None, tmp_path: Path, fails: Fails) -> None:
     first, out = tmp_path / "first", tmp_path / "out"
     prepare.main(own.words(first))
@@ -645,14 +664,13 @@ def test_a_vocabulary_that_cannot_be_taken(own: Own, quick: None, tmp_path: Path
     assert "dict.en.txt has changed" in fails(words)
     assert "argument --vocab-size: is that of --vocabulary" in fails([*words, "--vocab-size", "300"])
     assert "argument --tokenizer: is that of --vocabulary" in fails([*words, "--tokenizer", "moses-bpe"])
-    given = ["lohelp-en-de", "--vocabulary", str(first), "--out", str(out)]
-    assert "argument --vocabulary: is for your own text, not for lohelp-en-de" in fails(given)
-    assert "argument --vocabulary: is not for trec" in fails(["trec", *given[1:]])
+    given = ["trec", "--vocabulary", str(first), "--out", str(out)]
+    assert "argument --vocabulary: is not for trec" in fails(given)
     (own.folder / "train.fr").write_text("un\n")
     words[words.index("en")] = "fr"
     for split in registry.SPLITS:
         (tmp_path / "other" / f"{split}.fr").write_text("un\n")
-    assert f"argument --vocabulary: {first} has de and en; got --source-lang fr" in fails(words)
+    assert f"argument --vocabulary: {first} has de and en; got text of fr and de" in fails(words)
     words[words.index(str(first))] = str(tmp_path / "none")
     assert "none is not a folder of parallel text that this script has finished" in fails(words)
     (first / "spm.model").unlink()

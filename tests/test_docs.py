@@ -282,6 +282,21 @@ def test_the_backend_of_the_page_is_right_in_every_variant(extended: None) -> No
     torch.testing.assert_close(grads[1], grads[0])
 
 
+ALONE_AND_IN_A_BATCH = """
+import sys
+import mine, torch
+from fairseq.checkpoint_utils import load_model_ensemble
+
+(model,), _ = load_model_ensemble([sys.argv[1]], {"data": sys.argv[2]})
+line = torch.tensor([[5, 6, 7, 2]])
+padded = torch.nn.functional.pad(line, (5, 0), value=1)
+alone, batch = model.eval().encoder(line, None), model.encoder(padded, None)
+torch.testing.assert_close(batch["encoder_out"][0][5:], alone["encoder_out"][0])
+assert not torch.allclose(model.encoder(line.flip(1), None)["encoder_out"][0].flip(0), alone["encoder_out"][0])
+print("the same")
+"""
+
+
 def test_the_model_of_the_page_is_trained_and_translates(toy_data: Path, tmp_path: Path) -> None:
     [text] = [block for block in fenced((DOCS / "extending.md").read_text(), "python") if "register_model" in block]
     (tmp_path / "mine").mkdir()
@@ -291,6 +306,8 @@ def test_the_model_of_the_page_is_trained_and_translates(toy_data: Path, tmp_pat
     run_cli("train", toy_data, *words, "--lr", 5e-3, "--save-dir", tmp_path / "save", "--num-workers", 0)
     checkpoint = tmp_path / "save" / "checkpoint_last.pt"
     assert torch.load(checkpoint, weights_only=False)["model"]["encoder.positions.weight"].shape == (9, 16)
+    done = python("-c", ALONE_AND_IN_A_BATCH, checkpoint, toy_data, PYTHONPATH=f"{ROOT}:{tmp_path}")
+    assert done.stdout == "the same\n"
     words = ["--user-dir", tmp_path / "mine", "--path", checkpoint, "--cpu", "--gen-subset", "valid"]
     assert run_cli("generate", toy_data, *words).stdout.count("\nH-") == 50
     recipe = ["recipes/compare.py", "recipes/configs/lohelp.yaml", f"out={tmp_path / 'out'}", "--dry-run"]

@@ -91,8 +91,8 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
                     value = name
                 made[key] = value
             ops.append(made)
-        if (widest := max(program.widths)) > LARGEST:
-            raise ModelError(f"a dictionary or layer of {widest:,} is too large: at most {LARGEST:,}")
+        if (wide := sum(program.widths)) > LARGEST:
+            raise ModelError(f"a dictionary and layers of {wide:,} are too large: at most {LARGEST:,} together")
         written[side] = {"slots": program.widths, "ops": ops}
     config: dict[str, Any] = {
         "format": FORMAT,
@@ -209,8 +209,8 @@ def _whole(value: Any, name: str) -> int:
 def _vocabulary(words: Any) -> list[str]:
     if type(words) is not list or not all(type(word) is str for word in words) or words[:4] != SPECIAL:
         raise ValueError(f"a vocabulary must be a list of words that begins with {' '.join(SPECIAL)}")
-    if any(len(f"<{word}>".splitlines()) > 1 for word in words):  # it would make two lines of a translation
-        raise ValueError("a vocabulary must have no word with the end of a line in it")
+    if wrong := next((word for word in words if "\n" in word or "\r" in word), None):
+        raise ValueError(f"a vocabulary must have no word with the end of a line in it; got {wrong!r}")
     return words
 
 

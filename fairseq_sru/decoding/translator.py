@@ -15,7 +15,7 @@ from .program import library, mind_fork
 from .search import EOS, UNK, Found, Search
 from .text import MosesBPE
 
-CHARACTERS = 20  # of a subword of Moses' tokens; none is longer on average
+CHARACTERS = 20  # of a subword of Moses' tokens, on average over a line at most
 TOKENS = 8192  # of the sentences of a batch, whose keys and values are kept, or a few more
 LONGEST = 200  # tokens of a translation unless told otherwise, as in fairseq-generate
 

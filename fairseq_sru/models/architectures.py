@@ -31,7 +31,7 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 from omegaconf import OmegaConf
 
 from .config import presets
-from .options import ALIGNED
+from .options import reads_attention
 
 # what goes with each task, and the tasks that make such batches
 READERS = {
@@ -156,9 +156,9 @@ def _check_data(args: Any, folder: Path) -> None:
             f"got {found[0].name} and {found[1].name}, which differ"
         )
     _check_splits(_splits(args), folder, "{}.*-*.*")
-    if getattr(args, "criterion", None) == ALIGNED:
+    if reads_attention(criterion := getattr(args, "criterion", None)):
         if not getattr(args, "load_alignments", False):
-            exit_with(f"--criterion {ALIGNED} goes with --load-alignments")
+            exit_with(f"--criterion {criterion} goes with --load-alignments")
         pair = "-".join(languages) if len(languages) == 2 else "*-*"
         _check_splits([("--train-subset", args.train_subset)], folder, f"{{}}.align.{pair}*")
 

@@ -75,6 +75,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
     """
 
     layers: nn.ModuleList
+    stateful: list[Any] | None = None  # modules that keep a state of their own, once looked for
     adaptive_softmax: AdaptiveSoftmax | None  # these two of output_layer
     output_projection: Linear | None
 
@@ -84,7 +85,6 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.max_target_positions = cfg.max_target_positions
         self.need_attn = True
         self.aligned = reads_attention(cfg.criterion)
-        self.stateful: list[Any] | None = None  # modules that keep a state of their own, once looked for
         self.embed_tokens = embed_tokens
         self.tied: Tensor | None
         self.register_buffer("tied", None, persistent=False)  # the embedding, laid out for the output layer
@@ -142,8 +142,9 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return None
 
     def train(self, mode: bool = True) -> BaseDecoder:
-        """As in nn.Module; also forgets the compiled code."""
+        """As in nn.Module; also forgets the compiled code, and what has a state."""
         forget(self, mode)
+        self.stateful = None
         return super().train(mode)
 
     def _step(self, look: bool) -> Step | None:
@@ -251,8 +252,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.set_incremental_state(incremental_state, "cached_state", moved)
 
     def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
-        """As fairseq's, which looks for modules with a state at each step; here once. The package's have none of their
-        own, but a subclass's may be fairseq's."""
+        """As fairseq's, which looks for modules with a state at each step; here once after each :meth:`train`. The
+        package's have none of their own, but a subclass's may be fairseq's."""
         if self.stateful is None:
             others = [module for module in self.modules() if module is not self]
             self.stateful = [module for module in others if hasattr(module, "reorder_incremental_state")]

@@ -66,16 +66,16 @@ class BaseEncoder(FairseqEncoder):
         kept = [n for n, length in runs for _ in range(1 if together else length)]
         new = {**encoder_out, "rows_per_sentence": len(new_order) // len(kept)}
         sentences = len(encoder_out["encoder_padding_mask"][0])
+        dims = {name: int(name == "encoder_out") for name, tensors in encoder_out.items() if isinstance(tensors, list)}
+        for name, tensors in encoder_out.items():
+            if isinstance(tensors, Tensor):
+                raise ValueError(f"encoder_out[{name!r}] must be a list of tensors, or it could not be reordered")
+            for t in tensors if name in dims else ():
+                if t.dim() <= dims[name] or t.size(dims[name]) != sentences:
+                    raise ValueError(f"encoder_out[{name!r}] must have {sentences} sentences first; got {(*t.shape,)}")
         if kept != list(range(sentences)):
             at = torch.tensor(kept, device=new_order.device)
-            for name, tensors in encoder_out.items():
-                if isinstance(tensors, list):
-                    dim = 1 if name == "encoder_out" else 0
-                    if wrong := [tuple(t.shape) for t in tensors if t.size(dim) != sentences]:
-                        raise ValueError(f"encoder_out[{name!r}] must have {sentences} sentences first; got {wrong[0]}")
-                    new[name] = [t.index_select(dim, at) for t in tensors]
-                elif isinstance(tensors, Tensor):
-                    raise ValueError(f"encoder_out[{name!r}] must be a list of tensors, or it could not be reordered")
+            new |= {name: [t.index_select(dim, at) for t in encoder_out[name]] for name, dim in dims.items()}
             new["read"] = {
                 decoder: read._replace(
                     sources=[Source(*(t.index_select(0, at) for t in source)) for source in read.sources]

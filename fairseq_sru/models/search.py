@@ -24,7 +24,7 @@ Hypotheses = list[list[dict[str, Tensor]]]  # as SequenceGenerator returns them
 def programs(model: Any) -> tuple[Program, Program] | None:
     """Encoder and decoder written down, the encoder with what the decoder's attentions read; None where either has to
     be torch's."""
-    if not as_written(model):
+    if not (as_written(model.encoder) and as_written(model.decoder)):
         return None
     reading, writing = model.encoder.program(), model.decoder.program()
     if reading is None or writing is None:
@@ -37,7 +37,8 @@ def programs(model: Any) -> tuple[Program, Program] | None:
 
 
 def _search(model: Any) -> Search | None:
-    written = programs(model) if compilable(model) and available() else None
+    usual = compilable(model.encoder) and compilable(model.decoder) and available()
+    written = programs(model) if usual else None
     return None if written is None else Search(*written)
 
 

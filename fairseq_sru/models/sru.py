@@ -24,9 +24,9 @@ def check(cfg: Any, kind: type[SRUConfig] = SRUConfig) -> Namespace:
     check_encoder(cfg)
     options.at_least_one(cfg, [f"decoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "out_embed_dim")])
     options.probabilities(cfg, ["decoder_dropout_in", "decoder_dropout_out", "attention_dropout"])
-    if options.attention(cfg) == 0 and cfg.criterion == options.ALIGNED:
+    if options.attention(cfg) == 0 and options.reads_attention(cfg.criterion):
         raise ValueError(
-            f"--criterion {options.ALIGNED} goes with attention; got --decoder-attention {cfg.decoder_attention}"
+            f"--criterion {cfg.criterion} goes with attention; got --decoder-attention {cfg.decoder_attention}"
         )
     if options.attention(cfg) not in (0, "global"):
         options.must_divide(cfg, "decoder_attention_heads", "decoder_hidden_size")
@@ -65,13 +65,13 @@ class SRUModel(TranslationModel):
         cfg = check(cfg, cls.config)
         source, target = task.source_dictionary, task.target_dictionary
         encoder_embed, decoder_embed = embeddings(cfg, source, target)
-        encoder = cls.build_encoder(cfg, source, encoder_embed)
+        encoder = cls.build_encoder(cfg, source, encoder_embed, options.attention(cfg) != 0)
         return cls(encoder, cls.build_decoder(cfg, target, decoder_embed, encoder))
 
     @classmethod
-    def build_encoder(cls, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> SRUEncoder:
-        """The encoder, with its embedding; cfg: options, completed."""
-        return SRUEncoder(cfg, dictionary, embed_tokens, read=options.attention(cfg) != 0)
+    def build_encoder(cls, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding, read: bool) -> SRUEncoder:
+        """The encoder, with its embedding; cfg: options, completed; read: of :class:`SRUEncoder`."""
+        return SRUEncoder(cfg, dictionary, embed_tokens, read)
 
     @classmethod
     def build_decoder(

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from fairseq.models import FairseqEncoderDecoderModel
-from fairseq.modules import FairseqDropout
+from fairseq.modules import FairseqDropout, SinusoidalPositionalEmbedding
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
 
@@ -183,14 +182,14 @@ def plain(cell: nn.Module, bidirectional: bool = False) -> bool:
 
 @functools.cache
 def _is_known(kind: Any) -> bool:
-    """Whether a program knows the modules of a class, and its METHODS are not someone else's."""
-    if issubclass(kind, FairseqEncoderDecoderModel):  # whose parts are asked
-        return True
+    """Whether a program knows the modules of a class, and its METHODS are not someone else's, as they are when the
+    class is first seen."""
     if kind not in TORCHS and not kind.__module__.startswith(KNOWN):
         return False
     place = {name: at for at, base in reversed([*enumerate(kind.__mro__)]) for name in vars(base)}
     methods = [name for name in METHODS if name in place]
-    if not all(str(getattr(kind, name).__module__).startswith((*KNOWN, "torch.nn.")) for name in methods):
+    defined = [getattr(getattr(kind, name), "__globals__", {}).get("__name__", "") for name in methods]
+    if not all(where.startswith((*KNOWN, "torch.nn.")) for where in defined):
         return False
     written = min((place[name] for name in WRITTEN if name in place), default=0)
     return written <= min(place[name] for name in methods)  # or a subclass does something else than is written
@@ -202,9 +201,18 @@ def _number(kind: Any) -> str | None:
     return next((name for base, name in NUMBERS.items() if issubclass(kind, base)), None)
 
 
-def _no_dropout(named: tuple[str, Any]) -> bool:
-    """Whether something else is in dropout's place, of which programs say nothing."""
-    return named[0].startswith("dropout") and not isinstance(named[1], FairseqDropout)
+def _misplaced(named: tuple[str, Any]) -> bool:
+    """Whether something is in a place where programs expect something else."""
+    name, module = named
+    if name.startswith("dropout"):
+        return not isinstance(module, FairseqDropout)
+    if module is None:
+        return False
+    if name.endswith("norm"):
+        return not isinstance(module, nn.LayerNorm)
+    if name == "embed_positions":
+        return not isinstance(module, SinusoidalPositionalEmbedding)
+    return name == "project_out" and not hasattr(module, "out_features")
 
 
 def _usual(module: nn.Module) -> bool:
@@ -217,14 +225,14 @@ def _usual(module: nn.Module) -> bool:
         and not own.get("apply_during_inference")  # --retain-dropout
         and not (module._forward_hooks or module._forward_pre_hooks)
         and (kind is not nn.LayerNorm or own["_parameters"]["bias"] is not None)
-        and not (own["_modules"] and any(map(_no_dropout, own["_modules"].items())))
+        and not (own["_modules"] and any(map(_misplaced, own["_modules"].items())))
     )
 
 
-def as_written(module: nn.Module) -> bool:
-    """Whether a module and those in it do what a program of them says."""
+def as_written(module: nn.Module, parts: Iterable[nn.Module] | None = None) -> bool:
+    """Whether a module and those in it, which are its parts, do what a program of them says."""
     hooks = every_module._global_forward_hooks, every_module._global_forward_pre_hooks
-    return all(map(_usual, module.modules())) and not any(hooks)
+    return all(map(_usual, module.modules() if parts is None else parts)) and not any(hooks)
 
 
 def _runs_here(module: nn.Module) -> bool:
@@ -248,8 +256,7 @@ def version(weight: Tensor) -> tuple[int, int]:
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What changes when :func:`compilable` does, or the :func:`version` of a weight, or a number that programs read."""
     parts: list[Any] = list(module.modules())
-    hooks = every_module._global_forward_hooks, every_module._global_forward_pre_hooks
-    usual = all(map(_usual, parts)) and all(map(_runs_here, parts)) and not any(hooks)
+    usual = as_written(module, parts) and all(map(_runs_here, parts))
     kinds: list[Any] = list(map(type, parts))
     numbers = [vars(part).get(name) for part, kind in zip(parts, kinds, strict=True) if (name := _number(kind))]
     return usual, *numbers, *map(version, module.parameters())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +22,7 @@ from fairseq_sru.versions import __version__
 
 from .settings import JOINING, Settings, tokenizer
 
+READ = {"finetune-from-model", "encoder-embed-path", "decoder-embed-path"}  # are files that training begins with
 SPELLED = {"decoder-attention", "decoder-coverage", "left-pad-source", "left-pad-target"}  # take the word True or False
 
 
@@ -40,10 +40,9 @@ def words(flags: Mapping[str, Any]) -> list[str]:
 
 
 def files_named(flags: Mapping[str, Any]) -> list[Path]:
-    """The files that flags name, and what seems to be one that is gone."""
-    values = [value for value in flags.values() if isinstance(value, str)]
-    gone = [value for value in values if re.fullmatch(r".*/.*\.\w+", value) and not os.path.exists(value)]
-    return [Path(value) for value in values if os.path.isfile(value) or value in gone]
+    """The files that flags name, also those of READ that are gone."""
+    named = {flag: value for flag, value in flags.items() if isinstance(value, str)}
+    return [Path(value) for flag, value in named.items() if flag in READ or os.path.isfile(value)]
 
 
 def cpu_backend() -> str:

@@ -301,6 +301,8 @@ def unpack_all(archive: Path, folder: Path) -> Path:
         with OPEN[archive.suffix](archive, "rb") as content:
             with tarfile.open(fileobj=content, mode="r|") as tar:
                 for item in tar:
+                    if item.islnk():
+                        raise RecipeError(f"{archive} has hard links ({item.name}): unpack it and make it anew")
                     inside = PurePosixPath(item.name)
                     if not item.isfile() or inside.is_absolute() or ".." in inside.parts:
                         continue

@@ -745,7 +745,7 @@ def test_going_on_with_other_text(folder: Path, toy_data: Path) -> None:
         shutil.copytree(toy_data, folder / name)
         (folder / name / "dict.en.txt").write_text("".join(words), encoding="utf-8")
     tuned = [*SMALL, "--finetune-from-model", "general/checkpoint_last.pt", "--save-dir"]
-    warning = "swapped/dict.en.txt has other words than bin/dict.en.txt, which the checkpoint was trained with"
+    warning = "swapped/dict.en.txt has other words than bin/dict.en.txt, with which the checkpoint was trained"
     assert warning in told("train", "swapped", *tuned, "tuned", "--max-update", 1)
     again = told("train", "bin", *tuned, "tuned", "--max-update", 2)
     assert "goes on from tuned/checkpoint_last.pt, not from --finetune-from-model" in again
@@ -758,8 +758,20 @@ def test_going_on_with_other_text(folder: Path, toy_data: Path) -> None:
     state = torch.load(folder / "general" / "checkpoint_last.pt", weights_only=False)
     state["optimizer_history"][-1]["optimizer_name"] = "AMPOptimizer"  # as it was called
     state["last_optimizer_state"]["loss_scaler"] = {"scale": 128.0}
+    other = [
+        *SMALL,
+        "--optimizer",
+        "sgd",
+        "--momentum",
+        0.9,
+        "--restore-file",
+        "general/amp.pt",
+        "--save-dir",
+        "descent",
+    ]
     torch.save(state, folder / "general" / "amp.pt")
     told("train", "bin", *SMALL, "--restore-file", "general/amp.pt", "--save-dir", "later", "--max-update", 2)
+    assert "please reset the optimizer (--reset-optimizer)" in told("train", "bin", *other, check=False)
     history = torch.load(folder / "later" / "checkpoint_last.pt", weights_only=False)["optimizer_history"]
     assert (history[-1]["optimizer_name"], history[-1]["num_updates"]) == ("FairseqAdam", 2)
 

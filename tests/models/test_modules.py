@@ -64,8 +64,9 @@ def test_modules_with_a_state_of_their_own_are_reordered_with_the_decoder(build,
     """As a subclass of the decoder has them."""
     decoder, state, order = build().eval().decoder, {}, torch.tensor([1, 1, 0])
     decoder.reorder_incremental_state_scripting(state, order)
-    decoder, keys = build().eval().decoder, torch.randn(3, 2, 4, 8)
+    keys = torch.randn(3, 2, 4, 8)
     decoder.mine = MultiheadAttention(16, 2, self_attention=True)
+    decoder.eval()  # as fairseq calls it before each batch
     decoder.mine._set_input_buffer(state, {"prev_key": keys, "prev_value": keys})
     decoder.reorder_incremental_state_scripting(state, order)
     assert torch.equal(decoder.mine._get_input_buffer(state)["prev_key"], keys[order])
@@ -76,13 +77,16 @@ def test_what_a_subclass_adds_to_the_encoders_result_is_reordered_or_refused(bui
     model = build().eval()
     encoded = model.encoder(sources(dictionary, [5, 3, 4]), None)
     second, rows = torch.randn(3, 7), torch.tensor([2, 2, 0, 0])  # a beam of 2; a sentence is done
+    begin = torch.arange(3).repeat_interleave(2)
     found = model.encoder.reorder_encoder_out({**encoded, "second": [second]}, rows)
     assert torch.equal(found["second"][0], second[[2, 0]])
     message = r"^encoder_out\['second'\] must have 3 sentences first; got \(7, 3\)$"
     with pytest.raises(ValueError, match=message):
-        model.encoder.reorder_encoder_out({**encoded, "second": [second.t()]}, rows)
+        model.encoder.reorder_encoder_out({**encoded, "second": [second.t()]}, begin)
     with pytest.raises(ValueError, match=r"^encoder_out\['second'\] must be a list of tensors"):
-        model.encoder.reorder_encoder_out({**encoded, "second": second}, rows)
+        model.encoder.reorder_encoder_out({**encoded, "second": second}, begin)
+    with pytest.raises(ValueError, match=r"must have 3 sentences first; got \(\)$"):
+        model.encoder.reorder_encoder_out({**encoded, "second": [second.sum()]}, begin)
 
 
 def test_a_copy_has_weights_of_its_own(build, dictionary):

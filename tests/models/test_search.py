@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from argparse import Namespace
 from collections.abc import Callable
 from typing import Any
@@ -215,6 +216,8 @@ CHANGES = {
     "a norm after the embedding": replaced("encoder", "dropout_in", lambda d: torch.nn.Sequential(d, norm_like(d))),
     "a norm instead of dropout": replaced("decoder", "dropout_in", norm_like),
     "another norm": replaced("decoder.layers.1", "attention_norm", lambda n: torch.nn.RMSNorm(n.normalized_shape)),
+    "no norm": replaced("encoder.layers.0", "norm", lambda _: torch.nn.Identity()),
+    "no last map": replaced("decoder", "project_out", lambda _: torch.nn.Identity()),
     "a norm without bias": replaced("encoder", "norm", lambda n: torch.nn.LayerNorm(n.normalized_shape, bias=False)),
     "two maps": replaced("decoder", "project_out", lambda m: torch.nn.Sequential(m, torch.nn.Identity())),
     "a method": replaced("decoder", "output_layer", lambda method: lambda x, **_: 2 * method(x)),
@@ -233,10 +236,16 @@ def test_what_no_program_says_is_torchs(change: str, model: Any) -> None:
         model_for_export(model, Namespace(source_dictionary=words(), target_dictionary=words()), SENTENCEPIECE)
 
 
+def test_what_lies_beside_encoder_and_decoder_changes_nothing(model: Any) -> None:
+    model.head = torch.nn.Linear(8, 2)
+    check(model, sample_of(LENGTHS))
+
+
 def test_a_class_that_was_patched_is_torchs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a plugin does it when it is imported."""
     step._is_known.cache_clear()
-    monkeypatch.setattr(SRUEncoder, "forward", lambda *given, **more: RecurrentEncoder.forward(*given, **more))
+    patch = functools.wraps(SRUEncoder.forward)(lambda *given, **more: RecurrentEncoder.forward(*given, **more))
+    monkeypatch.setattr(SRUEncoder, "forward", patch)
     assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
     monkeypatch.undo()
     step._is_known.cache_clear()

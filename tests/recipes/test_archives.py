@@ -316,6 +316,11 @@ def test_a_tar_writes_files_below_its_folder_alone(tmp_path: Path):
     written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
     assert written == {"some.tar.gz", *(f"to/there/{name}" for name in ("below/a.txt", "e.txt", "out/f.txt"))}
     assert not (folder / "out").is_symlink()
+    with tarfile.open(tmp_path / "hard.tar", "w") as tar:
+        link.type = tarfile.LNKTYPE
+        tar.addfile(link)
+    with pytest.raises(RecipeError, match=r"hard.tar has hard links \(out\): unpack it and make it anew$"):
+        archives.unpack_all(tmp_path / "hard.tar", tmp_path / "to" / "elsewhere")
 
 
 @pytest.mark.parametrize("kind", ["gz", "xz"])

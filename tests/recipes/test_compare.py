@@ -66,7 +66,7 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lr=3", r"^lr: unknown key; allowed: average, baseline, budget, .*, train, tune$"),
+        ("lr=3", r"^lr: unknown key; allowed: average, baseline, budget, .*, train, tune, user_dir$"),
         ("budget.hours=3", r"^budget.hours: unknown key; allowed: minutes, updates$"),
         ("checkpoints=many", r"^checkpoints: Value 'many' of type 'str' could not be converted to Integer$"),
         ("checkpoints", r"^checkpoints: must be key=value$"),
@@ -228,7 +228,11 @@ def test_a_run_outlives_the_model_that_it_began_with(recipe, tmp_path):
     """As the base of a fine-tuning is put away."""
     base = tmp_path / "base.pt"
     base.write_text("general")
-    words = [f"out={tmp_path / 'out'}", f"train.finetune-from-model={base}", "train.tensorboard-logdir=runs/tb.1"]
+    words = [
+        f"out={tmp_path / 'out'}",
+        f"train.finetune-from-model={base}",
+        f"train.tensorboard-logdir={tmp_path}/tb.1",
+    ]
     comparison, run = runs.Comparison(settings.load(recipe, words)), Run("a", 1)
     finished(comparison, run)
 
@@ -242,6 +246,7 @@ def test_a_run_outlives_the_model_that_it_began_with(recipe, tmp_path):
     comparison.stages._end(stage.name, stamp, [stage.made], {})
     assert base in stage.inputs and not is_of_others()
     base.unlink()
+    (tmp_path / "tb.1").mkdir()  # as training makes it
     assert not is_of_others()
     base.write_text("better")
     assert is_of_others()

@@ -15,7 +15,7 @@ NUMPY = "numpy>=1.26"
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
 FAIRSEQ_PATCHED = "0.12.2+py311.48"
-FAIRSEQ_PATCH_SHA256 = "85acf2c34e5b98f1408a5ab650ebf31d0526a33b78d753e42b42f0a1ca48f987"
+FAIRSEQ_PATCH_SHA256 = "dfc70744becad4509bcadcd1764f8444be385ed574f67eb9f507faf331d77c31"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

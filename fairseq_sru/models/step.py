@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
@@ -229,10 +229,14 @@ def _usual(module: nn.Module) -> bool:
     )
 
 
-def as_written(module: nn.Module, parts: Iterable[nn.Module] | None = None) -> bool:
-    """Whether a module and those in it, which are its parts, do what a program of them says."""
-    hooks = every_module._global_forward_hooks, every_module._global_forward_pre_hooks
-    return all(map(_usual, module.modules() if parts is None else parts)) and not any(hooks)
+def _hooked() -> bool:
+    """Whether every module has a hook."""
+    return bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks)
+
+
+def as_written(module: nn.Module) -> bool:
+    """Whether a module and those in it do what a program of them says."""
+    return all(map(_usual, module.modules())) and not _hooked()
 
 
 def _runs_here(module: nn.Module) -> bool:
@@ -256,10 +260,9 @@ def version(weight: Tensor) -> tuple[int, int]:
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     """What changes when :func:`compilable` does, or the :func:`version` of a weight, or a number that programs read."""
     parts: list[Any] = list(module.modules())
-    usual = as_written(module, parts) and all(map(_runs_here, parts))
     kinds: list[Any] = list(map(type, parts))
     numbers = [vars(part).get(name) for part, kind in zip(parts, kinds, strict=True) if (name := _number(kind))]
-    return usual, *numbers, *map(version, module.parameters())
+    return _hooked(), *map(_usual, parts), *map(_runs_here, parts), *numbers, *map(version, module.parameters())
 
 
 def sums(module: nn.Module) -> list[bytes]:

@@ -39,9 +39,8 @@ class TextSet(NamedTuple):
         return {split: self.file.format(split) for split in SPLITS}
 
 
-PTB = Archive(
-    "http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz", md5="30177ea32e27c525793142b6bf2c8e2d"
-)  # the checksum is PaddlePaddle's
+# The checksum is that of PaddlePaddle, which reads this archive, too.
+PTB = Archive("http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz", md5="30177ea32e27c525793142b6bf2c8e2d")
 WIKITEXT = Archive("https://wikitext.smerity.com/wikitext-2-v1.zip")
 TEXTS = {
     "ptb": TextSet("Penn Treebank, 930,000 words; not tried; licence of the LDC", "ptb.{}.txt", PTB),

@@ -238,7 +238,10 @@ def test_what_no_program_says_is_torchs(change: str, model: Any) -> None:
 
 def test_what_lies_beside_encoder_and_decoder_changes_nothing(model: Any) -> None:
     model.head = torch.nn.Linear(8, 2)
+    model.__class__ = type("Mine", (type(model),), {"__module__": "mine"})
     check(model, sample_of(LENGTHS))
+    model.encoder.layers[0].register_forward_hook(lambda *_: None)
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
 
 
 def test_a_class_that_was_patched_is_torchs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -100,7 +100,7 @@ def test_models_that_the_translator_does_not_run_are_refused(name: str, tmp_path
 
 def test_a_model_that_could_not_be_read_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "LARGEST", 20)
-    with pytest.raises(ModelError, match=r"^a dictionary or layer of \d+ is too large: at most 20$"):
+    with pytest.raises(ModelError, match=r"^a dictionary and layers of \d+ are too large: at most 20 together$"):
         exported(tmp_path / "model", "sru, defaults")
     assert not (tmp_path / "model").exists()
 

@@ -758,20 +758,11 @@ def test_going_on_with_other_text(folder: Path, toy_data: Path) -> None:
     state = torch.load(folder / "general" / "checkpoint_last.pt", weights_only=False)
     state["optimizer_history"][-1]["optimizer_name"] = "AMPOptimizer"  # as it was called
     state["last_optimizer_state"]["loss_scaler"] = {"scale": 128.0}
-    other = [
-        *SMALL,
-        "--optimizer",
-        "sgd",
-        "--momentum",
-        0.9,
-        "--restore-file",
-        "general/amp.pt",
-        "--save-dir",
-        "descent",
-    ]
     torch.save(state, folder / "general" / "amp.pt")
-    told("train", "bin", *SMALL, "--restore-file", "general/amp.pt", "--save-dir", "later", "--max-update", 2)
-    assert "please reset the optimizer (--reset-optimizer)" in told("train", "bin", *other, check=False)
+    later = [*SMALL, "--restore-file", "general/amp.pt", "--max-update", 2, "--save-dir"]
+    told("train", "bin", *later, "later")
+    descent = told("train", "bin", *later, "descent", "--optimizer", "sgd", "--momentum", 0.9, check=False)
+    assert "please reset the optimizer (--reset-optimizer)" in descent
     history = torch.load(folder / "later" / "checkpoint_last.pt", weights_only=False)["optimizer_history"]
     assert (history[-1]["optimizer_name"], history[-1]["num_updates"]) == ("FairseqAdam", 2)
 
@@ -1146,7 +1137,7 @@ def test_training_on_a_cpu_has_adam_in_one_pass(more: list[str], toy_data: Path,
 
 FEATURES = """
 import fairseq_sru
-from fairseq.criterions import CRITERION_REGISTRY, FairseqCriterion, register_criterion
+from fairseq.criterions import FairseqCriterion, register_criterion
 
 @register_criterion("features")
 class Features(FairseqCriterion):

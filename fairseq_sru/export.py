@@ -42,9 +42,11 @@ def model_of(trained: Any, task: Any, text: TextOptions) -> Model:
     from fairseq.tasks.translation import TranslationTask
 
     from .models.search import programs
+    from .models.step import as_written
     from .models.translation import TranslationModel
 
-    written = programs(trained) if isinstance(trained, TranslationModel) else None
+    usual = isinstance(trained, TranslationModel) and as_written(trained.encoder) and as_written(trained.decoder)
+    written = programs(trained) if usual else None
     if written is None:
         raise ModelError(REFUSED)
     usual = TranslationTask.build_dataset_for_inference
@@ -67,7 +69,7 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
     """
     from . import models  # noqa: F401,I001  first: it says how to install fairseq
     from fairseq import checkpoint_utils
-    from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+    from fairseq.models import ARCH_MODEL_REGISTRY
 
     from .models.translation import TranslationModel
 
@@ -78,8 +80,9 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
         given = state["cfg"]["model"]
         named = getattr(given, "_name", None) or given.arch
-        kind = {**MODEL_REGISTRY, **ARCH_MODEL_REGISTRY}.get(named, object)
-        if not issubclass(kind, TranslationModel):  # others may evaluate what the checkpoint says
+        if not issubclass(
+            ARCH_MODEL_REGISTRY.get(named, object), TranslationModel
+        ):  # others may evaluate what the checkpoint says
             raise ModelError(REFUSED)
         (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides, state=state)
     except ModelError:

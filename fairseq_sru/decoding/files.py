@@ -23,7 +23,7 @@ from .text import FILES, Subwords, TextOptions, subwords
 FORMAT = 1
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 TENSORS = ("weight", "bias", "positions", "coverage")
-LARGEST = 2**20  # numbers a row of a slot
+LARGEST = 2**20  # numbers a row of all slots
 ASIDE = ".fairseq_sru-export-"  # begins the name of a folder that an export works in, and leaves when it is killed
 ENCODER = ("embed", "norm", "linear", "scan", "convolve", "self_attend", "source")
 DECODER = ("embed", "norm", "linear", "recur", "attend")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass import FairseqDataclass
 from omegaconf import OmegaConf
 
@@ -49,8 +50,6 @@ def flag(name: str) -> str:
 
 def reads_attention(criterion: str | None) -> bool:
     """Whether a criterion is :data:`ALIGNED`, or derived from it."""
-    from fairseq.criterions import CRITERION_REGISTRY
-
     return issubclass(CRITERION_REGISTRY.get(criterion, object), CRITERION_REGISTRY[ALIGNED])
 
 

@@ -16,16 +16,14 @@ from ..decoding.program import Program, available
 from ..decoding.search import EOS, PAD, Found, Search
 from ..recurrence.native import threads_here
 from .loss import usual_probabilities
-from .step import as_written, compilable, remembered
+from .step import compilable, remembered
 
 Hypotheses = list[list[dict[str, Tensor]]]  # as SequenceGenerator returns them
 
 
 def programs(model: Any) -> tuple[Program, Program] | None:
-    """Encoder and decoder written down, the encoder with what the decoder's attentions read; None where either has to
-    be torch's."""
-    if not (as_written(model.encoder) and as_written(model.decoder)):
-        return None
+    """Encoder and decoder, which are :func:`as_written`, as programs, the encoder's with what the decoder's attentions
+    read; None where either has to be torch's."""
     reading, writing = model.encoder.program(), model.decoder.program()
     if reading is None or writing is None:
         return None

@@ -559,32 +559,34 @@ def test_a_log_file_has_each_line_once(tmp_path: Path, caplog: pytest.LogCapture
             handler.close()
 
 
-def test_a_training_set_may_have_several_parts(toy_data: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def two_parts(toy_data: Path, tmp_path: Path) -> Path:
+    """Data whose training set has a second part of 50."""
     data = shutil.copytree(toy_data, tmp_path / "bin")
     for path in list(data.glob("valid.*")):
         shutil.copyfile(path, data / path.name.replace("valid", "train1"))
-    task = TranslationTask.setup_task(
-        TranslationConfig(data=str(data), source_lang="en", target_lang="de", dataset_impl="mmap")
-    )
+    return data
+
+
+def sentences(data: Path, **options: Any) -> int:
+    """How many the training set has."""
+    languages = {"source_lang": "en", "target_lang": "de"}
+    task = TranslationTask.setup_task(TranslationConfig(data=str(data), dataset_impl="mmap", **languages, **options))
     task.load_dataset("train", combine=True)
-    assert len(task.dataset("train")) == 1500 + 50
+    return len(task.dataset("train"))
+
+
+def test_a_training_set_may_have_several_parts(two_parts: Path) -> None:
+    assert sentences(two_parts) == 1500 + 50
 
 
 def test_the_first_part_alone_is_not_weighted_without_a_word(
-    toy_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    toy_data: Path, two_parts: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = {"source_lang": "en", "target_lang": "de", "dataset_impl": "mmap", "upsample_primary": 5}
     told = "--upsample-primary: there is no train1 beside train in"
-    task = TranslationTask.setup_task(TranslationConfig(data=str(toy_data), **config))
-    task.load_dataset("train", combine=True)
-    assert len(task.dataset("train")) == 1500 and told in caplog.text
+    assert sentences(toy_data, upsample_primary=5) == 1500 and told in caplog.text
     caplog.clear()
-    data = shutil.copytree(toy_data, tmp_path / "bin")
-    for path in list(data.glob("valid.*")):
-        shutil.copyfile(path, data / path.name.replace("valid", "train1"))
-    task = TranslationTask.setup_task(TranslationConfig(data=str(data), **config))
-    task.load_dataset("train", combine=True)
-    assert len(task.dataset("train")) == 5 * 1500 + 50 and told not in caplog.text
+    assert sentences(two_parts, upsample_primary=5) == 5 * 1500 + 50 and told not in caplog.text
 
 
 def test_addresses_beyond_two_gigabytes(tmp_path: Path) -> None:

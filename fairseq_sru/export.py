@@ -45,8 +45,8 @@ def model_of(trained: Any, task: Any, text: TextOptions) -> Model:
     from .models.step import as_written
     from .models.translation import TranslationModel
 
-    usual = isinstance(trained, TranslationModel) and as_written(trained.encoder) and as_written(trained.decoder)
-    written = programs(trained) if usual else None
+    known = isinstance(trained, TranslationModel) and as_written(trained.encoder) and as_written(trained.decoder)
+    written = programs(trained) if known else None
     if written is None:
         raise ModelError(REFUSED)
     usual = TranslationTask.build_dataset_for_inference
@@ -80,9 +80,8 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
         given = state["cfg"]["model"]
         named = getattr(given, "_name", None) or given.arch
-        if not issubclass(
-            ARCH_MODEL_REGISTRY.get(named, object), TranslationModel
-        ):  # others may evaluate what the checkpoint says
+        kind = ARCH_MODEL_REGISTRY.get(named, object)
+        if not issubclass(kind, TranslationModel):  # others may evaluate what the checkpoint says
             raise ModelError(REFUSED)
         (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides, state=state)
     except ModelError:

@@ -14,8 +14,8 @@ NUMPY = "numpy>=1.26"
 # The official sdist, and the version it gets from fairseq-0.12.2.patch: both others whenever the patch changes.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
-FAIRSEQ_PATCHED = "0.12.2+py311.49"
-FAIRSEQ_PATCH_SHA256 = "de8e94d7a5238e1e530c4a872dff1ec2490e934f92acb9fc9b9e7b537d80d5de"
+FAIRSEQ_PATCHED = "0.12.2+py311.50"
+FAIRSEQ_PATCH_SHA256 = "7df83b9b4bfe7fc25ae3305be7349f7b1219cdff97375622618aa2821c05b3bd"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

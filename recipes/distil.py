@@ -35,8 +35,6 @@ from tqdm import tqdm
 from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
 
 SHARD, SHARDS = 5_000, 200  # sentences between which it can be stopped; parts at most, since each loads the model
-
-
 LONGEST = 250  # tokens, as in training text
 
 

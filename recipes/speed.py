@@ -14,7 +14,7 @@ input, from a given gradient of the output. The contestants of a case are measur
 what else the machine does falls on all alike. A run is one call, or as many as take 5 ms. Figures are medians of the
 runs; JSON has their quartiles. A second table has the recurrence alone next to copying the bytes that it must move.
 
-Files in DIR (runs/speed): speed.json, written after each case, speed.svg, speed.png. With --resume it goes on
+Files in DIR (runs/speed): speed.json, written after each case, speed.svg. With --resume it goes on
 with speed.json; that of another machine or source, or with another package, ends it.
 """
 
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> None:
     if args.rivals and not (ON_GPU or DRY):
         parser.error("argument --rivals: is for a GPU, and torch sees none")
     path = args.out / "speed.json"
-    refuse_overwriting(parser, path, args.resume, *(args.out / name for name in layer.DRAWN))
+    refuse_overwriting(parser, path, args.resume, args.out / layer.DRAWN)
     if args.threads:
         torch.set_num_threads(args.threads)
     demand_kernels()
@@ -146,8 +146,8 @@ def main(arguments: list[str] | None = None) -> None:
                 report["contestants"] |= {f"{name}, bfloat16": note for name, note in narrow.items()}
             layer.all_cases(left("cases", cases), package, args.turns, partial(keep, "cases"))
     print(f"\nwrote {path}")
-    for drawn in layer.draw(report, args.out) if report["cases"] else ():
-        print(f"wrote {drawn}")
+    if report["cases"]:
+        print(f"wrote {layer.draw(report, args.out)}")
 
 
 if __name__ == "__main__":

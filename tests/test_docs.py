@@ -523,7 +523,10 @@ def parse(words: list[str], whole: bool) -> argparse.ArgumentParser | None:
             at = rest.index("--user-dir")
             assert rest[at + 1].endswith("fairseq_sru"), words
             del rest[at : at + 2]
-        convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, input_args=rest))
+        args = options.parse_args_and_arch(parser, input_args=rest)
+        if name in ("generate", "interactive"):
+            options.check_search(parser, args)
+        convert_namespace_to_omegaconf(args)
     else:
         for action in parser._actions:
             if action.type in (file, folder, new_file, output_file):

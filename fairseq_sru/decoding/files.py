@@ -169,7 +169,7 @@ def load(folder: Path) -> tuple[Model, Subwords]:
         config = json.loads((folder / "config.json").read_text("utf-8"))
         if (given := config.get("format")) != FORMAT:
             raise ModelError(f"{folder}: format {given!r} is unknown, this one reads {FORMAT}: export it again")
-        if config["sha256"].get("config.json", own := _sum_of(config)) != own:  # folders of before have none
+        if config["sha256"].get("config.json") != _sum_of(config):
             raise ModelError(f"{folder}/config.json is damaged: copy or export it again")
         for name in ("vocabulary.json", "weights.safetensors", FILES[config["text"]["kind"]]):
             if _sum(folder / name) != config["sha256"][name]:

@@ -1,9 +1,9 @@
 """The kernels' text, the compilers that read it, and the cache on disk for what they make.
 
-A cache entry's name is a hash of all that went into it, so an entry never goes stale. It is written aside and renamed:
-of many processes that start at once each may compile the same entry, none ever sees half of one, and one that is killed
-leaves no lock behind. What is loaded runs with the user's rights, so nothing is taken that another user could have
-written, and a checksum at an entry's end tells what a failing disk has damaged.
+A cache entry's name is a hash of all that went into it, so an entry never goes stale. It is written aside and renamed,
+so that nobody sees half of one. Of many processes that start at once one makes it, and the others wait. What is loaded
+runs with the user's rights, so nothing is taken that another user could have written, and a checksum at an entry's end
+tells what a failing disk has damaged.
 
 Environment: ``FAIRSEQ_SRU_CACHE`` (the folder; ``~/.cache/fairseq_sru`` if not set), ``CXX`` (the host compiler).
 """
@@ -129,25 +129,25 @@ def _remove(folder: Path, process: int) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: bool = False) -> Path:
+def cached(parts: list[str], suffix: str, make: Callable[[Path], None]) -> Path:
     """The cache entry that ``make(path)`` writes from parts, with a checksum of CHECKSUM bytes behind it.
 
     Where the cache has no room, it is in a temporary folder of this process.
 
     Args:
         parts: all that the entry depends on.
-        fresh: make it even if it is there.
 
     Raises:
         Unavailable: there is no room anywhere.
     """
     path = _entry(parts, suffix)
-    if not fresh and _is_sound(path):
+    if _is_sound(path):
         return path
-    try:
-        return _put(path, make, fresh)
-    except OSError as error:
-        trouble = f"{path.parent} can't be written ({error.strerror}); {CACHE_VARIABLE} can name another folder"
+    with alone(path.with_suffix(".lock")):
+        try:
+            return path if _is_sound(path) else _put(path, make)
+        except OSError as error:
+            trouble = f"{path.parent} can't be written ({error.strerror}); {CACHE_VARIABLE} can name another folder"
     try:
         return _put(_temporary_folder(trouble) / path.name, make)
     except OSError as error:
@@ -155,18 +155,17 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None], fresh: b
 
 
 @contextlib.contextmanager
-def alone(parts: list[str]) -> Iterator[None]:
+def alone(path: Path) -> Iterator[None]:
     """Let one process or thread at a time make an entry; the others wait, then find it in the cache.
 
     The lock is the operating system's and goes with its holder. Whoever has waited PATIENCE seconds, or is in a folder
     without locks, goes on without.
 
     Args:
-        parts: as for :func:`cached`.
+        path: of the lock.
     """
     import fcntl  # Windows has none
 
-    path = _entry(parts, ".lock")
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             file = stack.enter_context(path.open("w"))
@@ -198,7 +197,7 @@ def _is_sound(path: Path) -> bool:
     return hashlib.sha256(content[:-CHECKSUM]).digest() == content[-CHECKSUM:]
 
 
-def _put(path: Path, make: Callable[[Path], None], fresh: bool = False) -> Path:
+def _put(path: Path, make: Callable[[Path], None]) -> Path:
     for left in path.parent.glob(f"{ASIDE}*"):  # by who was killed
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > 24 * 3600:
@@ -209,7 +208,7 @@ def _put(path: Path, make: Callable[[Path], None], fresh: bool = False) -> Path:
         content = new.read_bytes()
         new.write_bytes(content + hashlib.sha256(content).digest())
         new.chmod(0o600)
-        if fresh or not _is_sound(path):  # else another process was first, and others may have it loaded
+        if not _is_sound(path):  # else another process was first, and others may have it loaded
             new.replace(path)
     return path
 

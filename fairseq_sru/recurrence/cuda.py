@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import re
 import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -215,14 +214,7 @@ class Cuda(Kernels):
         none, as in that of autograd; its get_function would fail there."""
         target = self._target(device)
         module = self.module_type()
-        options = variant.defines(vec=vec, ahead=ahead)
-        code = self.compiler.cubin(options, target)
-        try:
-            module.load(code)
-        except Exception as error:  # CuPy's, for the driver
-            if not re.search("INVALID_IMAGE|NO_BINARY|INVALID_PTX", str(error)):  # a damaged file in the cache
-                raise
-            module.load(self.compiler.cubin(options, target, fresh=True))
+        module.load(self.compiler.cubin(variant.defines(vec=vec, ahead=ahead), target))
         return {kernel: module.get_function(kernel) for kernel in variant.kernels}
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..versions import CUDA
-from .build import CHECKSUM, Unavailable, alone, cached, kernel_text
+from .build import CHECKSUM, Unavailable, cached, kernel_text
 
 NVRTC_VARIABLE = "FAIRSEQ_SRU_NVRTC"
 FLAGS = ("--std=c++17", "--device-as-default-execution-space")  # of every compilation
@@ -105,15 +105,14 @@ class Compiler:
         log = str(program._interface.nvrtcGetProgramLog(program._program)).strip("\0\n ")
         return Compiled(self._cubin(program) if target.startswith("sm_") else ptx.encode(), log)
 
-    def cubin(self, options: tuple[str, ...], target: str, fresh: bool = False) -> bytes:
-        """As :meth:`compile`, from the cache on disk where it is there and need not be fresh."""
+    def cubin(self, options: tuple[str, ...], target: str) -> bytes:
+        """As :meth:`compile`, from the cache on disk where it is there."""
         parts = ["nvrtc", str(self.version), target, *FLAGS, *options, *kernel_text().values()]
 
         def make(path: Path) -> None:
             path.write_bytes(self.compile(options, target).code)
 
-        with alone(parts):
-            path = cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make, fresh)
+        path = cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make)
         return path.read_bytes()[:-CHECKSUM]
 
     def _cubin(self, program: Any) -> bytes:

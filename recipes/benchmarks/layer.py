@@ -62,7 +62,7 @@ SRU_GEMM, LSTM_SRU, PACKAGE_SRU = "SRU / GEMM", "LSTM / SRU", "sru package / SRU
 RATIOS = {SRU_GEMM: (OURS, GEMM), LSTM_SRU: (LSTM, OURS), PACKAGE_SRU: (PACKAGE, OURS)}
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
-DRAWN = ("speed.svg", "speed.png")
+DRAWN = "speed.svg"
 Shape = tuple[int, int, int]  # length, batch, size
 WIDE, LONG = (64, 256, 1024), (8192, 1, 512)  # fill a GPU by columns, and by steps
 SHAPES: list[Shape] = [(length, 32, size) for length in (32, 128) for size in (256, 512, 1024)] + [(1000, 1, 512)]
@@ -290,12 +290,11 @@ def measured(report: dict[str, Any]) -> dict[Case, dict[str, Spread]]:
     return {Case.of(entry): {name: Spread(**ms) for name, ms in entry["ms"].items()} for entry in report["cases"]}
 
 
-def draw(report: dict[str, Any], folder: Path) -> list[Path]:
-    """Write the plot of a report's cases; the files."""
+def draw(report: dict[str, Any], folder: Path) -> Path:
+    """Write the plot of a report's cases; the file."""
     figure = plot(measured(report), f"One layer, {TITLE.format(**report['machine'])}")
-    for name in DRAWN:
-        write(folder / name, partial(figure.savefig, dpi=120))
-    return [folder / name for name in DRAWN]
+    write(folder / DRAWN, figure.savefig)
+    return folder / DRAWN
 
 
 # ---------------------------------------------------------------- the report's parts: each is printed

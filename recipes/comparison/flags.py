@@ -26,7 +26,9 @@ def takes(commands: Commands, command: list[str], parser: argparse.ArgumentParse
         at = flags.index(vectors)
         del flags[at - 1 : at + 1]
     with mock.patch.dict("fairseq_sru.models.architectures.CHECKS", clear=True):  # of the data, which may not be there
-        options.parse_args_and_arch(parser, input_args=[str(commands.data), *flags])
+        args = options.parse_args_and_arch(parser, input_args=[str(commands.data), *flags])
+    if command[0] == "fairseq-generate" and hasattr(options, "check_search"):  # the patch's
+        options.check_search(parser, args)
 
 
 def check_training(of: Training, show: Callable[[str], object] = lambda _: None) -> None:

@@ -1,4 +1,4 @@
-"""Plots of a comparison's report, as SVG and PNG."""
+"""Plots of a comparison's report, as SVG."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ matplotlib.rcParams.update({"grid.alpha": 0.3, "font.size": 10, "svg.hashsalt": 
 
 
 def draw(report: dict[str, Any], folder: Path) -> None:
-    """Write curves.* and speed.*."""
+    """Write curves.svg and speed.svg."""
     systems = tested(report)
     for name, figure in (("curves", curves(report, systems)), ("speed", speed(systems))):
-        for kind in ("svg", "png"):
-            metadata = {"Date": None} if kind == "svg" else None
-            write(folder / f"{name}.{kind}", partial(figure.savefig, dpi=150, metadata=metadata))
+        write(folder / f"{name}.svg", partial(figure.savefig, metadata={"Date": None}))
 
 
 def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:

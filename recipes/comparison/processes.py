@@ -150,6 +150,8 @@ def execute(
         )
         assert process.stdout
         _running.add(process)
+        if _ending.is_set():  # stop_all was before it
+            stop(process)
         timers = [] if limit is None else [Timer(limit, stop, [process])]
         timers += [] if limit is None else [Timer(limit + PATIENCE, stop, [process, signal.SIGKILL])]
         for timer in timers:

@@ -21,7 +21,7 @@ from .plots import draw
 from .stages import Stages
 from .verdict import METRICS, Report, mean_and_std, runs, setting, spread, tested, verdict
 
-FILES = ("report.json", "report.md", *(f"{plot}.{kind}" for plot in ("curves", "speed") for kind in ("svg", "png")))
+FILES = ("report.json", "report.md", "curves.svg", "speed.svg")
 # ---------------------------------------------------------------- tables, each with a row for a system
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from pathlib import Path
@@ -117,7 +117,6 @@ class Task(NamedTuple):
                 write(pairs_in_lower_case, paths_of(made, split, languages), f"lower {split}")
             for path in [*encoded, *(plain_text if split != "train" and not corpus.lower else ())]:
                 path.rename(made / path.name)
-        lines = {path.name: count_lines(path) for path in made.iterdir() if path != encoder.model}
         prefixes = [made / f"{split}.{ending}" for split in SPLITS]
         binarise(languages, prefixes, pairs > FEW, made / "bin", taken.get("dictionary"), encoder.pieces())
         facts = self.options() | {
@@ -129,7 +128,7 @@ class Task(NamedTuple):
             "edited": {split: tally.edited for split, tally in tallies.items()},
             "odd": {split: tally.odd for split, tally in tallies.items()},
         }
-        seal(made, facts, lines)
+        seal(made, facts)
         shutil.rmtree(text)
         return made
 
@@ -247,15 +246,10 @@ def labels(path: Path, pairs: int, to: Path) -> None:
     to.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
-def seal(made: Path, facts: dict[str, Any], lines: Mapping[str, int] = {}) -> None:
-    """Write the manifest of all that was made: facts, and of each file the checksum and, where known, the lines."""
+def seal(made: Path, facts: dict[str, Any]) -> None:
+    """Write the manifest of all that was made: facts, and the checksum of each file."""
     files = {
-        name: ({"lines": lines[name]} if name in lines else {}) | {"sha256": digest(made / name)}
+        name: {"sha256": digest(made / name)}
         for name in sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
     }
     write_text(made / MANIFEST, json.dumps({**facts, "files": files}, indent=1, ensure_ascii=False) + "\n")
-
-
-def count_lines(path: Path) -> int:
-    with path.open("rb") as file:
-        return sum(1 for _ in file)

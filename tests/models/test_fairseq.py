@@ -36,7 +36,7 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.optim import adam
 from fairseq.optim.adam import Adam
 from fairseq.optim.amp_optimizer import AMPOptimizer
-from fairseq.options import get_training_parser, parse_args_and_arch
+from fairseq.options import get_generation_parser, get_training_parser, parse_args_and_arch
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator, SequenceGeneratorWithAlignment
 from fairseq.sequence_scorer import SequenceScorer
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -329,6 +329,10 @@ BAD = [
     (["train", "bin:none", *SMALL], "argument data: no such folder: none"),
     (["train", "bin", *SMALL, "--fp16", "--amp"], "argument --fp16: not allowed with argument --amp"),
     (
+        ["train", "bin", *SMALL, "--memory-efficient-fp16", "--amp"],
+        "argument --memory-efficient-fp16: not allowed with argument --amp",
+    ),
+    (
         ["train", "bin", *SMALL, "--distributed-world-size", 99],
         "argument --distributed-world-size: on a CPU torchrun starts the processes; got 99",
     ),
@@ -610,6 +614,11 @@ def test_interactive_keeps_no_batch(toy_data: Path) -> None:
     task = TranslationTask.setup_task(TranslationConfig(data=str(toy_data), source_lang="en", target_lang="de"))
     batches = list(interactive.make_batches(["a b", "c"], cfg, task, 100, lambda line: line))
     assert sum(len(batch.ids) for batch in batches) == 2 and task.dataset_to_epoch_iter == {}
+
+
+def test_what_the_commands_refuse_scripts_of_fairseqs_examples_may_ask_for() -> None:
+    words = ["x", "--task", "audio_finetuning", "--lm-weight", "2"]  # of another decoder, which --lm-path doesn't name
+    assert parse_args_and_arch(get_generation_parser(), words).lm_weight == 2
 
 
 def test_torchs_launcher_names_the_process() -> None:

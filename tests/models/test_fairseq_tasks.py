@@ -139,6 +139,9 @@ def test_an_epoch_may_have_no_group_left_and_time_goes_on(toy_data: Path, tmp_pa
         own = ["--save-dir", tmp_path / str(count), "--update-freq", count, "--max-epoch", 1]
         done = run_cli("train", toy_data, *PLUGIN, *SMALL, "--skip-remainder-batch", *own, check=False)
         assert (done.returncode == 0) is (count == most)
+    own = ["--save-dir", tmp_path / "one", "--max-epoch", 1, "--max-tokens", 10**7, "--required-batch-size-multiple", 1]
+    done = run_cli("train", toy_data, *PLUGIN, *SMALL, "--skip-remainder-batch", *own, check=False)
+    assert done.returncode and "--skip-remainder-batch: leaves out an epoch's only batch" in done.stderr
 
 
 @pytest.mark.parametrize(

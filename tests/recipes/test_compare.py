@@ -361,14 +361,22 @@ def test_recipes_have_flags_that_fairseq_takes(path, capsys, monkeypatch):
     assert out.startswith("# Each system's updates will be") == (given.budget.minutes is not None)
 
 
-@pytest.mark.parametrize("group", ["systems.sru", "train", "generate"])
-def test_unknown_flags_of_fairseq_are_named_before_anything_is_run(group, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("systems.sru.no-such-flag=1", "unrecognized arguments: --no-such-flag 1"),
+        ("train.no-such-flag=1", "unrecognized arguments: --no-such-flag 1"),
+        ("generate.no-such-flag=1", "unrecognized arguments: --no-such-flag 1"),
+        ("generate.sampling-topk=5", "argument --sampling-topk: requires --sampling"),
+    ],
+)
+def test_flags_that_fairseq_refuses_are_named_before_anything_is_run(override, message, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(runs.Comparison, "run", None)
     with pytest.raises(SystemExit):
-        compare.main(["recipes/configs/lohelp.yaml", f"out={tmp_path / 'out'}", f"{group}.no-such-flag=1"])
+        compare.main(["recipes/configs/lohelp.yaml", f"out={tmp_path / 'out'}", override])
     assert not (tmp_path / "out").exists()
-    assert "unrecognized arguments: --no-such-flag 1" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 # Equal time

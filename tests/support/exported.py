@@ -19,7 +19,7 @@ from conftest import ROOT, run_cli
 from fairseq.data import Dictionary
 
 from fairseq_sru import Translator
-from fairseq_sru.decoding.files import ModelError, save
+from fairseq_sru.decoding.files import ModelError, _sum_of, save
 from fairseq_sru.decoding.text import TextOptions
 from fairseq_sru.decoding.translator import TooLong
 from fairseq_sru.export import model_of
@@ -111,10 +111,12 @@ def fuzzed(folder: Path, seed: int, times: int) -> int:
     """Translate with configs that were damaged; returns how many were refused, by one line. Others run."""
     rng = random.Random(seed)
     config = json.loads((folder / "config.json").read_text())
-    del config["sha256"]["config.json"]  # or it would be all that is found
     refused = 0
     for _ in range(times):
-        (folder / "config.json").write_text(json.dumps(damaged(config, rng)))
+        changed = damaged(config, rng)
+        if isinstance(changed, dict) and isinstance(changed.get("sha256"), dict):  # or that is all that is found
+            changed["sha256"] = {**changed["sha256"], "config.json": _sum_of(changed)}
+        (folder / "config.json").write_text(json.dumps(changed))
         try:
             Translator(folder, 1).translate(LINES, beam=2, max_length=5)
         except TooLong:

@@ -163,7 +163,7 @@ class Gpu:
     def target(self, capability: int) -> str:
         return f"sm_{capability}"
 
-    def cubin(self, options: tuple[str, ...], target: str, fresh: bool = False) -> bytes:
+    def cubin(self, options: tuple[str, ...], target: str) -> bytes:
         return "\n".join((target, *options)).encode()
 
     def empty(self, target: str) -> bytes:

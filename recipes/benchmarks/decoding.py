@@ -8,7 +8,6 @@ the folder of the prepared data and each system's model, and options of the tran
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import sys
@@ -86,18 +85,14 @@ def by_translator(folder: str, threads: int, options: dict[str, Any]) -> Transla
 def by_ctranslate2(folder: str, data: Path, threads: int, kind: str) -> Translate:
     import ctranslate2
 
-    @functools.cache
-    def translator(each: int) -> Any:
-        """Threads of each batch; so many batches at a time that all work."""
-        return ctranslate2.Translator(folder, compute_type=kind, intra_threads=each, inter_threads=threads // each)
-
+    # two threads for a single sentence of so small a model are no faster, and in int8 can be many times slower
+    model = ctranslate2.Translator(folder, compute_type=kind, intra_threads=1, inter_threads=threads)
     text = sentencepiece.SentencePieceProcessor(model_file=str(data / "spm.model"))
 
     def translate(lines: list[str], beam: int, size: int) -> list[str]:
         encoded = text.encode(lines, out_type=str)
         at_a_time = [encoded] if size > 1 else [[line] for line in encoded]
         options = {"beam_size": beam, "max_batch_size": size, "max_decoding_length": 200}
-        model = translator(1 if size > 1 else threads)
         found = [one for some in at_a_time for one in model.translate_batch(some, **options)]
         return [text.decode(one.hypotheses[0]) for one in found]
 

@@ -17,7 +17,7 @@ _sru_fail() {
 }
 
 _sru_is_recent() { # PYTHON
-    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null
+    "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null
 }
 
 # What the stamp says: the places of environment and project, the pins, the patch, and the Python that they were installed for.
@@ -50,7 +50,7 @@ _sru_make_venv() { # FOLDER
     if [ -e "$1/fairseq_sru.stamp" ] && [ -e "$1.old" ]; then
         _sru_fail "$1 $why, and $1.old is there; remove one of them, and run this again" || return
     fi
-    for python in python3 python3.13 python3.12 python3.11; do
+    for python in python3 python3.14 python3.13 python3.12 python3.11; do
         _sru_is_recent "$python" || continue
         if "$python" -c 'import ensurepip, venv' 2>/dev/null; then
             if [ -e "$1/fairseq_sru.stamp" ]; then # the user may have added to it
@@ -65,7 +65,7 @@ _sru_make_venv() { # FOLDER
     if [ -n "$without_venv" ]; then
         _sru_fail "$without_venv cannot make a venv; Debian, Ubuntu: apt install $without_venv-venv"
     else
-        _sru_fail "no Python 3.11, 3.12 or 3.13 on PATH; install one, or activate an environment that has one"
+        _sru_fail "no Python 3.11 to 3.14 on PATH; install one, or activate an environment that has one"
     fi
 }
 
@@ -88,7 +88,7 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
         hash -r
     fi
     _sru_is_recent "$1/bin/python" ||
-        _sru_fail "no Python 3.11, 3.12 or 3.13 in $1; activate an environment that has one, or deactivate or remove this one" || return
+        _sru_fail "no Python 3.11 to 3.14 in $1; activate an environment that has one, or deactivate or remove this one" || return
     python -c 'import pip._internal.cli.main' 2>/dev/null || _sru_run python -m ensurepip --default-pip ||
         _sru_fail "no pip in $1; install it there" || return
     # before fairseq, which brings the newest

@@ -387,7 +387,7 @@ def test_setup_follows_a_link_and_clears_nothing_there(tmp_path: Path) -> None:
     (theirs / "kept").touch()
     done, calls = machine.setup()
     assert done.returncode == 1
-    assert f"no Python 3.11, 3.12 or 3.13 in {theirs};" in done.stderr
+    assert f"no Python 3.11 to 3.14 in {theirs};" in done.stderr
     assert calls == []
     assert (theirs / "kept").exists()
 
@@ -493,14 +493,14 @@ def test_setup_refuses_an_old_python(tmp_path: Path) -> None:
     done, _ = machine.setup()
     assert done.returncode == 1
     assert done.stderr.splitlines() == [
-        "setup.sh: no Python 3.11, 3.12 or 3.13 on PATH; install one, or activate an environment that has one"
+        "setup.sh: no Python 3.11 to 3.14 on PATH; install one, or activate an environment that has one"
     ]
     active = tmp_path / "active"
     machine.write_python(active / "bin" / "python", OLD)
     done, _ = machine.setup(VIRTUAL_ENV=str(active))
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"setup.sh: no Python 3.11, 3.12 or 3.13 in {active};")
+    assert line.startswith(f"setup.sh: no Python 3.11 to 3.14 in {active};")
 
 
 def test_setup_names_debians_package_for_venv(tmp_path: Path) -> None:

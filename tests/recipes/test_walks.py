@@ -147,7 +147,7 @@ def test_a_test_set_of_sacrebleu_is_prepared_in_a_relative_folder(
     del internet.asked[:]
     out = checkout / "runs" / "deep" / name
     typed(f"python recipes/prepare.py {name} --out runs/deep/{name} --vocab-size 250", checkout, internet)
-    assert manifest(out)["counts"]["test"] == len((out / "test.de").read_text().splitlines()) == TESTED
+    assert manifest(out)["counts"]["test"]["binarised"] == len((out / "test.de").read_text().splitlines()) == TESTED
     assert len(internet.asked) == len(set(internet.asked)) == len(manifest(out)["sources"])
 
 

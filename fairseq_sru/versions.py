@@ -14,8 +14,8 @@ NUMPY = "numpy>=1.26"
 # The official sdist, and the version it gets from fairseq-0.12.2.patch: both others whenever the patch changes.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
-FAIRSEQ_PATCHED = "0.12.2+py311.51"
-FAIRSEQ_PATCH_SHA256 = "384c4ae06973aef86f30844e4f56b220915ca8ae76de9b441baa0a43883df490"
+FAIRSEQ_PATCHED = "0.12.2+py311.52"
+FAIRSEQ_PATCH_SHA256 = "6eb99ef304626ab010734a86301d892fba3c0246f103bc1e63467bdddf8e821b"
 PATCH_NG = "patch-ng==1.19.1"
 # The patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")

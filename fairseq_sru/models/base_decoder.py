@@ -254,11 +254,13 @@ class BaseDecoder(FairseqIncrementalDecoder):
     def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """As fairseq's, which looks for modules with a state at each step; here once after each :meth:`train`. The
         package's have none of their own, but a subclass's may be fairseq's."""
-        if self.stateful is None:
+        stateful = self.stateful  # another thread may call eval() of the same model meanwhile
+        if stateful is None:
             others = [module for module in self.modules() if module is not self]
-            self.stateful = [module for module in others if hasattr(module, "reorder_incremental_state")]
+            stateful = [module for module in others if hasattr(module, "reorder_incremental_state")]
+            self.stateful = stateful
         self.reorder_incremental_state(incremental_state, new_order)
-        for module in self.stateful:
+        for module in stateful:
             module.reorder_incremental_state(incremental_state, new_order)
 
     def max_positions(self) -> int:

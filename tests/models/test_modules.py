@@ -72,6 +72,12 @@ def test_modules_with_a_state_of_their_own_are_reordered_with_the_decoder(build,
     assert torch.equal(decoder.mine._get_input_buffer(state)["prev_key"], keys[order])
 
 
+def test_another_thread_may_begin_while_states_are_reordered(build, dictionary, monkeypatch):
+    decoder = build().eval().decoder
+    monkeypatch.setattr(decoder, "reorder_incremental_state", lambda state, order: decoder.eval())
+    decoder.reorder_incremental_state_scripting({}, torch.tensor([0]))
+
+
 @torch.no_grad()
 def test_what_a_subclass_adds_to_the_encoders_result_is_reordered_or_refused(build, dictionary):
     model = build().eval()

@@ -296,6 +296,12 @@ def unpack_all(archive: Path, folder: Path) -> Path:
     """
     try:
         if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as opened:  # from Python 3.14 on its own error holds more than the name
+                for entry in opened.infolist():
+                    if entry.flag_bits & 1:
+                        raise RecipeError(
+                            f"{archive}: File {entry.filename!r} is encrypted, so: unpack it and make it anew"
+                        )
             shutil.unpack_archive(archive, folder)
             return folder
         with OPEN[archive.suffix](archive, "rb") as content:
@@ -313,7 +319,7 @@ def unpack_all(archive: Path, folder: Path) -> Path:
                 pass
     except DAMAGED as error:
         raise cut_off(archive, error) from None
-    except RuntimeError as error:  # a .zip is encrypted, or of a kind that zipfile doesn't know
+    except RuntimeError as error:  # a .zip is of a kind that zipfile doesn't know
         raise RecipeError(f"{archive}: {error}: unpack it and make it anew") from None
     return folder
 

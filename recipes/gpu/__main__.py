@@ -141,7 +141,7 @@ class Day:
         states = {part.name: self.states[part.name] for part in todo if part.name in self.states}
         report = {"machine": machine(), "dry": DRY, "parts": states}
         write_text(self.out / "report.json", json.dumps(report, indent=1) + "\n")
-        speed, drawn = self.out / "speed" / "speed.json", self.out / "speed" / "speed.svg"
+        speed, drawn = self.out / "speed" / "speed.json", self.out / "speed" / layer.DRAWN
         try:  # speed.py draws at its end, which it may not have reached
             if speed.is_file() and not (drawn.is_file() and drawn.stat().st_mtime > speed.stat().st_mtime):
                 layer.draw(json.loads(speed.read_text(encoding="utf-8")), speed.parent)

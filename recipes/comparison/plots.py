@@ -8,13 +8,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import matplotlib.style
 from common.files import write
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .verdict import setting, tested
 
+matplotlib.style.use("tableau-colorblind10")  # colours that nearly everybody can tell apart
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
 matplotlib.rcParams.update({"grid.alpha": 0.3, "font.size": 10, "svg.hashsalt": "fairseq_sru"})
 
@@ -27,19 +28,20 @@ def draw(report: dict[str, Any], folder: Path) -> None:
 
 
 def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:
-    """BLEU and loss against training time and updates: a colour a system, a line a seed."""
+    """BLEU and loss against training time and updates: a colour and a mark a system, a line a seed."""
     figure = Figure(figsize=(9, 6.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex="col", sharey="row")
     longest = max((p["train_seconds"] for s in systems.values() for r in s["runs"] for p in r["curve"]), default=0)
     unit, seconds = ("hours", 3600) if longest > 7200 else ("minutes", 60) if longest > 120 else ("seconds", 1)
     for i, (name, system) in enumerate(systems.items()):
+        mark = "osD^vP"[i % 6]
         for j, run in enumerate(system["runs"]):
             points = run["curve"]
             x = [[point["train_seconds"] / seconds for point in points], [point["updates"] for point in points]]
             for column in (0, 1):
                 for row, key in enumerate(("BLEU", "loss")):
                     y = [float("nan") if point[key] is None else point[key] for point in points]
-                    line = axes[row, column].plot(x[column], y, color=f"C{i}", marker="o", markersize=3, linewidth=1.5)
+                    line = axes[row, column].plot(x[column], y, color=f"C{i}", marker=mark, markersize=4, linewidth=1.5)
                     line[0].set_alpha(1 if j == 0 else 0.6)
                     if j == row == column == 0:
                         line[0].set_label(name)

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from common.errors import end_with_reader
-from common.files import write, write_text
+from common.figures import write_figure
+from common.files import write_text
 from common.machine import source
 from comparison import plots, stages
 from comparison.collecting import machine, precision
@@ -341,8 +342,7 @@ def main(argv: list[str] | None = None) -> None:
             own, best = done[0], done[at]
             print(f"{system}: loss {best['loss']:.3f}, the recipe's own settings {own['loss']:.3f}: {best['flags']}")
         keep()
-    figure = plots.trials(report, given.train)
-    write(output.with_suffix(".svg"), partial(figure.savefig, metadata={"Date": None}))
+    write_figure(output.with_suffix(".svg"), plots.trials(report, given.train))
 
 
 if __name__ == "__main__":

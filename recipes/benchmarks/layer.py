@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from common.files import write
-from matplotlib import style
+from common.figures import write_figure
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -267,7 +266,6 @@ def ratios(took: dict[str, Spread]) -> dict[str, float]:
 
 def plot(found: dict[Case, dict[str, Spread]], title: str) -> Figure:
     """Bars as in the README of the published code: forward, and with backward; a row of panels for each variant."""
-    style.use("tableau-colorblind10")
     figure = Figure(figsize=(15, 5 * len(VARIANTS)), layout="constrained")
     figure.suptitle(title)
     panels = [(*variant, what) for variant in VARIANTS for what in (FORWARD, BOTH)]
@@ -294,7 +292,7 @@ def measured(report: dict[str, Any]) -> dict[Case, dict[str, Spread]]:
 
 def draw(report: dict[str, Any], folder: Path) -> Path:
     """Write the plot of a report's cases; the file."""
-    write(folder / DRAWN, plot(measured(report), f"One layer, {TITLE.format(**report['machine'])}").savefig)
+    write_figure(folder / DRAWN, plot(measured(report), f"One layer, {TITLE.format(**report['machine'])}"))
     return folder / DRAWN
 
 

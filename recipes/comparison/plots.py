@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
-from common.files import write
+import matplotlib
+from common.figures import write_figure
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from .verdict import setting, tested
 
-matplotlib.style.use("tableau-colorblind10")  # colours that nearly everybody can tell apart
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
-matplotlib.rcParams.update({"grid.alpha": 0.3, "font.size": 10, "svg.hashsalt": "fairseq_sru"})
+matplotlib.rcParams.update({"grid.alpha": 0.3, "font.size": 10})
 
 
 def draw(report: dict[str, Any], folder: Path) -> None:
     """Write curves.svg and speed.svg."""
     systems = tested(report)
     for name, figure in (("curves", curves(report, systems)), ("speed", speed(systems))):
-        write(folder / f"{name}.svg", partial(figure.savefig, metadata={"Date": None}))
+        write_figure(folder / f"{name}.svg", figure)
 
 
 def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:

@@ -1,12 +1,13 @@
-"""Distil: a data set whose training targets are translations by a model, or by an ensemble.
+"""Distil: a data set that has a model's, or an ensemble's, translations of its training text beside the references.
 
     python recipes/distil.py runs/lohelp/data --path A.pt:B.pt:C.pt --out runs/distilled
     fairseq-train runs/distilled/bin --user-dir fairseq_sru --arch sru_tiny --share-all-embeddings ...
 
 Sequence-level distillation (Kim and Rush 2016, section 3.2): a student learns its teacher's own best translations,
-which are more alike than people's, so that a smaller model or beam does. Subwords, dictionaries, validation and test
-set stay those of the data. Writes ``bin/``, the translations ``train.LANGUAGE`` in subwords, and what fairseq-generate
-printed. Stopped and run again, it goes on.
+which are more alike than people's, so that a smaller model or beam does. In ``bin/`` they are ``train``, and the data's
+own pairs ``train1``; fairseq-train reads both as one. Subwords, dictionaries, validation and test set stay those of the
+data. Writes also the translations ``train.LANGUAGE`` in subwords, and what fairseq-generate printed. Stopped and run
+again, it goes on.
 """
 
 from __future__ import annotations
@@ -63,15 +64,25 @@ def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags:
             stages.command(name, command, inputs=inputs, outputs=[log], log=log, on_line=on_line)
 
 
-def binarise(data: Path, own: str, targets: Path, to: Path) -> None:
-    """The data set's ``bin/`` with other training targets, in place of ``own``."""
+def beside(name: str) -> str:
+    """What a file of ``bin/`` is called where the translations have its name."""
+    return name.replace("train.", "train1.", 1) if name.startswith("train.") else name
+
+
+def binarise(data: Path, translated: str, targets: Path, to: Path) -> None:
+    """The data set's ``bin/`` with the translations as ``train``, and its own pairs as ``train1``.
+
+    Args:
+        translated: the training targets' name, without ``.bin`` and ``.idx``.
+    """
     to.mkdir(exist_ok=True)
     for path in (data / "bin").iterdir():
-        if path.stem != own:
-            shutil.copyfile(path, to / path.name)
-    language = own.rpartition(".")[2]
+        for name in {path.name, beside(path.name)}:
+            if Path(name).stem != translated:
+                shutil.copyfile(path, to / name)
+    language = translated.rpartition(".")[2]
     numbering = numbering_of(load(to / f"dict.{language}.txt"))
-    print(f"[{language}] {targets}: {number(targets, numbering, 1, to / own)}")
+    print(f"[{language}] {targets}: {number(targets, numbering, 1, to / translated)}")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -129,9 +140,10 @@ def main(argv: list[str] | None = None) -> None:
     with working_in(out, parser):
         stages = Stages(out / "stamps", tqdm.write)
         translate(stages, data, logs, total, **flags)
-        outputs = [targets, *(out / "bin" / path.name for path in sorted((data / "bin").iterdir()))]
+        made = sorted({name for path in (data / "bin").iterdir() for name in (path.name, beside(path.name))})
+        outputs = [targets, *(out / "bin" / name for name in made)]
         stages.function("binarise", pair, make, inputs=logs, outputs=outputs)
-    print(f"{args.out}: {total:,} translations; train with {args.out}/bin")
+    print(f"{args.out}: {total:,} translations, and as many references; train with {args.out}/bin")
 
 
 if __name__ == "__main__":

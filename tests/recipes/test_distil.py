@@ -16,6 +16,7 @@ import torch
 from comparison.fairseq_output import hypotheses
 from conftest import ROOT
 from fairseq.data import Dictionary, data_utils
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from support.exported import trained
 
 
@@ -53,6 +54,14 @@ def test_targets_are_the_teachers(
     assert words_of(out / "bin", "train", "de") == expected != words_of(data / "bin", "train", "de")
     for split, language in [("train", "en"), ("valid", "de"), ("test", "de")]:
         assert words_of(out / "bin", split, language) == words_of(data / "bin", split, language)
+    languages = {"source_lang": "en", "target_lang": "de"}
+    task = TranslationTask.setup_task(TranslationConfig(data=str(out / "bin"), dataset_impl="mmap", **languages))
+    task.load_dataset("train", combine=True)  # as fairseq-train does
+    pairs = [
+        [task.target_dictionary.string(pair[side]) for side in ("source", "target")] for pair in task.dataset("train")
+    ]
+    assert [source for source, _ in pairs] == 2 * words_of(data / "bin", "train", "en")
+    assert [target for _, target in pairs] == expected + words_of(data / "bin", "train", "de")
 
     stamp = out / "stamps" / "translate-1.json"  # as if it had been stopped in the second
     stamp.write_text(json.dumps({**json.loads(stamp.read_text()), "done": False}))

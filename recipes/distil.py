@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -64,9 +65,9 @@ def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags:
             stages.command(name, command, inputs=inputs, outputs=[log], log=log, on_line=on_line)
 
 
-def beside(name: str) -> str:
-    """What a file of ``bin/`` is called where the translations have its name."""
-    return name.replace("train.", "train1.", 1) if name.startswith("train.") else name
+def becomes(name: str) -> set[str]:
+    """The names that a file of the data set's ``bin/`` has in the student's: of the training text ``train1``, too."""
+    return {name, re.sub(r"^train\.", "train1.", name)}
 
 
 def binarise(data: Path, translated: str, targets: Path, to: Path) -> None:
@@ -77,7 +78,7 @@ def binarise(data: Path, translated: str, targets: Path, to: Path) -> None:
     """
     to.mkdir(exist_ok=True)
     for path in (data / "bin").iterdir():
-        for name in {path.name, beside(path.name)}:
+        for name in becomes(path.name):
             if Path(name).stem != translated:
                 shutil.copyfile(path, to / name)
     language = translated.rpartition(".")[2]
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     with working_in(out, parser):
         stages = Stages(out / "stamps", tqdm.write)
         translate(stages, data, logs, total, **flags)
-        made = sorted({name for path in (data / "bin").iterdir() for name in (path.name, beside(path.name))})
+        made = (name for path in sorted((data / "bin").iterdir()) for name in sorted(becomes(path.name)))
         outputs = [targets, *(out / "bin" / name for name in made)]
         stages.function("binarise", pair, make, inputs=logs, outputs=outputs)
     print(f"{args.out}: {total:,} translations, and as many references; train with {args.out}/bin")

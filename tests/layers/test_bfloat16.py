@@ -124,9 +124,17 @@ def test_what_torch_reads_is_set_unless_it_is():
         assert python("-c", show, without=names, **given).stdout.strip() == expected
 
 
-def test_measuring_the_gain_draws_nothing_of_torchs():
-    """Else a run that goes on, which measures in another update, would drop out something else."""
+def test_measuring_the_gain_leaves_torch_as_it_was(monkeypatch):
+    """Else a run that goes on, which measures in another update, would drop out something else; and one thread is for
+    the measurement alone, in which several would wait for one another where other work runs."""
     module.bfloat16_gain.cache_clear()
-    before = torch.get_rng_state()
-    module.bfloat16_gain()
+    before, threads = torch.get_rng_state(), torch.get_num_threads()
+    used, product = set(), bfloat16.linear
+    monkeypatch.setattr(bfloat16, "linear", lambda *of: (used.add(torch.get_num_threads()), product(*of)))
+    try:
+        torch.set_num_threads(3)
+        module.bfloat16_gain()
+        assert torch.get_num_threads() == 3 and used == {1}
+    finally:
+        torch.set_num_threads(threads)
     assert torch.equal(torch.get_rng_state(), before)

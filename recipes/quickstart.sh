@@ -35,7 +35,7 @@ run() {
 # Settings were chosen on the validation set.
 flags=(--arch sru_tiny --share-all-embeddings --cpu --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1.0
     --lr 4e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000
-    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1000
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --weight-decay 0.1 --max-tokens 1000
     --no-epoch-checkpoints --log-interval 500 --num-workers 0 "$@")
 options=${flags[*]}
 if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then # nothing is trained yet, so other options may begin anew

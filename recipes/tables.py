@@ -31,7 +31,7 @@ from comparison.verdict import decoding_ratios, mean_and_std, setting, spread, t
 from gpu import tables as gpu
 
 RESULTS = ROOT / "recipes" / "results"
-COMPARISONS = ("lohelp", "lohelp-decay", "debian")
+COMPARISONS = ("lohelp", "debian")
 BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 
 

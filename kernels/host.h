@@ -203,9 +203,10 @@ void run(const Launch* launch) {
     launch->parallel(
         [](void* job) {
             const Launch* launch = (const Launch*)job;
-            part<Kernel, kernel>(launch, launch->worker(), launch->team(), kernel);
+            const int64 i = launch->worker(), team = launch->team(), n = team < launch->workers ? team : launch->workers;
+            if (i < n) part<Kernel, kernel>(launch, i, n, kernel);
         },
-        (void*)launch, unsigned(launch->workers), 0);
+        (void*)launch, 0, 0);  // torch's number: for fewer GNU's library ends threads, which torch has made again
 }
 
 #define EXPORT(kernel) \

@@ -84,21 +84,22 @@ static void each(const Cores& cores, int64 count, int64 operations, const Work& 
     }
     struct Job {
         const Cores& cores;
-        int64 count;
+        int64 workers, count;
         const Work& work;
         std::atomic<bool> failed;
-    } job{cores, count, work, {false}};
+    } job{cores, workers, count, work, {false}};
     cores.parallel(
         [](void* all) {
             Job& job = *(Job*)all;
-            const int64 i = job.cores.worker(), n = job.cores.team();
+            const int64 i = job.cores.worker(), n = std::min<int64>(job.cores.team(), job.workers);
+            if (i >= n) return;
             try {
                 for (int64 j = job.count * i / n; j < job.count * (i + 1) / n; ++j) job.work(j);
             } catch (const std::exception&) {  // none may leave a parallel region
                 job.failed = true;
             }
         },
-        (void*)&job, unsigned(workers), 0);
+        (void*)&job, 0, 0);  // torch's number, as in host.h
     if (job.failed) throw std::bad_alloc();
 }
 

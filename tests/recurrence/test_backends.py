@@ -258,6 +258,28 @@ def test_one_openmp_library() -> None:
     assert "loaded 1\n" in out
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc to count threads in")
+def test_what_wants_few_threads_ends_none_of_torchs() -> None:
+    """GNU's OpenMP library ends threads that a smaller team leaves out, and torch's next operation would start them."""
+    script = (
+        SCRIPT
+        + """
+import os
+torch.set_num_threads(4)
+u, large = torch.randn(20, 32, 3, 32), torch.ones(1 << 22)
+sru_recurrence(u, backend="native")  # loads what it needs
+def threads():
+    large.add_(1)
+    return sorted(os.listdir("/proc/self/task"))
+before = threads()
+sru_recurrence(u, backend="native")
+print("kept", threads() == before, len(before) >= 4)
+"""
+    )
+    assert native.cut(native.Shape(20, 32, 32, 1, 20), 4)[2] == 2
+    assert "kept True True" in python("-c", script).stdout
+
+
 def test_subnormal_numbers_stay_as_torch_has_them() -> None:
     tiny = 1e-40
     u = torch.zeros(1, 1, 3, 20)

@@ -307,7 +307,8 @@ def test_the_number_of_threads_changes_no_bit(case, two_threads):
     narrow = make(case, length=23, batch=5, half=4)
     steps = None if case.v else 5
     expected = results(by(Host(2, 4, steps)), narrow)
-    for workers in (1, 2, 3):
+    for threads, workers in ((2, 1), (2, 2), (2, 3), (3, 2), (3, 3)):
+        torch.set_num_threads(threads)
         assert_same_bits(results(by(Host(2, 4, steps, workers=workers)), narrow), expected)
 
 

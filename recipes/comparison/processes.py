@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import os
 import re
@@ -17,6 +18,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event, Timer, local
 from typing import Any, TypeVar
+
+import torch
+from corpora.subwords import cores
+from tqdm import tqdm
 
 PATIENCE = 10.0  # seconds from being told to end to being killed
 NEWS = 20  # last lines of a failed command that are shown
@@ -80,6 +85,15 @@ UNLESS_GIVEN = {
 }
 
 
+@functools.cache
+def say_if_crowded(jobs: int) -> None:
+    """Say once where so many at a time have more threads than there are cores, and wait for one another."""
+    threads, there = torch.get_num_threads(), cores()
+    if threads > (fit := max(1, there // jobs)):
+        crowd = f"--jobs {jobs} of {threads} threads each, on {there} cores"
+        tqdm.write(f"{crowd}, wait for one another: set OMP_NUM_THREADS={fit}")
+
+
 def side_by_side(
     jobs: int,
     work: Sequence[Callable[[], Found]],
@@ -93,6 +107,8 @@ def side_by_side(
         for piece in work:
             then(piece())
         return
+    if not gpus:
+        say_if_crowded(jobs)
     turns = itertools.cycle(gpus)
 
     def begin() -> None:

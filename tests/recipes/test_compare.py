@@ -1158,6 +1158,28 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
     assert small < 60
 
 
+@pytest.mark.parametrize(
+    ("jobs", "threads", "said"),
+    [
+        (2, 8, "--jobs 2 of 8 threads each, on 8 cores, wait for one another: set OMP_NUM_THREADS=4\n"),
+        (9, 1, ""),
+        (2, 4, ""),
+        (1, 99, ""),
+    ],
+)
+def test_more_threads_than_cores_are_told_of_once(jobs, threads, said, monkeypatch, capsys):
+    """Slices that wait for one another give a run too few updates."""
+    processes.say_if_crowded.cache_clear()
+    monkeypatch.setattr(processes, "cores", lambda: 8)
+    monkeypatch.setattr(processes.torch, "get_num_threads", lambda: threads)
+    for _ in range(2):
+        processes.side_by_side(jobs, [lambda: None] * 3)
+    assert capsys.readouterr().out == said
+    processes.say_if_crowded.cache_clear()
+    processes.side_by_side(jobs, [lambda: None], gpus=["0", "1"])
+    assert capsys.readouterr().out == ""
+
+
 def test_work_is_done_side_by_side(tmp_path):
     def piece(own: int, other: int) -> int:
         # ends when the other has begun

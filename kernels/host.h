@@ -164,13 +164,38 @@ struct Ring {
 
 // ---------------------------------------------------------------- launching
 
-// A launch as Python packs it: 8 bytes each, then the kernel's arguments likewise. The library that runs parallel regions
-// is the one that torch has loaded, by the entry that GNU's and Intel's have in common; none is linked.
-struct Launch {
-    int64 threads, group, workers;
+// The cores that a call may use. The library that runs parallel regions is the one that torch has loaded, by the entry that
+// GNU's and Intel's have in common; none is linked.
+struct Cores {
+    int64 workers;
     void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // GOMP_parallel
     int (*worker)();                                               // omp_get_thread_num
     int (*team)();                                                 // omp_get_num_threads
+
+    // Calls part(i, n) for the i below n, which is `wanted`, or less where the team is smaller. The team is torch's: for
+    // a smaller one GNU's library ends threads, which torch has made again.
+    template <class Part>
+    void share(int64 wanted, const Part& part) const {
+        if (wanted < 2 || !parallel) return part(0, 1);
+        struct Job {
+            const Cores& cores;
+            int64 wanted;
+            const Part& part;
+        } job{*this, wanted, part};
+        parallel(
+            [](void* all) {
+                const Job& job = *(const Job*)all;
+                const int64 i = job.cores.worker(), team = job.cores.team(), n = team < job.wanted ? team : job.wanted;
+                if (i < n) job.part(i, n);
+            },
+            (void*)&job, 0, 0);
+    }
+};
+
+// A launch as Python packs it: 8 bytes each, then the kernel's arguments likewise.
+struct Launch {
+    int64 threads, group;
+    Cores cores;
     int64 arguments[];
 };
 
@@ -199,14 +224,7 @@ void part(const Launch* launch, int64 i, int64 n, void (*)(A...)) {
 
 template <class Kernel, Kernel kernel>
 void run(const Launch* launch) {
-    if (launch->workers < 2 || !launch->parallel) return part<Kernel, kernel>(launch, 0, 1, kernel);
-    launch->parallel(
-        [](void* job) {
-            const Launch* launch = (const Launch*)job;
-            const int64 i = launch->worker(), team = launch->team(), n = team < launch->workers ? team : launch->workers;
-            if (i < n) part<Kernel, kernel>(launch, i, n, kernel);
-        },
-        (void*)launch, 0, 0);  // torch's number: for fewer GNU's library ends threads, which torch has made again
+    launch->cores.share(launch->cores.workers, [launch](int64 i, int64 n) { part<Kernel, kernel>(launch, i, n, kernel); });
 }
 
 #define EXPORT(kernel) \

@@ -50,13 +50,6 @@ struct Source {
 
 static inline int64 padded(int64 count) { return (count + BLOCK - 1) / BLOCK * BLOCK; }
 
-struct Cores {
-    int64 workers;
-    void (*parallel)(void (*)(void*), void*, unsigned, unsigned);  // see struct Launch
-    int (*worker)();
-    int (*team)();
-};
-
 struct Step {
     Cores cores;
     int64 rows;
@@ -78,29 +71,15 @@ template <class Work>
 static void each(const Cores& cores, int64 count, int64 operations, const Work& work) {
     constexpr int64 ENOUGH = 1 << 19;  // operations that are worth waking another core
     const int64 workers = std::min<int64>({cores.workers, count, 1 + operations / ENOUGH});
-    if (workers < 2 || !cores.parallel) {
-        for (int64 i = 0; i < count; ++i) work(i);
-        return;
-    }
-    struct Job {
-        const Cores& cores;
-        int64 workers, count;
-        const Work& work;
-        std::atomic<bool> failed;
-    } job{cores, workers, count, work, {false}};
-    cores.parallel(
-        [](void* all) {
-            Job& job = *(Job*)all;
-            const int64 i = job.cores.worker(), n = std::min<int64>(job.cores.team(), job.workers);
-            if (i >= n) return;
-            try {
-                for (int64 j = job.count * i / n; j < job.count * (i + 1) / n; ++j) job.work(j);
-            } catch (const std::exception&) {  // none may leave a parallel region
-                job.failed = true;
-            }
-        },
-        (void*)&job, 0, 0);  // torch's number, as in host.h
-    if (job.failed) throw std::bad_alloc();
+    std::atomic<bool> failed{false};
+    cores.share(workers, [&](int64 i, int64 n) {
+        try {
+            for (int64 j = count * i / n; j < count * (i + 1) / n; ++j) work(j);
+        } catch (const std::exception&) {  // none may leave a parallel region
+            failed = true;
+        }
+    });
+    if (failed) throw std::bad_alloc();
 }
 
 // to = y, of a block of columns; with BIAS, RELU and ADD known to the compiler, or the loop doesn't vectorise.

@@ -35,11 +35,11 @@ from unittest import mock
 import prepare
 from common import arguments
 from common.files import write_text
-from common.machine import processor
+from common.machine import cores, processor
 from corpora import building
 from corpora.archives import digest
 from corpora.registry import CORPORA, sacrebleu_archive
-from corpora.subwords import MODELS, Pair, cores
+from corpora.subwords import MODELS, Pair
 from sacrebleu.dataset import DATASETS
 
 SIDES = ("en", "de")

@@ -1,11 +1,13 @@
-"""What a report says of machine and model."""
+"""What a report says of machine and model, and the cores that there are."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +30,15 @@ def processor() -> str:
     said = dict(re.findall(r"^(.+?)\s*: (.+)$", info.read_text(), re.MULTILINE)) if info.is_file() else {}
     known = " ".join(f"{key[4:]} {said[key]}" for key in ("CPU implementer", "CPU part") if key in said)
     return said.get("model name") or f"{platform.processor() or platform.machine()} {known}".strip()
+
+
+def cores() -> int:
+    """CPU cores that this process may use, within a container's quota."""  # as the translator's, which loads torch
+    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # the latter where the share is "max"
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        found = min(found, max(1, quota // period))
+    return found
 
 
 def files(*patterns: str) -> list[Path]:

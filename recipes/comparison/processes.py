@@ -20,7 +20,7 @@ from threading import Event, Timer, local
 from typing import Any, TypeVar
 
 import torch
-from corpora.subwords import cores
+from common.machine import cores
 from tqdm import tqdm
 
 PATIENCE = 10.0  # seconds from being told to end to being killed

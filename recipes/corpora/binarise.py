@@ -14,10 +14,11 @@ from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
+from common.machine import cores
 from common.progress import progress
 
 from .registry import SPLITS
-from .subwords import Pair, cores, in_order
+from .subwords import Pair, in_order
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq's first four numbers
 EOS, UNK = 2, 3

@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 from common.errors import RecipeError
 from common.files import write_text
+from common.machine import cores
 from common.progress import progress
 
 from .archives import Archive, digest, fetch
 from .binarise import binarise
 from .cleaning import Tally, all_pairs, plain, train_pairs
 from .registry import SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
-from .subwords import ENDINGS, FEW, MODELS, Encoder, Limited, Limits, Pair, chunks, cores, in_order, processes_for, read
+from .subwords import ENDINGS, FEW, MODELS, Encoder, Limited, Limits, Pair, chunks, in_order, processes_for, read
 
 IWSLT = Limits(175, 1.5)  # of fairseq's prepare-iwslt14.sh, in Moses' tokens
 MANIFEST = "manifest.json"

@@ -18,11 +18,12 @@ import numpy as np
 import sentencepiece
 import yaml
 from common.errors import RecipeError
+from common.machine import cores
 from common.progress import progress
 
 from .archives import Archive, check, fetch
 from .building import described, seal
-from .subwords import cores, in_order, train_sentencepiece
+from .subwords import in_order, train_sentencepiece
 
 Wave = np.ndarray[Any, Any]  # float32 (samples), in [-1, 1]
 

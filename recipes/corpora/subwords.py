@@ -9,13 +9,13 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import sentencepiece
+from common.machine import cores
 from common.progress import progress
 
 MODELS = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}  # the file that each tokenizer learns
@@ -91,15 +91,6 @@ def in_order(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
         finally:
             for future in under_way:
                 future.cancel()
-
-
-def cores() -> int:
-    """CPU cores that this process may use, within a container's quota."""  # as the translator's, which loads torch
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # the latter where the share is "max"
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
-        found = min(found, max(1, quota // period))
-    return found
 
 
 def processes_for(pairs: int) -> int:

@@ -254,7 +254,7 @@ def test_threads_change_no_bit(dictionary: Dictionary) -> None:
     tasks, large = Path("/proc/self/task"), torch.ones(1 << 22)
     try:
         found, alive = [], []
-        for threads in (1, 4):
+        for threads in (1, 3, 4):
             torch.set_num_threads(threads)
             for _ in range(2):
                 found.append(steps(model, src, target, encoded=encoded))
@@ -264,7 +264,7 @@ def test_threads_change_no_bit(dictionary: Dictionary) -> None:
         torch.set_num_threads(before)
     assert program(model) is not None
     assert all(torch.equal(found[0], other) for other in found)
-    assert alive[2] == alive[3], "none ends because an operation is worth fewer, and is made again"
+    assert alive[-2] == alive[-1], "none ends because an operation is worth fewer, and is made again"
 
 
 @torch.no_grad()

@@ -3,9 +3,9 @@
     python -m fairseq_sru.translate model --beam 5 < source.txt > translation.txt
 
 It translates lines as they come, at most 2,048 at a time, and writes them in their order; empty lines stay. A line that
-can't be translated, such as one that is not UTF-8, ends it with one line on stderr, after the translations of all lines
-before it. With --nbest N each line has N translations, the best first, and with --scores each begins with its score,
-the mean log probability of its tokens, and a tab.
+can't be translated, such as one that is not UTF-8 or has more than a megabyte, ends it with one line on stderr, after
+the translations of all lines before it. With --nbest N each line has N translations, the best first, and with --scores
+each begins with its score, the mean log probability of its tokens, and a tab.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from .decoding.translator import LONGEST, NoScores, TooLong, Translator
 
 CHUNK = 2048  # lines
 READ = 2**18  # bytes
+LONG = 2**20  # bytes of a line: what has no end would fill the memory
 
 
 def chunks(source: IO[bytes]) -> Iterator[list[bytes]]:
-    """The lines that are there, without waiting for more: of a pipe, what has been written to it."""
-    begun: list[bytes] = []  # of a line
-    while new := source.read1(READ):  # type: ignore[attr-defined]
+    """The lines that are there, without waiting for more: of a pipe, what has been written to it. They end at a line
+    of more than LONG bytes, which is not read to its end."""
+    begun = bytearray()  # of a line
+    while len(begun) <= LONG and (new := source.read1(READ)):  # type: ignore[attr-defined]
         whole, end, rest = new.rpartition(b"\n")
         if end:
-            lines = b"".join([*begun, whole]).split(b"\n")
+            lines = bytes(begun + whole).split(b"\n")
             for at in range(0, len(lines), CHUNK):
                 yield lines[at : at + CHUNK]
-            begun = []
-        begun.append(rest)
-    if last := b"".join(begun):
-        yield [last]
+            begun.clear()
+        begun += rest
+    if begun:
+        yield [bytes(begun)]
 
 
 def translated(
@@ -62,6 +64,9 @@ def translated(
         fault: ValueError | None = None
         try:
             for line in chunk:
+                if len(line) > LONG:
+                    fault = ValueError(f"line {first + len(lines)} is too long: more than {LONG:,} bytes")
+                    break
                 lines.append(line.removesuffix(b"\r").decode())
         except UnicodeDecodeError as error:
             at = f"byte {error.start + 1} is {error.object[error.start]:#04x}"

@@ -25,6 +25,7 @@ RECIPES = (
     *FAIRSEQ_RUN,
     "editdistance==0.8.1",
     "filelock==4.3.1",
+    "joblib==1.6.0",
     "kaldi-native-fbank==1.23.0",
     "matplotlib==3.11.2",
     "PyYAML==6.0.3",

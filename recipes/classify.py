@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("data", type=Path, metavar="DATA", help="the folder that the model was trained on")
     parser.add_argument("--path", type=file, required=True, metavar="FILE", help="the model's checkpoint")
-    parser.add_argument("--input", type=file, metavar="FILE", help="a sentence a line (default: standard input)")
+    parser.add_argument("--input", type=file, metavar="FILE", help="a sentence a line (default: stdin, all of it)")
     args = parser.parse_args(argv)
     if not os.path.isdir(args.data):
         parser.error(f"argument DATA: no such folder: {args.data}")

@@ -38,9 +38,8 @@ python -m ruff check .
 python -m ruff format --check .
 python -m mypy
 # A container's share of the cores, which pytest-xdist doesn't see.
-if read -r quota period 2>/dev/null </sys/fs/cgroup/cpu.max && [ "$quota" != max ]; then
-    export PYTEST_XDIST_AUTO_NUM_WORKERS=${PYTEST_XDIST_AUTO_NUM_WORKERS:-$(((quota + period - 1) / period))}
-fi
+cores=$(python -c 'import joblib; print(joblib.cpu_count())')
+export PYTEST_XDIST_AUTO_NUM_WORKERS=${PYTEST_XDIST_AUTO_NUM_WORKERS:-$cores}
 "${pytest[@]}" -n auto --dist loadfile --no-loadscope-reorder -ra "${tier[@]}" "$@"
 if [ "${pytest[2]}" = coverage ]; then
     python -m coverage combine --quiet

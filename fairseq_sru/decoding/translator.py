@@ -17,15 +17,19 @@ from .text import MosesBPE
 
 CHARACTERS = 20  # of a subword of Moses' tokens, on average over a line at most
 TOKENS = 8192  # of the sentences of a batch, whose keys and values are kept, or a few more
+CGROUP = Path("/sys/fs/cgroup")
+QUOTA = (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"))  # of a container, by cgroups 2 and 1
 LONGEST = 200  # tokens of a translation unless told otherwise, as in fairseq-generate
 
 
 def cores() -> int:
     """CPU cores that this process may use, within a container's quota."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with suppress(OSError, ValueError):  # the latter where the share is "max"
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
-        found = min(found, max(1, quota // period))
+    for names in QUOTA:
+        with suppress(OSError, ValueError):  # the latter where the quota is "max"
+            quota, period = (int(word) for name in names for word in (CGROUP / name).read_text().split())
+            if quota > 0:
+                found = min(found, max(1, quota // period))
     return found
 
 

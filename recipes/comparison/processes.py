@@ -90,8 +90,8 @@ def say_if_crowded(jobs: int) -> None:
     """Say once where so many at a time have more threads than there are cores, and wait for one another."""
     threads, there = torch.get_num_threads(), cores()
     if threads > (fit := max(1, there // jobs)):
-        crowd = f"--jobs {jobs} of {threads} threads each, on {there} cores"
-        tqdm.write(f"{crowd}, wait for one another: set OMP_NUM_THREADS={fit}")
+        each = f"--jobs {jobs} of {threads} threads each" if jobs > 1 else f"{threads} threads"
+        tqdm.write(f"{each}, on {there} cores, wait for one another: set OMP_NUM_THREADS={fit}")
 
 
 def side_by_side(
@@ -103,12 +103,12 @@ def side_by_side(
     """Do pieces of work, so many at a time; ``then`` is called in this thread with what each returned. If one fails, or
     on Ctrl-C, commands that run are stopped and no further ones begin. With several at a time, the commands of each see
     the next of ``gpus``, as CUDA_VISIBLE_DEVICES names them; without any, all see what there is."""
+    if not gpus:
+        say_if_crowded(jobs)
     if jobs == 1:
         for piece in work:
             then(piece())
         return
-    if not gpus:
-        say_if_crowded(jobs)
     turns = itertools.cycle(gpus)
 
     def begin() -> None:

@@ -93,12 +93,21 @@ def test_scores_and_several_translations(model: Path, translate: Any) -> None:
             b"word " * 10_000,
             r"translate: line 3 is too long: it has [\d,]+ subwords, the model takes 1,023: split it\n",
         ),
+        (b" " * 2**20 + b".", "translate: line 3 is too long: more than 1,048,576 bytes\n"),
     ],
 )
 def test_an_error_is_one_line_after_what_was_before_it(line: bytes, said: str, model: Path, translate: Any) -> None:
     code, out, errors = translate(model, b"the window\nis open\n" + line + b"\nnever read\n")
     assert code == 1 and re.fullmatch(said, errors), errors
     assert out.decode().splitlines() == Translator(model).translate(["the window", "is open"], max_length=9)
+
+
+def test_a_line_without_end_does_not_fill_the_memory(model: Path) -> None:
+    command = [sys.executable, *TRANSLATE, str(model)]
+    with Path("/dev/zero").open("rb") as endless:
+        done = subprocess.run(command, cwd=ROOT, stdin=endless, capture_output=True, text=True, timeout=LONG)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "translate: line 1 is too long: more than 1,048,576 bytes\n"
 
 
 def test_a_line_without_scores_is_named(tmp_path: Path, translate: Any) -> None:

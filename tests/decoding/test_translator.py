@@ -408,3 +408,27 @@ def test_options_out_of_range_are_named(option: str, value: int, tmp_path: Path)
         Translator(tmp_path / "model").hypotheses(["window"], lenpen=float("inf"))
     with pytest.raises(TypeError, match="lines must be a list of lines; got one str"):
         Translator(tmp_path / "model").translate("window")
+
+
+@pytest.mark.parametrize(
+    ("files", "share"),
+    [
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "300000 100000"}, 3),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({}, 8),
+    ],
+)
+def test_threads_are_within_a_quota(
+    files: dict[str, str], share: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As version 2 and 1 of control groups have it."""
+    for name, said in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{said}\n")
+    monkeypatch.setattr("fairseq_sru.decoding.translator.CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda of: set(range(8)))
+    exported(tmp_path / "model", "sru, defaults")
+    assert Translator(tmp_path / "model").threads == share

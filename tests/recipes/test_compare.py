@@ -1164,7 +1164,8 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
         (2, 8, "--jobs 2 of 8 threads each, on 8 cores, wait for one another: set OMP_NUM_THREADS=4\n"),
         (9, 1, ""),
         (2, 4, ""),
-        (1, 99, ""),
+        (1, 9, "9 threads, on 8 cores, wait for one another: set OMP_NUM_THREADS=8\n"),
+        (1, 8, ""),
     ],
 )
 def test_more_threads_than_cores_are_told_of_once(jobs, threads, said, monkeypatch, capsys):

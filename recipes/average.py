@@ -22,7 +22,7 @@ from common.files import write
 from fairseq.checkpoint_utils import checkpoint_paths
 from tqdm import tqdm
 
-from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
+from fairseq_sru.models.checkpoints import fairseq_checkpoints
 
 
 def average(paths: list[Path]) -> dict[str, Any]:
@@ -38,7 +38,8 @@ def average(paths: list[Path]) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for path in tqdm(paths, desc="average", unit="checkpoint", disable=None):
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            with fairseq_checkpoints():
+                state = torch.load(path, map_location="cpu", weights_only=True)
             model = state["model"]
         except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, OSError) as error:
             why = next(iter(str(error).splitlines()), type(error).__name__)
@@ -102,7 +103,6 @@ def main(argv: list[str] | None = None) -> None:
             )
         if not os.path.isfile(path):
             parser.error(f"argument --inputs: no such file: {path}")
-    allow_fairseq_checkpoints()
     try:
         state = average(paths)
     except ValueError as error:

@@ -77,12 +77,12 @@ def convert(args: argparse.Namespace, stages: Stages, work: Path) -> dict[str, s
 def for_ctranslate2(checkpoint: str, data: Path, folder: Path, int8: bool) -> None:
     import ctranslate2
 
-    from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
+    from fairseq_sru.models.checkpoints import fairseq_checkpoints
 
-    allow_fairseq_checkpoints()
     try:
         converter = ctranslate2.converters.FairseqConverter(checkpoint, str(data))
-        converter.convert(str(folder), quantization="int8" if int8 else None, force=True)
+        with fairseq_checkpoints():
+            converter.convert(str(folder), quantization="int8" if int8 else None, force=True)
     except Exception as error:  # whatever it says of a model that it doesn't know
         raise StageError(f"CTranslate2 can't convert {checkpoint}: {error}") from None
 

@@ -34,7 +34,7 @@ from fairseq.checkpoint_utils import load_checkpoint_to_cpu
 from fairseq.data import data_utils
 from tqdm import tqdm
 
-from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
+from fairseq_sru.models.checkpoints import fairseq_checkpoints
 
 SHARD, SHARDS = 5_000, 200  # sentences between which it can be stopped; parts at most, since each loads the model
 LONGEST = 250  # tokens, as in training text
@@ -99,7 +99,6 @@ def main(argv: list[str] | None = None) -> None:
         if ":" in str(folder):
             parser.error(f"argument {name}: must have no colon in its path, at which fairseq splits; got {folder}")
     teacher = [Path(path) for path in args.path.split(":")]
-    allow_fairseq_checkpoints()
     for path in teacher:
         if not os.path.isfile(path):
             parser.error(f"argument --path: no such file: {path}")
@@ -114,7 +113,8 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument --out: {args.out} is a data set already: name another folder")
     for path in teacher:
         try:
-            task = load_checkpoint_to_cpu(str(path))["cfg"]["task"]
+            with fairseq_checkpoints():
+                task = load_checkpoint_to_cpu(str(path))["cfg"]["task"]
             task = vars(task) if isinstance(task, argparse.Namespace) else task  # of a task without a dataclass
         except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError, EOFError, OSError) as error:
             why = next(iter(str(error).splitlines()), type(error).__name__)

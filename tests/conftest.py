@@ -57,9 +57,9 @@ def seed() -> None:
 def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: str | None = None, **env: str) -> Any:
     """Run ``fairseq-<first word>`` of the Python that runs the tests; the result holds stdout and stderr. Checkpoints
     that it writes can then be read here, as with --user-dir."""
-    from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints  # not needed by tests that keep fairseq out
+    from fairseq_sru.models.checkpoints import allow_options  # not needed by tests that keep fairseq out
 
-    allow_fairseq_checkpoints()
+    allow_options()
     program = Path(sys.executable).with_name(f"fairseq-{words[0]}")
     found = program if program.is_file() else shutil.which(program.name)  # gpu.sh has fairseq in a folder of its own
     command = [str(found), *map(str, words[1:])]

@@ -15,8 +15,10 @@ from __future__ import annotations
 import functools
 import math
 import os
+import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +33,13 @@ from . import bfloat16
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # cuDNN's attention, which torch prefers on an H100 in 16 bits, is compiled for each shape: text has new ones always
 os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
-_CPU = Path("/proc/cpuinfo")
+_processor = ""
+with suppress(OSError):  # there is no such file, or it can't be read
+    _processor = Path("/proc/cpuinfo").read_text(errors="replace")
 _ONEDNN = (
     torch.backends.mkldnn.is_available()
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and not (_CPU.is_file() and "GenuineIntel" in _CPU.read_text(errors="replace"))
+    and "GenuineIntel" not in _processor
 )
 SMALL = 2**18  # multiplications
 
@@ -124,10 +128,18 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-@functools.cache
+_measuring = threading.Lock()  # two at once would take each other's one thread for what was set before
+
+
 def bfloat16_gain() -> float:
     """How many times as fast as in float32 a product of a layer's size is in bfloat16 here, on one thread. Measured
     once a process, in less than a second: the best of some in turns."""
+    with _measuring:
+        return _gain()
+
+
+@functools.cache
+def _gain() -> float:
     draw = torch.Generator().manual_seed(0)  # torch's own draws what training drops out, which must not depend on this
     x, weight = (torch.randn(n, 512, generator=draw, device="cpu", dtype=torch.float32) for n in (1024, 1536))
     best = {linear: math.inf, bfloat16.linear: math.inf}

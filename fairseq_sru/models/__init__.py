@@ -9,9 +9,9 @@ except Exception as error:  # a broken fairseq raises anything
         f"fairseq_sru.models needs fairseq, which {reason}. Install it with: python -m fairseq_sru.install_fairseq"
     ) from (None if missing else error)
 
-from fairseq import utils
+from fairseq import checkpoint_utils, utils
 
-from .checkpoints import allow_fairseq_checkpoints
+from .checkpoints import allow_options, fairseq_checkpoints
 from .classifier import CNNClassifier, SRUClassifier
 from .dropout import fused_dropout
 from .lm import SRULanguageModel
@@ -31,6 +31,7 @@ __all__ = [
     "TransformerSRUModel",
 ]
 
-allow_fairseq_checkpoints()
+allow_options()
+checkpoint_utils.load_checkpoint_to_cpu = fairseq_checkpoints()(checkpoint_utils.load_checkpoint_to_cpu)
 utils.fused_loss = cross_entropy
 utils.fused_dropout = fused_dropout

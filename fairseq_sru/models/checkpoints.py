@@ -2,8 +2,9 @@
 
 Since torch 2.6, ``torch.load`` reads tensors and plain containers alone unless it is told of other types. fairseq's
 checkpoints also hold options in an ``argparse.Namespace`` and, unpatched and after ``--eval-bleu``, arrays of numpy.
-numpy's own unpickling trusts the file (a forged dtype makes it follow pointers), so stand-ins take its place: they
-accept numbers alone and check what they are given. Whatever else a file asks for is refused as before.
+numpy's own unpickling trusts the file (a forged dtype makes it follow pointers), so stand-ins take its place while a
+checkpoint is read: they accept numbers alone and check what they are given. Whatever else a file asks for is refused as
+before.
 
 Options may be nodes of OmegaConf, too, as in what fairseq read and somebody saved again. Reading these types fills in
 attributes and containers, and runs nothing that isn't on the list itself.
@@ -15,12 +16,14 @@ import argparse
 import collections
 import math
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import omegaconf
-import torch
 from omegaconf.base import ContainerMetadata, Metadata
+from torch.serialization import add_safe_globals, get_safe_globals, safe_globals
 
 # what OmegaConf's nodes are made of
 _NODES = [omegaconf.DictConfig, omegaconf.ListConfig, omegaconf.AnyNode, ContainerMetadata, Metadata, Any]
@@ -71,9 +74,26 @@ def _scalar(dtype: _DType, data: bytes) -> Any:
     return np.frombuffer(data, dtype.dtype)[0]
 
 
-def allow_fairseq_checkpoints() -> None:
-    """Let ``torch.load`` read fairseq's checkpoints with its safety on."""
-    readers: list[Any] = [argparse.Namespace, *_NODES, (_DType, "numpy.dtype"), (_Marker, "numpy.ndarray")]
-    for module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # numpy 2, numpy 1
-        readers += [(_scalar, f"{module}.scalar"), (_Array, f"{module}._reconstruct")]
-    torch.serialization.add_safe_globals(readers)
+_READERS: list[Any] = [(_DType, "numpy.dtype"), (_Marker, "numpy.ndarray")]
+for _module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # numpy 2, numpy 1
+    _READERS += [(_scalar, f"{_module}.scalar"), (_Array, f"{_module}._reconstruct")]
+
+
+def allow_options() -> None:
+    """Let ``torch.load`` read options with its safety on, from now on."""
+    add_safe_globals([argparse.Namespace, *_NODES])
+
+
+@contextmanager
+def fairseq_checkpoints() -> Iterator[None]:
+    """Within it, ``torch.load`` reads fairseq's checkpoints with its safety on.
+
+    Not for good: of two things with one name, a stand-in and numpy's own that other code allows, torch takes either.
+    Where other code allows any of numpy's, there are no stand-ins.
+    """
+    allow_options()
+    names = {name for _, name in _READERS}
+    allowed = (f if isinstance(f, tuple) else (f, f"{f.__module__}.{f.__qualname__}") for f in get_safe_globals())
+    theirs = any(name in names for _, name in allowed)
+    with safe_globals([] if theirs else _READERS):
+        yield

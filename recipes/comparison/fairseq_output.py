@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from common.machine import parameters
 
-from fairseq_sru.models.checkpoints import allow_fairseq_checkpoints
+from fairseq_sru.models.checkpoints import fairseq_checkpoints
 
 
 def hypotheses(generated: str, kind: str = "H") -> list[str]:
@@ -57,9 +57,9 @@ def trained(checkpoint: Path) -> Trained:
     Raises:
         ValueError: it is damaged.
     """
-    allow_fairseq_checkpoints()
     try:
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        with fairseq_checkpoints():
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, UnpicklingError) as error:
         raise ValueError(f"{checkpoint} is damaged: put a whole one in its place ({error})") from None
     extra = state["extra_state"]

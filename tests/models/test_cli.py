@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_cli, write_pairs
@@ -52,6 +53,15 @@ def test_a_checkpoint_of_before_an_option_is_read(toy_data, tmp_path):
     torch.save(state, tmp_path / "older.pt")
     found = [hypotheses(generate(toy_data, path)) for path in (tmp_path / "checkpoint_last.pt", tmp_path / "older.pt")]
     assert found[0] == found[1]
+
+
+def test_arrays_that_an_unpatched_fairseq_saved_are_read(trained, toy_data, tmp_path):
+    state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
+    state["extra_state"]["bleu counts"] = [np.array([5, 4, 3, 2]), np.float64(0.5)]
+    torch.save(state, tmp_path / "arrays.pt")
+    assert hypotheses(generate(toy_data, tmp_path / "arrays.pt"))
+    done = train(toy_data, tmp_path / "save", *SMOOTHED, "--restore-file", tmp_path / "arrays.pt", "--max-epoch", 5)
+    assert re.search(r"Loaded checkpoint .*arrays.pt \(epoch", done.stdout + done.stderr)
 
 
 class Foreign:

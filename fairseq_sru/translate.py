@@ -65,7 +65,7 @@ def translated(
         try:
             for line in chunk:
                 if len(line) > LONG:
-                    fault = ValueError(f"line {first + len(lines)} is too long: more than {LONG:,} bytes")
+                    fault = ValueError(f"line {first + len(lines)} is too long: more than {LONG:,} bytes: split it")
                     break
                 lines.append(line.removesuffix(b"\r").decode())
         except UnicodeDecodeError as error:

@@ -38,7 +38,7 @@ python -m ruff check .
 python -m ruff format --check .
 python -m mypy
 # A container's share of the cores, which pytest-xdist doesn't see.
-cores=$(python -c 'import joblib; print(joblib.cpu_count())')
+cores=$(PYTHONPATH=recipes python -c 'from common.machine import cores; print(cores())')
 export PYTEST_XDIST_AUTO_NUM_WORKERS=${PYTEST_XDIST_AUTO_NUM_WORKERS:-$cores}
 "${pytest[@]}" -n auto --dist loadfile --no-loadscope-reorder -ra "${tier[@]}" "$@"
 if [ "${pytest[2]}" = coverage ]; then

@@ -23,13 +23,13 @@ LONGEST = 200  # tokens of a translation unless told otherwise, as in fairseq-ge
 
 
 def cores() -> int:
-    """CPU cores that this process may use, within a container's quota."""
+    """CPU cores that this process may use, within a container's quota, rounded up."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for names in QUOTA:
         with suppress(OSError, ValueError):  # the latter where the quota is "max"
             quota, period = (int(word) for name in names for word in (CGROUP / name).read_text().split())
             if quota > 0:
-                found = min(found, max(1, quota // period))
+                found = min(found, math.ceil(quota / period))
     return found
 
 

@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 allow_options()
-checkpoint_utils.load_checkpoint_to_cpu = fairseq_checkpoints()(checkpoint_utils.load_checkpoint_to_cpu)
+for _name in ("load_checkpoint_to_cpu", "load_ema_from_checkpoint"):
+    setattr(checkpoint_utils, _name, fairseq_checkpoints()(getattr(checkpoint_utils, _name)))
 utils.fused_loss = cross_entropy
 utils.fused_dropout = fused_dropout

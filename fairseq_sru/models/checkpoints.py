@@ -16,6 +16,7 @@ import argparse
 import collections
 import math
 import pickle
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -79,6 +80,9 @@ for _module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # numpy 2, 
     _READERS += [(_scalar, f"{_module}.scalar"), (_Array, f"{_module}._reconstruct")]
 
 
+_reading = threading.RLock()  # a thread that ends would take the stand-ins of the others
+
+
 def allow_options() -> None:
     """Let ``torch.load`` read options with its safety on, from now on."""
     add_safe_globals([argparse.Namespace, *_NODES])
@@ -91,9 +95,10 @@ def fairseq_checkpoints() -> Iterator[None]:
     Not for good: of two things with one name, a stand-in and numpy's own that other code allows, torch takes either.
     Where other code allows any of numpy's, there are no stand-ins.
     """
-    allow_options()
     names = {name for _, name in _READERS}
-    allowed = (f if isinstance(f, tuple) else (f, f"{f.__module__}.{f.__qualname__}") for f in get_safe_globals())
-    theirs = any(name in names for _, name in allowed)
-    with safe_globals([] if theirs else _READERS):
-        yield
+    with _reading:
+        allow_options()
+        allowed = (f if isinstance(f, tuple) else (f, f"{f.__module__}.{f.__qualname__}") for f in get_safe_globals())
+        theirs = any(name in names for _, name in allowed)
+        with safe_globals([] if theirs else _READERS):
+            yield

@@ -31,8 +31,8 @@ def processor() -> str:
 
 
 def cores() -> int:
-    """CPU cores that this process may use, within a container's quota."""
-    from joblib import cpu_count  # takes a fifth of a second
+    """CPU cores that this process may use, within a container's quota, rounded up."""
+    from joblib.externals.loky import cpu_count  # takes a fifth of a second; joblib's own is 1 without semaphores
 
     found: int = cpu_count()
     return found

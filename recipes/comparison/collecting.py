@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import platform
 import shlex
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from common.machine import processor
+from common.machine import cores, processor
 
 from . import report
 from .runs import Comparison
@@ -31,7 +30,7 @@ def seconds_to(bleu: float, curve: Sequence[dict[str, Any]]) -> float | None:
 def machine(cpu: bool) -> dict[str, Any]:
     return {
         "cpu": processor(),
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "threads": torch.get_num_threads(),
         "gpu": None if cpu else torch.cuda.get_device_name(),
         "system": platform.platform(),

@@ -91,7 +91,8 @@ def say_if_crowded(jobs: int) -> None:
     threads, there = torch.get_num_threads(), cores()
     if threads > (fit := max(1, there // jobs)):
         each = f"--jobs {jobs} of {threads} threads each" if jobs > 1 else f"{threads} threads"
-        tqdm.write(f"{each}, on {there} cores, wait for one another: set OMP_NUM_THREADS={fit}")
+        on = "one core" if there == 1 else f"{there} cores"
+        tqdm.write(f"{each}, on {on}, wait for one another: set OMP_NUM_THREADS={fit}")
 
 
 def side_by_side(

@@ -417,7 +417,7 @@ def test_options_out_of_range_are_named(option: str, value: int, tmp_path: Path)
         ({"cpu.max": "300000 100000"}, 3),
         ({"cpu.max": "50000 100000"}, 1),
         ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
-        ({"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu/cpu.cfs_quota_us": "250000", "cpu/cpu.cfs_period_us": "100000"}, 3),
         ({}, 8),
     ],
 )

@@ -144,6 +144,15 @@ def test_processors_are_told_apart(info: str, name: str, tmp_path: Path, monkeyp
     assert machine.processor() == name
 
 
+def test_cores_are_those_that_a_process_may_use() -> None:
+    one = "import os; os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])\n"
+    show = "from common.machine import cores; print(cores())"
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
+    for first, count in (("", len(os.sched_getaffinity(0))), (one, 1)):
+        done = subprocess.run([sys.executable, "-c", first + show], env=env, capture_output=True, text=True, check=True)
+        assert (int(done.stdout), done.stderr) == (count, "")
+
+
 @pytest.mark.parametrize("name", ["../mine", "/etc", "mine", ".work-../../mine", f".work-{'0' * 32}/..", ""])
 def test_a_record_names_folders_of_work_alone(name: str, tmp_path: Path) -> None:
     (tmp_path / "out" / "mine").mkdir(parents=True)

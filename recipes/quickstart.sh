@@ -15,9 +15,11 @@ CDPATH='' cd -- "$(dirname -- "$0")/.."
 . recipes/setup.sh
 
 export PYTHONUTF8=1 # what a locale of another encoding would print could not be read again
-threads='import torch; from common.machine import cores; print(min(torch.get_num_threads(), cores()))'
-threads=$(PYTHONPATH=recipes python -c "$threads")
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$threads} # torch sees no container's share
+if [ -z "${OMP_NUM_THREADS:-}" ]; then # torch sees no container's share
+    threads='import torch; from common.machine import cores; print(min(torch.get_num_threads(), cores()))'
+    OMP_NUM_THREADS=$(PYTHONPATH=recipes python -c "$threads")
+    export OMP_NUM_THREADS
+fi
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} # large pages for small tensors, too: training is faster
 
 out=${1:-runs/quickstart}

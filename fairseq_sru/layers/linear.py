@@ -33,14 +33,10 @@ from . import bfloat16
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # cuDNN's attention, which torch prefers on an H100 in 16 bits, is compiled for each shape: text has new ones always
 os.environ.setdefault("TORCH_CUDNN_SDPA_DEPRIORITIZED", "1")
-_processor = ""
+_intel = False
 with suppress(OSError):  # there is no such file, or it can't be read
-    _processor = Path("/proc/cpuinfo").read_text(errors="replace")
-_ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    and "GenuineIntel" not in _processor
-)
+    _intel = "GenuineIntel" in Path("/proc/cpuinfo").read_text(errors="replace")
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise") and not _intel
 SMALL = 2**18  # multiplications
 
 

@@ -567,6 +567,8 @@ def test_cupy_is_for_a_gpu_and_the_slow_tier_that_lack_it(
 ) -> None:
     done, calls = run_tests(tmp_path, python, *arguments)
     assert done.returncode == 0, done.stderr
-    assert calls[-4:-1] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+    *_, lint, layout, types, count, _ = calls
+    assert [lint, layout, types] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+    assert count == "-c from common.machine import cores; print(cores())"
     assert any("pip install" in call for call in calls) == installs
     assert ("-m not slow" in calls[-1]) == (not arguments)

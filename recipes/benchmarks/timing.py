@@ -74,7 +74,9 @@ def measure(functions: dict[str, Function], turns: int) -> dict[str, Spread]:
     calls = {}
     for name in names:
         run(functions[name], 1)  # warms up
-        calls[name] = max(1, math.ceil(RUN / run(functions[name], 1)))
+        calls[name] = 1
+        while (taken := calls[name] * run(functions[name], calls[name])) < RUN:  # the first calls are slower
+            calls[name] = math.ceil(calls[name] * min(RUN / taken + 0.1, 10))
     times: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(turns):
         first = turn % len(names)

@@ -223,9 +223,15 @@ def test_contestants_take_turns_in_rotating_order(monkeypatch):
     taken = {"a": 1 / 128, "b": 1 / 256, "c": 1 / 1024}  # the fraction of 5 ms decides how often a run calls
     found = timing.measure({name: clock.function(name, seconds) for name, seconds in taken.items()}, turns=4)
     a, b, c = ["a"], 2 * ["b"], 6 * ["c"]
-    warmed_up = ["a", "a", "b", "b", "c", "c"]
+    warmed_up = ["a", *a, "b", "b", *b, "c", "c", *c]
     assert clock.ran == warmed_up + a + b + c + b + c + a + c + a + b + a + b + c
     assert found == {name: Spread(*3 * [1000 * seconds]) for name, seconds in taken.items()}
+
+
+def test_a_run_is_long_enough_where_the_first_calls_are_slow(monkeypatch):
+    clock = Clock(monkeypatch)
+    timing.measure({"a": clock.function("a", 1.0, 0.004, 0.001, 0.001, 0.0001)}, turns=1)
+    assert len(clock.ran) == 1 + 1 + 2 + 6 + 51 + 51  # more and more, until a run takes 5 ms, and the one that counts
 
 
 def test_figures_are_the_median_and_the_quartiles_without_the_warm_up(monkeypatch):

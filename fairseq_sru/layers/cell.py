@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ..recurrence import check_backend, sru_recurrence
-from ..recurrence.autograd import leaves
+from ..recurrence.autograd import eager, leaves
+from ..recurrence.dispatch import choose
+from ..recurrence.native import FEW, Native
+from ..recurrence.reference import Options
 from .arguments import check_c0, check_input, check_padding_mask, floating, number, positive, probability
 from .linear import linear
 
@@ -28,6 +31,13 @@ def variational_mask(x: Tensor, p: float, width: int) -> Tensor:
     if torch._C._are_functorch_transforms_active():  # vmap over the parameters: x alone has no batch of masks
         return torch.bernoulli(x.new_full((x.size(1), width), 1 - p)) / (1 - p)
     return x.new_empty(x.size(1), width).bernoulli_(1 - p).div_(1 - p)
+
+
+def _plain(t: Tensor | None) -> bool:
+    """Whether compiled code can read a tensor as it is."""
+    return t is None or (
+        type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype is torch.float32 and t.is_contiguous()
+    )
 
 
 class SRUCell(nn.Module):
@@ -201,6 +211,9 @@ class SRUCell(nn.Module):
         if single:
             x = x.unsqueeze(0)
             padding_mask = None if padding_mask is None else padding_mask.unsqueeze(0)
+        if padding_mask is None and (at_once := self._at_once(x, weight, c0)) is not None:
+            h, c = at_once
+            return h.squeeze(0) if single else h, c
         length, batch, _ = x.shape
         inputs = x if self.layer_norm is None else self.layer_norm(x)
         if self.training and self.rnn_dropout:
@@ -223,6 +236,32 @@ class SRUCell(nn.Module):
             backend=self.backend,
         )
         return h.squeeze(0) if single else h, c
+
+    def _at_once(self, x: Tensor, weight: Tensor, c0: Tensor | None) -> tuple[Tensor, Tensor] | None:
+        """What :meth:`Native.layer` computes, where it can and nothing but the usual is asked for."""
+        if (
+            torch.is_grad_enabled()
+            or self.training
+            or not eager()  # before the size, which would make torch.compile start anew
+            or not 0 < x.numel() <= FEW * self.input_size
+            or torch.is_autocast_enabled("cpu")
+            or torch._C._len_torch_dispatch_stack() > 0  # what looks at operators
+            or self.layer_norm is not None
+        ):
+            return None
+        bias, v, gates = self.bias, self.weight_c, (1 if self.planes == 2 else 2, self.output_size)
+        shaped = (
+            weight.shape == (self.planes * self.output_size, self.input_size)
+            and bias.shape == gates
+            and (v is None or v.shape == gates)
+        )
+        if not shaped or not all(map(_plain, (weight, x, bias, v, c0))):
+            return None
+        if not isinstance(chosen := choose(self.backend, "cpu"), Native):
+            return None
+        own_skip = self.planes == 4
+        options = Options(self.activation, self.bidirectional, 1.0 if own_skip else self.skip_scale)
+        return chosen.layer(x, weight, bias, c0, v, self.highway and not own_skip, options)
 
     __prepare_scriptable__ = refuse_scripting
 

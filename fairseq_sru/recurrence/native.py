@@ -18,9 +18,11 @@ from torch import Tensor
 
 from .build import Unavailable, host_library
 from .kernels import DEFAULT_VARIANT, KEPT, VALUES, Argument, Kernels, Shape, Variant, nowhere
+from .reference import Options
 
 MAX_LANES = 256  # channels that a thread of the CUDA source works on at most
 ENOUGH = 16384  # elements below which a second core costs more than it brings
+FEW = 8  # rows for which kernels/layer.cpp multiplies as fast as torch or faster
 
 
 class Native(Kernels):
@@ -40,6 +42,38 @@ class Native(Kernels):
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
         threads, group, workers = cut(shape, threads_here())
         run(library(variant), kernel, threads, group, workers, shape, arguments)
+
+    def layer(
+        self, x: Tensor, weight: Tensor, bias: Tensor, c0: Tensor | None, v: Tensor | None, skip: bool, options: Options
+    ) -> tuple[Tensor, Tensor] | None:
+        """A layer of few rows in evaluation, product and recurrence in one call: what Python and torch do between them
+        takes as long as either.
+
+        Args:
+            x: ``(length, batch, k)`` float32, with 1 to FEW steps of all sequences.
+            weight: ``(planes * D, k)``.
+            bias, v: ``(1, D)`` for two planes, else ``(2, D)``.
+            c0: ``(batch, D)``.
+            skip: whether x is the skip term.
+
+        Returns:
+            h and c_n as of :meth:`forward`; None where it can't be built.
+        """
+        if (entries := compiled("layer.cpp", torch.float32, ("run_layer",))) is None:
+            return None
+        length, batch, k = x.shape
+        n, width = weight.size(0), bias.size(1)
+        size = torch.Size((length, batch, n // width, width))
+        variant, shape, _ = self.plan(size, x.dtype, x.device, options, skip, v is not None, False)
+        u, h, c_n = x.new_empty((length * batch, n)), x.new_empty((length, batch, width)), x.new_empty((batch, width))
+        most = threads_here()
+        threads, group, workers = cut(shape, most)
+        words = [address(variant), x.data_ptr(), weight.data_ptr(), u.data_ptr(), length * batch, n, k, most]
+        words += [threads, group, workers, *openmp(), u.data_ptr(), x.data_ptr() if skip else 0, bias.data_ptr()]
+        words += [0 if v is None else v.data_ptr(), 0 if c0 is None else c0.data_ptr()]
+        words += [0, 0, 0, h.data_ptr(), 0, c_n.data_ptr()]  # no dropout, padding, summaries or saved states
+        entries[0](struct.pack("25qd5q", *words, options.skip_scale, *shape))
+        return h, c_n
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -115,6 +149,12 @@ def functions(path: Path, *names: str) -> list[Any]:
 def load(path: Path, kernels: tuple[str, ...]) -> dict[str, Callable[[bytes], None]]:
     """The entries of a built library by the kernels' names."""
     return dict(zip(kernels, functions(path, *(f"run_{kernel}" for kernel in kernels)), strict=True))
+
+
+@functools.cache
+def address(variant: Variant) -> int:
+    """Of a variant's forward kernel."""
+    return ctypes.cast(library(variant)["sru_forward"], ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from ..recurrence import check_backend, sru_recurrence
 from ..recurrence.autograd import eager, leaves
 from ..recurrence.dispatch import choose
 from ..recurrence.native import FEW, Native
-from ..recurrence.reference import Options
+from ..recurrence.reference import ACTIVATIONS, Options
 from .arguments import check_c0, check_input, check_padding_mask, floating, number, positive, probability
 from .linear import linear
 
@@ -36,7 +36,11 @@ def variational_mask(x: Tensor, p: float, width: int) -> Tensor:
 def _plain(t: Tensor | None) -> bool:
     """Whether compiled code can read a tensor as it is."""
     return t is None or (
-        type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype is torch.float32 and t.is_contiguous()
+        type(t) in (Tensor, nn.Parameter)
+        and t.is_cpu
+        and t.dtype is torch.float32
+        and t.layout is torch.strided
+        and t.is_contiguous()
     )
 
 
@@ -44,8 +48,9 @@ class SRUCell(nn.Module):
     """One SRU layer over a sequence: by default the v1 cell of Lei et al. 2017 (arXiv 1709.02755v1, equations 3-7).
 
     ``u = W x`` is one matrix product for all time steps; the rest is :func:`fairseq_sru.sru_recurrence`, whose
-    docstring has the equations. The skip (highway) term is the input itself where ``input_size == directions *
-    hidden_size``, else one more matrix product.
+    docstring has the equations. In evaluation on a CPU, up to 8 rows (steps times sequences) are one call of compiled
+    code. The skip (highway) term is the input itself where ``input_size == directions * hidden_size``, else one more
+    matrix product.
 
     Parameters: ``weight`` ``(k * D, input_size)``, the blocks candidate, forget, reset (and skip), each D = directions
     * hidden_size rows; ``bias`` ``(2, D)``, forget and reset; for v2 ``weight_c`` ``(2, D)`` likewise, the gates'
@@ -243,25 +248,32 @@ class SRUCell(nn.Module):
             torch.is_grad_enabled()
             or self.training
             or not eager()  # before the size, which would make torch.compile start anew
+            or not x.is_cpu
             or not 0 < x.numel() <= FEW * self.input_size
             or torch.is_autocast_enabled("cpu")
             or torch._C._len_torch_dispatch_stack() > 0  # what looks at operators
             or self.layer_norm is not None
         ):
             return None
-        bias, v, gates = self.bias, self.weight_c, (1 if self.planes == 2 else 2, self.output_size)
-        shaped = (
-            weight.shape == (self.planes * self.output_size, self.input_size)
+        bias, v, width = self.bias, self.weight_c, self.output_size
+        gates, skip = (1 if self.planes == 2 else 2, width), self.highway and self.planes != 4
+        scale = self.skip_scale if skip else 1.0
+        as_made = (  # what was set to something else later, sru_recurrence checks, and knows what to say of
+            weight.shape == (self.planes * width, self.input_size)
+            and bias is not None
             and bias.shape == gates
             and (v is None or v.shape == gates)
+            and (not skip or (self.planes == 3 and self.input_size == width))
+            and not (self.bidirectional and width % 2)
+            and self.activation in ACTIVATIONS
+            and math.isfinite(scale)
         )
-        if not shaped or not all(map(_plain, (weight, x, bias, v, c0))):
+        if not as_made or not all(map(_plain, (weight, x, bias, v, c0))) or not weight.untyped_storage().nbytes():
+            return None  # without storage is a weight that FSDP has put away
+        chosen = choose(self.backend, "cpu")
+        if type(chosen) is not Native:
             return None
-        if not isinstance(chosen := choose(self.backend, "cpu"), Native):
-            return None
-        own_skip = self.planes == 4
-        options = Options(self.activation, self.bidirectional, 1.0 if own_skip else self.skip_scale)
-        return chosen.layer(x, weight, bias, c0, v, self.highway and not own_skip, options)
+        return chosen.layer(x, weight, bias, c0, v, skip, Options(self.activation, self.bidirectional, scale))
 
     __prepare_scriptable__ = refuse_scripting
 

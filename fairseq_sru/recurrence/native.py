@@ -22,7 +22,7 @@ from .reference import Options
 
 MAX_LANES = 256  # channels that a thread of the CUDA source works on at most
 ENOUGH = 16384  # elements below which a second core costs more than it brings
-FEW = 8  # rows for which kernels/layer.cpp multiplies as fast as torch or faster
+FEW = 8  # rows that kernels/layer.cpp takes; with more torch multiplies faster
 
 
 class Native(Kernels):

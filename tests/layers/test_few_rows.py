@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import platform
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -12,8 +13,8 @@ from support.processes import under_sanitizers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fairseq_sru import SRU, SRUCell
-from fairseq_sru.recurrence import native
+from fairseq_sru import SRUCell
+from fairseq_sru.recurrence import dispatch, native
 from fairseq_sru.recurrence.native import FEW, Native
 
 CELLS: dict[str, dict[str, Any]] = {
@@ -59,11 +60,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return seen
 
 
-@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("options", CELLS.values(), ids=CELLS)
-def test_equals_the_definition(options, shape, threads, calls, monkeypatch):
-    monkeypatch.setattr(native, "threads_here", lambda: threads)
+def test_equals_the_definition(options, shape, calls):
     cell, x = made(**options), torch.randn(*shape, 37)
     with torch.no_grad():
         for c0 in (None, torch.randn(shape[1], cell.output_size)):
@@ -86,26 +85,28 @@ def test_any_number_of_features(size, calls):
     assert calls == [True, True]
 
 
-def test_several_cores_share_a_large_weight():
-    rnn, x = SRU(512, 512).eval(), torch.randn(1, FEW, 512)
+def test_several_cores_share_a_large_weight(calls):
+    cell, x = made(500), torch.randn(1, FEW, 500)  # 46 strips and a part of one
     threads = torch.get_num_threads()
     with torch.no_grad():
-        torch.set_num_threads(1)
-        alone = rnn(x)
         torch.set_num_threads(3)
         try:
-            shared = rnn(x)
+            shared = cell(x)
         finally:
             torch.set_num_threads(threads)
-    assert all(map(torch.equal, alone, shared))
+        for got, expected in zip(shared, by_definition(cell, x), strict=True):
+            torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-5)
+    assert calls == [True]
 
 
-def test_what_is_not_finite_stays_so():
-    cell, x = made(), torch.randn(1, 2, 37)
+def test_what_is_not_finite_stays_so(calls):
+    cell, x = made(highway=False, use_tanh=0), torch.randn(1, 2, 37)
     x[0, 0, 36], x[0, 1, 0] = float("nan"), float("inf")
     with torch.no_grad():
-        h, _ = cell(x)
-    assert h[0, 0].isnan().all() and not h[0, 1].isfinite().all()
+        for out in cell(x):
+            first, second = out.view(2, 37)
+            assert first.isnan().all() and not second.isfinite().any()
+    assert calls == [True]
 
 
 class Marked(nn.Parameter):
@@ -156,11 +157,55 @@ def test_more_rows_padding_gradients_and_autocast_are_as_they_were(calls):
     assert not calls
 
 
-def test_a_parameter_of_another_shape_is_an_error():
-    cell = made()
-    cell.bias = nn.Parameter(torch.zeros(2, 36))
-    with torch.no_grad(), pytest.raises(ValueError, match=r"^bias must have shape \(2, 37\)"):
+@pytest.mark.parametrize(
+    ("options", "later", "message"),
+    [
+        ({}, {"bias": nn.Parameter(torch.zeros(2, 36))}, r"bias must have shape \(2, 37\)"),
+        ({"hidden_size": 40, "highway": False}, {"highway": True}, "x must have shape"),
+        ({"reset_gate": False}, {"highway": True}, "x must not be given where u has 2 planes"),
+        ({}, {"bidirectional": True}, "bidirectional needs an even number of channels"),
+        ({}, {"activation": "gelu"}, "activation must be one of"),
+        ({}, {"rescale": True, "highway_bias": float("inf")}, "skip_scale must be a finite number"),
+    ],
+)
+def test_what_is_set_later_is_checked(options, later, message, calls):
+    cell = made(**options)
+    for name, value in later.items():
+        setattr(cell, name, value)
+    with torch.no_grad(), pytest.raises(ValueError, match=f"^{message}"):
         cell(torch.randn(1, 1, 37))
+    assert not calls
+
+
+def test_a_weight_that_is_put_away_is_an_error(calls):
+    cell = made()
+    cell.weight.untyped_storage().resize_(0)
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        cell(torch.randn(1, 1, 37))
+    assert not calls
+
+
+def test_a_backend_that_is_built_on_it_is_asked(calls, monkeypatch):
+    class Other(Native):
+        pass
+
+    cell = made()
+    monkeypatch.setitem(dispatch.BACKENDS, "other", Other)
+    cell.backend = "other"
+    with torch.no_grad():
+        cell(torch.randn(1, 1, 37))
+    assert not calls
+
+
+def test_torch_compile_does_not_start_anew_with_the_number_of_rows(calls):
+    cell = made()
+    torch._dynamo.reset()
+    compiled = torch.compile(cell, backend="eager", dynamic=True, fullgraph=True)
+    with torch.no_grad(), mock.patch.object(torch._dynamo.config, "error_on_recompile", True):
+        for rows in (FEW - 1, FEW + 1, FEW + 2):
+            x = torch.randn(1, rows, 37)
+            torch.testing.assert_close(compiled(x)[0].double(), by_definition(cell, x)[0], rtol=1e-5, atol=1e-5)
+    assert not calls
 
 
 def test_without_a_compiler_for_it_torch_multiplies(calls, monkeypatch):
@@ -182,13 +227,13 @@ with torch.no_grad():
         build.HOST_FLAGS = (*flags, *form)
         for memory in (native.compiled, native.library, native.address):
             memory.cache_clear()
+        assert native.compiled("layer.cpp", torch.float32, ("run_layer",)) is not None
         for size in (1, 16, 37, 100):
             for threads in (1, 2):
                 torch.set_num_threads(threads)
                 for rows in range(1, native.FEW + 1):
                     rnn = SRU(size, size, bidirectional=True).eval()
                     rnn(torch.randn(1, rows, size), torch.randn(2, rows, 2 * size))
-assert native.compiled.cache_info().misses == 1
 """
 
 

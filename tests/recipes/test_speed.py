@@ -223,7 +223,7 @@ def test_contestants_take_turns_in_rotating_order(monkeypatch):
     taken = {"a": 1 / 128, "b": 1 / 256, "c": 1 / 1024}  # the fraction of 5 ms decides how often a run calls
     found = timing.measure({name: clock.function(name, seconds) for name, seconds in taken.items()}, turns=4)
     a, b, c = ["a"], 2 * ["b"], 6 * ["c"]
-    warmed_up = ["a", *a, "b", "b", *b, "c", "c", *c]
+    warmed_up = ["a", *a, *a, "b", "b", "b", *b, *b, "c", "c", "c", *c, *c]
     assert clock.ran == warmed_up + a + b + c + b + c + a + c + a + b + a + b + c
     assert found == {name: Spread(*3 * [1000 * seconds]) for name, seconds in taken.items()}
 
@@ -231,13 +231,14 @@ def test_contestants_take_turns_in_rotating_order(monkeypatch):
 def test_a_run_is_long_enough_where_the_first_calls_are_slow(monkeypatch):
     clock = Clock(monkeypatch)
     timing.measure({"a": clock.function("a", 1.0, 0.004, 0.001, 0.001, 0.0001)}, turns=1)
-    assert len(clock.ran) == 1 + 1 + 2 + 6 + 51 + 51  # more and more, until a run takes 5 ms, and the one that counts
+    # more and more, twice each, until the faster one takes 5 ms; and the run that counts
+    assert len(clock.ran) == 1 + 2 * (1 + 6 + 51) + 51
 
 
 def test_figures_are_the_median_and_the_quartiles_without_the_warm_up(monkeypatch):
     clock = Clock(monkeypatch)
     runs = [3.0, 1.0, 4.0, 1.5, 9.0, 2.5]
-    found = timing.measure({"a": clock.function("a", 100.0, 1.0, *runs)}, turns=len(runs))["a"]
+    found = timing.measure({"a": clock.function("a", 100.0, 1.0, 1.0, *runs)}, turns=len(runs))["a"]
     low, median, high = statistics.quantiles(runs, n=4, method="inclusive")
     assert found == pytest.approx((1000 * median, 1000 * low, 1000 * high))
 
@@ -303,7 +304,7 @@ def test_a_graph_has_as_many_calls_as_take_long_and_is_timed_between_waits(monke
     clock.ran.clear()
     graphs.took = 0.25
     found = timing.measure({"graph": replayed}, turns=2)
-    assert clock.ran == 4 * ["synchronize", "replay", "synchronize"]
+    assert clock.ran == 5 * ["synchronize", "replay", "synchronize"]
     assert found["graph"] == Spread(*3 * [250.0])  # of a call
     assert timing.graphed(function).calls == 1
 

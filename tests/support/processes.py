@@ -18,7 +18,7 @@ LONG = 1200  # seconds after which a process counts as hanging: machines are slo
 
 # Taken before any test replaces one of them.
 MEMORIES = (
-    *(set_up, choose, native.library, nvrtc.compiler, cuda.multiprocessors),
+    *(set_up, choose, native.library, native.address, native.compiled, nvrtc.compiler, cuda.multiprocessors),
     *(build.cache_folder, build.host_compiler, build.kernel_folder, build.kernel_text),
 )
 

@@ -10,8 +10,7 @@ constexpr int64 REGISTERS = 32;
 #else
 constexpr int64 REGISTERS = 16;
 #endif
-constexpr int64 STRIP = 32;        // rows of the weight that a core takes at a time
-constexpr int64 ENOUGH = 1 << 19;  // multiplications that are worth waking another core
+constexpr int64 STRIP = 32;  // rows of the weight that a core takes at a time
 
 // The sum of a vector's numbers, without the way through memory that a loop over them would take.
 template <int64 COUNT>
@@ -82,13 +81,12 @@ extern "C" void run_layer(const Layer* layer) {
     typedef void Strip(const float*, const float*, float*, int64, int64, int64);
     static Strip* const all[] = {strip<1>, strip<2>, strip<3>, strip<4>, strip<5>, strip<6>, strip<7>, strip<8>};
     const Launch* launch = (const Launch*)(layer + 1);
-    const int64 n = layer->n, k = layer->k, strips = (n + STRIP - 1) / STRIP, useful = 1 + layer->rows * n * k / ENOUGH;
-    const int64 most = layer->cores < strips ? layer->cores : strips;
-    launch->cores.share(useful < most ? useful : most, [=](int64 part, int64 parts) {
-        for (int64 s = strips * part / parts; s < strips * (part + 1) / parts; ++s) {
-            const int64 begin = STRIP * s, count = n - begin < STRIP ? n - begin : STRIP;
-            all[layer->rows - 1](layer->x, layer->weight + begin * k, layer->u + begin, count, n, k);
-        }
+    Cores cores = launch->cores;
+    cores.workers = layer->cores;  // those of the launch are for the recurrence, which has less to do
+    const int64 n = layer->n, k = layer->k;
+    each(cores, (n + STRIP - 1) / STRIP, layer->rows * n * k, [&](int64 strip) {
+        const int64 begin = STRIP * strip, count = std::min(STRIP, n - begin);
+        all[layer->rows - 1](layer->x, layer->weight + begin * k, layer->u + begin, count, n, k);
     });
     layer->recurrence(launch);
 }

@@ -9,8 +9,6 @@
 #include "host.h"
 
 #include <algorithm>
-#include <atomic>
-#include <new>
 #include <vector>
 
 #include "products.h"
@@ -65,22 +63,6 @@ struct Step {
     float* weights;                         // (rows, src_len): of the attention that wrote last
     int64 sentences;                        // of begin; a row of an encoder is a position, begin its first ones
 };
-
-// Calls work(i) for the i below count, on as many cores as the step has where there is enough to do.
-template <class Work>
-static void each(const Cores& cores, int64 count, int64 operations, const Work& work) {
-    constexpr int64 ENOUGH = 1 << 19;  // operations that are worth waking another core
-    const int64 workers = std::min<int64>({cores.workers, count, 1 + operations / ENOUGH});
-    std::atomic<bool> failed{false};
-    cores.share(workers, [&](int64 i, int64 n) {
-        try {
-            for (int64 j = count * i / n; j < count * (i + 1) / n; ++j) work(j);
-        } catch (const std::exception&) {  // none may leave a parallel region
-            failed = true;
-        }
-    });
-    if (failed) throw std::bad_alloc();
-}
 
 // to = y, of a block of columns; with BIAS, RELU and ADD known to the compiler, or the loop doesn't vectorise.
 template <bool BIASED, bool RELUS, bool ADDS>

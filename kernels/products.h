@@ -2,13 +2,32 @@
 // (blocks, k / 4, BLOCK, 4) in int8, with zeros behind the last column and the last k.
 #pragma once
 
+#include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <utility>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
+
+// Calls work(i) for the i below count, on as many cores as may work where there is enough to do.
+template <class Work>
+static void each(const Cores& cores, int64 count, int64 operations, const Work& work) {
+    constexpr int64 ENOUGH = 1 << 19;  // operations that are worth waking another core
+    const int64 workers = std::min<int64>({cores.workers, count, 1 + operations / ENOUGH});
+    std::atomic<bool> failed{false};
+    cores.share(workers, [&](int64 i, int64 n) {
+        try {
+            for (int64 j = count * i / n; j < count * (i + 1) / n; ++j) work(j);
+        } catch (const std::exception&) {  // none may leave a parallel region
+            failed = true;
+        }
+    });
+    if (failed) throw std::bad_alloc();
+}
 
 #if defined(__AVX512F__)
 constexpr int64 LANES = 16, ROWS = 8;

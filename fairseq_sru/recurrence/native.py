@@ -40,8 +40,7 @@ class Native(Kernels):
         library(DEFAULT_VARIANT)  # shows now whether it works, when there still is a choice
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
-        threads, group, workers = cut(shape, threads_here())
-        run(library(variant), kernel, threads, group, workers, shape, arguments)
+        run(library(variant), kernel, *cut(shape, threads_here()), shape, arguments)
 
     def layer(
         self, x: Tensor, weight: Tensor, bias: Tensor, c0: Tensor | None, v: Tensor | None, skip: bool, options: Options
@@ -67,12 +66,11 @@ class Native(Kernels):
         variant, shape, _ = self.plan(size, x.dtype, x.device, options, skip, v is not None, False)
         u, h, c_n = x.new_empty((length * batch, n)), x.new_empty((length, batch, width)), x.new_empty((batch, width))
         most = threads_here()
-        threads, group, workers = cut(shape, most)
-        words = [address(variant), x.data_ptr(), weight.data_ptr(), u.data_ptr(), length * batch, n, k, most]
-        words += [threads, group, workers, *openmp(), u.data_ptr(), x.data_ptr() if skip else 0, bias.data_ptr()]
-        words += [0 if v is None else v.data_ptr(), 0 if c0 is None else c0.data_ptr()]
-        words += [0, 0, 0, h.data_ptr(), 0, c_n.data_ptr()]  # no dropout, padding, summaries or saved states
-        entries[0](struct.pack("25qd5q", *words, options.skip_scale, *shape))
+        product = (address(variant), *words(x, weight, u), length * batch, n, k, most)
+        # without dropout, padding, summaries and saved states
+        arguments = words(u, x if skip else None, bias, v, c0, None, None, None, h, None, c_n)
+        launch = (*cut(shape, most), *openmp(), *arguments, options.skip_scale, *shape)
+        entries[0](struct.pack("25qd5q", *product, *launch))
         return h, c_n
 
 
@@ -98,11 +96,14 @@ def run(
     arguments: tuple[Argument, ...],
 ) -> None:
     """Pack the arguments as struct Launch in kernels/host.h has them, and call."""
-    values: list[int | float] = [threads, group, workers, *openmp()]
-    for a in arguments:
-        values.append(0 if a is None else a.data_ptr() or nowhere(a) if isinstance(a, Tensor) else a)
+    values = [threads, group, workers, *openmp(), *words(*arguments)]
     numbers = f"{len(values) - 1}qd" if isinstance(values[-1], float) else f"{len(values)}q"
     built[kernel](struct.pack(numbers + "5q", *values, *shape))
+
+
+def words(*arguments: Argument) -> list[int | float]:
+    """Of tensors their addresses."""
+    return [0 if a is None else a.data_ptr() or nowhere(a) if isinstance(a, Tensor) else a for a in arguments]
 
 
 @functools.cache
@@ -124,7 +125,7 @@ def compiled(file: str, dtype: torch.dtype, names: tuple[str, ...]) -> list[Any]
 def call(entry: Any, threads: int, elements: int, *arguments: Argument) -> None:
     """Run an entry of :func:`compiled` for so many of its threads, on as many cores as the elements are worth."""
     workers = min(threads_here(), 1 + elements // ENOUGH)
-    numbers = [0 if a is None else a.data_ptr() or nowhere(a) if isinstance(a, Tensor) else a for a in arguments]
+    numbers = words(*arguments)
     kinds = "".join("d" if isinstance(a, float) else "q" for a in numbers)
     entry(struct.pack("6q" + kinds, threads, 1, workers, *openmp(), *numbers))
 

@@ -281,7 +281,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shares": shares,
     "decoding": decoding,
     "translating": translating,
-    **{f"verdict-{name}": partial(verdict, name) for name in (*COMPARISONS, "debian-decay")},
+    **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
     "losses": losses,
     "tuning": tuning,
     "precision": precision,

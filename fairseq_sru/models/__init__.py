@@ -16,14 +16,12 @@ from .classifier import CNNClassifier, SRUClassifier
 from .dropout import fused_dropout
 from .lm import SRULanguageModel
 from .loss import cross_entropy
-from .rdrop import RDropCriterion
 from .speech import SpeechModel
 from .sru import SRUModel
 from .transformer_sru import TransformerSRUModel
 
 __all__ = [
     "CNNClassifier",
-    "RDropCriterion",
     "SRUClassifier",
     "SRULanguageModel",
     "SRUModel",

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from .install_fairseq import installed as fairseqs
 from .layers.linear import bfloat16_gain, bfloat16_pays
 from .recurrence import BACKENDS, backends, nvrtc, sru_recurrence
 from .recurrence.build import CACHE_VARIABLE, Unavailable, cache_folder, host_compiler, user_cache
@@ -43,9 +44,11 @@ def packages() -> dict[str, str | None]:
     """Versions of what is installed by name; None for what isn't."""
     found: dict[str, str | None] = {"Python": platform.python_version(), "fairseq_sru": __version__}
     found["torch"] = torch.__version__  # which names its CUDA
+    builds = (f"{name} {version}" for name, version in fairseqs().items())
+    found["fairseq"] = ", ".join(builds).replace("+py311", " with our patches +py311") or None
     distributions = importlib.metadata.distributions()
     installed = {d.metadata["Name"].lower(): d.version for d in distributions if d.metadata["Name"]}
-    for name in ("fairseq", "cupy", "pynvrtc", "cuda-pathfinder", "sacrebleu"):
+    for name in ("cupy", "pynvrtc", "cuda-pathfinder", "sacrebleu"):
         names = [n for n in installed if n == name or (name == "cupy" and n.startswith("cupy-cuda"))]
         found[name] = ", ".join(f"{installed[n]}{f' ({n})' * (n != name)}" for n in names) or None
     return found
@@ -62,6 +65,15 @@ def models() -> str | None:
     finally:
         logging.disable(before)
     return None
+
+
+def lacks(fairseq: str) -> str:
+    """What a build of fairseq without our patches lacks."""
+    from fairseq.data.data_utils import batch_by_size
+
+    whole = batch_by_size(range(3), len, [1, 1, 1], required_batch_size_multiple=8)
+    losing = "" if whole else "; without --required-batch-size-multiple 1 it loses up to 7 sentences of a data set"
+    return f"{fairseq} lacks our repairs of fairseq's faults (README, Install){losing}"
 
 
 def driver() -> list[str]:
@@ -199,9 +211,10 @@ def advice(found: dict[str, Any]) -> list[str]:
     lines = [found["cache"]["trouble"]]
     lines.append(found["models"])
     fairseq = found["packages"]["fairseq"]
-    if found["models"] is None and fairseq not in (None, FAIRSEQ_PATCHED):  # under another name it isn't known
-        first = "" if "+py311" in fairseq else "uninstall it, then "  # as install_fairseq tells ours from others
-        lines.append(f"fairseq {fairseq} isn't {FAIRSEQ_PATCHED}: {first}python -m fairseq_sru.install_fairseq")
+    if found["models"] is None and fairseq and "+py311" not in fairseq:
+        lines.append(lacks(fairseq))
+    elif found["models"] is None and fairseq and not fairseq.endswith(FAIRSEQ_PATCHED.partition("+")[2]):
+        lines.append(f"{fairseq} has not {FAIRSEQ_PATCHED}'s: python -m fairseq_sru.install_fairseq")
     if gpu["driver"] and not listed:
         lines.append("the GPU's driver doesn't answer nvidia-smi: load it, or install it again")
     if listed and gpu["torch's CUDA"] is None:

@@ -26,6 +26,8 @@ from fairseq_sru.recurrence.build import Unavailable
 from fairseq_sru.recurrence.dispatch import set_up
 from fairseq_sru.versions import FAIRSEQ_PATCHED
 
+OURS = f"fairseq {FAIRSEQ_PATCHED.replace('+', ' with our patches +')}"
+
 VARIABLES = ("FAIRSEQ_SRU_BACKEND", "FAIRSEQ_SRU_NVRTC", "CXX")
 
 DRIVER = doctor.driver
@@ -84,7 +86,7 @@ def test_a_machine_that_is_well() -> None:
     found = run()
     assert found["packages"]["Python"] == ".".join(map(str, sys.version_info[:3]))
     assert found["packages"]["torch"] == torch.__version__
-    assert found["packages"]["fairseq"] == FAIRSEQ_PATCHED
+    assert found["packages"]["fairseq"] == OURS
     assert {"cupy", "pynvrtc", "sacrebleu"} < found["packages"].keys()
     command, version = build.host_compiler()
     assert found["compiler"].startswith(command[0]) and version.splitlines()[0] in found["compiler"]
@@ -105,15 +107,28 @@ def test_layers_are_well_without_models(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    "version, first", [("0.12.2+py311.1", ""), ("0.12.2", "uninstall it, then "), (FAIRSEQ_PATCHED, None), (None, None)]
+    "build, said",
+    [
+        ("fairseq 0.12.2+py311.1", f"has not {FAIRSEQ_PATCHED}'s: python -m fairseq_sru.install_fairseq"),
+        ("fairseq 0.12.2", "lacks our repairs of fairseq's faults (README, Install)"),
+        (OURS, None),
+        (None, None),
+    ],
 )
 def test_a_fairseq_that_works_and_is_another_is_named(
-    version: str | None, first: str | None, examine: Examine, monkeypatch: pytest.MonkeyPatch
+    build: str | None, said: str | None, examine: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "packages", lambda: {"fairseq": version})
+    monkeypatch.setattr(doctor, "packages", lambda: {"fairseq": build})
     _, found = examine()
-    said = f"fairseq {version} isn't {FAIRSEQ_PATCHED}: {first}python -m fairseq_sru.install_fairseq"
-    assert [line for line in found["advice"] if "install_fairseq" in line] == ([] if first is None else [said])
+    assert [line for line in found["advice"] if "fairseq" in line] == ([f"{build} {said}"] if said else [])
+
+
+def test_a_fairseq_that_loses_sentences_is_named(examine: Examine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "fairseqs", lambda: {"fairseq-fixed": "0.12.3.1"})
+    monkeypatch.setattr("fairseq.data.data_utils.batch_by_size", lambda *_, **__: [])
+    _, found = examine()
+    assert found["packages"]["fairseq"] == "fairseq-fixed 0.12.3.1"
+    assert any(line.endswith("-multiple 1 it loses up to 7 sentences of a data set") for line in found["advice"])
 
 
 def test_the_size_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examine: Examine) -> None:

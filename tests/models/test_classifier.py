@@ -13,6 +13,7 @@ import torch
 from conftest import run_cli
 from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from support.builds import patched
 from support.sentences import SMALL, prepared
 from support.small_models import size, sources
 
@@ -151,6 +152,7 @@ def test_vectors_are_taken_and_left_as_they_are(dictionary, tmp_path):
         assert not embedding.weight.requires_grad
 
 
+@patched
 @pytest.mark.parametrize("freeze", [[], ["--encoder-freeze-embed"]], ids=["trained", "frozen"])
 def test_vectors_are_prepared_trained_with_and_then_needed_no_more(freeze, tmp_path, capsys):
     import classify
@@ -239,6 +241,7 @@ def test_second_sentences_are_checked_before_training(data, tmp_path, capsys):
         assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@patched
 def test_validate_names_labels_that_are_unknown(tmp_path):
     """And splits that are missing."""
     for name, text in {"input0": "a b\nc d\na d\n", "label": "yes\nno\nno\n"}.items():
@@ -285,6 +288,7 @@ def test_a_criterion_that_names_no_head_is_told_in_a_line(data, capsys):
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
+@patched
 @pytest.mark.parametrize("arch", [pytest.param("sru_classifier", marks=pytest.mark.slow), "cnn_classifier"])
 def test_it_learns_and_validate_and_classify_agree(arch, data, tmp_path, capsys, monkeypatch):
     """Sentences that have the word "good" behind "not", or not: for which order matters."""

@@ -23,6 +23,7 @@ from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
+from support.builds import patched
 from support.commands import PLUGIN, generate, hydra_words, hypotheses, train
 from support.small_models import ADAPTIVE, log_probs, made, prefixes, preset, size
 
@@ -144,7 +145,12 @@ def test_a_softmax_in_parts_and_a_loader_of_its_own_give_the_same(text_data):
 
 
 @pytest.mark.parametrize(
-    "more", [["--sample-break-mode", "eos"], ["--sample-break-mode", "complete"], ["--add-bos-token"]]
+    "more",
+    [
+        pytest.param(["--sample-break-mode", "eos"], marks=patched),
+        ["--sample-break-mode", "complete"],
+        ["--add-bos-token"],
+    ],
 )
 def test_texts_of_their_own_are_read_with_fairseqs_context_and_no_more(more, text_data):
     cfg, task = evaluation(text_data, 3, 16, *more, "--batch-size", 1)
@@ -217,6 +223,7 @@ def test_blocks_out_of_their_order_are_refused(more, message, text_data):
     model_for(task).prepare_for_inference_(cfg)
 
 
+@patched
 def test_blocks_out_of_their_order_are_one_line_at_the_command(trained, text_data):
     words = [text_data, *PLUGIN, "--path", trained, "--cpu", "--context-window", 1, "--num-workers", 2]
     done = run_cli("eval-lm", *words, check=False)
@@ -309,6 +316,7 @@ def test_eval_lm_carries_the_state(trained, text_data):
     assert perplexity(text_data, trained, *block) > 1.1 * truth
 
 
+@patched
 def test_generate_goes_on_with_a_text(trained, text_data):
     words = [text_data, *PLUGIN, "--task", "language_modeling", "--path", trained, "--cpu", "--gen-subset", "test"]
     words += ["--sample-break-mode", "eos", "--prefix-size", 1, "--beam", 3, "--max-len-b", 8, "--batch-size", 7]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import run_cli
-from fairseq.data.audio.speech_to_text_dataset import check_audio_files
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.speech_to_text.s2t_transformer import Conv1dSubsampler
+from support.builds import patched
 from support.small_models import prefixes, size
 
 from fairseq_sru.models.classifier import Classifier
@@ -190,7 +190,10 @@ def test_it_learns_to_write_down_what_it_hears(arch, speech, tmp_path):
     assert re.findall(r"^D-\d+\t[^\t]*\t(.*)$", again.stdout, re.M) == [said[n] for n in range(5)]
 
 
+@patched
 def test_of_each_place_of_features_one_is_looked_for(tmp_path):
+    from fairseq.data.audio.speech_to_text_dataset import check_audio_files
+
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "1.npy").touch()
     (tmp_path / "all.zip").touch()

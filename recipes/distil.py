@@ -47,7 +47,7 @@ def translate(stages: Stages, data: Path, logs: list[Path], total: int, **flags:
         StageError: fairseq-generate fails, or there are translations of another teacher.
     """
     flags |= {"gen-subset": "train", "num-shards": len(logs), "no-progress-bar": True}
-    flags |= {"cpu": not torch.cuda.is_available()}
+    flags |= {"required-batch-size-multiple": 1, "cpu": not torch.cuda.is_available()}  # as compare.py has it
     inputs = [*map(Path, flags["path"].split(":")), data / "manifest.json"]
     with progress(desc="translate", total=total, unit="sentence", unit_scale=True) as bar:
         for shard, log in enumerate(logs):

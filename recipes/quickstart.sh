@@ -78,7 +78,8 @@ if [ -e "$file" ] && ! [ "$out/checkpoints/checkpoint_last.pt" -nt "$file" ]; th
     printf '\n%s is there already\n' "$file" >&2
 else
     generate=(fairseq-generate "$out/data/bin" --user-dir fairseq_sru --cpu --gen-subset test
-        --path "$out/checkpoints/checkpoint_last.pt" --beam 5 --max-tokens 4000 --remove-bpe sentencepiece)
+        --path "$out/checkpoints/checkpoint_last.pt" --beam 5 --max-tokens 4000 --required-batch-size-multiple 1
+        --remove-bpe sentencepiece)
     printf '\n+%s > %q\n' "$(printf ' %q' "${generate[@]}")" "$file" >&2
     "${generate[@]}" >"$file.part"
     mv "$file.part" "$file"

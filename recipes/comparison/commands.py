@@ -154,7 +154,8 @@ class Commands:
     def generate(self, data: Path, split: str, checkpoint: Path, **more: Any) -> list[str]:
         given = self.settings.generate
         unsaid = {flag: value for flag, value in self.joining().items() if flag not in given}
-        flags = {**given, **unsaid, **more, "no-progress-bar": True, "cpu": self.cpu}
+        flags = {"required-batch-size-multiple": 1, **given, **unsaid, **more}  # or fairseq's main loses sentences
+        flags |= {"no-progress-bar": True, "cpu": self.cpu}
         start = ["fairseq-generate", str(data), "--user-dir", self.settings.user_dir, "--gen-subset", split]
         return [*start, "--path", str(checkpoint), *words(flags)]
 

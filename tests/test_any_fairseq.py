@@ -38,7 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (site,) = home.glob("lib/python*/site-packages")
     (site / "lent.pth").write_text(f"{lent}\n")
     pip = [home / "bin" / "python", "-m", "pip", "install"]
-    for words in (["setuptools", "cython"], ["--no-build-isolation", "fairseq-fixed"]):
+    for words in (["setuptools", "wheel", "cython"], ["--no-build-isolation", "fairseq-fixed"]):
         done = run(home, *pip, *words)  # in isolation it would be built with a torch that is fetched for that
         if done.returncode and re.search(NETWORK, done.stderr, re.M):
             pytest.skip("fairseq-fixed, or what builds it, cannot be downloaded here")

@@ -482,7 +482,7 @@ def commands(text: str) -> Iterator[Command]:
                         yield Command(found, whole and not any(w in {"NAME", "[options"} for w in found))
 
 
-OTHERS = ("sru", "hydra-train", "lstm", "0.12.2.patch")  # fairseq-... that is no command to parse; lstm is a system
+OTHERS = ("sru", "fixed", "hydra-train", "lstm", "0.12.2.patch")  # fairseq-... that is no command; lstm is a system
 SCRIPT = re.compile(r"(?:recipes|tests)/(\w+)\.py")
 FLAG = re.compile(r"(?<![\w{}-])--[a-z][\w-]*(?:\{[\w,]+\}[\w-]*)*|--\{[\w,]+\}[\w-]*(?:\{[\w,]+\})?")
 

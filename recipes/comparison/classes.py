@@ -10,11 +10,15 @@ import torch
 from common.errors import RecipeError
 from corpora.sentences import TEST, tokens
 from fairseq import checkpoint_utils, utils
-from fairseq.data import data_utils
-
-from fairseq_sru.models.architectures import labels_of
+from fairseq.data import Dictionary, data_utils
 
 BATCH = 64  # sentences
+
+
+def labels_of(dictionary: Dictionary) -> list[str]:
+    """The labels of a dictionary of a classifier, without what fairseq adds to it."""
+    words = dictionary.symbols[dictionary.nspecial :]
+    return [word for word in words if word != "<mask>" and not word.startswith("madeupword")]
 
 
 class Classes:

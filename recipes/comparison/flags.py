@@ -25,7 +25,7 @@ def takes(commands: Commands, command: list[str], parser: argparse.ArgumentParse
     if (vectors := str(commands.data / VECTORS)) in flags:  # that aren't there yet
         at = flags.index(vectors)
         del flags[at - 1 : at + 1]
-    with mock.patch.dict("fairseq_sru.models.architectures.CHECKS", clear=True):  # of the data, which may not be there
+    with mock.patch("fairseq_sru.models.architectures.check_data"):  # which may not be there
         args = options.parse_args_and_arch(parser, input_args=[str(commands.data), *flags])
     if command[0] == "fairseq-generate" and hasattr(options, "check_search"):  # the patch's
         options.check_search(parser, args)

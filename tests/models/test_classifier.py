@@ -181,66 +181,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepared(tmp_path_factory.mktemp("sentences"))
 
 
-@pytest.mark.parametrize(
-    "arch, flags, message",
-    [
-        ("sru_classifier", ["--task", "translation"], "is a classifier: it goes with --task sentence_prediction"),
-        ("sru_tiny", ["--num-classes", 2], "is a translation model: it goes with --task translation"),
-        ("cnn_classifier", [*SMALL[4:6], "--num-classes", 1], "--num-classes must be 2, the labels of"),
-    ],
-)
-def test_what_does_not_go_together_is_told_in_a_line(arch, flags, message, data, tmp_path):
-    task = [] if "--task" in flags else ["--task", "sentence_prediction"]
-    words = ["train", data, "--user-dir", "fairseq_sru", "--arch", arch, *task, *flags, "--optimizer", "adam", "--cpu"]
-    done = run_cli(*words, "--save-dir", tmp_path, check=False)
-    assert done.returncode == 2
-    assert message in done.stderr.splitlines()[-1]
-
-
-@pytest.mark.parametrize(
-    "labels, message",
-    [
-        ("no\nyes\nmaybe\n", "label/valid, line 3: must be one label of"),
-        ("no\n\nyes\n", "label/valid, line 2: must be one label of"),
-        ("no\nyes no\nyes\n", "label/valid, line 2: must be one label of"),
-        ("no\nyes\n", "label/valid: 2 labels for 3 sentences; must be as many"),
-        (None, "holds no label/valid.*"),
-    ],
-)
-def test_labels_are_checked_before_training(labels, message, tmp_path, capsys):
-    """Of text that fairseq-preprocess has made a folder of."""
-    texts = {"input0": "a b\nc d\na d\n", "label": "yes\nno\nno\n"}
-    for name, text in texts.items():
-        (tmp_path / f"train.{name}").write_text(text)
-        (tmp_path / f"valid.{name}").write_text(labels or text if name == "label" else text)
-        words = ["--only-source", "--trainpref", tmp_path / f"train.{name}", "--destdir", tmp_path / "data" / name]
-        valid = ["--validpref", tmp_path / f"valid.{name}"] if name == "input0" or labels else []
-        run_cli("preprocess", *words, *valid)
-    given = {"task": "sentence_prediction", "data": str(tmp_path / "data"), "num_classes": 2}
-    given |= {"classification_head_name": "head", "train_subset": "train", "valid_subset": "valid"}
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given))
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    for more in ({}, {"dataset_impl": "raw"}):  # which the task doesn't heed
-        ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given, **more, disable_validation=True))
-
-
-def test_second_sentences_are_checked_before_training(data, tmp_path, capsys):
-    pairs = shutil.copytree(data, tmp_path / "pairs")
-    shutil.copytree(pairs / "input0", pairs / "input1")
-    given = Namespace(task="sentence_prediction", data=str(pairs), num_classes=3, classification_head_name="head")
-    given.train_subset, given.valid_subset = "train", "valid"
-    ARCH_CONFIG_REGISTRY["cnn_classifier"](given)
-    for change, message in (
-        (lambda: (pairs / "input1" / "dict.txt").write_text("other 1\n"), f"--srcdict {pairs}/input0/dict.txt"),
-        (lambda: [path.unlink() for path in (pairs / "input1").glob("valid.*")], "holds no input1/valid.*"),
-    ):
-        change()
-        with pytest.raises(SystemExit):
-            ARCH_CONFIG_REGISTRY["cnn_classifier"](given)
-        assert message in capsys.readouterr().err.splitlines()[-1]
-
-
 @patched
 def test_validate_names_labels_that_are_unknown(tmp_path):
     """And splits that are missing."""
@@ -263,29 +203,6 @@ def test_validate_names_labels_that_are_unknown(tmp_path):
     done = run_cli("validate", tmp_path, *words, *SMALL[2:6], "--num-classes", 2, check=False)
     message = f"fairseq-validate: error: no such file: {tmp_path}/input0/dict.txt"
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, message)
-
-
-def test_regression_needs_no_labels_dictionary_and_one_class(tmp_path, capsys):
-    (tmp_path / "input0").mkdir()
-    (tmp_path / "input0" / "dict.txt").touch()
-    given = {"task": "sentence_prediction", "data": str(tmp_path), "num_classes": 1, "classification_head_name": "head"}
-    ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given, regression_target=True))
-    for classes in (-1, 6):  # fairseq's default; one left from classification
-        with pytest.raises(SystemExit):
-            ARCH_CONFIG_REGISTRY["cnn_classifier"](
-                Namespace(**{**given, "num_classes": classes}, regression_target=True)
-            )
-        assert f"--num-classes must be 1 with --regression-target; got {classes}" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["cnn_classifier"](Namespace(**given))
-
-
-def test_a_criterion_that_names_no_head_is_told_in_a_line(data, capsys):
-    given = Namespace(task="sentence_prediction", data=str(data), num_classes=2, criterion="cross_entropy")
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["cnn_classifier"](given)
-    message = "--task sentence_prediction goes with --criterion sentence_prediction; got --criterion cross_entropy"
-    assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 @patched

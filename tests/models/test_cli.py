@@ -499,7 +499,7 @@ def test_the_command_of_the_page_for_hydra_is_taken():
 
 def test_hydra_train_with_a_preset(toy_data, tmp_path):
     sizes = ["model.encoder_embed_dim=32", "model.decoder_embed_dim=32", "model.encoder_hidden_size=16"]
-    options = [*sizes, "criterion=label_smoothed_cross_entropy_with_rdrop", "criterion.rdrop_alpha=2"]
+    options = [*sizes, "criterion=label_smoothed_cross_entropy", "criterion.label_smoothing=0.1"]
     options += ["optimization.max_epoch=1", "dataset.max_tokens=400"]
     run_cli("hydra-train", *hydra_words(toy_data, tmp_path, "sru/sru_tiny", *options))
     model = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
@@ -572,7 +572,6 @@ def test_bad_data_folders_are_one_line_before_training(toy_data, tmp_path):
         ("none", [], "argument data: no such folder"),
         ("empty", [], "holds no dict.*.txt; fairseq-preprocess makes it"),
         ("empty", ["-s", "en", "-t", "de"], "holds no dict.en.txt; fairseq-preprocess makes it"),
-        (toy_data, ["--valid-subset", "valid,dev"], f"--valid-subset dev: {toy_data} holds no dev.*-*.*"),
     ):
         done = train(tmp_path / folder, tmp_path / "save", *languages, check=False)
         assert done.returncode == 2

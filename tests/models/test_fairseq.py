@@ -322,10 +322,6 @@ BAD = [
         ["train", "bin", *SMALL, "--criterion", ALIGNED],
         f"--criterion {ALIGNED} goes with --load-alignments",
     ),
-    (
-        ["train", "bin", *SMALL, "--criterion", ALIGNED, "--load-alignments"],
-        "--train-subset train: bin holds no train.align.",
-    ),
     (["train", "bin:none", *SMALL], "argument data: no such folder: none"),
     (["train", "bin", *SMALL, "--fp16", "--amp"], "argument --fp16: not allowed with argument --amp"),
     (

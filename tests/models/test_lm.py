@@ -256,23 +256,6 @@ def test_the_wikitext_preset():
     assert expected == pytest.approx(230e6, rel=0.02)
 
 
-def test_bad_data_folders_are_one_line(tmp_path, capsys):
-    text = tmp_path / "text"
-    text.mkdir()
-    (text / "dict.txt").touch()
-    for folder, message in (
-        (tmp_path / "none", "argument data: no such folder"),
-        (tmp_path, "holds no dict.txt; fairseq-preprocess --only-source makes it"),
-        (text, "--train-subset train: "),
-    ):
-        given = Namespace(data=str(folder), task="language_modeling", train_subset="train", valid_subset="valid")
-        with pytest.raises(SystemExit) as stopped:
-            ARCH_CONFIG_REGISTRY["sru_lm"](given)
-        assert stopped.value.code == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        assert message in line
-
-
 def test_embeddings_that_are_shared_need_one_dictionary(text_data, capsys):
     given = Namespace(data=str(text_data), task="language_modeling", output_dictionary_size=5)
     with pytest.raises(SystemExit):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -204,72 +203,7 @@ def test_of_each_place_of_features_one_is_looked_for(tmp_path):
             check_audio_files([*found, f"{tmp_path}/{lost}"])
 
 
-def test_what_does_not_go_together_is_told_in_a_line(speech, tmp_path):
-    without = shutil.copytree(speech, tmp_path / "without")
-    (without / "valid.tsv").unlink()
-    for data, arch, task, message in (
-        (speech, "sru_tiny", "speech_to_text", "is a translation model: it goes with --task translation"),
-        (speech, "s2t_sru", "translation", "is a speech model: it goes with --task speech_to_text"),
-        (tmp_path, "s2t_sru", "speech_to_text", f"{tmp_path} holds no config.yaml"),
-        (without, "s2t_sru", "speech_to_text", f"--valid-subset valid: {without} holds no valid.tsv"),
-    ):
-        words = ["train", data, "--user-dir", "fairseq_sru", "--arch", arch, "--task", task, "--optimizer", "adam"]
-        done = run_cli(*words, "--cpu", "--save-dir", tmp_path / "none", check=False)
-        assert done.returncode == 2
-        assert message in done.stderr.splitlines()[-1]
-
-
-def test_missing_features_are_told_with_the_line_of_the_manifest(speech, tmp_path, capsys):
-    folder = shutil.copytree(speech, tmp_path / "lacks")
-    given = Namespace(data=str(folder), config_yaml="config.yaml", train_subset="train", valid_subset="valid", **SMALL)
-    given.task = "speech_to_text"
-    manifest = folder / "valid.tsv"
-    head, *rows = manifest.read_text().splitlines()
-    columns = head.split("\t")
-    audio = columns.index("audio")
-    (folder / "features" / "12:00.npy").touch()
-    for row, name in ((1, "features/12:00.npy"), (5, "lost/1.npy"), (2, "lost.zip:128:64")):
-        rows[row] = "\t".join(name if i == audio else cell for i, cell in enumerate(rows[row].split("\t")))
-    manifest.write_text("\n".join([head, *rows]) + "\n")
-    config = folder / "config.yaml"
-    config.write_text(config.read_text() + f"audio_root: {folder}\n")
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["s2t_sru"](given)
-    assert capsys.readouterr().err.endswith(f"{manifest}, line 4: column audio: no such file: {folder}/lost.zip\n")
-
-
-def test_what_is_too_long_to_validate_on_is_told_before_training(speech, capsys):
-    """Of 16 to 40 frames; what is too long to train on is left out by fairseq."""
-    given = Namespace(data=str(speech), config_yaml="config.yaml", train_subset="train", valid_subset="valid", **SMALL)
-    given.task, given.max_source_positions = "speech_to_text", 39
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["s2t_sru"](given)
-    said = capsys.readouterr().err
-    assert re.search(r"--valid-subset: \S+valid.tsv, line \d+ has 40 frames, more than --max-source-positions 39", said)
-    for flag in ("skip_invalid_size_inputs_valid_test", "disable_validation"):
-        ARCH_CONFIG_REGISTRY["s2t_sru"](Namespace(**{**vars(given), flag: True}))
-    given.max_source_positions = 40
-    ARCH_CONFIG_REGISTRY["s2t_sru"](given)
-    given.max_tokens_valid = 39
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["s2t_sru"](Namespace(**vars(given), skip_invalid_size_inputs_valid_test=True))
-    assert re.search(r"has 40 frames, more than a batch of --max-tokens-valid 39 \(as", capsys.readouterr().err)
-    for skip, positions in ((False, 40), (True, 39)):  # with 39 what has 40 is left out
-        given.skip_invalid_size_inputs_valid_test, given.max_source_positions = skip, positions
-        given.max_tokens_valid = positions
-        ARCH_CONFIG_REGISTRY["s2t_sru"](given)
-
-
 @pytest.mark.parametrize("kind", [SpeechModel, Classifier])
 def test_a_hub_that_takes_text_to_text_is_refused(kind):
     with pytest.raises(NotImplementedError, match="can't be used so: "):
         kind.from_pretrained("runs/mine", "checkpoint_best.pt", "data")
-
-
-def test_features_that_were_moved_are_told_in_a_line(speech, tmp_path, capsys):
-    shutil.copy(speech / "dict.txt", tmp_path)
-    (tmp_path / "config.yaml").write_text("audio_root: /none\n")
-    given = Namespace(task="speech_to_text", data=str(tmp_path), config_yaml="config.yaml", **SMALL)
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["s2t_sru"](given)
-    assert "config.yaml names the audio_root /none, which is not there" in capsys.readouterr().err.splitlines()[-1]

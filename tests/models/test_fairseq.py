@@ -218,16 +218,12 @@ BAD = [
         "--arch lstm_tiny is a translation model: it goes with --task translation; got --task language_modeling",
     ),
     (
-        ["train", "bin", "--task", "masked_lm", "--arch", "sru_lm"],
-        "--arch sru_lm is a language model: it goes with --task language_modeling; got --task masked_lm",
+        ["train", "bin", "--arch", "cnn_classifier"],
+        "--arch cnn_classifier is a classifier: it goes with --task sentence_prediction; got --task translation",
     ),
     (
-        ["train", "bin", "--task", "multilingual_translation", "--lang-pairs", "a-b", "--arch", "sru"],
-        "--arch sru is a translation model: it goes with --task translation; got --task multilingual_translation",
-    ),
-    (
-        ["train", "bin", "--task", "sentence_ranking", "--criterion", "sentence_ranking", "--arch", "sru_classifier"],
-        "--arch sru_classifier is a classifier: it goes with --task sentence_prediction; got --task sentence_ranking",
+        ["train", "bin", "--arch", "s2t_sru"],
+        "--arch s2t_sru is a speech model: it goes with --task speech_to_text; got --task translation",
     ),
     (["generate", "bin", "--path", "text:none.pt"], "argument --path: truncated, or no checkpoint: text"),
     (["generate", "none", "--path", "whole.pt"], "argument data: no such folder: none"),
@@ -335,10 +331,6 @@ BAD = [
     (
         ["train", "bin", *SMALL, "--distributed-world-size", 2, "--distributed-init-method", "tcp://localhost:1"],
         "argument --distributed-world-size: on a CPU torchrun starts the processes; got 2",
-    ),
-    (
-        ["train", "bin", *SMALL, "--task", "translation_lev"],
-        "--arch sru is a translation model: it goes with --task translation; got --task translation_lev",
     ),
     (
         ["eval-lm", "bin", "--path", "whole.pt", "--context-window", 64, "--tokens-per-sample", 64],

@@ -140,22 +140,6 @@ def test_shared_embeddings_are_one_tensor_and_need_one_dictionary(kind, dictiona
         made(kind, dictionary, other, share_all_embeddings=True)
 
 
-@pytest.mark.parametrize(
-    "given, flag",
-    [
-        ({"share_all_embeddings": True}, "--share-all-embeddings"),
-        ({"share_decoder_input_output_embed": True}, "--share-decoder-input-output-embed"),
-        ({"criterion": "adaptive_loss"}, "--criterion adaptive_loss"),
-    ],
-)
-def test_a_task_that_changes_the_output_layer_needs_one(given, flag, capsys):
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["sru_tiny"](Namespace(task="online_backtranslation", **given))
-    message = f"{flag}: can't be had with --task online_backtranslation"
-    assert message in capsys.readouterr().err.splitlines()[-1]
-    ARCH_CONFIG_REGISTRY["sru_tiny"](Namespace(task="online_backtranslation"))
-
-
 def test_a_joint_dictionary_is_one_of_the_same_words(tmp_path):
     given = {"task": "translation", "data": str(tmp_path), "share_all_embeddings": True}
     (tmp_path / "dict.en.txt").write_text("a 1\nb 2\n")

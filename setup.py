@@ -50,7 +50,7 @@ setup(
     packages=packages,
     package_dir={"fairseq_sru.kernels": "kernels"} if INSIDE else {"": "."},
     package_data={
-        "fairseq_sru": ["*.patch", "py.typed", "config/**/*.yaml"],
+        "fairseq_sru": ["patches/*", "py.typed", "config/**/*.yaml"],
         "fairseq_sru.kernels": ["*.cu", "*.cpp", "*.h"],
     },
     zip_safe=False,

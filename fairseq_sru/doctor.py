@@ -30,11 +30,12 @@ from typing import Any
 import torch
 
 from .install_fairseq import installed as fairseqs
+from .install_fairseq import patched_version
 from .layers.linear import bfloat16_gain, bfloat16_pays
 from .recurrence import BACKENDS, backends, nvrtc, sru_recurrence
 from .recurrence.build import CACHE_VARIABLE, Unavailable, cache_folder, host_compiler, user_cache
 from .recurrence.dispatch import BACKEND_VARIABLE, DEVICES, choose
-from .versions import FAIRSEQ_PATCHED, __version__
+from .versions import __version__
 
 TOLERANCE = 1e-4  # of float32
 VARIABLES = (BACKEND_VARIABLE, CACHE_VARIABLE, nvrtc.NVRTC_VARIABLE, "CXX", "CUDA_VISIBLE_DEVICES")
@@ -213,8 +214,8 @@ def advice(found: dict[str, Any]) -> list[str]:
     fairseq = found["packages"]["fairseq"]
     if found["models"] is None and fairseq and "+py311" not in fairseq:
         lines.append(lacks(fairseq))
-    elif found["models"] is None and fairseq and not fairseq.endswith(FAIRSEQ_PATCHED.partition("+")[2]):
-        lines.append(f"{fairseq} has not {FAIRSEQ_PATCHED}'s: python -m fairseq_sru.install_fairseq")
+    elif found["models"] is None and fairseq and not fairseq.endswith(patched_version().partition("+")[2]):
+        lines.append(f"{fairseq} is an earlier one than {patched_version()}: python -m fairseq_sru.install_fairseq")
     if gpu["driver"] and not listed:
         lines.append("the GPU's driver doesn't answer nvidia-smi: load it, or install it again")
     if listed and gpu["torch's CUDA"] is None:

@@ -11,13 +11,10 @@ PYTHON = ">=3.11,<3.15"  # later ones were not tried
 TORCH = "torch>=2.6"
 NUMPY = "numpy>=1.26"
 
-# The official sdist, and the version it gets from fairseq-0.12.2.patch: both others whenever the patch changes.
+# The official sdist, which fairseq_sru/patches mends.
 FAIRSEQ = "0.12.2"
 FAIRSEQ_SHA256 = "34f1b18426bf3844714534162f065ab733e049597476daa35fffb4d06a92b524"
-FAIRSEQ_PATCHED = "0.12.2+py311.52"
-FAIRSEQ_PATCH_SHA256 = "6eb99ef304626ab010734a86301d892fba3c0246f103bc1e63467bdddf8e821b"
-PATCH_NG = "patch-ng==1.19.1"
-# The patch repeats these two; tests/test_setup.py compares them.
+# 01-build.patch repeats these two; tests/test_setup.py compares them.
 FAIRSEQ_BUILD = ("setuptools==80.9.0", "cython==3.2.4", "numpy==2.4.6")
 FAIRSEQ_RUN = ("hydra-core==1.3.2", "omegaconf==2.3.0")
 

@@ -33,7 +33,7 @@ SOURCES = (VERSIONS["ANTLR"], *(pin for pin in VERSIONS["TEST"] if pin.split("==
 
 def fetch(folder: Path, python: str, cuda: str, without: set[str]) -> None:
     """Download wheels into a folder."""
-    of_build = [*VERSIONS["FAIRSEQ_BUILD"], VERSIONS["PATCH_NG"]]
+    of_build = VERSIONS["FAIRSEQ_BUILD"]
     without -= EXACT | {key(pin.split("==")[0]) for pin in of_build}  # another version may be there
     for_it = ["--only-binary=:all:", "--python-version", python, "--implementation", "cp"]
     for_it += [word for name in PLATFORMS for word in ("--platform", name)]

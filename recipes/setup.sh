@@ -1,4 +1,4 @@
-# Leaves a Python with torch, the patched fairseq and all that recipes and tests need on PATH. To be sourced by a bash script:
+# Leaves a Python with torch, fairseq and all that recipes and tests need on PATH. To be sourced by a bash script:
 #     . "$(dirname "$0")/setup.sh"
 # or run on its own: bash recipes/setup.sh
 #
@@ -20,9 +20,9 @@ _sru_is_recent() { # PYTHON
     "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null
 }
 
-# What the stamp says: the places of environment and project, the pins, the patch, and the Python that they were installed for.
+# What the stamp says: the places of environment and project, the pins, the patches, and the Python that they were installed for.
 _sru_state() { # ENVIRONMENT ROOT
-    { printf '%s\n' "$1" "$2" && "$1/bin/python" --version && cat "$2"/fairseq_sru/versions.py "$2"/fairseq_sru/*.patch; } 2>/dev/null | cksum
+    { printf '%s\n' "$1" "$2" && "$1/bin/python" --version && cat "$2"/fairseq_sru/versions.py "$2"/fairseq_sru/patches/*; } 2>/dev/null | cksum
 }
 
 _sru_is_ready() { # ENVIRONMENT ROOT

@@ -21,12 +21,13 @@ from support.fake_cupy import Gpu
 from support.processes import forgetting, python
 
 from fairseq_sru import doctor
+from fairseq_sru.install_fairseq import patched_version
 from fairseq_sru.recurrence import BACKENDS, build, cuda, dispatch, native, nvrtc
 from fairseq_sru.recurrence.build import Unavailable
 from fairseq_sru.recurrence.dispatch import set_up
-from fairseq_sru.versions import FAIRSEQ_PATCHED
 
-OURS = f"fairseq {FAIRSEQ_PATCHED.replace('+', ' with our patches +')}"
+VERSION = patched_version()
+OURS = f"fairseq {VERSION.replace('+', ' with our patches +')}"
 
 VARIABLES = ("FAIRSEQ_SRU_BACKEND", "FAIRSEQ_SRU_NVRTC", "CXX")
 
@@ -109,7 +110,10 @@ def test_layers_are_well_without_models(monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(
     "build, said",
     [
-        ("fairseq 0.12.2+py311.1", f"has not {FAIRSEQ_PATCHED}'s: python -m fairseq_sru.install_fairseq"),
+        (
+            "fairseq 0.12.2+py311.1",
+            f"is an earlier one than {VERSION}: python -m fairseq_sru.install_fairseq",
+        ),
         ("fairseq 0.12.2", "lacks our repairs of fairseq's faults (README, Install)"),
         (OURS, None),
         (None, None),

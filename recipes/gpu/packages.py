@@ -112,8 +112,10 @@ def others(site: Path) -> None:
 
 def fairseq(folder: Path, site: Path) -> None:
     """Build fairseq from its sdist in a folder, and put it into another, where there is none or an older patch's."""
+    from fairseq_sru.install_fairseq import patched_version  # which loads torch
+
     found = importlib.metadata.version("fairseq") if "fairseq" in installed() else None
-    if found and ("+py311" not in found or found == VERSIONS["FAIRSEQ_PATCHED"]):
+    if found and ("+py311" not in found or found == patched_version()):
         print(f"fairseq {found} is there")
         return
     for old in site.glob("fairseq-*.dist-info"):  # which pip leaves there, and which may be found first

@@ -28,8 +28,8 @@ from gpu import packages, parts, tables
 from gpu.parts import Part
 from support.processes import python
 
+from fairseq_sru.install_fairseq import patched_version
 from fairseq_sru.recurrence.dispatch import choose
-from fairseq_sru.versions import FAIRSEQ_PATCHED
 
 # What the others' packages offer, by plain torch.
 STAND_INS = {
@@ -580,7 +580,7 @@ def test_a_fairseq_of_an_earlier_patch_does_not_do(tmp_path: Path, monkeypatch: 
     assert asked == [f"file://{tmp_path}/my%20wheels", "fairseq-0.12.2+now-py3-none-any.whl"]
     assert [path.name for path in mine.iterdir()] == ["fairseq-0.12.2+earlier-py3-none-any.whl"]
     assert not old.exists()
-    for version in (FAIRSEQ_PATCHED, "0.12.2"):  # the second is somebody's that works
+    for version in (patched_version(), "0.12.2"):  # the second is somebody's that works
         monkeypatch.setattr(packages.importlib.metadata, "version", lambda _, version=version: version)
         packages.fairseq(wheels, tmp_path / "site")
     assert len(asked) == 2
@@ -697,7 +697,7 @@ def test_fairseq_is_built_of_what_is_brought_along_alone(tmp_path: Path, monkeyp
         text=True,
     )
     file, version = done.stdout.split()
-    assert file.startswith(f"{tmp_path}/site/fairseq/") and version == FAIRSEQ_PATCHED
+    assert file.startswith(f"{tmp_path}/site/fairseq/") and version == patched_version()
 
 
 ONLINE = """#!/bin/bash

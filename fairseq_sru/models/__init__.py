@@ -9,13 +9,12 @@ except Exception as error:  # a broken fairseq raises anything
         f"fairseq_sru.models needs fairseq, which {reason}. Install it with: python -m fairseq_sru.install_fairseq"
     ) from (None if missing else error)
 
-from fairseq import checkpoint_utils, utils
+from fairseq import checkpoint_utils
 
+from . import faster  # noqa: F401  (replaces methods of fairseq)
 from .checkpoints import allow_options, fairseq_checkpoints
 from .classifier import CNNClassifier, SRUClassifier
-from .dropout import fused_dropout
 from .lm import SRULanguageModel
-from .loss import cross_entropy
 from .speech import SpeechModel
 from .sru import SRUModel
 from .transformer_sru import TransformerSRUModel
@@ -32,5 +31,3 @@ __all__ = [
 allow_options()
 for _name in ("load_checkpoint_to_cpu", "load_ema_from_checkpoint"):
     setattr(checkpoint_utils, _name, fairseq_checkpoints()(getattr(checkpoint_utils, _name)))
-utils.fused_loss = cross_entropy
-utils.fused_dropout = fused_dropout

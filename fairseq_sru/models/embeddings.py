@@ -47,8 +47,8 @@ def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embeddin
 def look_up(embedding: nn.Embedding, tokens: Tensor, output: bool) -> Tensor:
     """What an embedding has for tokens. ``output``: its weight is the output layer's, too, whose gradient is dense. In
     training by autocast on a CPU this one is then sparse: torch adds its few rows to the dense one, where otherwise a
-    matrix of its own would be zeroed, filled and added. Where a loss leaves the output layer out it stays sparse, which
-    the patched fairseq mends."""
+    matrix of its own would be zeroed, filled and added. Where a loss leaves the output layer out it stays sparse until
+    faster.py makes it dense."""
     hooked = embedding._forward_hooks or embedding._forward_pre_hooks
     usual = type(embedding) is nn.Embedding and not hooked and not torch.compiler.is_compiling()
     if not output or not usual or not tokens.is_cpu or not torch.is_autocast_enabled("cpu"):

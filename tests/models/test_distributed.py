@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, run_cli
-from fairseq.options import get_training_parser, parse_args_and_arch
 from support.commands import hydra_words
 from support.processes import LONG
 from support.small_models import made, numbered
@@ -345,11 +344,6 @@ def test_bfloat16_is_a_matter_of_the_products(toy_data, tmp_path):
         assert weight.dtype == torch.float32
         assert not torch.equal(weight, whole["model"][name]) and not torch.equal(weight, weight.bfloat16().float())
     assert "Loaded checkpoint" in train(toy_data, tmp_path / "--amp", "--max-update", 8)
-
-
-def test_bfloat16_asks_for_no_tpu():
-    args = parse_args_and_arch(get_training_parser(), ["no data", "--arch", "lstm", "--bf16"])
-    assert args.bf16 and not args.tpu
 
 
 @pytest.mark.slow

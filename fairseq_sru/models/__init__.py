@@ -12,7 +12,7 @@ except Exception as error:  # a broken fairseq raises anything
 from fairseq import checkpoint_utils
 
 from . import faster  # noqa: F401  (replaces methods of fairseq)
-from .checkpoints import allow_options, fairseq_checkpoints
+from .checkpoints import allow_options, loader
 from .classifier import CNNClassifier, SRUClassifier
 from .lm import SRULanguageModel
 from .speech import SpeechModel
@@ -30,4 +30,4 @@ __all__ = [
 
 allow_options()
 for _name in ("load_checkpoint_to_cpu", "load_ema_from_checkpoint"):
-    setattr(checkpoint_utils, _name, fairseq_checkpoints()(getattr(checkpoint_utils, _name)))
+    setattr(checkpoint_utils, _name, loader(getattr(checkpoint_utils, _name)))

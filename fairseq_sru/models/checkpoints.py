@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import math
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -80,6 +81,9 @@ for _module in ("numpy._core.multiarray", "numpy.core.multiarray"):  # numpy 2, 
     _READERS += [(_scalar, f"{_module}.scalar"), (_Array, f"{_module}._reconstruct")]
 
 
+VECTORS = ("encoder_embed_path", "decoder_embed_path")  # files that only training reads
+
+
 _reading = threading.RLock()  # a thread that ends would take the stand-ins of the others
 
 
@@ -102,3 +106,20 @@ def fairseq_checkpoints() -> Iterator[None]:
         theirs = any(name in names for _, name in allowed)
         with safe_globals([] if theirs else _READERS):
             yield
+
+
+def loader(load: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Return fairseq's function that loads a checkpoint, with :func:`fairseq_checkpoints`. The model then asks for no
+    file of pretrained embeddings, whose vectors the checkpoint has."""
+
+    @functools.wraps(load)
+    def loaded(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        with fairseq_checkpoints():
+            state = load(*args, **kwargs)
+        cfg = (state.get("cfg") or {}).get("model")
+        for name in VECTORS:
+            if getattr(cfg, name, None) is not None:
+                setattr(cfg, name, None)
+        return state
+
+    return loaded

@@ -8,19 +8,14 @@ import shlex
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_cli, write_pairs
-from fairseq.sequence_generator import SequenceGenerator
 from support.commands import PLUGIN, SMALL, SMOOTHED, generate, hydra_words, hypotheses, reverses, train
-from support.lines import DECODED, OUTPUT, START, unexpected
 from support.processes import LONG, alone
-
-from fairseq_sru.models import SRUModel
 
 
 @pytest.fixture(scope="module")
@@ -136,18 +131,6 @@ def test_interactive_answers_line_by_line_empty_ones_too(trained, toy_data):
         "interactive", toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu", "--beam", 2, text_in=lines
     )
     assert sorted(hypotheses(done.stdout)) == [0, 1, 2]
-    assert unexpected(done.stdout + done.stderr, START + DECODED, OUTPUT) == []
-
-
-def test_interactive_keeps_step_with_a_file(trained, toy_data, tmp_path):
-    """Whatever its lines are: a carriage return within one, or more words than the model takes."""
-    (tmp_path / "source").write_bytes(b"a b\r c\n" + b"a " * 1100 + b"\nd c b\n")
-    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--skip-invalid-size-inputs-valid-test"]
-    done = run_cli("interactive", toy_data, *PLUGIN, *words, "--input", tmp_path / "source", "--buffer-size", 5)
-    found = re.findall(r"^D-(\d+)\t([^\t]*)\t(.*)$", done.stdout, re.M)
-    alone = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c\nd c b\n")
-    first, last = re.findall(r"^D-\d+\t[^\t]*\t(.*)$", alone.stdout, re.M)
-    assert [(n, text) for n, _, text in found] == [("0", first), ("1", ""), ("2", last)]
 
 
 @pytest.mark.slow
@@ -168,220 +151,15 @@ def test_interactive_answers_before_it_is_asked_again(trained, toy_data):
         patience.cancel()
 
 
-def test_interactive_puts_in_the_words_that_are_asked_for(trained, toy_data):
-    """Lexical constraints, each after a tab, where an empty one is none; they don't concern the next line."""
-    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--beam", 5, "--constraints"]
-    done = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c d\tj i\t\th\nd c b\n")
-    found = {number: f" {words} " for number, words in hypotheses(done.stdout).items()}
-    assert " j i " in found[0] and " h " in found[0]
-    assert " j i " not in found[1] and " h " not in found[1]
-
-
 def test_validate(trained, toy_data):
     words = ["--task", "translation", "--path", trained / "checkpoint_best.pt", "--cpu", "--max-tokens", 400]
     done = run_cli("validate", toy_data, *PLUGIN, *words)
     assert "valid on 'valid' subset" in done.stdout + done.stderr
-    assert unexpected(done.stdout + done.stderr, START + DECODED, []) == []
-
-
-@pytest.mark.parametrize("command, flag", [("generate", "--gen-subset"), ("validate", "--valid-subset")])
-def test_a_split_that_is_missing_is_told_in_a_line(command, flag, trained, toy_data):
-    words = ["--task", "translation", "--path", trained / "checkpoint_best.pt", "--cpu", "--max-tokens", 400]
-    done = run_cli(command, toy_data, *PLUGIN, *words, flag, "tset", check=False)
-    assert done.returncode == 2
-    message = f"argument {flag} tset: Dataset not found: tset ({toy_data})"
-    assert done.stderr.splitlines()[-1] == f"fairseq-{command}: error: {message}"
-
-
-def test_a_metric_that_validation_does_not_tell_costs_no_epoch(toy_data, tmp_path):
-    flags = ["--best-checkpoint-metric", "bleu", "--maximize-best-checkpoint-metric"]
-    arch = ["--arch", "sru", *SMALL[2:]]
-    for folder, more in (("fresh", flags), ("resumed", []), ("resumed", flags)):
-        epochs = len(list((tmp_path / folder).glob("checkpoint?.pt"))) + 1
-        done = train(toy_data, tmp_path / folder, *more, "--max-epoch", epochs, arch=arch, check=not more)
-        if more:
-            assert done.returncode == 2
-            said = "argument --best-checkpoint-metric: must be one of loss, ppl, wps, wpb, bsz; got bleu"
-            assert done.stderr.splitlines()[-1] == f"fairseq-train: error: {said}"
-        state = torch.load(tmp_path / folder / "checkpoint_last.pt", weights_only=True)
-        assert state["extra_state"]["train_iterator"]["epoch"] == epochs + 1
-
-
-@pytest.mark.parametrize("flag", ["--eval-bleu-args", "--eval-bleu-detok-args"])
-def test_what_is_no_json_is_named(flag, toy_data, tmp_path):
-    done = train(toy_data, tmp_path, "--eval-bleu", flag, "{'beam': 2}", check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    last = done.stderr.splitlines()[-1]
-    assert f"argument {flag}: must be JSON, as " in last and "shows where" not in last
-
-
-def test_validate_by_another_criterion(toy_data, tmp_path):
-    """fairseq built the checkpoint's own, and put the other one's options where the model's own name it."""
-    train(toy_data, tmp_path, "--max-update", 1, arch=["--arch", "sru", *SMALL[2:]])
-    words = ["--task", "translation", "--path", tmp_path / "checkpoint_last.pt", "--cpu", "--max-tokens", 400]
-    told = []
-    for more in ((), ("--criterion", "label_smoothed_cross_entropy", "--label-smoothing", 0.1)):
-        done = run_cli("validate", toy_data, *PLUGIN, *words, *more)
-        line = re.search(r"valid on 'valid' subset.*", done.stdout + done.stderr)
-        assert line
-        told.append(dict(re.findall(r"(\w+) ([\d.]+)(?= |$)", line[0])))
-    plain, smoothed = told
-    assert plain["loss"] == smoothed["nll_loss"] != smoothed["loss"]
-
-
-@pytest.mark.slow
-def test_soft_alignments_have_a_weight_for_each_word_of_the_source(trained, toy_data):
-    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--print-alignment", "soft", "--max-len-b", 12]
-    scored = run_cli("generate", toy_data, *PLUGIN, *words, "--score-reference").stdout
-    asked = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c\n").stdout
-    for text, count in ((scored, 53), (asked, 1)):
-        found = re.findall(r"^A-\d+\t(.*)$", text, re.M)
-        assert len(found) == count
-        for line in found:
-            assert line
-            for weights in line.split():
-                assert text is scored or weights.count(",") == 3  # of a, b, c and the end
-                assert sum(map(float, weights.split(","))) == pytest.approx(1.0, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    "words, message",
-    [
-        (["--beam", 0], "argument --beam: must be at least 1; got 0"),
-        (["--beam", -2], "argument --beam: must be at least 1; got -2"),
-        (["--temperature", 0], "--temperature must be greater than 0"),
-        (
-            ["--match-source-len", "--diverse-beam-groups", 5],
-            "arguments --diverse-beam-groups and --match-source-len: exclude each other",
-        ),
-    ],
-)
-@pytest.mark.parametrize("command", ["generate", "interactive"])
-def test_what_cannot_be_searched_for_is_one_line(command, words, message, trained, toy_data):
-    where = [toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu"]
-    done = run_cli(command, *where, *words, text_in="a\n", check=False)
-    assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"fairseq-{command}: error: {message}"
-    assert "Traceback" not in done.stderr
-
-
-def test_a_line_shorter_than_the_least_length_gets_it(trained, toy_data):
-    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--max-len-a", 0.8, "--max-len-b", 0, "--min-len"]
-    for least in (1, 4):
-        found = hypotheses(run_cli("interactive", toy_data, *PLUGIN, *words, least, text_in="\na\na b c\n").stdout)
-        assert list(found) == [0, 1, 2] and all(len(line.split()) >= least for line in found.values())
-
-
-def test_more_subwords_than_there_are_may_be_asked_for(trained, toy_data):
-    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--sampling", "--sampling-topk", 5000, "--nbest", 5]
-    assert run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b\n").stdout.count("H-0\t") == 5
-
-
-def test_lines_before_one_that_is_not_utf8_are_translated(trained, toy_data, tmp_path):
-    (tmp_path / "text").write_bytes(b"a b\nc\n\xff\nd\n")
-    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--input", tmp_path / "text", "--buffer-size", 9]
-    done = run_cli("interactive", toy_data, *PLUGIN, *words, check=False)
-    assert done.returncode == 2
-    assert list(hypotheses(done.stdout)) == [0, 1]
-    assert done.stderr.splitlines()[-1] == "fairseq-interactive: error: argument --input: line 3 is not UTF-8"
-
-
-def test_lines_before_one_that_is_too_long_are_translated(trained, toy_data, tmp_path):
-    (tmp_path / "text").write_text("a b\nc\n" + "a " * 1100 + "\nd\n")
-    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--input", tmp_path / "text", "--buffer-size"]
-    for size in (1, 3, 9):
-        done = run_cli("interactive", toy_data, *PLUGIN, *words, size, check=False)
-        assert done.returncode == 2 and "Traceback" not in done.stderr
-        assert list(hypotheses(done.stdout)) == [0, 1]
-        assert "skipped" not in done.stdout + done.stderr
-        said = "argument --input: line 3 is longer than the model takes; with "
-        said += "--skip-invalid-size-inputs-valid-test its translation is an empty line"
-        assert done.stderr.splitlines()[-1] == f"fairseq-interactive: error: {said}"
-
-
-def test_an_empty_line_where_translations_are_as_long_as_sources(trained, toy_data):
-    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--match-source-len"]
-    done = run_cli("interactive", toy_data, *PLUGIN, *words, text_in="a b c\n\nj i\n")
-    found = hypotheses(done.stdout)
-    assert sorted(found) == [0, 1, 2]
-    assert [len(found[i].split()) for i in (0, 2)] == [3, 2]
-
-
-def test_a_shard_without_a_sentence(trained, toy_data):
-    words = ["--path", trained / "checkpoint_best.pt", "--cpu", "--max-tokens", 4000]
-    done = run_cli("generate", toy_data, *PLUGIN, *words, "--num-shards", 20, "--shard-id", 19)
-    assert "no sentence to translate" in done.stdout + done.stderr
-    assert hypotheses(done.stdout) == {}
-
-
-def test_each_shard_has_a_file_of_results_and_an_earlier_one_stays_until_it_is_whole(trained, toy_data, tmp_path):
-    where = [toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu", "--results-path", tmp_path]
-    for shard in range(2):
-        run_cli("generate", *where, "--num-shards", 2, "--shard-id", shard)
-    found = [hypotheses((tmp_path / f"generate-test-{shard}.txt").read_text()) for shard in range(2)]
-    assert found[0] and found[1] and not found[0].keys() & found[1].keys()
-    (tmp_path / "generate-test.txt").write_text("mine")
-    assert run_cli("generate", *where, "--beam", 0, check=False).returncode == 2
-    assert (tmp_path / "generate-test.txt").read_text() == "mine"
-
-
-@pytest.mark.parametrize("arch, attention", [("sru_tiny", "False"), ("lstm", "0")])
-def test_alignments_of_models_without_attention_are_refused_in_a_line(arch, attention, toy_data, tmp_path):
-    """In a search, and of references."""
-    flags = ["--arch", arch, "--cpu", "--decoder-attention", attention, "--max-update", 1]
-    train(toy_data, tmp_path, arch=flags)
-    where = [toy_data, *PLUGIN, "--path", tmp_path / "checkpoint_last.pt", "--cpu"]
-    done = run_cli("generate", *where, "--print-alignment", check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    said = "--print-alignment, --replace-unk: no model of these has attention"
-    assert done.stderr.splitlines()[-1] == f"fairseq-generate: error: {said}"
-    done = run_cli("generate", *where, "--print-alignment", "--score-reference", check=False)
-    said = "--print-alignment: no model of these has attention"
-    assert done.returncode == 2 and done.stderr.splitlines()[-1] == f"fairseq-generate: error: {said}"
-
-
-def test_a_models_hub_gives_alignments(trained, toy_data):
-    hub = SRUModel.from_pretrained(str(trained), "checkpoint_best.pt", str(toy_data))
-    assert hub.generate(hub.encode("a b c"), beam=2, print_alignment="hard")[0]["alignment"]
-
-
-def test_a_hub_keeps_step_with_what_it_is_given(trained, toy_data):
-    hub = SRUModel.from_pretrained(str(trained), "checkpoint_best.pt", str(toy_data))
-    lines = ["a b c", "a " * 1100, "d c b"]
-    found = hub.translate(lines, beam=2, skip_invalid_size_inputs=True, verbose=True)
-    assert found == [hub.translate(lines[0], beam=2), "", hub.translate(lines[2], beam=2)]
-
-
-def test_threads_share_a_hub_for_alignments(trained, toy_data, monkeypatch):
-    """Each sees attention to the end, and the decoder is left as it was: without, which is faster."""
-    hub, seen = SRUModel.from_pretrained(str(trained), "checkpoint_best.pt", str(toy_data)), []
-    decoder, generate = hub.models[0].decoder, SequenceGenerator._generate
-
-    def slow(*given, **more):
-        time.sleep(0.1)
-        seen.append(decoder.need_attn)
-        found = generate(*given, **more)
-        seen.append(decoder.need_attn)
-        return found
-
-    monkeypatch.setattr(SequenceGenerator, "_generate", slow)
-    tokens = hub.encode("a b c")
-    threads = [
-        threading.Thread(target=hub.generate, args=[tokens], kwargs={"print_alignment": "hard"}) for _ in range(3)
-    ]
-    for thread in threads:
-        thread.start()
-        time.sleep(0.05)
-    for thread in threads:
-        thread.join(LONG)
-    assert seen == [True] * 6
-    assert not decoder.need_attn
 
 
 @pytest.mark.slow
 def test_alignment_and_scoring_and_ensemble(trained, toy_data):
-    both = f"{trained / 'checkpoint2.pt'}:{trained / 'checkpoint4.pt'}"
-    text = generate(toy_data, both, "--beam", 2, "--print-alignment", "--scoring", "sacrebleu")
+    text = generate(toy_data, trained / "checkpoint4.pt", "--beam", 2, "--print-alignment", "--scoring", "sacrebleu")
     aligned = dict(re.findall(r"^A-(\d+)\t(.*)$", text, re.M))
     assert len(aligned) == 53
     for number, hypothesis in hypotheses(text).items():
@@ -481,11 +259,6 @@ def test_average_names_what_is_wrong(trained, words, message, tmp_path, capsys):
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
     assert {path: path.read_bytes() for path in trained.iterdir()} == before
-
-
-def test_help_tells_the_options_of_the_architecture():
-    told = run_cli("train", *PLUGIN, "--arch", "sru", "--help").stdout
-    assert "--encoder-kernel-size " in told and "--label-smoothing " not in told
 
 
 def test_the_command_of_the_page_for_hydra_is_taken():

@@ -223,14 +223,6 @@ def test_blocks_out_of_their_order_are_refused(more, message, text_data):
     model_for(task).prepare_for_inference_(cfg)
 
 
-@patched
-def test_blocks_out_of_their_order_are_one_line_at_the_command(trained, text_data):
-    words = [text_data, *PLUGIN, "--path", trained, "--cpu", "--context-window", 1, "--num-workers", 2]
-    done = run_cli("eval-lm", *words, check=False)
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("fairseq-eval-lm: error: --num-workers must be 1 with")
-
-
 def test_a_smaller_output_dictionary(build, dictionary):
     smaller = Dictionary()
     smaller.add_symbol("w0")

@@ -12,7 +12,6 @@ import torch
 from conftest import run_cli
 from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.speech_to_text.s2t_transformer import Conv1dSubsampler
-from support.builds import patched
 from support.small_models import prefixes, size
 
 from fairseq_sru.models.classifier import Classifier
@@ -187,20 +186,6 @@ def test_it_learns_to_write_down_what_it_hears(arch, speech, tmp_path):
     named = "".join(f"{speech}/features/test{n}.npy\n" for n in range(5))
     again = run_cli("interactive", speech, *TASK, "--path", tmp_path / "checkpoint_best.pt", text_in=named)
     assert re.findall(r"^D-\d+\t[^\t]*\t(.*)$", again.stdout, re.M) == [said[n] for n in range(5)]
-
-
-@patched
-def test_of_each_place_of_features_one_is_looked_for(tmp_path):
-    from fairseq.data.audio.speech_to_text_dataset import check_audio_files
-
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here" / "1.npy").touch()
-    (tmp_path / "all.zip").touch()
-    found = [f"{tmp_path}/here/1.npy", f"{tmp_path}/all.zip:30:12", f"{tmp_path}/here/2.npy"]
-    check_audio_files(found)
-    for lost in ("lost.zip:30:12", "lost/3.wav"):
-        with pytest.raises(FileNotFoundError, match=f"no such file: {tmp_path}/{lost.partition(':')[0]}; was"):
-            check_audio_files([*found, f"{tmp_path}/{lost}"])
 
 
 @pytest.mark.parametrize("kind", [SpeechModel, Classifier])

@@ -47,7 +47,7 @@ class TranslationModel(FairseqEncoderDecoderModel):
         self.__dict__.pop("train", None)
 
     def beam_search(self, generator: SequenceGenerator, sample: dict[str, Any]) -> search.Hypotheses | None:
-        """As of :func:`search.beam_search`; fairseq-0.12.2.patch asks for it."""
+        """Search as :func:`search.beam_search` does; :mod:`faster` makes fairseq's generator ask for it."""
         if not (isinstance(self.encoder, BaseEncoder) and isinstance(self.decoder, BaseDecoder)):
             return None
         return search.beam_search(self, generator, sample)

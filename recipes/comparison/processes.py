@@ -78,7 +78,7 @@ def stop_all() -> None:
 
 # In another locale a command would print what is not UTF-8; a warning would cut a line that is printed in blocks;
 # another level of fairseq's log lacks the speeds.
-ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1", "LOGLEVEL": "INFO"}
+ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
 UNLESS_GIVEN = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages for small tensors, too: training is faster
     "NVIDIA_TF32_OVERRIDE": "0",  # torch would let cuDNN have it: nn.LSTM and convolutions, and no other products

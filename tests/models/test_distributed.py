@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import re
@@ -10,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -61,12 +59,6 @@ def assert_same(a: Path, b: Path, **tolerance) -> None:
     updates = [s["optimizer_history"][-1]["num_updates"] for s in (one, other)]
     assert updates[0] == updates[1]
     torch.testing.assert_close(one["model"], other["model"], **tolerance)
-
-
-def moved(save: Path, earlier: str) -> float:
-    """The largest change of a weight since an earlier checkpoint."""
-    before, after = state(save, earlier)["model"], state(save)["model"]
-    return max(float((after[name].float() - before[name].float()).abs().max()) for name in after)
 
 
 ROUNDING = {"rtol": 1e-4, "atol": 1e-5}  # of float32, after some Adam updates of 5e-3
@@ -168,55 +160,6 @@ def test_a_process_has_a_batch_less_than_the_other(optimizer, backend, toy_data,
     log = train(toy_data, tmp_path / "one", *options, "--update-freq", 4)
     assert state(tmp_path / "one")["optimizer_history"][-1]["num_updates"] == 9 and "total_num_itrs = 3" in log
     assert_same(tmp_path / "two", tmp_path / "one", **ROUNDING)
-
-
-@pytest.mark.slow
-def test_fairseqs_transformer_has_weights_that_no_process_waits_for(toy_data, tmp_path):
-    words = ["--arch", "transformer", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16, "--max-update", 3]
-    words += ["--encoder-attention-heads", 2, "--decoder-attention-heads", 2, "--encoder-layers", 2, "--cpu"]
-    words += ["--optimizer", "adam", "--batch-size", 16, "--save-dir", tmp_path, *GLOO, "--ddp-backend", "pytorch_ddp"]
-    done = start(torchrun("train", toy_data, *words))
-    log = done.communicate(timeout=LONG)[0]
-    assert done.returncode == 0, log[-6000:]
-    assert "Warning" not in log
-    assert state(tmp_path)["optimizer_history"][-1]["num_updates"] == 3
-
-
-@pytest.fixture(scope="module")
-def alone(toy_data, tmp_path_factory) -> Callable[[int], Path]:
-    """One process all along, six batches an update, to so many updates."""
-
-    @functools.cache
-    def trained(updates: int) -> Path:
-        save = tmp_path_factory.mktemp("alone")
-        train(toy_data, save, "--update-freq", 6, "--max-update", updates)
-        return save
-
-    return trained
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "before, after, stop",
-    [
-        (2, 1, ["--max-update", 10]),
-        (1, 2, ["--max-update", 10]),  # 60 batches of one process: more than there are for each of two
-        (2, 3, ["--max-update", 10]),
-        (2, 1, ["--max-epoch", 1]),
-        (1, 2, ["--max-epoch", 1]),
-    ],
-)
-def test_resuming_with_another_number_of_processes(before, after, stop, alone, toy_data, tmp_path):
-    """Six batches make an update throughout, so that one process all along is the truth: no batch twice, none left
-    out. An epoch has 16 updates."""
-    train(toy_data, tmp_path / "changed", "--update-freq", 6 // before, *stop, *EVERY_TEN, processes=before)
-    done = state(tmp_path / "changed")["optimizer_history"][-1]["num_updates"]
-    assert done == (16 if "--max-epoch" in stop else 10)
-    more = ["--max-update", done + 10]
-    log = train(toy_data, tmp_path / "changed", "--update-freq", 6 // after, *more, processes=after)
-    assert re.search(rf"Loaded checkpoint .*checkpoint_last.pt \(epoch . @ {done} updates\)", log)
-    assert moved(tmp_path / "changed", "checkpoint_1_10.pt") > 1e-2
-    assert_same(tmp_path / "changed", alone(done + 10), **ROUNDING)
 
 
 @pytest.mark.slow
@@ -323,13 +266,8 @@ def assert_half(half: Path, whole: Path, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_float16(processes, toy_data, tmp_path):
     train(toy_data, tmp_path / "whole", "--max-epoch", 2, processes=processes)
-    for name, flags, dtype in (
-        ("flat", ["--fp16"], torch.float16),
-        ("mixed", ["--fp16", "--fp16-no-flatten-grads"], torch.float16),
-        ("half", ["--memory-efficient-fp16"], torch.float16),
-    ):
-        train(toy_data, tmp_path / name, *flags, "--max-epoch", 2, processes=processes)
-        assert_half(tmp_path / name, tmp_path / "whole", dtype)
+    train(toy_data, tmp_path / "half", "--memory-efficient-fp16", "--max-epoch", 2, processes=processes)
+    assert_half(tmp_path / "half", tmp_path / "whole", torch.float16)
 
 
 def test_bfloat16_is_a_matter_of_the_products(toy_data, tmp_path):

@@ -63,16 +63,6 @@ def test_features_are_those_of_kaldi(rate, bins):
     np.testing.assert_allclose(found, by_hand(wave, rate, bins), rtol=0, atol=5e-3)
 
 
-def test_fairseq_makes_the_same_features_of_a_recording(tmp_path):
-    """As fairseq-interactive does."""
-    wave = tone(440, 0.5, 8000)
-    soundfile.write(tmp_path / "a.wav", wave, 8000, subtype="FLOAT")
-    found = get_features_or_waveform(str(tmp_path / "a.wav"), n_bins=40, fbank_sample_rate=8000)
-    np.testing.assert_array_equal(found, features(wave, 8000, 40))
-    with pytest.raises(ValueError, match=r"a\.wav: must be sampled at 16,000 Hz; got 8,000 Hz$"):
-        get_features_or_waveform(str(tmp_path / "a.wav"), n_bins=40, fbank_sample_rate=16_000)
-
-
 @pytest.fixture(autouse=True)
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speech_sets, "STRINGS", {"train": 40, "valid": 12, "test": 24})

@@ -48,6 +48,7 @@ ANTLR = "antlr4-python3-runtime==4.9.3"  # hydra-core's own choice, which has no
 TEST = (
     "coverage==7.17.4",
     "hypothesis==6.170.17",
+    "import-linter==2.17",
     "jsonschema==4.26.0",
     "mypy==2.4.1",
     "nvidia-cuda-nvrtc==13.0.88; sys_platform == 'linux'",

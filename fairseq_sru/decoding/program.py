@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from ..recurrence.build import Unavailable, host_library
 from ..recurrence.dispatch import set_up
-from ..recurrence.native import functions, threads_here
+from ..recurrence.native_call import functions, threads_here
 
 EMBED, NORM, LINEAR, RECUR, ATTEND, SCAN, CONVOLVE, SELF_ATTEND = range(8)
 RELU, TANH, ADD, KEEP, BOTH_WAYS = 1, 2, 4, 8, 16

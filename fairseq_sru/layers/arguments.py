@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..recurrence.autograd import recorded
 from ..recurrence.dispatch import number
+from ..recurrence.modes import recorded
 
 
 def whole(name: str, value: int, least: int) -> int:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..recurrence import check_backend, sru_recurrence
-from ..recurrence.autograd import eager, leaves
 from ..recurrence.dispatch import choose
+from ..recurrence.modes import eager, leaves
 from ..recurrence.native import FEW, Native
 from ..recurrence.reference import ACTIVATIONS, Options
 from .arguments import check_c0, check_input, check_padding_mask, floating, number, positive, probability
@@ -174,6 +174,24 @@ class SRUCell(nn.Module):
             for gate in gates[:2]:
                 gate.mul_(math.sqrt(0.5))
             self.weight.mul_(math.sqrt(1 - self.rnn_dropout) * (0.1 if self.layer_norm is not None else 1.0))
+
+    def load_published(self, tensors: dict[str, Tensor], prefix: str, options: dict[str, Any]) -> None:
+        """Copy the tensors of a published layer; the message names them by prefix and options."""
+        weights = dict(self.named_parameters())
+        for name in tensors:
+            if name not in weights and tensors[name].any():  # v1 has a weight_c of zeros there
+                raise ValueError(f"{prefix}.{name} has no place in a layer with the options {options}")
+        for name, ours in weights.items():
+            theirs = tensors.get(name)
+            shape = ours.t().shape if name == "weight" else (ours.numel(),)
+            if theirs is None or theirs.shape != shape:
+                raise ValueError(
+                    f"{prefix}.{name} must have shape {tuple(shape)} with the options {options}; "
+                    f"got {None if theirs is None else tuple(theirs.shape)}"
+                )
+            if name == "weight":  # theirs is interleaved: (input, D, k)
+                theirs = theirs.view(self.input_size, self.output_size, self.planes).permute(2, 1, 0)
+            ours.data.copy_(theirs.reshape(ours.shape))
 
     def forward(self, x: Tensor, c0: Tensor | None = None, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Run the layer.

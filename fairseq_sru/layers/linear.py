@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..recurrence.autograd import batched, transformed
+from ..recurrence.modes import batched, transformed
 from . import bfloat16
 
 # large tensors in large pages of memory, where Linux has them: training is faster; read at the first tensor

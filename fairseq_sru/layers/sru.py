@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -13,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from ..recurrence import check_backend
 from .arguments import check_c0, check_input, check_padding_mask, padding, positive, probability
 from .cell import SRUCell, refuse_scripting
-from .published import from_published
+from .published import read
 
 
 class SRU(nn.Module):
@@ -258,5 +259,16 @@ class SRU(nn.Module):
             ValueError: names or shapes are not of those, or not with these options, or of a variant that has no
                 counterpart: custom_m, transform_module, proj_input_to_hidden_first, normalize_after.
         """
-        given = {"bidirectional": bidirectional, "use_tanh": use_tanh, "highway": highway, **options}
-        return from_published(cls, state_dict, given, normalize_after)
+        options = {"bidirectional": bidirectional, "use_tanh": use_tanh, "highway": highway, **options}
+        published = read(state_dict, normalize_after)
+        hidden_size = published.width // (2 if bidirectional else 1)
+        rnn = cls(published.input_size, hidden_size, len(published.layers), **{**published.options, **options})
+        scale = published.scale
+        for i, (cell, tensors) in enumerate(zip(rnn._cells, published.layers, strict=True)):
+            takes_scale = cell.highway and cell.planes == 3
+            if scale is not None and takes_scale and not math.isclose(cell.skip_scale, scale, rel_tol=1e-3):
+                raise ValueError(
+                    f"rescale and highway_bias must give scale_x, {scale}; {options} give {cell.skip_scale}"
+                )
+            cell.load_published(tensors, f"rnn_lst.{i}", options)
+        return rnn

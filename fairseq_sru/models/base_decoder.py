@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ..decoding.program import Program, available
 from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
-from ..recurrence.autograd import eager
 from ..recurrence.dispatch import choose
+from ..recurrence.modes import eager
 from .attention import Attention, GlobalAttention, Read, Source
 from .options import cutoffs, reads_attention, tied
 from .step import Step, compilable, forget, readable, remembered, version

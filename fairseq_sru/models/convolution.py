@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..recurrence.autograd import batched, eager, transformed
-from ..recurrence.native import call, compiled
+from ..recurrence.modes import batched, eager, transformed
+from ..recurrence.native_call import call, compiled
 
 NAMES = ("run_convolved", "run_convolved_gradient")
 

@@ -8,7 +8,7 @@ import torch
 from fairseq.modules import FairseqDropout
 from torch import Tensor
 
-from ..recurrence.native import call, compiled
+from ..recurrence.native_call import call, compiled
 
 LEVELS = 2**16
 BLOCK = 512  # of kernels/dropout.cpp

@@ -12,7 +12,7 @@ import torch
 from fairseq.models import FairseqDecoder
 from torch import Tensor
 
-from ..recurrence.native import call, compiled
+from ..recurrence.native_call import call, compiled
 
 NAMES = ("run_cross_entropy",)
 

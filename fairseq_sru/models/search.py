@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..decoding.program import Program, available
 from ..decoding.search import EOS, PAD, Found, Search
-from ..recurrence.native import threads_here
+from ..recurrence.native_call import threads_here
 from .loss import usual_probabilities
 from .step import compilable, remembered
 

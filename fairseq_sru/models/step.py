@@ -22,7 +22,7 @@ from torch.nn.modules import module as every_module
 from ..decoding.program import Packed, Program, address, library
 from ..layers import SRUCell
 from ..recurrence.dispatch import choose
-from ..recurrence.native import openmp, threads_here
+from ..recurrence.native_call import openmp, threads_here
 from .attention import Attention, Coverage, Source
 
 Made = TypeVar("Made")

@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ..layers.cell import SRUCell, variational_mask
 from ..layers.linear import linear
-from ..recurrence.autograd import eager
+from ..recurrence.modes import eager
 
 
 class Packing(NamedTuple):

@@ -1,9 +1,7 @@
 """The kernels' text, the compilers that read it, and the cache on disk for what they make.
 
-A cache entry's name is a hash of all that went into it, so an entry never goes stale. It is written aside and renamed,
-so that nobody sees half of one. Of many processes that start at once one makes it, and the others wait. What is loaded
-runs with the user's rights, so nothing is taken that another user could have written, and a checksum at an entry's end
-tells what a failing disk has damaged.
+A cache entry's name is a hash of all that went into it, so an entry never goes stale. It is written in a folder of its
+own and renamed, so that nobody reads half of one.
 
 Environment: ``FAIRSEQ_SRU_CACHE`` (the folder; ``~/.cache/fairseq_sru`` if not set), ``CXX`` (the host compiler).
 """
@@ -17,20 +15,17 @@ import os
 import platform
 import shlex
 import shutil
-import stat
 import subprocess
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.util import Finalize
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 CACHE_VARIABLE = "FAIRSEQ_SRU_CACHE"
-CHECKSUM = hashlib.sha256().digest_size  # bytes at the end of an entry, which loaders of libraries don't look at
-ASIDE = ".fairseq_sru-new-"  # begins the name of a folder in which an entry is made; the user may have others there
 PATIENCE = 60.0  # seconds to wait for another process that compiles the same
-OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 # No fast-math, which is the default of Intel's compiler: NaN and infinity mean something. The two that are switched off
 # after it never change a result.
@@ -64,56 +59,38 @@ def _check_system() -> None:
 
 
 def user_cache() -> tuple[Path, str]:
-    """The folder that is to keep compiled kernels, made if need be; and why it can't, with what helps, or "".
+    """Return the folder for compiled kernels, made if need be, and why it can't be used, or "".
 
     Raises:
         Unavailable: this is Windows.
     """
     _check_system()
     named = os.environ.get(CACHE_VARIABLE)
-    folder = Path(named or "~/.cache/fairseq_sru")  # as the message has it
-    other = f"{CACHE_VARIABLE} can name another folder"
+    folder = Path(named or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/fairseq_sru")
     try:
-        folder = Path(named or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/fairseq_sru").expanduser()
+        folder = folder.expanduser()
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        real = folder.resolve()  # programs change their folder, and links their targets
-        why = _why_not_private(folder, real)
-        if not why:
-            with tempfile.TemporaryFile(dir=real):
-                return real, ""
+        real = folder.resolve()  # programs change their folder
+        with tempfile.TemporaryFile(dir=real):
+            return real, ""
     except OSError as error:
-        why = f"{folder} can't be written ({error.strerror})"
+        trouble = f"{folder} can't be written ({error.strerror})"
     except RuntimeError:  # expanduser's
-        why = "there is no home folder for compiled kernels"
-    return folder, f"{why}; {other}"
-
-
-def _why_not_private(folder: Path, real: Path) -> str:
-    """Who else could put a library into a folder, which may be a link to a real one; or ""."""
-    about, me = real.stat(), os.geteuid()
-    if about.st_uid != me or folder.lstat().st_uid not in (me, 0):
-        return f"{folder} belongs to another user"
-    if about.st_mode & OTHERS_WRITE:
-        return f"{folder} can be written by other users: chmod go-w {shlex.quote(str(real))}"
-    for above in real.parents:
-        if above.stat().st_mode & (stat.S_IWOTH | stat.S_ISVTX) == stat.S_IWOTH:  # /tmp is sticky
-            return f"{folder} can be replaced by other users, who can write {above}"
-    return ""
+        trouble = "there is no home folder for compiled kernels"
+    return folder, f"{trouble}; {CACHE_VARIABLE} can name another folder"
 
 
 @functools.cache
 def cache_folder() -> Path:
-    """A folder that this user alone can write: the user's cache, or else a temporary one of this process.
+    """Return the user's cache, or a temporary folder of this process where that can't be written.
 
     Raises:
         Unavailable: neither can be written, or this is Windows.
     """
     folder, trouble = user_cache()
-    return _temporary_folder(trouble) if trouble else folder
-
-
-def _temporary_folder(trouble: str) -> Path:
-    warnings.warn(f"SRU's compiled kernels are kept for this process alone: {trouble}", stacklevel=3)
+    if not trouble:
+        return folder
+    warnings.warn(f"SRU's compiled kernels are kept for this process only: {trouble}", stacklevel=3)
     try:
         folder = Path(tempfile.mkdtemp(prefix="fairseq_sru_"))
     except OSError as error:
@@ -130,86 +107,33 @@ def _remove(folder: Path, process: int) -> None:
 
 
 def cached(parts: list[str], suffix: str, make: Callable[[Path], None]) -> Path:
-    """The cache entry that ``make(path)`` writes from parts, with a checksum of CHECKSUM bytes behind it.
+    """Return the cache entry that ``make(path)`` writes from parts.
 
-    Where the cache has no room, it is in a temporary folder of this process.
+    Of many processes that want it at once, one makes it and the others wait.
 
     Args:
         parts: all that the entry depends on.
 
     Raises:
-        Unavailable: there is no room anywhere.
+        Unavailable: there is no room for it.
     """
-    path = _entry(parts, suffix)
-    if _is_sound(path):
+    folder = cache_folder()
+    path = folder / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + suffix)
+    if path.exists():
         return path
-    with alone(path.with_suffix(".lock")):
-        try:
-            return path if _is_sound(path) else _put(path, make)
-        except OSError as error:
-            trouble = f"{path.parent} can't be written ({error.strerror}); {CACHE_VARIABLE} can name another folder"
     try:
-        return _put(_temporary_folder(trouble) / path.name, make)
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError, NotImplementedError, Timeout):  # no locks there, or the holder hangs
+                stack.enter_context(FileLock(path.with_suffix(".lock"), timeout=PATIENCE))
+            if not path.exists():
+                aside = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True))
+                new = Path(aside) / path.name
+                make(new)
+                new.replace(path)
     except OSError as error:
-        raise Unavailable(f"{trouble}; nor can {tempfile.gettempdir()} ({error.strerror})") from error
-
-
-@contextlib.contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Let one process or thread at a time make an entry; the others wait, then find it in the cache.
-
-    The lock is the operating system's and goes with its holder. Whoever has waited PATIENCE seconds, or is in a folder
-    without locks, goes on without.
-
-    Args:
-        path: of the lock.
-    """
-    import fcntl  # Windows has none
-
-    with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            file = stack.enter_context(path.open("w"))
-            stack.callback(path.unlink, missing_ok=True)  # who waits for it still has it; who comes now finds the entry
-            until = time.monotonic() + PATIENCE
-            while time.monotonic() < until:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    stack.callback(fcntl.flock, file, fcntl.LOCK_UN)  # what was forked keeps the file open
-                    break
-                except BlockingIOError:
-                    time.sleep(0.05)
-        yield
-
-
-def _entry(parts: list[str], suffix: str) -> Path:
-    return cache_folder() / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + suffix)
-
-
-def _is_sound(path: Path) -> bool:
-    """Whether an entry is there, this user's alone, and whole: a library cut short kills the process that loads it."""
-    try:
-        about = path.lstat()
-        if not stat.S_ISREG(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & OTHERS_WRITE:
-            return False
-        content = path.read_bytes()
-    except OSError:
-        return False
-    return hashlib.sha256(content[:-CHECKSUM]).digest() == content[-CHECKSUM:]
-
-
-def _put(path: Path, make: Callable[[Path], None]) -> Path:
-    for left in path.parent.glob(f"{ASIDE}*"):  # by who was killed
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 24 * 3600:
-                shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=ASIDE, ignore_cleanup_errors=True) as aside:
-        new = Path(aside) / path.name
-        make(new)
-        content = new.read_bytes()
-        new.write_bytes(content + hashlib.sha256(content).digest())
-        new.chmod(0o600)
-        if not _is_sound(path):  # else another process was first, and others may have it loaded
-            new.replace(path)
+        raise Unavailable(
+            f"{folder} can't be written ({error.strerror}); {CACHE_VARIABLE} can name another folder"
+        ) from error
     return path
 
 
@@ -281,7 +205,6 @@ def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
         except OSError as error:  # not of the cache
             raise Unavailable(f"{command[0]} can't be started: {error}") from error
         if done.returncode or not path.exists():
-            path.write_bytes(bytes(2**20))  # raises where there was no room
             said = done.stderr.strip()[-3000:] or f"exit status {done.returncode}, nothing said, nothing made"
             raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{said}{_remedy()}")
 

@@ -6,10 +6,8 @@ Nothing is bound at import: the stream is asked for at every launch, and each de
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import math
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -39,7 +37,6 @@ class Geometry(NamedTuple):
 
 ITEM_SIZES = {code: dtype.itemsize for dtype, code in VALUES.items()}
 ENOUGH = 128  # threads that keep a multiprocessor's requests to memory going
-BACKGROUND = "fairseq_sru compiles"  # the name of a thread that does
 BLOCK = 64  # threads at most, as kernels/device.h has it
 LIMIT = 2**31 - BLOCK  # of what the kernels count by 32 bits
 
@@ -86,13 +83,6 @@ def steps_ahead(variant: Variant, vec: int) -> int:
     return min(8, 32 // (vec * ITEM_SIZES[variant.value]))
 
 
-def geometries(variant: Variant, half: int) -> list[tuple[int, int]]:
-    """VEC and AHEAD of all modules that a width of half channels a direction may want, whatever batch and GPU are."""
-    item = ITEM_SIZES[variant.value]
-    fits = [vec for vec in (1, 2, 4, 8) if half % vec == 0 and vec <= min(16 // item, 4 if variant.peephole else 8)]
-    return [(vec, steps_ahead(variant, vec)) for vec in fits if vec * item >= 4 or vec == fits[-1]]
-
-
 def estimate(length: int, chunks: int, columns: int, multiprocessors: int) -> float:
     """Microseconds that a pass over so many chunks takes on the GPU."""
     crowd = max(1.0, chunks * columns / (multiprocessors * ENOUGH))
@@ -130,8 +120,6 @@ class Cuda(Kernels):
         self.compiler = nvrtc.compiler()
         self.module_type = module_type()
         self.functions: dict[tuple[int, Variant, int, int], dict[str, Any]] = {}
-        self.foreseen: set[tuple[int, Variant, int]] = set()
-        self.in_turn = threading.Lock()  # in the background one compilation at a time: others' cores stay free
         try:  # shows now whether it works, when there still is a choice
             self.module_type().load(self.compiler.empty(self._target(torch.cuda.current_device())))
         except Unavailable:
@@ -183,27 +171,7 @@ class Cuda(Kernels):
         with torch.cuda.device(device):
             if key not in self.functions:
                 self.functions[key] = self._load(variant, how.vec, how.ahead, index)
-            self._foresee(variant, shape.width // shape.directions, index)
             return self.functions[key][kernel], (how.grid,), (how.block,)
-
-    def _foresee(self, variant: Variant, half: int, device: int) -> None:
-        """Compile into the cache, in the background, what other batches of the same model will want."""
-        every = [variant._replace(pad=pad) for pad in range(variant.pad, 2)]  # a later batch may have padding
-        if (device, variant, half) in self.foreseen:
-            return
-        self.foreseen |= {(device, each, half) for each in every}
-        target = self._target(device)
-        wanted = [each.defines(vec=vec, ahead=ahead) for each in every for vec, ahead in geometries(variant, half)]
-
-        def compile_all() -> None:
-            with contextlib.suppress(Unavailable, OSError):  # whoever needs it gets the error
-                for options in wanted:
-                    with self.in_turn:
-                        if threading.main_thread().is_alive():  # else the process ends, and waits for this thread
-                            self.compiler.cubin(options, target)
-
-        with contextlib.suppress(RuntimeError):  # no thread can be started: then each is compiled when it is wanted
-            threading.Thread(target=compile_all, name=BACKGROUND).start()
 
     def _target(self, device: int) -> str:
         major, minor = torch.cuda.get_device_capability(device)

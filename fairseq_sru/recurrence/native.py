@@ -1,27 +1,22 @@
-"""The CPU backend: the CUDA source built by the host compiler, each variant when it is first needed; and how other
-files of the kernels' folder are built and called."""
+"""The CPU backend: the CUDA source built by the host compiler, each variant when it is first needed."""
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import os
 import struct
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .build import Unavailable, host_library
-from .kernels import DEFAULT_VARIANT, KEPT, VALUES, Argument, Kernels, Shape, Variant, nowhere
+from .build import host_library
+from .kernels import DEFAULT_VARIANT, KEPT, Argument, Kernels, Shape, Variant
+from .native_call import ENOUGH, compiled, functions, openmp, threads_here, words
 from .reference import Options
 
 MAX_LANES = 256  # channels that a thread of the CUDA source works on at most
-ENOUGH = 16384  # elements below which a second core costs more than it brings
 FEW = 8  # rows that kernels/layer.cpp takes; with more torch multiplies faster
 
 
@@ -101,52 +96,6 @@ def run(
     built[kernel](struct.pack(numbers + "5q", *values, *shape))
 
 
-def words(*arguments: Argument) -> list[int | float]:
-    """Of tensors their addresses."""
-    return [0 if a is None else a.data_ptr() or nowhere(a) if isinstance(a, Tensor) else a for a in arguments]
-
-
-@functools.cache
-def compiled(file: str, dtype: torch.dtype, names: tuple[str, ...]) -> list[Any] | None:
-    """Entries of another file of the kernels' folder, for values of a dtype.
-
-    Returns:
-        None where they can't be built: it warns, or, where nothing can be built, the recurrence does.
-    """
-    try:
-        return functions(host_library((f"-DVALUE={VALUES[dtype]}", "-fopenmp-simd"), file), *names)
-    except Unavailable as error:
-        with contextlib.suppress(Unavailable):
-            library(DEFAULT_VARIANT)
-            warnings.warn(f"{file} runs in plain PyTorch, which is slower: {error}", stacklevel=2)
-        return None
-
-
-def call(entry: Any, threads: int, elements: int, *arguments: Argument) -> None:
-    """Run an entry of :func:`compiled` for so many of its threads, on as many cores as the elements are worth."""
-    workers = min(threads_here(), 1 + elements // ENOUGH)
-    numbers = words(*arguments)
-    kinds = "".join("d" if isinstance(a, float) else "q" for a in numbers)
-    entry(struct.pack("6q" + kinds, threads, 1, workers, *openmp(), *numbers))
-
-
-def functions(path: Path, *names: str) -> list[Any]:
-    """The functions of a built library, as ctypes has them.
-
-    Raises:
-        Unavailable: it can't be loaded, or hides one.
-    """
-    try:
-        opened = ctypes.CDLL(str(path))
-        return [getattr(opened, name) for name in names]
-    except OSError as error:
-        folder = "FAIRSEQ_SRU_CACHE can name another folder, which allows programs"
-        remedy = folder if "failed to map" in str(error) else "CXX can name another compiler"
-        raise Unavailable(f"{error}; {remedy}") from error
-    except AttributeError as error:
-        raise Unavailable(f"{error}; CXX can name a compiler that doesn't hide it") from error
-
-
 def load(path: Path, kernels: tuple[str, ...]) -> dict[str, Callable[[bytes], None]]:
     """The entries of a built library by the kernels' names."""
     return dict(zip(kernels, functions(path, *(f"run_{kernel}" for kernel in kernels)), strict=True))
@@ -163,27 +112,3 @@ def library(variant: Variant) -> dict[str, Callable[[bytes], None]]:
     """The kernels of a variant, built if need be."""
     options = ("-DWIDE", *variant.defines(vec=MAX_LANES, ahead=1))
     return load(host_library(options), variant.kernels)
-
-
-_process = os.getpid()
-
-
-def threads_here() -> int:
-    """How many threads may work: torch's, but one in a forked process, where OpenMP waits forever for its parent's."""
-    return torch.get_num_threads() if os.getpid() == _process else 1
-
-
-@functools.cache
-def openmp() -> tuple[int, int, int]:
-    """The addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads in the library that torch uses.
-
-    They are looked up among what libtorch depends on, so that no second OpenMP library comes in with threads of its
-    own. Zeros if there is none: one thread then.
-    """
-    try:
-        torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
-        first, second, third = (ctypes.cast(getattr(torch_library, n), ctypes.c_void_p).value or 0 for n in names)
-        return first, second, third
-    except (OSError, AttributeError):
-        return 0, 0, 0

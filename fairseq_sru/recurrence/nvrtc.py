@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ..versions import CUDA
-from .build import CHECKSUM, Unavailable, cached, kernel_text
+from .build import Unavailable, cached, kernel_text
 
 NVRTC_VARIABLE = "FAIRSEQ_SRU_NVRTC"
 FLAGS = ("--std=c++17", "--device-as-default-execution-space")  # of every compilation
@@ -112,8 +112,7 @@ class Compiler:
         def make(path: Path) -> None:
             path.write_bytes(self.compile(options, target).code)
 
-        path = cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make)
-        return path.read_bytes()[:-CHECKSUM]
+        return cached(parts, ".cubin" if target.startswith("sm_") else ".ptx", make).read_bytes()
 
     def _cubin(self, program: Any) -> bytes:
         handle = program._program

@@ -219,15 +219,15 @@ def test_without_a_compiler_for_it_torch_multiplies(calls, monkeypatch):
 SCRIPT = """
 import torch
 from fairseq_sru import SRU
-from fairseq_sru.recurrence import build, native
+from fairseq_sru.recurrence import build, native, native_call
 build.HOST_FLAGS += ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
 flags = build.HOST_FLAGS
 with torch.no_grad():
     for form in {forms!r}:
         build.HOST_FLAGS = (*flags, *form)
-        for memory in (native.compiled, native.library, native.address):
+        for memory in (native_call.compiled, native.library, native.address):
             memory.cache_clear()
-        assert native.compiled("layer.cpp", torch.float32, ("run_layer",)) is not None
+        assert native_call.compiled("layer.cpp", torch.float32, ("run_layer",)) is not None
         for size in (1, 16, 37, 100):
             for threads in (1, 2):
                 torch.set_num_threads(threads)

@@ -94,7 +94,7 @@ def test_all_cores_draw_what_one_does(monkeypatch):
     x = torch.ones(300_000)
     found = []
     for threads in (1, 2):
-        monkeypatch.setattr("fairseq_sru.recurrence.native.threads_here", lambda threads=threads: threads)
+        monkeypatch.setattr("fairseq_sru.recurrence.native_call.threads_here", lambda threads=threads: threads)
         torch.manual_seed(3)
         found.append(trained(0.2)(x))
     assert torch.equal(*found)

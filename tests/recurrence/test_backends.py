@@ -15,9 +15,9 @@ from support.processes import forget, forgetting, python
 
 import fairseq_sru
 from fairseq_sru import sru_recurrence
-from fairseq_sru.recurrence import BACKENDS, build, native
+from fairseq_sru.recurrence import BACKENDS, build, native, native_call
 from fairseq_sru.recurrence.dispatch import choose, set_up
-from fairseq_sru.recurrence.native import DEFAULT_VARIANT, Native
+from fairseq_sru.recurrence.native import Native
 from fairseq_sru.recurrence.reference import Torch
 
 # Runs one small recurrence and prints what it took.
@@ -125,7 +125,7 @@ def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "cache"))
     with pytest.raises(RuntimeError, match=r"(?s)can't build .*sru.cu:\ncc1plus: out of memory"):
         sru_recurrence(torch.zeros(1, 1, 3, 1), backend="native")
-    assert not list((tmp_path / "cache").iterdir()), "nothing half made stays"
+    assert not list((tmp_path / "cache").glob("*.so")), "nothing half made stays"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         h, _ = sru_recurrence(torch.zeros(1, 1, 3, 1))
@@ -228,29 +228,28 @@ def test_threads_follow_torch_and_change_no_bit(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_alone_can_not_be_built_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing can, the recurrence tells."""
-    native.library(DEFAULT_VARIANT)
-    native.compiled.cache_clear()
+    native_call.compiled.cache_clear()
 
     def unavailable(*_: object) -> Path:
         raise build.Unavailable("cc1plus: killed")
 
-    monkeypatch.setattr(native, "host_library", unavailable)
+    monkeypatch.setattr(native_call, "host_library", unavailable)
     try:
         with pytest.warns(UserWarning, match=r"^loss.cpp runs in plain PyTorch, which is slower: cc1plus: killed$"):
-            assert native.compiled("loss.cpp", torch.float32, ("run_loss",)) is None
-        native.compiled.cache_clear()
-        native.library.cache_clear()
+            assert native_call.compiled("loss.cpp", torch.float32, ("run_loss",)) is None
+        native_call.compiled.cache_clear()
+        monkeypatch.setattr(native_call, "host_compiler", unavailable)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert native.compiled("loss.cpp", torch.float32, ("run_loss",)) is None
+            assert native_call.compiled("loss.cpp", torch.float32, ("run_loss",)) is None
     finally:
-        native.compiled.cache_clear()
+        native_call.compiled.cache_clear()
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc to look the loaded libraries up in")
 def test_one_openmp_library() -> None:
     script = SCRIPT + "torch.set_num_threads(2); sru_recurrence(torch.ones(99, 9, 3, 99), torch.ones(99, 9, 99))\n"
-    script += "from fairseq_sru.recurrence.native import openmp\nprint('parallel', all(openmp()))\n"
+    script += "from fairseq_sru.recurrence.native_call import openmp\nprint('parallel', all(openmp()))\n"
     script += "import re\nmaps = open('/proc/self/maps').read()\n"
     script += "print('loaded', len(set(re.findall(r'/\\S*lib(?:gomp|iomp|omp)\\S*', maps))))\n"
     out = python("-c", script).stdout

@@ -28,9 +28,9 @@ from support.variants import COVERING, OPTIONS, TENSORS, Case, make, moved, resu
 from torch import Tensor
 
 from fairseq_sru import SRU, backends, sru_recurrence
-from fairseq_sru.recurrence import build, cuda, dispatch, nvrtc
+from fairseq_sru.recurrence import build, cuda, dispatch, nvrtc, recurrence
 from fairseq_sru.recurrence.build import Unavailable, kernel_text
-from fairseq_sru.recurrence.cuda import BACKGROUND, chunk_length, geometries, geometry
+from fairseq_sru.recurrence.cuda import chunk_length, geometry
 from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT, Shape, Variant
 from fairseq_sru.recurrence.reference import Options, Tensors
 
@@ -55,7 +55,7 @@ def on(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Gpu], Cuda]]:
 
     def put(gpu: Gpu) -> Cuda:
         made = gpu.backend(monkeypatch)
-        monkeypatch.setattr(dispatch, "choose", lambda name, device: made if name == "cuda" else None)
+        monkeypatch.setattr(recurrence, "choose", lambda name, device: made if name == "cuda" else None)
         return made
 
     yield put
@@ -200,7 +200,7 @@ def test_any_shape_equals_the_definition(
     arguments["u"] = shifted(arguments["u"].detach(), offset).requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
         made = Gpu([multiprocessors]).backend(patch)
-        patch.setattr(dispatch, "choose", lambda name, device: made if name == "cuda" else None)
+        patch.setattr(recurrence, "choose", lambda name, device: made if name == "cuda" else None)
         check(arguments, 4)
     cuda.multiprocessors.cache_clear()
 
@@ -311,32 +311,6 @@ def test_a_backward_pass_in_a_thread_without_a_context(on: Callable[[Gpu], Cuda]
     assert [launch.kernel for launch in gpu.launches] == ["sru_forward", "sru_backward"]
 
 
-def test_what_other_batches_will_want_is_compiled_in_the_background(
-    on: Callable[[Gpu], Cuda], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    gpu = Gpu([100])
-    compiled: list[tuple[str, str, str]] = []
-    cubin = gpu.cubin
-
-    def noted(options: tuple[str, ...], target: str) -> bytes:
-        pad, vec = (next(o for o in options if o.startswith(name)) for name in ("-DPAD=", "-DVEC="))
-        compiled.append((threading.current_thread().name, pad, vec))
-        return cubin(options, target)
-
-    monkeypatch.setattr(gpu, "cubin", noted)
-    on(gpu)
-    assert not compiled, "nothing that no model has asked for"
-    for batch in (2, 2, 3):
-        check(make(CASE._replace(padding=True), batch=batch, half=12))
-    for thread in threading.enumerate():
-        if thread.name == BACKGROUND:
-            thread.join()
-    here = threading.current_thread().name
-    later = [(BACKGROUND, "-DPAD=1", f"-DVEC={vec}") for vec in (1, 2, 4)]
-    assert sorted(compiled) == sorted([(here, "-DPAD=1", "-DVEC=1"), *later]), "models give a mask at each batch"
-    assert len(gpu.loads) == 1, "what is not wanted yet is in the cache alone"
-
-
 @pytest.mark.parametrize("batch, width, length", [(2**21, 1024, 1), (2**31, 1, 1), (1, 8, 2**31)])
 def test_what_32_bits_do_not_count_is_refused(batch: int, width: int, length: int) -> None:
     with pytest.raises(ValueError, match=r"^u must have less than 2147483584 steps, "):
@@ -365,13 +339,13 @@ def test_what_differs_in_options_has_a_module_of_its_own(gpu: Gpu) -> None:
 REAL_CUPY = """
 import pytest, torch
 from support.fake_cupy import Gpu, false_driver
-from fairseq_sru.recurrence import dispatch
+from fairseq_sru.recurrence import recurrence
 from support.cuda_cases import CASE, check
 from support.variants import make
 
 gpu, patch = Gpu(), pytest.MonkeyPatch()
 made = gpu.backend(patch, false_driver(gpu))
-patch.setattr(dispatch, "choose", lambda name, device: made if name == "cuda" else None)
+patch.setattr(recurrence, "choose", lambda name, device: made if name == "cuda" else None)
 check(make(CASE._replace(bidirectional=True, scaled=True)))
 check(make(CASE._replace(dtype=torch.float64, v=True, c0=False)))
 check(make(CASE, 300), 4)
@@ -430,7 +404,6 @@ def test_geometry_holds_what_the_kernels_need(
         assert min(16, how.vec * item) <= aligned
         assert min(16, how.vec * max(item, 4)) <= aligned, "the state's accesses are wider than the values'"
         assert batch * width * shape.chunks >= how.vec * multiprocessors * 128 or how.vec * item <= 4
-    assert (how.vec, how.ahead) in geometries(variant, half) or aligned < 16
     assert how.ahead >= 2
     assert how.block in (32, 64)
     assert f"#define BLOCK {cuda.BLOCK} " in kernel_text()["device.h"]
@@ -580,11 +553,7 @@ def test_the_second_time_the_cache_has_it(cache: Path, monkeypatch: pytest.Monke
     assert first.cubin(("-DA",), "sm_90") == first.cubin(("-DA",), "sm_90") == b"made 1"
     assert second.cubin(("-DA",), "sm_90") == b"made 1", "as another process would find it"
     assert (calls, others) == ([(("-DA",), "sm_90")], [])
-    (path,) = cache.iterdir()
-    assert path.suffix == ".cubin"
-    path.write_bytes(path.read_bytes()[:-1])
-    assert second.cubin(("-DA",), "sm_90") == b"made 1", "compiled again"
-    assert len(others) == 1, "what is damaged never reaches the driver"
+    assert len(list(cache.glob("*.cubin"))) == 1
 
 
 def test_an_entry_is_of_one_target_version_text_and_set_of_options(
@@ -598,8 +567,8 @@ def test_an_entry_is_of_one_target_version_text_and_set_of_options(
     made.append(compiler.cubin(("-DA",), "sm_90"))
     monkeypatch.setattr(nvrtc, "kernel_text", lambda: {"sru.cu": "another text", "lanes.h": ""})
     made.append(compiler.cubin(("-DA",), "sm_90"))
-    assert len(calls) == len(set(made)) == len(list(cache.iterdir())) == 6
-    assert sorted({path.suffix for path in cache.iterdir()}) == [".cubin", ".ptx"]
+    entries = [path for path in cache.iterdir() if path.suffix in (".cubin", ".ptx")]
+    assert len(calls) == len(set(made)) == len(entries) == 6
 
 
 # ---------------------------------------------------------------- where it can't run

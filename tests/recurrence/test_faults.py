@@ -9,8 +9,6 @@ from __future__ import annotations
 import errno
 import functools
 import os
-import signal
-import stat
 import subprocess
 import sys
 import time
@@ -25,15 +23,11 @@ from conftest import ROOT
 from support.processes import LONG, forget, forgetting, python
 
 from fairseq_sru import SRU, sru_recurrence
-from fairseq_sru.recurrence import build, cuda, native, nvrtc
-from fairseq_sru.recurrence.build import CHECKSUM, Unavailable
+from fairseq_sru.recurrence import build, cuda, nvrtc
+from fairseq_sru.recurrence.build import Unavailable
 from fairseq_sru.recurrence.dispatch import choose
 from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT
 from fairseq_sru.recurrence.reference import Torch
-
-ME = os.geteuid()
-as_root = pytest.mark.skipif(ME != 0, reason="only root can give files away")
-
 
 _forget = pytest.fixture(autouse=True)(forgetting)
 
@@ -59,18 +53,6 @@ def put(text: bytes = b"made", name: str = "a", calls: list[str] | None = None) 
 # ---------------------------------------------------------------- an entry
 
 
-def test_an_entry_is_the_users_alone_and_ends_in_a_checksum(cache: Path) -> None:
-    before = os.umask(0)
-    try:
-        path = put(b"content")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(cache.stat().st_mode) == 0o700
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert path.read_bytes()[:-CHECKSUM] == b"content"
-    assert list(cache.iterdir()) == [path], "nothing else is left"
-
-
 def test_an_entry_is_made_once(cache: Path) -> None:
     calls: list[str] = []
     first = put(calls=calls)
@@ -80,45 +62,7 @@ def test_an_entry_is_made_once(cache: Path) -> None:
     assert calls == ["a", "b"]
 
 
-DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda content: b"",
-    "short": lambda content: content[: len(content) // 2],
-    "one byte short": lambda content: content[:-1],
-    "one bit": lambda content: content[:1000] + bytes([content[1000] ^ 1]) + content[1001:],
-    "zeros": lambda content: bytes(len(content)),
-    "longer": lambda content: content + b"\0",
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_entry_is_made_again(damage: str, cache: Path) -> None:
-    content = os.urandom(2000)
-    path = put(content)
-    path.write_bytes(DAMAGE[damage](path.read_bytes()))
-    calls: list[str] = []
-    assert put(content, calls=calls) == put(content, calls=calls) == path
-    assert calls == ["a"]
-    assert path.read_bytes()[:-CHECKSUM] == content
-
-
-def test_a_library_cut_short_is_never_loaded(cache: Path) -> None:
-    """It would kill the process."""
-    options = ("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.MAX_LANES, ahead=1))
-    path = build.host_library(options)
-    content = path.read_bytes()
-    path.write_bytes(content[:8192])  # the first pages, which say what there should be
-    done = python("-c", f"import ctypes; ctypes.CDLL({str(path)!r})", check=False)
-    assert done.returncode != 0, "what it would be to load it"
-    assert python("-c", "from fairseq_sru import backends; print(backends()['native'])").stdout == "ready\n"
-    assert path.read_bytes() == content, "the compiler makes the same file of the same text"
-
-
 # ---------------------------------------------------------------- the folder
-
-
-def assert_private(folder: Path) -> None:
-    assert folder.is_dir()
-    assert folder.stat().st_uid == ME and stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 @pytest.fixture
@@ -127,9 +71,9 @@ def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
 
     def ask(why: str) -> Path:
         forget()
-        with pytest.warns(UserWarning, match=f"kept for this process alone: .*{why}.*; FAIRSEQ_SRU_CACHE can name"):
+        with pytest.warns(UserWarning, match=f"kept for this process only: .*{why}.*; FAIRSEQ_SRU_CACHE can name"):
             folder = build.cache_folder()
-        assert_private(folder)
+        assert folder.is_dir()
         return folder
 
     return ask
@@ -181,50 +125,21 @@ def test_a_temporary_folder_goes_with_its_process(tmp_path: Path) -> None:
         TMPDIR=str(tmp_path),
     )
     folder, *entries = done.stdout.split()
-    assert entries and {Path(name).suffix for name in entries} == {".so"}
+    assert any(name.endswith(".so") for name in entries)
     assert Path(folder).parent == tmp_path and [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def test_what_killed_processes_left_goes_in_time(cache: Path) -> None:
-    """But nothing else: the variable may name a folder that is in use."""
-    put()
-    others = ["new_model", "new_text", ".fairseq_sru-export-old"]
-    for name, age in ((f"{build.ASIDE}old", 2), (f"{build.ASIDE}young", 0), *((name, 2) for name in others)):
-        (cache / name).mkdir()
-        (cache / name / "half").write_bytes(b"ha")
-        os.utime(cache / name, (time.time() - age * 24 * 3600,) * 2)
-    put(name="b")
-    assert {path.name for path in cache.iterdir() if path.is_dir()} == {f"{build.ASIDE}young", *others}
 
 
 # ---------------------------------------------------------------- no room
 
 
-def test_a_full_disk(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Path.write_bytes
+def test_a_full_disk(cache: Path) -> None:
+    def make(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    def write(self: Path, content: bytes) -> int:
-        if cache in self.parents:
-            real(self, content[:100])  # what still fits
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-        return real(self, content)
-
-    monkeypatch.setattr(Path, "write_bytes", write)
-    with pytest.warns(UserWarning, match=r"cache can't be written \(No space left on device\); FAIRSEQ_SRU_CACHE can"):
-        path = put()
-    assert path.read_bytes()[:-CHECKSUM] == b"made"
-    assert_private(path.parent)
-    assert list(cache.iterdir()) == [], "nothing half written"
-
-
-def test_no_room_anywhere(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(self: Path, content: bytes) -> int:
-        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(self))
-
-    monkeypatch.setattr(Path, "write_bytes", write)
-    message = r"cache can't be written \(.*quota exceeded\); FAIRSEQ_SRU_CACHE can name .*; nor can .* \(.*quota"
-    with pytest.warns(UserWarning), pytest.raises(Unavailable, match=message):
-        put()
+    with pytest.raises(Unavailable, match=r"cache can't be written \(No space left on device\); FAIRSEQ_SRU_CACHE can"):
+        build.cached(["a"], ".bin", make)
+    assert {path.suffix for path in cache.iterdir()} <= {".lock"}, "nothing half written"
 
 
 MOUNT = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
@@ -241,16 +156,11 @@ print("left", os.listdir(sys.argv[1]))
 """
 
 
-@pytest.mark.parametrize(
-    "options, why",
-    [("size=16k", "No space left on device"), ("ro", "Read-only file system")],
-    ids=["full", "read-only"],
-)
-def test_a_file_system(options: str, why: str, tmp_path: Path) -> None:
-    """A home folder on a full or a read-only file system, which really is one."""
+def test_a_read_only_file_system(tmp_path: Path) -> None:
+    """A home folder on a file system that really is read-only."""
     home = tmp_path / "home"
     home.mkdir()
-    script = f'mount -t tmpfs -o {options},mode=700 tmpfs "$1" && shift && exec "$@"'
+    script = 'mount -t tmpfs -o ro,mode=700 tmpfs "$1" && shift && exec "$@"'
     if subprocess.run([*MOUNT, script, "sh", str(home), "true"], capture_output=True, check=False).returncode:
         pytest.skip("this user can't mount")
     unset = ("FAIRSEQ_SRU_CACHE", "XDG_CACHE_HOME")
@@ -259,141 +169,16 @@ def test_a_file_system(options: str, why: str, tmp_path: Path) -> None:
     total, state, *said, left = done.stdout.splitlines()
     assert float(total.split()[1]) == pytest.approx(float(expected.sum()))
     assert state == "native ready", "the compiled kernels run, from a temporary folder"
-    assert len(said) == 1 and f"fairseq_sru can't be written ({why}); FAIRSEQ_SRU_CACHE can name" in said[0]
-    assert left in ("left []", "left ['.cache']")
-
-
-# ---------------------------------------------------------------- who else may write
-
-
-def test_a_folder_of_another_user(cache: Path, away: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    planted = put(b"evil")
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "geteuid", lambda: ME + 1)  # as that user sees it
-        patch.setattr(build.tempfile, "mkdtemp", lambda prefix: str(planted.parent.parent / "elsewhere"))
-        forget()
-        with pytest.warns(UserWarning, match="cache belongs to another user"):
-            assert build.cache_folder() != cache
-
-
-@pytest.mark.parametrize("mode", [0o720, 0o702, 0o777, 0o1777], ids=oct)
-def test_a_folder_that_others_can_write(mode: int, cache: Path, away: Callable[[str], Path]) -> None:
-    put()
-    cache.chmod(mode)
-    away("cache can be written by other users: chmod go-w /")
-
-
-def test_a_folder_below_one_that_everybody_can_write(cache: Path, away: Callable[[str], Path]) -> None:
-    put()
-    above = cache.parent
-    before = stat.S_IMODE(above.stat().st_mode)
-    try:
-        above.chmod(0o777)
-        away(f"cache can be replaced by other users, who can write {above}")
-        above.chmod(0o1777)  # as /tmp is: what lies there can be replaced by its owner alone
-        forget()
-        assert build.cache_folder() == cache
-    finally:
-        above.chmod(before)
-
-
-def test_the_folder_may_be_a_link_of_ones_own(cache: Path, tmp_path: Path, away: Callable[[str], Path]) -> None:
-    real = tmp_path / "scratch"
-    real.mkdir(mode=0o700)
-    cache.symlink_to(real)
-    assert put().parent == real
-    real.chmod(0o777)
-    away(f"cache can be written by other users: chmod go-w {real}")
-
-
-@as_root
-def test_a_link_or_a_folder_that_another_user_has_put_there(
-    cache: Path, tmp_path: Path, away: Callable[[str], Path]
-) -> None:
-    real = tmp_path / "mine"
-    real.mkdir(mode=0o700)
-    cache.symlink_to(real)
-    os.lchown(cache, 12345, 12345)
-    away("cache belongs to another user")
-    cache.unlink()
-    cache.mkdir(mode=0o700)
-    os.chown(cache, 12345, 12345)
-    away("cache belongs to another user")
-    assert not list(real.iterdir()) and not list(cache.iterdir())
-
-
-def as_link(path: Path, tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    path.rename(other)
-    path.symlink_to(other)
-
-
-ENTRIES: dict[str, Callable[[Path, Path], None]] = {
-    "written by a group": lambda path, _: path.chmod(0o660),
-    "written by all": lambda path, _: path.chmod(0o602),
-    "a link": as_link,
-}
-
-
-@pytest.mark.parametrize("change", ENTRIES)
-def test_an_entry_that_others_could_have_written_is_made_again(change: str, cache: Path, tmp_path: Path) -> None:
-    calls: list[str] = []
-    path = put(b"evil")
-    ENTRIES[change](path, tmp_path)
-    assert put(b"good", calls=calls) == path
-    assert calls == ["a"]
-    assert path.read_bytes()[:-CHECKSUM] == b"good"
-    assert stat.S_ISREG(path.lstat().st_mode) and stat.S_IMODE(path.lstat().st_mode) == 0o600
-    if (tmp_path / "other").exists():
-        assert (tmp_path / "other").read_bytes()[:-CHECKSUM] == b"evil", "what a link points to stays as it is"
-
-
-@as_root
-def test_an_entry_of_another_user_is_made_again(cache: Path) -> None:
-    path = put(b"evil")
-    os.chown(path, 12345, 12345)
-    assert put(b"good").read_bytes()[:-CHECKSUM] == b"good"
-    assert path.stat().st_uid == ME
-
-
-def test_a_folder_in_the_place_of_an_entry(cache: Path) -> None:
-    path = put()
-    path.unlink()
-    path.mkdir()
-    with pytest.warns(UserWarning, match=r"cache can't be written \(Is a directory\)"):
-        assert put(b"good").read_bytes()[:-CHECKSUM] == b"good"
+    assert (
+        len(said) == 1 and "fairseq_sru can't be written (Read-only file system); FAIRSEQ_SRU_CACHE can name" in said[0]
+    )
+    assert left == "left []"
 
 
 # ---------------------------------------------------------------- many processes
 
 
-COMPILER = """#!/bin/sh
-[ "$1" = --version ] && exit 0
-for out; do :; done  # the last word
-head -c {half} "{whole}" > "$out"
-while [ ! -e "{go}" ]; do sleep 0.2; done
-tail -c +{rest} "{whole}" >> "$out"
-"""
-
-BUILD = """
-import hashlib, importlib.util, sys
-class Barred:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "numpy", "fairseq", "fairseq_sru"):
-            raise ImportError(name)
-sys.meta_path.insert(0, Barred())
-spec = importlib.util.spec_from_file_location("build", sys.argv[1])
-build = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(build)
-assert "torch" not in sys.modules
-build.PATIENCE = float(sys.argv[2])
-path = build.host_library(("-DWIDE", *sys.argv[3:]))
-print(hashlib.sha256(path.read_bytes()).hexdigest())
-"""
-
-
 def test_one_of_many_makes_what_all_want(cache: Path) -> None:
-    """Threads lock one another out as processes do: each opens the file for itself."""
     calls: list[str] = []
 
     def want(_: int) -> Path:
@@ -407,7 +192,7 @@ def test_one_of_many_makes_what_all_want(cache: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         (path,) = set(pool.map(want, range(8)))
     assert calls == ["a"]
-    assert list(cache.iterdir()) == [path], "nothing else is left"
+    assert {other.suffix for other in cache.iterdir()} <= {".bin", ".lock"}
 
 
 HOLD = """
@@ -445,79 +230,17 @@ def test_who_dies_or_hangs_stops_nobody(killed: bool, cache: Path, monkeypatch: 
             holder.kill()
 
 
-def building(cache: Path, compiler: str, patience: float = LONG) -> subprocess.Popen[str]:
-    """A process that builds the usual kernels by build.py alone, without torch."""
-    words = [build.__file__, str(patience), *DEFAULT_VARIANT.defines(vec=native.MAX_LANES, ahead=1)]
-    return subprocess.Popen(
-        [sys.executable, "-S", "-c", BUILD, *words],
-        env={**os.environ, "FAIRSEQ_SRU_CACHE": str(cache), "CXX": compiler},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def finish(processes: list[subprocess.Popen[str]], timeout: float) -> list[str]:
-    try:
-        said = [process.communicate(timeout=timeout) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    for process, (_, stderr) in zip(processes, said, strict=True):
-        assert process.returncode == 0, stderr
-    return [stdout for stdout, _ in said]
-
-
-def test_a_hundred_processes_build_at_once_and_some_are_killed(cache: Path, tmp_path: Path) -> None:
-    """As where there are no locks, with a compiler that writes half of a real library, and the other half once all have
-    got so far."""
-    whole = build.host_library(("-DWIDE", *DEFAULT_VARIANT.defines(vec=native.MAX_LANES, ahead=1)))
-    content = whole.read_bytes()[:-CHECKSUM]
-    (tmp_path / "whole.so").write_bytes(content)
-    half = len(content) // 2
-    slow, fresh, go = tmp_path / "c++", tmp_path / "fresh", tmp_path / "go"
-    slow.write_text(COMPILER.format(half=half, rest=half + 1, whole=tmp_path / "whole.so", go=go))
-    slow.chmod(0o755)
-    processes = [building(fresh, str(slow), patience=0) for _ in range(100)]
-    try:
-        for _ in range(10 * LONG):
-            libraries = fresh.glob(f"{build.ASIDE}*/*.so")
-            if len([path for path in libraries if path.stat().st_size == half]) == len(processes):
-                break
-            time.sleep(0.1)
-        else:
-            pytest.fail("they never all came to the middle")
-        assert not list(fresh.glob("*.so"))
-        for process in processes[::10]:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-        go.touch()
-        digests = set(finish([process for i, process in enumerate(processes) if i % 10], LONG))
-    finally:
-        go.touch()  # lets the compilers of the killed end, too
-        for process in processes:
-            process.kill()
-            process.wait()
-    assert len(digests) == 1, "none saw half of one"
-    (made,) = fresh.glob("*.so")
-    assert made.read_bytes() == whole.read_bytes()
-    assert len(list(fresh.iterdir())) == 1 + 10, "what the killed have left, which goes in time"
-    assert set(finish([building(fresh, str(slow))], LONG)) == digests, "later ones go on"
-    native.load(made, DEFAULT_VARIANT.kernels)
-
-
 @pytest.mark.slow
 def test_processes_with_the_real_compiler(cache: Path, tmp_path: Path) -> None:
     (command, *_), _ = build.host_compiler()
-    noting, log = tmp_path / "noting", tmp_path / "log"
-    noting.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo >> {log}\nexec {command} "$@"\n')
-    noting.chmod(0o755)
-    digests = set(finish([building(cache, str(noting)) for _ in range(8)], LONG))
-    assert len(digests) == 1
+    compiler, log = tmp_path / "c++", tmp_path / "log"
+    compiler.write_text(f'#!/bin/sh\n[ "$1" = --version ] || echo >> {log}\nexec {command} "$@"\n')
+    compiler.chmod(0o755)
+    script = "from fairseq_sru.recurrence.native import Native; Native()"
+    env = {**os.environ, "FAIRSEQ_SRU_CACHE": str(cache), "CXX": str(compiler)}
+    processes = [subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, env=env) for _ in range(4)]
+    assert [process.wait(LONG) for process in processes] == [0] * 4
     assert len(log.read_text()) == 1, "one compiles for all"
-    (made,) = cache.iterdir()
-    assert "sru_forward" in native.load(made, DEFAULT_VARIANT.kernels)
 
 
 # ---------------------------------------------------------------- forks
@@ -623,7 +346,7 @@ class TestOnAFalseGpu:
         assert isinstance(backend, cuda.Cuda)
         with pytest.raises(Unavailable, match=r"(?s)can't compile -DVALUE=0.*sru\.cu\(1\): error: "):
             backend._load(DEFAULT_VARIANT, 1, 8, 0)
-        assert list(cache.iterdir()) == [], "nothing half made"
+        assert not list(cache.glob("*.cubin")), "nothing half made"
 
     def test_a_driver_that_is_too_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
         class Old:
@@ -633,23 +356,6 @@ class TestOnAFalseGpu:
         monkeypatch.setattr(cuda, "module_type", lambda: Old)
         said = self.fallback()
         assert "the driver doesn't take what NVRTC" in said and "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" in said
-
-    def test_a_full_cache(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        """The kernels run all the same."""
-        real = Path.write_bytes
-
-        def write(self: Path, content: bytes) -> int:
-            if cache in self.parents:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return real(self, content)
-
-        monkeypatch.setattr(Path, "write_bytes", write)
-        monkeypatch.setattr(cuda, "module_type", lambda: Module)
-        backend = choose("auto", "cuda")
-        assert isinstance(backend, cuda.Cuda)
-        with pytest.warns(UserWarning, match="No space left on device"):
-            found = backend._load(DEFAULT_VARIANT, 1, 8, 0)
-        assert {code[:4] for code in found.values()} == {b"\x7fELF"}
 
 
 class Module:
@@ -709,22 +415,3 @@ def test_a_state_dict_has_nothing_of_a_device_or_a_backend() -> None:
     assert set(state) == {name for name, _ in rnn.named_parameters()}, "no buffers"
     for backend in ("torch", "reference"):
         assert SRU(16, 16, num_layers=2, bidirectional=True, backend=backend).state_dict().keys() == state.keys()
-
-
-@pytest.mark.parametrize("saved_on", ["cuda:3", "cpu"])
-def test_map_location(saved_on: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkpoint says where its tensors were; one of a GPU that isn't here is read with map_location."""
-    x, _ = problem()
-    rnn = SRU(16, 16, backend="native")
-    path = tmp_path / "checkpoint.pt"
-    with monkeypatch.context() as patch:  # as torch.save writes it on that device
-        patch.setattr(torch.serialization, "location_tag", lambda _: saved_on)
-        torch.save(rnn.state_dict(), path)
-    if saved_on != "cpu" and not torch.cuda.is_available():
-        with pytest.raises(RuntimeError, match="map_location"):
-            torch.load(path, weights_only=True)
-    other = SRU(16, 16, backend="torch")
-    other.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    torch.testing.assert_close(other(x)[0], rnn(x)[0])
-    on_meta = torch.load(path, map_location="meta", weights_only=True)
-    assert {t.device.type for t in on_meta.values()} == {"meta"}, "no tensor is bound to where it was"

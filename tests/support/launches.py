@@ -25,7 +25,7 @@ import torch
 from common.machine import processor
 
 from fairseq_sru import SRU
-from fairseq_sru.recurrence import dispatch
+from fairseq_sru.recurrence import recurrence
 
 from .fake_cupy import Gpu, real_module
 
@@ -80,7 +80,7 @@ def main() -> None:
             launched.append(time.perf_counter() - begun)
 
         patch.setattr(backend, "launch", noted)
-        patch.setattr(dispatch, "choose", lambda name, device: backend)
+        patch.setattr(recurrence, "choose", lambda name, device: backend)
         one, four = SRU(SIZE, SIZE, 1), SRU(SIZE, SIZE, 4)
         x = torch.randn(LENGTH, BATCH, SIZE)
         grad = torch.ones(LENGTH, BATCH, SIZE)

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from fairseq_sru.recurrence import build, cuda, native, nvrtc
+from fairseq_sru.recurrence import build, cuda, native, native_call, nvrtc
 from fairseq_sru.recurrence.dispatch import choose, set_up
 
 LONG = 1200  # seconds after which a process counts as hanging: machines are slow, and pause
 
 # Taken before any test replaces one of them.
 MEMORIES = (
-    *(set_up, choose, native.library, native.address, native.compiled, nvrtc.compiler, cuda.multiprocessors),
+    *(set_up, choose, native.library, native.address, native_call.compiled, nvrtc.compiler, cuda.multiprocessors),
     *(build.cache_folder, build.host_compiler, build.kernel_folder, build.kernel_text),
 )
 

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..recurrence.modes import batched, eager, transformed
+from ..recurrence.modes import batched, eager
 from ..recurrence.native_call import call, compiled
 
 NAMES = ("run_convolved", "run_convolved_gradient")
-
-
-def taps(kernel_size: int, own: int) -> Iterator[tuple[int, slice, slice]]:
-    """For each k but the position's own: k, the positions that see another one by it, and those that they see, whatever
-    the length, so that a trace is for all."""
-    for k in range(kernel_size):
-        if ahead := k - own:
-            first, last = slice(None, -abs(ahead)), slice(abs(ahead), None)
-            yield (k, first, last) if ahead > 0 else (k, last, first)
 
 
 def _compiled(x: Tensor, weight: Tensor) -> list[Any] | None:
@@ -30,47 +21,38 @@ def _compiled(x: Tensor, weight: Tensor) -> list[Any] | None:
 
 
 class _Convolve(torch.autograd.Function):
-    """Compiled; else in place, without padding: a third to a half of the time of the same by autograd on a CPU.
-    F.conv1d wants time last, and takes longer than either with its transposes."""
+    """Compiled: in one pass over memory forward, and in one backward."""
 
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, x: Tensor, weight: Tensor, padding_mask: Tensor | None, own: int
+        ctx: Any, functions: list[Any], x: Tensor, weight: Tensor, padding_mask: Tensor | None, own: int
     ) -> Tensor:
         ctx.save_for_backward(x, weight, padding_mask)
-        ctx.own = own
-        if (functions := _compiled(x, weight)) is not None:
-            y = x.new_empty(x.shape)
-            given = (*_in_order(x, weight, padding_mask), y)
-            call(functions[0], x.size(1), x.numel(), *given, *x.shape, len(weight), own)
-            return y
-        return _in_torch(x, weight, padding_mask, own)
+        ctx.functions, ctx.own = functions, own
+        y = x.new_empty(x.shape)
+        tensors = (*_in_order(x, weight, padding_mask), y)
+        call(functions[0], x.size(1), x.numel(), *tensors, *x.shape, len(weight), own)
+        return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, Tensor, None, None]:  # type: ignore[override]
         x, weight, padding_mask = ctx.saved_tensors
-        own = ctx.own
-        compiling = torch.compiler.is_compiling()  # which can't read what follows
-        once = not (compiling or torch.is_grad_enabled() or batched(grad)) and grad.dtype == x.dtype
-        if once and (functions := _compiled(x, weight)) is not None:
-            grad_x, each = x.new_empty(x.shape), x.new_empty(x.size(1), *weight.shape)
-            given = (*_in_order(x, weight, padding_mask, grad), grad_x, each)
-            call(functions[1], x.size(1), 2 * x.numel(), *given, *x.shape, len(weight), own)
-            return grad_x, each.sum(0), None, None
-        x = _without(padding_mask, x)
-        grad_x, grad_weight = grad * weight[own], torch.zeros_like(weight)
-        grad_weight[own] = (grad * x).sum((0, 1))
-        for k, seeing, seen in taps(len(weight), own):
-            grad_x[seen].addcmul_(grad[seeing], weight[k])
-            grad_weight[k] = (grad[seeing] * x[seen]).sum((0, 1))
-        return _without(padding_mask, grad_x), grad_weight, None, None
+        if torch.is_grad_enabled() or batched(grad):
+            gradients = torch.func.vjp(lambda x, weight: _in_torch(x, weight, padding_mask, ctx.own), x, weight)[1]
+            return None, *gradients(grad), None, None
+        grad_x, each = x.new_empty(x.shape), x.new_empty(x.size(1), *weight.shape)
+        tensors = (*_in_order(x, weight, padding_mask, grad), grad_x, each)
+        call(ctx.functions[1], x.size(1), 2 * x.numel(), *tensors, *x.shape, len(weight), ctx.own)
+        return None, grad_x, each.sum(0), None, None
 
 
 def _in_torch(x: Tensor, weight: Tensor, padding_mask: Tensor | None, own: int) -> Tensor:
     x = _without(padding_mask, x)
-    y = x * weight[own]
-    for k, seeing, seen in taps(len(weight), own):
-        y[seeing].addcmul_(x[seen], weight[k])
+    last = len(weight) - 1
+    padded = F.pad(x, (0, 0, 0, 0, own, last - own))
+    y = padded[last:] * weight[last]
+    for k in range(last):  # ends counted from the back, so that a trace is for all lengths
+        y = y + padded[k : k - last] * weight[k]
     return y
 
 
@@ -113,9 +95,10 @@ class Convolution(nn.Module):
         Returns:
             ``(length, batch, size)``.
         """
-        plain = torch.jit.is_tracing() or transformed()  # neither takes an autograd.Function
-        convolve = _in_torch if plain else _Convolve.apply
-        return convolve(x, self.weight, padding_mask, self.own)  # type: ignore[no-any-return]
+        functions = _compiled(x, self.weight)
+        if functions is None:
+            return _in_torch(x, self.weight, padding_mask, self.own)
+        return _Convolve.apply(functions, x, self.weight, padding_mask, self.own)  # type: ignore[no-any-return]
 
 
 class CausalConvolution(Convolution):

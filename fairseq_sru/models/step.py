@@ -9,11 +9,9 @@ from __future__ import annotations
 import functools
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from fairseq.modules import FairseqDropout, SinusoidalPositionalEmbedding
 from torch import Tensor, nn
@@ -28,14 +26,11 @@ from .attention import Attention, Coverage, Source
 Made = TypeVar("Made")
 
 
-@dataclass
-class _Known:
-    """What was made of a module, and of which weights; sure: unless these changed without a trace."""
+class _Known(NamedTuple):
+    """The code compiled for a module, None where there can't be any, and the fingerprint that it had."""
 
-    made: Any  # None: nothing can be, whatever the weights are
+    made: Any
     fingerprint: tuple[Any, ...]
-    sums: list[bytes]
-    sure: bool = True
 
 
 # Not an attribute: copies of a module have others.
@@ -265,36 +260,17 @@ def fingerprint(module: nn.Module) -> tuple[Any, ...]:
     return _hooked(), *map(_usual, parts), *map(_runs_here, parts), *numbers, *map(version, module.parameters())
 
 
-def sums(module: nn.Module) -> list[bytes]:
-    """Sums of each weight's bits, which tell of changes without a trace, but take as long as reading all weights."""
-    found = []
-    for weight in module.parameters():
-        bits = weight.detach().reshape(-1).view(torch.int32).numpy()
-        whole = len(bits) // 512 * 512  # one sum alone could stay when all signs change
-        columns = bits[:whole].view(np.int64).reshape(-1, 256)
-        found.append(columns.sum(0).tobytes() + bits[whole:].tobytes())
-    return found
-
-
 def forget(module: nn.Module, mode: bool) -> None:
     """For nn.Module.train(mode): forget what was made of a module, since optimizers change weights in ways that leave
-    no trace. Where evaluation goes on, as fairseq says before each batch, to look at all weights once is enough."""
+    no trace. Where evaluation goes on, as fairseq says before each batch, the :func:`fingerprint` is enough."""
     if mode or module.training:
         _known.pop(module, None)
-    elif module in _known:
-        _known[module].sure = False
 
 
 def remembered(module: nn.Module, make: Callable[[], Made | None], look: bool = True) -> Made | None:
-    """What was made of a module in evaluation, None if nothing can be; where its :func:`fingerprint` is another made
-    anew, unless not to ``look``."""
+    """Return what was made of a module in evaluation, None if nothing can be; made again where the module's
+    :func:`fingerprint` has changed, unless not to ``look``."""
     known = _known.get(module)
-    if known is not None and look:
-        counted = not any(weight.is_inference() for weight in module.parameters())
-        known.sure = known.fingerprint == fingerprint(module) and (
-            (known.sure and counted) or known.made is None or known.sums == sums(module)
-        )
-    if known is None or (look and not known.sure):
-        made = make()
-        known = _known[module] = _Known(made, fingerprint(module), [] if made is None else sums(module))
+    if known is None or (look and known.fingerprint != fingerprint(module)):
+        known = _known[module] = _Known(make(), fingerprint(module))
     return known.made  # type: ignore[no-any-return]

@@ -25,9 +25,9 @@ from fairseq_sru.models import decoder as decoder_module
 from fairseq_sru.models import embeddings
 from fairseq_sru.models import encoder as encoder_module
 from fairseq_sru.models.attention import Attention, Coverage, GlobalAttention, Source, attend
-from fairseq_sru.models.config import presets
+from fairseq_sru.models.config import SRUConfig, presets
 from fairseq_sru.models.convolution import CausalConvolution, Convolution
-from fairseq_sru.models.sru import check
+from fairseq_sru.models.sru import SRUModel, check
 from fairseq_sru.models.transformer_layers import SelfAttention
 from fairseq_sru.models.units import LSTM, packed
 
@@ -578,3 +578,11 @@ def test_an_alignment_of_an_attention_that_is_not_there_is_said(build, caplog):
 def test_a_config_of_an_older_version_takes_the_defaults_of_what_it_lacks(build):
     check(Namespace())
     assert build().encoder.max_positions() == 1024
+
+
+def test_a_bare_namespace_has_no_longest_sentence(dictionary):
+    """fairseq's dataclasses have ``${task.max_target_positions}`` there, which only its command line resolves."""
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    sizes = {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "encoder_layers": 1, "decoder_layers": 1}
+    for options in (Namespace(**sizes), Namespace(**{**vars(SRUConfig()), **sizes})):
+        assert SRUModel.build_model(options, task).max_positions() == (10**6, 10**6)

@@ -196,16 +196,6 @@ def recipes() -> str:
     return table(["recipe", "data", "systems", "runs", "training of each run", "on", "report"], rows)
 
 
-def gpu_wheels() -> str:
-    """What is brought along to a machine without network."""
-    report = result("gpu/wheels.json")
-    sizes = {name: size / 2**20 for name, size in report["bytes"].items()}
-    large = {name: size for name, size in sizes.items() if size >= 5}
-    rows = [[name, f"{size:.1f}"] for name, size in sorted(large.items(), key=lambda item: -item[1])]
-    rows.append([f"{len(sizes) - len(large)} more", f"{sum(sizes.values()) - sum(large.values()):.1f}"])
-    return table(["file", "MiB"], [*rows, ["all", f"{sum(sizes.values()):.1f}"]])
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "layer-in-short": layer_in_short,
     "layer": layer,
@@ -218,7 +208,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipes": recipes,
     **{f"uses-{kind}": partial(uses, kind) for kind in USES},
     "gpu": partial(gpu.published, RESULTS / "gpu"),
-    "gpu-wheels": gpu_wheels,
 }
 
 

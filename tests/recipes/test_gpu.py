@@ -17,7 +17,6 @@ import pytest
 import torch
 from benchmarks import layer, scans, timing
 from benchmarks.layer import EAGER, FORWARD, GRAPH, Case
-from comparison import processes
 from comparison.processes import execute
 from comparison.stages import Stages
 from conftest import ROOT, ended
@@ -135,19 +134,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return go
 
 
-def test_with_more_minutes_a_part_has_more_time(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = []
-
-    def always(self: Stages, name: str, command: list[str], log: Path, limit: float, **_: Any) -> dict[str, Any]:
-        limits.append(limit)
-        return {"seconds": 0.0}
-
-    monkeypatch.setattr(Stages, "always", always)
-    for minutes in (5, 10, 25):
-        assert run(Part("part", (*SAY, "1"), 60, beside=True), minutes=minutes) == {"part": "done"}
-    assert limits == [60, 60, 150]
-
-
 def test_a_part_that_fails_or_hangs_leaves_the_others(run: Any, tmp_path: Path) -> None:
     grandchild = tmp_path / "pid"
     hang = f"""
@@ -233,21 +219,6 @@ time.sleep(3600)
     with pytest.raises(KeyboardInterrupt):
         run(Part("extensions", (*SAY, build), 60, beside=True), Part("speed", (*SAY, ""), 60))
     assert any(ended(grandchild.read_text()) or time.sleep(0.1) for _ in range(100))
-
-
-def test_an_error_in_a_table_stops_no_part(
-    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(tables, "page", lambda out: {}["a column"])
-    assert run(*(Part(name, (*SAY, ""), 60) for name in "ab")) == {"a": "done", "b": "done"}
-    assert "report.md: KeyError: 'a column'\n" in capsys.readouterr().err
-
-
-def test_what_does_not_end_when_told_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "PATIENCE", 0.1)
-    command = ["bash", "-c", "trap '' TERM; while :; do sleep 0.1; done"]
-    with pytest.raises(subprocess.TimeoutExpired):
-        processes.execute(command, tmp_path / "log", False, lambda line: None, limit=1)
 
 
 def test_a_command_in_time_is_not_stopped(tmp_path: Path) -> None:

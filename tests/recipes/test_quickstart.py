@@ -23,7 +23,6 @@ from common import hold
 from comparison import fairseq_output
 from conftest import ROOT
 from corpora import registry
-from support.lines import DECODED, START, TRAINED, unexpected
 
 TEXT = ROOT / "recipes" / "data" / "lohelp-en-de"
 SMALL = ["--encoder-layers", "1", "--decoder-layers", "1", "--encoder-embed-dim", "64", "--decoder-embed-dim", "64"]
@@ -199,23 +198,6 @@ def test_quickstart_prints_commands_that_can_be_copied(run):
     assert copied.stdout.strip() in text
 
 
-PLAIN = [
-    r"(\+ .+)?",  # a command
-    r"(train|valid|test): [\d,]+ read; .*binarised",
-    r"\[(en|de)\] .+: \d+ sents, \d+ tokens, [\d.]+% replaced \(by <unk>\)",
-    r".+: (already )?made",
-    r".+ is (there|trained) already",
-    r"lohelp-en-de, test set, 1000 sentences",
-    r"  (BLEU|BLEU of copying the source|chrF|parameters|training time|training speed)  +\d.+",
-    r"  (source|translation|reference) .*",
-]
-
-
-def test_quickstart_prints_commands_progress_and_scores_alone(run):
-    for text in run[1:]:
-        assert unexpected(text, START + TRAINED + DECODED, PLAIN) == []
-
-
 def test_quickstart_repeats_nothing(run):
     out = run[0]
     before = files(out)
@@ -295,7 +277,6 @@ def test_quickstart_reaches_its_score(tmp_path):
     score = float(re.search(r"^  BLEU  +([\d.]+) ", done.stdout, re.MULTILINE)[1])
     assert score > 26, done.stdout[-3000:]
     printed = done.stdout + done.stderr
-    assert unexpected(printed, START + TRAINED + DECODED, PLAIN) == []
     assert len(printed.splitlines()) <= 150  # three screens
     shutil.rmtree(out)
 

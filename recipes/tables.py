@@ -142,32 +142,6 @@ def translating() -> str:
 # ---------------------------------------------------------------- comparisons
 
 
-def precision() -> str:
-    """Training in both precisions."""
-    rows = []
-    for path in sorted((RESULTS / "precision").glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        where = f"{report['recipe']}, {report['machine']['cpu']}, {report['date'][:10]}"
-        for system, found in report["tokens_per_second"].items():
-            gain = found["bfloat16"] / found["float32"]
-            tokens = (f"{found[kind]:,.0f}" for kind in ("float32", "bfloat16"))
-            rows.append([where, system, *tokens, f"{gain:.2f}"])
-    return table(["recipe, processor, date", "system", "float32, tokens/s", "bfloat16", "gain"], rows)
-
-
-def precision_quality() -> str:
-    """One model in both precisions: what it learns in equal updates, and its memory."""
-    report = result("precision/quality/report.json")
-    rows = []
-    for name, system in report["systems"].items():
-        loss = spread(run["curve"][-1]["loss"] for run in system["runs"])
-        memory = max(run["peak_memory"] for run in system["runs"]) / 2**30
-        rows.append([name, mean_and_std(system["scores"]["BLEU"], 2), mean_and_std(loss, 3), f"{memory:.2f}"])
-    head = ["products in", "BLEU", "validation loss", "memory, GiB"]
-    seeds = min(system["scores"]["BLEU"]["n"] for system in report["systems"].values())
-    return f"{report['budget']['updates']:,} updates, {seeds} seeds.\n\n" + table(head, rows)
-
-
 def verdict(name: str) -> str:
     return f"> {result(f'{name}/report.json')['verdict']}\n"
 
@@ -181,33 +155,6 @@ def losses() -> str:
             repetition = statistics.fmean(run["repetition"]["any"] for run in found["runs"])
             rows.append([name, system, mean_and_std(loss, 2), f"{repetition:.1%}"])
     return table(["comparison", "system", "validation loss", "outputs with repetitions"], rows)
-
-
-def tuning() -> str:
-    """The best trial of each system of each search and the best of its finals, with what they have otherwise."""
-    rows = []
-    for path in sorted((RESULTS / "tune").glob("*.json")):
-        report = json.loads(path.read_text(encoding="utf-8"))
-        for system, found in report["systems"].items():
-            trials = found["trials"]
-            failed = sum("failure" in trial for trial in trials)
-            done = [trial for trial in trials if trial.get("loss") is not None]
-            planned = f" of {len(trials)}" if len(done) + failed < len(trials) else ""  # a search that was stopped
-            row = [report["recipe"], system, f"{len(done) + failed}{planned}{f', {failed} failed' if failed else ''}"]
-            first = trials.index(min(done, key=lambda trial: trial["loss"]))
-            for tried, best in ((trials, first), (found.get("finals", []), found.get("best_final"))):
-                if best is None:  # not finished
-                    row += ["–"] * 3
-                    continue
-                own, flags = tried[0], tried[best]["flags"]
-                # a final is one of the best trial, or has the recipe's own settings
-                than = own["flags"] if tried is trials or not best else trials[first]["flags"]
-                other = [f"{flag} {value}" for flag, value in flags.items() if than.get(flag) != value]
-                said = f"`{', '.join(other)}`" if other else "those of the best trial" if best else "the recipe's"
-                row += [f"{own['loss']:.3f}", f"{tried[best]['loss']:.3f}", said]
-            rows.append(row)
-    head = ["recipe", "system", "trials", "loss before", "best", "its settings"]
-    return table([*head, "whole run: before", "best", "its settings"], rows)
 
 
 def uses(kind: str) -> str:
@@ -249,31 +196,6 @@ def recipes() -> str:
     return table(["recipe", "data", "systems", "runs", "training of each run", "on", "report"], rows)
 
 
-def preparing() -> str:
-    """What prepare.py takes at WMT'14's size, step by step."""
-    report = result("prepare/wmt14-size.json")
-    runs, here = report["runs"], report["machine"]
-    units = ("minutes", "cpu_minutes")
-    parts = {name: [run["steps"][name] for run in runs.values()] for name in next(iter(runs.values()))["steps"]}
-    parts["all"] = list(runs.values())
-    rows = [[name, *(f"{part[unit]:.1f}" for part in found for unit in units)] for name, found in parts.items()]
-    rows.append(["peak memory, GB", *(cell for run in runs.values() for cell in (f"{run['peak_gb']:.1f}", ""))])
-    head = ["step", *(f"{name}, {unit.replace('cpu_', 'CPU ')}" for name in runs for unit in units)]
-    date, pairs = next(iter(runs.values()))["date"][:10], report["text"]["pairs"]
-    where = f"{pairs:,} pairs. {here['device']}, {here['cores']} cores, shared with other work, {date}.\n\n"
-    return where + table(head, rows)
-
-
-def gpu_wheels() -> str:
-    """What is brought along to a machine without network."""
-    report = result("gpu/wheels.json")
-    sizes = {name: size / 2**20 for name, size in report["bytes"].items()}
-    large = {name: size for name, size in sizes.items() if size >= 5}
-    rows = [[name, f"{size:.1f}"] for name, size in sorted(large.items(), key=lambda item: -item[1])]
-    rows.append([f"{len(sizes) - len(large)} more", f"{sum(sizes.values()) - sum(large.values()):.1f}"])
-    return table(["file", "MiB"], [*rows, ["all", f"{sum(sizes.values()):.1f}"]])
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "layer-in-short": layer_in_short,
     "layer": layer,
@@ -283,14 +205,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "translating": translating,
     **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
     "losses": losses,
-    "tuning": tuning,
-    "precision": precision,
-    "precision-quality": precision_quality,
     "recipes": recipes,
     **{f"uses-{kind}": partial(uses, kind) for kind in USES},
-    "preparing": preparing,
     "gpu": partial(gpu.published, RESULTS / "gpu"),
-    "gpu-wheels": gpu_wheels,
 }
 
 

@@ -1,11 +1,9 @@
-"""What a machine without network needs beside torch, brought along as wheels by ../gpu_wheels.py.
+"""Others' kernels, which are measured next to ours where they can be had.
 
-    PYTHONPATH=recipes python -m gpu.packages install|fairseq WHEELS SITE
     PYTHONPATH=recipes python -m gpu.packages others SITE
     PYTHONPATH=recipes python -m gpu.packages build
 
-for gpu.sh: put what is missing into a folder SITE, build fairseq into one, download others' kernels into one, or build
-their CUDA source. The environment stays as it is.
+for gpu.sh: download what is missing into a folder SITE, or build CUDA source. The environment stays as it is.
 """
 
 from __future__ import annotations
@@ -14,27 +12,22 @@ import argparse
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import re
 import runpy
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
-from functools import partial
 from pathlib import Path
 
 from common.files import write_text
 from common.machine import ROOT
 
 VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))  # an import of the package would load torch
-SITE, FAIRSEQ, BUILDS = (ROOT / "runs" / "gpu" / name for name in ("site", "fairseq", "extensions"))  # as in gpu.sh
+SITE, BUILDS = (ROOT / "runs" / "gpu" / name for name in ("site", "extensions"))  # as in gpu.sh
 
 RIVALS = VERSIONS["RIVALS"]
-# of these, others than those that are brought along don't do
-EXACT = {"antlr4-python3-runtime", "cuda-pathfinder", "filelock", "hydra-core", "omegaconf", "pynvrtc"}
 # others' kernels; the first two build CUDA source when they are first imported
 OTHERS = ("sru", "accelerated_scan.warp", "fla.ops.hgrn")
 READY = BUILDS / "ready.txt"  # those that can be imported
@@ -51,22 +44,9 @@ def key(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def package(wheel: Path) -> str:
-    return key(re.split(r"-\d", wheel.name)[0])
-
-
 def installed() -> set[str]:
-    names = {key(found.metadata["Name"]) for found in importlib.metadata.distributions() if found.metadata["Name"]}
-    return names | {re.sub(r"cuda\d+x", "cuda13x", name) for name in names}  # another CuPy than ours does as well
-
-
-def lacks(wheel: Path, there: set[str]) -> bool:
-    """Whether the environment has no such package, or another version where only this one does."""
-    name = package(wheel)
-    if name not in there:
-        return True
-    old = name == "numpy" and importlib.metadata.version(name).startswith("1.")  # CuPy 14 wants 2
-    return old or (name in EXACT and importlib.metadata.version(name) != wheel.name.split("-")[1])
+    """Names of the packages that are there."""
+    return {key(one.metadata["Name"]) for one in importlib.metadata.distributions() if one.metadata["Name"]}
 
 
 def missing(pins: Iterable[str], there: set[str]) -> list[str]:
@@ -74,59 +54,10 @@ def missing(pins: Iterable[str], there: set[str]) -> list[str]:
     return [pin for pin in pins if key(pin.split("==")[0]) not in there]
 
 
-def wheels(folder: Path) -> list[Path]:
-    """One of each package: that of gpu_wheels.py's last run, which leaves those of earlier ones, or else the newest."""
-    listed = folder / "wheels.json"
-    last = json.loads(listed.read_text(encoding="utf-8"))["bytes"] if listed.is_file() else {}
-    found = sorted(folder.glob("*.whl"), key=lambda wheel: (wheel.name in last, wheel.stat().st_mtime, wheel.name))
-    return sorted({package(wheel): wheel for wheel in found}.values())
-
-
-def install(folder: Path, site: Path) -> None:
-    """Put what this environment lacks into a folder."""
-    there = installed()
-    lacking = [wheel for wheel in wheels(folder) if lacks(wheel, there)]
-    put = partial(pip, "install", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target", site)
-    if lacking and importlib.util.find_spec("pip") is None:
-        raise SystemExit(f"{sys.executable} has no pip to install {folder} with")
-    try:
-        if lacking:
-            put(*lacking)
-    except subprocess.CalledProcessError:  # one is for another Python, say
-        for wheel in list(lacking):
-            try:
-                put(wheel)
-            except subprocess.CalledProcessError:
-                lacking.remove(wheel)
-                print(f"going on without {wheel.name}", file=sys.stderr)
-        if lacking:
-            put(*lacking)  # each alone removed the programs of those before
-    print(f"{len(lacking)} packages from {folder} are in {site}: {', '.join(map(package, lacking)) or 'none lacked'}")
-
-
 def others(site: Path) -> None:
     """Download others' kernels, which need torch and Triton beside, into a folder, where they are missing."""
     if lacking := missing(RIVALS, installed()):
         pip("install", "--no-deps", "--no-compile", "--upgrade", "--target", site, *lacking)
-
-
-def fairseq(folder: Path, site: Path) -> None:
-    """Build fairseq from its sdist in a folder, and put it into another, where there is none or an older patch's."""
-    from fairseq_sru.install_fairseq import patched_version  # which loads torch
-
-    found = importlib.metadata.version("fairseq") if "fairseq" in installed() else None
-    if found and ("+py311" not in found or found == patched_version()):
-        print(f"fairseq {found} is there")
-        return
-    for old in site.glob("fairseq-*.dist-info"):  # which pip leaves there, and which may be found first
-        shutil.rmtree(old)
-    (sdist,) = folder.glob("fairseq-*.tar.gz")
-    offline = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": folder.absolute().as_uri()}  # pip splits words at spaces
-    program = ROOT / "fairseq_sru" / "install_fairseq.py"
-    with tempfile.TemporaryDirectory() as made:
-        command = [sys.executable, str(program), "--sdist", str(sdist), "--wheel-dir", made]
-        subprocess.run(command, check=True, env={**os.environ, **offline})
-        pip("install", "--no-index", "--no-deps", "--upgrade", "--target", site, *Path(made).glob("fairseq-*.whl"))
 
 
 def mend_sru() -> None:
@@ -171,13 +102,13 @@ def build() -> None:
             print(f"{name}: {type(error).__name__}: {error}")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {c.__name__: c for c in (install, others, fairseq, build)}
+COMMANDS: dict[str, Callable[..., None]] = {c.__name__: c for c in (others, build)}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="gpu.packages", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("command", choices=COMMANDS)
-    parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="of wheels, and where to install them")
+    parser.add_argument("folders", type=Path, nargs="*", metavar="DIR", help="where to install them")
     args = parser.parse_args(argv)
     try:
         COMMANDS[args.command](*args.folders)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from benchmarks.timing import ON_GPU
 
-from .packages import FAIRSEQ, READY, ROOT
+from .packages import READY
 
 TESTS = ("tests/recurrence/test_cuda.py",)
 PRECISIONS = ("tests/models/test_precisions.py",)
@@ -49,14 +49,13 @@ def tests(
     limit: float,
     *options: str,
     files: tuple[str, ...] = TESTS,
-    needs: tuple[str, ...] = (),
 ) -> Part:
     """pytest on the tests that need a GPU. Outcomes go to NAME.xml; one by one to NAME.txt, as it may be stopped."""
     outcomes = f"{name}.xml"
     # a thread a process: each compares with the definition on the CPU
     python = ("env", "OMP_NUM_THREADS=1", sys.executable)
     command = (*python, "-m", "pytest", *files, "-v", "-rfEs", "-k", select, f"--junitxml={out / outcomes}", *options)
-    return Part(name, command, limit, needs, shown=f"{name}.txt", outcomes=outcomes)
+    return Part(name, command, limit, shown=f"{name}.txt", outcomes=outcomes)
 
 
 def training(out: Path, of: str, name: str, batch: int, limit: float, *overrides: str) -> Part:
@@ -78,7 +77,7 @@ def training(out: Path, of: str, name: str, batch: int, limit: float, *overrides
     # by name: what can't run there then fails, where by itself it would go on in plain torch
     python = ("env", "FAIRSEQ_SRU_BACKEND=cuda", sys.executable) if ON_GPU else ("python",)
     command = (*python, "recipes/equal_time.py", LOHELP, *options)
-    return Part(name, command, limit, ("fairseq",), made=f"{name}.json")
+    return Part(name, command, limit, made=f"{name}.json")
 
 
 def parts(out: Path, dry: bool, of: str) -> list[Part]:
@@ -108,17 +107,16 @@ def parts(out: Path, dry: bool, of: str) -> list[Part]:
     chosen, slow = f"TestOnTheGpu and not ({slow} or sanitizer)", f"TestOnTheGpu and ({slow})"
     spread = ("-n", "0" if dry else processes)
     found = [
-        Part("fairseq", (*beside, "fairseq", str(ROOT / "wheels"), str(FAIRSEQ)), 240, beside=True),
         Part("extensions", (*beside, "build"), 240, beside=True),
         Part("doctor", (*python, "fairseq_sru.doctor"), 30, shown="doctor.txt"),
         tests(out, "tests", f"({chosen}){cpu_test}", 80, *spread),
         tests(out, "sanitizer", "sanitizer", 60),
         Part("speed", (*speed, "--out", str(out / "speed")), 110, made="speed/speed.json"),
-        Part("updates", (*updates, "--out", str(out / "updates")), 60, ("fairseq",), made="updates/steps.json"),
-        Part("steps", (*steps, "--out", str(out / "steps")), 60, ("fairseq",), made="steps/steps.json"),
+        Part("updates", (*updates, "--out", str(out / "updates")), 60, made="updates/steps.json"),
+        Part("steps", (*steps, "--out", str(out / "steps")), 60, made="steps/steps.json"),
         training(out, of, "training", 1000, 170, *times),  # so far 570 s of gpu.sh's ten minutes
-        tests(out, "precisions", precisions, 90, *spread, files=PRECISIONS, needs=("fairseq",)),
-        tests(out, "graphs", "cuda_graph", 60, files=GRAPHS, needs=("fairseq",)),
+        tests(out, "precisions", precisions, 90, *spread, files=PRECISIONS),
+        tests(out, "graphs", "cuda_graph", 60, files=GRAPHS),
         Part(
             "rivals",
             (*rivals, "--out", str(out / "rivals")),

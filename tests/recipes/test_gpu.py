@@ -9,26 +9,21 @@ import re
 import subprocess
 import sys
 import time
-import zipfile
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import gpu_wheels
 import pytest
 import torch
 from benchmarks import layer, scans, timing
 from benchmarks.layer import EAGER, FORWARD, GRAPH, Case
-from comparison import processes
 from comparison.processes import execute
 from comparison.stages import Stages
 from conftest import ROOT, ended
 from gpu import __main__ as day
 from gpu import packages, parts, tables
 from gpu.parts import Part
-from support.processes import python
 
-from fairseq_sru.install_fairseq import patched_version
 from fairseq_sru.recurrence.dispatch import choose
 
 # What the others' packages offer, by plain torch.
@@ -139,19 +134,6 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return go
 
 
-def test_with_more_minutes_a_part_has_more_time(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    limits = []
-
-    def always(self: Stages, name: str, command: list[str], log: Path, limit: float, **_: Any) -> dict[str, Any]:
-        limits.append(limit)
-        return {"seconds": 0.0}
-
-    monkeypatch.setattr(Stages, "always", always)
-    for minutes in (5, 10, 25):
-        assert run(Part("part", (*SAY, "1"), 60, beside=True), minutes=minutes) == {"part": "done"}
-    assert limits == [60, 60, 150]
-
-
 def test_a_part_that_fails_or_hangs_leaves_the_others(run: Any, tmp_path: Path) -> None:
     grandchild = tmp_path / "pid"
     hang = f"""
@@ -239,21 +221,6 @@ time.sleep(3600)
     assert any(ended(grandchild.read_text()) or time.sleep(0.1) for _ in range(100))
 
 
-def test_an_error_in_a_table_stops_no_part(
-    run: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(tables, "page", lambda out: {}["a column"])
-    assert run(*(Part(name, (*SAY, ""), 60) for name in "ab")) == {"a": "done", "b": "done"}
-    assert "report.md: KeyError: 'a column'\n" in capsys.readouterr().err
-
-
-def test_what_does_not_end_when_told_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "PATIENCE", 0.1)
-    command = ["bash", "-c", "trap '' TERM; while :; do sleep 0.1; done"]
-    with pytest.raises(subprocess.TimeoutExpired):
-        processes.execute(command, tmp_path / "log", False, lambda line: None, limit=1)
-
-
 def test_a_command_in_time_is_not_stopped(tmp_path: Path) -> None:
     assert execute((*SAY, "print(1)"), tmp_path / "log", False, lambda line: None, limit=60)["seconds"] > 0
     with pytest.raises(subprocess.TimeoutExpired, match="timed out after 1 seconds"):
@@ -317,12 +284,6 @@ def test_what_was_made_of_other_source_is_no_result_of_a_part_that_does_not_begi
     assert run(part, minutes=0) == {"makes": "done"} and made.exists() and told.exists()
     assert run(part._replace(command=(*SAY, "other")), minutes=0) == {"makes": "not begun"}
     assert not made.exists() and not told.exists()
-
-
-def test_it_begins_without_fairseq() -> None:
-    """Which is built while the first parts run."""
-    code = "import sys; sys.modules['fairseq'] = None; import gpu.__main__"
-    python("-c", code, PYTHONPATH=f"{ROOT / 'recipes'}:{ROOT}")
 
 
 def test_a_part_goes_on_with_what_it_has_made_of_the_same_source(run: Any, tmp_path: Path) -> None:
@@ -505,93 +466,6 @@ def test_the_published_package_is_mended(tmp_path: Path, monkeypatch: pytest.Mon
 # ---------------------------------------------------------------- packages brought along
 
 
-def wheel(folder: Path, name: str, version: str) -> Path:
-    """A wheel with one module."""
-    path = folder / f"{name}-{version}-py3-none-any.whl"
-    about = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(f"{name}.py", f"version = {version!r}\n")
-        archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        archive.writestr(f"{about}/RECORD", "")
-    return path
-
-
-def test_only_what_lacks_is_installed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    for name, version in (("nobody_has_this", "1.0"), ("torch", "0.1"), ("PyYAML", "0.1")):
-        wheel(tmp_path, name, version)
-    packages.main(["install", str(tmp_path), str(tmp_path / "site")])
-    assert "1 packages" in capfd.readouterr().out
-    assert packages.lacks(tmp_path / "filelock-0.1-py3-none-any.whl", {"filelock"})  # an old one doesn't do
-    assert (tmp_path / "site" / "nobody_has_this.py").read_text() == "version = '1.0'\n"
-    assert not list((tmp_path / "site").glob("*orch*")) and not list((tmp_path / "site").glob("*aml*"))
-
-
-def test_of_a_package_that_was_brought_along_twice_one_is_installed(tmp_path: Path) -> None:
-    """pip would refuse both. gpu_wheels.py leaves what is there."""
-    for name in ("click-8.2.0-py3-none-any.whl", "click-8.3.1-py3-none-any.whl", "hydra_core-1.3.2-py3-none-any.whl"):
-        (tmp_path / name).write_bytes(b"wheel")
-    assert [wheel.name.split("-")[1] for wheel in packages.wheels(tmp_path)] == ["8.3.1", "1.3.2"]
-    (tmp_path / "wheels.json").write_text('{"bytes": {"click-8.2.0-py3-none-any.whl": 5}}')
-    assert [wheel.name.split("-")[1] for wheel in packages.wheels(tmp_path)] == ["8.2.0", "1.3.2"]
-
-
-def test_a_wheel_of_another_python_is_left_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    asked = []
-
-    def pip(*words: str | Path) -> None:
-        asked.append([word.name for word in words if isinstance(word, Path) and word.suffix == ".whl"])
-        if "old-1.0-cp27.whl" in asked[-1]:
-            raise subprocess.CalledProcessError(1, "pip")
-
-    monkeypatch.setattr(packages, "pip", pip)
-    for name in ("good-1.0-py3.whl", "old-1.0-cp27.whl"):
-        (tmp_path / name).write_bytes(b"wheel")
-    packages.main(["install", str(tmp_path), str(tmp_path / "site")])
-    assert asked[-1] == ["good-1.0-py3.whl"]
-    assert "going on without old-1.0-cp27.whl" in capsys.readouterr().err
-    monkeypatch.setattr(packages.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=f"has no pip to install {tmp_path} with"):
-        packages.main(["install", str(tmp_path), str(tmp_path / "site")])
-
-
-def test_a_fairseq_of_an_earlier_patch_does_not_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a project whose path has a space, beside a wheel of an earlier patch."""
-    wheels = tmp_path / "my wheels"
-    wheels.mkdir()
-    (wheels / "fairseq-0.12.2.tar.gz").touch()
-    mine = tmp_path / "wheel"
-    mine.mkdir()
-    wheel(mine, "fairseq", "0.12.2+earlier")
-    asked: list[Any] = []
-
-    def builds(command: list[str], env: dict[str, str], **_: Any) -> None:
-        asked.append(env["PIP_FIND_LINKS"])
-        wheel(Path(command[-1]), "fairseq", "0.12.2+now")
-
-    monkeypatch.setattr(packages.importlib.metadata, "version", lambda _: "0.12.2+py311")
-    monkeypatch.setattr(packages.subprocess, "run", builds)
-    monkeypatch.setattr(packages, "pip", lambda *words: asked.append(words[-1].name))
-    old = tmp_path / "site" / "fairseq-0.12.2+py311.dist-info"
-    old.mkdir(parents=True)
-    packages.fairseq(wheels, tmp_path / "site")
-    assert asked == [f"file://{tmp_path}/my%20wheels", "fairseq-0.12.2+now-py3-none-any.whl"]
-    assert [path.name for path in mine.iterdir()] == ["fairseq-0.12.2+earlier-py3-none-any.whl"]
-    assert not old.exists()
-    for version in (patched_version(), "0.12.2"):  # the second is somebody's that works
-        monkeypatch.setattr(packages.importlib.metadata, "version", lambda _, version=version: version)
-        packages.fairseq(wheels, tmp_path / "site")
-    assert len(asked) == 2
-
-
-def test_any_cupy_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [type("Found", (), {"metadata": {"Name": name}}) for name in ("cupy-cuda12x", "Some.Thing", None)]
-    monkeypatch.setattr(packages.importlib.metadata, "distributions", lambda: found)
-    assert packages.installed() == {"cupy-cuda12x", "cupy-cuda13x", "some-thing"}
-
-
 @pytest.mark.slow
 def test_a_build_that_was_stopped_holds_nobody_up(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch waits for ever for the end of one whose lock is there."""
@@ -630,36 +504,6 @@ def test_others_kernels_are_downloaded_where_they_lack(tmp_path: Path, monkeypat
     assert len(asked) == 1
 
 
-def test_wheels_are_brought_along_but_for_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Any, ...]] = []
-
-    def pip(*words: Any) -> None:
-        asked.append(words)
-        to = Path(words[words.index("--dest" if "--dest" in words else "--wheel-dir") + 1])
-        for name in ("numpy-2.4.6-cp312-x", "pyyaml-6.0.3-cp312-x", "cython-3.2.4-cp312-x", mine.stem):
-            (to / f"{name}.whl").write_bytes(b"wheel")
-        (to / "hydra_core-1.3.2-py3-none-any.whl").write_bytes(b"wheel")
-
-    mine = tmp_path / "hydra_core-1.3.1-py3-none-any.whl"
-    mine.write_bytes(b"mine")
-    monkeypatch.setattr(gpu_wheels, "pip", pip)
-    monkeypatch.setattr(gpu_wheels, "download", lambda folder: (folder / "fairseq-0.12.2.tar.gz").write_bytes(b"sdist"))
-    gpu_wheels.main([str(tmp_path), "--python", "3.13", "--cuda", "12", "--without", "Hydra.Core", "cython", "PyYAML"])
-    _, wanted, rivals = asked
-    assert wanted[wanted.index("--python-version") + 1] == rivals[rivals.index("--python-version") + 1] == "3.13"
-    assert any(str(word).startswith("cupy-cuda12x==") for word in wanted)
-    assert any(str(word).startswith("cython==") for word in wanted), "fairseq is built with it"
-    assert any(str(word).startswith("hydra-core==") for word in wanted), "the machine may have another version"
-    assert not any(str(word).lower().startswith("pyyaml") for word in wanted)
-    assert rivals[-3:] == packages.RIVALS
-    left = {"cython-3.2.4-cp312-x.whl": 5, "fairseq-0.12.2.tar.gz": 5, "hydra_core-1.3.2-py3-none-any.whl": 5}
-    left |= {"numpy-2.4.6-cp312-x.whl": 5, mine.name: 5}
-    assert json.loads((tmp_path / "wheels.json").read_text()) == {"python": "3.13", "bytes": left}
-    assert not (tmp_path / "pyyaml-6.0.3-cp312-x.whl").exists()
-    gpu_wheels.main([str(tmp_path), "--without", "hydra-core"])
-    assert mine.read_bytes() == b"mine"
-
-
 def test_results_of_another_card_are_not_gone_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -669,35 +513,6 @@ def test_results_of_another_card_are_not_gone_on_with(
     with pytest.raises(SystemExit):
         day.main([str(tmp_path)])
     assert "is of a card, this is " in capsys.readouterr().err
-
-
-STUB = """#!/bin/bash
-[ "$1" = -c ] && exit 0 # has torch
-echo "$@${FAIRSEQ_SRU_GPU_FROM:+ from $FAIRSEQ_SRU_GPU_FROM} | $PYTHONPATH | $PATH |" \\
-    "$TORCH_EXTENSIONS_DIR | $FAIRSEQ_SRU_CACHE"
-"""
-
-
-@pytest.mark.slow
-def test_fairseq_is_built_of_what_is_brought_along_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wheels are downloaded here, but for those of the environment; the build has no network."""
-    versions = packages.VERSIONS
-    there = [*versions["RECIPES"], *versions["CUDA13"], *versions["TEST"], *packages.RIVALS]
-    names = [packages.key(pin.split("==")[0]) for pin in there]
-    own = f"{sys.version_info.major}.{sys.version_info.minor}"
-    gpu_wheels.main([str(tmp_path / "wheels"), "--python", own, "--without", *names])
-    monkeypatch.setattr(packages, "installed", set)
-    packages.fairseq(tmp_path / "wheels", tmp_path / "site")
-    code = "import fairseq.data.data_utils_fast as f, importlib.metadata as m; print(f.__file__, m.version('fairseq'))"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    file, version = done.stdout.split()
-    assert file.startswith(f"{tmp_path}/site/fairseq/") and version == patched_version()
 
 
 ONLINE = """#!/bin/bash
@@ -711,7 +526,7 @@ esac
 """
 
 
-def test_without_wheels_the_script_installs_what_is_missing(tmp_path: Path) -> None:
+def test_the_script_installs_what_is_missing(tmp_path: Path) -> None:
     project = tmp_path / "project"
     for folder in (project / "recipes", tmp_path / "bin"):
         folder.mkdir(parents=True)
@@ -728,33 +543,3 @@ def test_without_wheels_the_script_installs_what_is_missing(tmp_path: Path) -> N
         "-m gpu | 9.0 | of-an-image.txt | 1",
     ]
     assert done.stderr == "gpu.sh: going on without others' kernels\n"
-
-
-@pytest.mark.parametrize("writable", [False, True], ids=["private", "writable by all"])
-def test_the_script_takes_wheels_and_names_folders_from_where_it_is_called(writable: bool, tmp_path: Path) -> None:
-    """Kernels are kept where nobody else can put any: elsewhere if all can write a folder above."""
-    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
-    for folder in (project / "recipes", project / "wheels", elsewhere, tmp_path / "bin"):
-        folder.mkdir(parents=True)
-    (project / "recipes" / "gpu.sh").write_text((ROOT / "recipes" / "gpu.sh").read_text())
-    (tmp_path / "bin" / "python").write_text(STUB)
-    (tmp_path / "bin" / "python").chmod(0o755)
-    env = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "TMPDIR": str(tmp_path / "bin")}
-    tmp_path.chmod(0o777 if writable else 0o700)
-    command = ["bash", "../project/recipes/gpu.sh", "--minutes", "3", "mine"]
-    done = subprocess.run(command, cwd=elsewhere, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    installing, running = (line.split(" | ") for line in done.stdout.splitlines())
-    mistyped = subprocess.run([*command, "--minuts", "3"], cwd=elsewhere, env=env, capture_output=True, text=True)
-    assert mistyped.returncode == 2 and "bash recipes/gpu.sh [OUT] [--minutes N]" in mistyped.stdout
-    assert "gpu.packages" not in mistyped.stdout  # before anything is installed
-    assert installing[:2] == [
-        f"-m gpu.packages install wheels {project}/runs/gpu/site",
-        f"{project}:{project}/recipes:{project}/runs/gpu/site",
-    ]
-    assert running[0] == f"-m gpu --minutes 3 mine from {elsewhere}"
-    site = project / "runs" / "gpu"
-    assert running[1].split(":") == list(map(str, (project, project / "recipes", site / "site", site / "fairseq")))
-    assert running[2].split(":")[0] == f"{site}/fairseq/bin"
-    assert running[3] == str(project / packages.BUILDS.relative_to(ROOT))
-    assert running[4] == str(tmp_path / "bin" / f"fairseq_sru_gpu_{os.getuid()}" if writable else site / "kernels")

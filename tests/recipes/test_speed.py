@@ -22,7 +22,6 @@ import torch
 from benchmarks import layer, timing
 from benchmarks.layer import BACKWARD, BOTH, CONV, FORWARD, GEMM, NAMES, PACKAGE, SCRIPTED, Case
 from benchmarks.timing import Spread
-from common.files import write
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
 
@@ -60,15 +59,6 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
             patch.setattr(library, "allow_tf32", library.allow_tf32)
         speed.main(["--quick", "--threads", "1", "--turns", "2", "--out", str(out)])
     return Ran(printed.getvalue(), json.loads((out / "speed.json").read_text()), out)
-
-
-def tables(printed: str) -> dict[str, list[dict[str, str]]]:
-    """The rows of each Markdown table, as header: cell, by the line above it."""
-    found = {}
-    for title, table in re.findall(r"^(.+)\n\n((?:\|.*\n)+)", printed, re.MULTILINE):
-        headers, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines())
-        found[title] = [dict(zip(headers, row, strict=True)) for row in rows]
-    return found
 
 
 def assert_shown(cell: str, value: float) -> None:
@@ -131,30 +121,6 @@ def test_figures_are_sensible(ran):
         assert scan["bytes"] == layer.traffic(layer.DTYPES[scan["dtype"]].itemsize, backend)[scan["what"]] * count
 
 
-def test_tables_show_what_the_json_has(ran):
-    found = tables(ran.printed)
-    rows = found.pop("Milliseconds:")
-    for row, case in zip(rows, ran.report["cases"], strict=True):
-        assert row.pop("case") == str(Case.of(case))
-        values = {**{name: spread["median"] for name, spread in case["ms"].items()}, **case["ratios"]}
-        for header, cell in row.items():
-            if header in values:
-                assert_shown(cell, values.pop(header))
-            else:
-                assert cell == "–"
-        assert not values
-    if ran.report["recurrence"]:
-        backend = ran.report["machine"]["backend"]
-        rows = found.pop(f"The recurrence alone, {backend}, beside copying the bytes that it must move:")
-        for row, scan in zip(rows, ran.report["recurrence"], strict=True):
-            assert row["pass"].startswith(f"{scan['what']} L{scan['length']} B{scan['batch']} d{scan['size']}")
-            ms, copy = scan["ms"]["median"], scan["copy_ms"]["median"]
-            expected = {"recurrence ms": ms, "copy ms": copy, "share": scan["share"], "GB/s": scan["bytes"] / ms / 1e6}
-            for header, value in expected.items():
-                assert_shown(row[header], value)
-    assert not found
-
-
 def test_the_machine_is_named(ran):
     machine = ran.report["machine"]
     assert (machine["threads"], machine["torch"], ran.report["turns"]) == (1, torch.__version__, 2)
@@ -166,11 +132,6 @@ def test_the_machine_is_named(ran):
     for name, note in ran.report["contestants"].items():
         assert f"\n- {name.removesuffix(BFLOAT16)}: {note}\n" in ran.printed
         assert re.search(r": (oneDNN|cuDNN|cuBLAS|MKL|torch's BLAS) \([a-z_]", note), note
-
-
-def test_gemm_is_the_product_of_sru(ran):
-    ours, gemm = (ran.report["contestants"][name].rsplit(": ", 1)[1] for name in (layer.OURS, GEMM))
-    assert ours == gemm
 
 
 # ---------------------------------------------------------------- what must be moved
@@ -375,16 +336,6 @@ def test_plot_has_a_bar_and_a_label_for_each_contestant(without):
         assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
-def test_plot_of_one_shape_has_one_group():
-    spread = Spread(2.0, 1.0, 3.0)
-    found = {
-        Case(what, 32, 32, 256, *v): {"LSTM": spread, GEMM: spread} for v in layer.VARIANTS for what in (FORWARD, BOTH)
-    }
-    for ax in layer.plot(found, "One layer").axes:
-        assert [bar.get_height() for bar in ax.patches] == [2]
-        assert [tick.get_text() for tick in ax.get_xticklabels()] == ["l=32, d=256"]
-
-
 # ---------------------------------------------------------------- what goes wrong
 
 
@@ -406,42 +357,6 @@ def test_a_report_that_is_there_is_no_victim(script, tmp_path, capsys):
         script.main(["--quick", "--out", str(tmp_path)])
     assert f"argument --out: {path} is there already: --resume goes on with it" in capsys.readouterr().err
     assert path.read_text() == "of an hour"
-
-
-def test_a_plot_of_something_else_is_no_victim(tmp_path, capsys):
-    (tmp_path / "speed.svg").write_text("of a comparison")
-    with pytest.raises(SystemExit):
-        speed.main(["--quick", "--out", str(tmp_path)])
-    assert f"{tmp_path / 'speed.svg'} is there already, without speed.json: name another" in capsys.readouterr().err
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["of a comparison"]
-
-
-def test_out_must_be_a_folder(tmp_path, monkeypatch, capsys):
-    file = tmp_path / "file"
-    file.write_text("mine")
-    for path in (file, file / "below"):
-        with pytest.raises(SystemExit) as ended:
-            speed.main(["--quick", "--out", str(path)])
-        assert ended.value.code == 2
-        assert f"argument --out: must be a folder; '{path}' can't be made: " in capsys.readouterr().err
-    monkeypatch.setattr(timing.os, "access", lambda path, mode: False)
-    with pytest.raises(SystemExit):
-        speed.main(["--quick", "--out", str(tmp_path)])
-    assert f"argument --out: must be a folder that can be written; got '{tmp_path}'" in capsys.readouterr().err
-    assert file.read_text() == "mine"
-
-
-def test_a_file_that_could_not_be_written_stays_as_it_was(tmp_path):
-    path = tmp_path / "speed.json"
-    path.write_text("before")
-
-    def half(aside: Path) -> None:
-        aside.write_text("hal")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write(path, half)
-    assert path.read_text() == "before"
 
 
 def test_without_the_published_package_it_goes_on(monkeypatch, capsys):

@@ -122,25 +122,3 @@ def test_other_uses_stand_beside_published_accuracies(tmp_path: Path, monkeypatc
         f"| {glove} | SRU of Lei et al. (2018), word2vec, best depth | 94.8 | – | – |",
     ]
     assert tables.uses("speech") == "No report is published yet.\n"
-
-
-def test_the_best_of_a_search_is_told_with_what_it_has_otherwise(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trials = [{"flags": {"lr": 1, "arch": "a"}, "loss": 3.0}, {"flags": {"lr": 2, "arch": "a"}, "loss": 2.0}]
-    finals = [*trials, {"flags": {"lr": 2, "arch": "a", "dropout": 0.3}, "loss": 1.0}]
-    kept = {"trials": trials, "best": 1, "finals": finals}
-    monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    (tmp_path / "tune").mkdir()
-    for extra, end in (
-        ({}, "– | – | – |"),
-        ({"best_final": 0}, "3.000 | 3.000 | the recipe's |"),
-        ({"best_final": 1}, "3.000 | 2.000 | those of the best trial |"),
-        ({"best_final": 2}, "3.000 | 1.000 | `dropout 0.3` |"),
-    ):
-        text = json.dumps({"recipe": "small", "systems": {"sru": {**kept, **extra}}})
-        (tmp_path / "tune" / "small.json").write_text(text)
-        assert tables.tuning().splitlines()[-1] == f"| small | sru | 2 | 3.000 | 2.000 | `lr 2` | {end}"
-    stopped = {"trials": [*trials, {"flags": {}, "loss": None, "failure": "killed"}, {"flags": {}}]}
-    (tmp_path / "tune" / "small.json").write_text(json.dumps({"recipe": "small", "systems": {"sru": stopped}}))
-    assert tables.tuning().splitlines()[-1].startswith("| small | sru | 3 of 4, 1 failed | 3.000 | 2.000 | `lr 2` | –")

@@ -55,7 +55,7 @@ def found(comparison: Comparison, tested: list[Run]) -> dict[str, Any]:
 def checksum(given: Settings) -> str:
     """Of the settings that decide what is trained and tested."""
     told = {**dataclasses.asdict(given), "prepare": portable_flags(given.prepare)}
-    for other in ("out", "tune", "curve", "speed"):
+    for other in ("out", "curve", "speed"):
         del told[other]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

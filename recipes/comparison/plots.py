@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from common.figures import write_figure
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
 
 from .verdict import setting, tested
 
@@ -72,40 +69,4 @@ def speed(systems: dict[str, Any]) -> Figure:
         axis.set_xticks([])
         axis.spines["bottom"].set_visible(False)
         axis.set_xlim(0, max(found, default=1) * 1.45)  # room for the numbers
-    return figure
-
-
-def trials(report: dict[str, Any], shared: Mapping[str, Any]) -> Figure:
-    """The loss of each trial of tune.py against its learning rate: a plot a system, the best one marked.
-
-    Args:
-        report: of tune.py.
-        shared: flags of fairseq-train for all systems.
-    """
-
-    def rate(trial: dict[str, Any]) -> float:
-        given = {**shared, **trial["flags"]}.get("lr")
-        first = given[0] if isinstance(given, list) else given
-        return math.nan if first is None else float(first)  # which isn't in the plot
-
-    systems = report["systems"]
-    figure = Figure(figsize=(2.6 * len(systems), 2.8), layout="constrained")
-    axes = figure.subplots(1, len(systems), squeeze=False)
-    for axis, (name, found) in zip(axes[0], systems.items(), strict=True):
-        good = [trial for trial in found["trials"] if trial["loss"] is not None]
-        axis.scatter([rate(trial) for trial in good], [trial["loss"] for trial in good], s=14)
-        own, best = found["trials"][0], found["trials"][found["best"]]
-        for trial, mark, label in ((own, "s", "the recipe's before"), (best, "*", "best")):
-            axis.scatter(rate(trial), trial["loss"], marker=mark, s=60, color="C1", label=label)
-        axis.set_xscale("log")
-        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.tick_params(labelsize=8)
-        axis.set_title(f"{name}: {best['loss']:.3f}", fontsize=10)
-        axis.set_xlabel("learning rate")
-        above = min(max(trial["loss"] for trial in good) - best["loss"], 2.0)  # what is far behind isn't shown
-        axis.set_ylim(best["loss"] - 0.07 * above - 0.01, best["loss"] + 1.07 * above + 0.01)
-    axes[0, 0].set_ylabel("loss, validation")
-    axes[0, 0].legend(frameon=False, fontsize=8)
     return figure

@@ -79,23 +79,6 @@ class Speed:
 
 
 @dataclass
-class Tune:
-    """What recipes/tune.py tries: for each flag a list of choices, of which a mapping stands for several flags, or
-    ``{low, high}``, between which logarithms are uniform; in ``finals`` for each flag a list of values."""
-
-    trials: int = 16  # of each system
-    budget: float = 0.25  # of each trial, as a share of the comparison's
-    seed: int = 1  # of the draw
-    space: dict[str, Any] = field(default_factory=dict)  # of all systems
-    systems: dict[str, Any] = field(default_factory=dict)  # name: what else varies in it
-    # what the best trial is tried with at the whole budget; null leaves a flag of the recipe out
-    finals: dict[str, Any] = field(default_factory=dict)
-
-    def space_of(self, system: str) -> dict[str, Any]:
-        return {**self.space, **self.systems.get(system, {})}
-
-
-@dataclass
 class Settings:
     """A comparison. Flags of fairseq are spelled as on its command line; true stands for a flag without a value, null
     and false for none. Those of SPELLED in commands.py take the word."""
@@ -116,7 +99,6 @@ class Settings:
     slices: Slices = field(default_factory=Slices)
     curve: Curve = field(default_factory=Curve)
     speed: Speed = field(default_factory=Speed)
-    tune: Tune = field(default_factory=Tune)
     cpu: Any = "auto"  # true, false, or auto: without a GPU
     processes: int = 1  # of training, each with a GPU of its own; more than one, or options of torchrun's, through that
     torchrun: list[str] = field(default_factory=lambda: ["--standalone"])  # its options beside --nproc-per-node
@@ -174,11 +156,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     known = recipe.get("systems") or {}
     if unknown := sorted(left_out - known.keys()):
         wrong(f"systems.{unknown[0]}", f"is null, but the recipe has only {', '.join(known)}")
-    for systems in (settings.systems, settings.tune.systems):
-        for name in left_out & systems.keys():
-            del systems[name]
-    settings.tune.systems = {name: options or {} for name, options in settings.tune.systems.items()}
-    settings.tune.finals = {flag: values for flag, values in settings.tune.finals.items() if values is not None}
+    for name in left_out:
+        del settings.systems[name]
     _check(settings)
     return settings
 
@@ -198,7 +177,6 @@ def _check_numbers(s: Settings) -> None:
     if not numbers_alone or not seeds or len(set(seeds)) != len(seeds):
         wrong("seeds", f"must be different numbers, one at least; got {seeds}")
     numbers: dict[str, float | None] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
-    numbers |= {"tune.trials": s.tune.trials, "tune.budget": s.tune.budget}
     for group in ("budget", "slices", "curve", "speed"):
         numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
     for key, value in numbers.items():
@@ -207,24 +185,6 @@ def _check_numbers(s: Settings) -> None:
         for number in value if isinstance(value, list) else [value]:
             if number is not None and number <= 0:
                 wrong(key, f"must be above 0; got {number}")
-
-
-def _check_space(s: Settings) -> None:
-    for system in s.tune.systems.keys() - s.systems.keys():
-        wrong(f"tune.systems.{system}", f"must be one of {', '.join(s.systems)}")
-    for key, space in {"space": s.tune.space, **{f"systems.{n}": o for n, o in s.tune.systems.items()}}.items():
-        if not isinstance(space, dict):
-            wrong(f"tune.{key}", f"must be flags with what they may be; got {space}")
-        for flag, values in space.items():
-            if isinstance(values, dict) and values.keys() == {"low", "high"}:
-                numbers = all(isinstance(value, int | float) for value in values.values())
-                if numbers and 0 < values["low"] < values["high"]:
-                    continue
-            if not isinstance(values, list) or not values:
-                wrong(f"tune.{key}.{flag}", f"must be a list or {{low, high}}, 0 < low < high; got {values}")
-    for flag, values in s.tune.finals.items():
-        if not isinstance(values, list) or not values:
-            wrong(f"tune.finals.{flag}", f"must be a list of values, or null; got {values}")
 
 
 def tokenizer(s: Settings) -> str:
@@ -300,7 +260,6 @@ def _check(s: Settings) -> None:
         wrong("budget", f"must have either updates or minutes; got {s.budget.updates} and {s.budget.minutes}")
     _check_numbers(s)
     _check_checkpoints(s)
-    _check_space(s)
     if s.cpu not in (True, False, "auto"):
         wrong("cpu", f"must be true, false or auto; got {s.cpu!r}")
 

@@ -66,7 +66,7 @@ def recipe(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("lr=3", r"^lr: unknown key; allowed: average, baseline, budget, .*, train, tune, user_dir$"),
+        ("lr=3", r"^lr: unknown key; allowed: average, baseline, budget, .*, train, user_dir$"),
         ("budget.hours=3", r"^budget.hours: unknown key; allowed: minutes, updates$"),
         ("checkpoints=many", r"^checkpoints: Value 'many' of type 'str' could not be converted to Integer$"),
         ("checkpoints", r"^checkpoints: must be key=value$"),
@@ -90,8 +90,6 @@ def recipe(tmp_path: Path) -> Path:
         ("train.save-dir=x", r"^train.save-dir: is set by the comparison itself$"),
         ("train.patience=3", r"^train.patience: can't be given: the budget ends a run$"),
         ("systems.a.reset-optimizer=true", r"^systems.a.reset-optimizer: can't be given: a run that was stopped"),
-        ("tune.systems={a: {lr: {low: x, high: 2}}}", r"^tune.systems.a.lr: must be a list or \{low, high\}"),
-        ("tune.systems.a=[0.1, 0.2]", r"^tune.systems.a: must be flags with what they may be; got \[0.1, 0.2\]$"),
         ("train.max-tokens='\"4000\"'", r"^train.max-tokens: must be a whole number, without quotes; got '\"?4000"),
         ("prepare.out=2024", r"^prepare.out: must be text; .* got 2024$"),
         ("systems={a/b: {arch: sru}}", r"^systems.a/b: a system's name is of letters"),
@@ -105,8 +103,7 @@ def test_wrong_settings_are_named(recipe, override, message):
 
 
 def test_a_flag_that_is_none_is_not_wrong(recipe):
-    given = settings.load(recipe, ["train.patience=null", "systems.a.reset-optimizer=false", "tune.systems={a: null}"])
-    assert given.tune.space_of("a") == given.tune.space
+    settings.load(recipe, ["train.patience=null", "systems.a.reset-optimizer=false"])
 
 
 def test_without_a_gpu_that_is_wanted_nothing_begins(recipe, tmp_path, capsys):

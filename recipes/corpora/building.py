@@ -20,7 +20,7 @@ from .archives import Archive, digest, fetch
 from .binarise import binarise
 from .cleaning import Tally, all_pairs, plain, train_pairs
 from .registry import SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
-from .subwords import ENDINGS, FEW, MODELS, Encoder, Limited, Limits, Pair, chunks, in_order, processes_for, read
+from .subwords import ENDINGS, MODELS, Encoder, Limited, Limits, Pair, chunks, in_order, processes_for, read
 
 IWSLT = Limits(175, 1.5)  # of fairseq's prepare-iwslt14.sh, in Moses' tokens
 MANIFEST = "manifest.json"
@@ -119,7 +119,7 @@ class Task(NamedTuple):
             for path in [*encoded, *(plain_text if split != "train" and not corpus.lower else ())]:
                 path.rename(made / path.name)
         prefixes = [made / f"{split}.{ending}" for split in SPLITS]
-        binarise(languages, prefixes, pairs > FEW, made / "bin", taken.get("dictionary"), encoder.pieces())
+        binarise(languages, prefixes, made / "bin", taken.get("dictionary"), encoder.pieces())
         facts = self.options() | {
             **({"lower": True} if corpus.lower else {}),
             **({} if corpus.normalise else {"normalise": False}),

@@ -242,7 +242,7 @@ import prepare
 stub, last, count = sys.argv[1] == "stub", int(sys.argv[2]), 0
 hold.PATIENCE = 600.0
 
-def binarise(languages, prefixes, large, to, *words):
+def binarise(languages, prefixes, to, *words):
     to.mkdir()
     for language in languages:
         (to / f"dict.{language}.txt").write_text(language)

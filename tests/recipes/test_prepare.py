@@ -77,7 +77,7 @@ def bin_sums(out: Path) -> dict[str, str]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what happens before fairseq-preprocess, which takes seconds."""
 
-    def binarise(languages: subwords.Pair, prefixes: list[Path], large: bool, to: Path, *words: Any) -> None:
+    def binarise(languages: subwords.Pair, prefixes: list[Path], to: Path, *words: Any) -> None:
         to.mkdir()
         for language in languages:
             (to / f"dict.{language}.txt").write_text(f"stands for {language}")
@@ -807,7 +807,7 @@ def test_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
     out = tmp_path / "out"
 
     def appear(*arguments: Any) -> None:
-        arguments[3].mkdir()
+        arguments[2].mkdir()
         (out / "test.en").write_text("mine")
 
     with monkeypatch.context() as patch:
@@ -1007,7 +1007,7 @@ sys.path.insert(0, sys.argv[1])
 import prepare
 from corpora import building, subwords
 subwords.SAMPLE = int(sys.argv[2])
-building.binarise = lambda languages, prefixes, large, to, *words: to.mkdir()  # fairseq's own memory is another matter
+building.binarise = lambda languages, prefixes, to, *words: to.mkdir()  # fairseq's own memory is another matter
 if __name__ == "__main__":
     prepare.main(sys.argv[3:])
     print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

@@ -1,4 +1,4 @@
-"""One run at a time holds a folder, and the next one knows what a killed run left in it.
+"""One run at a time holds a folder.
 
     PYTHONPATH=recipes python -m common.hold DIR FD    # for shells: lock the open file FD, DIR/.fairseq_sru.lock
 
@@ -14,14 +14,12 @@ import errno
 import json
 import os
 import platform
-import re
-import secrets
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from filelock import lock_descriptor
 
@@ -29,25 +27,11 @@ from .errors import RecipeError
 
 NAME = ".fairseq_sru.lock"
 HELD_BY = "fairseq_sru"
-WORK = re.compile(r"\.work-[0-9a-f]{32}")
 PATIENCE = 2.0  # seconds in which processes that were just killed are gone
 
 
 class FolderError(RecipeError):
     """A folder can't be held; the message names it and says why."""
-
-
-class Hold(NamedTuple):
-    """What belongs to whoever holds a folder.
-
-    Attributes:
-        work: a folder in it, not made yet, for what is unfinished. Its name can't be guessed and is on record before
-            the folder is there, so that the next run may remove it.
-        left: such folders of runs that were killed.
-    """
-
-    work: Path
-    left: list[Path]
 
 
 def recorded(fd: int) -> dict[str, Any] | None:
@@ -70,7 +54,7 @@ def holder(record: dict[str, Any] | None) -> str:
 
 
 @contextmanager
-def told(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
     """Make FolderErrors of the body's OSErrors."""
     try:
         yield
@@ -80,7 +64,7 @@ def told(folder: Path) -> Iterator[None]:
         raise FolderError(f"{folder} can't be held ({why})") from None
 
 
-def take(folder: Path, fd: int, pid: int, mixed: bool = False) -> Hold:
+def take(folder: Path, fd: int, pid: int, mixed: bool = False) -> None:
     """Lock the open file ``folder``/NAME, for as long as it is open.
 
     Args:
@@ -104,18 +88,15 @@ def take(folder: Path, fd: int, pid: int, mixed: bool = False) -> Hold:
     if not last and not mixed and (others := sorted({path.name for path in folder.iterdir()} - {NAME})):
         (folder / NAME).unlink()
         raise FolderError(f"{folder} holds {others[0]}, and no recipe has written there: name a new or empty folder")
-    left = [name for name in last.get("work", []) if WORK.fullmatch(name) and (folder / name).is_dir()]
-    work = f".work-{secrets.token_hex(16)}"
     since = time.strftime("%Y-%m-%d %H:%M:%S")
-    record = {"held_by": HELD_BY, "pid": pid, "host": platform.node(), "since": since, "work": [*left, work]}
+    record = {"held_by": HELD_BY, "pid": pid, "host": platform.node(), "since": since}
     text = f"{json.dumps(record)}\n".encode()
-    os.pwrite(fd, text, 0)  # not emptied before: a kill in between would lose the names
+    os.pwrite(fd, text, 0)  # not emptied before: a kill in between would leave a file of nobody's
     os.ftruncate(fd, len(text))
-    return Hold(folder / work, [folder / name for name in left])
 
 
 @contextmanager
-def held(folder: Path, mixed: bool = False) -> Iterator[Hold]:
+def held(folder: Path, mixed: bool = False) -> Iterator[None]:
     """Hold a folder, which is made where there is none, while the body runs. If nothing is written, no trace is left.
 
     Raises:
@@ -125,13 +106,13 @@ def held(folder: Path, mixed: bool = False) -> Iterator[Hold]:
         raise FolderError(f"{folder} is a file, not a folder")
     new = not folder.exists()
     with contextlib.ExitStack() as opened:
-        with told(folder):
+        with explained(folder):
             folder.mkdir(parents=True, exist_ok=True)
             fd = os.open(folder / NAME, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
             opened.callback(os.close, fd)
-            hold = take(folder, fd, os.getpid(), mixed)
+            take(folder, fd, os.getpid(), mixed)
         try:
-            yield hold
+            yield
         finally:
             with contextlib.suppress(OSError):
                 if [path.name for path in folder.iterdir()] == [NAME]:
@@ -146,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("fd", type=int, metavar="FD", help=f"the shell's open file DIR/{NAME}")
     args = parser.parse_args(argv)
     try:
-        with told(args.folder):
+        with explained(args.folder):
             take(args.folder, args.fd, os.getppid())
     except FolderError as error:
         print(error, file=sys.stderr)

@@ -18,16 +18,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import RecipeError
-from common.hold import FolderError, held
 from common.progress import progress
 
 from . import debian_documents as documents
 from . import debian_sources as sources
 from .archives import digest
-from .built import check_out, replace
 from .deb import facts, find_deb, run
 from .debian_sources import LISTS
-from .pairs import Pair, Rules, leakage, part_of, reject_reason, segments, without_copies, words
+from .pairs import Pair, Rules, leakage, part_of, reject_reason, segments, without_copies, words, write_corpus
 
 MADE_BY = "fairseq_sru recipes/debian.py"
 PARTS = ("test", "valid", "train")  # each without near-copies of those before it
@@ -117,19 +115,17 @@ def find(name: str, folders: Iterable[Path]) -> Path | None:
 
 def download(missing: list[str], cache: Path) -> None:
     """Fetches packages and lists into ``cache``, one by one and each whole, with an apt state of our own."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with held(cache, mixed=True) as hold:
-        for left in hold.left:
-            shutil.rmtree(left, ignore_errors=True)
-        try:
-            with_apt(missing, cache, hold.work)
-        finally:
-            shutil.rmtree(hold.work, ignore_errors=True)
+    state = cache / "apt"
+    shutil.rmtree(state, ignore_errors=True)  # of a run that was killed
+    (state / "lists" / "partial").mkdir(parents=True)
+    try:
+        with_apt(missing, cache, state)
+    finally:
+        shutil.rmtree(state)
 
 
 def with_apt(missing: list[str], cache: Path, state: Path) -> None:
-    """:func:`download`, with apt's state in a folder that is not made yet."""
-    (state / "lists" / "partial").mkdir(parents=True)
+    """:func:`download`, with apt's state in a folder of its own."""
     options = [f"Dir::State::lists={state / 'lists'}", f"Dir::Cache={state}", "Acquire::Languages=en,de"]
     options += ["Acquire::GzipIndexes=false", "APT::Update::Error-Mode=any"]
     flags = [word for option in options for word in ("-o", option)]
@@ -162,8 +158,6 @@ def fetch(cache: Path, local_dir: Path | None) -> dict[str, Path]:
     if missing:
         try:
             download(missing, cache)
-        except FolderError:
-            raise
         except RecipeError as error:
             debs = " ".join(name for name in missing if name not in LISTS)
             lists = ", ".join(f"{name}.xz" for name in missing if name in LISTS)
@@ -206,13 +200,12 @@ def read(files: dict[str, Path], counts: dict[str, Counter[str]]) -> Iterator[tu
 
 
 def build(out: Path, local_dir: Path | None = None) -> dict[str, Any]:
-    """Fetches what is missing into ``out``.packages, builds the data set, moves it to ``out``; returns the manifest.
+    """Fetches what is missing into ``out``.packages, writes the data set to ``out``; returns the manifest.
 
     Raises:
-        RecipeError: ``out`` has other files, or packages are missing or damaged; the message says what to do.
+        RecipeError: packages are missing or damaged; the message says what to do.
     """
     out = out.resolve()
-    check_out(out, MADE_BY)
     files = fetch(out.with_name(f"{out.name}.packages"), local_dir.resolve() if local_dir else None)
     least = dict(zip(("en", "de"), RULES.min_words, strict=True))
     rules = RULES.described({lang: [n, RULES.max_words] for lang, n in least.items()})
@@ -228,4 +221,4 @@ def build(out: Path, local_dir: Path | None = None) -> dict[str, Any]:
     manifest["test_bleu"] = leakage(parts)
     columns: dict[str, Callable[[Pair], str]] = {"en": lambda p: p.en, "de": lambda p: p.de, "domains": domain_of}
     texts = {f"{part}.{end}": [of(p) for p in pairs] for part, pairs in parts.items() for end, of in columns.items()}
-    return replace(out, texts, manifest)
+    return write_corpus(out, texts, manifest)

@@ -24,9 +24,21 @@ from typing import Any
 
 from common.errors import RecipeError
 
-from .built import check_out, replace
 from .deb import facts, find_deb, members, run
-from .pairs import HOLE, Pair, Rules, clean, fraction, leakage, part_of, reject_reason, segments, without_copies, words
+from .pairs import (
+    HOLE,
+    Pair,
+    Rules,
+    clean,
+    fraction,
+    leakage,
+    part_of,
+    reject_reason,
+    segments,
+    without_copies,
+    words,
+    write_corpus,
+)
 
 MADE_BY = "fairseq_sru recipes/lohelp.py"
 PACKAGES = {"en": "libreoffice-help-en-us", "de": "libreoffice-help-de"}
@@ -175,7 +187,7 @@ def read_deb(deb: Path) -> tuple[dict[str, str], Pages, str]:
 
 
 def build(deb_dir: Path, out: Path) -> dict[str, Any]:
-    """Builds the data set aside and moves it to ``out`` whole; returns the manifest."""
+    """Writes the data set to ``out``; returns the manifest."""
     if not MPL.is_file():
         raise RecipeError(f"{MPL} is missing, the licence that goes with the text: apt-get install base-files")
     (en, en_pages, stanza), (de, de_pages, _) = (read_deb(find_deb(deb_dir, package)) for package in PACKAGES.values())
@@ -189,21 +201,25 @@ def build(deb_dir: Path, out: Path) -> dict[str, Any]:
     licence = MPL.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     manifest: dict[str, Any] = {"made_by": MADE_BY, "packages": [en, de], "parameters": rules, "counts": counts}
     manifest["test_bleu"] = leakage(parts)
-    return replace(out, {**texts, "NOTICE": notice.splitlines(), "LICENSE": licence}, manifest)
+    return write_corpus(out, {**texts, "NOTICE": notice.splitlines(), "LICENSE": licence}, manifest)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write; replaced if this script made it")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
     parser.add_argument("--deb-dir", type=Path, help="folder with the two .deb files (default: apt-get download)")
     args = parser.parse_args(argv)
     remedy = "run apt-get update, or fetch both packages elsewhere and name their folder with --deb-dir"
     try:
-        check_out(args.out.resolve(), MADE_BY)
-        with tempfile.TemporaryDirectory() as temp:
+        out = args.out.resolve()
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise RecipeError(f"argument --out: {args.out} must be a new or empty folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as temp:
             if args.deb_dir is None:
                 run("apt-get", "download", *PACKAGES.values(), remedy=remedy, cwd=Path(temp))
-            manifest = build(args.deb_dir or Path(temp), args.out.resolve())
+            manifest = build(args.deb_dir or Path(temp), Path(temp, "made"))
+            Path(temp, "made").rename(out)
     except (RecipeError, OSError) as error:
         print(f"lohelp: error: {error}", file=sys.stderr)
         return 2

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from sacrebleu.metrics import BLEU
+
+from .archives import digest
 
 HOLE = "\ue000"  # stands in a text for code, an image, or a reading that depends on the reader's machine
 MIN_LETTERS = 0.65  # of the characters that are not spaces
@@ -180,3 +184,13 @@ def leakage(parts: dict[str, list[Pair]]) -> dict[str, float | str]:
     outputs = {"the source": [p.en for p in test], "the target of the nearest training source": near}
     scores = {f"copy of {what}": bleu.corpus_score(out, [[p.de for p in test]]).score for what, out in outputs.items()}
     return {**{what: round(score, 2) for what, score in scores.items()}, "signature": str(bleu.get_signature())}
+
+
+def write_corpus(out: Path, texts: Mapping[str, Sequence[str]], manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Write lines by file name, and the manifest; returns that with the checksums of the files."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name, lines in texts.items():
+        (out / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
+    whole = {**manifest, "files": {name: digest(out / name) for name in sorted(texts)}}
+    (out / "manifest.json").write_bytes(f"{json.dumps(whole, indent=2)}\n".encode())
+    return whole

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from common import errors, hold
+from common import errors
 from common.errors import RecipeError
 from conftest import ROOT
 from corpora import debian
@@ -471,37 +471,6 @@ def error_of(out: Path, local_dir: Path | None = None) -> str:
     return str(raised.value)
 
 
-def test_a_failure_leaves_what_was_there(
-    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shares: None
-):
-    out = tmp_path / "out"
-    debian.build(out, repository)
-    before, beside = contents(out), sorted(tmp_path.iterdir())
-
-    def full(path: Path, content: bytes) -> int:
-        path.write_text("half")
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        assert "no space left" in error_of(out, repository)
-    assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
-    for name in (".out.part", ".out-abcdefgh"):
-        (tmp_path / name / "new").mkdir(parents=True)
-        (tmp_path / name / "new" / "train.en").write_text("mine")
-        beside.append(tmp_path / name)
-    debian.build(out, repository)
-    assert contents(out) == before and sorted(tmp_path.iterdir()) == sorted(beside)
-    assert all((path / "new" / "train.en").read_text() == "mine" for path in beside[-2:])
-    beside.sort()
-    (out / "valid.de").write_text("changed by me")
-    assert "were changed (valid.de)" in error_of(out, repository)
-    (out / "valid.de").write_bytes(before["valid.de"])
-    (out / "mine.txt").write_text("dear to me")
-    assert "mine.txt" in error_of(out), "before anything is fetched"
-    assert contents(out) == {**before, "mine.txt": b"dear to me"} and sorted(tmp_path.iterdir()) == beside
-
-
 def test_local_files_that_do_not_fit_are_named(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out, folder = tmp_path / "out", copy(repository, tmp_path / "local")
     args = (out, folder)
@@ -604,14 +573,10 @@ def test_a_killed_fetch_goes_on_with_what_is_missing(fake_apt: Path, repository:
     assert code == -9 and asked == names[: at + 1] and not out.exists()
     cache = tmp_path / "out.packages"
     whole = {path.name for path in cache.iterdir() if path.is_file()}
-    assert whole == {*sources.LISTS, hold.NAME} | {f"{name}_1.0-1_all.deb" for name in names[:at]}
-    (cache / "apt").mkdir()
-    (cache / "apt" / "mine").write_text("kept")
-    (cache / ".work-mine").mkdir()
+    assert whole == {*sources.LISTS} | {f"{name}_1.0-1_all.deb" for name in names[:at]}
     assert run(kill="")[1] == names[at:]
-    there = {*sources.LISTS, hold.NAME, "apt", ".work-mine"} | {f"{name}_1.0-1_all.deb" for name in names}
+    there = {*sources.LISTS} | {f"{name}_1.0-1_all.deb" for name in names}
     assert {path.name for path in cache.iterdir()} == there
-    assert (cache / "apt" / "mine").read_text() == "kept"
     for path in cache.glob("*.deb"):
         assert path.read_bytes() == (repository / path.name).read_bytes()
     before = contents(out)

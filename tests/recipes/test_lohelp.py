@@ -322,48 +322,22 @@ def test_script_writes_the_same_bytes_twice_and_an_honest_manifest(debs: Path, t
     assert "footer" not in (one / "train.en").read_text().lower()
 
 
-def test_script_replaces_its_own_work_only(debs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    out, args = tmp_path / "out", ["--out", str(tmp_path / "out"), "--deb-dir", str(debs)]
-    out.mkdir()
-    assert lohelp.main(args) == 0, "an empty folder is free"
-    made = contents(out)
-    assert lohelp.main(args) == 0
-    assert contents(out) == made
-    (out / "train.en").write_text("changed by me")
-    assert lohelp.main(args) == 2
-    assert contents(out) == {**made, "train.en": b"changed by me"}
-    assert "were changed (train.en)" in capsys.readouterr().err
-    (out / "train.en").write_bytes(made["train.en"])
-    (out / "mine.txt").write_text("dear to me")
-    assert lohelp.main(args) == 2
-    assert contents(out) == {**made, "mine.txt": b"dear to me"}
-    assert "mine.txt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("manifest", [None, "{", "[]", "{}", '{"made_by": "other", "files": {"a.txt": ""}}'])
-def test_script_leaves_a_foreign_folder_alone(manifest: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "a.txt").write_text("dear to me")
-    if manifest is not None:
-        (tmp_path / "manifest.json").write_text(manifest)
-    before = contents(tmp_path)
-    assert lohelp.main(["--out", str(tmp_path), "--deb-dir", str(tmp_path)]) == 2
-    assert contents(tmp_path) == before
-    error = capsys.readouterr().err
-    assert error.startswith("lohelp: error: ") and error.count("\n") == 1 and "--out" in error
-
-
-def test_a_failure_in_the_middle_leaves_what_was_there(debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_script_writes_only_into_a_new_or_empty_folder(debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "out"
     args = ["--out", str(out), "--deb-dir", str(debs)]
-    assert lohelp.main(args) == 0
-    before, beside = contents(out), sorted(tmp_path.iterdir())
 
     def full(*_: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        assert lohelp.main(args) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["MPL-2.0", "debs"], "nothing half-made"
+    out.mkdir()
+    assert lohelp.main(args) == 0
+    made = contents(out)
     assert lohelp.main(args) == 2
-    assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
+    assert contents(out) == made
 
 
 def one_line_error(capsys: pytest.CaptureFixture[str], args: list[str], *hints: str) -> None:

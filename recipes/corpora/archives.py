@@ -17,11 +17,10 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from common.errors import RecipeError
-from common.files import write_text
 from common.progress import progress
 from tqdm import tqdm
 
@@ -50,7 +49,7 @@ class Unreachable(RecipeError):
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch. Where no checksum is known, the first download's is recorded beside it, in NAME.sha256."""
+    """A file to fetch."""
 
     url: str
     bytes: int | None = None
@@ -73,58 +72,27 @@ def digest(path: Path, kind: str = "sha256") -> str:
     return made.hexdigest()
 
 
-def recorded(archive: Archive, folder: Path) -> Path:
-    """The file that keeps the checksum of a first download, in sha256sum's format."""
-    return folder / f"{archive.name}.sha256"
-
-
-def _trouble(path: Path, name: str) -> str:
-    """What is wrong with a file of that name, as it tells itself; or ""."""
-    try:
-        if name.endswith("gz"):
-            with gzip.open(path) as file:
-                while file.read(BLOCK):
-                    pass
-        elif name.endswith(".zip"):
-            with zipfile.ZipFile(path) as packed:
-                bad = packed.testzip()
-            return f"damaged (in {bad})" if bad else ""
-        else:  # some networks answer everything with a page of theirs
-            with path.open("rb") as plain:
-                return "a web page" if plain.read(BLOCK).lstrip()[:1] == b"<" else ""
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        return f"cut off or damaged ({error})"
-    return ""
-
-
 def check(path: Path, archive: Archive) -> dict[str, Any]:
-    """Make sure that a file is whole and the right one.
+    """Make sure that a file is the right one.
 
     Returns:
         Facts for the manifest: name, url, bytes, sha256.
 
     Raises:
-        RecipeError: its size or checksum is wrong, or, with no checksum known, it is cut off, damaged or a web page.
+        RecipeError: its size or checksum is wrong, or, with no checksum known, it is a web page.
     """
     remedy = f"remove it, or fetch it again from {archive.url}"
-    size = path.stat().st_size
+    size, sha256 = path.stat().st_size, digest(path)
     if archive.bytes is not None and size != archive.bytes:
         raise RecipeError(f"{path} has {size:,} bytes, not {archive.bytes:,}: {remedy}")
-    found = digest(path)
-    wanted, first = archive.sha256, recorded(archive, path.parent)
-    if wanted is None and first.is_file():
-        try:
-            wanted = first.read_text().split()[0]
-        except (ValueError, IndexError):  # bytes that are no text; nothing
-            raise RecipeError(f"{first} holds no checksum: remove it") from None
-        remedy += f", or remove {first} if the file was changed where it comes from"
-    if wanted is not None and found != wanted:
-        raise RecipeError(f"{path} has sha256 {found}, not {wanted}: {remedy}")
+    if archive.sha256 is not None and sha256 != archive.sha256:
+        raise RecipeError(f"{path} has sha256 {sha256}, not {archive.sha256}: {remedy}")
     if archive.md5 is not None and (md5 := digest(path, "md5")) != archive.md5:
         raise RecipeError(f"{path} has MD5 {md5}, not {archive.md5}: {remedy}")
-    if wanted is None and archive.md5 is None and (trouble := _trouble(path, archive.name)):
-        raise RecipeError(f"{path} is {trouble}: {remedy}")
-    return {"name": archive.name, "url": archive.url, "bytes": size, "sha256": found}
+    with path.open("rb") as file:  # some networks answer everything with a page of theirs
+        if archive.sha256 is None and archive.md5 is None and file.read(BLOCK).lstrip()[:1] == b"<":
+            raise RecipeError(f"{path} is a web page: {remedy}")
+    return {"name": archive.name, "url": archive.url, "bytes": size, "sha256": sha256}
 
 
 def receive(url: str, part: Path, size: int | None) -> bool:
@@ -144,11 +112,9 @@ def receive(url: str, part: Path, size: int | None) -> bool:
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing lies beyond what is here
+        if error.code != 416:  # 416: the file is no longer than the part
             raise
-        if error.headers.get("Content-Range") == f"bytes */{have}":
-            return True
-        part.unlink()  # it is longer than the file, so of another file
+        part.unlink()
         return False
     with response:
         if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
@@ -195,12 +161,10 @@ def download(archive: Archive, folder: Path) -> Path:
             raise Unreachable(f"{archive.url} cannot be downloaded ({reason})")
         time.sleep(PAUSE * 2 ** (failures - 1))
     try:
-        facts = check(part, archive)
+        check(part, archive)
     except RecipeError as error:
         part.unlink()
         raise RecipeError(f"{str(error).replace(str(part), 'the download')}\n{instructions([archive])}") from None
-    if archive.sha256 is None and archive.md5 is None:
-        write_text(recorded(archive, folder), f"{facts['sha256']}  {archive.name}\n")
     part.replace(path)
     return path
 
@@ -259,11 +223,8 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
 
     Raises:
         RecipeError: one is missing, or the archive can't be read.
-        ValueError: two have the same name, but for their folders.
     """
     wanted = {member: folder / Path(member).name for member in members}
-    if len(set(wanted.values())) < len(wanted):
-        raise ValueError(f"members must have names of their own; got {', '.join(wanted)}")
     missing = set(wanted)
     bar: dict[str, Any] = {"total": archive.stat().st_size, "desc": f"unpack {archive.name}", "disable": None}
     try:
@@ -289,38 +250,26 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
 
 
 def unpack_all(archive: Path, folder: Path) -> Path:
-    """Write all files of a .zip or .tar into ``folder``: no links, and none whose name leads out of it.
+    """Write all files of a .zip or .tar into ``folder``.
 
     Raises:
-        RecipeError: the archive can't be read.
+        RecipeError: the archive can't be read, or would write elsewhere.
     """
     try:
         if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as opened:  # from Python 3.14 on its own error holds more than the name
-                for entry in opened.infolist():
-                    if entry.flag_bits & 1:
-                        raise RecipeError(
-                            f"{archive}: File {entry.filename!r} is encrypted, so: unpack it and make it anew"
-                        )
             shutil.unpack_archive(archive, folder)
             return folder
         with OPEN[archive.suffix](archive, "rb") as content:
             with tarfile.open(fileobj=content, mode="r|") as tar:
-                for item in tar:
-                    if item.islnk():
-                        raise RecipeError(f"{archive} has hard links ({item.name}): unpack it and make it anew")
-                    inside = PurePosixPath(item.name)
-                    if not item.isfile() or inside.is_absolute() or ".." in inside.parts:
-                        continue
-                    (path := folder / inside).parent.mkdir(parents=True, exist_ok=True)
-                    with path.open("wb") as made:
-                        shutil.copyfileobj(tar.extractfile(item), made)  # type: ignore[arg-type]
+                tar.extractall(folder, filter="data")
             while content.read(BLOCK):  # a damaged header looks like the end; the checksums behind it tell
                 pass
+    except tarfile.FilterError as error:
+        raise RecipeError(f"{archive}: {error}") from None
     except DAMAGED as error:
         raise cut_off(archive, error) from None
-    except RuntimeError as error:  # a .zip is of a kind that zipfile doesn't know
-        raise RecipeError(f"{archive}: {error}: unpack it and make it anew") from None
+    except RuntimeError as error:  # a .zip is encrypted, or of a kind that zipfile doesn't know
+        raise RecipeError(f"{archive}: {error}") from None
     return folder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import http.server
 import io
@@ -15,7 +14,6 @@ import sys
 import tarfile
 import threading
 import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -116,8 +114,7 @@ def test_a_whole_part_needs_no_download(server: Server, tmp_path: Path) -> None:
     assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
     assert server.asked == []
     (tmp_path / "text.bin").rename(tmp_path / "text.bin.part")
-    assert archives.download(Archive(server.url), tmp_path).read_bytes() == CONTENT  # the server says that it is whole
-    assert server.asked == [f"bytes={len(CONTENT)}-"]
+    assert archives.download(Archive(server.url), tmp_path).read_bytes() == CONTENT  # of a size that is not known
 
 
 def test_a_part_that_is_too_long_is_begun_anew(server: Server, tmp_path: Path) -> None:
@@ -165,60 +162,15 @@ def test_a_wrong_file_is_no_file(server: Server, tmp_path: Path) -> None:
     assert archives.download(md5, tmp_path).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("damage", ["cut off", "changed", "no gzip"])
-def test_gzip_without_known_checksum_must_be_whole(damage: str, server: Server, tmp_path: Path) -> None:
-    whole = gzip.compress(os.urandom(100_000))
-    changed = whole[:50_000] + bytes([whole[50_000] ^ 1]) + whole[50_001:]
-    server.content = {"cut off": whole[:-1000], "changed": changed, "no gzip": b"<html>not found</html>"}[damage]
-    url = server.url.replace("text.bin", "text.tgz")
-    with pytest.raises(RecipeError, match="cut off or damaged"):
-        archives.download(Archive(url), tmp_path)
+def test_a_web_page_is_no_archive(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network may answer everything with its own page."""
+    server.content = b"\n<html>log in</html>"
+    with pytest.raises(RecipeError, match="the download is a web page"):
+        archives.download(Archive(server.url), tmp_path)
     assert names(tmp_path) == set()
-    server.content = whole
-    assert archives.download(Archive(url), tmp_path).read_bytes() == whole
-
-
-def test_other_files_without_known_checksum_are_looked_at_too(server: Server, tmp_path: Path) -> None:
-    """A network that answers everything with its own page must not leave that, with a checksum to hold on to."""
-    packed = tmp_path / "whole.zip"
-    with zipfile.ZipFile(packed, "w") as file:
-        file.writestr("text", os.urandom(1000))
-    whole, zipped = packed.read_bytes(), server.url.replace("text.bin", "text.zip")
-    packed.unlink()
-    for content, url, message in (
-        (b"\n<html>log in</html>", server.url, "is a web page"),
-        (b"<html>log in</html>", zipped, "is cut off or damaged"),
-        (whole[:-5], zipped, "is cut off or damaged"),
-        (whole.replace(whole[100:110], bytes(10)), zipped, r"is damaged \(in text\)"),
-    ):
-        server.content = content
-        with pytest.raises(RecipeError, match=f"the download {message}"):
-            archives.download(Archive(url), tmp_path)
-        assert names(tmp_path) == set()
-    server.content = whole
-    assert archives.download(Archive(zipped), tmp_path).read_bytes() == whole
-    (tmp_path / "text.zip.sha256").write_text("\n")
-    with pytest.raises(RecipeError, match=r"text.zip.sha256 holds no checksum: remove it"):
-        archives.check(tmp_path / "text.zip", Archive(zipped))
-
-
-def test_the_first_checksum_is_shown_and_kept(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wanted = Archive(server.url)
-    digest = hashlib.sha256(CONTENT).hexdigest()
-    path = archives.fetch([wanted], None, tmp_path)[0]["text.bin"]
-    assert digest in capsys.readouterr().out
-    checked = subprocess.run(["sha256sum", "--check", "text.bin.sha256"], cwd=tmp_path, capture_output=True, text=True)
-    assert checked.stdout == "text.bin: OK\n"
-    path.write_bytes(CONTENT[:-1])
-    with pytest.raises(RecipeError, match=f"not {digest}.*text.bin.sha256"):
-        archives.fetch([wanted], None, tmp_path)
-    path.unlink()
-    server.content = CONTENT[::-1]
-    with pytest.raises(RecipeError, match=f"not {digest}"):
-        archives.fetch([wanted], None, tmp_path)
-    assert names(tmp_path) == {"text.bin.sha256"}
+    server.content = CONTENT
+    archives.fetch([Archive(server.url)], None, tmp_path)
+    assert hashlib.sha256(CONTENT).hexdigest() in capsys.readouterr().out
 
 
 def test_files_that_are_there_are_not_fetched(server: Server, tmp_path: Path) -> None:
@@ -284,43 +236,16 @@ def test_a_killed_download_leaves_a_part_to_go_on_with(server: Server, tmp_path:
     assert server.asked[-1] == f"bytes={size}-"
 
 
-def test_a_zip_that_is_encrypted_is_named(tmp_path: Path):
-    path = tmp_path / "digits.zip"
-    with zipfile.ZipFile(path, "w") as made:
-        made.writestr("a.txt", "a")
-    content = path.read_bytes()
-    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # of the file, and of the archive's list
-        at = content.index(header) + flags
-        content = content[:at] + bytes([content[at] | 1]) + content[at + 1 :]
-    path.write_bytes(content)
-    with pytest.raises(RecipeError, match=r"digits.zip: File 'a.txt' is encrypted, .*: unpack it and make it anew"):
-        archives.unpack_all(path, tmp_path / "to")
-
-
-def test_members_of_one_name_would_replace_one_another(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"^members must have names of their own; got train/a\.en, dev/a\.en$"):
-        archives.unpack(tmp_path / "none.tgz", ["train/a.en", "dev/a.en"], tmp_path)
-
-
-def test_a_tar_writes_files_below_its_folder_alone(tmp_path: Path):
-    names = ["below/a.txt", "../b.txt", f"{tmp_path}/c.txt", "below/../../d.txt", "./e.txt"]
+@pytest.mark.parametrize("name", ["../b.txt", "below/../../d.txt", "link"])
+def test_a_tar_writes_only_below_its_folder(name: str, tmp_path: Path):
     with tarfile.open(tmp_path / "some.tar.gz", "w:gz") as tar:
-        link = tarfile.TarInfo("out")
-        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
-        tar.addfile(link)
-        for name in (*names, "out/f.txt"):
-            member = tarfile.TarInfo(name)
-            member.size = 4
-            tar.addfile(member, io.BytesIO(b"text"))
-    folder = archives.unpack_all(tmp_path / "some.tar.gz", tmp_path / "to" / "there")
-    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
-    assert written == {"some.tar.gz", *(f"to/there/{name}" for name in ("below/a.txt", "e.txt", "out/f.txt"))}
-    assert not (folder / "out").is_symlink()
-    with tarfile.open(tmp_path / "hard.tar", "w") as tar:
-        link.type = tarfile.LNKTYPE
-        tar.addfile(link)
-    with pytest.raises(RecipeError, match=r"hard.tar has hard links \(out\): unpack it and make it anew$"):
-        archives.unpack_all(tmp_path / "hard.tar", tmp_path / "to" / "elsewhere")
+        member = tarfile.TarInfo(name)
+        if name == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(member, io.BytesIO())
+    with pytest.raises(RecipeError, match=r"some\.tar\.gz: .*outside|some\.tar\.gz: .*absolute"):
+        archives.unpack_all(tmp_path / "some.tar.gz", tmp_path / "to" / "there")
+    assert {path.name for path in tmp_path.rglob("*")} <= {"some.tar.gz", "to", "there"}
 
 
 @pytest.mark.parametrize("kind", ["gz", "xz"])

@@ -29,9 +29,9 @@ from common.progress import progress
 from comparison.commands import words
 from comparison.fairseq_output import hypotheses
 from comparison.stages import StageError, Stages, lines, working_in
-from corpora.binarise import load, number, numbering_of
+from corpora.binarise import number
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
-from fairseq.data import data_utils
+from fairseq.data import Dictionary, data_utils
 from tqdm import tqdm
 
 from fairseq_sru.models.checkpoints import fairseq_checkpoints
@@ -82,8 +82,8 @@ def binarise(data: Path, translated: str, targets: Path, to: Path) -> None:
             if Path(name).stem != translated:
                 shutil.copyfile(path, to / name)
     language = translated.rpartition(".")[2]
-    numbering = numbering_of(load(to / f"dict.{language}.txt"))
-    print(f"[{language}] {targets}: {number(targets, numbering, 1, to / translated)}")
+    dictionary = Dictionary.load(str(to / f"dict.{language}.txt"))
+    print(f"[{language}] {targets}: {number(targets, dictionary, 1, to / translated)}")
 
 
 def main(argv: list[str] | None = None) -> None:

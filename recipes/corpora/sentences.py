@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from common.errors import RecipeError
+from fairseq.data import Dictionary
 
 from .archives import Archive, fetch
-from .binarise import SPECIAL, number, numbering_of, save
+from .binarise import number
 from .building import described, seal
 from .registry import SPLITS
 
@@ -205,13 +206,15 @@ def binarise(parts: dict[str, list[Example]], have: set[str], to: Path) -> None:
     labels = Counter(example.label for example in parts["train"])
     for name, words, of in (("input0", known, counts), ("label", sorted(labels), labels)):
         (to / name).mkdir(parents=True)
-        numbered = dict.fromkeys(SPECIAL, 0) | {word: of[word] for word in words}
-        save(numbered, to / name / "dict.txt")
+        numbered = Dictionary()
+        for word in words:
+            numbered.add_symbol(word, of[word])
+        numbered.save(str(to / name / "dict.txt"))
         for split in SPLITS:
             text = to / "text"
             lines = (" ".join(e.words) if name == "input0" else e.label for e in parts[split])
             text.write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
-            print(f"{to.name} {name} {split}: {number(text, numbering_of(numbered), 1, to / name / split)}", flush=True)
+            print(f"{to.name} {name} {split}: {number(text, numbered, 1, to / name / split)}", flush=True)
             text.unlink()
     test = (f"{' '.join([example.label, *example.words])}\n" for example in parts["test"])
     (to / TEST).write_text("".join(test), "utf-8", newline="\n")

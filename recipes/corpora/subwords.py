@@ -22,6 +22,7 @@ MODELS = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}  # the file th
 ENDINGS = {"sentencepiece": "sp", "moses-bpe": "bpe"}  # of the text in subwords
 CHUNK = 2_000  # pairs that a process takes at a time
 FEW = 20_000  # pairs up to which one process does it all
+CACHE = 500_000  # words whose subwords are remembered
 SAMPLE = 1_000_000  # lines that a vocabulary is learned from, drawn evenly where there are more
 
 Pair = tuple[str, str]
@@ -111,6 +112,23 @@ def read(source: Path, target: Path) -> Iterator[Pair]:
             yield a.rstrip("\n"), b.rstrip("\n")
 
 
+def moses(language: str, lower: bool, normalise: bool) -> Callable[[str], str]:
+    """Return a function that makes Moses' tokens of a line, with a space between two.
+
+    ``normalise``: normalise punctuation first, and split at hyphens.
+    """
+    from sacremoses import MosesPunctNormalizer, MosesTokenizer
+
+    normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
+
+    def tokens(line: str) -> str:
+        line = normalizer.normalize(line) if normalise else line
+        line = tokenizer.tokenize(line, aggressive_dash_splits=normalise, return_str=True)
+        return line.lower() if lower else line
+
+    return tokens
+
+
 @dataclass(frozen=True)
 class Encoder:
     """How the text of a data set becomes subwords."""
@@ -122,12 +140,9 @@ class Encoder:
     model: Path  # the file that learn() writes
 
     def moses(self, then: Callable[[str], str] = str) -> Callable[[Pairs], Pairs]:
-        """Makes a function that tokenises pairs; ``then`` splits tokens further."""
-        from . import moses
-
-        done = (lambda text: then(text.lower())) if self.lower else then
-        source, target = (moses.tokens(language, self.normalise, done) for language in self.languages)
-        return lambda pairs: [(source(a), target(b)) for a, b in pairs]
+        """Return a function that tokenises pairs; ``then`` splits tokens further."""
+        source, target = (moses(language, self.lower, self.normalise) for language in self.languages)
+        return lambda pairs: [(then(source(a)), then(target(b))) for a, b in pairs]
 
     def words(self) -> Callable[[Pairs], Pairs]:
         """Makes a function that turns pairs into what subwords are learned from."""
@@ -147,13 +162,11 @@ class Encoder:
             return lambda pairs: list(zip(*map(encode, zip(*words(pairs), strict=True)), strict=True))
         from subword_nmt.apply_bpe import BPE
 
-        from . import moses
-
         with self.model.open(encoding="utf-8") as codes:
             bpe = BPE(codes)
 
         def split(tokens: str) -> str:
-            if len(bpe.cache) > moses.CACHE:
+            if len(bpe.cache) > CACHE:
                 bpe.cache.clear()
             return bpe.process_line(tokens)
 
@@ -195,15 +208,13 @@ class Encoder:
                     minloglevel=2,
                 )
         else:
-            from . import learn_bpe
+            from subword_nmt.learn_bpe import learn_bpe
 
             counts: Counter[str] = Counter()
             for found in in_order(self.counts, chunks(bar), processes_for(pairs // step)):
                 counts.update(found)
-            merges = [f"{a} {b}\n" for a, b in learn_bpe.merges(counts, vocab_size)]
-            if not merges:
-                raise ValueError("no two letters stand side by side twice")
-            self.model.write_text("".join(["#version: 0.2\n", *merges]), "utf-8", newline="\n")
+            with self.model.open("w", encoding="utf-8", newline="\n") as codes:
+                learn_bpe([f"{word} {count}" for word, count in counts.items()], codes, vocab_size, is_dict=True)
 
 
 @dataclass(frozen=True)

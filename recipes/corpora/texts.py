@@ -12,7 +12,7 @@ from common.hold import NAME
 
 from . import debian
 from .archives import Archive, fetch, find, unpack_all
-from .binarise import dictionary, number, numbering_of, save
+from .binarise import dictionary, number
 from .building import described, seal
 from .registry import SPLITS
 from .speech import subwords
@@ -130,9 +130,9 @@ class Text(NamedTuple):
                 texts[split] = work / f"{split}.sp"
                 encoded = "".join(f"{' '.join(line)}\n" for line in model.encode(plain, out_type=str))
                 texts[split].write_text(encoded, "utf-8", newline="\n")
-        counts = dictionary([texts["train"]], 1)
-        save(counts, folder / "dict.txt")
+        words = dictionary([texts["train"]], 1)
+        words.save(str(folder / "dict.txt"))
         for split, path in texts.items():
-            print(f"{split}: {number(path, numbering_of(counts), 1, folder / split)}", flush=True)
+            print(f"{split}: {number(path, words, 1, folder / split)}", flush=True)
         seal(made, self.options() | {"sources": sources})
         return made

@@ -74,7 +74,7 @@ def test_the_extras_of_the_readme_bring_their_packages(built: tuple[Path, Path])
 
 
 @pytest.mark.parametrize(
-    "end", ["licenses/LICENSE", "fairseq_sru/py.typed", "sru/sru_tiny.yaml", "kernels/sru.cu", "0.12.2.patch"]
+    "end", ["licenses/LICENSE", "fairseq_sru/py.typed", "sru/sru_tiny.yaml", "kernels/sru.cu", "patches/series"]
 )
 def test_a_file_that_the_wheel_lacks_is_told(end: str, built: tuple[Path, Path], tmp_path: Path) -> None:
     sdist, wheel = built

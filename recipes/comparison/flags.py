@@ -25,10 +25,12 @@ def takes(commands: Commands, command: list[str], parser: argparse.ArgumentParse
     if (vectors := str(commands.data / VECTORS)) in flags:  # that aren't there yet
         at = flags.index(vectors)
         del flags[at - 1 : at + 1]
-    with mock.patch("fairseq_sru.models.architectures.check_data"):  # which may not be there
-        args = options.parse_args_and_arch(parser, input_args=[str(commands.data), *flags])
-    if command[0] == "fairseq-generate" and hasattr(options, "check_search"):  # the patch's
-        options.check_search(parser, args)
+    checks = (
+        "fairseq_sru.models.architectures.check_data",
+        "fairseq.options.check_files",
+    )  # the second is the patches'
+    with mock.patch(checks[0]), mock.patch(checks[1], create=True):  # the data may not be there yet
+        options.parse_args_and_arch(parser, input_args=[str(commands.data), *flags])
 
 
 def check_training(of: Training, show: Callable[[str], object] = lambda _: None) -> None:

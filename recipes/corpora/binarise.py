@@ -43,21 +43,21 @@ def number(path: Path, words: Dictionary, to: Path) -> str:
 
 
 def binarise(
-    languages: Pair, prefixes: list[Path], to: Path, taken: Path | None = None, known: Container[str] | None = None
+    languages: Pair, prefixes: list[Path], to: Path, words: Path | None = None, known: Container[str] | None = None
 ) -> None:
     """Write a joint dictionary, and all text by its numbers, as ``fairseq-preprocess --joined-dictionary`` does.
 
     Args:
         prefixes: of train, valid and test; ``{prefix}.{language}`` are files of words with spaces between them.
-        taken: the dictionary's file; without it that of the training text is made.
+        words: the dictionary's file; without it that of the training text is made.
         known: words that it may have; all if None.
     """
     to.mkdir()
     train = [prefixes[0].with_name(f"{prefixes[0].name}.{language}") for language in languages]
-    words = Dictionary.load(str(taken)) if taken else dictionary(train, known)
+    joint = Dictionary.load(str(words)) if words else dictionary(train, known)
     for language in languages:
-        words.save(str(to / f"dict.{language}.txt"))
+        joint.save(str(to / f"dict.{language}.txt"))
         for split, prefix in zip(SPLITS, prefixes, strict=True):
             text = prefix.with_name(f"{prefix.name}.{language}")
-            facts = number(text, words, to / f"{split}.{languages[0]}-{languages[1]}.{language}")
+            facts = number(text, joint, to / f"{split}.{languages[0]}-{languages[1]}.{language}")
             print(f"[{language}] {text}: {facts}", flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import multiprocessing
 import os
 import signal
@@ -23,7 +22,7 @@ MODELS = {"sentencepiece": "spm.model", "moses-bpe": "bpe.codes"}  # the file th
 ENDINGS = {"sentencepiece": "sp", "moses-bpe": "bpe"}  # of the text in subwords
 CHUNK = 2_000  # pairs that a process takes at a time
 FEW = 20_000  # pairs up to which one process does it all
-REMEMBERED = 500_000  # words whose subwords are remembered
+CACHE = 500_000  # words whose subwords are remembered
 SAMPLE = 1_000_000  # lines that a vocabulary is learned from, drawn evenly where there are more
 
 Pair = tuple[str, str]
@@ -95,25 +94,6 @@ def in_order(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
                 future.cancel()
 
 
-def moses(language: str, normalise: bool) -> Callable[[str], str]:
-    """Makes a function that turns a line of plain text into Moses' tokens with a space between two.
-
-    ``normalise`` normalises punctuation first, and splits at hyphens.
-    """
-    from sacremoses import MosesPunctNormalizer, MosesTokenizer
-
-    normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
-    lower, letters = frozenset(tokenizer.IsLower), frozenset(tokenizer.IsAlpha)
-    tokenizer.islower = lower.issuperset  # its own make a new set of all the world's letters each time
-    tokenizer.isanyalpha = lambda text: not letters.isdisjoint(text)
-
-    def tokens(text: str) -> str:
-        text = normalizer.normalize(text) if normalise else text
-        return str(tokenizer.tokenize(text, aggressive_dash_splits=normalise, return_str=True))
-
-    return tokens
-
-
 def processes_for(pairs: int) -> int:
     """Starting processes takes longer than a small text."""
     return 1 if pairs <= FEW else cores()
@@ -132,6 +112,23 @@ def read(source: Path, target: Path) -> Iterator[Pair]:
             yield a.rstrip("\n"), b.rstrip("\n")
 
 
+def moses(language: str, lower: bool, normalise: bool) -> Callable[[str], str]:
+    """Return a function that makes Moses' tokens of a line, with a space between two.
+
+    ``normalise``: normalise punctuation first, and split at hyphens.
+    """
+    from sacremoses import MosesPunctNormalizer, MosesTokenizer
+
+    normalizer, tokenizer = MosesPunctNormalizer(language), MosesTokenizer(language)
+
+    def tokens(line: str) -> str:
+        line = normalizer.normalize(line) if normalise else line
+        line = tokenizer.tokenize(line, aggressive_dash_splits=normalise, return_str=True)
+        return line.lower() if lower else line
+
+    return tokens
+
+
 @dataclass(frozen=True)
 class Encoder:
     """How the text of a data set becomes subwords."""
@@ -142,11 +139,10 @@ class Encoder:
     normalise: bool  # Moses normalises punctuation and splits at hyphens
     model: Path  # the file that learn() writes
 
-    def moses(self) -> Callable[[Pairs], Pairs]:
-        """Makes a function that tokenises pairs."""
-        source, target = (moses(language, self.normalise) for language in self.languages)
-        lower = str.lower if self.lower else str
-        return lambda pairs: [(lower(source(a)), lower(target(b))) for a, b in pairs]
+    def moses(self, then: Callable[[str], str] = str) -> Callable[[Pairs], Pairs]:
+        """Return a function that tokenises pairs; ``then`` splits tokens further."""
+        source, target = (moses(language, self.lower, self.normalise) for language in self.languages)
+        return lambda pairs: [(then(source(a)), then(target(b))) for a, b in pairs]
 
     def words(self) -> Callable[[Pairs], Pairs]:
         """Makes a function that turns pairs into what subwords are learned from."""
@@ -170,11 +166,11 @@ class Encoder:
             bpe = BPE(codes)
 
         def split(tokens: str) -> str:
-            if len(bpe.cache) > REMEMBERED:
+            if len(bpe.cache) > CACHE:
                 bpe.cache.clear()
-            return bpe.process_line(tokens)  # type: ignore[no-any-return]
+            return bpe.process_line(tokens)
 
-        return lambda pairs: [(split(a), split(b)) for a, b in words(pairs)]
+        return self.moses(split)
 
     def pieces(self) -> set[str] | None:
         """The subwords of the model; None for moses-bpe, whose codes don't list single letters. sentencepiece gives a
@@ -217,11 +213,8 @@ class Encoder:
             counts: Counter[str] = Counter()
             for found in in_order(self.counts, chunks(bar), processes_for(pairs // step)):
                 counts.update(found)
-            codes = io.StringIO()
-            learn_bpe((f"{word} {count}" for word, count in counts.items()), codes, vocab_size, is_dict=True)
-            if codes.getvalue().count("\n") < 2:  # the version
-                raise ValueError("no two letters stand side by side twice")
-            self.model.write_text(codes.getvalue(), "utf-8", newline="\n")
+            with self.model.open("w", encoding="utf-8", newline="\n") as codes:
+                learn_bpe([f"{word} {count}" for word, count in counts.items()], codes, vocab_size, is_dict=True)
 
 
 @dataclass(frozen=True)

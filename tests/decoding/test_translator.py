@@ -138,7 +138,7 @@ def test_lower_case(kind: str) -> None:
 def test_moses_splits_as_prepare_does(normalise: bool) -> None:
     made = subwords(TextOptions("moses-bpe", "en", "de", False, normalise), b"#version: 0.2\nw o\n")
     line = "It’s a look-up."
-    assert " ".join(made.encode([line])[0]).replace("@@ ", "") == moses("en", normalise)(line)
+    assert " ".join(made.encode([line])[0]).replace("@@ ", "") == moses("en", False, normalise)(line)
 
 
 def test_bytes_of_a_subword_model_become_characters() -> None:

@@ -8,14 +8,12 @@ import math
 import pickle
 import re
 import tarfile
-from argparse import Namespace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 
 import numpy as np
 import prepare
 import pytest
-import torch
 import yaml
 from conftest import run_cli
 
@@ -27,7 +25,6 @@ from corpora.speech import features  # noqa: E402
 from fairseq.data.audio.audio_utils import get_features_or_waveform  # noqa: E402
 from fairseq.data.audio.data_cfg import S2TDataConfig  # noqa: E402
 from fairseq.data.audio.feature_transforms import CompositeAudioFeatureTransform  # noqa: E402
-from fairseq.tasks.speech_to_text import SpeechToTextTask  # noqa: E402
 from support.speech import SPEAKERS, digits, tone  # noqa: E402
 
 SPLITS = ("train", "valid", "test")
@@ -138,50 +135,6 @@ def test_fairseq_normalises_digits_by_the_training_data(tmp_path):
         expected = [(x - frames.mean(0)) / frames.std(0) for x in found]
         for x, y in zip(found, expected, strict=True):
             np.testing.assert_allclose(transform(x), y, rtol=1e-4, atol=1e-4)
-
-
-def test_fairseq_interactive_reads_recordings_as_the_configuration_says(tmp_path):
-    out = tmp_path / "out"
-    run("spoken-digits", digits(tmp_path / "in"), out, "--test-speakers", "bob")
-    given = Namespace(data=str(out), config_yaml="config.yaml", max_source_positions=6000, max_target_positions=1024)
-    task = SpeechToTextTask.setup_task(given)
-    soundfile.write(tmp_path / "a.wav", tone(440, 0.5, 8000), 8000)
-    lines, lengths = task.get_interactive_tokens_and_lengths([str(tmp_path / "a.wav")], None)
-    (item,) = task.build_dataset_for_inference(lines, lengths)
-    assert item.source.shape == (lengths[0], 40) == (48, 40)
-    both_channels = np.stack([tone(440, 0.5, 8000)] * 2, 1)  # are alike
-    soundfile.write(tmp_path / "b.WAV", both_channels, 8000, format="WAV")
-    (both,) = task.build_dataset_for_inference([str(tmp_path / "b.WAV")], lengths)
-    assert torch.equal(both.source, item.source)
-    soundfile.write(tmp_path / "c.wav", tone(440, 0.5, 16_000), 16_000)
-    (tmp_path / "d.wav").write_bytes(b"RIFF")
-    for name, seconds in (("long", 61), ("short", 0.02), ("empty", 0)):
-        soundfile.write(tmp_path / f"{name}.wav", tone(440, seconds, 8000), 8000)
-    soundfile.write(tmp_path / "silent.wav", np.zeros(8000), 8000)
-    for path, said in (
-        (tmp_path / "silent.wav", r"silent\.wav': is silent$"),
-        (tmp_path / "c.wav", r"c\.wav': \S+c\.wav: must be sampled at 8,000 Hz; got 16,000 Hz$"),
-        (tmp_path / "d.wav", r"d\.wav': Error opening "),
-        (tmp_path / "long.wav", r"long\.wav': must have 1 to 6,000 frames of 10 ms; got 6,098$"),
-        (tmp_path / "short.wav", r"short\.wav': must have 1 to 6,000 frames of 10 ms; got 0$"),
-        (tmp_path / "empty.wav", r"empty\.wav': must have 1 to 6,000 frames of 10 ms; got 0$"),
-        (tmp_path / "none.wav", r"none\.wav': Error opening "),
-        (tmp_path / "a.mp3", r"a\.mp3': File not found: "),
-        ("", r"'': File not found: $"),
-    ):
-        with pytest.raises(SystemExit, match=rf"^fairseq-interactive: error: .*{said}"):
-            task.get_interactive_tokens_and_lengths([str(path)], None)
-
-
-def test_a_long_recording_may_be_skipped(tmp_path):
-    """Where --skip-invalid-size-inputs-valid-test leaves it out of the batches."""
-    out = tmp_path / "out"
-    run("spoken-digits", digits(tmp_path / "in"), out, "--test-speakers", "bob")
-    given = Namespace(data=str(out), config_yaml="config.yaml", max_source_positions=40, max_target_positions=1024)
-    given.skip_invalid_size_inputs_valid_test = True
-    soundfile.write(tmp_path / "long.wav", tone(440, 0.5, 8000), 8000)
-    paths = [str(tmp_path / "long.wav")]
-    assert SpeechToTextTask.setup_task(given).get_interactive_tokens_and_lengths(paths, None) == (paths, [48])
 
 
 def test_digits_are_equally_loud_however_they_were_recorded(tmp_path):

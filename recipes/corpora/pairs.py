@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from sacrebleu.metrics import BLEU
-
-from .archives import digest
 
 HOLE = "\ue000"  # stands in a text for code, an image, or a reading that depends on the reader's machine
 MIN_LETTERS = 0.65  # of the characters that are not spaces
@@ -31,11 +27,12 @@ NOT_AN_END = re.compile(
 
 
 class Pair(NamedTuple):
-    """A paragraph or sentence in both languages, and the document that it is from."""
+    """A paragraph or sentence in both languages, the document that it is from, and that document's domain."""
 
     page: str
     en: str
     de: str
+    domain: str = ""
 
 
 class Rules(NamedTuple):
@@ -51,8 +48,9 @@ class Rules(NamedTuple):
     max_word_ratio: float  # of the lengths in words
     max_shared: float  # of the shorter side's words that the other has too; with more, it was not translated
 
-    def described(self, lengths: object) -> dict[str, Any]:
-        """For the manifest; ``lengths``: the words that a side may have, as the manifest is to have them."""
+    def described(self) -> dict[str, Any]:
+        """Return what the manifest has of these."""
+        lengths = {language: [n, self.max_words] for language, n in zip(("en", "de"), self.min_words, strict=True)}
         ratios = {"max_length_ratio": self.max_ratio, "max_shared_words": self.max_shared}
         return {"words": lengths, "min_letters": MIN_LETTERS, **ratios, "near_copy": NEAR_COPY}
 
@@ -184,13 +182,3 @@ def leakage(parts: dict[str, list[Pair]]) -> dict[str, float | str]:
     outputs = {"the source": [p.en for p in test], "the target of the nearest training source": near}
     scores = {f"copy of {what}": bleu.corpus_score(out, [[p.de for p in test]]).score for what, out in outputs.items()}
     return {**{what: round(score, 2) for what, score in scores.items()}, "signature": str(bleu.get_signature())}
-
-
-def write_corpus(out: Path, texts: Mapping[str, Sequence[str]], manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Write lines by file name, and the manifest; returns that with the checksums of the files."""
-    out.mkdir(parents=True, exist_ok=True)
-    for name, lines in texts.items():
-        (out / name).write_bytes("".join(f"{line}\n" for line in lines).encode())
-    whole = {**manifest, "files": {name: digest(out / name) for name in sorted(texts)}}
-    (out / "manifest.json").write_bytes(f"{json.dumps(whole, indent=2)}\n".encode())
-    return whole

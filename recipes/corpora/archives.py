@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import http.client
 import lzma
-import os
 import shutil
 import ssl
 import tarfile
@@ -22,25 +21,22 @@ from typing import Any
 
 from common.errors import RecipeError
 from common.progress import progress
-from tqdm import tqdm
 
-TRIES = 4  # at one place of a file; whatever arrives starts the count anew
+TRIES = 4  # that bring nothing; whatever arrives starts the count again
 PAUSE = 2.0  # seconds before the second try, twice as long before each further one
 TIMEOUT = 60.0  # seconds without a byte
 BLOCK = 1 << 20
-# what reading a cut-off or damaged archive ends in
+# what reading a cut-off or damaged archive ends in; the last, of an encrypted .zip
 DAMAGED = (
     shutil.ReadError,
     tarfile.TarError,
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     EOFError,
-    OverflowError,  # a time
     zlib.error,
     lzma.LZMAError,
+    RuntimeError,
 )
-
-OPEN: dict[str, Any] = {".tar": open, ".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open}
 
 
 class Unreachable(RecipeError):
@@ -63,13 +59,12 @@ class Archive:
 
 
 def digest(path: Path, kind: str = "sha256") -> str:
-    """Checksum of a file of any size, with a progress bar for large ones."""
-    made, size = hashlib.new(kind), path.stat().st_size
-    bar: dict[str, Any] = {"desc": f"check {path.name}", "disable": None if size > 2**26 else True}
-    with path.open("rb") as file, tqdm.wrapattr(file, "read", size, **bar) as watched:
-        while block := watched.read(BLOCK):
-            made.update(block)
-    return made.hexdigest()
+    """Checksum of a file of any size."""
+    checksum = hashlib.new(kind)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def check(path: Path, archive: Archive) -> dict[str, Any]:
@@ -95,40 +90,24 @@ def check(path: Path, archive: Archive) -> dict[str, Any]:
     return {"name": archive.name, "url": archive.url, "bytes": size, "sha256": sha256}
 
 
-def receive(url: str, part: Path, size: int | None) -> bool:
-    """Ask once for what ``part`` lacks and append it.
-
-    Returns:
-        Whether the file is whole, as far as the server says how long it is.
+def receive(url: str, part: Path) -> bool:
+    """Append what ``part`` lacks, by one request; returns whether the server then has sent all.
 
     Raises:
-        OSError, http.client.HTTPException: the connection failed; what arrived is in ``part``.
+        urllib.error.URLError, http.client.HTTPException, OSError: the connection failed; what arrived is in ``part``.
     """
     have = part.stat().st_size if part.is_file() else 0
-    if have and have == size:
-        return True
     headers = {"User-Agent": "fairseq_sru"}  # some hosts refuse urllib's own
     request = urllib.request.Request(url, headers={**headers, "Range": f"bytes={have}-"} if have else headers)
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: the file is no longer than the part
-            raise
-        part.unlink()
-        return False
-    with response:
-        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            have = 0  # the server sends the file from its beginning
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        have = have if response.status == 206 else 0  # else the server sends the file from its beginning
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else size
-        options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-        bar = progress(total=total, initial=have, desc=part.name.removesuffix(".part"), **options)
+        total = have + int(length) if length is not None else None
+        bar = progress(total=total, initial=have, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1024)
         with bar, part.open("ab" if have else "wb") as file:
             while block := response.read1(BLOCK):
                 file.write(block)
                 bar.update(len(block))
-            file.flush()
-            os.fsync(file.fileno())
     return total is None or part.stat().st_size >= total
 
 
@@ -141,22 +120,23 @@ def download(archive: Archive, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / archive.name, folder / f"{archive.name}.part"
+    size = have = part.stat().st_size if part.is_file() else 0
     failures = 0
-    while True:
-        before = part.stat().st_size if part.is_file() else 0
+    while size != archive.bytes:
         try:
-            if receive(archive.url, part, archive.bytes):
+            if receive(archive.url, part):
                 break
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             reason = f"HTTP {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 429):
+            if error.code == 416 and part.is_file():  # the part is no shorter than the file
+                part.unlink()
+            elif error.code < 500 and error.code not in (408, 429):
                 failures = TRIES
-        except urllib.error.URLError as error:
-            reason = str(error.reason)
-        except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
             reason = str(error) or type(error).__name__
-        failures = failures + 1 if not part.is_file() or part.stat().st_size <= before else 1
+        have, size = size, part.stat().st_size if part.is_file() else 0
+        failures = 1 if size > have else failures + 1
         if failures >= TRIES:
             raise Unreachable(f"{archive.url} cannot be downloaded ({reason})")
         time.sleep(PAUSE * 2 ** (failures - 1))
@@ -226,18 +206,13 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
     """
     wanted = {member: folder / Path(member).name for member in members}
     missing = set(wanted)
-    bar: dict[str, Any] = {"total": archive.stat().st_size, "desc": f"unpack {archive.name}", "disable": None}
     try:
-        with (
-            archive.open("rb") as file,
-            tqdm.wrapattr(file, "read", **bar) as watched,
-            tarfile.open(fileobj=watched, mode="r|gz") as tar,  # type: ignore[call-overload]
-        ):
+        with tarfile.open(archive, "r|gz") as tar:
             for item in tar:
                 name = item.name.removeprefix("./")
                 if name in missing and (content := tar.extractfile(item)):
-                    with wanted[name].open("wb") as made:
-                        shutil.copyfileobj(content, made, BLOCK)
+                    with wanted[name].open("wb") as file:
+                        shutil.copyfileobj(content, file, BLOCK)
                     missing.remove(name)
                     if not missing:
                         break
@@ -255,21 +230,11 @@ def unpack_all(archive: Path, folder: Path) -> Path:
     Raises:
         RecipeError: the archive can't be read, or would write elsewhere.
     """
+    safe: dict[str, Any] = {} if archive.suffix == ".zip" else {"filter": "data"}
     try:
-        if archive.suffix == ".zip":
-            shutil.unpack_archive(archive, folder)
-            return folder
-        with OPEN[archive.suffix](archive, "rb") as content:
-            with tarfile.open(fileobj=content, mode="r|") as tar:
-                tar.extractall(folder, filter="data")
-            while content.read(BLOCK):  # a damaged header looks like the end; the checksums behind it tell
-                pass
-    except tarfile.FilterError as error:
-        raise RecipeError(f"{archive}: {error}") from None
+        shutil.unpack_archive(archive, folder, **safe)
     except DAMAGED as error:
         raise cut_off(archive, error) from None
-    except RuntimeError as error:  # a .zip is encrypted, or of a kind that zipfile doesn't know
-        raise RecipeError(f"{archive}: {error}") from None
     return folder
 
 

@@ -94,31 +94,12 @@ def test_no_trace_is_left_where_nothing_was_written(tmp_path: Path) -> None:
         assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("text", ["mine", "{}", "[]", '{"held_by": "me"}', "\0", " \n"])
-@pytest.mark.parametrize("mixed", [False, True])
-def test_a_foreign_file_of_the_locks_name(text: str, mixed: bool, tmp_path: Path) -> None:
-    (tmp_path / hold.NAME).write_text(text)
-    with pytest.raises(hold.FolderError, match="is not of these recipes"), hold.held(tmp_path, mixed):
-        pass
-    assert (tmp_path / hold.NAME).read_text() == text
-
-
-def test_a_link_of_the_locks_name_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "mine").touch()
-    (tmp_path / "out" / hold.NAME).symlink_to("../mine")
-    with pytest.raises(hold.FolderError, match="can't be held"), hold.held(tmp_path / "out"):
-        pass
-    assert (tmp_path / "mine").read_bytes() == b""
-
-
 def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> bool:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(hold, "lock_descriptor", refuse)
-    remedy = "its file system has no locks: name a folder on another"
-    with pytest.raises(hold.FolderError, match=f"out can't be held .{remedy}"), hold.held(tmp_path / "out"):
+    with pytest.raises(hold.FolderError, match="out can't be held .*another file system"), hold.held(tmp_path / "out"):
         pass
 
 

@@ -49,9 +49,8 @@ def take(folder: Path, fd: int, pid: int, mixed: bool = False) -> None:
         others = sorted({path.name for path in folder.iterdir()} - {NAME})
         if others and not mixed and not os.fstat(fd).st_size:  # nobody has written its name there before
             (folder / NAME).unlink()
-            raise FolderError(
-                f"{folder} holds {others[0]}, and no recipe has written there: name a new or empty folder"
-            )
+            why = f"holds {others[0]}, and no recipe has written there"
+            raise FolderError(f"{folder} {why}: name a new or empty folder")
         text = f"since {time.strftime('%Y-%m-%d %H:%M:%S')}, by process {pid} or one that it started".encode()
         os.pwrite(fd, text, 0)  # not emptied before: a kill in between would leave a file of nobody's
         os.ftruncate(fd, len(text))
@@ -71,11 +70,11 @@ def held(folder: Path, mixed: bool = False) -> Iterator[None]:
     new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / NAME).open("ab+")
+        fd = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise FolderError(f"{folder} can't be held ({error})") from None
-    with file:
-        take(folder, file.fileno(), os.getpid(), mixed)
+    try:
+        take(folder, fd, os.getpid(), mixed)
         try:
             yield
         finally:
@@ -84,6 +83,8 @@ def held(folder: Path, mixed: bool = False) -> Iterator[None]:
                     (folder / NAME).unlink()
                     if new:
                         folder.rmdir()
+    finally:
+        os.close(fd)
 
 
 def main(argv: list[str] | None = None) -> None:

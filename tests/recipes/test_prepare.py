@@ -712,7 +712,7 @@ def test_an_interrupted_run_is_repeated_but_for_its_downloads(own: Own, quick: N
     assert not part.exists()
 
 
-PLACES = ["out", "out.part", "out/mine", "out.part/mine", f"out.part/{hold.NAME}", "out/manifest.json"]
+PLACES = ["out", "out.part", "out/mine", "out.part/mine", "out/manifest.json"]
 
 
 @pytest.mark.parametrize("name", [*PLACES, "out.part/work/mine"])

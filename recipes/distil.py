@@ -6,8 +6,7 @@
 Sequence-level distillation (Kim and Rush 2016, section 3.2): a student learns its teacher's own best translations,
 which are more alike than people's, so that a smaller model or beam does. In ``bin/`` they are ``train``, and the data's
 own pairs ``train1``; fairseq-train reads both as one. Subwords, dictionaries, validation and test set stay those of the
-data. Writes also the translations ``train.LANGUAGE`` in subwords, and the output of fairseq-generate. Stopped and run
-again, it goes on.
+data. Writes also the translations ``train.LANGUAGE`` in subwords, and the output of fairseq-generate.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ from common.errors import RecipeError
 from common.files import write_text
 from common.hold import held
 from common.machine import ROOT
-from common.progress import progress
 from comparison.fairseq_output import hypotheses
 from corpora.binarise import number
 from fairseq.checkpoint_utils import load_checkpoint_to_cpu
@@ -36,7 +34,6 @@ from fairseq.data import Dictionary, data_utils
 
 from fairseq_sru.models.checkpoints import fairseq_checkpoints
 
-SHARD, SHARDS = 5_000, 200  # sentences between which it can be stopped; parts at most, since each loads the model
 LONGEST = 250  # tokens, as in training text
 
 
@@ -56,24 +53,20 @@ def languages_of(checkpoint: Path, otherwise: tuple[str, str]) -> tuple[str, str
     return task.get("source_lang") or otherwise[0], task.get("target_lang") or otherwise[1]
 
 
-def translate(command: list[str], logs: list[Path]) -> None:
-    """Translate the training text, a shard after the other, to what fairseq-generate prints.
+def translate(command: list[str], log: Path) -> None:
+    """Translate the training text to what fairseq-generate prints, unless that was done.
 
     Raises:
         RecipeError: there are translations of other options, or fairseq-generate fails.
     """
-    made_by = logs[0].with_name("command")
-    if made_by.exists() and made_by.read_text(encoding="utf-8") != shlex.join(command):
-        raise RecipeError(f"{made_by.parent} is of another teacher or of other options: name another --out")
-    write_text(made_by, shlex.join(command))
-    for shard, log in enumerate(progress(logs, desc="translate", unit="shard")):
-        if log.exists():
-            continue
-        words = [*command, "--num-shards", str(len(logs)), "--shard-id", str(shard)]
-        print(f"+ {shlex.join(words)}", flush=True)
-        part = log.with_suffix(".part")
+    part, made_by = log.with_suffix(".part"), log.with_suffix(".command")
+    if log.exists() and made_by.read_text(encoding="utf-8") != shlex.join(command):
+        raise RecipeError(f"{log} is of another teacher or of other options: name another --out")
+    if not log.exists():
+        print(f"+ {shlex.join(command)}", flush=True)
+        write_text(made_by, shlex.join(command))
         with part.open("wb") as file:
-            done = subprocess.run([sys.executable, "-m", "fairseq_cli.generate", *words[1:]], stdout=file)
+            done = subprocess.run([sys.executable, "-m", "fairseq_cli.generate", *command[1:]], stdout=file)
         if done.returncode:
             raise RecipeError(f"fairseq-generate failed with status {done.returncode}")
         part.rename(log)
@@ -117,16 +110,15 @@ def main(argv: list[str] | None = None) -> None:
     command += ["--path", ":".join(map(str, teacher)), "--beam", str(args.beam), "--max-tokens", str(args.max_tokens)]
     command += ["--max-len-b", str(LONGEST), "--required-batch-size-multiple", "1", "--no-progress-bar"]
     command += [] if torch.cuda.is_available() else ["--cpu"]
-    logs = [out / "translations" / f"{shard}.txt" for shard in range(min(SHARDS, -(-total // SHARD)))]
-    targets = out / f"train.{target}"
+    log, targets = out / "translations.txt", out / f"train.{target}"
     try:
         for path in teacher:
             if (of := languages_of(path, (source, target))) != (source, target):  # dictionaries of both are the same
                 raise RecipeError(f"argument --path: {path} must translate {pair}, as DATA is; it is of {'-'.join(of)}")
         with held(out):
-            translate(command, logs)
-            best = [line for log in logs for line in log.open(encoding="utf-8") if line.startswith("H-")]
-            write_text(targets, "".join(f"{line}\n" for line in hypotheses("".join(best))))
+            translate(command, log)
+            best = hypotheses(log.read_text(encoding="utf-8"))
+            write_text(targets, "".join(f"{line}\n" for line in best))
             binarise(data, pair, target, targets, out / "bin")
     except (RecipeError, OSError) as error:
         parser.error(str(error))

@@ -25,13 +25,9 @@ def words_of(folder: Path, split: str, language: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_targets_are_the_teachers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
-) -> None:
+def test_targets_are_the_teachers(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     folder, _ = trained(tmp_path, "sentencepiece")
     data, teacher, out = folder / "data", folder / "save" / "checkpoint_last.pt", tmp_path / "student"
-    total = len(words_of(data / "bin", "train", "en"))
-    monkeypatch.setattr(distil, "SHARD", -(-total // 3))
     words = [str(data), "--path", f"{teacher}:{teacher}", "--out", str(out), "--beam", "2"]
     state = torch.load(teacher, weights_only=False)
     state["cfg"]["task"] |= {"source_lang": "de", "target_lang": "en"}
@@ -45,7 +41,6 @@ def test_targets_are_the_teachers(
         assert re.search(rf"argument --path: {re.escape(str(path))} .*{said}", capfd.readouterr().err)
     assert not out.exists()
     distil.main(words)
-    assert capfd.readouterr().out.count("+ fairseq-generate") == 3
     command = [sys.executable, "-m", "fairseq_cli.generate", str(data / "bin"), "--user-dir", str(ROOT / "fairseq_sru")]
     command += ["--path", str(teacher), "--gen-subset", "train", "--beam", "2", "--cpu", "--max-len-b", "250"]
     expected = hypotheses(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
@@ -61,9 +56,9 @@ def test_targets_are_the_teachers(
     assert [source for source, _ in pairs] == 2 * words_of(data / "bin", "train", "en")
     assert [target for _, target in pairs] == expected + words_of(data / "bin", "train", "de")
 
-    (out / "translations" / "1.txt").unlink()  # as if it had been stopped in the second
+    capfd.readouterr()
     distil.main(words)
-    assert capfd.readouterr().out.count("+ fairseq-generate") == 1
+    assert "+ fairseq-generate" not in capfd.readouterr().out
     assert words_of(out / "bin", "train", "de") == expected
     with pytest.raises(SystemExit):
         distil.main([*words[:-1], "3"])

@@ -281,10 +281,7 @@ def test_wmt14(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
     assert manifest["dropped"] == {"train": dropped, "valid": {}, "test": {}}
     assert list(zip(plain_text(out, "train", "en"), plain_text(out, "train", "de"), strict=True)) == kept
     fit = len(pairs["train"])
-    assert list(manifest["counts"]["train"].values()) == [fit + 11, fit + 3, fit, len(kept)]
-    edited = {"byte order mark": 2, "line separator inside": 2, "CRLF line end": 2, "white space": 7}
-    assert manifest["edited"]["train"] == edited
-    assert manifest["odd"] == {"train": {}, "valid": {"empty": 1, "longer than 250 tokens": 1}, "test": {}}
+    assert list(manifest["counts"]["train"].values()) == [fit + 11, fit, len(kept)]
     for split in ("valid", "test"):
         for side, language in enumerate(("en", "de")):
             wanted = [pair[side] for pair in pairs[split]]
@@ -420,7 +417,7 @@ def test_own_text_with_labels(own: Own, quick: None, tmp_path: Path) -> None:
     assert [manifest[key] for key in ("data_set", "source", "target")] == ["own", "en", "de"]
 
 
-def test_odd_lines_of_validation_and_test_text_are_kept_and_counted(own: Own, quick: None, tmp_path: Path) -> None:
+def test_odd_lines_of_validation_and_test_text_are_kept(own: Own, quick: None, tmp_path: Path) -> None:
     lines = own.lines("test.en")
     lines[0] = "\ufeffA mark.\r".encode()
     lines[3] = "Two\u2028parts\rof it.".encode()
@@ -433,16 +430,7 @@ def test_odd_lines_of_validation_and_test_text_are_kept_and_counted(own: Own, qu
     assert found[:7] == [b"A mark.", *lines[1:3], b"Two parts of it.", b"A NUL and a bell.", b"", lines[7]]
     assert found[7:-1] == lines[7:]
     assert len((tmp_path / "out" / "test.sp.en").read_bytes().split(b"\n")) == len(lines) + 1
-    manifest = manifest_of(tmp_path / "out")
-    assert manifest["edited"]["test"] == {
-        "byte order mark": 1,
-        "CRLF line end": 1,
-        "line separator inside": 1,
-        "white space": 1,
-        "control character": 1,
-    }
-    assert manifest["odd"]["test"] == {"empty": 1}
-    assert manifest["dropped"]["test"] == {}
+    assert manifest_of(tmp_path / "out")["dropped"]["test"] == {}
 
 
 def spoil(own: Own, how: str) -> None:

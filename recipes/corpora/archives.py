@@ -168,15 +168,13 @@ def fetch(
     """
     places = [local_dir, folder] if local_dir else [folder]
     paths: dict[str, Path] = {}
-    facts: list[dict[str, Any]] = []
+    facts = []
     for archive in archives:
-        path = find(archive, places)
-        if path is None:
-            try:
-                path = download(archive, folder)
-            except Unreachable as error:
-                missing = [other for other in archives if find(other, places) is None]
-                raise Unreachable(f"{error}\n{instructions(missing)}") from None
+        try:
+            path = find(archive, places) or download(archive, folder)
+        except Unreachable as error:
+            missing = [other for other in archives if find(other, places) is None]
+            raise Unreachable(f"{error}\n{instructions(missing)}") from None
         facts.append(check(path, archive))
         if archive.sha256 is None and archive.md5 is None:
             print(f"{archive.name}: no checksum is published; sha256 of this one: {facts[-1]['sha256']}", flush=True)
@@ -187,10 +185,9 @@ def fetch(
 def instructions(missing: Iterable[Archive]) -> str:
     lines = ["Where there is internet, fetch the following, put it into one folder, and name that with --local-dir:"]
     for archive in missing:
-        facts = [f"{archive.bytes:,} bytes"] if archive.bytes else []
-        facts += [f"sha256 {archive.sha256}"] if archive.sha256 else []
-        facts += [f"MD5 {archive.md5}"] if archive.md5 else []
-        lines.append(f"  {archive.url}" + (f" ({', '.join(facts)})" if facts else ""))
+        known = {"bytes": archive.bytes, "sha256": archive.sha256, "MD5": archive.md5}
+        facts = ", ".join(f"{kind} {value}" for kind, value in known.items() if value)
+        lines.append(f"  {archive.url}" + (f" ({facts})" if facts else ""))
     return "\n".join(lines)
 
 

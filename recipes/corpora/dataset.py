@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.errors import RecipeError
 from common.hold import NAME, FolderError, held
 
 from .archives import Archive, digest
@@ -72,24 +71,8 @@ def described(path: Path, name: str) -> dict[str, Any]:
     return {"name": name, "bytes": path.stat().st_size, "sha256": digest(path)}
 
 
-def differences(manifest: dict[str, Any], dataset: Dataset) -> list[str]:
-    """Options and files of the user's that differ between a manifest and a data set."""
-    found = [
-        f"{key}: {manifest.get(key)}, not {value}"
-        for key, value in dataset.options().items()
-        if key != "versions" and manifest.get(key) != value
-    ]
-    known = {source["name"]: source["sha256"] for source in manifest["sources"] if "sha256" in source}
-    for name, path in dataset.files().items():
-        if name not in known:
-            found.append(f"{path} is new")
-        elif digest(path) != known[name]:
-            found.append(f"{path} has changed")
-    return found
-
-
 def already_made(dataset: Dataset, out: Path) -> bool:
-    """Whether ``out`` holds the data set; says so.
+    """Tell whether ``out`` holds the data set.
 
     Raises:
         FolderError: it holds something else.
@@ -98,14 +81,18 @@ def already_made(dataset: Dataset, out: Path) -> bool:
         raise FolderError(f"{out} is a file, not a folder")
     if not out.is_dir() or not any(out.iterdir()):
         return False
+    options, files = dataset.options(), dataset.files()
     try:
         manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
-        found = differences(manifest, dataset)
+        checksums = {source["name"]: source["sha256"] for source in manifest["sources"] if "sha256" in source}
+        made = {key: manifest.get(key) for key in options}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise FolderError(f"{out} holds files that are not of this script: name a new or empty folder") from None
-    if found:
-        shown = "; ".join([*found[:3], *([f"{len(found) - 3} more"] if len(found) > 3 else [])])
-        raise FolderError(f"{out} was made of other data or with other options ({shown}); remove it or name another")
+    changes = [f"{k}: {made[k]}, not {v}" for k, v in options.items() if k != "versions" and made[k] != v]
+    changes += [f"{path} has changed" for name, path in files.items() if checksums.get(name) != digest(path)]
+    if changes:
+        why = "; ".join(changes[:3])
+        raise FolderError(f"{out} was made of other data or with other options ({why}); remove it or name another")
     print(f"{out}: already made")
     return True
 
@@ -148,8 +135,5 @@ def prepare(dataset: Dataset, out: Path) -> None:
             folders.archives.rmdir()
         text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
         (part / MANIFEST).write_text(text, encoding="utf-8")
-        try:
-            part.rename(place)
-        except OSError as error:
-            raise RecipeError(f"{part} can't become {out}: {error.strerror}") from None
+        part.rename(place)  # an error where somebody has put files there meanwhile
     print(f"{out}: made")

@@ -67,13 +67,17 @@ def sacrebleu_archive(test_set: str) -> Archive:
 
     known = DATASETS[test_set]
     assert known.data and known.md5
-    url, md5 = known.data[0], known.md5[0]
     home = Path(os.environ.get("SACREBLEU") or os.path.expanduser("~/.sacrebleu"))
-    return Archive(url, md5=md5, cached=home / sacrebleu_raw(test_set, url))
+    return Archive(known.data[0], md5=known.md5[0], cached=home / sacrebleu_raw(test_set))
 
 
-def sacrebleu_raw(test_set: str, url: str) -> Path:
-    return Path(test_set, "raw", f"{test_set.replace('/', '_')}.{url.rsplit('/', 1)[1]}")
+def sacrebleu_raw(test_set: str) -> Path:
+    """Where sacreBLEU puts the archive of a test set."""
+    from sacrebleu.dataset import DATASETS
+
+    known = DATASETS[test_set]
+    assert known.data
+    return Path(test_set, "raw", f"{test_set.replace('/', '_')}.{known.data[0].rsplit('/', 1)[1]}")
 
 
 def sacrebleu_text(test_set: str, source: str, target: str, archive: Path, folder: Path) -> Parallel:
@@ -84,23 +88,20 @@ def sacrebleu_text(test_set: str, source: str, target: str, archive: Path, folde
     """
     from sacrebleu.dataset import DATASETS
 
-    known = DATASETS[test_set]
-    pair = f"{source}-{target}"
+    pair, paths = f"{source}-{target}", []
     home = (folder / "sacrebleu").absolute()  # sacreBLEU joins a relative one to itself
-    assert known.data
-    place = home / sacrebleu_raw(test_set, known.data[0])
-    for member in known.langpairs[pair]:  # sacreBLEU unpacks what it has downloaded itself, and nothing else
-        (place.parent / member).parent.mkdir(parents=True, exist_ok=True)
-        unpack(archive, [member], (place.parent / member).parent)
-    place.write_text("stands for the archive, whose files are beside it")
-    paths = []
+    place = home / sacrebleu_raw(test_set)
+    for member in DATASETS[test_set].langpairs[pair]:  # sacreBLEU unpacks only what it has downloaded itself
+        to = (place.parent / member).parent
+        to.mkdir(parents=True, exist_ok=True)
+        unpack(archive, [member], to)
+    place.write_text("stands for the archive, whose files are here")
     for field, language in (("src", source), ("ref", target)):
         command = [sys.executable, "-m", "sacrebleu", "--test-set", test_set, "--language-pair", pair, "--echo", field]
         env = {**os.environ, "SACREBLEU": str(home), "PYTHONUTF8": "1"}
         done = subprocess.run(command, env=env, capture_output=True)
         if done.returncode or not done.stdout:
-            why = (done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"])[-1]
-            raise RecipeError(f"sacreBLEU can't read {test_set} from {archive} ({why})")
+            raise RecipeError(f"sacreBLEU can't read {test_set} from {archive}: {done.stderr.decode(errors='replace')}")
         paths.append(folder / f"test.sacrebleu.{language}")
         paths[-1].write_bytes(done.stdout)
     return paths[0], paths[1]

@@ -191,7 +191,7 @@ def test_without_internet_the_message_says_what_to_do(server: Server, tmp_path: 
     lines = str(error.value).splitlines()
     assert re.fullmatch(rf"{closed} cannot be downloaded \(.*[Cc]onnection refused.*\)", lines[0])
     assert "--local-dir" in lines[1]
-    assert lines[2:] == [f"  {closed} (12,345 bytes)", f"  {second.url}"]  # the first is there by now
+    assert lines[2:] == [f"  {closed} (bytes 12345)", f"  {second.url}"]  # the first is there by now
     assert names(tmp_path) == {"text.bin"}
 
 

@@ -15,7 +15,7 @@ from common.errors import RecipeError
 from common.machine import cores
 from common.progress import progress
 
-from .archives import Archive, fetch
+from .archives import fetch
 from .binarise import binarise
 from .cleaning import Tally, all_pairs, plain, train_pairs
 from .dataset import Dataset, Folders, described
@@ -35,11 +35,6 @@ class ParallelText(Dataset):
     tokenizer: str
     vocab_size: int
     vocabulary: Path | None = None  # a folder that was prepared, whose subwords and dictionary are taken
-
-    @property
-    def archives(self) -> list[Archive]:
-        test_set = self.corpus.sacrebleu
-        return [*self.corpus.archives, *([sacrebleu_archive(test_set)] if test_set else [])]
 
     def files(self) -> dict[str, Path]:
         """Files of the user's by their names in the manifest."""
@@ -135,11 +130,11 @@ def gather(task: ParallelText, archives: Path, work: Path) -> tuple[Texts, dict[
         return texts, labels, [manifest, *own]
     if corpus.lay_out is None:
         return task.texts, task.domains, own
-    paths, sources = fetch(task.archives, task.local_dir, archives)
+    test_set = [sacrebleu_archive(corpus.sacrebleu)] if corpus.sacrebleu else []
+    paths, sources = fetch([*corpus.archives, *test_set], task.local_dir, archives)
     texts = corpus.lay_out(paths, work)
     if corpus.sacrebleu:
-        archive = paths[sacrebleu_archive(corpus.sacrebleu).name]
-        texts["test"] = [sacrebleu_text(corpus.sacrebleu, *corpus.languages, archive, work)]
+        texts["test"] = [sacrebleu_text(corpus.sacrebleu, corpus.languages, paths[test_set[0].name], work)]
     return texts, {}, [*sources, *own]
 
 

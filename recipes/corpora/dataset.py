@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from common.hold import NAME, FolderError, held
 
-from .archives import Archive, digest
+from .archives import digest
 
 MANIFEST = "manifest.json"
 
@@ -44,11 +44,6 @@ class Dataset(ABC):
 
     name: str
     local_dir: Path | None
-
-    @property
-    @abstractmethod
-    def archives(self) -> list[Archive]:
-        """Files that are fetched."""
 
     @abstractmethod
     def files(self) -> dict[str, Path]:

@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from common.errors import RecipeError
 
 from . import debian
 from .archives import Archive, gunzip, unpack
@@ -67,43 +63,26 @@ def sacrebleu_archive(test_set: str) -> Archive:
 
     known = DATASETS[test_set]
     assert known.data and known.md5
+    url = known.data[0]
     home = Path(os.environ.get("SACREBLEU") or os.path.expanduser("~/.sacrebleu"))
-    return Archive(known.data[0], md5=known.md5[0], cached=home / sacrebleu_raw(test_set))
+    cached = home / test_set / "raw" / f"{test_set.replace('/', '_')}.{url.rsplit('/', 1)[1]}"
+    return Archive(url, md5=known.md5[0], cached=cached)
 
 
-def sacrebleu_raw(test_set: str) -> Path:
-    """Where sacreBLEU puts the archive of a test set."""
+def sacrebleu_text(test_set: str, languages: tuple[str, str], archive: Path, folder: Path) -> Parallel:
+    """Write a test set as sacreBLEU reads it."""
     from sacrebleu.dataset import DATASETS
 
-    known = DATASETS[test_set]
-    assert known.data
-    return Path(test_set, "raw", f"{test_set.replace('/', '_')}.{known.data[0].rsplit('/', 1)[1]}")
-
-
-def sacrebleu_text(test_set: str, source: str, target: str, archive: Path, folder: Path) -> Parallel:
-    """Have sacreBLEU write a test set, from its archive and without internet.
-
-    Raises:
-        RecipeError: sacreBLEU, or the archive, can't be read.
-    """
-    from sacrebleu.dataset import DATASETS
-
-    pair, paths = f"{source}-{target}", []
-    home = (folder / "sacrebleu").absolute()  # sacreBLEU joins a relative one to itself
-    place = home / sacrebleu_raw(test_set)
-    for member in DATASETS[test_set].langpairs[pair]:  # sacreBLEU unpacks only what it has downloaded itself
-        to = (place.parent / member).parent
-        to.mkdir(parents=True, exist_ok=True)
-        unpack(archive, [member], to)
-    place.write_text("stands for the archive, whose files are here")
-    for field, language in (("src", source), ("ref", target)):
-        command = [sys.executable, "-m", "sacrebleu", "--test-set", test_set, "--language-pair", pair, "--echo", field]
-        env = {**os.environ, "SACREBLEU": str(home), "PYTHONUTF8": "1"}
-        done = subprocess.run(command, env=env, capture_output=True)
-        if done.returncode or not done.stdout:
-            raise RecipeError(f"sacreBLEU can't read {test_set} from {archive}: {done.stderr.decode(errors='replace')}")
-        paths.append(folder / f"test.sacrebleu.{language}")
-        paths[-1].write_bytes(done.stdout)
+    paths = []
+    for path in unpack(archive, DATASETS[test_set].langpairs["-".join(languages)], folder):
+        paths.append(folder / f"{path.name}.txt")
+        with path.open(encoding="utf-8") as lines, paths[-1].open("w", encoding="utf-8", newline="\n") as text:
+            for line in lines:
+                if path.suffix != ".sgm":
+                    text.write(f"{line.rstrip()}\n")
+                elif line.startswith("<seg "):
+                    segment = re.sub(r"<seg.*?>(.*)</seg>.*?", r"\1", line)
+                    text.write(f"{' '.join(segment.split())}\n")
     return paths[0], paths[1]
 
 

@@ -222,12 +222,6 @@ class Sentences(Dataset):
         forms, there = SETS[self.name].train, self.local_dir
         return next((form for form in forms if there and all((there / name).is_file() for name in form)), forms[0])
 
-    @property
-    def archives(self) -> list[Archive]:
-        known = SETS[self.name]
-        names = [*self.form(), *(name for name in (known.valid, known.test) if name)]
-        return [Archive(FROM + name, sha256=SHA256.get(name)) for name in names]
-
     def files(self) -> dict[str, Path]:
         return {"embeddings": self.embeddings} if self.embeddings else {}
 
@@ -239,7 +233,9 @@ class Sentences(Dataset):
         if self.local_dir and not all((self.local_dir / name).is_file() for name in self.form()):
             forms = ", or ".join(" and ".join(form) for form in known.train)
             raise RecipeError(f"argument --local-dir: {self.local_dir} must have {forms}")
-        paths, sources = fetch(self.archives, self.local_dir, folders.archives)
+        names = [*self.form(), *(name for name in (known.valid, known.test) if name)]
+        archives = [Archive(FROM + name, sha256=SHA256.get(name)) for name in names]
+        paths, sources = fetch(archives, self.local_dir, folders.archives)
         parts = {"train": [example for name in self.form() for example in examples(paths[name])]}
         for split, name in (("valid", known.valid), ("test", known.test)):
             if name:

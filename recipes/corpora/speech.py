@@ -184,10 +184,6 @@ class Speech(Dataset):
     known: SpeechSet
     chosen: dict[str, Any]  # language, vocab_size, test_speakers: what the data set needs of these
 
-    @property
-    def archives(self) -> list[Archive]:
-        return [self.known.archive] if self.known.archive and not self.files() else []
-
     def files(self) -> dict[str, Path]:
         if (local := self.local_dir) is None:
             return {}

@@ -51,11 +51,6 @@ TEXTS = {
 class Text(Dataset):
     """Text of one language that is to be prepared."""
 
-    @property
-    def archives(self) -> list[Archive]:
-        archive = TEXTS[self.name].archive
-        return [archive] if archive and not self.files() else []
-
     def below(self, folder: Path) -> dict[str, Path]:
         """The text below a folder by split; empty where none is there.
 

@@ -273,23 +273,15 @@ GOOD = ("Opens the new window of the program.", "Öffnet das neue Fenster des Pr
         (*GOOD, None),
         ("log analysis library", "Protokollanalyse-Bibliothek", "length"),
         ("log analysis library", "Bibliothek zur Protokollanalyse", None),
-        ("web server", "kleiner Webserver", "length"),
         ("word " * 61, "Wort " * 60, "length"),
         ("word " * 60, "Wort " * 60, None),
         ("strdup() returns O_NONBLOCK here.", "strdup() gibt hier O_NONBLOCK zurück.", None),
-        ("Opens the <b>new</b> window.", GOOD[1], "character"),
-        ("Opens the window \ufffd right now.", GOOD[1], "character"),
         ("Finds the word слово in this text.", GOOD[1], "character"),
         ("Opens the new window of %s now.", GOOD[1], "markup, address or placeholder"),
-        ("Opens the new window of %1 now.", GOOD[1], "markup, address or placeholder"),
         ("Opens the new window of $(ARG) now.", GOOD[1], "markup, address or placeholder"),
         ("Look at https://example for more windows.", GOOD[1], "markup, address or placeholder"),
         ("Uses 50 % of the window.", "Nutzt 50 % des Fensters.", None),
-        ("1234567 1234567 and 1234567 two", "1234567 1234567 und 1234567 zwei", "few letters"),
         ("Opens the window.", "Öffnet das neue Fenster des Programms ganz weit.", "length ratio"),
-        ("Opens the new (old window of it.", GOOD[1], "bracket or quote left open"),
-        ("Opens the 2 new windows of it.", "Öffnet die 3 neuen Fenster davon.", "numbers differ"),
-        (GOOD[0], GOOD[0].upper(), "not translated"),
         (f"Press the {HOLE} key twice.", GOOD[1], "code, image or blank"),
     ],
 )
@@ -332,59 +324,38 @@ def copy(repository: Path, folder: Path) -> Path:
     return Path(shutil.copytree(repository, folder))
 
 
-def test_build_writes_the_same_bytes_twice_and_an_honest_manifest(repository: Path, tmp_path: Path, shares: None):
-    one, two = tmp_path / "deep" / "one", tmp_path / "two"
-    manifest = debian.build(one, repository)
-    debian.build(two, repository)
-    assert contents(one) == contents(two)
-    assert [p.name for p in one.parent.iterdir()] == ["one"], "nothing is left beside the data, nothing was fetched"
-    assert json.loads((one / "manifest.json").read_text()) == manifest
-    assert set(contents(one)) == {f"{s}.{e}" for s in debian.PARTS for e in ("en", "de", "domains")} | {"manifest.json"}
+def test_build_writes_the_same_bytes_whatever_the_hash_seed(repository: Path, tmp_path: Path):
+    for seed in ("1", "2"):
+        words = [*BUILD, str(tmp_path / seed), str(repository)]
+        env = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run(words, env=env, cwd=ROOT / "recipes", check=True, capture_output=True)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+    assert {path.name for path in tmp_path.iterdir()} == {"1", "2"}, "nothing is left next to the data"
+
+
+def test_a_corpus_is_split_by_documents_and_described(repository: Path, tmp_path: Path, shares: None):
+    out = tmp_path / "out"
+    manifest = debian.build(out, repository)
+    assert json.loads((out / "manifest.json").read_text()) == manifest
     for name, digest in manifest["files"].items():
-        assert hashlib.sha256((one / name).read_bytes()).hexdigest() == digest, name
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == digest, name
     assert len(manifest["packages"]) == 18 and len(manifest["lists"]) == 2
     for fact in manifest["packages"] + manifest["lists"]:
         (path,) = repository.glob(f"{fact['package']}_*" if "package" in fact else fact["file"])
         assert fact["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
         assert fact.get("version", "1.0-1") == "1.0-1"
-    for part in debian.PARTS:
-        domains = lines(one / f"{part}.domains")
-        assert (
-            len(lines(one / f"{part}.en")) == len(lines(one / f"{part}.de")) == len(domains) == manifest["lines"][part]
-        )
-        assert Counter(domains) == {
-            name: n for name, c in manifest["counts"].items() if (n := c.get(f"{part}: written", 0))
-        }
-    assert set(lines(one / "train.domains")) == set(debian.DEBIAN.domains)
-    assert set(lines(one / "test.domains")) == set(HELD_OUT) == set(lines(one / "valid.domains"))
-    assert 0 < manifest["test_bleu"]["copy of the target of the nearest training source"] < 100
-    assert manifest["licences"].keys() == debian.DEBIAN.domains.keys()
-
-
-def test_nothing_depends_on_the_hash_seed_of_the_process(repository: Path, tmp_path: Path):
-    made = []
-    for seed in ("1", "2"):
-        subprocess.run(
-            [*BUILD, str(tmp_path / seed), str(repository)],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            cwd=ROOT / "recipes",
-            check=True,
-            capture_output=True,
-        )
-        made.append(contents(tmp_path / seed))
-    assert made[0] == made[1] and made[0]["train.en"]
-
-
-def test_no_near_copy_of_a_held_out_pair_is_in_train(repository: Path, tmp_path: Path, shares: None):
-    out = tmp_path / "out"
-    manifest = debian.build(out, repository)
-    texts = {part: {lang: lines(out / f"{part}.{lang}") for lang in ("en", "de")} for part in debian.PARTS}
-    for lang in ("en", "de"):
-        held_out = texts["test"][lang] + texts["valid"][lang]
-        assert held_out and not near_copies(texts["train"][lang], held_out)
-        assert not near_copies(texts["valid"][lang], texts["test"][lang])
-    counts = manifest["counts"].values()
-    lost = sum(counter["train: in its documents"] - counter["train: written"] for counter in counts)
+    texts = {part: {end: lines(out / f"{part}.{end}") for end in ("en", "de", "domains")} for part in debian.PARTS}
+    for part, text in texts.items():
+        assert len(text["en"]) == len(text["de"]) == len(text["domains"]) == manifest["lines"][part]
+        counts = {name: n for name, c in manifest["counts"].items() if (n := c.get(f"{part}: written", 0))}
+        assert Counter(text["domains"]) == counts
+    assert set(texts["train"]["domains"]) == set(debian.DEBIAN.domains)
+    assert set(texts["test"]["domains"]) == set(HELD_OUT) == set(texts["valid"]["domains"])
+    for language in ("en", "de"):
+        held_out = texts["test"][language] + texts["valid"][language]
+        assert not near_copies(texts["train"][language], held_out)
+        assert not near_copies(texts["valid"][language], texts["test"][language])
+    lost = sum(c["train: in its documents"] - c["train: written"] for c in manifest["counts"].values())
     assert lost > 0, "the made-up text must have near-copies, or nothing is tested"
 
 
@@ -406,24 +377,16 @@ def error_of(out: Path, local_dir: Path | None = None) -> str:
     return str(raised.value)
 
 
-def test_local_files_that_do_not_fit_are_named(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_local_files_that_do_not_fit_are_named(repository: Path, tmp_path: Path):
     out, folder = tmp_path / "out", copy(repository, tmp_path / "local")
-    args = (out, folder)
     assert "--local-dir" in error_of(out, tmp_path / "nowhere")
-    extra = pack(folder, "git", {"x": "y"}, version="2.0-1")
-    assert "git_1.0-1_all.deb and git_2.0-1_all.deb" in error_of(*args)
-    extra.unlink()
-    (twin,) = folder.glob("libreoffice-help-de_*")
-    twin.rename(tmp_path / twin.name)
-    pack(folder, "libreoffice-help-de", {"x": "y"}, version="2.0-1")
-    error = error_of(*args)
-    assert "libreoffice-help-en-us_1.0-1" in error and "1.0-1 and 2.0-1" in error
-    (folder / "libreoffice-help-de_2.0-1_all.deb").unlink()
-    (tmp_path / twin.name).rename(twin)
     (german,) = folder.glob("*Translation-de")
+    whole = german.read_bytes()
     german.write_text("")
-    error = error_of(*args)
-    assert str(german) in error and "no document is in both languages" in error
+    assert "no document is in both languages" in error_of(out, folder)
+    german.write_bytes(whole)
+    pack(folder, "git", {"x": "y"}, version="2.0-1")
+    assert "git_1.0-1_all.deb and git_2.0-1_all.deb" in error_of(out, folder)
     assert not out.exists()
 
 
@@ -471,32 +434,20 @@ def fake_apt(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_killed_fetch_goes_on_with_what_is_missing(fake_apt: Path, repository: Path, tmp_path: Path):
     """The script is killed in the middle of a package."""
-    log, out = fake_apt, tmp_path / "out"
+    log, out, cache = fake_apt, tmp_path / "out", tmp_path / "out.packages"
 
-    def run(kill: str) -> tuple[int, list[str]]:
+    def run(kill: str) -> list[str]:
         log.write_text("")
-        done = subprocess.run(
-            [*BUILD, str(out)],
-            env={**os.environ, "FAKE_KILL": kill},
-            cwd=ROOT / "recipes",
-            capture_output=True,
-            text=True,
-        )
-        assert kill or done.returncode == 0, done.stderr
-        return done.returncode, [
-            line.split()[1] for line in log.read_text().splitlines() if line.startswith("download")
-        ]
+        env = {**os.environ, "FAKE_KILL": kill}
+        done = subprocess.run([*BUILD, str(out)], env=env, cwd=ROOT / "recipes", capture_output=True, text=True)
+        assert done.returncode == (-9 if kill else 0), done.stderr
+        return [line.split()[1] for line in log.read_text().splitlines() if line.startswith("download")]
 
-    names = [name for domain in debian.DEBIAN.domains.values() for name in domain.files if name not in readers.LISTS]
+    names = [name for name in debian.DEBIAN.files if name not in readers.LISTS]
     at = names.index("manpages-de")
-    code, asked = run(kill="manpages-de")
-    assert code == -9 and asked == names[: at + 1] and not out.exists()
-    cache = tmp_path / "out.packages"
-    whole = {path.name for path in cache.iterdir() if path.is_file()}
-    assert whole == {*readers.LISTS} | {f"{name}_1.0-1_all.deb" for name in names[:at]}
-    assert run(kill="")[1] == names[at:]
-    there = {*readers.LISTS} | {f"{name}_1.0-1_all.deb" for name in names}
-    assert {path.name for path in cache.iterdir()} == there
+    assert run(kill="manpages-de") == names[: at + 1] and not out.exists()
+    assert run(kill="") == names[at:]
+    assert {path.name for path in cache.iterdir()} == {*readers.LISTS} | {f"{name}_1.0-1_all.deb" for name in names}
     for path in cache.glob("*.deb"):
         assert path.read_bytes() == (repository / path.name).read_bytes()
-    assert run(kill="")[1] == [] and not log.read_text(), "the second build asks for nothing"
+    assert run(kill="") == [] and not log.read_text(), "the second build asks for nothing"

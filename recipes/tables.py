@@ -110,8 +110,8 @@ def decoding() -> str:
 def translating() -> str:
     """Whole systems, text in and text out, by recipes/decoding.py."""
     made = ""
-    for path in sorted((RESULTS / "decoding").glob("*.json"), reverse=True):  # the smaller first
-        report, rows = result(f"decoding/{path.name}"), []
+    for data in COMPARISONS:
+        report, rows = result(f"decoding/{data}.json"), []
         for name, found in report["systems"].items():
             cells, last = found["cells"], found["cells"][-1]
             speeds, same = [f"{cell['words_per_second']:,}" for cell in cells], number(last["same"], ".1f", 0.01)

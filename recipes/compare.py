@@ -83,7 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     out = comparison.out
     comparison.jobs = args.jobs
     # made, or begun, by the first command of a dry run
-    ours = os.path.isfile(out / "data" / hold.NAME) and os.listdir(out) == ["data"]
+    begun = os.listdir(out) if out.is_dir() else []
+    ours = set(begun) <= {"data", "data.part"} and all(os.path.isfile(out / name / hold.NAME) for name in begun)
     with working_in(out, parser, mixed=ours):
         check_flags(comparison, lambda _: None)  # better now than after training
         comparison.run()

@@ -82,8 +82,8 @@ def binarise(data: Path, translated: str, targets: Path, to: Path) -> None:
             if Path(name).stem != translated:
                 shutil.copyfile(path, to / name)
     language = translated.rpartition(".")[2]
-    dictionary = Dictionary.load(str(to / f"dict.{language}.txt"))
-    print(f"[{language}] {targets}: {number(targets, dictionary, 1, to / translated)}")
+    words_of_target = Dictionary.load(str(to / f"dict.{language}.txt"))
+    print(f"[{language}] {targets}: {number(targets, words_of_target, to / translated)}")
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -9,11 +9,10 @@
 Writes to --out: ``spm.model`` (a joint sentencepiece BPE vocabulary) or, with --tokenizer moses-bpe, ``bpe.codes``; the
 text in subwords, ``{train,valid,test}.{sp,bpe}.LANGUAGE``; the plain text to score with, ``{valid,test}.LANGUAGE``,
 line for line what is binarised; ``{valid,test}.domains`` where the data set has labels; fairseq's ``bin/``;
-``archives/``, what was downloaded; and at last ``manifest.json``, what it was made of, what was dropped, and the
-checksum of each file. Labelled sentences become ``folds/N``, each with what fairseq's sentence_prediction reads, and
-``labelled-test.txt``. Where --out holds the same data set, made with the same options, and all its files are as they
-were made, nothing is done; an interrupted run is begun anew, but for its downloads. Else --out must be new or empty.
-One run at a time holds it, and removes or replaces only what this script made.
+``archives/``, what was downloaded; and ``manifest.json``, what it was made of and what was dropped. Labelled sentences
+become ``folds/N``, each with what fairseq's sentence_prediction reads, and ``labelled-test.txt``. All is written to
+OUT.part, which becomes OUT at the end; a run that was stopped begins again, but for its downloads. Where --out holds
+the same data set, made with the same options, nothing is done. Else --out must be new or empty.
 """
 
 from __future__ import annotations
@@ -30,9 +29,9 @@ from typing import Any
 
 from common.arguments import at_least_one, file
 from common.errors import RecipeError
-from common.hold import FolderError, held
-from corpora.building import MANIFEST, Task
-from corpora.publishing import Preparation, already_made, prepare
+from common.hold import FolderError
+from corpora.building import ParallelText
+from corpora.dataset import MANIFEST, Dataset, prepare
 from corpora.registry import CORPORA, DATA, DATA_SETS, SPLITS, Corpus, Texts
 from corpora.sentences import SETS, Sentences
 from corpora.speech import Speech
@@ -84,7 +83,7 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     return parser, parser.parse_args(argv)
 
 
-def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Preparation:
+def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Dataset:
     """What the arguments describe; ends the program where they don't."""
     if ":" in str(args.out):
         parser.error(f"argument --out: must have no colon, at which fairseq splits paths; got {args.out}")
@@ -93,7 +92,7 @@ def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prepar
     return parallel_of(parser, args) if args.name in (None, *CORPORA) else other_of(parser, args)
 
 
-def other_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Preparation:
+def other_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Dataset:
     """The data set of another kind that the arguments name."""
     name, local_dir = args.name, args.local_dir
     takes = {"embeddings": name in SETS, "test_speakers": name == "spoken-digits", "target_lang": name == "must-c"}
@@ -108,7 +107,7 @@ def other_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Prepa
     chosen = {"test_speakers": args.test_speakers or TEST_SPEAKERS} if takes["test_speakers"] else {}
     chosen |= {"language": args.target_lang or "de"} if takes["target_lang"] else {}
     chosen |= {"vocab_size": args.vocab_size or SPEECH[name].vocab_size} if takes["vocab_size"] else {}
-    return Speech(name, SPEECH[name], local_dir, chosen)
+    return Speech(name, local_dir, SPEECH[name], chosen)
 
 
 def check_language(parser: argparse.ArgumentParser, flag: str, language: str, tokenizer: str) -> None:
@@ -120,7 +119,7 @@ def check_language(parser: argparse.ArgumentParser, flag: str, language: str, to
         parser.error(f"argument {flag}: Moses doesn't undo its tokens of {language}: give --tokenizer sentencepiece")
 
 
-def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Task:
+def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ParallelText:
     """The parallel text that the arguments describe."""
     flags = ["--train-prefix", "--valid-prefix", "--test-prefix", "--source-lang", "--target-lang"]
     values = [args.train_prefix, args.valid_prefix, args.test_prefix, args.source_lang, args.target_lang]
@@ -159,7 +158,7 @@ def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Ta
         if getattr(args, option):
             parser.error(f"argument --{option.replace('_', '-')}: is not for parallel text")
     vocab_size = args.vocab_size or corpus.vocab_size
-    return Task(name, corpus, texts, domains, tokenizer, vocab_size, args.local_dir, args.vocabulary)
+    return ParallelText(name, args.local_dir, corpus, texts, domains, tokenizer, vocab_size, args.vocabulary)
 
 
 def vocabulary_of(parser: argparse.ArgumentParser, args: argparse.Namespace, corpus: Corpus) -> tuple[Corpus, str]:
@@ -191,9 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     parser, args = parse(argv)
     task = task_of(parser, args)
     try:
-        if not already_made(task, args.out):
-            with held(args.out) as hold:
-                prepare(task, args.out, hold)
+        prepare(task, args.out)
     except FolderError as error:
         parser.error(f"argument --out: {error}")
     except BrokenProcessPool:

@@ -19,7 +19,7 @@ from fairseq.data import Dictionary
 
 from .archives import Archive, fetch
 from .binarise import number
-from .building import described, seal
+from .dataset import Dataset, Folders, described
 from .registry import SPLITS
 
 FOLDS = 10
@@ -214,17 +214,16 @@ def binarise(parts: dict[str, list[Example]], have: set[str], to: Path) -> None:
             text = to / "text"
             lines = (" ".join(e.words) if name == "input0" else e.label for e in parts[split])
             text.write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
-            print(f"{to.name} {name} {split}: {number(text, numbered, 1, to / name / split)}", flush=True)
+            print(f"{to.name} {name} {split}: {number(text, numbered, to / name / split)}", flush=True)
             text.unlink()
     test = (f"{' '.join([example.label, *example.words])}\n" for example in parts["test"])
     (to / TEST).write_text("".join(test), "utf-8", newline="\n")
 
 
-class Sentences(NamedTuple):
-    """A data set that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
+@dataclass(frozen=True)
+class Sentences(Dataset):
+    """Labelled sentences that are to be prepared."""
 
-    name: str
-    local_dir: Path | None
     embeddings: Path | None
 
     def form(self) -> tuple[str, ...]:
@@ -244,12 +243,12 @@ class Sentences(NamedTuple):
     def options(self) -> dict[str, Any]:
         return {"data_set": self.name, "vectors": self.embeddings is not None, "test": TEST}
 
-    def make(self, work: Path, archives: Path) -> Path:
-        known, made = SETS[self.name], work / "made"
+    def make(self, folders: Folders) -> dict[str, Any]:
+        known, made = SETS[self.name], folders.made
         if self.local_dir and not all((self.local_dir / name).is_file() for name in self.form()):
             forms = ", or ".join(" and ".join(form) for form in known.train)
             raise RecipeError(f"argument --local-dir: {self.local_dir} must have {forms}")
-        paths, sources = fetch(self.archives, self.local_dir, archives)
+        paths, sources = fetch(self.archives, self.local_dir, folders.archives)
         if self.local_dir:  # a file of another name than those that are fetched has no address
             sources = [{k: v for k, v in s.items() if k != "url" or s["name"] in SHA256} for s in sources]
         names = {"train": self.form(), **{s: (n,) for s, n in (("valid", known.valid), ("test", known.test)) if n}}
@@ -270,8 +269,7 @@ class Sentences(NamedTuple):
                 "\n".join([f"{len(found)} {len(next(iter(found.values())))}", *rows, ""]), "utf-8"
             )
         counts = {split: [len(fold[split]) for fold in cut] for split in SPLITS}
-        seal(made, self.options() | {"sources": sources, "counts": counts})
-        return made
+        return {"sources": sources, "counts": counts}
 
     def check(self, parts: dict[str, list[Example]]) -> None:
         """Raise a RecipeError if labels are missing or unknown."""

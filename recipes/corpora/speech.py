@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,7 +23,7 @@ from common.machine import cores
 from common.progress import progress
 
 from .archives import Archive, check, fetch
-from .building import described, seal
+from .dataset import Dataset, Folders, described
 from .subwords import in_order, train_sentencepiece
 
 Wave = np.ndarray[Any, Any]  # float32 (samples), in [-1, 1]
@@ -162,12 +163,11 @@ def subwords(texts: Iterable[str], size: int, to: Path) -> sentencepiece.Sentenc
     return sentencepiece.SentencePieceProcessor(model_file=str(to / "spm.model"))
 
 
-class Speech(NamedTuple):
-    """Speech that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
+@dataclass(frozen=True)
+class Speech(Dataset):
+    """Speech that is to be prepared."""
 
-    name: str
     known: SpeechSet
-    local_dir: Path | None
     chosen: dict[str, Any]  # language, vocab_size, test_speakers: what the data set needs of these
 
     @property
@@ -203,10 +203,9 @@ class Speech(NamedTuple):
         (made / name).write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
         return {"vocab_filename": name, **more}
 
-    def make(self, work: Path, archives: Path) -> Path:
-        options = self.options()  # first, for the packages that it needs
-        known, made, there = self.known, work / "made", work.parent.absolute()  # where it will be
-        made.mkdir()
+    def make(self, folders: Folders) -> dict[str, Any]:
+        self.options()  # first, for the packages that it needs
+        known, made, there = self.known, folders.made, folders.out
         if ":" in str(there):  # fairseq splits the place of features there
             raise RecipeError(f"argument --out: speech can't lie in a folder with a colon in its path; got {there}")
         files, archive = self.files(), known.archive
@@ -217,8 +216,8 @@ class Speech(NamedTuple):
         if not files:
             if self.local_dir and archive:
                 raise RecipeError(f"argument --local-dir: {self.local_dir} has nothing of {self.name}")
-            files, sources = fetch(self.archives, self.local_dir, archives)
-        splits = {split: list(utterances) for split, utterances in known.splits(self, files, work).items()}
+            files, sources = fetch(self.archives, self.local_dir, folders.archives)
+        splits = {split: list(utterances) for split, utterances in known.splits(self, files, folders.work).items()}
         train = [split for split in splits if split.startswith("train")]
         texts = [utterance.text for split in train for utterance in splits[split]]
         if not any(texts):
@@ -244,8 +243,7 @@ class Speech(NamedTuple):
             config["global_cmvn"] = {"stats_npz_path": str(there / STATISTICS)}
         (made / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
         counts = {split: facts["counts"] for split, facts in found.items()}
-        seal(made, options | {"sources": sources, "counts": counts})
-        return made
+        return {"sources": sources, "counts": counts}
 
 
 Splits = dict[str, Iterator[Utterance]]

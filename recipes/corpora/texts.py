@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from common.hold import NAME
 from . import debian
 from .archives import Archive, fetch, find, unpack_all
 from .binarise import dictionary, number
-from .building import described, seal
+from .dataset import Dataset, Folders, described
 from .registry import SPLITS
 from .speech import subwords
 
@@ -57,11 +58,9 @@ def _made(path: Path, below: Path) -> bool:
     return any((folder / NAME).is_file() for folder in inside)
 
 
-class Text(NamedTuple):
-    """Text that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
-
-    name: str
-    local_dir: Path | None
+@dataclass(frozen=True)
+class Text(Dataset):
+    """Text of one language that is to be prepared."""
 
     @property
     def archives(self) -> list[Archive]:
@@ -112,10 +111,10 @@ class Text(NamedTuple):
             raise RecipeError(f"{archive} does not have all of {all_of}: it is another archive than this recipe knows")
         return found, sources
 
-    def make(self, work: Path, archives: Path) -> Path:
-        made, folder, vocab_size = work / "made", work / "made" / "bin", TEXTS[self.name].vocab_size
-        folder.mkdir(parents=True)
-        texts, sources = self.gather(archives, work)
+    def make(self, folders: Folders) -> dict[str, Any]:
+        folder, vocab_size = folders.made / "bin", TEXTS[self.name].vocab_size
+        folder.mkdir()
+        texts, sources = self.gather(folders.archives, folders.work)
         size, largest = texts["train"].stat().st_size, TEXTS[self.name].largest
         if largest and size > largest:  # WikiText-103 has the same names
             said = f"{texts['train']} has {size:,} bytes; {self.name} has at most {largest:,}"
@@ -125,14 +124,13 @@ class Text(NamedTuple):
             if not any(line.strip() for line in lines[split]):
                 raise RecipeError(f"{path} is empty")
         if vocab_size:
-            model = subwords(lines["train"], vocab_size, made)
+            model = subwords(lines["train"], vocab_size, folders.made)
             for split, plain in lines.items():
-                texts[split] = work / f"{split}.sp"
+                texts[split] = folders.work / f"{split}.sp"
                 encoded = "".join(f"{' '.join(line)}\n" for line in model.encode(plain, out_type=str))
                 texts[split].write_text(encoded, "utf-8", newline="\n")
-        words = dictionary([texts["train"]], 1)
+        words = dictionary([texts["train"]])
         words.save(str(folder / "dict.txt"))
         for split, path in texts.items():
-            print(f"{split}: {number(path, words, 1, folder / split)}", flush=True)
-        seal(made, self.options() | {"sources": sources})
-        return made
+            print(f"{split}: {number(path, words, folder / split)}", flush=True)
+        return {"sources": sources}

@@ -18,7 +18,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ import sentencepiece
 from common import hold
 from common.hold import held
 from conftest import ROOT, ended
-from corpora import archives, building, publishing, registry, subwords
+from corpora import archives, building, registry, subwords
 from fairseq.data import Dictionary, data_utils
 from sacrebleu.dataset import DATASETS
 from sacremoses import MosesDetokenizer, MosesTokenizer
@@ -77,7 +76,7 @@ def bin_sums(out: Path) -> dict[str, str]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests of what happens before fairseq-preprocess, which takes seconds."""
 
-    def binarise(languages: subwords.Pair, prefixes: list[Path], large: bool, to: Path, *words: Any) -> None:
+    def binarise(languages: subwords.Pair, prefixes: list[Path], to: Path, *words: Any) -> None:
         to.mkdir()
         for language in languages:
             (to / f"dict.{language}.txt").write_text(f"stands for {language}")
@@ -168,12 +167,8 @@ def test_multi30k(tmp_path: Path, know: Callable[[str, Path], None]) -> None:
     assert {source["name"]: source["sha256"] for source in manifest["sources"]} == {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in local.iterdir()
     }
-    assert manifest["files"]["test.de"] == {"sha256": hashlib.sha256((out / "test.de").read_bytes()).hexdigest()}
     text = {f"{split}.{language}" for split in ("valid", "test") for language in ("en", "de")}
     text |= {f"{split}.sp.{language}" for split in registry.SPLITS for language in ("en", "de")}
-    there = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
-    assert manifest["files"].keys() == there - {"manifest.json", hold.NAME}
-    assert manifest["files"].keys() >= {"train.sp.en", "spm.model", "bin/dict.en.txt", "bin/test.en-de.de.idx"}
     assert {path.name for path in out.iterdir()} == text | {"spm.model", "bin", "manifest.json", hold.NAME}
 
 
@@ -688,11 +683,9 @@ def test_nothing_is_done_twice(
     out = tmp_path / "out"
     prepare.main(own.words(out))
     before = files(out)
+    assert not (tmp_path / "out.part").exists()
+    monkeypatch.setattr("corpora.building.version", lambda package: "99")  # upgraded since
     prepare.main(own.words(out))
-    assert capfd.readouterr().out.endswith(f"{out}: already made\n")
-    with monkeypatch.context() as patch:
-        patch.setattr("corpora.building.version", lambda package: "99")  # upgraded since
-        prepare.main(own.words(out))
     assert capfd.readouterr().out.endswith(f"{out}: already made\n")
     assert "vocab_size: 300, not 301" in fails(own.words(out, "--vocab-size", "301"))
     assert "tokenizer: sentencepiece, not moses-bpe" in fails(own.words(out, "--tokenizer", "moses-bpe"))
@@ -705,121 +698,45 @@ def test_nothing_is_done_twice(
     assert files(out) == before
 
 
-def test_other_archives_are_other_data(quick: None, tmp_path: Path, fails: Fails) -> None:
-    local, out = tmp_path / "archives", tmp_path / "out"
-    iwslt_archive(local)
-    words = ["iwslt14-de-en", "--out", str(out), "--vocab-size", "200"]
-    prepare.main([*words, "--local-dir", str(local)])
-    (local / "de-en.tgz").rename(tmp_path / "kept")
-    prepare.main(words)  # needs them no more
-    prepare.main([*words, "--local-dir", str(local)])
-    (local / "de-en.tgz").write_bytes((tmp_path / "kept").read_bytes() + b"x")
-    assert "de-en.tgz has changed" in fails([*words, "--local-dir", str(local)])
-
-
-def test_packages_at_hand_are_compared(tmp_path: Path) -> None:
-    deb = tmp_path / "trans-de-en_1_all.deb"
-    deb.write_text("one")
-    package = {"package": "trans-de-en", "sha256": archives.digest(deb)}
-    manifest = {"sources": [{"packages": [package], "lists": []}]}
-    task: Any = SimpleNamespace(options=dict, files=dict, archives=[], local_dir=tmp_path)
-    assert publishing.differences(manifest, task) == []
-    deb.write_text("another")
-    assert publishing.differences(manifest, task) == [f"{deb} has changed"]
-
-
-def test_an_interrupted_run_is_begun_anew_but_for_its_downloads(own: Own, quick: None, tmp_path: Path) -> None:
-    out, fresh = tmp_path / "out", tmp_path / "fresh"
+def test_an_interrupted_run_is_repeated_but_for_its_downloads(own: Own, quick: None, tmp_path: Path) -> None:
+    fresh, out, part = tmp_path / "fresh", tmp_path / "out", tmp_path / "out.part"
     prepare.main(own.words(fresh))
-    with held(out) as killed:
-        for path in (killed.work / "text" / "train.en", killed.work / "made" / "bin" / "dict.en.txt"):
-            path.parent.mkdir(parents=True)
-            path.write_text("left")
-        (out / "archives").mkdir()
-        for name in (publishing.MARK, "text.tgz"):
-            (out / "archives" / name).write_text("left")
+    with held(part):
+        for name in ("work/text/train.en", "bin/dict.en.txt", "archives/text.tgz", "half"):
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            (part / name).write_text("left")
+    out.mkdir()
     prepare.main(own.words(out))
-    assert files(out).keys() == files(fresh).keys() | {f"archives/{publishing.MARK}", "archives/text.tgz"}
+    assert files(out).keys() == files(fresh).keys() | {"archives/text.tgz"}
     assert manifest_of(out) == manifest_of(fresh)
+    assert not part.exists()
 
 
-@pytest.mark.parametrize("name", ["mine.txt", "manifest.json.part", "work-thesis/c.txt", "archives/mine.tgz", "bin/x"])
-def test_an_interrupted_run_in_a_folder_with_other_files_is_refused(
-    name: str, own: Own, tmp_path: Path, fails: Fails
-) -> None:
-    out = tmp_path / "out"
-    with held(out) as killed:
-        killed.work.mkdir()
-    (out / name).parent.mkdir(exist_ok=True)
-    (out / name).write_text("kept")
-    message = fails(own.words(out))
-    assert f"argument --out: {out} holds {name.split('/')[0]}, which is not of this script" in message
-    assert (out / name).read_text() == "kept"
+PLACES = ["out", "out.part", "out/mine", "out.part/mine", "out/manifest.json"]
 
 
-def test_what_is_not_as_it_was_made_is_named(
-    own: Own, quick: None, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "out"
-    prepare.main(own.words(out))
-
-    def message() -> str:
-        before = files(out)
-        said = fails(own.words(out))
-        assert f"argument --out: {out} is not as it was made (" in said
-        assert files(out) == before
-        return said
-
-    for name in ("bin/dict.en.txt", "spm.model", "test.en"):
-        whole = (out / name).read_bytes()
-        (out / name).write_bytes(whole[:-1] + b"x")
-        assert f"({name} has changed)" in message()
-        (out / name).unlink()
-        assert f"({name} is missing)" in message()
-        (out / name).write_bytes(whole)
-    (out / "bin").rename(tmp_path / "bin")
-    assert "(bin/dict.de.txt is missing; bin/dict.en.txt is missing)" in message()
-    (tmp_path / "bin").rename(out / "bin")
-    prepare.main(own.words(out))
-    assert capfd.readouterr().out.endswith(f"{out}: already made\n")
+@pytest.mark.parametrize("name", [*PLACES, "out.part/work/mine"])
+@pytest.mark.parametrize("text", ["mine", "{}", '{"sources": []}'])
+def test_nothing_of_the_users_is_touched(name: str, text: str, own: Own, tmp_path: Path, fails: Fails) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text(text)
+    before = files(tmp_path)
+    assert "argument --out: " in fails(own.words(tmp_path / "out"))
+    assert files(tmp_path) == before
+    assert (tmp_path / name).read_text() == text
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"files": {}}', '{"made_by": "fairseq_sru recipes/debian.py"}'])
-def test_a_foreign_manifest(text: str, own: Own, tmp_path: Path, fails: Fails) -> None:
-    (tmp_path / "manifest.json").write_text(text)
-    assert f"{tmp_path / 'manifest.json'} is not of this script" in fails(own.words(tmp_path))
-    assert (tmp_path / "manifest.json").read_text() == text
-
-
-def test_a_folder_that_cannot_be_one(own: Own, tmp_path: Path, fails: Fails) -> None:
-    (tmp_path / "file").write_text("kept")
-    (tmp_path / "link").symlink_to("nowhere/at all")
-    message = fails(own.words(tmp_path / "file"))
-    assert message.endswith(f"argument --out: {tmp_path / 'file'} is a file, not a folder\n")
-    for out in (tmp_path / "file" / "below", tmp_path / "link"):
-        assert re.search(rf"argument --out: {out} can't be held \(.+\)\n$", fails(own.words(out)))
-    assert (tmp_path / "file").read_text() == "kept"
-
-
-def test_a_file_that_appears_meanwhile_is_kept_and_so_is_the_work(
-    own: Own, tmp_path: Path, fails: Fails, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_appears_meanwhile_stays(own: Own, tmp_path: Path, fails: Fails, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
 
-    def appear(*arguments: Any) -> None:
-        arguments[3].mkdir()
+    def appear(languages: subwords.Pair, prefixes: list[Path], to: Path, *words: Any) -> None:
+        to.mkdir()
+        out.mkdir()
         (out / "test.en").write_text("mine")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(building, "binarise", appear)
-        assert f"argument --out: {out / 'test.en'} is not of this script: move it" in fails(own.words(out))
-        assert (out / "test.en").read_text() == "mine"
-        assert f"{out / 'test.en'} is not of this script" in fails(own.words(out))
-    (out / "test.en").rename(tmp_path / "mine")
-    monkeypatch.setattr(building.Task, "make", None)  # it only has to be moved
-    prepare.main(own.words(out))
-    assert "already made" in capfd.readouterr().out
-    assert sorted(path.name for path in out.iterdir() if path.name.startswith(".")) == [hold.NAME]
+    monkeypatch.setattr(building, "binarise", appear)
+    assert f"{out}.part can't become {out}" in fails(own.words(out))
+    assert [path.name for path in out.iterdir()] == ["test.en"]
 
 
 def start(words: list[str], **how: Any) -> subprocess.Popen[str]:
@@ -828,18 +745,18 @@ def start(words: list[str], **how: Any) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", ["text/train.en", "made/spm.model", "made/test.sp.de", "made/bin/dict.de.txt"])
+@pytest.mark.parametrize("moment", ["work/text/train.en", "spm.model", "test.sp.de", "bin/dict.de.txt"])
 def test_a_killed_run_can_be_repeated(moment: str, own: Own, tmp_path: Path) -> None:
     """Killed as soon as a file appears."""
     out, fresh = tmp_path / "out", tmp_path / "fresh"
     with start(own.words(out)) as process:
         deadline = time.monotonic() + 300
-        while not any(out.glob(f".work-*/{moment}")):
+        while not (tmp_path / "out.part" / moment).exists():
             assert time.monotonic() < deadline
             assert process.poll() is None
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
-    assert not (out / "manifest.json").exists()
+    assert not out.exists()
     prepare.main(own.words(fresh))
     with start(own.words(out)) as process:
         text = process.communicate()[0]
@@ -1007,7 +924,7 @@ sys.path.insert(0, sys.argv[1])
 import prepare
 from corpora import building, subwords
 subwords.SAMPLE = int(sys.argv[2])
-building.binarise = lambda languages, prefixes, large, to, *words: to.mkdir()  # fairseq's own memory is another matter
+building.binarise = lambda languages, prefixes, to, *words: to.mkdir()  # fairseq's own memory is another matter
 if __name__ == "__main__":
     prepare.main(sys.argv[3:])
     print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])

@@ -238,10 +238,6 @@ def test_what_is_made_is_known_again(tmp_path, capsys):
         path.unlink()
     run("sst2", tmp_path)
     assert "already made" in capsys.readouterr().out
-    (tmp_path / "out" / "folds" / "0" / "labelled-test.txt").unlink()
-    with pytest.raises(SystemExit):
-        run("sst2", tmp_path)
-    assert "folds/0/labelled-test.txt is missing" in capsys.readouterr().err
 
 
 def test_of_another_form_it_is_known_without_local_dir(tmp_path, capsys):

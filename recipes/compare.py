@@ -10,6 +10,7 @@ before it would train anew what has a checkpoint. fairseq's flags are checked be
 
 from __future__ import annotations
 
+import argparse
 import logging
 import os
 import shlex
@@ -17,10 +18,10 @@ import sys
 from collections.abc import Callable
 
 from common import hold
+from common.arguments import at_least_one, file
 from common.errors import end_with_reader
 from common.machine import ROOT
 from comparison.collecting import report_on
-from comparison.command_line import recipe_parser
 from comparison.flags import check_training, takes
 from comparison.runs import Comparison
 from comparison.settings import Settings, load
@@ -66,7 +67,10 @@ def check_flags(comparison: Comparison | Use, show: Callable[[str], object]) -> 
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = recipe_parser(__doc__, jobs="runs")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("recipe", type=file, metavar="RECIPE.yaml", help="such as those in recipes/configs")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="goes before the recipe's value")
+    parser.add_argument("--jobs", type=at_least_one, default=1, metavar="N", help="runs at a time (%(default)s)")
     parser.add_argument("--dry-run", action="store_true", help="print the commands and check their flags")
     args = parser.parse_intermixed_args(argv)
     try:

@@ -81,6 +81,8 @@ def precision(c: Training, system: str) -> str:
 
 
 def curve(c: Comparison, run: Run) -> list[dict[str, Any]]:
+    if c.settings.curve is None:
+        return []
     return [c.stages.stamp(f"{run.stage('curve')} {updates}")["point"] for updates, _ in c.checkpoints(run)]
 
 
@@ -106,11 +108,12 @@ def collected_system(c: Comparison, system: str, scored: dict[str, Any]) -> dict
     runs = [collected_run(c, run, scored) for run in c.good(system)]
     found: dict[str, Any] = {"failures": failures, "precision": precision(c, system), "runs": runs}
     if runs:
+        speed = c.settings.speed
         found["scores"] = {m: spread(r["scores"][m]["score"] for r in runs) for m in runs[0]["scores"]}
         found["training_tokens_per_second"] = c.training_speed(system, "tokens_per_second")
         found["decoding"] = [
             {"beam": beam, "batch": batch, "sentences_per_second": c.decoding_speed(system, beam, batch)}
-            for beam, batch in itertools.product(c.settings.speed.beams, c.settings.speed.batches)
+            for beam, batch in (itertools.product(speed.beams, speed.batches) if speed else ())
         ]
         if system in c.translators.systems():
             found["translator"] = c.translators.found(system)
@@ -127,7 +130,7 @@ def collected(c: Comparison) -> dict[str, Any]:
             "curve_sentences": len(c.chosen["valid"]),
             "speed_sentences": len(c.chosen["test"]),
         },
-        "curve_beam": s.curve.beam,
+        "curve_beam": s.curve.beam if s.curve else None,
         "loss": s.train.get("best-checkpoint-metric", "loss"),
         "prepare": shlex.join(c.commands.prepare()),
         **{key: scored[key] for key in ("signatures", "copied_source", "references_repetition")},

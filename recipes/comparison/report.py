@@ -1,4 +1,4 @@
-"""The report of a comparison: report.json (see report.schema.json), report.md and plots.
+"""The report of a comparison: report.json, report.md and plots.
 
     cd recipes
     python -m comparison.report ../runs/lohelp/report.json

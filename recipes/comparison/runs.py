@@ -70,7 +70,8 @@ class Comparison(Training):
         self.score()
 
     def parts(self, run: Run) -> list[Callable[[], object]]:
-        return [partial(part, run) for part in (self.train, self.average, self.translate, self.curve)]
+        parts = [self.train, self.average, self.translate, *([self.curve] if self.settings.curve else [])]
+        return [partial(part, run) for part in parts]
 
     def prepare(self) -> None:
         """The data, and from it the sentences that checkpoints are scored and decoding is timed on.
@@ -88,7 +89,8 @@ class Comparison(Training):
             split: {language: lines(self.raw(split, language)) for language in (self.source, self.target)}
             for split in SPLITS
         }
-        counts = {"valid": self.settings.curve.sentences, "test": self.settings.speed.sentences}
+        curve, speed = self.settings.curve, self.settings.speed
+        counts = {"valid": curve.sentences if curve else 0, "test": speed.sentences if speed else 0}
         self.chosen = {split: evenly(counts[split], len(self.text[split][self.source])) for split in SPLITS}
         self.check_lengths()
         self.subset = self.out / "subset"
@@ -128,6 +130,8 @@ class Comparison(Training):
             for split, limits, most in [*validated, *decoded]:
                 tokens = sizes[split, language]
                 scored = self.chosen["valid"] if split == "valid" and limits is decoding else range(len(tokens))
+                if not scored:
+                    continue
                 longest, limit = max(scored, key=tokens.__getitem__), min(limits, key=limits.__getitem__)
                 # fairseq counts one more where it truncates
                 if (min(tokens[longest] + 1, most) if most else tokens[longest]) > limits[limit]:
@@ -143,6 +147,7 @@ class Comparison(Training):
 
     def decoding_speed(self, system: str, beam: int, batch: int) -> float:
         """Sentences a second, median of the rounds."""
+        assert self.settings.speed
         names = [timing(system, number, beam, batch) for number in range(1, self.settings.speed.rounds + 1)]
         return statistics.median(self.stages.stamp(name)["sentences_per_second"] for name in names)
 
@@ -178,6 +183,7 @@ class Comparison(Training):
             )
 
     def curve(self, run: Run) -> None:
+        assert self.settings.curve
         references = [self.text["valid"][self.target][i] for i in self.chosen["valid"]]
         carried = self.stages.stamp(run.stage("train")).get("carried", [])
         for (updates, checkpoint), *_ in self.turns(run.stage("curve"), self.checkpoints(run)):
@@ -195,6 +201,8 @@ class Comparison(Training):
 
     def time_decoding(self) -> None:
         speed = self.settings.speed
+        if speed is None:
+            return
         tested = self.first()
         rounds = range(1, speed.rounds + 1)
         cells = itertools.product({run.system for run in self.good()}, rounds, speed.beams, speed.batches)

@@ -97,8 +97,8 @@ class Settings:
     checkpoints: int = 10  # a run
     average: int = 1  # so many last checkpoints make the model that is tested
     slices: Slices = field(default_factory=Slices)
-    curve: Curve = field(default_factory=Curve)
-    speed: Speed = field(default_factory=Speed)
+    curve: Curve | None = field(default_factory=Curve)  # null: checkpoints are not scored
+    speed: Speed | None = field(default_factory=Speed)  # null: decoding is not timed
     cpu: Any = "auto"  # true, false, or auto: without a GPU
     processes: int = 1  # of training, each with a GPU of its own; more than one, or options of torchrun's, through that
     torchrun: list[str] = field(default_factory=lambda: ["--standalone"])  # its options beside --nproc-per-node
@@ -178,7 +178,8 @@ def _check_numbers(s: Settings) -> None:
         wrong("seeds", f"must be different numbers, one at least; got {seeds}")
     numbers: dict[str, float | None] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
     for group in ("budget", "slices", "curve", "speed"):
-        numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
+        if (values := getattr(s, group)) is not None:
+            numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(values).items()}
     for key, value in numbers.items():
         if isinstance(value, list) and not value:
             wrong(key, "must have a number at least")

@@ -57,14 +57,15 @@ class Translators:
 
     def systems(self) -> dict[str, Run]:
         """The first run of each system that it may be able to run."""
-        if not self.c.commands.cpu:
+        if not self.c.commands.cpu or self.c.settings.speed is None:
             return {}
         flags_of = self.c.settings.flags_of
         return {system: run for system, run in self.c.first().items() if flags_of(system)["arch"].startswith(OURS)}
 
     def score(self) -> None:
         """Translate the test set with each run's model."""
-        cells = [(beam, MANY) for beam in self.c.settings.speed.beams]
+        speed = self.c.settings.speed
+        cells = [(beam, MANY) for beam in speed.beams] if speed else []
         everything = range(len(self.c.text["test"][self.c.source]))
         systems = self.systems()
         for run, weights in itertools.product(self.c.good(), WEIGHTS):
@@ -81,6 +82,7 @@ class Translators:
     def time(self, number: int) -> None:
         """A round of decoding, on the sentences that fairseq-generate's speed is measured on."""
         speed = self.c.settings.speed
+        assert speed
         cells = list(itertools.product(speed.beams, speed.batches))
         chosen, beside = self.c.chosen["test"], self.c.in_turns()
         for run, weights in itertools.product(self.systems().values(), WEIGHTS):
@@ -163,6 +165,7 @@ class Translators:
             return {"missing": self.missing[system]}
         made: dict[str, Any] = {}
         c = self.c
+        assert c.settings.speed
         for weights in WEIGHTS:
             runs, numbers = c.good(system), range(1, c.settings.speed.rounds + 1)
             tested = [c.stages.stamp(f"{run.stage('translator')} {weights}")["cells"] for run in runs]

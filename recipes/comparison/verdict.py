@@ -120,10 +120,10 @@ def _speed(report: Report, best: str) -> list[str]:
     systems, baseline = tested(report), report["baseline"]
     key = "training_tokens_per_second"
     ratios = decoding_ratios(report, best, baseline)
-    found = [
-        f"It trains {systems[best][key] / systems[baseline][key]:.2f} times as fast as the baseline.",
-        f"It decodes {joined([f'{ratio:.2f} ({where})' for where, ratio in ratios.items()])} times as fast.",
-    ]
+    found = [f"It trains {systems[best][key] / systems[baseline][key]:.2f} times as fast as the baseline."]
+    if ratios:
+        said = joined([f"{ratio:.2f} ({where})" for where, ratio in ratios.items()])
+        found.append(f"It decodes {said} times as fast.")
     for name in systems:
         if name not in (best, baseline):
             count = sum(round(ratio, 2) > 1 for ratio in decoding_ratios(report, name, best).values())

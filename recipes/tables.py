@@ -24,10 +24,18 @@ from benchmarks.timing import place, short
 from common.files import write_text
 from common.machine import ROOT
 from comparison import settings
-from comparison.report import number, table
-from comparison.short_report import compared, published
+from comparison.report import (
+    compared,
+    decoding_ratios,
+    mean_and_std,
+    number,
+    published,
+    setting,
+    spread,
+    table,
+    tested,
+)
 from comparison.uses import USES
-from comparison.verdict import decoding_ratios, mean_and_std, setting, spread, tested
 from gpu import tables as gpu
 
 RESULTS = ROOT / "recipes" / "results"

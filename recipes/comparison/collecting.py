@@ -14,10 +14,10 @@ import torch
 from common.machine import cores, processor
 
 from . import report
+from .report import spread, verdict
 from .runs import Comparison
 from .stages import evenly, lines
 from .training import Run, Training
-from .verdict import spread, verdict
 
 SAMPLES = 10  # translations that a report shows
 
@@ -152,7 +152,10 @@ def samples(c: Comparison) -> list[dict[str, Any]]:
 
 def report_on(c: Comparison) -> None:
     """The last stage: report.json, report.md and the plots; prints the verdict."""
-    found = collected(c)
-    files = [c.out / name for name in report.FILES]
-    c.stages.function("report", found, lambda: report.write(found, c.out), inputs=[], outputs=files)
-    print(f"\n{found['verdict']}\n\n{c.out / 'report.md'}")
+    write_report(c, collected(c))
+
+
+def write_report(c: Training, facts: report.Report) -> None:
+    files = [c.out / name for name in report.files(facts)]
+    c.stages.function("report", facts, lambda: report.write(facts, c.out), inputs=[], outputs=files)
+    print(f"\n{report.in_short(facts)}\n\n{c.out / 'report.md'}")

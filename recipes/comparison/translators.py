@@ -17,9 +17,9 @@ from corpora.subwords import MODELS
 from tqdm import tqdm
 
 from . import scores
+from .report import spread
 from .stages import StageError
 from .training import Run
-from .verdict import spread
 
 if TYPE_CHECKING:
     from .runs import Comparison

@@ -18,11 +18,10 @@ from corpora.sentences import SETS, TEST, VECTORS
 from corpora.texts import TEXTS
 
 from . import stages
-from .collecting import precision
+from .collecting import of_all, precision, write_report
 from .commands import Commands
 from .fairseq_output import complete, hypotheses
 from .settings import Settings, wrong
-from .short_report import write
 from .stages import lines
 from .training import Run, Training, TrainingStage
 
@@ -132,7 +131,8 @@ class Use(Training):
             commands += [shlex.join(stamp["command"]) for stamp in stamps if stamp]
         others = {name: mine for name, mine in items.items() if mine is not None and mine is not baseline}
         pairs = {f"{a} and {b}": paired_p(others[a], others[b]) for a, b in combinations(others, 2)}
-        write(self, found, pairs, commands)
+        facts = {"score": self.score, "counted": self.counted, "commands": commands, "systems": found, "pairs": pairs}
+        write_report(self, {**of_all(self), **self.about_data(), **facts})
 
     def about_data(self) -> dict[str, Any]:
         """What the report tells of the data."""

@@ -17,7 +17,7 @@ import pytest
 from common import hold
 from comparison import settings, uses
 from comparison.commands import Commands
-from comparison.short_report import rows
+from comparison.report import score_rows
 from conftest import ROOT
 from corpora import archives, texts
 from fairseq import options, tasks
@@ -246,7 +246,7 @@ def test_large_speeds_are_whole_numbers():
     report = {"counted": "parameters", "score": "perplexity", "baseline": "a", "systems": {}, "data": "trec"}
     for name, speed in (("a", 12345.6), ("b", 1.23456)):
         report["systems"][name] = {**system, "speeds": {"tokens/s": speed}}
-    lines = rows(report).splitlines()[2:]
+    lines = score_rows(report).splitlines()[2:]
     assert [line.split(" | ")[-1] for line in lines] == ["12,346 |", "1.235 |", "– |"]
     assert lines[-1] == "| CNN of Kim (2014) | – | 91.2 | – | – |", "and what others published stands beside it"
 

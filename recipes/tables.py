@@ -170,7 +170,7 @@ def uses(kind: str) -> str:
     rows, places = [], []
     speeds: dict[str, None] = {}
     every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "uses").glob("*/report.json"))]
-    found = [report for report in every if report["score"] == USES[kind].score]
+    found = [report for report in every if report["score"] == USES[kind].score_name]
     paired = any(map(compared, found))
     for report in found:
         places.append(where_made(report["name"], report))
@@ -186,7 +186,7 @@ def uses(kind: str) -> str:
             rows.append([*row, *(short(speed) for speed in its["speeds"].values())])
         for name, accuracy in published(report).items():
             rows.append([link, name, f"{accuracy}", *["–"] * (paired + len(speeds))])
-    head = ["report", "system", USES[kind].score, *(["p"] if paired else []), *speeds]
+    head = ["report", "system", USES[kind].score_name, *(["p"] if paired else []), *speeds]
     return f"{' '.join(places)}\n\n{table(head, rows)}" if rows else "No report is published yet.\n"
 
 

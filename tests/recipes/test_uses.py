@@ -166,8 +166,7 @@ def test_language_models_are_evaluated_one_at_a_time_after_all_training(tmp_path
     found = uses.Language(settings.load(CONFIGS / "language.yaml", [f"out={tmp_path}"]))
     found.jobs = 2
     done: list[str] = []
-    for stage in ("prepare", "time_training", "keep"):
-        monkeypatch.setattr(found, stage, lambda: None)
+    monkeypatch.setattr(found, "updates", lambda system: 10)
     monkeypatch.setattr(found, "train", lambda run: done.append(f"train {run.system}"))
     under_way: list[int] = []
 
@@ -179,7 +178,8 @@ def test_language_models_are_evaluated_one_at_a_time_after_all_training(tmp_path
         done.append(f"test {run.system}")
 
     monkeypatch.setattr(found, "test", test)
-    found.run()
+    found.train_and_test()
+    found.time_decoding()
     assert sorted(done[:3]) == ["train lstm", "train sru", "train transformer"]
     assert done[3:] == ["test sru", "test lstm", "test transformer"]
 

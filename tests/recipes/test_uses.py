@@ -156,7 +156,7 @@ def test_a_kind_has_its_data(tmp_path):
         settings.load(CONFIGS / "sentences.yaml", ["kind=x"])
     for override in ("average=2", "speed.rounds=1", "curve.beam=5", "split_compounds=true"):
         key = re.split(r"[.=]", override)[0]
-        with pytest.raises(ValueError, match=rf"^{key}: is for the kind translation alone; this is sentences$"):
+        with pytest.raises(ValueError, match=rf"^{key}: is for the kind translation only; this is sentences$"):
             settings.load(CONFIGS / "sentences.yaml", [override])
     with pytest.raises(ValueError, match=r"^generate: is not for the kind sentences, which generates nothing$"):
         settings.load(CONFIGS / "sentences.yaml", ["generate.beam=5"])

@@ -49,7 +49,6 @@ TEST = (
     "coverage==7.17.4",
     "hypothesis==6.170.17",
     "import-linter==2.17",
-    "jsonschema==4.26.0",
     "mypy==2.4.1",
     "nvidia-cuda-nvrtc==13.0.88; sys_platform == 'linux'",
     *CUDA,

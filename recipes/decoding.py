@@ -35,7 +35,7 @@ from common.machine import ROOT, files
 from comparison import scores
 from comparison.report import number
 from comparison.stages import StageError, Stages, evenly, working_in
-from comparison.translators import FILES
+from comparison.translation import FILES
 from tqdm import tqdm
 
 

@@ -24,10 +24,18 @@ from benchmarks.timing import place, short
 from common.files import write_text
 from common.machine import ROOT
 from comparison import settings
-from comparison.report import number, table
-from comparison.short_report import compared, published
+from comparison.report import (
+    compared,
+    decoding_ratios,
+    mean_and_std,
+    number,
+    published,
+    setting,
+    spread,
+    table,
+    tested,
+)
 from comparison.uses import USES
-from comparison.verdict import decoding_ratios, mean_and_std, setting, spread, tested
 from gpu import tables as gpu
 
 RESULTS = ROOT / "recipes" / "results"
@@ -141,7 +149,7 @@ def losses() -> str:
 
 def reports_of(kind: str) -> list[dict[str, Any]]:
     every = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "uses").glob("*/report.json")))
-    return [report for report in every if report["score"] == USES[kind].score]
+    return [report for report in every if report["score"] == USES[kind].score_name]
 
 
 def link_to(report: dict[str, Any]) -> str:
@@ -178,7 +186,7 @@ def uses(kind: str) -> str:
             score, p_value = mean_and_std(spread(its["scores"]), 1), number(its["p_value"], ".4f")
             speeds = its["speeds"]
             rows.append([link_to(report), system, score, *([p_value] if paired else []), *map(short, speeds.values())])
-    head = ["report", "system", USES[kind].score, *(["p"] if paired else []), *speeds]
+    head = ["report", "system", USES[kind].score_name, *(["p"] if paired else []), *speeds]
     return f"{' '.join(where_made(report['name'], report) for report in reports)}\n\n{table(head, rows)}"
 
 

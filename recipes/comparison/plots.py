@@ -9,17 +9,21 @@ import matplotlib
 from common.figures import write_figure
 from matplotlib.figure import Figure
 
-from .verdict import setting, tested
-
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
 matplotlib.rcParams.update({"grid.alpha": 0.3, "font.size": 10})
 
 
-def draw(report: dict[str, Any], folder: Path) -> None:
-    """Write curves.svg and speed.svg."""
-    systems = tested(report)
-    for name, figure in (("curves", curves(report, systems)), ("speed", speed(systems))):
-        write_figure(folder / f"{name}.svg", figure)
+def draw(report: dict[str, Any], systems: dict[str, Any], settings: list[str], folder: Path) -> None:
+    """Write curves.svg and speed.svg.
+
+    Args:
+        report: a comparison's.
+        systems: those of its systems that have a run.
+        settings: in which decoding was timed.
+        folder: takes the files.
+    """
+    write_figure(folder / "curves.svg", curves(report, systems))
+    write_figure(folder / "speed.svg", speed(systems, settings))
 
 
 def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:
@@ -49,11 +53,9 @@ def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:
     return figure
 
 
-def speed(systems: dict[str, Any]) -> Figure:
+def speed(systems: dict[str, Any], settings: list[str]) -> Figure:
     """Bars: speed of training, and of decoding in each setting."""
-    settings = next(iter(systems.values()))["decoding"] if systems else []
-    titles = ["training\ntarget tokens/s"]
-    titles += [f"decoding, sentences/s\n{setting(d)}" for d in settings]
+    titles = ["training\ntarget tokens/s", *(f"decoding, sentences/s\n{setting}" for setting in settings)]
     values = [[system["training_tokens_per_second"] for system in systems.values()]]
     values += [[s["decoding"][i]["sentences_per_second"] for s in systems.values()] for i in range(len(settings))]
     height = 1.2 + 0.35 * max(len(systems), 2)

@@ -13,7 +13,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest, Result
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from .verdict import METRICS
+from .report import METRICS
 
 WITHOUT_SPACES = ("zh", "ja", "ko")  # whose words sacreBLEU finds
 BY_CHARACTER = ("th", "lo", "km", "my", "bo")  # without spaces, too: Thai, Lao, Khmer, Burmese, Tibetan

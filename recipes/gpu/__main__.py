@@ -19,6 +19,7 @@ import re
 import shutil
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -44,7 +45,7 @@ SOURCES = (
     *("tests/recurrence/*.py", *PRECISIONS, *GRAPHS),
     *("recipes/common/*.py", "recipes/benchmarks/*.py", "recipes/gpu/packages.py", "recipes/speed.py"),
 )
-MODELS = ("recipes/steps.py", "recipes/equal_time.py", "recipes/comparison/*.py", "recipes/configs/lohelp.yaml")
+MODELS = ("recipes/steps.py", "recipes/compare.py", "recipes/comparison/*.py", "recipes/configs/lohelp.yaml")
 
 
 class Day:
@@ -93,6 +94,7 @@ class Day:
                 resume=(lambda _: {}) if part.made else None,
                 log=log,
                 limit=limit,
+                facts=partial(self.take_report, part),
             )
             return {**state, "seconds": round(stamp["seconds"], 1)}
         except StageError as error:
@@ -109,6 +111,12 @@ class Day:
             logs = [path for path in (log.with_name(f"{log.name}.part"), log) if path.is_file()]
             if part.shown and logs:
                 shutil.copyfile(logs[0], self.out / part.shown)
+
+    def take_report(self, part: Part) -> dict[str, Any]:
+        """Copy a comparison's report from its folder to the results."""
+        if part.report and part.made:
+            shutil.copyfile(part.report, self.out / part.made)
+        return {}
 
     def run_all(self, todo: list[Part]) -> bool:
         """Run the parts in order; whether all are done."""

@@ -28,6 +28,7 @@ class Part(NamedTuple):
         shown: what it prints is a result of its own, of this name.
         made: the file that it goes on with; what was made of other source is removed.
         outcomes: a file that it makes at its end; an earlier one is removed when it begins.
+        report: the report of a comparison, which is copied to ``made``.
         reads: a file that its results depend on, beside the source.
     """
 
@@ -39,6 +40,7 @@ class Part(NamedTuple):
     shown: str | None = None
     made: str | None = None
     outcomes: str | None = None
+    report: Path | None = None
     reads: Path | None = None
 
 
@@ -61,6 +63,7 @@ def tests(
 def training(out: Path, of: str, name: str, batch: int, limit: float, *overrides: str) -> Part:
     """SRU, LSTM units, fairseq's lstm and a Transformer on the text that ships, in batches of as many tokens."""
     work = out / "work"
+    folder = work / f"{name}-{of}"
     # One Transformer is enough. Both batch sizes take the same data.
     general = (
         "cpu=auto",
@@ -68,16 +71,24 @@ def training(out: Path, of: str, name: str, batch: int, limit: float, *overrides
         # as many parameters in heads of 48 features: torch's fused attention takes none of the recipe's 50
         *(f"systems.transformer.{side}-embed-dim=192" for side in ("encoder", "decoder")),
         *(f"systems.transformer.{side}-ffn-embed-dim=464" for side in ("encoder", "decoder")),
-        f"out={work / f'{name}-{of}'}",
+        f"out={folder}",
         f"prepare.out={work / 'data'}",
     )
     alike = {"max-tokens": batch, "warmup-updates": 0.1}  # a recipe's own are for minutes on a CPU
     shared = [f"systems.{system}.{flag}={value}" for system in SYSTEMS for flag, value in alike.items()]
-    options = (*general, "slices.rounds=1", *shared, *overrides, "--output", str(out / f"{name}.json"))
+    once = (
+        "seeds=[1]",
+        "slices.rounds=1",
+        "checkpoints=1",
+        "train.validate-interval=1000000",
+        "curve=null",
+        "speed=null",
+    )
+    options = (*general, *once, *shared, *overrides)
     # by name: what can't run there then fails, where by itself it would go on in plain torch
     python = ("env", "FAIRSEQ_SRU_BACKEND=cuda", sys.executable) if ON_GPU else ("python",)
-    command = (*python, "recipes/equal_time.py", LOHELP, *options)
-    return Part(name, command, limit, made=f"{name}.json")
+    command = (*python, "recipes/compare.py", LOHELP, *options)
+    return Part(name, command, limit, made=f"{name}.json", report=folder / "report.json")
 
 
 def parts(out: Path, dry: bool, of: str) -> list[Part]:

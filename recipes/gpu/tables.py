@@ -156,11 +156,15 @@ def training(folder: Path) -> str:
         report = read(path)
         assert report is not None
         device = report["machine"]["gpu"] or report["machine"]["cpu"]
-        where = f"{report['recipe']}, {report['minutes']:g} minutes each. {device}, {(report['date'] or '')[:10]}.\n\n"
+        data, minutes = report["data"]["data_set"], report["budget"]["minutes"]
+        where = f"{data}, {minutes:g} minutes each. {device}, {(report['date'] or '')[:10]}.\n\n"
         for name, system in report["systems"].items():
-            values = [number(system.get(key), form) for key, form in FIGURES.items()]
-            rows.append([f"{system['max_tokens']:,} tokens a batch", name, *values])
-    return where + table(["", "system", "target tokens/s", "updates", "validation loss", "BLEU"], rows) if rows else ""
+            speed = number(system.get("training_tokens_per_second"), ",.0f")
+            for run in system["runs"]:
+                batch = int(run["commands"][0].partition(" --max-tokens ")[2].split()[0])
+                bleu = number(run["scores"]["BLEU"]["score"])
+                rows.append([f"{batch:,} tokens a batch", name, speed, f"{run['updates']:,}", bleu])
+    return where + table(["", "system", "target tokens/s", "updates", "BLEU"], rows) if rows else ""
 
 
 def aims(folder: Path) -> str:
@@ -185,7 +189,6 @@ def aims(folder: Path) -> str:
     return table(["", "aim", "measured", "reached"], rows) if rows else ""
 
 
-FIGURES = {"tokens_per_second": ",.0f", "updates": ",.0f", "loss": ".2f", "bleu": ".1f"}
 TABLES: dict[str, Callable[[Path], str]] = {
     "Outcomes of the tests, on the card": tests,
     "What was aimed at": aims,

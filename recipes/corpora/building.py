@@ -113,8 +113,6 @@ class ParallelText(Dataset):
             "sources": sources,
             "counts": {split: tally.pairs for split, tally in tallies.items()},
             "dropped": {split: tally.dropped for split, tally in tallies.items()},
-            "edited": {split: tally.edited for split, tally in tallies.items()},
-            "odd": {split: tally.odd for split, tally in tallies.items()},
         }
 
 
@@ -179,9 +177,8 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
     tallies = {split: Tally() for split in SPLITS}
     train, valid, test = (paths_of(work, split, corpus.languages) for split in SPLITS)
     steps = tallies["train"].pairs
-    seen: set[int] = set()
     every = corpus.valid_every  # of IWSLT, whose split is fairseq's only if the same pairs are left
-    pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"], seen, drop_control=not every)
+    pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"], drop_control=not every)
     if every:
         both = paths_of(work, "selected", corpus.languages)
         selected = within(pairs, Limited(encoder, IWSLT, select=True), cores(), tallies["train"].dropped)
@@ -191,8 +188,8 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
         tallies["valid"].pairs["drawn from training"] = drawn
     else:
         write(pairs, train, "clean train")
-        write(all_pairs(texts["valid"], tallies["valid"], seen), valid, "clean valid")
-    write(all_pairs(texts["test"], tallies["test"], seen), test, "clean test")
+        write(all_pairs(texts["valid"], tallies["valid"]), valid, "clean valid")
+    write(all_pairs(texts["test"], tallies["test"]), test, "clean test")
     for split, tally in tallies.items():
         if not tally.last:
             raise RecipeError(f"no pair is left for {split} ({tally})")
@@ -204,7 +201,7 @@ def encode(corpus: Corpus, encoder: Encoder, split: str, tally: Tally, work: Pat
     train = split == "train"
     limited = Limited(encoder, Limits(corpus.longest, corpus.ratio if train else None), drop=train)
     text, paths = (paths_of(work, split, corpus.languages, e) for e in ("", f".{ENDINGS[encoder.tokenizer]}"))
-    faults = tally.dropped if train else tally.odd
+    faults = tally.dropped if train else Counter()  # of the others, overlong pairs stay
     encoded = within(read(*text), limited, processes_for(tally.last), faults)
     pairs = write(encoded, paths, f"encode {split}", tally.last)
     if not pairs:
@@ -219,7 +216,7 @@ def labels(path: Path, pairs: int, to: Path) -> None:
         RecipeError: it has more or fewer lines, or isn't UTF-8.
     """
     try:
-        lines = [plain(line, Counter()) for line in path.read_bytes().splitlines(keepends=True)]
+        lines = [plain(line) for line in path.read_bytes().splitlines(keepends=True)]
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 ({error})") from None
     if len(lines) != pairs:

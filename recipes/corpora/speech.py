@@ -22,7 +22,7 @@ from common.errors import RecipeError
 from common.machine import cores
 from common.progress import progress
 
-from .archives import Archive, check, fetch
+from .archives import Archive, fetch
 from .dataset import Dataset, Folders, described
 from .subwords import in_order, train_sentencepiece
 
@@ -37,50 +37,70 @@ FEW = 2_000  # recordings up to which one process does it all
 
 
 class Utterance(NamedTuple):
+    """A recording and its text."""
+
     id: str
     wave: Callable[[], Wave]  # that can be pickled
     text: str  # words and single spaces
     speaker: str
 
 
-def opened(path: Path, rate: int) -> Any:
-    """A recording as soundfile has it, to be closed.
+Splits = dict[str, Iterator[Utterance]]
+
+
+class SpeechSet(NamedTuple):
+    """A data set.
+
+    Attributes:
+        about: what is in it, licence.
+        rate: of the recordings, in Hz.
+        bins: features of a frame.
+        specaugment: policy.
+        splits: given the preparation, its files and a folder to work in: utterances of each split.
+        files: patterns of those below --local-dir that tell whether the set is already made; ``{}`` takes an option.
+        archive: what is fetched where none of them is there.
+        vocab_size: subwords unless the user says otherwise; None: words.
+        cmvn: fairseq's transform that normalises features, by each utterance or by the training data.
+        settings: what else the data depend on, for the manifest.
+    """
+
+    about: str
+    rate: int
+    bins: int
+    specaugment: dict[str, Any]
+    splits: Callable[[Speech, dict[str, Path], Path], Splits]
+    files: tuple[str, ...]
+    archive: Archive | None = None
+    vocab_size: int | None = None
+    cmvn: str = "utterance_cmvn"
+    settings: dict[str, Any] | None = None
+
+
+def check(path: Path, rate: int) -> Path:
+    """Return the path of a recording.
 
     Raises:
-        RecipeError: it isn't there, has no header that can be read, or not one channel at that rate.
+        RecipeError: it isn't there, can't be read, or has not one channel at that rate.
     """
     import soundfile
 
     if not path.is_file():
         raise RecipeError(f"no such file: {path}")
     try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, RuntimeError) as error:
+        header = soundfile.info(path)
+    except RuntimeError as error:  # soundfile's own are such
         raise RecipeError(f"{path} can't be read: {error}") from None
-    if file.samplerate != rate or file.channels != 1:
-        file.close()
-        raise RecipeError(
-            f"{path}: must have one channel at {rate:,} Hz; got {file.channels} at {file.samplerate:,} Hz"
-        )
-    return file
+    if (header.channels, header.samplerate) != (1, rate):
+        shape = f"{header.channels} at {header.samplerate:,} Hz"
+        raise RecipeError(f"{path}: must have one channel at {rate:,} Hz; got {shape}")
+    return path
 
 
-def read(path: Path, rate: int, start: int = 0, samples: int = -1, may_be_silent: bool = False) -> Wave:
-    """A recording, or a part of it.
+def read(path: Path, start: int = 0, samples: int = -1) -> Wave:
+    """A recording, or a part of it."""
+    import soundfile
 
-    Raises:
-        RecipeError: as :func:`opened`, or it is empty or silent and may not be, or has samples that are no numbers.
-    """
-    with opened(path, rate) as file:
-        try:
-            file.seek(min(start, file.frames))
-            wave: Wave = file.read(samples, dtype="float32")
-        except RuntimeError as error:
-            raise RecipeError(f"{path} can't be read: {error}") from None
-    if not np.isfinite(wave).all():
-        raise RecipeError(f"{path}: has samples that are no numbers")
-    if not wave.any() and not may_be_silent:
-        raise RecipeError(f"{path}: is {'silent' if len(wave) else 'empty'}")
+    wave: Wave = soundfile.read(path, samples, start, dtype="float32")[0]
     return wave
 
 
@@ -92,53 +112,47 @@ def features(wave: Wave, rate: int, bins: int) -> np.ndarray[Any, Any]:
     options = kaldi_native_fbank.FbankOptions()
     options.frame_opts.samp_freq, options.frame_opts.dither = rate, 0.0
     options.mel_opts.num_bins, options.energy_floor = bins, 1.0
-    made = kaldi_native_fbank.OnlineFbank(options)
-    made.accept_waveform(rate, (wave * 2**15).tolist())  # Kaldi's are integers of 16 bits
-    made.input_finished()
-    frames = [made.get_frame(i) for i in range(made.num_frames_ready)]
+    fbank = kaldi_native_fbank.OnlineFbank(options)
+    fbank.accept_waveform(rate, (wave * 2**15).tolist())  # Kaldi's are integers of 16 bits
+    fbank.input_finished()
+    frames = [fbank.get_frame(i) for i in range(fbank.num_frames_ready)]
     return np.stack(frames) if frames else np.zeros((0, bins), "f4")
 
 
-def sound(rate: int, bins: int, wave: Callable[[], Wave]) -> tuple[np.ndarray[Any, Any], bool]:
-    """Features of a recording, and whether it is silent."""
-    samples = wave()
-    return features(samples, rate, bins), not samples.any()
+def sound(rate: int, bins: int, wave: Callable[[], Wave]) -> np.ndarray[Any, Any]:
+    return features(wave(), rate, bins)
 
 
 def manifest(
     utterances: Sequence[Utterance], split: str, pack: zipfile.ZipFile, rate: int, bins: int, to: Path
 ) -> dict[str, Any]:
-    """Write the features and ``split``.tsv; how many utterances were kept and left out, and of the frames their number,
-    sums and sums of squares, ``(3, bins)``."""
-    rows, left_out, silent = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], 0, []
+    """Write the features and ``split``.tsv; returns how many utterances are in them and how many left out, and of the
+    frames their number, sums and sums of squares, ``(3, bins)``."""
+    rows, left_out = ["id\taudio\tn_frames\ttgt_text\tspeaker\n"], 0
     moments = np.zeros((3, bins))
     waves = (utterance.wave for utterance in utterances)
     sounds = in_order(partial(partial, sound, rate, bins), waves, 1 if len(utterances) <= FEW else cores())
     both = zip(utterances, sounds, strict=True)
-    for utterance, (found, is_silent) in progress(both, total=len(utterances), desc=split, unit="utterance"):
-        too_long = split.startswith("train") and len(found) > LONGEST
-        if len(found) < SHORTEST or too_long or not utterance.text:
+    for utterance, frames in progress(both, total=len(utterances), desc=split, unit="utterance"):
+        too_long = split.startswith("train") and len(frames) > LONGEST
+        if len(frames) < SHORTEST or too_long or not utterance.text:
             left_out += 1
             continue
-        if is_silent:
-            silent.append(utterance.id)
         data = io.BytesIO()
-        np.save(data, found)
+        np.save(data, frames)
         name = f"{utterance.id}.npy"
         pack.writestr(name, data.getvalue())
         at = pack.getinfo(name).header_offset + 30 + len(name.encode())  # behind the file's own header
         audio = f"{FEATURES}:{at}:{len(data.getvalue())}"
-        rows.append(f"{utterance.id}\t{audio}\t{len(found)}\t{utterance.text}\t{utterance.speaker}\n")
-        moments += np.stack([np.ones_like(found), found, found**2]).sum(1, dtype="f8")
-    said = f"{left_out:,} left out: fewer than {SHORTEST} frames, for training more than {LONGEST:,}, or no text"
+        rows.append(f"{utterance.id}\t{audio}\t{len(frames)}\t{utterance.text}\t{utterance.speaker}\n")
+        moments += np.stack([np.ones_like(frames), frames, frames**2]).sum(1, dtype="f8")
+    why = f"{left_out:,} left out: fewer than {SHORTEST} frames, for training more than {LONGEST:,}, or no text"
     if len(rows) == 1:
-        raise RecipeError(f"no utterance is left for {split}: {said}")
+        raise RecipeError(f"no utterance is left for {split}: {why}")
     if left_out:
-        print(f"{split}: {said}", flush=True)
-    if silent:
-        print(f"{split}: {len(silent):,} kept although silent, as {silent[0]}", flush=True)
+        print(f"{split}: {why}", flush=True)
     (to / f"{split}.tsv").write_text("".join(rows), "utf-8", newline="\n")
-    return {"counts": {"kept": len(rows) - 1, "silent": len(silent), "left out": left_out}, "moments": moments}
+    return {"counts": {"kept": len(rows) - 1, "left out": left_out}, "moments": moments}
 
 
 def subwords(texts: Iterable[str], size: int, to: Path) -> sentencepiece.SentencePieceProcessor:
@@ -187,91 +201,49 @@ class Speech(Dataset):
             raise RecipeError(f"speech needs the package {error.name}: pip install -r requirements.txt") from None
         return {"data_set": self.name, **self.chosen, **(self.known.settings or {}), "versions": versions}
 
-    def vocabulary(self, texts: list[str], made: Path, there: Path) -> dict[str, Any]:
-        """Learn the subwords or list the words; what config.yaml says of them."""
+    def vocabulary(self, texts: list[str], folders: Folders) -> dict[str, Any]:
+        """Learn the subwords or list the words; returns what config.yaml says of them."""
         if size := self.chosen.get("vocab_size"):
-            # the whole path, since fairseq prefers a file of that name in the current folder
-            tokenizer = {"bpe": "sentencepiece", "sentencepiece_model": str(there / "spm.model")}
-            try:
-                model = subwords(texts, size, made)
-            except RecipeError as error:
-                raise RecipeError(f"argument --vocab-size: {error}") from None
+            model = subwords(texts, size, folders.made)
             words = [model.id_to_piece(i) for i in range(SPECIAL, model.get_piece_size())]
+            # the whole path, since fairseq prefers a file of that name in the current folder
+            tokenizer = {"bpe": "sentencepiece", "sentencepiece_model": str(folders.out / "spm.model")}
             name, more = "spm.txt", {"bpe_tokenizer": tokenizer}
         else:
             words, name, more = sorted({word for text in texts for word in text.split()}), "dict.txt", {}
-        (made / name).write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
+        (folders.made / name).write_text("".join(f"{word} 1\n" for word in words), "utf-8", newline="\n")
         return {"vocab_filename": name, **more}
 
     def make(self, folders: Folders) -> dict[str, Any]:
-        self.options()  # first, for the packages that it needs
-        known, made, there = self.known, folders.made, folders.out
-        if ":" in str(there):  # fairseq splits the place of features there
-            raise RecipeError(f"argument --out: speech can't lie in a folder with a colon in its path; got {there}")
-        files, archive = self.files(), known.archive
-        sources = [
-            check(path, archive) if archive and archive.name == path.name else described(path, name)
-            for name, path in files.items()
-        ]
-        if not files:
-            if self.local_dir and archive:
+        known, made, out = self.known, folders.made, folders.out
+        files = self.files()
+        sources = [described(path, name) for name, path in files.items()]
+        if not files and known.archive:
+            if self.local_dir:
                 raise RecipeError(f"argument --local-dir: {self.local_dir} has nothing of {self.name}")
-            files, sources = fetch(self.archives, self.local_dir, folders.archives)
+            files, sources = fetch([known.archive], None, folders.archives)
         splits = {split: list(utterances) for split, utterances in known.splits(self, files, folders.work).items()}
         train = [split for split in splits if split.startswith("train")]
         texts = [utterance.text for split in train for utterance in splits[split]]
         if not any(texts):
             raise RecipeError(f"there is no text in {' or '.join(train)}")
-        vocabulary = self.vocabulary(texts, made, there)
-        found = {}
-        with zipfile.ZipFile(made / FEATURES, "w", zipfile.ZIP_STORED) as pack:
-            for split, utterances in splits.items():
-                found[split] = manifest(utterances, split, pack, known.rate, known.bins, made)
         config: dict[str, Any] = {
-            **vocabulary,
-            "audio_root": str(there),
+            **self.vocabulary(texts, folders),
+            "audio_root": str(out),
             "input_channels": 1,
             "input_feat_per_channel": known.bins,
             "sample_rate": known.rate,
             "specaugment": known.specaugment,
             "transforms": {"*": [known.cmvn], "_train": [known.cmvn, "specaugment"]},
         }
+        facts = {}
+        with zipfile.ZipFile(made / FEATURES, "w", zipfile.ZIP_STORED) as pack:
+            for split, utterances in splits.items():
+                facts[split] = manifest(utterances, split, pack, known.rate, known.bins, made)
         if known.cmvn == "global_cmvn":
-            count, sums, squares = np.sum([found[split]["moments"] for split in train], axis=0)
+            count, sums, squares = np.sum([facts[split]["moments"] for split in train], axis=0)
             mean, std = sums / count, np.sqrt(squares / count - (sums / count) ** 2)
             np.savez(made / STATISTICS, mean=mean.astype("f4"), std=std.astype("f4"))
-            config["global_cmvn"] = {"stats_npz_path": str(there / STATISTICS)}
+            config["global_cmvn"] = {"stats_npz_path": str(out / STATISTICS)}
         (made / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
-        counts = {split: facts["counts"] for split, facts in found.items()}
-        return {"sources": sources, "counts": counts}
-
-
-Splits = dict[str, Iterator[Utterance]]
-
-
-class SpeechSet(NamedTuple):
-    """A data set.
-
-    Attributes:
-        about: what is in it, licence.
-        rate: of the recordings, in Hz.
-        bins: features of a frame.
-        specaugment: policy.
-        splits: given the preparation, its files and a folder to work in: utterances of each split.
-        files: patterns of those below --local-dir that tell whether the set is already made; ``{}`` takes an option.
-        archive: what is fetched where none of them is there.
-        vocab_size: subwords unless the user says otherwise; None: words.
-        cmvn: fairseq's transform that normalises features, by each utterance or by the training data.
-        settings: what else the data depend on, for the manifest.
-    """
-
-    about: str
-    rate: int
-    bins: int
-    specaugment: dict[str, Any]
-    splits: Callable[[Speech, dict[str, Path], Path], Splits]
-    files: tuple[str, ...]
-    archive: Archive | None = None
-    vocab_size: int | None = None
-    cmvn: str = "utterance_cmvn"
-    settings: dict[str, Any] | None = None
+        return {"sources": sources, "counts": {split: fact["counts"] for split, fact in facts.items()}}

@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         check_flags(comparison, print)
         return 0
     out, comparison.jobs = comparison.out, args.jobs
-    # the data that the first command of a dry run has made
+    # the first command of a dry run makes the data
     only_data = os.path.isfile(out / "data" / hold.NAME) and os.listdir(out) == ["data"]
     with working_in(out, parser, mixed=only_data):
         check_flags(comparison, lambda command: None)  # better now than after training

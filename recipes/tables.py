@@ -34,12 +34,12 @@ BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL
 
 
 def result(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return content
 
 
 def where_made(name: str, report: dict[str, Any]) -> str:
-    """Where and when a comparison was made."""
+    """Machine and date of a comparison."""
     here = report["machine"]
     return f"{name}: {here['cpu']}, threads: {here['threads']}, {report['date'][:10]}."
 

@@ -43,11 +43,12 @@ flags=(--arch sru_tiny --share-all-embeddings --cpu --optimizer adam --adam-beta
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --weight-decay 0.1 --max-tokens 1000
     --no-epoch-checkpoints --log-interval 500 --num-workers 0 "$@")
 model=$out/checkpoints/checkpoint_last.pt
-if [ -e "$model" ] && [ "$(cat "$out/options")" != "${flags[*]}" ]; then
+if ! [ -e "$model" ]; then # nothing is trained yet
+    printf '%s\n' "${flags[*]}" >"$out/options"
+elif [ "$(cat "$out/options")" != "${flags[*]}" ]; then
     printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$(cat "$out/options")" "${flags[*]}" >&2
     exit 2
 fi
-printf '%s\n' "${flags[*]}" >"$out/options"
 
 run python recipes/prepare.py lohelp-en-de --out "$out/data" --vocab-size 2000
 

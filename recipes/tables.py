@@ -24,17 +24,7 @@ from benchmarks.timing import place, short
 from common.files import write_text
 from common.machine import ROOT
 from comparison import settings
-from comparison.report import (
-    compared,
-    decoding_ratios,
-    mean_and_std,
-    number,
-    published,
-    setting,
-    spread,
-    table,
-    tested,
-)
+from comparison.report import compared, decoding_ratios, mean_and_std, number, published, setting, spread, table, tested
 from comparison.uses import USES
 from gpu import tables as gpu
 
@@ -44,12 +34,12 @@ BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL
 
 
 def result(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return content
 
 
 def where_made(name: str, report: dict[str, Any]) -> str:
-    """Where and when a comparison was made."""
+    """Machine and date of a comparison."""
     here = report["machine"]
     return f"{name}: {here['cpu']}, threads: {here['threads']}, {report['date'][:10]}."
 
@@ -57,19 +47,17 @@ def where_made(name: str, report: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- one layer
 
 
-def layer_cases() -> dict[Case, dict[str, Any]]:
-    return {Case.of(case): case for case in result("speed/speed.json")["cases"]}
-
-
-def medians(found: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds of each contestant; of the sru package's two ways to call it, the faster."""
-    ms: dict[str, float] = {name: spread["median"] for name, spread in found["ms"].items()}
-    return ms | {PACKAGE: min(ms[PACKAGE], ms.get(SCRIPTED, ms[PACKAGE]))}
+def layer_cases() -> dict[Case, dict[str, float]]:
+    """Milliseconds of each contestant by case; of the sru package's two ways to call it, the faster."""
+    cases = {}
+    for case in result("speed/speed.json")["cases"]:
+        ms = {name: times["median"] for name, times in case["ms"].items()}
+        cases[Case.of(case)] = ms | {PACKAGE: min(ms[PACKAGE], ms.get(SCRIPTED, ms[PACKAGE]))}
+    return cases
 
 
 def layer_in_short() -> str:
-    found = layer_cases()
-    rows = []
+    cases, rows = layer_cases(), []
     for what, case in {
         "inference, 32 sequences of 32 steps": Case(FORWARD, 32, 32, 512),
         "training, 32 sequences of 32 steps": Case(BOTH, 32, 32, 512),
@@ -77,7 +65,7 @@ def layer_in_short() -> str:
         "one decoding step, one sequence": Case(FORWARD, 1, 1, 512),
         "one decoding step, 64 sequences": Case(FORWARD, 1, 64, 512),
     }.items():
-        ms = medians(found[case])
+        ms = cases[case]
         rows.append([what, short(ms[OURS]), *(f"{ms[other] / ms[OURS]:.2f}" for other in (LSTM, GRU, PACKAGE))])
     head = ["one layer of 512 features", "SRU, ms", "nn.LSTM / SRU", "nn.GRU / SRU", "`sru` package / SRU"]
     return place(result("speed/speed.json"), "Time of a layer") + table(head, rows)
@@ -218,41 +206,26 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """The page with its tables.
-
-    Raises:
-        ValueError: it has a table that is not known, or that has no end.
-    """
-    blocks = BLOCK.findall(text)
-    if text.count("<!-- table:") != len(blocks) or any("<!-- table:" in body for _, _, body, _ in blocks):
-        raise ValueError("a table must go from <!-- table: NAME --> to <!-- end -->")
-    for _, name, _, _ in blocks:
-        if name not in TABLES:
-            raise ValueError(f"table {name!r} must be one of {', '.join(TABLES)}")
-    return BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[4]}", text)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     check = parser.parse_args(argv).check
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    texts = {page: page.read_text(encoding="utf-8") for page in pages}
-    uses = Counter(found[2] for text in texts.values() for found in BLOCK.finditer(text))
-    wrong = [f"{name}: on {uses[name]} pages; must be on one" for name in TABLES if uses[name] != 1]
-    for page, text in texts.items():
-        name = page.relative_to(ROOT)
-        try:
-            new = filled(text)
-        except ValueError as error:
-            wrong.append(f"{name}: {error}")
+    wrong: list[str] = []
+    uses: Counter[str] = Counter()
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        name, text = page.relative_to(ROOT), page.read_text(encoding="utf-8")
+        blocks = BLOCK.findall(text)
+        uses.update(block[1] for block in blocks)
+        if text.count("<!-- table:") != len(blocks) or any(block[1] not in TABLES for block in blocks):
+            wrong.append(f"{name}: a table must go from <!-- table: NAME --> to <!-- end -->, of {', '.join(TABLES)}")
             continue
+        new = BLOCK.sub(lambda block: f"{block[1]}\n{TABLES[block[2]]()}\n{block[4]}", text)
         if new != text and check:
             wrong.append(f"{name}: out of date; run python recipes/tables.py")
         elif new != text:
             write_text(page, new)
             print(f"wrote {name}")
+    wrong += [f"{name}: on {uses[name]} pages; must be on one" for name in TABLES if uses[name] != 1]
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -61,14 +61,16 @@ def speed(systems: dict[str, Any], settings: list[str]) -> Figure:
     height = 1.2 + 0.35 * max(len(systems), 2)
     figure, places = Figure(figsize=(2.6 * len(titles), height), layout="constrained"), range(len(systems))
     axes = figure.subplots(1, len(titles), squeeze=False)
-    for axis, title, found in zip(axes[0], titles, values, strict=True):
-        bars = axis.barh(places, found, color=[f"C{i}" for i in places], height=0.7)
-        axis.bar_label(bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in found], padding=3)
+    for axis, title, speeds in zip(axes[0], titles, values, strict=True):
+        bars = axis.barh(places, speeds, color=[f"C{i}" for i in places], height=0.7)
+        axis.bar_label(
+            bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in speeds], padding=3
+        )
         axis.set_title(title, fontsize=10)
         axis.set_yticks(places, list(systems) if axis is axes[0, 0] else [""] * len(systems))
         axis.invert_yaxis()
         axis.grid(False)
         axis.set_xticks([])
         axis.spines["bottom"].set_visible(False)
-        axis.set_xlim(0, max(found, default=1) * 1.45)  # room for the numbers
+        axis.set_xlim(0, max(speeds, default=1) * 1.45)  # room for the numbers
     return figure

@@ -64,7 +64,7 @@ def runs(report: Report) -> list[tuple[str, dict[str, Any]]]:
 
 
 def decoding_ratios(report: Report, system: str, other: str) -> dict[str, float]:
-    """How many times as fast as the other the system decodes, by setting."""
+    """Speed of a system's decoding divided by the other's, by setting."""
     ours, theirs = (report["systems"][name]["decoding"] for name in (system, other))
     key = "sentences_per_second"
     return {setting(a): a[key] / b[key] for a, b in zip(ours, theirs, strict=True)}

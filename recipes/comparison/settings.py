@@ -1,4 +1,4 @@
-"""What a comparison's YAML may hold."""
+"""Settings of a comparison, as its YAML file has them."""
 
 from __future__ import annotations
 
@@ -143,9 +143,9 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise ValueError(f"{path} and {' '.join(overrides)} are not YAML: {error}") from None
     assert isinstance(settings, Settings)
     left_out = {name for name, options in settings.systems.items() if options is None}
-    known = recipe.get("systems") or {}
-    if unknown := sorted(left_out - known.keys()):
-        wrong(f"systems.{unknown[0]}", f"is null, but the recipe has only {', '.join(known)}")
+    systems = recipe.get("systems") or {}
+    if unknown := sorted(left_out - systems.keys()):
+        wrong(f"systems.{unknown[0]}", f"is null, but the recipe has only {', '.join(systems)}")
     for name in left_out:
         del settings.systems[name]
     _check_kind(settings)
@@ -226,9 +226,9 @@ def _check_numbers(s: Settings) -> None:
     if updates and s.average > 1 and updates % s.checkpoints:  # those that are averaged are at equal distances
         wrong("budget.updates", f"must be a multiple of checkpoints, {s.checkpoints}; got {updates}")
     for name in s.systems:
-        kept = s.flags_of(name).get("keep-interval-updates") or 0
-        if 0 < kept < s.average:
-            wrong(f"systems.{name}.keep-interval-updates", f"must be at least average, {s.average}; got {kept}")
+        number = s.flags_of(name).get("keep-interval-updates") or 0
+        if 0 < number < s.average:
+            wrong(f"systems.{name}.keep-interval-updates", f"must be at least average, {s.average}; got {number}")
 
 
 def updates_in(minutes: float, updates_per_second: float, checkpoints: int) -> int:

@@ -273,8 +273,8 @@ class Training:
 
     def has_changed(self, part: TrainingStage) -> bool:
         """Return whether a stage has trained with another command or other inputs."""
-        known = part.result.is_file() and self.stages.stamp(part.name)
-        return bool(known) and not self.stages.is_of(part.name, part.command, part.inputs)
+        has_trained = part.result.is_file() and self.stages.stamp(part.name)
+        return bool(has_trained) and not self.stages.is_of(part.name, part.command, part.inputs)
 
     def train(self, run: Run) -> None:
         """Train a run, from its last checkpoint on where there is one."""

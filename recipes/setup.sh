@@ -76,7 +76,7 @@ _sru_has_old_driver() {
 
 # What is missing in the environment, whose python is the first on PATH. One at a time, where there is flock.
 _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
-    local pins=$2/requirements.txt halves isolation=
+    local pins=$2/requirements.txt isolation=
     local -x PIP_USER=0 PIP_CONSTRAINT='' # NVIDIA's containers set it for their own packages; install_fairseq.py leaves it out, too
     if command -v flock >/dev/null && ! flock -n 8; then
         printf 'setup.sh: waiting for another set-up\n' >&2
@@ -102,10 +102,6 @@ _sru_install() { # ENVIRONMENT ROOT [OURS: it is made where there is none]
         grep -v '^nvidia-cuda-nvrtc' "$2/requirements.txt" >"$pins" || return
     fi
     _sru_run python -m pip install -r "$pins" || return
-    halves=$(PYTHONPATH="$2/fairseq_sru" python -c 'import install_fairseq; print(*install_fairseq.halves())') || return
-    # shellcheck disable=SC2086 # words
-    [ -z "$halves" ] || _sru_run python -m pip install --force-reinstall --no-deps $halves ||
-        _sru_fail "pip was stopped while it installed $halves: install that once more, the way you did" || return
     # so that the recipes find the package; isolation would download setuptools, which is there but for an old torch
     python -c 'import setuptools; assert int(setuptools.__version__.split(".")[0]) >= 77' 2>/dev/null && isolation=--no-build-isolation
     _sru_run python -m pip install --no-deps ${isolation:+"$isolation"} -e "$2" || return

@@ -56,14 +56,8 @@ class SentencePiece:
             raise wrong from None
 
     def makes(self, token: str) -> bool:
-        """Whether text may have this subword."""
+        """Return True if text may have this subword."""
         return self.model.id_to_piece(self.model.piece_to_id(token)) == token
-
-    def learned(self) -> list[str]:
-        """The subwords in the order in which they were learned, without characters."""
-        special = (self.model.is_control, self.model.is_unknown, self.model.is_unused, self.model.is_byte)
-        numbers = (i for i in range(self.model.get_piece_size()) if not any(of(i) for of in special))
-        return [piece for piece in map(self.model.id_to_piece, numbers) if len(piece) > 1]
 
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
         """The subwords of each line."""
@@ -104,15 +98,10 @@ class MosesBPE:
         return [self._tokens(plain(line)).split() for line in lines]
 
     def makes(self, token: str) -> bool:
-        """Whether text may have this subword."""
+        """Return True if text may have this subword."""
         part = token.removesuffix("@@")
         last = part if part != token else f"{part}</w>"
         return len(part) == 1 or last in self.bpe.bpe_codes_reverse
-
-    def learned(self) -> list[str]:
-        """The subwords in the order in which they were learned, without characters."""
-        merged = map("".join, sorted(self.bpe.bpe_codes, key=self.bpe.bpe_codes.get))
-        return [made.removesuffix("</w>") if made.endswith("</w>") else f"{made}@@" for made in merged]
 
     def _tokens(self, line: str) -> str:
         if len(self.bpe.cache) > REMEMBERED:

@@ -1,4 +1,4 @@
-"""Set-up and packaging: the pins, the patches of fairseq, install_fairseq.py, recipes/setup.sh and tests/run.sh."""
+"""Set-up and packaging: the pins, the patches of fairseq, install_fairseq.py and recipes/setup.sh."""
 
 import contextlib
 import fcntl
@@ -360,53 +360,3 @@ def test_setup_fails_where_an_install_fails(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "ready" not in done.stdout
     assert not (machine.root / ".venv" / "fairseq_sru.stamp").exists()
-
-
-# tests/run.sh, likewise
-
-
-def run_tests(tmp_path: Path, python: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
-    """What it said, and what Python had to do once all was set up."""
-    machine = Machine(tmp_path, python3=python)
-    machine.setup()
-    (machine.root / "tests").mkdir()
-    script = machine.root / "tests" / "run.sh"
-    shutil.copy(ROOT / "tests" / "run.sh", script)
-    env = {"PATH": str(machine.bin), "LOG": str(machine.log)}
-    machine.log.write_text("")
-    done = subprocess.run(["bash", script, *arguments], env=env, cwd=tmp_path, capture_output=True, text=True)
-    return done, [call for call in machine.log.read_text().splitlines() if not call.startswith(("-c import", "--ver"))]
-
-
-NO_CUPY = STUB.replace("esac", f"*CUDA13*' yes') echo {versions.CUDA13[0]} ;;\nesac")
-ON_A_GPU = NO_CUPY.replace("' yes'", "")
-
-
-@pytest.mark.parametrize("offline", [False, True])
-def test_the_slow_tier_installs_cupy_where_it_can(offline: bool, tmp_path: Path) -> None:
-    install = f"-m pip install {versions.CUDA13[0]}"
-    python = NO_CUPY.replace('case "$*" in', f'case "$*" in\n"{install}") exit 1 ;;') if offline else NO_CUPY
-    done, calls = run_tests(tmp_path, python, "--all", "-k", "cupy")
-    assert done.returncode == 0, done.stderr
-    assert calls[0] == install
-    assert calls[-1].startswith("-m pytest") and calls[-1].endswith("-ra --hypothesis-profile search -k cupy")
-    said = (
-        f"run.sh: {versions.CUDA13[0]} can't be installed (is there no network?); "
-        "tests of the real CuPy are skipped, or fail on a GPU"
-    )
-    assert (said in done.stderr.splitlines()) == offline
-
-
-@pytest.mark.parametrize(
-    ("python", "arguments", "installs"), [(NO_CUPY, (), False), (STUB, ("--all",), False), (ON_A_GPU, (), True)]
-)
-def test_cupy_is_for_a_gpu_and_the_slow_tier_that_lack_it(
-    python: str, arguments: tuple[str, ...], installs: bool, tmp_path: Path
-) -> None:
-    done, calls = run_tests(tmp_path, python, *arguments)
-    assert done.returncode == 0, done.stderr
-    *_, lint, layout, types, count, _ = calls
-    assert [lint, layout, types] == ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
-    assert count == "-c from common.machine import cores; print(cores())"
-    assert any("pip install" in call for call in calls) == installs
-    assert ("-m not slow" in calls[-1]) == (not arguments)

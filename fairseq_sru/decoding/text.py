@@ -13,7 +13,7 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class TextOptions(NamedTuple):
-    """How text was prepared for training.
+    """Options by which text was prepared for training.
 
     ``kind``: of :data:`FILES`. ``source``, ``target``: languages, for Moses. ``lowercase``: of both. ``normalise``:
     Moses normalises punctuation and splits at hyphens.
@@ -27,7 +27,7 @@ class TextOptions(NamedTuple):
 
 
 def subwords(options: TextOptions, model: bytes) -> Subwords:
-    """By the content of a file of :data:`FILES`.
+    """Return the subword model of a file's content; see :data:`FILES`.
 
     Raises:
         ValueError: it isn't a subword model.
@@ -36,7 +36,8 @@ def subwords(options: TextOptions, model: bytes) -> Subwords:
 
 
 def plain(line: str) -> str:
-    """A line without byte order mark and control characters, with single spaces, as recipes/prepare.py makes text."""
+    """Return a line without byte order mark and control characters, with single spaces, as recipes/prepare.py makes
+    text."""
     return " ".join(CONTROL.sub(" ", line.lstrip("\ufeff")).split())
 
 
@@ -60,12 +61,12 @@ class SentencePiece:
         return self.model.id_to_piece(self.model.piece_to_id(token)) == token
 
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
-        """The subwords of each line."""
+        """Return the subwords of each line."""
         lines = [plain(line).lower() if self.lowercase else plain(line) for line in lines]
         return self.model.encode(lines, out_type=str, num_threads=1)  # type: ignore[no-any-return]
 
     def decode(self, tokens: Sequence[str]) -> str:
-        """The line of a translation."""
+        """Return the line of a translation."""
         if any(BYTE.fullmatch(token) for token in tokens):  # of a model with byte_fallback
             return " ".join(self.model.decode(list(tokens)).split())  # a byte may be the end of a line
         return "".join(tokens).replace("\u2581", " ").strip()
@@ -94,7 +95,7 @@ class MosesBPE:
             raise ValueError(f"{FILES['moses-bpe']} are not codes of subword-nmt") from None
 
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
-        """The subwords of each line."""
+        """Return the subwords of each line."""
         return [self._tokens(plain(line)).split() for line in lines]
 
     def makes(self, token: str) -> bool:
@@ -116,7 +117,7 @@ class MosesBPE:
         return made
 
     def decode(self, tokens: Sequence[str]) -> str:
-        """The line of a translation."""
+        """Return the line of a translation."""
         words = (" ".join(tokens) + " ").replace("@@ ", "").split()
         try:
             return self.detokenizer.detokenize(words)  # type: ignore[no-any-return]

@@ -45,8 +45,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def by_columns(weight: Tensor) -> Tensor:
-    """The same weight, laid out in memory as products of few rows read it fastest; itself where that isn't known to
-    help.
+    """Return the same weight, laid out in memory as products of few rows read it fastest; itself where that isn't known
+    to help.
 
     Args:
         weight: ``(out_features, in_features)``.
@@ -92,7 +92,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not torch.backends.mkldnn.enabled
         or transformed()
         or torch._C._len_torch_dispatch_stack() > 0  # what looks at operators knows torch's own: FLOPs, checkpoints
-        or x.dtype == torch.float64  # which autocast leaves alone
+        or x.dtype == torch.float64  # which autocast leaves
     )
     if autocast and not special and torch.get_autocast_dtype("cpu") == torch.bfloat16:
         warn_if_slower()
@@ -128,8 +128,8 @@ _measuring = threading.Lock()  # two at once would take each other's one thread 
 
 
 def bfloat16_gain() -> float:
-    """How many times as fast as in float32 a product of a layer's size is in bfloat16 here, on one thread. Measured
-    once a process, in less than a second: the best of some in turns."""
+    """Return how many times as fast as in float32 a product of a layer's size is in bfloat16 here, on one thread.
+    Measured once a process, in less than a second: the best of some in turns."""
     with _measuring:
         return _gain()
 
@@ -154,7 +154,7 @@ def _gain() -> float:
 
 
 def bfloat16_pays() -> bool:
-    """Whether training is faster with it here; casts take some of what the products gain."""
+    """Return True if training is faster with it here; casts take some of what the products gain."""
     return bfloat16_gain() > 1.25
 
 

@@ -39,17 +39,17 @@ class Unavailable(RuntimeError):
 
 @functools.cache
 def kernel_folder() -> Path:
-    """The folder of the CUDA source: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the CUDA source: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "kernels", package.parent / "kernels"):
         if (folder / "sru.cu").is_file():
             return folder
-    raise Unavailable(f"no kernels/sru.cu in or beside {package}: the installation is incomplete, install it again")
+    raise Unavailable(f"no kernels/sru.cu in or next to {package}: the installation is incomplete, install it again")
 
 
 @functools.cache
 def kernel_text() -> dict[str, str]:
-    """The files of the CUDA source, and headers beside them, by name."""
+    """Return the text of the CUDA source and its headers by file name."""
     return {path.name: path.read_text() for path in sorted(kernel_folder().iterdir()) if path.suffix in (".cu", ".h")}
 
 
@@ -121,7 +121,7 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None]) -> Path:
 
 @functools.cache
 def host_compiler() -> tuple[tuple[str, ...], str]:
-    """The host compiler's command, and what it says of its version.
+    """Return the host compiler's command, and what it says of its version.
 
     Raises:
         Unavailable: there is none, or ``CXX`` names one that doesn't run; or this is Windows.
@@ -144,7 +144,7 @@ def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def cpu_features() -> str:
-    """What -march=native depends on: a cache in a shared home folder serves different processors."""
+    """Return the features that -march=native depends on: a cache in a shared home serves different processors."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     wanted = ("flags", "Features", "model name", "CPU part")
@@ -152,7 +152,7 @@ def cpu_features() -> str:
 
 
 def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
-    """A file of the kernels' folder built for this CPU as a shared library.
+    """Return a file of the kernels' folder built for this CPU as a shared library.
 
     Args:
         options: further options of the compiler, ``-D`` and the like.

@@ -127,22 +127,15 @@ def test_on_windows_pytorch_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert "Windows" in fairseq_sru.backends()["native"]
 
 
-@pytest.mark.parametrize(
-    "error, said",
-    [
-        (OSError("x.so: failed to map segment"), "x.so: failed to map segment; FAIRSEQ_SRU_CACHE can name another "),
-        (OSError("libimf.so: cannot open shared object file"), "shared object file; CXX can name another compiler"),
-        (AttributeError("undefined symbol"), "undefined symbol; CXX can name a compiler that doesn't hide it"),
-    ],
-)
-def test_a_library_that_can_not_be_loaded(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError("x.so: failed to map segment"), AttributeError("undefined symbol")])
+def test_a_library_that_can_not_be_loaded(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file system allows no programs, or the compiler's linker does as it likes."""
 
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(native.ctypes, "CDLL", fail)
-    assert said in fairseq_sru.backends()["native"]
+    assert fairseq_sru.backends()["native"].startswith(f"{error}; CXX can name another compiler")
     with pytest.warns(UserWarning, match="runs in plain PyTorch on cpu"):
         assert choose("auto", "cpu") is set_up("torch")
 

@@ -256,21 +256,6 @@ def test_a_recurrence_that_does_not_fit_is_torchs_error(backend: str, grad: bool
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_sequence_that_does_not_fit_is_torchs_error(backend: str) -> None:
-    u = torch.ones(1, 1, 3, 8).expand(2**40, 2**10, 3, 8)
-    with pytest.raises(RuntimeError, match="allocate"):
-        sru_recurrence(u, backend=backend)
-
-
-def test_a_layer_that_does_not_fit_is_torchs_error() -> None:
-    with pytest.raises(RuntimeError, match="allocate"):
-        SRU(8, MORE)
-    rnn = SRU(8, 8)
-    with pytest.raises(RuntimeError, match="allocate"):
-        rnn(torch.ones(1, 1, 8).expand(2**40, 2**10, 8))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_backward_that_does_not_fit_is_torchs_error(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory runs out between forward and backward."""
     given = arguments()

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import threading
 import time
 import warnings
 from contextlib import suppress
@@ -124,18 +123,10 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-_measuring = threading.Lock()  # two at once would take each other's one thread for what was set before
-
-
+@functools.cache
 def bfloat16_gain() -> float:
     """Return how many times as fast as in float32 a product of a layer's size is in bfloat16 here, on one thread.
     Measured once a process, in less than a second: the best of some in turns."""
-    with _measuring:
-        return _gain()
-
-
-@functools.cache
-def _gain() -> float:
     draw = torch.Generator().manual_seed(0)  # torch's own draws what training drops out, which must not depend on this
     x, weight = (torch.randn(n, 512, generator=draw, device="cpu", dtype=torch.float32) for n in (1024, 1536))
     best = {linear: math.inf, bfloat16.linear: math.inf}

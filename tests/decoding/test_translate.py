@@ -46,7 +46,7 @@ def by_process(model: Path, text: bytes, *words: str) -> tuple[int, bytes, str]:
 def translate(
     monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> Callable[..., tuple[int, bytes, str]]:
-    """As by_process, but in this one."""
+    """Return a function that does the same as by_process, but in this one."""
 
     def run(model: Path, text: bytes, *words: str) -> tuple[int, bytes, str]:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
@@ -104,7 +104,7 @@ def test_a_line_without_scores_is_named(tmp_path: Path, translate: Any) -> None:
 
 
 def test_lines_are_translated_as_they_come(model: Path) -> None:
-    """Of a program that waits for one before it writes the next."""
+    """A program may wait for one before it writes the next."""
     command = [sys.executable, *TRANSLATE, str(model), "--max-length", "9"]
     read, write = os.pipe()
     with subprocess.Popen(command, cwd=ROOT, stdin=read, stdout=subprocess.PIPE, text=True) as process:

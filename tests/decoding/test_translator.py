@@ -294,7 +294,7 @@ def test_there_are_as_many_hypotheses_as_asked_for(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("int8", [False, True])
 def test_what_gives_no_numbers_is_told(tmp_path: Path, int8: bool) -> None:
-    """Of a training that diverged, whose sums overflow; fairseq tells it, too."""
+    """After a training that diverged sums overflow; fairseq says so, too."""
     exported(tmp_path / "model", "sru, defaults", int8=int8, norm=3e38)
     with pytest.raises(NoScores, match="the model gives no finite scores") as raised:
         Translator(tmp_path / "model").translate(["", "window"])
@@ -404,7 +404,7 @@ def test_memory_stays_over_a_million_lines(tmp_path: Path) -> None:
 def test_threads_are_within_a_quota(
     files: dict[str, str], share: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As version 2 and 1 of control groups have it."""
+    """Versions 2 and 1 of control groups have other files."""
     for name, said in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{said}\n")

@@ -110,7 +110,7 @@ def test_what_is_not_finite_stays_so(calls):
 
 
 class Marked(nn.Parameter):
-    """As of a library that keeps weights in another form."""
+    """Parameter of a library that has weights in another form."""
 
 
 def by_columns(cell: SRUCell) -> None:
@@ -185,7 +185,7 @@ def test_a_backend_that_is_built_on_it_is_asked(calls, monkeypatch):
     assert not calls
 
 
-def test_torch_compile_does_not_start_anew_with_the_number_of_rows(calls):
+def test_torch_compile_does_not_start_again_with_the_number_of_rows(calls):
     cell = made()
     torch._dynamo.reset()
     compiled = torch.compile(cell, backend="eager", dynamic=True, fullgraph=True)

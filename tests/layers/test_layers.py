@@ -75,7 +75,7 @@ def close(got, expected, tolerance=1e-10):
 
 
 def near(got, expected, tolerance):
-    """As close, but measured by the greatest number of each tensor, for sums of float32 and narrower."""
+    """Compare by the greatest number of each tensor, for sums of float32 and narrower."""
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a.double(), b.double(), rtol=0.0, atol=tolerance * b.abs().max().item())
 
@@ -722,7 +722,7 @@ def test_samples_have_lengths_and_ensembles_masks_of_their_own():
 
 @pytest.mark.parametrize("backend", ["torch", "auto"])
 def test_a_compiled_layer_takes_sequences_of_a_batch_first(backend):
-    """Of inputs that are not contiguous, with outputs that the compiler expects to be."""
+    """Its inputs are not contiguous, and the compiler expects outputs that are."""
     rnn = SRU(8, 8, batch_first=True, backend=backend)
     x = torch.randn(3, 5, 8)
     fast = compiled(rnn, backend="aot_eager")
@@ -945,7 +945,7 @@ def test_bad_arguments_are_named(call, error, message):
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_state_can_be_cut_off_in_place(layers):
-    """As nn.LSTM's, for truncated backpropagation."""
+    """Truncated backpropagation does so with nn.LSTM's."""
     _, state = SRU(6, 4, layers)(X)
     state.detach_()
     SRU(6, 4, layers)(X, state)[0].sum().backward()

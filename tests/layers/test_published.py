@@ -435,7 +435,7 @@ def test_where_a_layer_is_normalised_must_be_told(sru, given):
 
 @pytest.mark.parametrize("projection_size", [0, 3])
 def test_weights_of_version_3_are_those_of_2_transposed(sru, projection_size):
-    """As its modules.py has them: nn.Linear, of which two follow one another with a projection."""
+    """Its modules.py has nn.Linear, of which two follow one another with a projection."""
     state = sru.SRU(5, 4, 2, projection_size=projection_size).state_dict()
     names = {"weight": "transform_module.weight"}
     if projection_size:
@@ -454,7 +454,8 @@ PAGE = ROOT / "docs" / "layers.md"
 
 
 def rows(heading: str) -> Iterator[tuple[list[str], list[str], list[str], list[str]]]:
-    """Of docs/layers.md's first table below a heading: their names, defaults, our names (or theirs), defaults."""
+    """Yield rows of docs/layers.md's first table below a heading: their names, defaults, our names (or theirs),
+    defaults."""
     text = PAGE.read_text().split(f"## {heading}\n")[1]
     for line in text.strip().split("\n\n")[0].splitlines()[2:]:
         theirs, default, ours, our_default, *_ = (cell.strip() for cell in line.strip("|").split("|"))

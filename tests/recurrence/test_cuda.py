@@ -97,7 +97,7 @@ def test_every_width_of_access_equals_the_definition(dtype: torch.dtype, vec: in
 
 
 def test_parameters_may_be_wider_than_the_values(gpu: Gpu) -> None:
-    """As under autocast: u is half, and the parameters and states are float."""
+    """Autocast has u in half, and parameters and states in float."""
     arguments = make(CASE._replace(dtype=torch.float16, v=True), batch=40)
     for name in ("bias", "weight_c", "c0", "dropout_mask"):
         arguments[name] = arguments[name].detach().float().requires_grad_()
@@ -291,7 +291,7 @@ def test_each_device_loads_a_variant_once_for_itself(on: Callable[[Gpu], Cuda]) 
 
 
 def test_a_backward_pass_in_a_thread_without_a_context(on: Callable[[Gpu], Cuda]) -> None:
-    """As autograd's is, where nothing has run yet."""
+    """Autograd has such a thread, where nothing has run yet."""
     gpu = Gpu()
     on(gpu)
     arguments = make(CASE)
@@ -366,7 +366,7 @@ def test_the_real_cupy_hands_the_driver_what_the_kernels_read() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="no CuPy: bash tests/run.sh --all installs it")
 def test_launches_are_a_part_of_the_calls_that_are_timed() -> None:
-    """As launches.json has them, of few calls."""
+    """The keys are those of launches.json; here of few calls."""
     few = "import sys; sys.path.insert(0, 'recipes'); from support import launches; "
     few += "launches.TURNS, launches.CALLS = 1, 2; launches.main()"
     found = json.loads(python("-c", few).stdout)["microseconds"]

@@ -1,4 +1,4 @@
-"""What goes wrong around the compiled kernels, and what a user sees of it: a fallback that works, or a line that helps.
+"""Faults around the compiled kernels, and what a user sees of them: a fallback that works, or a line that helps.
 
 That a missing, wrong or failing compiler is told is in test_backends.py and test_cuda.py. Here it is what follows from
 it, the cache on disk and who else may write there, many processes, forks, and checkpoints that change places.
@@ -65,7 +65,7 @@ def test_an_entry_is_made_once(cache: Path) -> None:
 
 
 def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container that runs as a user without a name."""
+    """A container may run as a user without a name."""
 
     def fail(self: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")

@@ -125,7 +125,7 @@ def tensors() -> int:
 
 
 class Saved:
-    """What autograd saves: bytes of distinct memory, and how many of the tensors are still held."""
+    """Tensors that autograd saves: bytes of distinct memory, and the number that is still held."""
 
     def __init__(self) -> None:
         self.boxes: list[weakref.ref[Box]] = []
@@ -145,7 +145,7 @@ class Saved:
         return sum(box() is not None for box in self.boxes)
 
     def in_memory(self, *others: Tensor) -> int:
-        """How many of them there still are, whoever holds them, but for the memory of others."""
+        """Return how many of them there still are, whoever holds them, but for the memory of others."""
         known = {t.untyped_storage().data_ptr() for t in others}
         return sum(not ref.expired() for at, ref in self.storages.items() if at not in known)
 

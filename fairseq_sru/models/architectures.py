@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fairseq import utils
-from fairseq.data import Dictionary
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
 from omegaconf import OmegaConf
 
@@ -72,33 +70,15 @@ def exit_with(message: str) -> NoReturn:
 
 
 def check_data(args: Any) -> None:
-    """Is the data folder of a training there, and for translation its dictionaries?"""
+    """Check that a training's data folder is there, and for translation its dictionaries."""
     data, task = getattr(args, "data", None), getattr(args, "task", None)
     if not data or task not in KINDS or getattr(args, "path", None):  # which decoding has alone
         return
-    folders = [Path(path) for path in utils.split_paths(data)]
-    for folder in folders:
-        if not os.path.isdir(folder):
+    for folder in map(Path, utils.split_paths(data)):
+        if not folder.is_dir():
             exit_with(f"argument data: no such folder: {folder}")
-    if task == "translation":
-        _check_translation(args, folders[0])
-
-
-def _check_translation(args: Any, folder: Path) -> None:
-    languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
-    found = []
-    for name in [f"dict.{lang}.txt" for lang in languages] or ["dict.*.txt"]:
-        matching = sorted(folder.glob(name))
-        if not matching:
-            exit_with(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
-        found += matching
-    if getattr(args, "share_all_embeddings", False) and len(found) == 2:
-        one, other = (Dictionary.load(str(path)) for path in found)
-        if one != other:
-            exit_with(
-                "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
-                f"got {found[0].name} and {found[1].name}, which differ"
-            )
+        if task == "translation" and not list(folder.glob("dict.*.txt")):
+            exit_with(f"argument data: {folder} holds no dict.*.txt; fairseq-preprocess makes it")
     criterion = getattr(args, "criterion", None)
     if reads_attention(criterion) and not getattr(args, "load_alignments", False):
         exit_with(f"--criterion {criterion} goes with --load-alignments")  # fairseq trains without, and says nothing

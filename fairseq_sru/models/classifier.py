@@ -18,7 +18,7 @@ from .architectures import register_architectures
 from .config import ClassifierConfig, CNNClassifierConfig
 from .dropout import Dropout
 from .embeddings import biased, embedding_of
-from .encoder import SRUEncoder, check_encoder
+from .encoder import SRUEncoder
 
 logger = logging.getLogger(__name__)
 OTHER = "--num-classes or --classification-head-name is not what the checkpoint has"
@@ -95,12 +95,8 @@ class Classifier(BaseFairseqModel):
 
 
 def check(cfg: Any) -> Namespace:
-    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
-    allowed."""
-    cfg = options.completed(cfg, ClassifierConfig)
-    check_encoder(cfg)
-    options.one_of(cfg, "pooling", POOLINGS)
-    return cfg
+    """Return the options, completed and checked."""
+    return options.completed(cfg, ClassifierConfig)
 
 
 @register_model("sru_classifier", dataclass=ClassifierConfig)
@@ -126,18 +122,9 @@ class SRUClassifier(Classifier):
         return POOLINGS[self.args.pooling](encoded["encoder_out"][0], padding, encoded)
 
 
-def _widths(cfg: Namespace) -> list[int]:
-    return options.numbers(cfg, "filter_widths", "numbers of words, as 3,4,5", lambda width: width > 0)
-
-
 def check_cnn(cfg: Any) -> Namespace:
-    """As :func:`check`."""
-    cfg = options.completed(cfg, CNNClassifierConfig)
-    options.at_least_one(cfg, ["encoder_embed_dim", "filters"])
-    options.probabilities(cfg, ["dropout"])
-    options.embedding_file(cfg, "encoder")
-    _widths(cfg)
-    return cfg
+    """Return the options, completed and checked."""
+    return options.completed(cfg, CNNClassifierConfig)
 
 
 @register_model("cnn_classifier", dataclass=CNNClassifierConfig)
@@ -145,7 +132,7 @@ class CNNClassifier(Classifier):
     """Filters over words, ReLU, the largest of each over time (Kim 2014, section 2), to compare with."""
 
     def __init__(self, cfg: Namespace, embed_tokens: nn.Embedding) -> None:
-        widths = _widths(cfg)
+        widths = options.numbers(cfg.filter_widths)
         super().__init__(cfg, len(widths) * cfg.filters)
         self.widths = widths
         self.embed_tokens = embed_tokens

@@ -109,7 +109,7 @@ class SRUDecoder(BaseDecoder):
         super().__init__(cfg, dictionary, embed_tokens)
         self.embeds_output = options.tied(cfg)
         self.unit, size, layers = cfg.recurrent_unit, cfg.decoder_hidden_size, cfg.decoder_layers
-        where, attended = options.attention(cfg), options.attended(cfg)
+        where, attended = options.attention(cfg.decoder_attention), options.attended(cfg)
         coverage = options.coverage(cfg, len(attended))
         self.covered = attended[1] if coverage else None  # the layer whose attention the top one's coverage reads
         self.dropout_in = Dropout(cfg.decoder_dropout_in, module_name=type(self).__name__)

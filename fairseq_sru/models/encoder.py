@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..decoding.program import Program
-from ..recurrence import ACTIVATIONS
 from . import options
 from .base_encoder import BaseEncoder
 from .dropout import Dropout
@@ -120,16 +119,3 @@ class SRUEncoder(RecurrentEncoder):
         write_norm(made, x, inner, self.norm)
         made.result = inner
         return made
-
-
-def check_encoder(cfg: Namespace) -> None:
-    """Check the options of :class:`EncoderConfig`, completed.
-
-    Raises:
-        ValueError: naming the flag, its value and what is allowed.
-    """
-    options.at_least_one(cfg, [f"encoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "kernel_size")])
-    options.probabilities(cfg, ["dropout", "rnn_dropout", "encoder_dropout_in", "encoder_dropout_out"])
-    options.one_of(cfg, "recurrent_unit", UNITS)
-    options.one_of(cfg, "sru_activation", ACTIVATIONS)
-    options.embedding_file(cfg, "encoder")

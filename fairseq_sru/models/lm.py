@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..recurrence import ACTIVATIONS
 from . import options
 from .architectures import register_architectures
 from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
@@ -113,15 +112,9 @@ class SRULanguageDecoder(BaseDecoder):
 
 
 def check(cfg: Any) -> Namespace:
-    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
-    allowed."""
+    """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
     outputs = getattr(cfg, "output_dictionary_size", -1)  # the task's, on the command line
     cfg = options.completed(cfg, SRULanguageModelConfig)
-    sizes = ("embed_dim", "hidden_size", "layers", "out_embed_dim", "kernel_size")
-    options.at_least_one(cfg, [f"decoder_{size}" for size in sizes])
-    options.probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
-    options.one_of(cfg, "recurrent_unit", UNITS)
-    options.one_of(cfg, "sru_activation", ACTIVATIONS)
     if options.tied(cfg):
         options.must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
         if outputs >= 0:

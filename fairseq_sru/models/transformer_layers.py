@@ -13,9 +13,6 @@ from .dropout import Dropout
 from .embeddings import biased
 from .units import SRU
 
-AUTOREGRESSIONS = ("ssru", "sru", "self-attention")
-FEED_FORWARDS = ("linear", "sru")
-
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2).

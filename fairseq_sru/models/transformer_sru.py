@@ -20,12 +20,7 @@ from .config import TransformerSRUConfig
 from .dropout import Dropout
 from .embeddings import embeddings
 from .step import plain, write_attention, write_norm
-from .transformer_layers import (
-    AUTOREGRESSIONS,
-    FEED_FORWARDS,
-    TransformerSRUDecoderLayer,
-    TransformerSRUEncoderLayer,
-)
+from .transformer_layers import TransformerSRUDecoderLayer, TransformerSRUEncoderLayer
 from .translation import TranslationModel
 
 
@@ -197,25 +192,16 @@ def _visible(padding_mask: Tensor, last: int) -> Tensor:
 
 
 def check(cfg: Any) -> Namespace:
-    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
-    allowed."""
+    """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
     cfg = options.completed(cfg, TransformerSRUConfig)
-    options.one_of(cfg, "decoder_autoreg", AUTOREGRESSIONS)
-    options.one_of(cfg, "feed_forward", FEED_FORWARDS)
     for side in ("encoder", "decoder"):
-        options.at_least_one(cfg, [f"{side}_{size}" for size in ("embed_dim", "ffn_embed_dim", "layers")])
         options.must_divide(cfg, f"{side}_attention_heads", f"{side}_embed_dim")
-        positions = side == "encoder" or cfg.decoder_autoreg == "self-attention"
-        if positions and getattr(cfg, f"{side}_embed_dim") < 4:  # sines and cosines of two frequencies
-            raise ValueError(f"--{side}-embed-dim must be at least 4; got {getattr(cfg, f'{side}_embed_dim')}")
     if cfg.feed_forward == "sru" and cfg.encoder_ffn_embed_dim % 2:
         raise ValueError(
             "--encoder-ffn-embed-dim must be even with --feed-forward sru, whose channels run in two directions; "
             f"got {cfg.encoder_ffn_embed_dim}"
         )
     options.coverage(cfg, cfg.decoder_layers)
-    options.probabilities(cfg, ("dropout", "attention_dropout", "rnn_dropout"))
-    options.cutoffs(cfg)
     options.must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")
     return cfg
 

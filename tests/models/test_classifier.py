@@ -105,23 +105,6 @@ def test_presets_have_as_many_parameters_beside_the_embedding(dictionary):
     assert sizes == [pytest.approx(sizes[0], rel=0.015)] * 3
 
 
-@pytest.mark.parametrize(
-    "arch, options, message",
-    [
-        ("sru_classifier", {"pooling": "min"}, "--pooling must be one of max, mean, last; got 'min'"),
-        ("sru_classifier", {"encoder_layers": 0}, "--encoder-layers must be at least 1; got 0"),
-        ("sru_classifier", {"recurrent_unit": "gru"}, "--recurrent-unit must be one of sru, lstm; got 'gru'"),
-        ("cnn_classifier", {"filter_widths": "3,0"}, "--filter-widths must be numbers of words, as 3,4,5; got '3,0'"),
-        ("cnn_classifier", {"filters": 0}, "--filters must be at least 1; got 0"),
-        ("cnn_classifier", {"encoder_embed_path": "/none"}, "--encoder-embed-path: no such file: /none"),
-    ],
-)
-def test_bad_options_are_named(arch, options, message, dictionary):
-    args = Namespace(**options)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ARCH_MODEL_REGISTRY[arch].build_model(args, Namespace(source_dictionary=dictionary))
-
-
 def test_a_model_is_fine_tuned_for_other_classes(dictionary, caplog):
     """As of --finetune-from-model: the encoder is the checkpoint's; a head of other classes or another name is new."""
     before, after = small("sru, max", dictionary), small("sru, max", dictionary)

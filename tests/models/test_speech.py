@@ -106,30 +106,6 @@ def test_lstm_has_the_parameters_of_sru(dictionary):
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"conv_kernel_sizes": "4,5"}, "--conv-kernel-sizes must be odd numbers of frames, as 5,5; got '4,5'"),
-        ({"conv_kernel_sizes": ""}, "--conv-kernel-sizes must be odd numbers of frames, as 5,5; got ''"),
-        ({"conv_channels": 7}, "--conv-channels must be even and at least 2; got 7"),
-        (
-            {"share_all_embeddings": True, "encoder_embed_dim": 6},
-            "--share-all-embeddings: speech has no embedding; got True",
-        ),
-        ({"encoder_embed_path": "none"}, "--encoder-embed-path: speech has no embedding; got none"),
-        ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
-        *(
-            ({"criterion": name}, f"--criterion {name} asks for a model whose encoder has an output layer")
-            for name in ("ctc", "label_smoothed_cross_entropy_with_ctc")
-        ),
-    ],
-)
-def test_bad_options_are_named(options, message, dictionary):
-    task = Namespace(source_dictionary=None, target_dictionary=dictionary)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ARCH_MODEL_REGISTRY["s2t_sru"].build_model(Namespace(**{**SMALL, **options}), task)
-
-
 WORDS = ("ah", "oh", "ee")
 
 

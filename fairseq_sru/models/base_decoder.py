@@ -19,11 +19,11 @@ from ..recurrence.dispatch import choose
 from ..recurrence.modes import eager
 from .attention import Attention, GlobalAttention, Read, Source
 from .options import cutoffs, reads_attention, tied
-from .step import Step, compilable, forget, readable, remembered, version
+from .step import Step, compilable, forget, remembered, version
 from .units import LSTM
 
 State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
-IncrementalState = dict[str, dict[str, Tensor | None]]  # fairseq's
+IncrementalState = dict[str, dict[str, Tensor]]  # fairseq's
 Extra = dict[str, list[Tensor] | None]  # fairseq's, too
 
 logger = logging.getLogger(__name__)
@@ -161,28 +161,24 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self, prev_output_tokens: Tensor, encoder_out: dict[str, Any], incremental_state: IncrementalState
     ) -> tuple[Tensor, Extra] | None:
         """A step by compiled code: as :meth:`forward`, or None where that isn't possible."""
-        kept = self._kept(incremental_state)
+        states = self.cached(incremental_state)
+        started = bool(states[0])
         recorded = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
-        unusual = self.training or recorded or torch.is_autocast_enabled("cpu")
-        if unusual or not prev_output_tokens.is_cpu or (not kept and prev_output_tokens.size(1) > 1):
+        if self.training or recorded or torch.is_autocast_enabled("cpu") or not prev_output_tokens.is_cpu:
             return None
-        compiled_before = "c" in kept
-        step = self._step(look=not kept)
-        if step is not None and kept and not compiled_before:  # the first steps were torch's, and nobody has looked
-            step = self._step(look=True)
-        if step is None:
+        step = self._step(look=not started)
+        if step is None or (not started and prev_output_tokens.size(1) > 1):
             return None
-        sources = self.sources(encoder_out, incremental_state)
-        if not compiled_before and not readable(sources, self.attentions()):
+        tokens, sources = prev_output_tokens[:, -1], self.sources(encoder_out, incremental_state)
+        state = torch.cat([state["c"] for state in states], dim=1) if started else None
+        past = states[-1].get("coverage")
+        if not step.takes(tokens, sources, self.attentions(), state, past):
             return None
-        if kept and not compiled_before:
-            states = self.cached(incremental_state)
-            kept = {"c": torch.cat([state["c"] for state in states], dim=1), "coverage": states[-1].get("coverage")}
-        given = prev_output_tokens[:, -1], sources, kept.get("c"), kept.get("coverage")
-        if not step.takes(*given):
-            return None
-        after = step.run(*given, bool(self.need_attn))
-        self.set_incremental_state(incremental_state, "cached_state", {"c": after.state, "coverage": after.past})
+        after = step.run(tokens, sources, state, past, bool(self.need_attn))
+        states = [{"c": c} for c in after.state.chunk(len(states), dim=1)]
+        if after.past is not None:
+            states[-1]["coverage"] = after.past
+        self.cache(incremental_state, states)
         weights = None if after.weights is None else after.weights[:, None]
         return after.logits[:, None], extra(weights)
 
@@ -220,23 +216,11 @@ class BaseDecoder(FairseqIncrementalDecoder):
             kept[self] = Read(incremental_state, recorded, sources)
         return sources
 
-    def _kept(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
-        """What the earlier steps left: torch's steps a state a layer, compiled ones ``c`` of all and ``coverage``."""
-        return self.get_incremental_state(incremental_state, "cached_state") or {}
-
     def cached(self, incremental_state: IncrementalState | None) -> list[State]:
-        """The state of each layer after the earlier steps."""
+        """Return the state of each layer after the earlier steps."""
         states: list[State] = [{} for _ in self.layers]
-        kept = self._kept(incremental_state)
-        if "c" in kept:  # the earlier steps were compiled
-            assert kept["c"] is not None
-            states = [{"c": c} for c in kept["c"].chunk(len(self.layers), dim=1)]
-            if kept["coverage"] is not None:
-                states[-1]["coverage"] = kept["coverage"]
-            return states
-        for key, x in kept.items():
-            layer, _, name = key.partition(".")
-            assert x is not None
+        for key, x in (self.get_incremental_state(incremental_state, "cached_state") or {}).items():
+            layer, name = key.split(".")
             states[int(layer)][name] = x
         return states
 
@@ -247,9 +231,9 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Reorder the cached state as the beam search reordered its hypotheses."""
-        kept = self._kept(incremental_state)
-        moved = {name: None if x is None else x.index_select(0, new_order) for name, x in kept.items()}
-        self.set_incremental_state(incremental_state, "cached_state", moved)
+        states = self.cached(incremental_state)
+        moved = [{name: x.index_select(0, new_order) for name, x in state.items()} for state in states]
+        self.cache(incremental_state, moved)
 
     def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """As fairseq's, which looks for modules with a state at each step; here once after each :meth:`train`. The

@@ -54,16 +54,6 @@ class Result(NamedTuple):
     weights: Tensor | None
 
 
-def readable(sources: list[Source], attentions: Sequence[Any]) -> bool:
-    """Whether compiled code can read these, which it does unseen: of the attentions' sizes, of the same sentences and
-    places, in float32."""
-    sentences, _, src_len, _ = sources[0].key.shape
-    kept = [(sentences, a.heads, src_len, a.query.out_features // a.heads) for a in attentions]
-    wanted = [(shape, shape, (sentences, 1, 1, src_len)) for shape in kept]
-    float32 = all(x.dtype == torch.float32 and x.is_cpu for source in sources for x in source)
-    return float32 and [tuple(x.shape for x in source) for source in sources] == wanted
-
-
 class Step:
     """The step of a decoder, ready to run."""
 
@@ -71,15 +61,28 @@ class Step:
         self.program = program
         self.packed: Packed = program.packed()
 
-    def takes(self, tokens: Tensor, sources: list[Source], state: Tensor | None, past: Tensor | None) -> bool:
-        """Whether :meth:`run` can take these with sources that are :func:`readable`."""
+    def takes(
+        self,
+        tokens: Tensor,
+        sources: list[Source],
+        attentions: Sequence[Any],
+        state: Tensor | None,
+        past: Tensor | None,
+    ) -> bool:
+        """Return whether :meth:`run` can take these, which it reads unseen: sources of the attentions' sizes, of the
+        same sentences and places, in float32."""
         rows, (sentences, _, src_len, _) = len(tokens), sources[0].key.shape
+        shapes = [(sentences, a.heads, src_len, a.query.out_features // a.heads) for a in attentions]
         return (
             tokens.dtype == torch.int64
             and 0 < sentences <= rows
             and rows % sentences == 0
             and (state is None or state.shape == (rows, self.program.state_size))
             and (past is None or past.shape == (rows, src_len))
+            and [source.key.shape for source in sources] == shapes
+            and all(source.value.shape == source.key.shape for source in sources)
+            and all(source.mask.shape == (sentences, 1, 1, src_len) for source in sources)
+            and all(x.dtype == torch.float32 and x.is_cpu for source in sources for x in source)
         )
 
     def run(

@@ -288,7 +288,7 @@ def test_what_compiled_code_does_not_check_is_torchs(
     if what == "rows":
         target = prefixes(dictionary, 3, 1)
     elif what == "state":
-        model.decoder.set_incremental_state(state, "cached_state", {"c": torch.zeros(1, 3), "coverage": None})
+        model.decoder.set_incremental_state(state, "cached_state", {"0.c": torch.zeros(1, 3)})
     elif what == "keys of 16 bits":
         encoded = changed(lambda sources: [source._replace(key=source.key.bfloat16()) for source in sources])
     elif what == "fewer heads":

@@ -17,12 +17,13 @@ from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from ..recurrence.dispatch import choose
 from ..recurrence.modes import eager
-from .attention import Attention, GlobalAttention, Read, Source
+from .attention import Attention, Coverage, GlobalAttention, Read, Source
+from .dropout import Dropout
 from .options import cutoffs, reads_attention, tied
+from .recurrent import State
 from .step import Step, compilable, forget, remembered, version
 from .units import LSTM
 
-State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
 IncrementalState = dict[str, dict[str, Tensor]]  # fairseq's
 Extra = dict[str, list[Tensor] | None]  # fairseq's, too
 
@@ -63,6 +64,55 @@ def output_norm(size: int) -> nn.LayerNorm:
     return norm
 
 
+class AttendingLayer(nn.Module):
+    """A decoder layer, one of whose blocks is ``x + dropout(attention(layer_norm(x)))``."""
+
+    attention_norm: nn.LayerNorm | None
+    attention: Attention | None
+    coverage: Coverage | None
+    dropout: Dropout  # on the output of each block
+
+    def add_attention(self, size: int, source_size: int, heads: int, coverage: bool, dropout: float) -> None:
+        """Make the block, with ``heads`` 0 none; dropout: on the attention's weights."""
+        self.attention_norm = nn.LayerNorm(size) if heads else None
+        self.attention = Attention(size, source_size, heads, dropout) if heads else None
+        self.coverage = Coverage(heads) if coverage else None
+
+    def attend(
+        self,
+        x: Tensor,
+        state: State,
+        after: State,
+        source: Source | None,
+        need_weights: bool,
+        below: Tensor | None,
+        padding_mask: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the block; with coverage its sum ``(batch, src_len)`` goes from state to ``after``.
+
+        Args:
+            x: ``(tgt_len, batch, size)``.
+            state: the layer's after the earlier steps.
+            after: the layer's after these.
+            source: of :meth:`Attention.project`.
+            need_weights: return the attention weights, too.
+            below: those of the attention below.
+            padding_mask: ``(tgt_len, batch)`` bool, True at padding.
+
+        Returns:
+            ``(tgt_len, batch, size)``; the attention weights, or where there is no attention those of the one below.
+        """
+        if self.attention is None or self.attention_norm is None:
+            return x, below
+        assert source is not None
+        bias = None
+        if self.coverage is not None:
+            assert below is not None
+            bias, after["coverage"] = self.coverage(below, state.get("coverage"), padding_mask.t())
+        context, weights = self.attention(self.attention_norm(x), source, need_weights, bias)
+        return self.dropout.plus(x, context), weights
+
+
 class BaseDecoder(FairseqIncrementalDecoder):
     """Embedding and output layer; what lies between is the subclass's ``layers`` and ``extract_features``.
 
@@ -75,6 +125,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
     """
 
     layers: nn.ModuleList
+    covered: int | None = None  # the layer whose attention the top one's coverage reads
     stateful: list[Any] | None = None  # modules that keep a state of their own, once looked for
     adaptive_softmax: AdaptiveSoftmax | None  # these two of output_layer
     output_projection: Linear | None
@@ -215,6 +266,27 @@ class BaseDecoder(FairseqIncrementalDecoder):
         if kept is not None:
             kept[self] = Read(incremental_state, recorded, sources)
         return sources
+
+    def run_layers(
+        self,
+        x: Tensor,
+        states: list[State],
+        sources: list[Source],
+        padding_mask: Tensor,
+        padding: Any,
+        incremental_state: IncrementalState | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the layers, ``states`` after the earlier steps, and keep their states; return the outputs and the weights
+        of the top attention, or None. The layers' own ``padding`` is what the subclass has for them."""
+        source_of: dict[Any, Source] = dict(zip(self.attentions(), sources, strict=True))
+        after: list[State] = []
+        weights = None
+        for i, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
+            need = self.need_weights if i == len(states) - 1 else i == self.covered
+            x, state, weights = layer(x, state, source_of.get(layer.attention), need, weights, padding_mask, padding)
+            after.append(state)
+        self.cache(incremental_state, after)
+        return x, weights if self.need_weights else None
 
     def cached(self, incremental_state: IncrementalState | None) -> list[State]:
         """Return the state of each layer after the earlier steps."""

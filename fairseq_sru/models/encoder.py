@@ -39,14 +39,12 @@ class RecurrentEncoder(BaseEncoder):
         self.project_in = project_in(input_size, self.output_units)
         self.layers = nn.ModuleList(
             RecurrentLayer(
+                cfg,
                 self.output_units,
                 cfg.encoder_dropout_out,
-                cfg.rnn_dropout,
-                bidirectional=cfg.encoder_bidirectional,
-                unit=self.unit,
-                activation=cfg.sru_activation,
-                residual=not cfg.no_residual,
-                kernel_size=cfg.encoder_kernel_size,
+                not cfg.no_residual,
+                cfg.encoder_bidirectional,
+                cfg.encoder_kernel_size,
             )
             for _ in range(cfg.encoder_layers)
         )
@@ -66,8 +64,8 @@ class RecurrentEncoder(BaseEncoder):
         padding = UNITS[self.unit].padding(padding_mask.t(), self.read, False)
         x = self.project_in(self.dropout_in(x))
         for layer in self.layers:
-            x, state = layer(x, None, padding)
-        return self.result(self.norm(x), padding_mask, **({} if self.read else {"encoder_state": [state]}))
+            x, state = layer(x, {}, padding)
+        return self.result(self.norm(x), padding_mask, **({} if self.read else {"encoder_state": [state["c"]]}))
 
 
 class SRUEncoder(RecurrentEncoder):

@@ -13,11 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from . import options
 from .architectures import register_architectures
-from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
+from .base_decoder import BaseDecoder, Extra, IncrementalState, extra, output_layer
 from .config import SRULanguageModelConfig
 from .dropout import Dropout
 from .embeddings import biased, embedding_of, project_in
-from .recurrent import RecurrentLayer
+from .recurrent import RecurrentLayer, State
 from .units import UNITS
 
 
@@ -40,15 +40,7 @@ class SRULanguageDecoder(BaseDecoder):
         self.dropout_in = Dropout(cfg.decoder_dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, size)
         self.layers = nn.ModuleList(
-            RecurrentLayer(
-                size,
-                dropout,
-                cfg.rnn_dropout,
-                unit=self.unit,
-                activation=cfg.sru_activation,
-                kernel_size=cfg.decoder_kernel_size,
-                causal=True,
-            )
+            RecurrentLayer(cfg, size, dropout, kernel_size=cfg.decoder_kernel_size, causal=True)
             for _ in range(cfg.decoder_layers)
         )
         self.norm = nn.LayerNorm(size)
@@ -79,8 +71,8 @@ class SRULanguageDecoder(BaseDecoder):
         x = self.project_in(self.dropout_in(self.embed_tokens(tokens.t())))
         after: list[State] = []
         for layer, state in zip(self.layers, states, strict=True):
-            x, c = layer(x, state.get("c"), padding)
-            after.append({"c": c})
+            x, state = layer(x, state, padding)
+            after.append(state)
         return self.dropout_out(self.project_out(self.norm(x))).transpose(0, 1), after
 
     def follow_blocks(self, context_window: int) -> None:
@@ -106,7 +98,7 @@ class SRULanguageDecoder(BaseDecoder):
             self._begin()
             seen = 0
         x, states = self._run(tokens[None, seen:], self._states, False)
-        self._states = [{"c": state["c"].detach()} for state in states]
+        self._states = [{name: kept.detach() for name, kept in state.items()} for state in states]
         self._repeated = tokens[-self.context_window :]
         return F.pad(x.squeeze(0), (0, 0, seen, 0))
 

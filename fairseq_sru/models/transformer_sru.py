@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..decoding.program import LONGEST_SOURCE, Program
 from . import options
 from .architectures import register_architectures
-from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
+from .base_decoder import BaseDecoder, Extra, IncrementalState, extra, output_layer
 from .base_encoder import BaseEncoder
 from .config import TransformerSRUConfig
 from .dropout import Dropout
@@ -38,14 +38,8 @@ class TransformerSRUEncoder(BaseEncoder):
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         super().__init__(cfg, dictionary, embed_tokens)
         size = self.output_units = embed_tokens.embedding_dim
-        inner, heads = cfg.encoder_ffn_embed_dim, cfg.encoder_attention_heads
         self.embed_positions = SinusoidalPositionalEmbedding(size, self.padding_idx)
-        self.layers = nn.ModuleList(
-            TransformerSRUEncoderLayer(
-                size, inner, heads, cfg.feed_forward, cfg.dropout, cfg.attention_dropout, cfg.rnn_dropout
-            )
-            for _ in range(cfg.encoder_layers)
-        )
+        self.layers = nn.ModuleList(TransformerSRUEncoderLayer(cfg) for _ in range(cfg.encoder_layers))
         self.norm = nn.LayerNorm(size)
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
 
@@ -104,21 +98,9 @@ class TransformerSRUDecoder(BaseDecoder):
             self.embed_positions = SinusoidalPositionalEmbedding(size, self.padding_idx)
         coverage = options.coverage(cfg, cfg.decoder_layers)
         self.layers = nn.ModuleList(
-            TransformerSRUDecoderLayer(
-                size,
-                source_size,
-                cfg.decoder_ffn_embed_dim,
-                heads=cfg.decoder_attention_heads,
-                coverage=coverage and i == cfg.decoder_layers - 1,
-                autoreg=cfg.decoder_autoreg,
-                feed_forward=cfg.feed_forward,
-                dropout=cfg.dropout,
-                attention_dropout=cfg.attention_dropout,
-                rnn_dropout=cfg.rnn_dropout,
-            )
+            TransformerSRUDecoderLayer(cfg, source_size, coverage and i == cfg.decoder_layers - 1)
             for i in range(cfg.decoder_layers)
         )
-        # the layer whose attention the top one's coverage reads
         self.covered = cfg.decoder_layers - 2 if coverage else None
         self.norm = nn.LayerNorm(size)
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
@@ -142,15 +124,9 @@ class TransformerSRUDecoder(BaseDecoder):
         x = self.dropout(x).transpose(0, 1)
         padding_mask = tokens.eq(self.padding_idx).t().contiguous()  # once for all layers
 
-        after: list[State] = []
-        weights = None
         sources = self.sources(encoder_out, incremental_state)
-        for i, (layer, state, source) in enumerate(zip(self.layers, states, sources, strict=True)):
-            need = self.need_weights if i == len(states) - 1 else i == self.covered
-            x, state, weights = layer(x, state, visible, padding_mask, source, need, weights)
-            after.append(state)
-        self.cache(incremental_state, after)
-        return self.norm(x).transpose(0, 1), extra(weights if self.need_weights else None)
+        x, weights = self.run_layers(x, states, sources, padding_mask, visible, incremental_state)
+        return self.norm(x).transpose(0, 1), extra(weights)
 
     def features_program(self) -> Program | None:
         """See :meth:`BaseDecoder.features_program`."""

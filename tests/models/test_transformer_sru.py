@@ -65,9 +65,7 @@ def test_the_ssru_is_the_published_equation(build, dictionary):
     layer = build(decoder_layers=1).eval().decoder.layers[0]
     x, source = torch.randn(6, 1, 8).double(), torch.randn(4, 1, 8).double()
     nowhere = torch.zeros(1, 4).bool()
-    out, state, _ = layer(
-        x, {}, None, torch.zeros(6, 1).bool(), layer.attention.project(source, nowhere), need_weights=False, below=None
-    )
+    out, state, _ = layer(x, {}, layer.attention.project(source, nowhere), False, None, torch.zeros(6, 1).bool(), None)
     norm = lambda module, y: F.layer_norm(y, (8,), module.weight, module.bias)  # noqa: E731
     w, w_f = layer.sru.weight.view(2, 8, 8)
     c = torch.zeros(8).double()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from fairseq import utils
+from fairseq.dataclass import FairseqDataclass
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
 from omegaconf import OmegaConf
 
 from .config import presets
-from .options import reads_attention
+from .options import completed, reads_attention
 
 # what goes with each task
 KINDS = {
@@ -23,44 +24,47 @@ KINDS = {
 }
 
 
-def register_architectures(model: str, check: Callable[[Any], object], task: str = "translation") -> None:
+def register_architectures(
+    model: str,
+    config: type[FairseqDataclass],
+    check: Callable[[Any, type[FairseqDataclass]], object] = completed,
+    task: str = "translation",
+) -> None:
     """Register the presets of a model, and the model's own name, as architectures.
 
     Args:
         model: the name that the model is registered with.
-        check: raises a ValueError for options that don't go together; on the command line, its message is the one line
-            that the user gets.
+        config: the dataclass of its options.
+        check: raises a ValueError for options that are not allowed or don't go together; on the command line, its
+            message is the one line that the user gets.
         task: of KINDS, which the model goes with.
     """
+
+    def architecture(name: str, options: dict[str, Any]) -> Callable[[Any], None]:
+        def apply(args: Any) -> None:
+            """Run when the command line is parsed (a Namespace) and when the model is built (a DictConfig)."""
+            if OmegaConf.is_config(args):  # complete; what a checkpoint lacks is newer, so not the preset's
+                return
+            for option, value in options.items():
+                if not hasattr(args, option):
+                    setattr(args, option, value)
+            other = getattr(args, "task", None)
+            if other in KINDS and other != task:
+                arch = getattr(args, "arch", name)
+                exit_with(f"--arch {arch} is {KINDS[task]}: it goes with --task {task}; got --task {other}")
+            try:
+                check(args, config)
+            except ValueError as error:
+                exit_with(str(error))
+            check_data(args)
+
+        return apply
+
     known = presets(model)
     # fairseq registers an architecture named as the model by itself, but without the checks: ours takes its place
-    ARCH_CONFIG_REGISTRY[model] = _architecture(model, known.pop(model, {}), check, task)
+    ARCH_CONFIG_REGISTRY[model] = architecture(model, known.pop(model, {}))
     for name, options in known.items():
-        register_model_architecture(model, name)(_architecture(name, options, check, task))
-
-
-def _architecture(
-    name: str, options: dict[str, Any], check: Callable[[Any], object], task: str
-) -> Callable[[Any], None]:
-    def apply(args: Any) -> None:
-        """fairseq calls this when the command line is parsed (a Namespace) and when the model is built (a
-        DictConfig)."""
-        if OmegaConf.is_config(args):  # complete; what a checkpoint lacks is newer, so not the preset's
-            return
-        for option, value in options.items():
-            if not hasattr(args, option):
-                setattr(args, option, value)
-        given = getattr(args, "task", None)
-        if given in KINDS and given != task:
-            arch = getattr(args, "arch", name)
-            exit_with(f"--arch {arch} is {KINDS[task]}: it goes with --task {task}; got --task {given}")
-        try:
-            check(args)
-        except ValueError as error:
-            exit_with(str(error))
-        check_data(args)
-
-    return apply
+        register_model_architecture(model, name)(architecture(name, options))
 
 
 def exit_with(message: str) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from argparse import Namespace
 from typing import Any
@@ -26,8 +25,6 @@ from .units import LSTM
 
 IncrementalState = dict[str, dict[str, Tensor]]  # fairseq's
 Extra = dict[str, list[Tensor] | None]  # fairseq's, too
-
-logger = logging.getLogger(__name__)
 
 
 def extra(weights: Tensor | None) -> Extra:
@@ -323,20 +320,10 @@ class BaseDecoder(FairseqIncrementalDecoder):
         """Longest sequence."""
         return self.max_target_positions  # type: ignore[no-any-return]
 
-    def make_generation_fast_(self, need_attn: bool = False, retain_dropout: bool = False, **_: Any) -> None:
-        """fairseq-generate says whether the attention weights are needed, and whether dropout goes on. Weights are laid
-        out for products of few rows; an embedding that is also the output layer is kept twice, since its lookups read
-        rows.
+    def make_generation_fast_(self, need_attn: bool = False, **_: Any) -> None:
+        """Prepare for decoding: fairseq-generate says whether the attention weights are needed. Weights are laid out
+        for products of few rows; an embedding that is also the output layer is kept twice, since its lookups read rows.
         """
-        if need_attn and not self.attentions():
-            logger.warning("a model without attention has no alignment; an ensemble has that of its other models")
-        if retain_dropout and any(
-            isinstance(m, SRUCell | LSTM) and (m.dropout or m.rnn_dropout) for m in self.modules()
-        ):
-            logger.warning(
-                "--retain-dropout keeps the dropout between the layers, not the variational dropout inside recurrent "
-                "layers (--rnn-dropout; with --no-residual SRU's --dropout, too)"
-            )
         self.need_attn = need_attn
         for module in self.modules():
             if isinstance(module, SRUCell) and (device := module.weight.device.type) != "cpu":

@@ -56,9 +56,6 @@ class BaseEncoder(FairseqEncoder):
 
         Rows of one sentence share its tensors while each sentence has equally many, next to one another, as in beam
         search; then this copies nothing but, when sentences are done, those that are not. Else each row gets a copy.
-
-        Raises:
-            ValueError: what a subclass has added isn't in a list, or hasn't the batch first.
         """
         rows = encoder_out["rows_per_sentence"]
         runs = [(n, len(list(run))) for n, run in groupby(row // rows for row in new_order.tolist())]
@@ -67,12 +64,6 @@ class BaseEncoder(FairseqEncoder):
         new = {**encoder_out, "rows_per_sentence": len(new_order) // len(kept)}
         sentences = len(encoder_out["encoder_padding_mask"][0])
         dims = {name: int(name == "encoder_out") for name, tensors in encoder_out.items() if isinstance(tensors, list)}
-        for name, tensors in encoder_out.items():
-            if isinstance(tensors, Tensor):
-                raise ValueError(f"encoder_out[{name!r}] must be a list of tensors, or it could not be reordered")
-            for t in tensors if name in dims else ():
-                if t.dim() <= dims[name] or t.size(dims[name]) != sentences:
-                    raise ValueError(f"encoder_out[{name!r}] must have {sentences} sentences first; got {(*t.shape,)}")
         if kept != list(range(sentences)):
             at = torch.tensor(kept, device=new_order.device)
             new |= {name: [t.index_select(dim, at) for t in encoder_out[name]] for name, dim in dims.items()}

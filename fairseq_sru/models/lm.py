@@ -103,10 +103,10 @@ class SRULanguageDecoder(BaseDecoder):
         return F.pad(x.squeeze(0), (0, 0, seen, 0))
 
 
-def check(cfg: Any) -> Namespace:
+def check(cfg: Any, config: type[SRULanguageModelConfig]) -> Namespace:
     """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
     outputs = getattr(cfg, "output_dictionary_size", -1)  # the task's, on the command line
-    cfg = options.completed(cfg, SRULanguageModelConfig)
+    cfg = options.completed(cfg, config)
     if options.tied(cfg):
         options.must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
         if outputs >= 0:
@@ -129,7 +129,7 @@ class SRULanguageModel(FairseqLanguageModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRULanguageModel:
         """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
-        cfg = check(cfg)
+        cfg = check(cfg, SRULanguageModelConfig)
         source, target = task.source_dictionary, task.target_dictionary
         if options.tied(cfg) and len(source) != len(target):
             raise ValueError(
@@ -163,4 +163,4 @@ class SRULanguageModel(FairseqLanguageModel):
         self.decoder.follow_blocks(window)
 
 
-register_architectures("sru_lm", check, task="language_modeling")
+register_architectures("sru_lm", SRULanguageModelConfig, check, task="language_modeling")

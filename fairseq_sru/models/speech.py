@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from fairseq.models import register_model
@@ -72,15 +72,15 @@ class SpeechEncoder(RecurrentEncoder):
         return self.encode(x.transpose(0, 1).to(dtype), padding_mask)  # autocast rounds products alone, no sums
 
 
-def check(cfg: Any) -> Namespace:
+def check(cfg: Any, config: type[SpeechConfig]) -> Namespace:
     """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
-    cfg = options.completed(cfg, SpeechConfig)
+    cfg = options.completed(cfg, config)
     for name in ("share_all_embeddings", "encoder_embed_path", "encoder_freeze_embed"):
         if getattr(cfg, name):
             raise ValueError(f"{options.flag(name)}: speech has no embedding; got {getattr(cfg, name)}")
     if cfg.criterion in ("ctc", "label_smoothed_cross_entropy_with_ctc"):
         raise ValueError(f"--criterion {cfg.criterion} asks for a model whose encoder has an output layer")
-    return sru.check(cfg, SpeechConfig)
+    return sru.check(cfg, config)
 
 
 @register_model("s2t_sru", dataclass=SpeechConfig)
@@ -88,17 +88,12 @@ class SpeechModel(TranslationModel):
     """Speech to text: the encoder of ``--arch sru`` over convolutions, and its decoder, with SRU or LSTM units."""
 
     @classmethod
-    def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:
-        """Raise a NotImplementedError: fairseq's interface of a hub's models takes text."""
-        raise NotImplementedError("a model of speech can't be used so: fairseq-generate decodes a manifest")
-
-    @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SpeechModel:
         """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
-        cfg = check(cfg)
+        cfg = check(cfg, SpeechConfig)
         encoder = SpeechEncoder(cfg, read=options.attention(cfg.decoder_attention) != 0)
         target, embed = task.target_dictionary, embedding_of(cfg, "decoder", task.target_dictionary)
         return cls(encoder, SRUDecoder(cfg, target, embed, encoder.output_units, encoder.state_units))
 
 
-register_architectures("s2t_sru", check, task="speech_to_text")
+register_architectures("s2t_sru", SpeechConfig, check, task="speech_to_text")

@@ -17,10 +17,9 @@ from .encoder import SRUEncoder
 from .translation import TranslationModel
 
 
-def check(cfg: Any, kind: type[SRUConfig] = SRUConfig) -> Namespace:
-    """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed. kind: the
-    dataclass that has them."""
-    cfg = options.completed(cfg, kind)
+def check(cfg: Any, config: type[SRUConfig]) -> Namespace:
+    """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
+    cfg = options.completed(cfg, config)
     where = options.attention(cfg.decoder_attention)
     if where == 0 and options.reads_attention(cfg.criterion):
         raise ValueError(
@@ -77,4 +76,4 @@ class SRUModel(TranslationModel):
         return SRUDecoder(cfg, dictionary, embed_tokens, encoder.output_units, encoder.state_units)
 
 
-register_architectures("sru", check)
+register_architectures("sru", SRUConfig, check)

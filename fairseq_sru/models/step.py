@@ -40,7 +40,6 @@ _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 KNOWN = (f"{__name__.split('.')[0]}.", "fairseq.")
 TORCHS = (nn.Embedding, nn.Identity, nn.LayerNorm, nn.ModuleList)
 METHODS = frozenset(("forward", "encode", "extract_features", "output_layer", "sources", "project"))
-NUMBERS = {Attention: "scale", SRUCell: "activation", nn.LayerNorm: "eps"}
 WRITTEN = ("program", "features_program")  # these say what those do
 
 
@@ -193,12 +192,6 @@ def _is_known(kind: Any) -> bool:
     return written <= min(place[name] for name in methods)  # or a subclass does something else than is written
 
 
-@functools.cache
-def _number(kind: Any) -> str | None:
-    """What a program reads of such a module beside weights."""
-    return next((name for base, name in NUMBERS.items() if issubclass(kind, base)), None)
-
-
 def _misplaced(named: tuple[str, Any]) -> bool:
     """Whether something is in a place where programs expect something else."""
     name, module = named
@@ -256,11 +249,9 @@ def version(weight: Tensor) -> tuple[int, int]:
 
 
 def fingerprint(module: nn.Module) -> tuple[Any, ...]:
-    """What changes when :func:`compilable` does, or the :func:`version` of a weight, or a number that programs read."""
-    parts: list[Any] = list(module.modules())
-    kinds: list[Any] = list(map(type, parts))
-    numbers = [vars(part).get(name) for part, kind in zip(parts, kinds, strict=True) if (name := _number(kind))]
-    return _hooked(), *map(_usual, parts), *map(_runs_here, parts), *numbers, *map(version, module.parameters())
+    """Return what changes when :func:`compilable` does, or the :func:`version` of a weight."""
+    parts = list(module.modules())
+    return _hooked(), *map(_usual, parts), *map(_runs_here, parts), *map(version, module.parameters())
 
 
 def forget(module: nn.Module, mode: bool) -> None:

@@ -167,9 +167,9 @@ def _visible(padding_mask: Tensor, last: int) -> Tensor:
     return (at < here) & ~padding_mask[:, None, None, :] | (at == here)
 
 
-def check(cfg: Any) -> Namespace:
+def check(cfg: Any, config: type[TransformerSRUConfig]) -> Namespace:
     """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
-    cfg = options.completed(cfg, TransformerSRUConfig)
+    cfg = options.completed(cfg, config)
     for side in ("encoder", "decoder"):
         options.must_divide(cfg, f"{side}_attention_heads", f"{side}_embed_dim")
     if cfg.feed_forward == "sru" and cfg.encoder_ffn_embed_dim % 2:
@@ -196,11 +196,11 @@ class TransformerSRUModel(TranslationModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> TransformerSRUModel:
         """Build the model for a task's dictionaries; a ValueError names the flag of options that don't go together."""
-        cfg = check(cfg)
+        cfg = check(cfg, TransformerSRUConfig)
         source, target = task.source_dictionary, task.target_dictionary
         encoder_embed, decoder_embed = embeddings(cfg, source, target)
         encoder = TransformerSRUEncoder(cfg, source, encoder_embed)
         return cls(encoder, TransformerSRUDecoder(cfg, target, decoder_embed, encoder.output_units))
 
 
-register_architectures("transformer_sru", check)
+register_architectures("transformer_sru", TransformerSRUConfig, check)

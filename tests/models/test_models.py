@@ -45,15 +45,6 @@ def test_a_padded_prefix_may_start_the_incremental_state(unit, build, dictionary
     torch.testing.assert_close(after[1, 0], full[1, 2])
 
 
-def test_two_embeddings_of_a_checkpoint_are_not_made_one_in_silence(build, caplog):
-    apart, shared = build(share_decoder_input_output_embed=True), build(share_all_embeddings=True)
-    shared.load_state_dict(shared.state_dict())
-    assert not caplog.messages
-    shared.load_state_dict(apart.state_dict())
-    assert "the checkpoint has two embeddings, which differ; the decoder's is taken for both" in caplog.text
-    assert torch.equal(shared.encoder.embed_tokens.weight, apart.decoder.embed_tokens.weight)
-
-
 @pytest.mark.parametrize("variant", ["defaults", "tied", "adaptive softmax", "global attention", "lstm"])
 def test_weights_are_laid_out_for_decoding(variant, build, dictionary, monkeypatch):
     """Where that pays, on any processor here: the same model, with the same checkpoint."""
@@ -551,32 +542,8 @@ def test_retain_dropout(build, dictionary):
     assert not torch.allclose(model(src, None, target)[0], model(src, None, target)[0])
 
 
-@pytest.mark.parametrize("unit", UNITS)
-def test_retain_dropout_says_what_it_leaves_out(unit, build, caplog):
-    cfg = OmegaConf.structured(FairseqConfig)
-    for retain, options, said in (
-        (True, {"rnn_dropout": 0.1}, 1),
-        (True, {"dropout": 0.1}, 0),
-        (True, {"dropout": 0.1, "no_residual": True}, unit == "sru"),
-        (False, {"rnn_dropout": 0.1}, 0),
-    ):
-        cfg.generation.retain_dropout = retain
-        caplog.clear()
-        build(recurrent_unit=unit, **options).prepare_for_inference_(cfg)
-        assert caplog.text.count("not the variational dropout inside recurrent layers") == said, options
-
-
-def test_an_alignment_of_an_attention_that_is_not_there_is_said(build, caplog):
-    cfg = OmegaConf.structured(FairseqConfig)
-    cfg.generation.print_alignment = "hard"
-    for attention, said in (("True", 0), ("global", 0), ("False", 1)):
-        caplog.clear()
-        build(decoder_attention=attention).prepare_for_inference_(cfg)
-        assert caplog.text.count("a model without attention has no alignment") == said
-
-
 def test_a_config_of_an_older_version_takes_the_defaults_of_what_it_lacks(build):
-    check(Namespace())
+    check(Namespace(), SRUConfig)
     assert build().encoder.max_positions() == 1024
 
 

@@ -14,8 +14,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.speech_to_text.s2t_transformer import Conv1dSubsampler
 from support.small_models import prefixes, size
 
-from fairseq_sru.models.classifier import Classifier
-from fairseq_sru.models.speech import SpeechModel, Subsampler
+from fairseq_sru.models.speech import Subsampler
 
 SMALL = {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "conv_channels": 12, "decoder_attention_heads": 2}
 SMALL |= {"input_feat_per_channel": 5, "encoder_bidirectional": True, "dropout": 0.0}
@@ -155,9 +154,3 @@ def test_it_learns_to_write_down_what_it_hears(arch, speech, tmp_path):
     named = "".join(f"{speech}/features/test{n}.npy\n" for n in range(5))
     again = run_cli("interactive", *words, text_in=named)
     assert re.findall(r"^D-\d+\t[^\t]*\t(.*)$", again.stdout, re.M) == [said[n] for n in range(5)]
-
-
-@pytest.mark.parametrize("kind", [SpeechModel, Classifier])
-def test_a_hub_that_takes_text_to_text_is_refused(kind):
-    with pytest.raises(NotImplementedError, match="can't be used so: "):
-        kind.from_pretrained("runs/mine", "checkpoint_best.pt", "data")

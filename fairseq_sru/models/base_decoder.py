@@ -20,7 +20,7 @@ from .attention import Attention, Coverage, GlobalAttention, Read, Source
 from .dropout import Dropout
 from .options import cutoffs, reads_attention, tied
 from .recurrent import State
-from .step import Step, compilable, forget, remembered, version
+from .step import Step, forget, remembered, version
 from .units import LSTM
 
 IncrementalState = dict[str, dict[str, Tensor]]  # fairseq's
@@ -200,10 +200,10 @@ class BaseDecoder(FairseqIncrementalDecoder):
         which takes time."""
 
         def make() -> Step | None:
-            program = self.program() if compilable(self) and available() else None
+            program = self.program() if available() else None
             return None if program is None else Step(program)
 
-        return remembered(self, make, look)
+        return remembered(self, [self], make, look)
 
     def _stepped(
         self, prev_output_tokens: Tensor, encoder_out: dict[str, Any], incremental_state: IncrementalState

@@ -16,7 +16,7 @@ from ..decoding.program import Program, available
 from ..decoding.search import EOS, PAD, Found, Search
 from ..recurrence.native_call import threads_here
 from .loss import usual_probabilities
-from .step import compilable, remembered
+from .step import remembered
 
 Hypotheses = list[list[dict[str, Tensor]]]  # as SequenceGenerator returns them
 
@@ -35,8 +35,7 @@ def programs(model: Any) -> tuple[Program, Program] | None:
 
 
 def _search(model: Any) -> Search | None:
-    usual = compilable(model.encoder) and compilable(model.decoder) and available()
-    written = programs(model) if usual else None
+    written = programs(model) if available() else None
     return None if written is None else Search(*written)
 
 
@@ -83,7 +82,7 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         or not usual_probabilities(model)
     ):
         return None
-    search = remembered(model, partial(_search, model))
+    search = remembered(model, [model.encoder, model.decoder], partial(_search, model))
     if search is None:
         return None
     padding_mask = tokens == PAD

@@ -27,10 +27,10 @@ Made = TypeVar("Made")
 
 
 class _Known(NamedTuple):
-    """The code compiled for a module, None where there can't be any, and the fingerprint that it had."""
+    """The code compiled for a module, None where there can't be any, and versions of the weights that it read."""
 
     made: Any
-    fingerprint: tuple[Any, ...]
+    seen: tuple[Any, ...]
 
 
 # Not an attribute: copies of a module have others.
@@ -44,8 +44,8 @@ WRITTEN = ("program", "features_program")  # these say what those do
 
 
 class Result(NamedTuple):
-    """Of a step: ``logits`` ``(rows, words)``; the new ``state`` ``(rows, state_size)``; with coverage ``past`` and
-    where asked for ``weights`` of the top attention, ``(rows, src_len)``."""
+    """Results of a step: ``logits`` ``(rows, words)``; the new ``state`` ``(rows, state_size)``; with coverage ``past``
+    and where asked for ``weights`` of the top attention, ``(rows, src_len)``."""
 
     logits: Tensor
     state: Tensor
@@ -171,7 +171,7 @@ def write_attention(made: Program, x: int, inner: int, wide: int, layer: Any, ke
 
 
 def plain(cell: nn.Module, bidirectional: bool = False) -> bool:
-    """Whether a :class:`Program` can compute a cell."""
+    """Return whether a :class:`Program` can compute a cell."""
     if not isinstance(cell, SRUCell) or type(cell).forward is not SRUCell.forward:
         return False
     return cell.v1 and not cell.highway and cell.layer_norm is None and (bidirectional or not cell.bidirectional)
@@ -179,8 +179,8 @@ def plain(cell: nn.Module, bidirectional: bool = False) -> bool:
 
 @functools.cache
 def _is_known(kind: Any) -> bool:
-    """Whether a program knows the modules of a class, and its METHODS are not someone else's, as they are when the
-    class is first seen."""
+    """Return whether a program knows the modules of a class, and its METHODS are not someone else's, as they are when
+    the class is first seen."""
     if kind not in TORCHS and not kind.__module__.startswith(KNOWN):
         return False
     place = {name: at for at, base in reversed([*enumerate(kind.__mro__)]) for name in vars(base)}
@@ -192,9 +192,8 @@ def _is_known(kind: Any) -> bool:
     return written <= min(place[name] for name in methods)  # or a subclass does something else than is written
 
 
-def _misplaced(named: tuple[str, Any]) -> bool:
-    """Whether something is in a place where programs expect something else."""
-    name, module = named
+def _misplaced(name: str, module: Any) -> bool:
+    """Return whether something is in a place where programs expect something else."""
     if name.startswith("dropout"):
         return not isinstance(module, FairseqDropout)
     if module is None:
@@ -207,7 +206,7 @@ def _misplaced(named: tuple[str, Any]) -> bool:
 
 
 def _usual(module: nn.Module) -> bool:
-    """Whether a module does what a program of it says, but for the modules in it."""
+    """Return whether a module does what a program of it says, but for the modules in it."""
     own = vars(module)
     kind: Any = type(module)
     return (
@@ -215,56 +214,56 @@ def _usual(module: nn.Module) -> bool:
         and METHODS.isdisjoint(own)  # put there by someone
         and not own.get("apply_during_inference")  # --retain-dropout
         and not (module._forward_hooks or module._forward_pre_hooks)
-        and (kind is not nn.LayerNorm or own["_parameters"]["bias"] is not None)
-        and not (own["_modules"] and any(map(_misplaced, own["_modules"].items())))
+        and not (kind is nn.LayerNorm and own["_parameters"]["bias"] is None)
+        and not any(_misplaced(name, part) for name, part in own["_modules"].items())
     )
 
 
-def _hooked() -> bool:
-    """Whether every module has a hook."""
-    return bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks)
-
-
 def as_written(module: nn.Module) -> bool:
-    """Whether a module and those in it do what a program of them says."""
-    return all(map(_usual, module.modules())) and not _hooked()
-
-
-def _runs_here(module: nn.Module) -> bool:
-    """Whether it is in evaluation, and compiled code was not declined."""
-    other = isinstance(module, SRUCell) and getattr(choose(module.backend, "cpu"), "name", "") != "native"
-    return not module.training and not other
+    """Return whether a module and those in it do what a program of them says."""
+    hooked = every_module._global_forward_hooks or every_module._global_forward_pre_hooks
+    return not hooked and all(map(_usual, module.modules()))
 
 
 def compilable(module: nn.Module) -> bool:
-    """Whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
-    usual = as_written(module) and all(map(_runs_here, module.modules()))
-    return usual and all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
+    """Return whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
+    cells = [part for part in module.modules() if isinstance(part, SRUCell)]
+    return (
+        as_written(module)
+        and not any(part.training for part in module.modules())
+        and all(getattr(choose(cell.backend, "cpu"), "name", "") == "native" for cell in cells)
+        and all(weight.is_cpu and weight.dtype == torch.float32 for weight in module.parameters())
+    )
 
 
 def version(weight: Tensor) -> tuple[int, int]:
-    """What changes when a weight is written, moved or cast; not by ``weight.data``, nor where it was made in inference
-    mode."""
+    """Return two numbers that change when a weight is written, moved or cast; not by ``weight.data``, nor where it was
+    made in inference mode."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
-def fingerprint(module: nn.Module) -> tuple[Any, ...]:
-    """Return what changes when :func:`compilable` does, or the :func:`version` of a weight."""
-    parts = list(module.modules())
-    return _hooked(), *map(_usual, parts), *map(_runs_here, parts), *map(version, module.parameters())
-
-
 def forget(module: nn.Module, mode: bool) -> None:
-    """For nn.Module.train(mode): forget what was made of a module, since optimizers change weights in ways that leave
-    no trace. Where evaluation goes on, as fairseq says before each batch, the :func:`fingerprint` is enough."""
+    """Forget the code compiled for a module, in nn.Module.train(mode): optimizers change weights in ways that leave no
+    trace. Where evaluation goes on, as fairseq says before each batch, :func:`remembered` sees what changes."""
     if mode or module.training:
         _known.pop(module, None)
 
 
-def remembered(module: nn.Module, make: Callable[[], Made | None], look: bool = True) -> Made | None:
-    """Return what was made of a module in evaluation, None if nothing can be; made again where the module's
-    :func:`fingerprint` has changed, unless not to ``look``."""
+def remembered(
+    module: nn.Module, parts: Sequence[nn.Module], make: Callable[[], Made | None], look: bool = True
+) -> Made | None:
+    """Return the code compiled for a module in evaluation, None if there can't be any.
+
+    Args:
+        module: whose code it is.
+        parts: the modules that have to be :func:`compilable`, and whose weights are read.
+        make: compiles it.
+        look: compile it again where the parts have changed, which takes time to see.
+    """
     known = _known.get(module)
-    if known is None or (look and known.fingerprint != fingerprint(module)):
-        known = _known[module] = _Known(make(), fingerprint(module))
+    if known is None or look:
+        possible = all(map(compilable, parts))
+        seen = (possible, *(version(weight) for part in parts for weight in part.parameters()))
+        if known is None or known.seen != seen:
+            known = _known[module] = _Known(make() if possible else None, seen)
     return known.made  # type: ignore[no-any-return]

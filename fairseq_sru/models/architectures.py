@@ -76,7 +76,7 @@ def exit_with(message: str) -> NoReturn:
 def check_data(args: Any) -> None:
     """Check that a training's data folder is there, and for translation its dictionaries."""
     data, task = getattr(args, "data", None), getattr(args, "task", None)
-    if not data or task not in KINDS or getattr(args, "path", None):  # which decoding has alone
+    if not data or task not in KINDS or getattr(args, "path", None):  # which only decoding has
         return
     for folder in map(Path, utils.split_paths(data)):
         if not folder.is_dir():

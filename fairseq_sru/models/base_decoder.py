@@ -1,4 +1,4 @@
-"""What all decoders share: output layer, incremental state, and how they read the source."""
+"""Base of all decoders: output layer, incremental state, and how they read the source."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Extra = dict[str, list[Tensor] | None]  # fairseq's, too
 
 
 def extra(weights: Tensor | None) -> Extra:
-    """What a decoder returns with its features, ``(batch, tgt_len, src_len)``; no list of None, which fairseq's
+    """Return attention weights ``(batch, tgt_len, src_len)`` in fairseq's form; no list of None, which its
     SequenceScorer takes for weights in an ensemble."""
     return {"attn": None if weights is None else [weights]}
 
@@ -36,14 +36,8 @@ def extra(weights: Tensor | None) -> Extra:
 def output_layer(
     cfg: Namespace, dictionary: Any, out_embed_dim: int, dropout: float
 ) -> tuple[AdaptiveSoftmax | None, Linear | None]:
-    """What makes predictions of features: an adaptive softmax, a linear map, or neither where the embedding does.
-
-    Args:
-        cfg: the model's options: criterion, adaptive_softmax_cutoff, and those that tie embeddings.
-        dictionary: of the tokens that are predicted.
-        out_embed_dim: number of features.
-        dropout: dropout inside an adaptive softmax.
-    """
+    """Return the layer that makes predictions of ``out_embed_dim`` features: an adaptive softmax with dropout, a linear
+    map, or neither where the embedding does."""
     if (cutoff := cutoffs(cfg, len(dictionary))) is not None:
         return AdaptiveSoftmax(len(dictionary), out_embed_dim, cutoff, dropout=dropout), None
     if tied(cfg):
@@ -140,7 +134,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     @property
     def need_weights(self) -> bool:
-        """Whether the features come with the weights of the top attention."""
+        """True where the features come with the weights of the top attention."""
         return self.need_attn and (self.aligned or not self.training)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
@@ -161,7 +155,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
         Args:
             prev_output_tokens: ``(batch, tgt_len)``, all tokens so far, padded on either side. With an incremental
-                state that holds earlier steps the result is that of the last token alone.
+                state that holds earlier steps the result is that of the last token only.
             encoder_out: the encoder's result, where there is an encoder.
             incremental_state: fairseq's cache; None computes all positions at once.
             features_only: leave the output layer out.
@@ -174,8 +168,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
             stepped = self._stepped(prev_output_tokens, encoder_out, incremental_state)
             if stepped is not None:
                 return stepped
-        x, beside = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
-        return (x if features_only else self.output_layer(x)), beside
+        x, weights = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
+        return (x if features_only else self.output_layer(x)), weights
 
     def program(self) -> Program | None:
         """The step from tokens to logits, written down; None where it has to be torch's."""
@@ -186,11 +180,11 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return made
 
     def features_program(self) -> Program | None:
-        """As :meth:`program`, without the output layer: the last slot has the features."""
+        """Return :meth:`program` without the output layer: the last slot has the features."""
         return None
 
     def train(self, mode: bool = True) -> BaseDecoder:
-        """As in nn.Module; also forgets the compiled code, and what has a state."""
+        """Set the mode as nn.Module does; also forget the compiled code, and the modules with a state."""
         forget(self, mode)
         self.stateful = None
         return super().train(mode)
@@ -243,7 +237,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return linear(features, weight)
 
     def attentions(self) -> list[Attention | GlobalAttention]:
-        """What attends to the source, in the order of the layers."""  # no walk over all modules: it is asked each step
+        """Return the attentions over the source, in the order of the layers."""
+        # no walk over all modules: each step asks
         parts: list[Any] = [
             *(getattr(part, "attention", None) for part in self.layers),
             getattr(self, "global_attention", None),
@@ -251,8 +246,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return [attention for attention in parts if attention is not None]
 
     def sources(self, encoder_out: dict[str, Any], incremental_state: IncrementalState | None) -> list[Source]:
-        """What each of :meth:`attentions` reads. For the further steps of an incremental state it is kept in the
-        encoder's result, which beam search reorders."""
+        """Return the source of each of :meth:`attentions`. For further steps of an incremental state they are kept
+        in the encoder's result, which beam search reorders."""
         keeps = incremental_state is not None and not torch.compiler.is_compiling()
         kept: dict[BaseDecoder, Read] | None = encoder_out.get("read") if keeps else None
         known, recorded = kept.get(self) if kept else None, torch.is_grad_enabled()
@@ -305,8 +300,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
         self.cache(incremental_state, moved)
 
     def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
-        """As fairseq's, which looks for modules with a state at each step; here once after each :meth:`train`. The
-        package's have none of their own, but a subclass's may be fairseq's."""
+        """Reorder the states of all modules. fairseq looks for them at each step; here once after each :meth:`train`:
+        the package's have none of their own, but a subclass's may be fairseq's."""
         stateful = self.stateful  # another thread may call eval() of the same model meanwhile
         if stateful is None:
             others = [module for module in self.modules() if module is not self]

@@ -1,4 +1,4 @@
-"""What all encoders share: their result, and how a beam search reorders it."""
+"""Base of all encoders: their result, and how a beam search reorders it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class BaseEncoder(FairseqEncoder):
         return {**made, "rows_per_sentence": 1, "read": {}}
 
     def program(self) -> Program | None:
-        """What computes the outputs, written down, with their slot as its result; None where it has to be torch's."""
+        """Return the program of the outputs, with their slot as its result; None where it has to be torch's."""
         return None
 
     def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:

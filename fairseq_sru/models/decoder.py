@@ -105,7 +105,7 @@ class SRUDecoder(BaseDecoder):
         incremental_state: IncrementalState | None = None,
         **_: Any,
     ) -> tuple[Tensor, Extra]:
-        """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
+        """Decode without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
         assert encoder_out is not None
         states = self.cached(incremental_state)
         started = bool(states[0])

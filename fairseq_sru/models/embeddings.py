@@ -62,7 +62,7 @@ def vectors_in(path: str, size: int, words: Container[str]) -> dict[str, Tensor]
 
 
 def look_up(embedding: nn.Embedding, tokens: Tensor, output: bool) -> Tensor:
-    """What an embedding has for tokens. ``output``: its weight is the output layer's, too, whose gradient is dense. In
+    """Look tokens up. ``output``: its weight is the output layer's, too, whose gradient is dense. In
     training by autocast on a CPU this one is then sparse: torch adds its few rows to the dense one, where otherwise a
     matrix of its own would be zeroed, filled and added. Where a loss leaves the output layer out it stays sparse until
     faster.py makes it dense."""

@@ -1,4 +1,4 @@
-"""What fairseq's training and decoding gain from compiled code, by methods of its classes that are replaced here.
+"""Compiled code for fairseq's training and decoding, by methods of its classes that are replaced here.
 
 Importing this module replaces them, in any fairseq from 0.12.2 on and for fairseq's own models, too. Where our code
 doesn't know what it is asked for, fairseq's method runs.

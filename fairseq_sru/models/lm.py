@@ -55,7 +55,7 @@ class SRULanguageDecoder(BaseDecoder):
         incremental_state: IncrementalState | None = None,
         **_: Any,
     ) -> tuple[Tensor, Extra]:
-        """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
+        """Decode without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
         if self.context_window and incremental_state is None:
             blocks = [self._next_block(row[row.ne(self.padding_idx)]) for row in prev_output_tokens]
             x = pad_sequence(blocks, batch_first=True)
@@ -139,7 +139,7 @@ class SRULanguageModel(FairseqLanguageModel):
         return cls(SRULanguageDecoder(cfg, target, embedding_of(cfg, "decoder", source)))
 
     def prepare_for_inference_(self, cfg: Any) -> None:
-        """As in fairseq; for fairseq-eval-lm with a context window over blocks of one text, carry the state.
+        """Prepare as fairseq does; for fairseq-eval-lm with a context window over blocks of one text, carry the state.
 
         Raises:
             ValueError: the blocks would not come in their order.
@@ -157,8 +157,8 @@ class SRULanguageModel(FairseqLanguageModel):
             ):
                 if number > 1:
                     raise ValueError(
-                        f"{flag} must be 1 with --context-window: the blocks come in their order from one process "
-                        f"alone; got {number}"
+                        f"{flag} must be 1 with --context-window: the blocks come in their order from one process; "
+                        f"got {number}"
                     )
         self.decoder.follow_blocks(window)
 

@@ -40,7 +40,7 @@ def _search(model: Any) -> Search | None:
 
 
 def _usual(generator: SequenceGenerator, words: int) -> bool:
-    """Whether the compiled search knows what the generator is asked for."""
+    """Return whether the compiled search knows what the generator is asked for."""
     return (
         type(generator) is SequenceGenerator
         and type(generator.search) is BeamSearch

@@ -69,7 +69,7 @@ class SpeechEncoder(RecurrentEncoder):
         padding_mask = torch.arange(src_tokens.size(1), device=src_lengths.device) >= src_lengths[:, None]
         dtype = next(self.subsample.parameters()).dtype  # fairseq-generate --fp16 leaves frames in float32
         x, padding_mask = self.subsample(src_tokens.to(dtype), padding_mask)
-        return self.encode(x.transpose(0, 1).to(dtype), padding_mask)  # autocast rounds products alone, no sums
+        return self.encode(x.transpose(0, 1).to(dtype), padding_mask)  # autocast rounds only products, no sums
 
 
 def check(cfg: Any, config: type[SpeechConfig]) -> Namespace:

@@ -31,8 +31,8 @@ class TransformerSRUEncoder(BaseEncoder):
 
     Args:
         cfg: options of :class:`TransformerSRUConfig`, completed.
-        dictionary: the source dictionary.
-        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``.
+        dictionary: of :class:`BaseEncoder`.
+        embed_tokens: of :class:`BaseEncoder`.
     """
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
@@ -112,7 +112,7 @@ class TransformerSRUDecoder(BaseDecoder):
         incremental_state: IncrementalState | None = None,
         **_: Any,
     ) -> tuple[Tensor, Extra]:
-        """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, embed_dim)``."""
+        """Decode without the output layer: features ``(batch, tgt_len, embed_dim)``."""
         assert encoder_out is not None
         states = self.cached(incremental_state)
         tokens = prev_output_tokens[:, -1:] if states[0] else prev_output_tokens

@@ -1,4 +1,4 @@
-"""What all translation models share: how encoder and decoder go together."""
+"""Base of all translation models: how encoder and decoder go together."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class TranslationModel(FairseqEncoderDecoderModel):
     """A :class:`BaseEncoder` and a :class:`BaseDecoder`."""
 
     def train(self, mode: bool = True) -> TranslationModel:
-        """As in nn.Module; also forgets the compiled code."""
+        """Set the mode as nn.Module does; also forget the compiled code."""
         forget(self, mode)
         return super().train(mode)
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import random
 import re
-import shutil
 from argparse import Namespace
 from functools import partial
 from itertools import pairwise
@@ -24,7 +23,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 from support.builds import patched
-from support.commands import PLUGIN, generate, hydra_words, hypotheses, train
+from support.commands import PLUGIN, hypotheses
 from support.small_models import ADAPTIVE, log_probs, made, prefixes, preset, size
 
 
@@ -306,14 +305,6 @@ def test_generate_goes_on_with_a_text(trained, text_data):
 
 
 @pytest.mark.slow
-def test_interactive_goes_on_with_a_line(trained, text_data):
-    words = [text_data, *PLUGIN, "--task", "language_modeling", "--path", trained, "--cpu", "--beam", 2]
-    done = run_cli("interactive", *words, "--max-len-b", 8, text_in="c d e\nh\n")
-    found = hypotheses(done.stdout)
-    assert found[0].startswith("c d e") and found[1].startswith("h")
-
-
-@pytest.mark.slow
 def test_adaptive_softmax_trains_resumes_and_evaluates(text_data, tmp_path):
     adaptive = ["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "5,9", "--ddp-backend", "legacy_ddp"]
     train_lm(text_data, tmp_path, *adaptive, "--max-epoch", 3)
@@ -326,38 +317,6 @@ def test_adaptive_softmax_trains_resumes_and_evaluates(text_data, tmp_path):
     truth = math.exp(-float(unbroken(model.double().eval(), task, text_data).mean()))
     window = ["--tokens-per-sample", 16, "--context-window", 4, "--batch-size", 2]
     assert perplexity(text_data, tmp_path / "checkpoint_last.pt", *window) == pytest.approx(truth, abs=0.01)
-
-
-@pytest.mark.slow
-def test_hydra_train_and_validate(text_data, tmp_path):
-    given = ["model.decoder_hidden_size=16", "model.decoder_embed_dim=16", "model.decoder_out_embed_dim=64"]
-    given += ["task.tokens_per_sample=32", "criterion=adaptive_loss", "optimization.max_update=5"]
-    given += ["dataset.max_tokens=512", "distributed_training.ddp_backend=legacy_ddp"]
-    model = "sru_lm/sru_lm_wikitext103"
-    run_cli("hydra-train", *hydra_words(text_data, tmp_path, model, *given, task="language_modeling"))
-    path = tmp_path / "checkpoint_last.pt"
-    assert torch.load(path, weights_only=True)["cfg"]["model"]["decoder_layers"] == 6  # from the preset
-    words = [text_data, *PLUGIN, "--task", "language_modeling", "--path", path, "--cpu", "--max-tokens", 512]
-    done = run_cli("validate", *words)
-    assert "valid on 'valid' subset" in done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_shallow_fusion_with_a_translation_model(toy_data, tmp_path):
-    """fairseq-generate --lm-path: the language model of the target side, over the same dictionary."""
-    text = toy_data.parent
-    dictionary = toy_data / "dict.de.txt"
-    pairs = [word for s in ("train", "valid") for word in (f"--{s}pref", text / f"{s}.de")]
-    run_cli("preprocess", "--only-source", *pairs, "--srcdict", dictionary, "--destdir", tmp_path / "lm")
-    train_lm(tmp_path / "lm", tmp_path / "lm", "--max-update", 5, "--sample-break-mode", "eos")
-    train(toy_data, tmp_path / "mt", "--max-update", 5)
-    data = shutil.copytree(toy_data, tmp_path / "data")
-    shutil.copy(dictionary, data / "dict.txt")  # where fairseq looks for the language model's
-    fused = ["--lm-path", tmp_path / "lm" / "checkpoint_last.pt", "--lm-weight", 0.5]
-    path, scores = tmp_path / "mt" / "checkpoint_last.pt", r"^H-.*$"
-    found = generate(data, path, "--beam", 2, *fused)
-    assert len(hypotheses(found)) == 53
-    assert set(re.findall(scores, found, re.M)) != set(re.findall(scores, generate(data, path, "--beam", 2), re.M))
 
 
 def test_the_small_lstm_preset_has_the_parameters_of_its_sru_counterpart():

@@ -27,7 +27,7 @@ from fairseq_sru.models import encoder as encoder_module
 from fairseq_sru.models.attention import Attention, Coverage, GlobalAttention, Source, attend
 from fairseq_sru.models.config import SRUConfig, presets
 from fairseq_sru.models.convolution import CausalConvolution, Convolution
-from fairseq_sru.models.sru import SRUModel, check
+from fairseq_sru.models.sru import SRUModel
 from fairseq_sru.models.transformer_layers import SelfAttention
 from fairseq_sru.models.units import LSTM, packed
 
@@ -77,16 +77,6 @@ def test_the_backend_of_a_gpu_is_set_up_before_the_first_batch(build, monkeypatc
     assert not asked
     build().to("meta").make_generation_fast_()
     assert set(asked) == {("auto", "meta")}
-
-
-def test_weights_that_are_loaded_into_a_laid_out_decoder_are_its_weights(build, dictionary, monkeypatch):
-    monkeypatch.setattr(module, "_ONEDNN", True)
-    model, other = (build(share_all_embeddings=True).float().eval() for _ in range(2))
-    model.make_generation_fast_(need_attn=False)
-    assert model.decoder.tied is not None
-    model.load_state_dict(other.state_dict())
-    src, target = sources(dictionary, [5, 3]), prefixes(dictionary, 2, 4)
-    torch.testing.assert_close(model(src, None, target)[0], other(src, None, target)[0])
 
 
 @pytest.mark.parametrize("options", [{}, {"decoder_attention": "False"}], ids=["attention", "none"])
@@ -530,21 +520,6 @@ def test_adaptive_cutoffs_beyond_the_vocabulary_are_left_out(build, dictionary):
     assert model.decoder.adaptive_softmax.cutoff == [len(dictionary)]
     model = build(criterion="adaptive_loss", adaptive_softmax_cutoff="[10, 20, 200000]")
     assert model.decoder.adaptive_softmax.cutoff == [10, 20, len(dictionary)]
-
-
-def test_retain_dropout(build, dictionary):
-    model = build(dropout=0.5).eval()
-    src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
-    torch.testing.assert_close(model(src, None, target)[0], model(src, None, target)[0], rtol=0, atol=0)
-    cfg = OmegaConf.structured(FairseqConfig)
-    cfg.generation.retain_dropout = True
-    model.prepare_for_inference_(cfg)
-    assert not torch.allclose(model(src, None, target)[0], model(src, None, target)[0])
-
-
-def test_a_config_of_an_older_version_takes_the_defaults_of_what_it_lacks(build):
-    check(Namespace(), SRUConfig)
-    assert build().encoder.max_positions() == 1024
 
 
 def test_a_bare_namespace_has_no_longest_sentence(dictionary):

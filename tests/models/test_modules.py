@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from fairseq_sru.layers import linear as module_of_linear
-from fairseq_sru.models.units import LSTM
 
 
 def run(model: Any, dictionary: Any) -> Tensor:
@@ -72,12 +70,6 @@ def test_modules_with_a_state_of_their_own_are_reordered_with_the_decoder(build,
     assert torch.equal(decoder.mine._get_input_buffer(state)["prev_key"], keys[order])
 
 
-def test_another_thread_may_begin_while_states_are_reordered(build, dictionary, monkeypatch):
-    decoder = build().eval().decoder
-    monkeypatch.setattr(decoder, "reorder_incremental_state", lambda state, order: decoder.eval())
-    decoder.reorder_incremental_state_scripting({}, torch.tensor([0]))
-
-
 @torch.no_grad()
 def test_what_a_subclass_adds_to_the_encoders_result_is_reordered(build, dictionary):
     model = build().eval()
@@ -85,14 +77,6 @@ def test_what_a_subclass_adds_to_the_encoders_result_is_reordered(build, diction
     second, rows = torch.randn(3, 7), torch.tensor([2, 2, 0, 0])  # a beam of 2; a sentence is done
     found = model.encoder.reorder_encoder_out({**encoded, "second": [second]}, rows)
     assert torch.equal(found["second"][0], second[[2, 0]])
-
-
-def test_a_copy_has_weights_of_its_own(build, dictionary):
-    model = build().eval()
-    expected, copied = run(model, dictionary), copy.deepcopy(model)
-    for weight in model.parameters():
-        weight.data.zero_()
-    torch.testing.assert_close(run(copied, dictionary), expected)
 
 
 @pytest.mark.parametrize("name", ["sru, tied", "sru_lm, tied", "transformer_sru, tied"])
@@ -175,13 +159,3 @@ def test_torch_func_differentiates_a_model(build, dictionary):
     run(model, dictionary).square().mean().backward()
     for name, weight in model.named_parameters():
         torch.testing.assert_close(gradients[name], weight.grad)
-
-
-def test_lstm_units_laid_out_for_a_cpu_move_to_another_device() -> None:
-    """cuDNN, which flattens the weights then, wants them by rows."""
-    unit = LSTM(6, 4, 0.0, bidirectional=True)
-    for matrix in unit.all_weights[0][:2]:  # as make_generation_fast_ leaves them where oneDNN multiplies
-        matrix.data = matrix.data.t().contiguous().t()
-    assert not unit.weight_ih_l0.is_contiguous()
-    unit.to("meta")
-    assert all(weight.is_contiguous() for weight in unit.parameters())

@@ -239,6 +239,39 @@ def test_what_no_program_says_is_torchs(change: str, model: Any) -> None:
         model_for_export(model, Namespace(source_dictionary=words(), target_dictionary=words()), SENTENCEPIECE)
 
 
+def by(*words: Any) -> Callable[[Any], None]:
+    """Call a method of the model."""
+    return lambda model: getattr(model, words[0])(*words[1:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        by("train"),
+        by("double"),
+        by("bfloat16"),
+        lambda model: setattr(model.decoder, "need_attn", True),
+        lambda model: model.encoder.layers[0].register_forward_hook(lambda *_: None),
+        lambda model: model.make_generation_fast_(retain_dropout=True),
+        lambda model: setattr(model, "get_normalized_probs", lambda *_, **__: None),  # as a plugin has its own
+    ],
+)
+def test_where_torch_has_to_run_the_model_it_searches(change: Callable[[Any], Any], model: Any) -> None:
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is not None
+    generator = generator_of(model)
+    change(model)
+    assert model.beam_search(generator, sample_of(LENGTHS)) is None
+
+
+def test_what_surrounds_a_search_may_leave_it_to_torch(model: Any) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
+    hook = register_module_forward_hook(lambda *_: None)
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
+    hook.remove()
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is not None
+
+
 def test_what_lies_beside_encoder_and_decoder_changes_nothing(model: Any) -> None:
     model.head = torch.nn.Linear(8, 2)
     model.__class__ = type("Mine", (type(model),), {"__module__": "mine"})
@@ -275,34 +308,6 @@ def test_an_ensemble_scores_by_the_mean_of_probabilities() -> None:
                 torch.testing.assert_close(hypothesis["positional_scores"].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_where_torch_has_to_run_the_model_it_searches(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, generator = sample_of(LENGTHS), generator_of(model)
-
-    def searches() -> bool:
-        return model.beam_search(generator, sample) is not None
-
-    assert searches()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not searches()
-    model.decoder.need_attn = True
-    assert not searches()
-    model.decoder.need_attn = False
-    assert not model.train().beam_search(generator, sample)
-    assert not model.eval().double().beam_search(generator, sample)
-    assert not model.bfloat16().beam_search(generator, sample)
-    assert model.float().beam_search(generator, sample)
-    hook = model.encoder.layers[0].register_forward_hook(lambda *_: None)
-    assert not searches()
-    hook.remove()
-    assert searches()
-    hook = register_module_forward_hook(lambda *_: None)
-    assert not searches()
-    hook.remove()
-    assert searches()
-    monkeypatch.setattr(type(model), "get_normalized_probs", lambda *_, **__: None)  # as a plugin has its own
-    assert not searches()
-
-
 @pytest.mark.parametrize("name", ["sru, coverage", "transformer_sru, ssru, coverage", "sru, defaults"])
 @torch.no_grad()
 def test_a_search_for_given_words_scores_as_the_model_does(name: str) -> None:
@@ -327,14 +332,6 @@ def test_a_search_for_given_words_scores_as_the_model_does(name: str) -> None:
             torch.testing.assert_close(hypothesis["positional_scores"].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sru, defaults", "transformer_sru, ssru"])
-def test_with_dropout_that_is_retained_fairseq_searches(name: str) -> None:
-    model = model_of(name)
-    model.make_generation_fast_(retain_dropout=True)
-    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
-    assert found(model, sample_of(LENGTHS))
-
-
 def test_weights_that_change_are_seen(model: Any) -> None:
     sample = sample_of(LENGTHS)
     check(model, sample)
@@ -347,12 +344,6 @@ def test_weights_that_change_are_seen(model: Any) -> None:
     model.encoder.embed_tokens.weight.data.mul_(-1)
     model.eval()
     assert found(model, sample)[0][0]["score"] == before[0][0]["score"]
-
-
-def test_a_model_prepared_for_generation_does_not_train(model: Any) -> None:
-    model.make_generation_fast_(need_attn=False)
-    with pytest.raises(RuntimeError, match="cannot train after make_generation_fast"):
-        model.train()
 
 
 def test_where_evaluation_goes_on_the_search_stays(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -173,11 +173,11 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def program(self) -> Program | None:
         """The step from tokens to logits, written down; None where it has to be torch's."""
-        made = None if self.adaptive_softmax is not None else self.features_program()
-        if made is not None:
+        program = None if self.adaptive_softmax is not None else self.features_program()
+        if program is not None:
             output: Any = self.embed_tokens if self.output_projection is None else self.output_projection
-            made.linear(len(made.widths) - 1, made.slot(len(output.weight)), output.weight)
-        return made
+            program.linear(len(program.widths) - 1, program.slot(len(output.weight)), output.weight)
+        return program
 
     def features_program(self) -> Program | None:
         """Return :meth:`program` without the output layer: the last slot has the features."""

@@ -44,8 +44,8 @@ class BaseEncoder(FairseqEncoder):
             encoder_out ``[outputs]``, encoder_padding_mask ``[padding_mask]``, rows_per_sentence, 1, and read, where
             decoders keep what their attentions read of the outputs (:meth:`BaseDecoder.sources`).
         """
-        made = {"encoder_out": [outputs], "encoder_padding_mask": [padding_mask], **more}
-        return {**made, "rows_per_sentence": 1, "read": {}}
+        result = {"encoder_out": [outputs], "encoder_padding_mask": [padding_mask], **more}
+        return {**result, "rows_per_sentence": 1, "read": {}}
 
     def program(self) -> Program | None:
         """Return the program of the outputs, with their slot as its result; None where it has to be torch's."""
@@ -60,12 +60,12 @@ class BaseEncoder(FairseqEncoder):
         rows = encoder_out["rows_per_sentence"]
         runs = [(n, len(list(run))) for n, run in groupby(row // rows for row in new_order.tolist())]
         together = len({length for _, length in runs}) == 1
-        kept = [n for n, length in runs for _ in range(1 if together else length)]
-        new = {**encoder_out, "rows_per_sentence": len(new_order) // len(kept)}
+        remaining = [n for n, length in runs for _ in range(1 if together else length)]
+        new = {**encoder_out, "rows_per_sentence": len(new_order) // len(remaining)}
         sentences = len(encoder_out["encoder_padding_mask"][0])
         dims = {name: int(name == "encoder_out") for name, tensors in encoder_out.items() if isinstance(tensors, list)}
-        if kept != list(range(sentences)):
-            at = torch.tensor(kept, device=new_order.device)
+        if remaining != list(range(sentences)):
+            at = torch.tensor(remaining, device=new_order.device)
             new |= {name: [t.index_select(dim, at) for t in encoder_out[name]] for name, dim in dims.items()}
             new["read"] = {
                 decoder: read._replace(

@@ -128,12 +128,12 @@ class CNNClassifier(Classifier):
         padding = src_tokens.eq(self.padding_idx)
         x = self.embed_tokens(src_tokens).masked_fill(padding.unsqueeze(-1), 0.0).transpose(1, 2)
         words = (~padding).to(x.dtype).unsqueeze(1)
-        found = []
+        largest = []
         for width, convolution in zip(self.widths, self.convolutions, strict=True):
             outside = (width - 1, width - 1)
             seen = F.max_pool1d(F.pad(words, outside), width, stride=1)  # 0 where a filter sees no word
-            found.append(convolution(F.pad(x, outside)).relu().mul(seen).amax(-1))  # ReLU's least is 0, too
-        return torch.cat(found, dim=1)
+            largest.append(convolution(F.pad(x, outside)).relu().mul(seen).amax(-1))  # ReLU's least is 0, too
+        return torch.cat(largest, dim=1)
 
 
 register_architectures("sru_classifier", ClassifierConfig, task="sentence_prediction")

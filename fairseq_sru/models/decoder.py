@@ -61,8 +61,7 @@ class SRUDecoder(BaseDecoder):
 
     Args:
         cfg: options of :class:`SRUConfig`, completed.
-        dictionary: the target dictionary.
-        embed_tokens: the target embedding, ``(len(dictionary), embed_dim)``.
+        dictionary, embed_tokens: of :class:`BaseDecoder`.
         source_size: features of the encoder outputs.
         state_size: features of the encoder's last state.
     """
@@ -134,19 +133,21 @@ class SRUDecoder(BaseDecoder):
         if not attending or not all(map(plain, cells)) or not isinstance(self.norm, nn.LayerNorm):
             return None
         assert self.project_out is not None
-        made = Program()
+        program = Program()
         size = self.norm.normalized_shape[0]
-        wide, inner = made.slot(max(cell.planes for cell in cells) * size), made.slot(size)
-        x = write_embedding(made, self.embed_tokens.weight, self.project_in)
+        wide, inner = program.slot(max(cell.planes for cell in cells) * size), program.slot(size)
+        x = write_embedding(program, self.embed_tokens.weight, self.project_in)
         for i, (layer, cell) in enumerate(zip(layers, cells, strict=True)):
-            write_norm(made, x, inner, layer.rnn.norm)
-            made.linear(inner, wide, cell.weight)
-            made.recur(wide, x, cell.bias, cell.activation)
+            write_norm(program, x, inner, layer.rnn.norm)
+            program.linear(inner, wide, cell.weight)
+            program.recur(wide, x, cell.bias, cell.activation)
             if layer.attention is not None:
-                write_attention(made, x, inner, wide, layer, i == self.covered)
-        write_norm(made, x, inner, self.norm)
-        made.linear(inner, made.slot(self.project_out.out_features), self.project_out.weight, self.project_out.bias)
-        return made
+                write_attention(program, x, inner, wide, layer, i == self.covered)
+        write_norm(program, x, inner, self.norm)
+        program.linear(
+            inner, program.slot(self.project_out.out_features), self.project_out.weight, self.project_out.bias
+        )
+        return program
 
     def _initial_states(self, encoder_out: dict[str, Any], batch: int) -> list[State]:
         if self.initial_state is None:

@@ -89,7 +89,7 @@ def project_in(embed_dim: int, size: int) -> nn.Module:
 
 def biased(size: int, out: int) -> Linear:
     """A linear map with a bias of 0."""
-    made = Linear(size, out)
-    nn.init.xavier_uniform_(made.weight)
-    nn.init.zeros_(made.bias)
-    return made
+    linear = Linear(size, out)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

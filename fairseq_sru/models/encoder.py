@@ -22,8 +22,7 @@ class RecurrentEncoder(BaseEncoder):
 
     Args:
         cfg: options of :class:`EncoderConfig`, completed.
-        dictionary: of :class:`BaseEncoder`.
-        embed_tokens: of :class:`BaseEncoder`.
+        dictionary, embed_tokens: of :class:`BaseEncoder`.
         input_size: features of what the stack reads.
         read: False where nothing reads the outputs but the last state, and the norm would get no gradient.
     """
@@ -73,8 +72,7 @@ class SRUEncoder(RecurrentEncoder):
 
     Args:
         cfg: options of :class:`EncoderConfig`, completed.
-        dictionary: the source dictionary.
-        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``.
+        dictionary, embed_tokens: of :class:`BaseEncoder`.
         read: of :class:`RecurrentEncoder`.
     """
 
@@ -101,19 +99,19 @@ class SRUEncoder(RecurrentEncoder):
         cells = [getattr(layer, layer.unit) for layer in layers]
         if not all(plain(cell, bidirectional=True) for cell in cells) or not isinstance(self.norm, nn.LayerNorm):
             return None
-        made = Program()
+        program = Program()
         size = self.output_units
-        wide = made.slot(max(cell.planes for cell in cells) * size)
-        inner, convolved = made.slot(size), made.slot(size)
-        x = write_embedding(made, self.embed_tokens.weight, self.project_in)
+        wide = program.slot(max(cell.planes for cell in cells) * size)
+        inner, convolved = program.slot(size), program.slot(size)
+        x = write_embedding(program, self.embed_tokens.weight, self.project_in)
         for layer, cell in zip(layers, cells, strict=True):
-            write_norm(made, x, inner, layer.norm)
+            write_norm(program, x, inner, layer.norm)
             seen = inner
             if layer.convolution is not None:
                 seen = convolved
-                made.convolve(inner, seen, layer.convolution.weight)
-            made.linear(seen, wide, cell.weight)
-            made.scan(wide, x, cell.bias, cell.activation, cell.bidirectional)
-        write_norm(made, x, inner, self.norm)
-        made.result = inner
-        return made
+                program.convolve(inner, seen, layer.convolution.weight)
+            program.linear(seen, wide, cell.weight)
+            program.scan(wide, x, cell.bias, cell.activation, cell.bidirectional)
+        write_norm(program, x, inner, self.norm)
+        program.result = inner
+        return program

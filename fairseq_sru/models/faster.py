@@ -69,8 +69,8 @@ def _inference_with_bleu(old: Any, self: TranslationTask, generator: SequenceGen
 def _cross_entropy(
     old: Any, self: Any, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
 ) -> Any:
-    found = cross_entropy(model, net_output, sample, 0.0, self.padding_idx) if reduce else None
-    return old(self, model, net_output, sample, reduce=reduce) if found is None else found
+    losses = cross_entropy(model, net_output, sample, 0.0, self.padding_idx) if reduce else None
+    return old(self, model, net_output, sample, reduce=reduce) if losses is None else losses
 
 
 _PROBABILITIES = LabelSmoothedCrossEntropyCriterion.get_lprobs_and_target
@@ -81,8 +81,8 @@ def _label_smoothed(
     old: Any, self: Any, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
 ) -> Any:
     usual = type(self).get_lprobs_and_target is _PROBABILITIES and self.ignore_prefix_size == 0
-    found = cross_entropy(model, net_output, sample, self.eps, self.padding_idx) if reduce and usual else None
-    return old(self, model, net_output, sample, reduce=reduce) if found is None else found
+    losses = cross_entropy(model, net_output, sample, self.eps, self.padding_idx) if reduce and usual else None
+    return old(self, model, net_output, sample, reduce=reduce) if losses is None else losses
 
 
 def _dropout(self: Any, x: Tensor, inplace: bool = False) -> Tensor:  # TorchScript has to read it

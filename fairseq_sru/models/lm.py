@@ -28,8 +28,7 @@ class SRULanguageDecoder(BaseDecoder):
 
     Args:
         cfg: options of :class:`SRULanguageModelConfig`, completed.
-        dictionary: of the tokens that are predicted.
-        embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
+        dictionary, embed_tokens: of :class:`BaseDecoder`.
     """
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
@@ -105,14 +104,9 @@ class SRULanguageDecoder(BaseDecoder):
 
 def check(cfg: Any, config: type[SRULanguageModelConfig]) -> Namespace:
     """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
-    outputs = getattr(cfg, "output_dictionary_size", -1)  # the task's, on the command line
     cfg = options.completed(cfg, config)
     if options.tied(cfg):
         options.must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
-        if outputs >= 0:
-            raise ValueError(
-                "--output-dictionary-size: can't be had with --share-decoder-input-output-embed, which some presets set"
-            )
     return cfg
 
 

@@ -87,20 +87,20 @@ def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
     fields = options.__dataclass_fields__
 
     def value(name: str) -> Any:
-        found = getattr(cfg, name, None)
-        if found is None:
+        chosen = getattr(cfg, name, None)
+        if chosen is None:
             follows = fields[name].metadata.get("follows")
-            found = value(follows) if follows else fields[name].default
-        if OmegaConf.is_dict(found):
-            found = found.get("_name")
-        if isinstance(found, str) and found.startswith("${"):
+            chosen = value(follows) if follows else fields[name].default
+        if OmegaConf.is_dict(chosen):
+            chosen = chosen.get("_name")
+        if isinstance(chosen, str) and chosen.startswith("${"):
             return UNLIMITED if name.endswith("_positions") else None
-        return found
+        return chosen
 
     complete = {name: value(name) for name in fields}
-    for name, found in complete.items():
-        if found is not None and "check" in fields[name].metadata:
-            _check(name, found, *fields[name].metadata["check"])
+    for name, chosen in complete.items():
+        if chosen is not None and "check" in fields[name].metadata:
+            _check(name, chosen, *fields[name].metadata["check"])
     return Namespace(**complete)
 
 

@@ -44,7 +44,7 @@ class RecurrentLayer(nn.Module):
         convolution = CausalConvolution if causal else Convolution
         self.convolution = convolution(size, kernel_size) if kernel_size > 1 else None
         unit = UNITS[self.unit]
-        made = unit.make(
+        module = unit.make(
             size,
             size // 2 if bidirectional else size,
             rnn_dropout=cfg.rnn_dropout,
@@ -53,7 +53,7 @@ class RecurrentLayer(nn.Module):
             residual=residual,
             dropout=dropout,
         )
-        self.add_module(self.unit, made)  # its name is a part of the weights' names in checkpoints
+        self.add_module(self.unit, module)  # its name is a part of the weights' names in checkpoints
         inside = unit.drops and not residual
         self.dropout = Dropout(0.0 if inside else dropout, module_name=type(self).__name__)
 

@@ -72,17 +72,6 @@ class SpeechEncoder(RecurrentEncoder):
         return self.encode(x.transpose(0, 1).to(dtype), padding_mask)  # autocast rounds only products, no sums
 
 
-def check(cfg: Any, config: type[SpeechConfig]) -> Namespace:
-    """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
-    cfg = options.completed(cfg, config)
-    for name in ("share_all_embeddings", "encoder_embed_path", "encoder_freeze_embed"):
-        if getattr(cfg, name):
-            raise ValueError(f"{options.flag(name)}: speech has no embedding; got {getattr(cfg, name)}")
-    if cfg.criterion in ("ctc", "label_smoothed_cross_entropy_with_ctc"):
-        raise ValueError(f"--criterion {cfg.criterion} asks for a model whose encoder has an output layer")
-    return sru.check(cfg, config)
-
-
 @register_model("s2t_sru", dataclass=SpeechConfig)
 class SpeechModel(TranslationModel):
     """Speech to text: the encoder of ``--arch sru`` over convolutions, and its decoder, with SRU or LSTM units."""
@@ -90,10 +79,10 @@ class SpeechModel(TranslationModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SpeechModel:
         """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
-        cfg = check(cfg, SpeechConfig)
+        cfg = sru.check(cfg, SpeechConfig)
         encoder = SpeechEncoder(cfg, read=options.attention(cfg.decoder_attention) != 0)
         target, embed = task.target_dictionary, embedding_of(cfg, "decoder", task.target_dictionary)
         return cls(encoder, SRUDecoder(cfg, target, embed, encoder.output_units, encoder.state_units))
 
 
-register_architectures("s2t_sru", SpeechConfig, check, task="speech_to_text")
+register_architectures("s2t_sru", SpeechConfig, sru.check, task="speech_to_text")

@@ -29,7 +29,7 @@ Made = TypeVar("Made")
 class _Known(NamedTuple):
     """The code compiled for a module, None where there can't be any, and versions of the weights that it read."""
 
-    made: Any
+    code: Any
     seen: tuple[Any, ...]
 
 
@@ -100,13 +100,13 @@ class Step:
             IndexError: a token is not of the dictionary.
             MemoryError: there is not enough.
         """
-        rows, src_len, made = len(tokens), sources[0].key.size(2), self.program
+        rows, src_len, program = len(tokens), sources[0].key.size(2), self.program
         tokens = tokens.contiguous()
         usual: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
-        state = torch.zeros(rows, made.state_size, **usual) if state is None else state.contiguous()
-        past = torch.zeros(rows, src_len if made.coverage else 0, **usual) if past is None else past.contiguous()
+        state = torch.zeros(rows, program.state_size, **usual) if state is None else state.contiguous()
+        past = torch.zeros(rows, src_len if program.coverage else 0, **usual) if past is None else past.contiguous()
         sources = [Source(*(x if x.stride(-1) == 1 else x.contiguous() for x in source)) for source in sources]
-        *inner, words = made.widths
+        *inner, words = program.widths
         scratch, logits = torch.empty(rows * sum(inner), **usual), torch.empty(rows, words, **usual)
         new_state, new_past = torch.empty_like(state), torch.empty_like(past)
         weights = torch.empty(rows, src_len, **usual)
@@ -122,39 +122,39 @@ class Step:
             for source in sources
         )
         pointers = [x.data_ptr() for x in (tokens, scratch, state, new_state, past, new_past, weights, logits)]
-        shape = (rows, rows // len(sources[0].key), src_len, made.state_size, need_weights)
+        shape = (rows, rows // len(sources[0].key), src_len, program.state_size, need_weights)
         call = (threads_here(), *openmp(), *self.packed.fields, *shape, address(packed), *pointers)
         done = library().run_step(struct.pack("22q", *call))
         if done < 0:
             raise MemoryError(f"a step of {rows} rows doesn't fit")
         if not done:
             raise IndexError(f"tokens must be of the dictionary; got {int(tokens.min())} to {int(tokens.max())}")
-        return Result(logits, new_state, new_past if made.coverage else None, weights if need_weights else None)
+        return Result(logits, new_state, new_past if program.coverage else None, weights if need_weights else None)
 
 
-def write_norm(made: Program, x: int, out: int, module: nn.Module) -> None:
+def write_norm(program: Program, x: int, out: int, module: nn.Module) -> None:
     """Write ``out = layer_norm(x)``."""
     assert isinstance(module, nn.LayerNorm)
-    made.norm(x, out, module.weight, module.bias, module.eps)
+    program.norm(x, out, module.weight, module.bias, module.eps)
 
 
-def write_embedding(made: Program, embedding: Tensor, project_in: nn.Module) -> int:
+def write_embedding(program: Program, embedding: Tensor, project_in: nn.Module) -> int:
     """Write the embedding of tokens and the map to the layers, where there is one; returns the slot that has them."""
-    embedded = made.slot(embedding.size(1))
-    made.embed(embedded, embedding)
+    embedded = program.slot(embedding.size(1))
+    program.embed(embedded, embedding)
     if isinstance(project_in, nn.Identity):
         return embedded
     module: Any = project_in  # Linear, or what fairseq's quantisation makes of it
-    x = made.slot(module.out_features)
-    made.linear(embedded, x, module.weight, module.bias)
+    x = program.slot(module.out_features)
+    program.linear(embedded, x, module.weight, module.bias)
     return x
 
 
-def write_attention(made: Program, x: int, inner: int, wide: int, layer: Any, keep: bool) -> None:
+def write_attention(program: Program, x: int, inner: int, wide: int, layer: Any, keep: bool) -> None:
     """Write ``x += attention(layer_norm(x))`` of a decoder layer with attention_norm, attention and coverage.
 
     Args:
-        made: is written to.
+        program: is written to.
         x: slot of the residual sum.
         inner: a slot of x's width, for what is between.
         wide: a slot at least as wide, likewise.
@@ -164,10 +164,10 @@ def write_attention(made: Program, x: int, inner: int, wide: int, layer: Any, ke
     attention: Attention = layer.attention
     coverage: Coverage | None = layer.coverage
     weight = None if coverage is None else coverage.weight
-    write_norm(made, x, inner, layer.attention_norm)
-    made.linear(inner, wide, attention.query.weight)
-    made.attend(wide, inner, attention.heads, attention.scale, keep, weight)
-    made.linear(inner, x, attention.out.weight, add=True)
+    write_norm(program, x, inner, layer.attention_norm)
+    program.linear(inner, wide, attention.query.weight)
+    program.attend(wide, inner, attention.heads, attention.scale, keep, weight)
+    program.linear(inner, x, attention.out.weight, add=True)
 
 
 def plain(cell: nn.Module, bidirectional: bool = False) -> bool:
@@ -266,4 +266,4 @@ def remembered(
         seen = (possible, *(version(weight) for part in parts for weight in part.parameters()))
         if known is None or known.seen != seen:
             known = _known[module] = _Known(make() if possible else None, seen)
-    return known.made  # type: ignore[no-any-return]
+    return known.code  # type: ignore[no-any-return]

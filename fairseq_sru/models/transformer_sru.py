@@ -31,8 +31,7 @@ class TransformerSRUEncoder(BaseEncoder):
 
     Args:
         cfg: options of :class:`TransformerSRUConfig`, completed.
-        dictionary: of :class:`BaseEncoder`.
-        embed_tokens: of :class:`BaseEncoder`.
+        dictionary, embed_tokens: of :class:`BaseEncoder`.
     """
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
@@ -57,23 +56,23 @@ class TransformerSRUEncoder(BaseEncoder):
         layers: list[Any] = list(self.layers)
         if any(layer.feed_forward.inner is None for layer in layers):
             return None
-        made = Program()
+        program = Program()
         size, first = self.output_units, self.padding_idx + 1
         between = max(3 * size, layers[0].feed_forward.inner.out_features)
-        wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
+        wide, inner, x = program.slot(between), program.slot(size), program.slot(size)
         most = min(self.max_source_positions, LONGEST_SOURCE)
         table = self.embed_positions.get_embedding(first + most, size, self.padding_idx)
-        made.embed(x, self.embed_tokens.weight, table[first:], math.sqrt(size))
+        program.embed(x, self.embed_tokens.weight, table[first:], math.sqrt(size))
         for layer in layers:
             attention = layer.self_attention
-            write_norm(made, x, inner, layer.self_attention_norm)
-            made.linear(inner, wide, attention.query_key_value.weight)
-            made.self_attend(wide, inner, attention.heads, 1 / math.sqrt(size // attention.heads))
-            made.linear(inner, x, attention.out.weight, add=True)
-            _write_feed_forward(made, x, inner, wide, layer)
-        write_norm(made, x, inner, self.norm)
-        made.result = inner
-        return made
+            write_norm(program, x, inner, layer.self_attention_norm)
+            program.linear(inner, wide, attention.query_key_value.weight)
+            program.self_attend(wide, inner, attention.heads, 1 / math.sqrt(size // attention.heads))
+            program.linear(inner, x, attention.out.weight, add=True)
+            _write_feed_forward(program, x, inner, wide, layer)
+        write_norm(program, x, inner, self.norm)
+        program.result = inner
+        return program
 
 
 class TransformerSRUDecoder(BaseDecoder):
@@ -84,8 +83,7 @@ class TransformerSRUDecoder(BaseDecoder):
 
     Args:
         cfg: options of :class:`TransformerSRUConfig`, completed.
-        dictionary: the target dictionary.
-        embed_tokens: the target embedding, ``(len(dictionary), embed_dim)``.
+        dictionary, embed_tokens: of :class:`BaseDecoder`.
         source_size: features of the encoder outputs.
     """
 
@@ -133,26 +131,26 @@ class TransformerSRUDecoder(BaseDecoder):
         layers: list[Any] = list(self.layers)
         if not all(plain(layer.sru) and layer.feed_forward.inner is not None for layer in layers):
             return None
-        made = Program()
+        program = Program()
         size = self.norm.normalized_shape[0]
         between = max(3 * size, layers[0].feed_forward.inner.out_features)
-        wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
-        made.embed(x, self.embed_tokens.weight, scale=math.sqrt(size))
+        wide, inner, x = program.slot(between), program.slot(size), program.slot(size)
+        program.embed(x, self.embed_tokens.weight, scale=math.sqrt(size))
         for i, layer in enumerate(layers):
-            write_norm(made, x, inner, layer.autoreg_norm)
-            made.linear(inner, wide, layer.sru.weight)
-            made.recur(wide, x, layer.sru.bias, layer.sru.activation)
-            write_attention(made, x, inner, wide, layer, i == self.covered)
-            _write_feed_forward(made, x, inner, wide, layer)
-        write_norm(made, x, made.slot(size), self.norm)
-        return made
+            write_norm(program, x, inner, layer.autoreg_norm)
+            program.linear(inner, wide, layer.sru.weight)
+            program.recur(wide, x, layer.sru.bias, layer.sru.activation)
+            write_attention(program, x, inner, wide, layer, i == self.covered)
+            _write_feed_forward(program, x, inner, wide, layer)
+        write_norm(program, x, program.slot(size), self.norm)
+        return program
 
 
-def _write_feed_forward(made: Program, x: int, inner: int, wide: int, layer: Any) -> None:
+def _write_feed_forward(program: Program, x: int, inner: int, wide: int, layer: Any) -> None:
     first, second = layer.feed_forward.inner, layer.feed_forward.out
-    write_norm(made, x, inner, layer.feed_forward_norm)
-    made.linear(inner, wide, first.weight, first.bias, relu=True)
-    made.linear(wide, x, second.weight, second.bias, add=True)
+    write_norm(program, x, inner, layer.feed_forward_norm)
+    program.linear(inner, wide, first.weight, first.bias, relu=True)
+    program.linear(wide, x, second.weight, second.bias, add=True)
 
 
 def _visible(padding_mask: Tensor, last: int) -> Tensor:

@@ -129,13 +129,13 @@ class LSTM(nn.LSTM):
     def _each_way(self, x: Tensor, packing: Packing) -> Tensor:
         """The outputs, by each direction by itself, over batches whose padding comes last: packed ones, which nn.LSTM
         does not give to oneDNN, take far longer."""
-        found = []
+        outputs = []
         zeros = x.new_zeros(1, x.size(1), self.hidden_size)
         for order, weights in zip((packing.order, packing.turned), self.all_weights, strict=False):
-            given = x if order is None else x.gather(0, order.expand_as(x))
-            out, *_ = torch.lstm(given, (zeros, zeros), tuple(weights), True, 1, 0.0, self.training, False, False)
-            found.append(out if order is None else torch.empty_like(out).scatter(0, order.expand_as(out), out))
-        return torch.cat(found, dim=-1).masked_fill(packing.padding_mask.unsqueeze(-1), 0.0)
+            ordered = x if order is None else x.gather(0, order.expand_as(x))
+            out, *_ = torch.lstm(ordered, (zeros, zeros), tuple(weights), True, 1, 0.0, self.training, False, False)
+            outputs.append(out if order is None else torch.empty_like(out).scatter(0, order.expand_as(out), out))
+        return torch.cat(outputs, dim=-1).masked_fill(packing.padding_mask.unsqueeze(-1), 0.0)
 
     def _steps(self, x: Tensor) -> bool:
         """Return whether :meth:`_step` can take a step."""

@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 import random
 import re
-from argparse import Namespace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -19,7 +18,6 @@ from fairseq import checkpoint_utils, options, tasks
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 from support.builds import patched
@@ -247,16 +245,6 @@ def test_the_wikitext_preset():
     assert expected == pytest.approx(230e6, rel=0.02)
 
 
-def test_embeddings_that_are_shared_need_one_dictionary(text_data, capsys):
-    given = Namespace(data=str(text_data), task="language_modeling", output_dictionary_size=5)
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["sru_lm_small"](given)
-    assert "error: --output-dictionary-size: can't be had with --share-decoder" in capsys.readouterr().err
-    given = Namespace(data=str(text_data), task="language_modeling", criterion="adaptive_loss", decoder_embed_dim=8)
-    given.adaptive_softmax_cutoff, given.output_dictionary_size = "5", 9  # shares nothing
-    ARCH_CONFIG_REGISTRY["sru_lm_small"](given)
-
-
 # The commands.
 
 SMALL = ["--arch", "sru_lm", "--decoder-embed-dim", 32, "--dropout", 0.0, "--cpu", "--no-progress-bar"]
@@ -302,21 +290,6 @@ def test_generate_goes_on_with_a_text(trained, text_data):
         assert hypothesis[0] == line.split()[0]
         steps = [("abcdefgh".index(b) - "abcdefgh".index(a)) % 8 for a, b in pairwise(hypothesis)]
         assert set(steps) <= {1}  # it has learned to count
-
-
-@pytest.mark.slow
-def test_adaptive_softmax_trains_resumes_and_evaluates(text_data, tmp_path):
-    adaptive = ["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "5,9", "--ddp-backend", "legacy_ddp"]
-    train_lm(text_data, tmp_path, *adaptive, "--max-epoch", 3)
-    train_lm(text_data, tmp_path, *adaptive, "--max-epoch", 6)
-    blocks = ["--sample-break-mode", "none", "--tokens-per-sample", 32]  # as in training
-    assert perplexity(text_data, tmp_path / "checkpoint_last.pt", *blocks) < 3  # of 8 letters and an end
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(tmp_path / "checkpoint_last.pt")], {"data": str(text_data)}
-    )
-    truth = math.exp(-float(unbroken(model.double().eval(), task, text_data).mean()))
-    window = ["--tokens-per-sample", 16, "--context-window", 4, "--batch-size", 2]
-    assert perplexity(text_data, tmp_path / "checkpoint_last.pt", *window) == pytest.approx(truth, abs=0.01)
 
 
 def test_the_small_lstm_preset_has_the_parameters_of_its_sru_counterpart():

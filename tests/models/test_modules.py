@@ -18,17 +18,6 @@ def run(model: Any, dictionary: Any) -> Tensor:
     return model(sources(dictionary, [5, 3]), None, prefixes(dictionary, 2, 4))[0]
 
 
-@pytest.mark.parametrize("part", ["encoder", "decoder"])
-def test_a_part_of_another_model_works_with_what_it_is_put_to(part, build, dictionary):
-    one, other, expected = (build().eval() for _ in range(3))
-    expected.load_state_dict(one.state_dict())
-    getattr(expected, part).load_state_dict(getattr(other, part).state_dict())
-    setattr(one, part, getattr(other, part))
-    torch.testing.assert_close(run(one, dictionary), run(expected, dictionary))
-    run(one, dictionary).square().sum().backward()
-    assert all(weight.grad is not None for weight in one.parameters())
-
-
 def test_one_encoder_serves_several_decoders(build, dictionary):
     """Also outputs that are made under no_grad, with which a decoder learns, and that are edited; all at once and step
     by step."""
@@ -145,17 +134,3 @@ def test_a_traced_model_is_saved_and_loaded(name, dictionary, tmp_path):
             source, target = sources(dictionary, lengths), prefixes(dictionary, 2, lengths[0] - 1)
             given = (target,) if kind == "sru_lm" else (source, torch.tensor(lengths), target)
             torch.testing.assert_close(loaded(*given), model(*given))
-
-
-def test_torch_func_differentiates_a_model(build, dictionary):
-    model = build(**SRU_VARIANTS["convolution"]).eval()
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
-    given = sources(dictionary, [5, 3]), None, prefixes(dictionary, 2, 4)
-
-    def loss(weights: dict[str, Tensor]) -> Tensor:
-        return torch.func.functional_call(model, weights, given)[0].square().mean()
-
-    gradients = torch.func.grad(loss)(weights)
-    run(model, dictionary).square().mean().backward()
-    for name, weight in model.named_parameters():
-        torch.testing.assert_close(gradients[name], weight.grad)

@@ -14,7 +14,6 @@ from fairseq import search as strategies
 from fairseq.data import Dictionary
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
-from fairseq.token_generation_constraints import pack_constraints
 from support.builds import patched
 from support.exported import SENTENCEPIECE, torch_alone, words
 from support.small_models import VARIANTS, made
@@ -306,30 +305,6 @@ def test_an_ensemble_scores_by_the_mean_of_probabilities() -> None:
                 mean = sum(model(*given)[0].softmax(-1)[0] for model in exact) / 2
                 expected = mean.log().gather(1, tokens[:, None])[:, 0]
                 torch.testing.assert_close(hypothesis["positional_scores"].double(), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["sru, coverage", "transformer_sru, ssru, coverage", "sru, defaults"])
-@torch.no_grad()
-def test_a_search_for_given_words_scores_as_the_model_does(name: str) -> None:
-    """fairseq's lexical constraints (Hu et al. 2019), which reorder hypotheses in their own way: each word's score is
-    that of all words at once, in float64."""
-    model, sample = model_of(name), sample_of(LENGTHS)
-    wanted = [[torch.tensor([10 + n]), torch.tensor([20, 30 + n])] for n in range(len(LENGTHS))]
-    strategy = strategies.LexicallyConstrainedBeamSearch(words(), "unordered")
-    generator = generator_of(model, search_strategy=strategy, beam_size=6)
-    found = generator.generate([model], sample, constraints=pack_constraints(wanted))
-    net, exact = sample["net_input"], copy.deepcopy(model).double()
-    for n, (hypotheses, (one, two)) in enumerate(zip(found, wanted, strict=True)):
-        best = hypotheses[0]["tokens"]
-        text = best.tolist()
-        assert one[0] in best and any(text[i : i + 2] == two.tolist() for i in range(len(text))), "both are there"
-        for hypothesis in hypotheses[:3]:
-            tokens = hypothesis["tokens"]
-            before = torch.cat([tokens.new_tensor([words().eos()]), tokens[:-1]])[None]
-            source = net["src_tokens"][n : n + 1]
-            logits = exact(source, net["src_lengths"][n : n + 1], before)[0]
-            expected = logits.log_softmax(-1)[0].gather(1, tokens[:, None])[:, 0]
-            torch.testing.assert_close(hypothesis["positional_scores"].double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_that_change_are_seen(model: Any) -> None:

@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.layer import BOTH, CONV, FORWARD, GEMM, GRU, LSTM, OURS, PACKAGE, SCRIPTED, Case
+from benchmarks.layer import CONV, GEMM, GRU, LSTM, OURS, PACKAGE, SCRIPTED
+from benchmarks.registry import BOTH, FORWARD, Case
 from benchmarks.timing import place, short
 from common.files import write_text
 from common.machine import ROOT
@@ -115,7 +116,7 @@ def models() -> str:
 
 def shares() -> str:
     report = result("steps/xeon.json")
-    seen = {case: found["shares"] for case, found in report["cases"].items() if found["shares"]}
+    seen = {case: found["shares"] for case, found in report["cases"].items() if found.get("shares")}
     rows = [[case, *(f"{s:.0%}" for s in shares.values())] for case, shares in seen.items()]
     return table(["share of SRU's time", *next(iter(seen.values()), ())], rows)
 
@@ -134,7 +135,7 @@ def decoding() -> str:
 
 
 def translating() -> str:
-    """Whole systems, text in and text out, by recipes/decoding.py."""
+    """Whole systems, text in and text out, by recipes/speed.py."""
     made = ""
     for path in sorted((RESULTS / "decoding").glob("*.json"), reverse=True):  # the smaller first
         report, rows = result(f"decoding/{path.name}"), []

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.layer import CONV, GEMM, GRU, LSTM, OURS, PACKAGE, measured
+from benchmarks.layer import CONV, GEMM, GRU, LSTM, OURS, PACKAGE, RATIOS
 from benchmarks.registry import CONTESTANTS, Case
 from benchmarks.timing import place, short
 from comparison.report import number, table
@@ -50,26 +50,33 @@ def tests(folder: Path) -> str:
     return table(["tests", "passed", "failed", "skipped", "which failed"], rows) if rows else ""
 
 
+def calls(report: dict[str, Any], part: str, columns: Sequence[str], what: str) -> str:
+    """Table of a part of the reports of ``speed.py layer``."""
+    ratios, rows = list(RATIOS) if part == "cases" else [], []
+    for entry in report[part]:
+        medians = (entry["ms"].get(name, {}).get("median") for name in columns)
+        over = (number(entry["ratios"].get(ratio), ".2f") for ratio in ratios)
+        rows.append([str(Case.of(entry)), *map(short, medians), *over])
+    return place(report, what) + table(["ms", *columns, *ratios], rows) if rows else ""
+
+
 def layers(folder: Path) -> str:
-    """Table of one layer next to others. In torch's own loop, without cuDNN, nn.LSTM is no rival."""
-    report, others = read(folder / "layer.json"), read(folder / "others.json")
-    if report is None or not report["cases"]:
+    """Table of one layer. The operators of nn.LSTM show whether it ran in cuDNN: torch's own loop is no rival."""
+    report = read(folder / "layer.json")
+    if report is None:
         return ""
-    packages = measured(others) if others else {}
-    columns, rows = (CONV, LSTM, GRU, OURS, GEMM), []
+    operators = [f"{name}: {note}" for name, note in report["contestants"].items() if name.startswith(LSTM)]
+    what = "; ".join(["Milliseconds of a call", *operators])
+    return calls(report, "cases", (CONV, LSTM, GRU, OURS, GEMM), what)
 
-    def ratio(ms: dict[str, float], over: str, under: str) -> str:
-        return f"{ms[over] / ms[under]:.2f}" if {over, under} <= ms.keys() else "–"
 
-    for case, took in measured(report).items():
-        ms = {name: spread.median for name, spread in took.items()}
-        other = {name: spread.median for name, spread in packages.get(case, {}).items()}
-        dtype = "" if case.dtype == "float32" else f", {case.dtype}"
-        by_cudnn = "cudnn" in report["contestants"].get(LSTM + dtype, "")
-        ratios = [ratio(ms, LSTM, OURS) if by_cudnn else "–", ratio(ms, OURS, GEMM), ratio(other, PACKAGE, OURS)]
-        rows.append([str(case), *(short(ms.get(name)) for name in columns), *ratios])
-    head = ["ms", *columns, f"{LSTM} / {OURS}", f"{OURS} / {GEMM}", f"{PACKAGE} / {OURS}"]
-    return place(report, "Milliseconds of a call") + table(head, rows)
+def others(folder: Path) -> str:
+    """Tables of others' kernels."""
+    report = read(folder / "others.json")
+    if report is None:
+        return ""
+    recurrences = calls(report, "other_kernels", list(CONTESTANTS["recurrence"]), "Milliseconds of a recurrence")
+    return "\n".join(filter(None, [recurrences, calls(report, "cases", (OURS, PACKAGE), "Milliseconds of a layer")]))
 
 
 def recurrence(folder: Path) -> str:
@@ -88,18 +95,6 @@ def recurrence(folder: Path) -> str:
     head = ["recurrence", "ms", "GB/s", "of the speed of a large copy", "of copying as many bytes"]
     where = place(report, f"A large copy reads and writes {report['copy_gb_per_s']:,.0f} GB/s")
     return where + table(head, rows)
-
-
-def others(folder: Path) -> str:
-    """Table of others' kernels for recurrences."""
-    report, names = read(folder / "others.json"), list(CONTESTANTS["recurrence"])
-    if report is None or not report["other_kernels"]:
-        return ""
-    rows = []
-    for entry in report["other_kernels"]:
-        ms = [entry["ms"].get(name, {}).get("median") for name in names]
-        rows.append([str(Case.of(entry)), *map(short, ms)])
-    return place(report, "Milliseconds") + table(["recurrence", *names], rows)
 
 
 def models(folder: Path) -> str:
@@ -156,7 +151,7 @@ def translation(folder: Path) -> str:
 TABLES: dict[str, Callable[[Path], str]] = {
     "Outcomes of the tests, on the card": tests,
     "The recurrence, and the memory traffic that it must have, next to copying": recurrence,
-    "Recurrences of others, which compute less: only the cell state, from gates that are given": others,
+    "Others' kernels; their recurrences compute less: only the cell state, from gates that are given": others,
     "One layer. A CUDA graph replays a recorded call, without Python's part of it": layers,
     "Whole models": models,
     "Training on the text that ships, with its batches of 1,000 tokens and with those of Multi30k, of 4,096": training,

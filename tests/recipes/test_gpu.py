@@ -212,15 +212,15 @@ def test_what_stays_in_the_cache_is_no_share_of_a_large_copy(tmp_path: Path) -> 
     assert [row[2:] for row in shown] == [["134", "67%", "90%"], ["67", "–", "90%"]]
 
 
-def test_a_loop_of_torch_is_no_rival(tmp_path: Path) -> None:
-    spread = {"median": 2.0, "low": 1.0, "high": 3.0}
-    ms = {name: {**spread, "median": median} for name, median in (("LSTM", 9.0), ("SRU", 2.0))}
-    case = {"what": "forward", "length": 32, "batch": 32, "size": 512, "mode": "eager", "ms": ms}
-    notes = {"LSTM": "nn.LSTM (_cudnn_rnn)", "LSTM, bfloat16": "nn.LSTM (addmm)"}
-    report = {"machine": HERE, "turns": 1, "contestants": notes}
-    report["cases"] = [{**case, "dtype": dtype} for dtype in ("float32", "bfloat16")]
+def test_a_layers_table_says_whether_cudnn_ran(tmp_path: Path) -> None:
+    ms = {name: {"median": median} for name, median in (("LSTM", 9.0), ("SRU", 2.0))}
+    case = {"what": "forward", "length": 32, "batch": 32, "size": 512, "dtype": "float32", "mode": "eager", "ms": ms}
+    report = {"machine": HERE, "turns": 1, "contestants": {"LSTM": "nn.LSTM (_cudnn_rnn)", "GRU": "nn.GRU"}}
+    report["cases"] = [{**case, "ratios": {"LSTM / SRU": 4.5}}]
     (tmp_path / "layer.json").write_text(json.dumps(report))
-    assert [row[6] for row in rows(tables.layers(tmp_path))[-2:]] == ["4.50", "–"]
+    table = tables.layers(tmp_path)
+    assert table.startswith("Milliseconds of a call; LSTM: nn.LSTM (_cudnn_rnn). Tesla Z1")
+    assert rows(table)[-1] == ["forward L32 B32 d512", "–", "9.00", "–", "2.00", "–", "–", "4.50", "–"]
 
 
 # ---------------------------------------------------------------- others' packages

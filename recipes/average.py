@@ -20,60 +20,43 @@ import torch
 from common.arguments import at_least_one, new_file
 from common.files import write
 from fairseq.checkpoint_utils import checkpoint_paths
-from tqdm import tqdm
 
 from fairseq_sru.models.checkpoints import fairseq_checkpoints
 
+PATTERNS = {"epoch": r"checkpoint(\d+)\.pt", "update": r"checkpoint_\d+_(\d+)\.pt"}  # of the files' names
+
 
 def average(paths: list[Path]) -> dict[str, Any]:
-    """The last checkpoint's state with the mean of all checkpoints' weights.
+    """Return the last checkpoint's state with the mean of all checkpoints' weights.
 
     Sums are in float64; the result has each weight's own dtype. Tensors of whole numbers are taken from the last
     checkpoint.
 
     Raises:
-        ValueError: the checkpoints do not hold the same weights; the message names the first difference.
+        ValueError: a file isn't a checkpoint, or they do not hold the same weights; the message names the difference.
     """
     total: dict[str, torch.Tensor] = {}
-    state: dict[str, Any] = {}
-    for path in tqdm(paths, desc="average", unit="checkpoint", disable=None):
+    for path in paths:
         try:
             with fairseq_checkpoints():
-                state = torch.load(path, map_location="cpu", weights_only=True)
+                state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
             model = state["model"]
         except (pickle.UnpicklingError, RuntimeError, KeyError, TypeError, EOFError, OSError) as error:
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ValueError(f"{path} is not a fairseq checkpoint: {why}") from None
-        if total and model.keys() != total.keys():
-            name = sorted(model.keys() ^ total.keys())[0]
-            raise ValueError(f"{path} and {paths[0]} do not hold the same weights: {name} is in one of them only")
+            why = str(error).partition("\n")[0]
+            raise ValueError(f"{path} is not a fairseq checkpoint: {type(error).__name__} {why}") from None
+        shapes = {name: tuple(weight.shape) for name, weight in model.items()}
+        known = {name: tuple(weight.shape) for name, weight in total.items()} or shapes
+        for name in sorted(known.keys() | shapes.keys()):
+            if known.get(name) != shapes.get(name):
+                raise ValueError(f"{path}: {name} has shape {shapes.get(name)}, not {known.get(name)} as in {paths[0]}")
         for name, weight in model.items():
-            if name in total and total[name].shape != weight.shape:
-                raise ValueError(f"{path}: {name} has shape {tuple(weight.shape)}, not {tuple(total[name].shape)}")
-            if name in total and weight.is_floating_point():
-                total[name] += weight.double()
-            else:
-                total[name] = weight.double() if weight.is_floating_point() else weight
+            total[name] = total[name] + weight.double() if name in total else weight.double()
     state["model"] = {
         name: (total[name] / len(paths)).to(weight.dtype) if weight.is_floating_point() else weight
-        for name, weight in state["model"].items()
+        for name, weight in model.items()
     }
     state.pop("last_optimizer_state", None)
     return state
-
-
-def last_checkpoints(folder: Path, count: int, kind: str) -> list[Path]:
-    """The last ``count`` checkpoints of a folder, oldest first; kind "epoch" (checkpointN.pt) or "update"
-    (checkpoint_E_N.pt).
-
-    Raises:
-        ValueError: there are fewer.
-    """
-    pattern = r"checkpoint(\d+)\.pt" if kind == "epoch" else r"checkpoint_\d+_(\d+)\.pt"
-    found = checkpoint_paths(str(folder), pattern)
-    if len(found) < count:
-        raise ValueError(f"{folder} holds {len(found)} {kind} checkpoints; --num-{kind}-checkpoints is {count}")
-    return [Path(path) for path in found[count - 1 :: -1]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,33 +67,25 @@ def main(argv: list[str] | None = None) -> None:
     last.add_argument("--num-epoch-checkpoints", type=at_least_one, metavar="N", help="the last N checkpointE.pt")
     last.add_argument("--num-update-checkpoints", type=at_least_one, metavar="N", help="the last N checkpoint_E_U.pt")
     args = parser.parse_args(argv)
-
-    count = args.num_epoch_checkpoints or args.num_update_checkpoints
     paths: list[Path] = args.inputs
-    if count is not None:
-        if len(paths) != 1 or not os.path.isdir(paths[0]):
-            parser.error("argument --inputs: give one folder with --num-epoch-checkpoints or --num-update-checkpoints")
-        kind = "epoch" if args.num_epoch_checkpoints else "update"
-        try:
-            paths = last_checkpoints(paths[0], count, kind)
-        except ValueError as error:
-            parser.error(str(error))
+    for kind, pattern in PATTERNS.items():
+        if count := getattr(args, f"num_{kind}_checkpoints"):
+            if len(paths) != 1 or not os.path.isdir(paths[0]):
+                parser.error(f"argument --inputs: give one folder with --num-{kind}-checkpoints; got {paths[0]}")
+            every = [Path(path) for path in checkpoint_paths(str(paths[0]), pattern)]  # the last one first
+            if len(every) < count:
+                parser.error(f"{paths[0]} holds {len(every)} {kind} checkpoints; --num-{kind}-checkpoints is {count}")
+            paths = every[count - 1 :: -1]
     for path in paths:
-        if os.path.isdir(path):
-            parser.error(
-                f"argument --inputs: {path} is a folder: --num-epoch-checkpoints or --num-update-checkpoints says how "
-                "many of its checkpoints"
-            )
         if not os.path.isfile(path):
-            parser.error(f"argument --inputs: no such file: {path}")
+            what = "a folder, which wants --num-epoch-checkpoints" if os.path.isdir(path) else "no such file"
+            parser.error(f"argument --inputs: {path}: {what}")
     try:
-        state = average(paths)
+        write(args.output, partial(torch.save, average(paths)))
     except ValueError as error:
-        parser.error(str(error))
-    try:
-        write(args.output, partial(torch.save, state))
+        parser.error(f"argument --inputs: {error}")
     except (OSError, RuntimeError) as error:  # torch's own is a RuntimeError
-        parser.error(f"argument --output: {args.output} can't be written: {str(error).splitlines()[0]}")
+        parser.error(f"argument --output: {args.output} can't be written: {error}")
     print(f"{args.output}: average of {', '.join(map(str, paths))}")
 
 

@@ -9,18 +9,16 @@
 Writes to --out: ``spm.model`` (a joint sentencepiece BPE vocabulary) or, with --tokenizer moses-bpe, ``bpe.codes``; the
 text in subwords, ``{train,valid,test}.{sp,bpe}.LANGUAGE``; the plain text to score with, ``{valid,test}.LANGUAGE``,
 line for line what is binarised; ``{valid,test}.domains`` where the data set has labels; fairseq's ``bin/``;
-``archives/``, what was downloaded; and at last ``manifest.json``, what it was made of, what was dropped, and the
-checksum of each file. Labelled sentences become ``folds/N``, each with what fairseq's sentence_prediction reads, and
-``labelled-test.txt``. Where --out holds the same data set, made with the same options, and all its files are as they
-were made, nothing is done; an interrupted run is begun anew, but for its downloads. Else --out must be new or empty.
-One run at a time holds it, and removes or replaces only what this script made.
+``archives/``, what was downloaded; and ``manifest.json``, what it was made of and what was dropped. Labelled sentences
+become ``folds/N``, each with what fairseq's sentence_prediction reads, and ``labelled-test.txt``. All is written to
+OUT.part, which becomes OUT at the end; a run that was stopped begins again, but for its downloads. Where --out holds
+the same data set, made with the same options, nothing is done. Else --out must be new or empty.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 from concurrent.futures.process import BrokenProcessPool
@@ -30,9 +28,9 @@ from typing import Any
 
 from common.arguments import at_least_one, file
 from common.errors import RecipeError
-from common.hold import FolderError, held
-from corpora.building import MANIFEST, Task
-from corpora.publishing import Preparation, already_made, prepare
+from common.hold import FolderError
+from corpora.building import ParallelText
+from corpora.dataset import MANIFEST, Dataset, prepare
 from corpora.registry import CORPORA, DATA, DATA_SETS, SPLITS, Corpus, Texts
 from corpora.sentences import SETS, Sentences
 from corpora.speech import Speech
@@ -40,8 +38,12 @@ from corpora.speech_sets import SPEECH, TEST_SPEAKERS
 from corpora.subwords import MODELS
 from corpora.texts import TEXTS, Text
 
-# Its detokenizer leaves spaces within words, or before the language's own punctuation.
-NOT_JOINED = ("ar", "bn", "bo", "fa", "hi", "km", "lo", "ml", "my", "si", "th", "ur", "yue", "zh")
+OWN = ("train_prefix", "valid_prefix", "test_prefix", "source_lang", "target_lang")  # options of one's own text
+OF_SPEECH = {
+    "spoken-digits": ("test_speakers",),
+    "must-c": ("target_lang", "vocab_size"),
+    "librispeech": ("vocab_size",),
+}
 
 
 def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
@@ -84,116 +86,102 @@ def parse(argv: list[str] | None) -> tuple[argparse.ArgumentParser, argparse.Nam
     return parser, parser.parse_args(argv)
 
 
-def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Preparation:
-    """What the arguments describe; ends the program where they don't."""
+def allowed(name: str | None) -> tuple[str, ...]:
+    """Options besides --out that a data set takes; None: one's own text."""
+    if name is None:
+        return (*OWN, "domains", "tokenizer", "vocab_size", "vocabulary")
+    if name in CORPORA:
+        return ("tokenizer", "vocab_size", "vocabulary", *(() if name in DATA_SETS else ("local_dir",)))
+    if name in SETS:
+        return "embeddings", "local_dir"
+    if name in TEXTS:
+        return ("local_dir",)
+    return ("local_dir", *OF_SPEECH[name])
+
+
+def task_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Dataset:
+    """Return what the arguments describe; ends the program where they don't."""
+    name, local_dir = args.name, args.local_dir
     if ":" in str(args.out):
         parser.error(f"argument --out: must have no colon, at which fairseq splits paths; got {args.out}")
-    if args.local_dir and not os.path.isdir(args.local_dir):
-        parser.error(f"argument --local-dir: {args.local_dir} is not a folder")
-    return parallel_of(parser, args) if args.name in (None, *CORPORA) else other_of(parser, args)
-
-
-def other_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Preparation:
-    """The data set of another kind that the arguments name."""
-    name, local_dir = args.name, args.local_dir
-    takes = {"embeddings": name in SETS, "test_speakers": name == "spoken-digits", "target_lang": name == "must-c"}
-    takes |= {"vocab_size": name in ("must-c", "librispeech"), "name": True, "out": True, "local_dir": True}
     for option, value in vars(args).items():
-        if value and not takes.get(option):
-            parser.error(f"argument --{option.replace('_', '-')}: is not for {name}")
+        if value and option not in (*allowed(name), "name", "out"):
+            parser.error(f"argument --{option.replace('_', '-')}: is not for {name or 'your own text'}")
+    if local_dir and not local_dir.is_dir():
+        parser.error(f"argument --local-dir: {local_dir} is not a folder")
     if name in SETS:
         return Sentences(name, local_dir, args.embeddings)
     if name in TEXTS:
         return Text(name, local_dir)
-    chosen = {"test_speakers": args.test_speakers or TEST_SPEAKERS} if takes["test_speakers"] else {}
-    chosen |= {"language": args.target_lang or "de"} if takes["target_lang"] else {}
-    chosen |= {"vocab_size": args.vocab_size or SPEECH[name].vocab_size} if takes["vocab_size"] else {}
-    return Speech(name, SPEECH[name], local_dir, chosen)
+    if name in SPEECH:
+        usual = {"test_speakers": TEST_SPEAKERS, "target_lang": "de", "vocab_size": SPEECH[name].vocab_size}
+        chosen = {option: getattr(args, option) or usual[option] for option in OF_SPEECH[name]}
+        return Speech(
+            name, local_dir, SPEECH[name], {k.replace("target_lang", "language"): v for k, v in chosen.items()}
+        )
+    return parallel_of(parser, args)
 
 
-def check_language(parser: argparse.ArgumentParser, flag: str, language: str, tokenizer: str) -> None:
-    if not re.fullmatch(r"\w+", language):  # fairseq reads a - as that between source and target
-        parser.error(f"argument {flag}: {language!r} must be of letters, digits and _: rename the files")
-    if tokenizer == "moses-bpe" and not re.fullmatch("[a-z]{2}|mni|tdt|yue", language):
-        parser.error(f"argument {flag}: Moses knows languages by two letters, not as {language}: rename the files")
-    if tokenizer == "moses-bpe" and flag == "--target-lang" and language in NOT_JOINED:
-        parser.error(f"argument {flag}: Moses doesn't undo its tokens of {language}: give --tokenizer sentencepiece")
-
-
-def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Task:
-    """The parallel text that the arguments describe."""
-    flags = ["--train-prefix", "--valid-prefix", "--test-prefix", "--source-lang", "--target-lang"]
-    values = [args.train_prefix, args.valid_prefix, args.test_prefix, args.source_lang, args.target_lang]
-    given = [flag for flag, value in zip(flags, values, strict=True) if value]
-    texts: Texts = {}
-    domains: dict[str, Path] = {}
-    tokenizer = args.tokenizer or "sentencepiece"
+def parallel_of(parser: argparse.ArgumentParser, args: argparse.Namespace) -> ParallelText:
+    """Return the parallel text that the arguments describe."""
+    prefixes: list[str] = []
     if args.name:
-        given += ["--domains"] if args.domains else []
-        if given:
-            parser.error(f"argument {given[0]}: is for your own text, not for {args.name}")
-        name, corpus = args.name, CORPORA[args.name]
-        prefixes = [str(DATA / name / split) for split in SPLITS] if name in DATA_SETS else []
+        corpus = CORPORA[args.name]
+        if args.name in DATA_SETS:
+            prefixes = [str(DATA / args.name / split) for split in SPLITS]
     else:
-        if missing := [flag for flag in flags if flag not in given]:
+        values = {f"--{option.replace('_', '-')}": getattr(args, option) for option in OWN}
+        if missing := [flag for flag, value in values.items() if not value]:
             parser.error(f"name a data set ({', '.join(CORPORA)}), or your own text with {', '.join(missing)}")
-        for flag, language in zip(flags[3:], values[3:], strict=True):
-            check_language(parser, flag, language, tokenizer)
+        for flag, language in list(values.items())[3:]:
+            if not re.fullmatch(r"\w+", language):  # fairseq reads a - as that between source and target
+                parser.error(f"argument {flag}: {language!r} must be of letters, digits and _: rename the files")
         if args.source_lang == args.target_lang:
             parser.error(f"argument --target-lang: {args.target_lang} is the source language, too")
-        name, corpus = "own", Corpus((args.source_lang, args.target_lang), 8000, "", labelled=args.domains)
-        prefixes = values[:3]
+        corpus = Corpus((args.source_lang, args.target_lang), 8000, "", labelled=args.domains)
+        prefixes = [args.train_prefix, args.valid_prefix, args.test_prefix]
+    tokenizer = args.tokenizer or "sentencepiece"
     if args.vocabulary:
         corpus, tokenizer = vocabulary_of(parser, args, corpus)
+    texts: Texts = {}
+    domains: dict[str, Path] = {}
     for split, prefix in zip(SPLITS, prefixes, strict=False):
-        texts[split] = [(Path(f"{prefix}.{corpus.languages[0]}"), Path(f"{prefix}.{corpus.languages[1]}"))]
+        source, target = (Path(f"{prefix}.{language}") for language in corpus.languages)
+        texts[split] = [(source, target)]
         if args.domains and split != "train":
             domains[split] = Path(f"{prefix}.domains")
-    for split in texts:
-        for path in [*texts[split][0], *([domains[split]] if split in domains else [])]:
-            if not os.path.isfile(path):
+        for path in (source, target, domains.get(split, source)):
+            if not path.is_file():
                 parser.error(f"argument --{split}-prefix: no such file: {path}")
-    if args.local_dir and texts:
-        parser.error(f"argument --local-dir: {'your own text' if name == 'own' else name} needs no archives")
-    for option in ("embeddings", "test_speakers"):
-        if getattr(args, option):
-            parser.error(f"argument --{option.replace('_', '-')}: is not for parallel text")
-    vocab_size = args.vocab_size or corpus.vocab_size
-    return Task(name, corpus, texts, domains, tokenizer, vocab_size, args.local_dir, args.vocabulary)
+    name, vocab_size = args.name or "own", args.vocab_size or corpus.vocab_size
+    return ParallelText(name, args.local_dir, corpus, texts, domains, tokenizer, vocab_size, args.vocabulary)
 
 
 def vocabulary_of(parser: argparse.ArgumentParser, args: argparse.Namespace, corpus: Corpus) -> tuple[Corpus, str]:
-    """The corpus, cleaned as that of --vocabulary and with as large a one; the tokenizer."""
+    """Return the corpus, cleaned as that of --vocabulary and with as large a one, and its tokenizer."""
     folder = args.vocabulary
     for option in ("tokenizer", "vocab_size"):
         if getattr(args, option):
             parser.error(f"argument --{option.replace('_', '-')}: is that of --vocabulary")
     try:
-        of = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        languages, tokenizer = {of["source"], of["target"]}, of["tokenizer"]
-        cleaned = {"lower": of.get("lower", False), "normalise": of.get("normalise", True)}
-        corpus = replace(corpus, vocab_size=of["vocab_size"], **cleaned)
-        there = [(folder / MODELS[tokenizer]), *(folder / "bin" / f"dict.{language}.txt" for language in languages)]
-        complete = all(path.is_file() for path in there)
-    except (OSError, ValueError, LookupError, TypeError):
-        complete = False
-    if not complete:
+        made = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        tokenizer, size, languages = made["tokenizer"], made["vocab_size"], {made["source"], made["target"]}
+        if not (folder / MODELS[tokenizer]).is_file():
+            raise LookupError
+    except (OSError, ValueError, TypeError, LookupError):
         parser.error(f"argument --vocabulary: {folder} is not a folder of parallel text that this script has finished")
     if languages != set(corpus.languages):
-        parser.error(
-            f"argument --vocabulary: {folder} has {' and '.join(sorted(languages))}; got {args.name or 'text'} of "
-            f"{' and '.join(corpus.languages)}"
-        )
-    return corpus, tokenizer
+        text = " and ".join(corpus.languages)
+        parser.error(f"argument --vocabulary: {folder} has {' and '.join(sorted(languages))}; got text of {text}")
+    lower, normalise = made.get("lower", False), made.get("normalise", True)
+    return replace(corpus, vocab_size=size, lower=lower, normalise=normalise), tokenizer
 
 
 def main(argv: list[str] | None = None) -> None:
     parser, args = parse(argv)
     task = task_of(parser, args)
     try:
-        if not already_made(task, args.out):
-            with held(args.out) as hold:
-                prepare(task, args.out, hold)
+        prepare(task, args.out)
     except FolderError as error:
         parser.error(f"argument --out: {error}")
     except BrokenProcessPool:

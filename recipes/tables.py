@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.layer import CONV, GEMM, GRU, LSTM, OURS, PACKAGE, SCRIPTED
+from benchmarks.layer import GRU, LSTM, OURS, PACKAGE, SCRIPTED
 from benchmarks.registry import BOTH, FORWARD, Case
 from benchmarks.timing import place, short
 from common.files import write_text
@@ -84,17 +84,6 @@ def layer_in_short() -> str:
     return place(result("speed/speed.json"), "Time of a layer") + table(head, rows)
 
 
-def layer() -> str:
-    columns = (CONV, LSTM, GRU, PACKAGE, OURS, GEMM)
-    rows = []
-    for case, found in layer_cases().items():
-        ms = medians(found)
-        ratios = (ms[LSTM] / ms[OURS], ms[PACKAGE] / ms[OURS], ms[OURS] / ms[GEMM])
-        rows.append([str(case), *(short(ms.get(name)) for name in columns), *(f"{ratio:.2f}" for ratio in ratios)])
-    head = ["ms", *columns, "LSTM / SRU", "sru package / SRU", "SRU / GEMM"]
-    return place(result("speed/speed.json"), "Milliseconds of a call") + table(head, rows)
-
-
 # ---------------------------------------------------------------- whole models
 
 
@@ -114,13 +103,6 @@ def models() -> str:
     return "\n".join(made)
 
 
-def shares() -> str:
-    report = result("steps/xeon.json")
-    seen = {case: found["shares"] for case, found in report["cases"].items() if found.get("shares")}
-    rows = [[case, *(f"{s:.0%}" for s in shares.values())] for case, shares in seen.items()]
-    return table(["share of SRU's time", *next(iter(seen.values()), ())], rows)
-
-
 def decoding() -> str:
     """Trained models: sentences a second of SRU divided by those of the others."""
     rows, where = [], []
@@ -137,8 +119,8 @@ def decoding() -> str:
 def translating() -> str:
     """Whole systems, text in and text out, by recipes/speed.py."""
     made = ""
-    for path in sorted((RESULTS / "decoding").glob("*.json"), reverse=True):  # the smaller first
-        report, rows = result(f"decoding/{path.name}"), []
+    for data in COMPARISONS:
+        report, rows = result(f"decoding/{data}.json"), []
         for name, found in report["systems"].items():
             cells, last = found["cells"], found["cells"][-1]
             speeds, same = [f"{cell['words_per_second']:,}" for cell in cells], number(last["same"], ".1f", 0.01)
@@ -166,29 +148,47 @@ def losses() -> str:
     return table(["comparison", "system", "validation loss", "outputs with repetitions"], rows)
 
 
-def uses(kind: str) -> str:
-    """A row for each system of each comparison on another task; beside the published figures where there are some."""
-    rows, places = [], []
-    speeds: dict[str, None] = {}
-    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "uses").glob("*/report.json"))]
-    found = [report for report in every if report["score"] == USES[kind].score]
-    paired = any(map(compared, found))
-    for report in found:
-        places.append(where_made(report["name"], report))
-        link = f"[{report['name']}](../recipes/results/uses/{report['name']}/report.md)"
-        for system, its in tested(report).items():
-            speeds |= dict.fromkeys(its["speeds"])
-            row = [
-                link,
-                system,
-                mean_and_std(spread(its["scores"]), 1),
-                *([number(its["p_value"], ".4f")] if paired else []),
+def reports_of(kind: str) -> list[dict[str, Any]]:
+    every = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "uses").glob("*/report.json")))
+    return [report for report in every if report["score"] == USES[kind].score_name]
+
+
+def link_to(report: dict[str, Any]) -> str:
+    return f"[{report['name']}](../recipes/results/uses/{report['name']}/report.md)"
+
+
+def sentences() -> str:
+    """Accuracies on a data set in a row, with the published ones."""
+    rows, reports = [], reports_of("sentences")
+    for report in reports:
+        ours = {name: system["scores"] for name, system in tested(report).items()}
+        papers = published(report)
+        seconds = {name: next(iter(system["speeds"].values())) for name, system in tested(report).items()}
+        rows.append(
+            [
+                link_to(report),
+                *(mean_and_std(spread(ours[name]), 1) for name in ("sru", "lstm", "cnn")),
+                number(report["systems"]["sru"]["p_value"], ".4f"),
+                f"{seconds['sru'] / seconds['lstm']:.2f}",
+                *(next((f"{papers[name]}" for name in papers if paper in name), "–") for paper in ("Kim", "Lei")),
             ]
-            rows.append([*row, *(short(speed) for speed in its["speeds"].values())])
-        for name, accuracy in published(report).items():
-            rows.append([link, name, f"{accuracy}", *["–"] * (paired + len(speeds))])
-    head = ["report", "system", USES[kind].score, *(["p"] if paired else []), *speeds]
-    return f"{' '.join(places)}\n\n{table(head, rows)}" if rows else "No report is published yet.\n"
+        )
+    head = ["accuracy, %", "sru", "lstm", "cnn", "p, sru and lstm", "seconds an epoch, sru / lstm"]
+    head += ["CNN of Kim (2014)", "SRU of Lei et al. (2018)"]
+    return f"{' '.join(where_made(report['name'], report) for report in reports)}\n\n{table(head, rows)}"
+
+
+def uses(kind: str) -> str:
+    """A row for each system of each comparison on another task."""
+    rows, reports = [], reports_of(kind)
+    paired = any(map(compared, reports))
+    for report in reports:
+        for system, its in tested(report).items():
+            score, p_value = mean_and_std(spread(its["scores"]), 1), number(its["p_value"], ".4f")
+            speeds = its["speeds"]
+            rows.append([link_to(report), system, score, *([p_value] if paired else []), *map(short, speeds.values())])
+    head = ["report", "system", USES[kind].score_name, *(["p"] if paired else []), *speeds]
+    return f"{' '.join(where_made(report['name'], report) for report in reports)}\n\n{table(head, rows)}"
 
 
 def recipes() -> str:
@@ -207,15 +207,14 @@ def recipes() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "layer-in-short": layer_in_short,
-    "layer": layer,
     "models": models,
-    "shares": shares,
     "decoding": decoding,
     "translating": translating,
     **{f"verdict-{name}": partial(verdict, name) for name in COMPARISONS},
     "losses": losses,
     "recipes": recipes,
-    **{f"uses-{kind}": partial(uses, kind) for kind in USES},
+    "uses-sentences": sentences,
+    **{f"uses-{kind}": partial(uses, kind) for kind in USES if kind != "sentences"},
     "gpu": partial(gpu.published, RESULTS / "gpu"),
 }
 

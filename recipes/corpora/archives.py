@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import http.client
 import lzma
-import os
 import shutil
 import ssl
 import tarfile
@@ -17,31 +16,27 @@ import zipfile
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from common.errors import RecipeError
-from common.files import write_text
 from common.progress import progress
-from tqdm import tqdm
 
-TRIES = 4  # at one place of a file; whatever arrives starts the count anew
+TRIES = 4  # that bring nothing; whatever arrives starts the count again
 PAUSE = 2.0  # seconds before the second try, twice as long before each further one
 TIMEOUT = 60.0  # seconds without a byte
 BLOCK = 1 << 20
-# what reading a cut-off or damaged archive ends in
+# what reading a cut-off or damaged archive ends in; the last, of an encrypted .zip
 DAMAGED = (
     shutil.ReadError,
     tarfile.TarError,
     zipfile.BadZipFile,
     gzip.BadGzipFile,
     EOFError,
-    OverflowError,  # a time
     zlib.error,
     lzma.LZMAError,
+    RuntimeError,
 )
-
-OPEN: dict[str, Any] = {".tar": open, ".gz": gzip.open, ".tgz": gzip.open, ".xz": lzma.open}
 
 
 class Unreachable(RecipeError):
@@ -50,7 +45,7 @@ class Unreachable(RecipeError):
 
 @dataclass(frozen=True)
 class Archive:
-    """A file to fetch. Where no checksum is known, the first download's is recorded beside it, in NAME.sha256."""
+    """A file to fetch."""
 
     url: str
     bytes: int | None = None
@@ -64,105 +59,55 @@ class Archive:
 
 
 def digest(path: Path, kind: str = "sha256") -> str:
-    """Checksum of a file of any size, with a progress bar for large ones."""
-    made, size = hashlib.new(kind), path.stat().st_size
-    bar: dict[str, Any] = {"desc": f"check {path.name}", "disable": None if size > 2**26 else True}
-    with path.open("rb") as file, tqdm.wrapattr(file, "read", size, **bar) as watched:
-        while block := watched.read(BLOCK):
-            made.update(block)
-    return made.hexdigest()
-
-
-def recorded(archive: Archive, folder: Path) -> Path:
-    """The file that keeps the checksum of a first download, in sha256sum's format."""
-    return folder / f"{archive.name}.sha256"
-
-
-def _trouble(path: Path, name: str) -> str:
-    """What is wrong with a file of that name, as it tells itself; or ""."""
-    try:
-        if name.endswith("gz"):
-            with gzip.open(path) as file:
-                while file.read(BLOCK):
-                    pass
-        elif name.endswith(".zip"):
-            with zipfile.ZipFile(path) as packed:
-                bad = packed.testzip()
-            return f"damaged (in {bad})" if bad else ""
-        else:  # some networks answer everything with a page of theirs
-            with path.open("rb") as plain:
-                return "a web page" if plain.read(BLOCK).lstrip()[:1] == b"<" else ""
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        return f"cut off or damaged ({error})"
-    return ""
+    """Checksum of a file of any size."""
+    checksum = hashlib.new(kind)
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            checksum.update(block)
+    return checksum.hexdigest()
 
 
 def check(path: Path, archive: Archive) -> dict[str, Any]:
-    """Make sure that a file is whole and the right one.
+    """Make sure that a file is the right one.
 
     Returns:
         Facts for the manifest: name, url, bytes, sha256.
 
     Raises:
-        RecipeError: its size or checksum is wrong, or, with no checksum known, it is cut off, damaged or a web page.
+        RecipeError: its size or checksum is wrong, or, with no checksum known, it is a web page.
     """
     remedy = f"remove it, or fetch it again from {archive.url}"
-    size = path.stat().st_size
+    size, sha256 = path.stat().st_size, digest(path)
     if archive.bytes is not None and size != archive.bytes:
         raise RecipeError(f"{path} has {size:,} bytes, not {archive.bytes:,}: {remedy}")
-    found = digest(path)
-    wanted, first = archive.sha256, recorded(archive, path.parent)
-    if wanted is None and first.is_file():
-        try:
-            wanted = first.read_text().split()[0]
-        except (ValueError, IndexError):  # bytes that are no text; nothing
-            raise RecipeError(f"{first} holds no checksum: remove it") from None
-        remedy += f", or remove {first} if the file was changed where it comes from"
-    if wanted is not None and found != wanted:
-        raise RecipeError(f"{path} has sha256 {found}, not {wanted}: {remedy}")
+    if archive.sha256 is not None and sha256 != archive.sha256:
+        raise RecipeError(f"{path} has sha256 {sha256}, not {archive.sha256}: {remedy}")
     if archive.md5 is not None and (md5 := digest(path, "md5")) != archive.md5:
         raise RecipeError(f"{path} has MD5 {md5}, not {archive.md5}: {remedy}")
-    if wanted is None and archive.md5 is None and (trouble := _trouble(path, archive.name)):
-        raise RecipeError(f"{path} is {trouble}: {remedy}")
-    return {"name": archive.name, "url": archive.url, "bytes": size, "sha256": found}
+    with path.open("rb") as file:  # some networks answer everything with a page of theirs
+        if archive.sha256 is None and archive.md5 is None and file.read(BLOCK).lstrip()[:1] == b"<":
+            raise RecipeError(f"{path} is a web page: {remedy}")
+    return {"name": archive.name, "url": archive.url, "bytes": size, "sha256": sha256}
 
 
-def receive(url: str, part: Path, size: int | None) -> bool:
-    """Ask once for what ``part`` lacks and append it.
-
-    Returns:
-        Whether the file is whole, as far as the server says how long it is.
+def receive(url: str, part: Path) -> bool:
+    """Append what ``part`` lacks, by one request; returns whether the server then has sent all.
 
     Raises:
-        OSError, http.client.HTTPException: the connection failed; what arrived is in ``part``.
+        urllib.error.URLError, http.client.HTTPException, OSError: the connection failed; what arrived is in ``part``.
     """
     have = part.stat().st_size if part.is_file() else 0
-    if have and have == size:
-        return True
     headers = {"User-Agent": "fairseq_sru"}  # some hosts refuse urllib's own
     request = urllib.request.Request(url, headers={**headers, "Range": f"bytes={have}-"} if have else headers)
-    try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # 416: nothing lies beyond what is here
-            raise
-        if error.headers.get("Content-Range") == f"bytes */{have}":
-            return True
-        part.unlink()  # it is longer than the file, so of another file
-        return False
-    with response:
-        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            have = 0  # the server sends the file from its beginning
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        have = have if response.status == 206 else 0  # else the server sends the file from its beginning
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length is not None else size
-        options: dict[str, Any] = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-        bar = progress(total=total, initial=have, desc=part.name.removesuffix(".part"), **options)
+        total = have + int(length) if length is not None else None
+        bar = progress(total=total, initial=have, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1024)
         with bar, part.open("ab" if have else "wb") as file:
             while block := response.read1(BLOCK):
                 file.write(block)
                 bar.update(len(block))
-            file.flush()
-            os.fsync(file.fileno())
     return total is None or part.stat().st_size >= total
 
 
@@ -175,32 +120,31 @@ def download(archive: Archive, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, part = folder / archive.name, folder / f"{archive.name}.part"
+    size = have = part.stat().st_size if part.is_file() else 0
     failures = 0
-    while True:
-        before = part.stat().st_size if part.is_file() else 0
+    while size != archive.bytes:
         try:
-            if receive(archive.url, part, archive.bytes):
+            if receive(archive.url, part):
                 break
             reason = "the connection ended early"
         except urllib.error.HTTPError as error:
             reason = f"HTTP {error.code} {error.reason}"
-            if error.code < 500 and error.code not in (408, 429):
+            if error.code == 416 and part.is_file():  # the part is no shorter than the file
+                part.unlink()
+            elif error.code < 500 and error.code not in (408, 429):
                 failures = TRIES
-        except urllib.error.URLError as error:
-            reason = str(error.reason)
-        except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
             reason = str(error) or type(error).__name__
-        failures = failures + 1 if not part.is_file() or part.stat().st_size <= before else 1
+        have, size = size, part.stat().st_size if part.is_file() else 0
+        failures = 1 if size > have else failures + 1
         if failures >= TRIES:
             raise Unreachable(f"{archive.url} cannot be downloaded ({reason})")
         time.sleep(PAUSE * 2 ** (failures - 1))
     try:
-        facts = check(part, archive)
+        check(part, archive)
     except RecipeError as error:
         part.unlink()
         raise RecipeError(f"{str(error).replace(str(part), 'the download')}\n{instructions([archive])}") from None
-    if archive.sha256 is None and archive.md5 is None:
-        write_text(recorded(archive, folder), f"{facts['sha256']}  {archive.name}\n")
     part.replace(path)
     return path
 
@@ -259,24 +203,16 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
 
     Raises:
         RecipeError: one is missing, or the archive can't be read.
-        ValueError: two have the same name, but for their folders.
     """
     wanted = {member: folder / Path(member).name for member in members}
-    if len(set(wanted.values())) < len(wanted):
-        raise ValueError(f"members must have names of their own; got {', '.join(wanted)}")
     missing = set(wanted)
-    bar: dict[str, Any] = {"total": archive.stat().st_size, "desc": f"unpack {archive.name}", "disable": None}
     try:
-        with (
-            archive.open("rb") as file,
-            tqdm.wrapattr(file, "read", **bar) as watched,
-            tarfile.open(fileobj=watched, mode="r|gz") as tar,  # type: ignore[call-overload]
-        ):
+        with tarfile.open(archive, "r|gz") as tar:
             for item in tar:
                 name = item.name.removeprefix("./")
                 if name in missing and (content := tar.extractfile(item)):
-                    with wanted[name].open("wb") as made:
-                        shutil.copyfileobj(content, made, BLOCK)
+                    with wanted[name].open("wb") as file:
+                        shutil.copyfileobj(content, file, BLOCK)
                     missing.remove(name)
                     if not missing:
                         break
@@ -289,38 +225,16 @@ def unpack(archive: Path, members: Iterable[str], folder: Path) -> list[Path]:
 
 
 def unpack_all(archive: Path, folder: Path) -> Path:
-    """Write all files of a .zip or .tar into ``folder``: no links, and none whose name leads out of it.
+    """Write all files of a .zip or .tar into ``folder``.
 
     Raises:
-        RecipeError: the archive can't be read.
+        RecipeError: the archive can't be read, or would write elsewhere.
     """
+    safe: dict[str, Any] = {} if archive.suffix == ".zip" else {"filter": "data"}
     try:
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as opened:  # from Python 3.14 on its own error holds more than the name
-                for entry in opened.infolist():
-                    if entry.flag_bits & 1:
-                        raise RecipeError(
-                            f"{archive}: File {entry.filename!r} is encrypted, so: unpack it and make it anew"
-                        )
-            shutil.unpack_archive(archive, folder)
-            return folder
-        with OPEN[archive.suffix](archive, "rb") as content:
-            with tarfile.open(fileobj=content, mode="r|") as tar:
-                for item in tar:
-                    if item.islnk():
-                        raise RecipeError(f"{archive} has hard links ({item.name}): unpack it and make it anew")
-                    inside = PurePosixPath(item.name)
-                    if not item.isfile() or inside.is_absolute() or ".." in inside.parts:
-                        continue
-                    (path := folder / inside).parent.mkdir(parents=True, exist_ok=True)
-                    with path.open("wb") as made:
-                        shutil.copyfileobj(tar.extractfile(item), made)  # type: ignore[arg-type]
-            while content.read(BLOCK):  # a damaged header looks like the end; the checksums behind it tell
-                pass
+        shutil.unpack_archive(archive, folder, **safe)
     except DAMAGED as error:
         raise cut_off(archive, error) from None
-    except RuntimeError as error:  # a .zip is of a kind that zipfile doesn't know
-        raise RecipeError(f"{archive}: {error}: unpack it and make it anew") from None
     return folder
 
 

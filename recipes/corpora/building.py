@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from common.errors import RecipeError
-from common.files import write_text
 from common.machine import cores
 from common.progress import progress
 
-from .archives import Archive, digest, fetch
+from .archives import Archive, fetch
 from .binarise import binarise
 from .cleaning import Tally, all_pairs, plain, train_pairs
+from .dataset import Dataset, Folders, described
 from .registry import SPLITS, Corpus, Parallel, Texts, sacrebleu_archive, sacrebleu_text
-from .subwords import ENDINGS, FEW, MODELS, Encoder, Limited, Limits, Pair, chunks, in_order, processes_for, read
+from .subwords import ENDINGS, MODELS, Encoder, Limited, Limits, Pair, chunks, in_order, processes_for, read
 
 IWSLT = Limits(175, 1.5)  # of fairseq's prepare-iwslt14.sh, in Moses' tokens
-MANIFEST = "manifest.json"
 
 
-class Task(NamedTuple):
-    """Parallel text that is to be prepared.
+@dataclass(frozen=True)
+class ParallelText(Dataset):
+    """Text in two languages that is to be prepared."""
 
-    Each :class:`~corpora.publishing.Preparation` has ``local_dir``, a folder of archives that were fetched already;
-    ``archives``, what it is made of but for files of the user's; ``files`` and ``options``; and ``make``.
-    """
-
-    name: str
     corpus: Corpus
     texts: Texts  # text files of each split, and domains label files, where they are not made of archives
     domains: dict[str, Path]
     tokenizer: str
     vocab_size: int
-    local_dir: Path | None
-    vocabulary: Path | None = None  # such a folder, whose subwords and dictionary are taken
+    vocabulary: Path | None = None  # a folder that was prepared, whose subwords and dictionary are taken
 
     @property
     def archives(self) -> list[Archive]:
@@ -65,7 +59,6 @@ class Task(NamedTuple):
         return {"vocabulary": self.vocabulary / MODELS[self.tokenizer], "dictionary": dictionary}
 
     def options(self) -> dict[str, Any]:
-        """What the result depends on beside its sources, as the manifest has it."""
         learned_by = {"sentencepiece": {"sentencepiece"}, "moses-bpe": {"sacremoses", "subword-nmt"}}
         tools = learned_by[self.tokenizer]
         tools |= {"sacrebleu"} if self.corpus.sacrebleu else set()
@@ -80,18 +73,12 @@ class Task(NamedTuple):
             "versions": {package: version(package) for package in sorted(tools)},
         }
 
-    def make(self, work: Path, archives: Path) -> Path:
-        """Make it in a folder ``work`` with downloads in ``archives``; the folder in it that is to be published, whose
-        manifest is written by :func:`seal`.
-
-        Raises:
-            RecipeError: the data can't be had or used.
-        """
-        corpus, languages = self.corpus, self.corpus.languages
-        text, unpacked, made = work / "text", work / "unpacked", work / "made"
-        for folder in (text, unpacked, made):
-            folder.mkdir()
-        texts, domains, sources = gather(self, archives, unpacked)
+    def make(self, folders: Folders) -> dict[str, Any]:
+        corpus, languages, made = self.corpus, self.corpus.languages, folders.made
+        text, unpacked = folders.work / "text", folders.work / "unpacked"
+        text.mkdir()
+        unpacked.mkdir()
+        texts, domains, sources = gather(self, folders.archives, unpacked)
         encoder = Encoder(self.tokenizer, languages, corpus.lower, corpus.normalise, made / MODELS[self.tokenizer])
         tallies = clean(corpus, texts, encoder, text)
         shutil.rmtree(unpacked)
@@ -119,26 +106,17 @@ class Task(NamedTuple):
             for path in [*encoded, *(plain_text if split != "train" and not corpus.lower else ())]:
                 path.rename(made / path.name)
         prefixes = [made / f"{split}.{ending}" for split in SPLITS]
-        binarise(languages, prefixes, pairs > FEW, made / "bin", taken.get("dictionary"), encoder.pieces())
-        facts = self.options() | {
+        binarise(languages, prefixes, made / "bin", taken.get("dictionary"), encoder.pieces())
+        return {
             **({"lower": True} if corpus.lower else {}),
             **({} if corpus.normalise else {"normalise": False}),
             "sources": sources,
             "counts": {split: tally.pairs for split, tally in tallies.items()},
             "dropped": {split: tally.dropped for split, tally in tallies.items()},
-            "edited": {split: tally.edited for split, tally in tallies.items()},
-            "odd": {split: tally.odd for split, tally in tallies.items()},
         }
-        seal(made, facts)
-        shutil.rmtree(text)
-        return made
 
 
-def described(path: Path, name: str) -> dict[str, Any]:
-    return {"name": name, "bytes": path.stat().st_size, "sha256": digest(path)}
-
-
-def gather(task: Task, archives: Path, work: Path) -> tuple[Texts, dict[str, Path], list[dict[str, Any]]]:
+def gather(task: ParallelText, archives: Path, work: Path) -> tuple[Texts, dict[str, Path], list[dict[str, Any]]]:
     """Fetch and unpack a data set.
 
     Returns:
@@ -199,9 +177,8 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
     tallies = {split: Tally() for split in SPLITS}
     train, valid, test = (paths_of(work, split, corpus.languages) for split in SPLITS)
     steps = tallies["train"].pairs
-    seen: set[int] = set()
     every = corpus.valid_every  # of IWSLT, whose split is fairseq's only if the same pairs are left
-    pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"], seen, drop_control=not every)
+    pairs = train_pairs(texts["train"], corpus.deduplicate, tallies["train"], drop_control=not every)
     if every:
         both = paths_of(work, "selected", corpus.languages)
         selected = within(pairs, Limited(encoder, IWSLT, select=True), cores(), tallies["train"].dropped)
@@ -211,8 +188,8 @@ def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[st
         tallies["valid"].pairs["drawn from training"] = drawn
     else:
         write(pairs, train, "clean train")
-        write(all_pairs(texts["valid"], tallies["valid"], seen), valid, "clean valid")
-    write(all_pairs(texts["test"], tallies["test"], seen), test, "clean test")
+        write(all_pairs(texts["valid"], tallies["valid"]), valid, "clean valid")
+    write(all_pairs(texts["test"], tallies["test"]), test, "clean test")
     for split, tally in tallies.items():
         if not tally.last:
             raise RecipeError(f"no pair is left for {split} ({tally})")
@@ -224,7 +201,7 @@ def encode(corpus: Corpus, encoder: Encoder, split: str, tally: Tally, work: Pat
     train = split == "train"
     limited = Limited(encoder, Limits(corpus.longest, corpus.ratio if train else None), drop=train)
     text, paths = (paths_of(work, split, corpus.languages, e) for e in ("", f".{ENDINGS[encoder.tokenizer]}"))
-    faults = tally.dropped if train else tally.odd
+    faults = tally.dropped if train else Counter()  # of the others, overlong pairs stay
     encoded = within(read(*text), limited, processes_for(tally.last), faults)
     pairs = write(encoded, paths, f"encode {split}", tally.last)
     if not pairs:
@@ -239,18 +216,9 @@ def labels(path: Path, pairs: int, to: Path) -> None:
         RecipeError: it has more or fewer lines, or isn't UTF-8.
     """
     try:
-        lines = [plain(line, Counter()) for line in path.read_bytes().splitlines(keepends=True)]
+        lines = [plain(line) for line in path.read_bytes().splitlines(keepends=True)]
     except UnicodeDecodeError as error:
         raise RecipeError(f"{path} is not UTF-8 ({error})") from None
     if len(lines) != pairs:
         raise RecipeError(f"{path} has {len(lines):,} labels for {pairs:,} sentence pairs")
     to.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def seal(made: Path, facts: dict[str, Any]) -> None:
-    """Write the manifest of all that was made: facts, and the checksum of each file."""
-    files = {
-        name: {"sha256": digest(made / name)}
-        for name in sorted(str(path.relative_to(made)) for path in made.rglob("*") if path.is_file())
-    }
-    write_text(made / MANIFEST, json.dumps({**facts, "files": files}, indent=1, ensure_ascii=False) + "\n")

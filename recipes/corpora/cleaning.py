@@ -1,4 +1,4 @@
-"""Reads parallel text as plain, aligned lines; what is dropped, edited or odd is counted, and nothing is silent."""
+"""Readers of parallel text as plain, aligned lines; pairs that are dropped are counted."""
 
 from __future__ import annotations
 
@@ -13,52 +13,33 @@ from pathlib import Path
 from common.errors import RecipeError
 
 CONTROL = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # Unicode's Cc without what str.split takes for space
-SEPARATOR = re.compile("[\n\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")  # str.splitlines begins a line there
 BYTE_ORDER_MARK = "\ufeff"
 
 
 @dataclass
 class Tally:
-    """What happened to a split."""
+    """Numbers of pairs of a split."""
 
-    pairs: dict[str, int] = field(default_factory=dict)  # how many were there after each step
-    dropped: Counter[str] = field(default_factory=Counter)  # pairs by reason; of the training text only
-    edited: Counter[str] = field(default_factory=Counter)  # lines by what was made plain in them
-    odd: Counter[str] = field(default_factory=Counter)  # pairs of validation and test text, kept, by what is odd
+    pairs: dict[str, int] = field(default_factory=dict)  # after each step
+    dropped: Counter[str] = field(default_factory=Counter)  # by reason; of the training text only
 
     @property
     def last(self) -> int:
         return list(self.pairs.values())[-1]
 
     def __str__(self) -> str:
-        facts = [f"{count:,} {step}" for step, count in self.pairs.items()]
-        for name in ("dropped", "edited", "odd"):
-            counter = getattr(self, name)
-            facts += [f"{name}: " + ", ".join(f"{n:,} {what}" for what, n in counter.items())] if counter else []
-        return "; ".join(facts)
+        dropped = ", ".join(f"{count:,} {why}" for why, count in self.dropped.items())
+        steps = ", ".join(f"{count:,} {step}" for step, count in self.pairs.items())
+        return f"{steps}; dropped: {dropped}" if dropped else steps
 
 
-def plain(line: bytes, edited: Counter[str]) -> str:
+def plain(line: bytes) -> str:
     """A line as text without line end and byte order mark, with single plain spaces.
 
     Raises:
         UnicodeDecodeError: it isn't UTF-8.
     """
-    text = line.removesuffix(b"\n").decode("utf-8")
-    if text.isprintable() and "  " not in text and text[:1] != " " and text[-1:] != " ":
-        return text
-    if text.startswith(BYTE_ORDER_MARK):
-        edited["byte order mark"] += 1
-        text = text.lstrip(BYTE_ORDER_MARK)
-    if text.endswith("\r"):
-        edited["CRLF line end"] += 1
-        text = text[:-1]
-    if SEPARATOR.search(text):
-        edited["line separator inside"] += 1
-    single = " ".join(text.split())
-    if single != text:
-        edited["white space"] += 1
-    return single
+    return " ".join(line.decode("utf-8").removeprefix(BYTE_ORDER_MARK).split())
 
 
 def lines(source: Path, target: Path) -> Iterator[tuple[int, bytes, bytes]]:
@@ -88,19 +69,20 @@ def mark(left: str, right: str) -> int:
 
 
 def train_pairs(
-    files: Iterable[tuple[Path, Path]], deduplicate: bool, tally: Tally, seen: set[int], drop_control: bool = True
+    files: Iterable[tuple[Path, Path]], deduplicate: bool, tally: Tally, drop_control: bool = True
 ) -> Iterator[tuple[str, str]]:
-    """Pairs fit for training, without copies where that is wanted; ``seen`` takes the :func:`mark` of each.
+    """Pairs fit for training, without copies where that is wanted.
 
     Raises:
         RecipeError: the two sides don't match.
     """
-    tally.pairs |= {"read": 0, "not odd": 0}
+    seen: set[int] = set()
+    tally.pairs |= {"read": 0, "clean": 0}
     for source, target in files:
         for _, a, b in lines(source, target):
             tally.pairs["read"] += 1
             try:
-                left, right = plain(a, tally.edited), plain(b, tally.edited)
+                left, right = plain(a), plain(b)
             except UnicodeDecodeError:
                 tally.dropped["not UTF-8"] += 1
                 continue
@@ -108,20 +90,17 @@ def train_pairs(
                 tally.dropped["control character"] += 1
             elif not left or not right:
                 tally.dropped["empty"] += 1
+            elif deduplicate and (known := mark(left, right)) in seen:
+                tally.dropped["duplicate"] += 1
             else:
-                tally.pairs["not odd"] += 1
-                known = len(seen)
-                seen.add(mark(left, right))
-                if deduplicate and len(seen) == known:
-                    tally.dropped["duplicate"] += 1
-                    continue
+                if deduplicate:
+                    seen.add(known)
+                tally.pairs["clean"] += 1
                 yield left, right
-    if deduplicate:
-        tally.pairs["without duplicates"] = len(seen)
 
 
-def all_pairs(files: Iterable[tuple[Path, Path]], tally: Tally, seen: set[int]) -> Iterator[tuple[str, str]]:
-    """Every pair, for validation or test; what was seen before is counted as odd.
+def all_pairs(files: Iterable[tuple[Path, Path]], tally: Tally) -> Iterator[tuple[str, str]]:
+    """Every pair, for validation or test.
 
     Raises:
         RecipeError: the two sides don't match, or a line isn't UTF-8.
@@ -129,19 +108,12 @@ def all_pairs(files: Iterable[tuple[Path, Path]], tally: Tally, seen: set[int]) 
 
     def text(path: Path, number: int, line: bytes) -> str:
         try:
-            found = plain(line, tally.edited)
+            return " ".join(CONTROL.sub(" ", plain(line)).split())
         except UnicodeDecodeError as error:
             raise RecipeError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
-        if CONTROL.search(found):
-            tally.edited["control character"] += 1
-            found = " ".join(CONTROL.sub(" ", found).split())
-        return found
 
     tally.pairs["read"] = 0
     for source, target in files:
         for number, a, b in lines(source, target):
             tally.pairs["read"] += 1
-            left, right = text(source, number, a), text(target, number, b)
-            if mark(left, right) in seen:
-                tally.odd["in the training text, too"] += 1
-            yield left, right
+            yield text(source, number, a), text(target, number, b)

@@ -27,11 +27,12 @@ NOT_AN_END = re.compile(
 
 
 class Pair(NamedTuple):
-    """A paragraph or sentence in both languages, and the document that it is from."""
+    """A paragraph or sentence in both languages, the document that it is from, and that document's domain."""
 
     page: str
     en: str
     de: str
+    domain: str = ""
 
 
 class Rules(NamedTuple):
@@ -47,8 +48,9 @@ class Rules(NamedTuple):
     max_word_ratio: float  # of the lengths in words
     max_shared: float  # of the shorter side's words that the other has too; with more, it was not translated
 
-    def described(self, lengths: object) -> dict[str, Any]:
-        """For the manifest; ``lengths``: the words that a side may have, as the manifest is to have them."""
+    def described(self) -> dict[str, Any]:
+        """Return what the manifest has of these."""
+        lengths = {language: [n, self.max_words] for language, n in zip(("en", "de"), self.min_words, strict=True)}
         ratios = {"max_length_ratio": self.max_ratio, "max_shared_words": self.max_shared}
         return {"words": lengths, "min_letters": MIN_LETTERS, **ratios, "near_copy": NEAR_COPY}
 

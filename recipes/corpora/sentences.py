@@ -19,7 +19,7 @@ from fairseq.data import Dictionary
 
 from .archives import Archive, fetch
 from .binarise import number
-from .building import described, seal
+from .dataset import Dataset, Folders, described
 from .registry import SPLITS
 
 FOLDS = 10
@@ -63,7 +63,7 @@ class SentenceSet:
     test: str | None = None
 
 
-OF_ONE = {  # the label of all lines of a file, by what its name ends in; as in the file that has both
+OF_ONE = {  # the label of all lines of a file, by the end of its name; as in the file that has both
     ".neg": "0",
     ".pos": "1",
     ".subjective": "0",
@@ -71,28 +71,30 @@ OF_ONE = {  # the label of all lines of a file, by what its name ends in; as in 
     ".objective": "1",
     "plot.tok.gt9.5000": "1",
 }
+SUBJ = (("subj.all",), ("subj.objective", "subj.subjective"), ("plot.tok.gt9.5000", "quote.tok.gt9.5000"))
+FILMS = "reviews of films, and phrases of those for training; not tried"
+
+
+def in_two(name: str) -> tuple[tuple[str, ...], ...]:
+    """Forms of a set whose two classes are in one file or in a file each."""
+    return (f"{name}.all",), (f"{name}.neg", f"{name}.pos")
+
+
+def stanford(kind: str, classes: int, reviews: str) -> SentenceSet:
+    files = f"stsa.{kind}"
+    forms = (f"{files}.phrases.train",), (f"{files}.train",)
+    about = f"{reviews} {FILMS}; {classes} classes; test set"
+    return SentenceSet(about, classes, forms, f"{files}.dev", f"{files}.test")
+
+
 SETS = {
-    "cr": SentenceSet("3,775 reviews of products; 2 classes", 2, (("custrev.all",), ("custrev.neg", "custrev.pos"))),
-    "mr": SentenceSet(
-        "10,662 reviews of films; 2 classes", 2, (("rt-polarity.all",), ("rt-polarity.neg", "rt-polarity.pos"))
-    ),
-    "mpqa": SentenceSet("10,606 phrases with an opinion; 2 classes", 2, (("mpqa.all",), ("mpqa.neg", "mpqa.pos"))),
-    "subj": SentenceSet(
-        "10,000 sentences, subjective or not; not tried; 2 classes",
-        2,
-        (("subj.all",), ("subj.objective", "subj.subjective"), ("plot.tok.gt9.5000", "quote.tok.gt9.5000")),
-    ),
+    "cr": SentenceSet("3,775 reviews of products; 2 classes", 2, in_two("custrev")),
+    "mr": SentenceSet("10,662 reviews of films; 2 classes", 2, in_two("rt-polarity")),
+    "mpqa": SentenceSet("10,606 phrases with an opinion; 2 classes", 2, in_two("mpqa")),
+    "subj": SentenceSet("10,000 sentences, subjective or not; not tried; 2 classes", 2, SUBJ),
     "trec": SentenceSet("5,952 questions; 6 classes; test set", 6, (("TREC.train.all",),), test="TREC.test.all"),
-    **{
-        name: SentenceSet(
-            f"{reviews} reviews of films, and phrases of those for training; not tried; {classes} classes; test set",
-            classes,
-            ((f"stsa.{kind}.phrases.train",), (f"stsa.{kind}.train",)),
-            f"stsa.{kind}.dev",
-            f"stsa.{kind}.test",
-        )
-        for name, kind, classes, reviews in (("sst1", "fine", 5, "11,855"), ("sst2", "binary", 2, "9,613"))
-    },
+    "sst1": stanford("fine", 5, "11,855"),
+    "sst2": stanford("binary", 2, "9,613"),
 }
 
 
@@ -106,72 +108,61 @@ def examples(path: Path) -> list[Example]:
     """The labelled sentences of a file.
 
     Raises:
-        RecipeError: a line is empty.
+        RecipeError: a line has no label.
     """
     data = path.read_bytes()
-    for encoding in ("utf-8-sig", "cp1252", "latin-1"):  # the latter two: of 2005 and before
-        try:
-            text = data.decode(encoding)
-            break
-        except UnicodeDecodeError:
-            pass
-    if encoding != "utf-8-sig":
-        print(f"{path.name}: is not UTF-8; read as {encoding}", flush=True)
-    found, own = [], next((label for end, label in OF_ONE.items() if path.name.endswith(end)), None)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:  # of 2005 and before
+        text = data.decode("cp1252", "replace")
+        print(f"{path.name}: is not UTF-8; read as cp1252", flush=True)
+    own = next((label for end, label in OF_ONE.items() if path.name.endswith(end)), None)
+    every = []
     for at, line in enumerate(text.removesuffix("\n").split("\n"), 1):
-        if not own and not line.strip():
+        label, _, sentence = (own, "", line) if own else line.strip().partition(" ")
+        if not label:
             raise RecipeError(f"{path}, line {at}: is empty; must be a label and a sentence")
-        label, *rest = [own, line] if own else line.split(maxsplit=1)
-        found.append(Example(label, tokens(rest[0] if rest else "")))
-    if empty := sum(not example.words for example in found):
+        every.append(Example(label, tokens(sentence)))
+    if empty := sum(not example.words for example in every):
         print(f"{path.name}: {empty} lines have no words; they count as in the papers", flush=True)
-    return found
+    return every
 
 
-def vectors(path: Path, words: set[str]) -> dict[str, np.ndarray[Any, Any]]:
-    """The vectors of some words, from a file of GloVe's form, or of word2vec's: text or binary.
-
-    Raises:
-        RecipeError: it is compressed, of no such form, is cut off, or has none of the words.
-    """
-    wrong = RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec, or is cut off")
+def rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Words and their vectors, of a file of GloVe's form, or of word2vec's: text or binary (``.bin``)."""
     with path.open("rb") as file:
-        first = file.readline()
-        if first.startswith((b"\x1f\x8b", b"PK\x03\x04")):
-            raise RecipeError(f"argument --embeddings: {path} is compressed: unpack it, and name what was in it")
-        header = first.split()
-        size = int(header[1]) if len(header) == 2 and header[1].isdigit() else len(header) - 1
-
-        def binary() -> Iterator[tuple[str, Any]]:
+        header = file.readline().split()
+        with_header = len(header) == 2
+        size = int(header[1]) if with_header else len(header) - 1
+        if path.suffix == ".bin":
             for _ in range(int(header[0])):
                 word = b""
                 while (byte := file.read(1)) not in (b" ", b""):
                     word += byte
-                yield word.strip().decode("utf-8", "replace"), np.frombuffer(file.read(4 * size), "<f4").reshape(size)
-
-        def text() -> Iterator[tuple[str, Any]]:
-            file.seek(0 if len(header) != 2 else file.tell())
-            seen = 0
+                numbers = np.frombuffer(file.read(4 * size), "<f4").reshape(size)
+                yield word.strip().decode("utf-8", "replace"), numbers
+        else:
+            file.seek(file.tell() if with_header else 0)
             for line in file:
-                word, *numbers = line.decode("utf-8", "replace").rstrip().rsplit(" ", size)
-                seen += 1
-                yield word, numbers
-            if len(header) == 2 and seen < int(header[0]):  # GloVe's form doesn't tell
-                told = f"not the {header[0].decode()} of its first line"
-                raise RecipeError(f"argument --embeddings: {path} has {seen:,} vectors, {told}")
+                text, *columns = line.decode("utf-8", "replace").rstrip().rsplit(" ", size)
+                yield text, np.array(columns, "f4").reshape(size)
 
-        try:
-            every = binary() if path.suffix == ".bin" else text()
-            found = {word: np.array(numbers, "f4") for word, numbers in every if word in words}
-        except (ValueError, IndexError):  # the latter of an empty file
-            raise wrong from None
-    if size < 2 or any(len(vector) != size for vector in found.values()):
-        raise wrong
-    if not found:
+
+def vectors(path: Path, words: set[str]) -> dict[str, Any]:
+    """The vectors of some words.
+
+    Raises:
+        RecipeError: the file is of another form, is cut off, or has none of the words.
+    """
+    try:
+        known = {word: vector for word, vector in rows(path) if word in words}
+    except (ValueError, IndexError):
+        raise RecipeError(f"argument --embeddings: {path} is no file of GloVe or word2vec, or is cut off") from None
+    if not known:
         raise RecipeError(
             f"argument --embeddings: {path} has a vector for none of the {len(words):,} words of the text"
         )
-    return found
+    return known
 
 
 def every(step: int, start: int, part: list[Example]) -> tuple[list[Example], list[Example]]:
@@ -214,17 +205,16 @@ def binarise(parts: dict[str, list[Example]], have: set[str], to: Path) -> None:
             text = to / "text"
             lines = (" ".join(e.words) if name == "input0" else e.label for e in parts[split])
             text.write_text("".join(f"{line}\n" for line in lines), "utf-8", newline="\n")
-            print(f"{to.name} {name} {split}: {number(text, numbered, 1, to / name / split)}", flush=True)
+            print(f"{to.name} {name} {split}: {number(text, numbered, to / name / split)}", flush=True)
             text.unlink()
     test = (f"{' '.join([example.label, *example.words])}\n" for example in parts["test"])
     (to / TEST).write_text("".join(test), "utf-8", newline="\n")
 
 
-class Sentences(NamedTuple):
-    """A data set that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
+@dataclass(frozen=True)
+class Sentences(Dataset):
+    """Labelled sentences that are to be prepared."""
 
-    name: str
-    local_dir: Path | None
     embeddings: Path | None
 
     def form(self) -> tuple[str, ...]:
@@ -244,16 +234,16 @@ class Sentences(NamedTuple):
     def options(self) -> dict[str, Any]:
         return {"data_set": self.name, "vectors": self.embeddings is not None, "test": TEST}
 
-    def make(self, work: Path, archives: Path) -> Path:
-        known, made = SETS[self.name], work / "made"
+    def make(self, folders: Folders) -> dict[str, Any]:
+        known, made = SETS[self.name], folders.made
         if self.local_dir and not all((self.local_dir / name).is_file() for name in self.form()):
             forms = ", or ".join(" and ".join(form) for form in known.train)
             raise RecipeError(f"argument --local-dir: {self.local_dir} must have {forms}")
-        paths, sources = fetch(self.archives, self.local_dir, archives)
-        if self.local_dir:  # a file of another name than those that are fetched has no address
-            sources = [{k: v for k, v in s.items() if k != "url" or s["name"] in SHA256} for s in sources]
-        names = {"train": self.form(), **{s: (n,) for s, n in (("valid", known.valid), ("test", known.test)) if n}}
-        parts = {split: [e for name in files for e in examples(paths[name])] for split, files in names.items()}
+        paths, sources = fetch(self.archives, self.local_dir, folders.archives)
+        parts = {"train": [example for name in self.form() for example in examples(paths[name])]}
+        for split, name in (("valid", known.valid), ("test", known.test)):
+            if name:
+                parts[split] = examples(paths[name])
         self.check(parts)
         words = {word for part in parts.values() for example in part for word in example.words}
         found = vectors(self.embeddings, words) if self.embeddings else {}
@@ -270,20 +260,16 @@ class Sentences(NamedTuple):
                 "\n".join([f"{len(found)} {len(next(iter(found.values())))}", *rows, ""]), "utf-8"
             )
         counts = {split: [len(fold[split]) for fold in cut] for split in SPLITS}
-        seal(made, self.options() | {"sources": sources, "counts": counts})
-        return made
+        return {"sources": sources, "counts": counts}
 
     def check(self, parts: dict[str, list[Example]]) -> None:
         """Raise a RecipeError if labels are missing or unknown."""
-        labels = {split: Counter(example.label for example in part) for split, part in parts.items()}
-        found, classes = labels["train"], SETS[self.name].classes
-        if len(found) != classes:
-            form, rarest = " and ".join(self.form()), min(found, key=lambda label: found[label])
-            line = " ".join([rarest, *next(example.words for example in parts["train"] if example.label == rarest)])
+        known = {example.label for example in parts["train"]}
+        if len(known) != SETS[self.name].classes:
+            form, labels = " and ".join(self.form()), ", ".join(sorted(known)[:8])
             raise RecipeError(
-                f"{form}: must have {classes} labels, each line one and a sentence; got {len(found)} "
-                f"({', '.join(sorted(found)[:8])}); the first line with the rarest: {line[:60]}"
+                f"{form}: must have {SETS[self.name].classes} labels, each line one and a sentence; got {labels}"
             )
-        for split in ("valid", "test"):
-            if unknown := labels.get(split, Counter()).keys() - found.keys():
+        for split, part in parts.items():
+            if unknown := {example.label for example in part} - known:
                 raise RecipeError(f"{self.name}: the label {min(unknown)} of {split} is not in the training sentences")

@@ -15,7 +15,7 @@ from common.errors import RecipeError
 from common.files import read_text
 
 from .archives import Archive, unpack_all
-from .speech import Speech, SpeechSet, Splits, Utterance, Wave, opened, read
+from .speech import Speech, SpeechSet, Splits, Utterance, Wave, check, read
 
 # SpecAugment's policies as fairseq's scripts name them: masks of so many channels and frames
 LIBRISPEECH = {"freq_mask_N": 2, "freq_mask_F": 27, "time_mask_N": 2, "time_mask_T": 100, "time_mask_p": 1.0}
@@ -40,6 +40,8 @@ SPEEDS, BANDS, GAIN = (0.85, 1.18), 6, 6.0
 
 def louder_half(wave: Wave) -> float:
     """Root mean square of the half of a recording that is louder, by windows of 200 samples."""
+    if not len(wave):
+        return 0.0
     power = np.sort(np.convolve(wave**2, np.ones(200) / 200, "same"))
     return float(np.sqrt(power[len(power) // 2 :].mean()))
 
@@ -62,62 +64,45 @@ def string(
     pauses = [rng.uniform(0.05, 0.4) for _ in range(len(digits) + 1)]
     decibels, seed = rng.uniform(10, 30), rng.randrange(2**32)
     speed, gains = rng.uniform(*SPEEDS), [rng.gauss(0, GAIN) for _ in range(BANDS)]
-    variation = (speed, gains) if train else None
-    wave = partial(joined, paths, pauses, rate, variation, decibels, seed)
+    wave = partial(
+        joined, paths, [round(pause * rate) for pause in pauses], decibels, seed, (speed, gains) if train else None
+    )
     return " ".join(DIGITS[int(digit)] for digit in digits), wave
 
 
 def joined(
-    paths: list[Path],
-    pauses: list[float],
-    rate: int,
-    variation: tuple[float, list[float]] | None,
-    decibels: float,
-    seed: int,
+    paths: list[Path], pauses: list[int], decibels: float, seed: int, variation: tuple[float, list[float]] | None
 ) -> Wave:
     """The wave of a :func:`string`; ``variation``: speed and gains of :func:`varied`, None for none."""
-    silent = [np.zeros(round(pause * rate), "f4") for pause in pauses]
-    spoken = [read(path, rate) for path in paths]
-    if variation:
-        spoken = [varied(part, *variation) for part in spoken]
-    spoken = [part * LOUDNESS / louder_half(part) for part in spoken]
-    whole = np.concatenate([silent[0], *(part for pair in zip(spoken, silent[1:], strict=True) for part in pair)])
+    parts = [np.zeros(pauses[0], "f4")]
+    for path, pause in zip(paths, pauses[1:], strict=True):
+        spoken = varied(read(path), *variation) if variation else read(path)
+        parts += [spoken * LOUDNESS / louder_half(spoken), np.zeros(pause, "f4")]
+    whole = np.concatenate(parts)
     noise = np.random.default_rng(seed).normal(0, LOUDNESS * 10 ** (-decibels / 20), len(whole))
     return (whole + noise).astype("f4").clip(-1, 1)
 
 
 def recordings(files: dict[str, Path], work: Path, rate: int) -> dict[str, dict[str, list[Path]]]:
-    """The files DIGIT_SPEAKER_NUMBER.wav or .flac among these and in the archives among them, by speaker and digit; a
-    file goes before one of the same name in an archive.
+    """The files DIGIT_SPEAKER_NUMBER.wav or .flac among these and in the archives among them, by speaker and digit.
 
     Raises:
-        RecipeError: there are none, one is named otherwise, or as :func:`~corpora.speech.read`.
+        RecipeError: there are none, one is named otherwise or silent, or as :func:`~corpora.speech.check`.
     """
-    packed = [path for path in files.values() if path.suffix.lower() not in (".wav", ".flac")]
-    paths = [path for path in files.values() if path not in packed]
+    paths = [path for path in files.values() if path.suffix.lower() in (".wav", ".flac")]
+    packed = [path for path in files.values() if path not in paths]
     for n, archive in enumerate(packed):
         folder = unpack_all(archive, work / f"unpacked{n}")
         paths += sorted(path for pattern in WAVES for path in folder.rglob(pattern))
     if not paths:
-        names = " and ".join(map(str, packed))
-        raise RecipeError(f"{names} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav or .flac")
+        raise RecipeError(f"{packed[0]} has no recordings: they are named DIGIT_SPEAKER_NUMBER.wav or .flac")
     named: dict[tuple[str, str, int], Path] = {}
     for path in paths:
         if not (parts := re.fullmatch(r"([0-9])_(.+)_([0-9]+)", path.stem)):
             raise RecipeError(f"{path}: must be named DIGIT_SPEAKER_NUMBER.wav or .flac, as 7_theo_12.wav")
-        known = named.setdefault((parts[2], parts[1], int(parts[3])), path)
-        if known != path and path in files.values():
-            raise RecipeError(f"{known} and {path} have the same digit, speaker and number")
-    faults = []  # of all, before features are made of any
-    for path in named.values():
-        try:
-            if louder_half(read(path, rate)) < SILENCE:
-                raise RecipeError(f"{path}: is silent but for noise more than 60 dB below the loudest there can be")
-        except RecipeError as error:
-            faults.append(str(error))
-    if faults:
-        more = f" (and {len(faults) - 1:,} more can't be used)" if faults[1:] else ""
-        raise RecipeError(faults[0] + more)
+        if not louder_half(read(check(path, rate))) >= SILENCE:  # nor where samples are no numbers
+            raise RecipeError(f"{path}: is empty, or silent but for noise 60 dB below the loudest there can be")
+        named.setdefault((parts[2], parts[1], int(parts[3])), path)
     by_speaker: dict[str, dict[str, list[Path]]] = {}
     for (speaker, digit, _), path in sorted(named.items()):
         by_speaker.setdefault(speaker, {}).setdefault(digit, []).append(path)
@@ -130,12 +115,7 @@ def spoken_digits(task: Speech, files: dict[str, Path], work: Path) -> Splits:
     by_speaker = recordings(files, work, task.known.rate)
     tested = task.chosen["test_speakers"].split(",")
     if unknown := sorted(set(tested) - by_speaker.keys()):
-        beside = sorted(task.local_dir.iterdir()) if task.local_dir else []
-        left = [path.name for path in beside if path.name.endswith(PACKED) and path.name not in files]
-        said = f"; not read, since its name lacks 'digit': {left[0]}" if left else ""
-        raise RecipeError(
-            f"argument --test-speakers: {unknown[0]} must be one of {', '.join(sorted(by_speaker))}{said}"
-        )
+        raise RecipeError(f"argument --test-speakers: {unknown[0]} must be one of {', '.join(sorted(by_speaker))}")
     trained = sorted(by_speaker.keys() - set(tested))
     if not trained:
         raise RecipeError(
@@ -186,12 +166,6 @@ def at_hand(task: Speech, place: str, train: str, utterances: Callable[[Path], I
     return {split: utterances(folder) for split, folder in found.items()}
 
 
-def there(path: Path, rate: int) -> Path:
-    """The recording's path; that one is missing or of another form should be known before hours of features."""
-    opened(path, rate).close()
-    return path
-
-
 def must_c(task: Speech, files: dict[str, Path], work: Path) -> Splits:
     language, rate = task.chosen["language"], task.known.rate
 
@@ -208,9 +182,9 @@ def must_c(task: Speech, files: dict[str, Path], work: Path) -> Splits:
             raise RecipeError(f"{text}.{language} has {len(lines):,} lines for {len(segments):,} segments")
         both = zip(places, lines, strict=True)
         for name, of_talk in groupby(both, lambda pair: pair[0][0]):
-            path = there(folder / "wav" / name, rate)
+            path = check(folder / "wav" / name, rate)
             for n, ((_, start, seconds, speaker), line) in enumerate(sorted(of_talk, key=lambda pair: pair[0][1])):
-                wave = partial(read, path, rate, int(start * rate), int(seconds * rate), may_be_silent=True)
+                wave = partial(read, path, int(start * rate), int(seconds * rate))
                 yield Utterance(f"{path.stem}_{n}", wave, " ".join(line.split()), speaker)
 
     return at_hand(task, f"en-{language}/data", "train", utterances)
@@ -221,8 +195,8 @@ def librispeech(task: Speech, files: dict[str, Path], work: Path) -> Splits:
         for chapter in sorted(folder.glob("*/*/*.trans.txt")):
             for line in filter(str.strip, read_text(chapter).removeprefix("\ufeff").split("\n")):
                 name, *words = line.split()
-                path = there(chapter.with_name(f"{name}.flac"), task.known.rate)
-                wave = partial(read, path, task.known.rate, may_be_silent=True)
+                path = check(chapter.with_name(f"{name}.flac"), task.known.rate)
+                wave = partial(read, path)
                 yield Utterance(name, wave, " ".join(words).lower(), name.split("-")[0])
 
     return at_hand(task, "LibriSpeech", "train-clean-100 or the like", utterances)

@@ -33,23 +33,15 @@ _work: Callable[[Any], Any]  # of a worker process
 
 
 def train_sentencepiece(**options: Any) -> None:
-    """As sentencepiece's trainer, which would look at Ctrl-C at its end alone, and take what Python makes of it for the
-    end of the text: here it ends the process at once.
+    """Train sentencepiece.
 
     Raises:
-        RuntimeError: the text doesn't allow that; in sentencepiece's words, but for those that name its own options.
+        RuntimeError: the text doesn't allow it; in sentencepiece's words, but for those that name its own options.
     """
-    main = threading.current_thread() is threading.main_thread()
-    usual = main and signal.getsignal(signal.SIGINT) is signal.default_int_handler  # else it is ignored, or somebody's
-    if usual:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         sentencepiece.SentencePieceTrainer.train(**options)
     except RuntimeError as error:
         raise RuntimeError(str(error).partition(" Increase vocab_size or")[0]) from None
-    finally:
-        if usual:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _begin(make: Callable[[], Callable[[Any], Any]]) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.errors import RecipeError
 from common.files import read_text
-from common.hold import NAME
 
 from . import debian
 from .archives import Archive, fetch, find, unpack_all
 from .binarise import dictionary, number
-from .building import described, seal
+from .dataset import Dataset, Folders, described
 from .registry import SPLITS
 from .speech import subwords
 
@@ -26,14 +26,12 @@ class TextSet(NamedTuple):
         file: of each split, where {} stands for the split.
         archive: that has the files; None where Debian's packages do.
         vocab_size: subwords; None where the text is words already.
-        largest: bytes of the training text, at most; None where its name tells enough.
     """
 
     about: str
     file: str
     archive: Archive | None
     vocab_size: int | None = None
-    largest: int | None = None
 
     def files(self) -> dict[str, str]:
         return {split: self.file.format(split) for split in SPLITS}
@@ -44,24 +42,14 @@ PTB = Archive("http://www.fit.vutbr.cz/~imikolov/rnnlm/simple-examples.tgz", md5
 WIKITEXT = Archive("https://wikitext.smerity.com/wikitext-2-v1.zip")
 TEXTS = {
     "ptb": TextSet("Penn Treebank, 930,000 words; not tried; licence of the LDC", "ptb.{}.txt", PTB),
-    "wikitext-2": TextSet(
-        "2 million words of Wikipedia; not tried; CC BY-SA 3.0", "wiki.{}.tokens", WIKITEXT, largest=2 * 10**7
-    ),
+    "wikitext-2": TextSet("2 million words of Wikipedia; not tried; CC BY-SA 3.0", "wiki.{}.tokens", WIKITEXT),
     "debian-de": TextSet("the German side of debian-en-de, in 8,000 subwords", "{}.de", None, 8000),
 }
 
 
-def _made(path: Path, below: Path) -> bool:
-    """Whether a recipe has made a file, in a folder of its own below another."""
-    inside = (folder for folder in path.parents if folder != below and folder.is_relative_to(below))
-    return any((folder / NAME).is_file() for folder in inside)
-
-
-class Text(NamedTuple):
-    """Text that is to be prepared, as a :class:`~corpora.publishing.Preparation`."""
-
-    name: str
-    local_dir: Path | None
+@dataclass(frozen=True)
+class Text(Dataset):
+    """Text of one language that is to be prepared."""
 
     @property
     def archives(self) -> list[Archive]:
@@ -69,28 +57,22 @@ class Text(NamedTuple):
         return [archive] if archive and not self.files() else []
 
     def below(self, folder: Path) -> dict[str, Path]:
-        """The text below a folder by split, as far as it is there.
+        """The text below a folder by split; empty where none is there.
 
         Raises:
-            RecipeError: it lies in several places.
+            RecipeError: it lies in several places, or a file is missing.
         """
         names = TEXTS[self.name].files()
-        there = (path for name in names.values() for path in folder.rglob(name))
-        places = sorted({path.parent for path in there if not _made(path, folder)})
+        places = sorted({path.parent for name in names.values() for path in folder.rglob(name)})
         if len(places) > 1:
             raise RecipeError(f"{folder}: {places[0]} and {places[1]} both have files of {self.name}; must be one")
-        return {split: place / name for place in places for split, name in names.items() if (place / name).is_file()}
+        paths = {split: place / name for place in places for split, name in names.items()}
+        if missing := [path.name for path in paths.values() if not path.is_file()]:
+            raise RecipeError(f"{folder} has no {' and no '.join(missing)}")
+        return paths
 
     def files(self) -> dict[str, Path]:
-        """The text below --local-dir by split; empty where none is there.
-
-        Raises:
-            RecipeError: a file is missing.
-        """
-        found = self.below(self.local_dir) if self.local_dir else {}
-        if missing := [name for split, name in TEXTS[self.name].files().items() if found and split not in found]:
-            raise RecipeError(f"argument --local-dir: {self.local_dir} has no {' and no '.join(missing)}")
-        return found
+        return self.below(self.local_dir) if self.local_dir else {}
 
     def options(self) -> dict[str, Any]:
         learned = {"versions": {"sentencepiece": version("sentencepiece")}} if TEXTS[self.name].vocab_size else {}
@@ -103,36 +85,31 @@ class Text(NamedTuple):
         if (known := TEXTS[self.name].archive) is None:
             manifest = debian.build(archives / "debian-en-de", self.local_dir)
             return self.below(archives / "debian-en-de"), [manifest]
-        all_of = ", ".join((names := TEXTS[self.name].files()).values())
+        all_of = ", ".join(TEXTS[self.name].files().values())
         if self.local_dir and find(known, [self.local_dir]) is None:
             raise RecipeError(f"argument --local-dir: must have {known.name}, or {all_of}; got {self.local_dir}")
         paths, sources = fetch([known], self.local_dir, archives)
-        (archive,) = paths.values()
-        if len(found := self.below(unpack_all(archive, work / "unpacked"))) < len(names):
-            raise RecipeError(f"{archive} does not have all of {all_of}: it is another archive than this recipe knows")
-        return found, sources
+        texts = self.below(unpack_all(paths[known.name], work / "unpacked"))
+        if not texts:
+            raise RecipeError(f"{paths[known.name]} has none of {all_of}: it is another archive than this recipe knows")
+        return texts, sources
 
-    def make(self, work: Path, archives: Path) -> Path:
-        made, folder, vocab_size = work / "made", work / "made" / "bin", TEXTS[self.name].vocab_size
-        folder.mkdir(parents=True)
-        texts, sources = self.gather(archives, work)
-        size, largest = texts["train"].stat().st_size, TEXTS[self.name].largest
-        if largest and size > largest:  # WikiText-103 has the same names
-            said = f"{texts['train']} has {size:,} bytes; {self.name} has at most {largest:,}"
-            raise RecipeError(f"{said}: this is another text")
+    def make(self, folders: Folders) -> dict[str, Any]:
+        folder, vocab_size = folders.made / "bin", TEXTS[self.name].vocab_size
+        folder.mkdir()
+        texts, sources = self.gather(folders.archives, folders.work)
         lines = {split: read_text(path).removesuffix("\n").split("\n") for split, path in texts.items()}
         for split, path in texts.items():
             if not any(line.strip() for line in lines[split]):
                 raise RecipeError(f"{path} is empty")
         if vocab_size:
-            model = subwords(lines["train"], vocab_size, made)
+            model = subwords(lines["train"], vocab_size, folders.made)
             for split, plain in lines.items():
-                texts[split] = work / f"{split}.sp"
+                texts[split] = folders.work / f"{split}.sp"
                 encoded = "".join(f"{' '.join(line)}\n" for line in model.encode(plain, out_type=str))
                 texts[split].write_text(encoded, "utf-8", newline="\n")
-        words = dictionary([texts["train"]], 1)
+        words = dictionary([texts["train"]])
         words.save(str(folder / "dict.txt"))
         for split, path in texts.items():
-            print(f"{split}: {number(path, words, 1, folder / split)}", flush=True)
-        seal(made, self.options() | {"sources": sources})
-        return made
+            print(f"{split}: {number(path, words, folder / split)}", flush=True)
+        return {"sources": sources}

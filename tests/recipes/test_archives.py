@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import gzip
 import hashlib
 import http.server
 import io
 import os
 import re
-import signal
-import subprocess
-import sys
 import tarfile
 import threading
-import time
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 from common.errors import RecipeError
-from conftest import ROOT
 from corpora import archives
 from corpora.archives import Archive, Unreachable
 
@@ -39,7 +31,6 @@ class Server:
     length: bool = True  # does it say how long the file is?
     status: int = 200
     cut: int | None = None  # bytes after which it closes the connection
-    pause: float = 0.0  # seconds after each 10,000 bytes
     asked: list[str | None] = field(default_factory=list)  # the header Range of each request
 
 
@@ -67,10 +58,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
                 self.send_header("Content-Length", str(len(it.content) - start))
             self.end_headers()
             sent = it.content[start:][: it.cut]
-            with contextlib.suppress(ConnectionError):  # the other side was killed
-                for at in range(0, len(sent), 10_000):
-                    self.wfile.write(sent[at : at + 10_000])
-                    time.sleep(it.pause)
+            self.wfile.write(sent)
 
         def log_message(self, *words: object) -> None:
             pass
@@ -102,27 +90,28 @@ def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:
     assert server.asked == [None]
 
 
-@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
-def test_a_download_goes_on_where_it_stopped(known: bool, server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "asked"),
+    [
+        (CONTENT[:100_000], ["bytes=100000-"]),
+        (CONTENT, []),
+        (CONTENT + b"more", [f"bytes={len(CONTENT) + 4}-", None]),
+    ],
+    ids=["begun", "whole", "too long"],
+)
+def test_a_download_goes_on_where_it_stopped(
+    part: bytes, asked: list[str | None], server: Server, tmp_path: Path
+) -> None:
+    (tmp_path / "text.bin.part").write_bytes(part)
+    assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked == asked
+    assert names(tmp_path) == {"text.bin"}
+
+
+def test_a_download_of_unknown_size_goes_on(server: Server, tmp_path: Path) -> None:
     (tmp_path / "text.bin.part").write_bytes(CONTENT[:100_000])
-    wanted = archive(server) if known else Archive(server.url)
-    assert archives.download(wanted, tmp_path).read_bytes() == CONTENT
+    assert archives.download(Archive(server.url), tmp_path).read_bytes() == CONTENT
     assert server.asked == ["bytes=100000-"]
-    assert names(tmp_path) - {"text.bin.sha256"} == {"text.bin"}
-
-
-def test_a_whole_part_needs_no_download(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "text.bin.part").write_bytes(CONTENT)
-    assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
-    assert server.asked == []
-    (tmp_path / "text.bin").rename(tmp_path / "text.bin.part")
-    assert archives.download(Archive(server.url), tmp_path).read_bytes() == CONTENT  # the server says that it is whole
-    assert server.asked == [f"bytes={len(CONTENT)}-"]
-
-
-def test_a_part_that_is_too_long_is_begun_anew(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "text.bin.part").write_bytes(CONTENT + b"more")
-    assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
 
 
 def test_connections_that_break_are_taken_up_again(server: Server, tmp_path: Path) -> None:
@@ -165,60 +154,15 @@ def test_a_wrong_file_is_no_file(server: Server, tmp_path: Path) -> None:
     assert archives.download(md5, tmp_path).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("damage", ["cut off", "changed", "no gzip"])
-def test_gzip_without_known_checksum_must_be_whole(damage: str, server: Server, tmp_path: Path) -> None:
-    whole = gzip.compress(os.urandom(100_000))
-    changed = whole[:50_000] + bytes([whole[50_000] ^ 1]) + whole[50_001:]
-    server.content = {"cut off": whole[:-1000], "changed": changed, "no gzip": b"<html>not found</html>"}[damage]
-    url = server.url.replace("text.bin", "text.tgz")
-    with pytest.raises(RecipeError, match="cut off or damaged"):
-        archives.download(Archive(url), tmp_path)
+def test_a_web_page_is_no_archive(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A network may answer everything with its own page."""
+    server.content = b"\n<html>log in</html>"
+    with pytest.raises(RecipeError, match="the download is a web page"):
+        archives.download(Archive(server.url), tmp_path)
     assert names(tmp_path) == set()
-    server.content = whole
-    assert archives.download(Archive(url), tmp_path).read_bytes() == whole
-
-
-def test_other_files_without_known_checksum_are_looked_at_too(server: Server, tmp_path: Path) -> None:
-    """A network that answers everything with its own page must not leave that, with a checksum to hold on to."""
-    packed = tmp_path / "whole.zip"
-    with zipfile.ZipFile(packed, "w") as file:
-        file.writestr("text", os.urandom(1000))
-    whole, zipped = packed.read_bytes(), server.url.replace("text.bin", "text.zip")
-    packed.unlink()
-    for content, url, message in (
-        (b"\n<html>log in</html>", server.url, "is a web page"),
-        (b"<html>log in</html>", zipped, "is cut off or damaged"),
-        (whole[:-5], zipped, "is cut off or damaged"),
-        (whole.replace(whole[100:110], bytes(10)), zipped, r"is damaged \(in text\)"),
-    ):
-        server.content = content
-        with pytest.raises(RecipeError, match=f"the download {message}"):
-            archives.download(Archive(url), tmp_path)
-        assert names(tmp_path) == set()
-    server.content = whole
-    assert archives.download(Archive(zipped), tmp_path).read_bytes() == whole
-    (tmp_path / "text.zip.sha256").write_text("\n")
-    with pytest.raises(RecipeError, match=r"text.zip.sha256 holds no checksum: remove it"):
-        archives.check(tmp_path / "text.zip", Archive(zipped))
-
-
-def test_the_first_checksum_is_shown_and_kept(
-    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wanted = Archive(server.url)
-    digest = hashlib.sha256(CONTENT).hexdigest()
-    path = archives.fetch([wanted], None, tmp_path)[0]["text.bin"]
-    assert digest in capsys.readouterr().out
-    checked = subprocess.run(["sha256sum", "--check", "text.bin.sha256"], cwd=tmp_path, capture_output=True, text=True)
-    assert checked.stdout == "text.bin: OK\n"
-    path.write_bytes(CONTENT[:-1])
-    with pytest.raises(RecipeError, match=f"not {digest}.*text.bin.sha256"):
-        archives.fetch([wanted], None, tmp_path)
-    path.unlink()
-    server.content = CONTENT[::-1]
-    with pytest.raises(RecipeError, match=f"not {digest}"):
-        archives.fetch([wanted], None, tmp_path)
-    assert names(tmp_path) == {"text.bin.sha256"}
+    server.content = CONTENT
+    archives.fetch([Archive(server.url)], None, tmp_path)
+    assert hashlib.sha256(CONTENT).hexdigest() in capsys.readouterr().out
 
 
 def test_files_that_are_there_are_not_fetched(server: Server, tmp_path: Path) -> None:
@@ -262,88 +206,24 @@ def test_a_refusal_is_not_repeated(server: Server, tmp_path: Path) -> None:
     assert len(server.asked) == 1 + archives.TRIES
 
 
-def test_a_killed_download_leaves_a_part_to_go_on_with(server: Server, tmp_path: Path) -> None:
-    server.pause = 0.05
-    program = (
-        "import pathlib; from corpora import archives; "
-        f"archives.download(archives.Archive({server.url!r}), pathlib.Path({str(tmp_path)!r}))"
-    )
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
-    part = tmp_path / "text.bin.part"
-    with subprocess.Popen([sys.executable, "-c", program], env=env) as process:
-        deadline = time.monotonic() + 60
-        while not (part.is_file() and part.stat().st_size > 20_000):
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    assert names(tmp_path) == {"text.bin.part"}
-    server.pause = 0.0
-    size = part.stat().st_size
-    assert 0 < size < len(CONTENT)
-    assert archives.download(archive(server), tmp_path).read_bytes() == CONTENT
-    assert server.asked[-1] == f"bytes={size}-"
-
-
-def test_a_zip_that_is_encrypted_is_named(tmp_path: Path):
-    path = tmp_path / "digits.zip"
-    with zipfile.ZipFile(path, "w") as made:
-        made.writestr("a.txt", "a")
-    content = path.read_bytes()
-    for header, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # of the file, and of the archive's list
-        at = content.index(header) + flags
-        content = content[:at] + bytes([content[at] | 1]) + content[at + 1 :]
-    path.write_bytes(content)
-    with pytest.raises(RecipeError, match=r"digits.zip: File 'a.txt' is encrypted, .*: unpack it and make it anew"):
-        archives.unpack_all(path, tmp_path / "to")
-
-
-def test_members_of_one_name_would_replace_one_another(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"^members must have names of their own; got train/a\.en, dev/a\.en$"):
-        archives.unpack(tmp_path / "none.tgz", ["train/a.en", "dev/a.en"], tmp_path)
-
-
-def test_a_tar_writes_files_below_its_folder_alone(tmp_path: Path):
-    names = ["below/a.txt", "../b.txt", f"{tmp_path}/c.txt", "below/../../d.txt", "./e.txt"]
+@pytest.mark.parametrize("name", ["../b.txt", "below/../../d.txt", "link"])
+def test_a_tar_writes_only_below_its_folder(name: str, tmp_path: Path):
     with tarfile.open(tmp_path / "some.tar.gz", "w:gz") as tar:
-        link = tarfile.TarInfo("out")
-        link.type, link.linkname = tarfile.SYMTYPE, str(tmp_path)
-        tar.addfile(link)
-        for name in (*names, "out/f.txt"):
-            member = tarfile.TarInfo(name)
-            member.size = 4
-            tar.addfile(member, io.BytesIO(b"text"))
-    folder = archives.unpack_all(tmp_path / "some.tar.gz", tmp_path / "to" / "there")
-    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if not path.is_dir()}
-    assert written == {"some.tar.gz", *(f"to/there/{name}" for name in ("below/a.txt", "e.txt", "out/f.txt"))}
-    assert not (folder / "out").is_symlink()
-    with tarfile.open(tmp_path / "hard.tar", "w") as tar:
-        link.type = tarfile.LNKTYPE
-        tar.addfile(link)
-    with pytest.raises(RecipeError, match=r"hard.tar has hard links \(out\): unpack it and make it anew$"):
-        archives.unpack_all(tmp_path / "hard.tar", tmp_path / "to" / "elsewhere")
+        member = tarfile.TarInfo(name)
+        if name == "link":
+            member.type, member.linkname = tarfile.SYMTYPE, str(tmp_path)
+        tar.addfile(member, io.BytesIO())
+    with pytest.raises(RecipeError, match=r"some\.tar\.gz .*(outside|absolute)"):
+        archives.unpack_all(tmp_path / "some.tar.gz", tmp_path / "to" / "there")
+    assert {path.name for path in tmp_path.rglob("*")} <= {"some.tar.gz", "to", "there"}
 
 
 @pytest.mark.parametrize("kind", ["gz", "xz"])
-def test_no_damaged_byte_of_a_tar_goes_unseen(tmp_path: Path, kind: str):
-    """Not in a header either, at which tarfile takes the end to be reached."""
-    for number in range(12):
-        (tmp_path / f"{number}.txt").write_text(f"{number} " * 300)
-        os.utime(tmp_path / f"{number}.txt", (0, 0))  # the same bytes each time
-    good = tmp_path / f"good.tar.{kind}"
-    with tarfile.open(good, f"w:{kind}") as tar:
-        for path in sorted(tmp_path.glob("*.txt")):
-            tar.add(path, path.name)
-    content, bad, raised = good.read_bytes(), tmp_path / f"bad.tar.{kind}", 0
-    for at in range(len(content)):
-        bad.write_bytes(content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :])
-        folder = tmp_path / str(at)
-        try:
-            archives.unpack_all(bad, folder)
-        except RecipeError as error:
-            assert f"{bad} is cut off or damaged" in str(error)
-            raised += 1
-        else:
-            assert len(list(folder.iterdir())) == 12
-            for path in folder.iterdir():
-                assert path.read_bytes() == (tmp_path / path.name).read_bytes()
-    assert raised > len(content) * 0.95  # the time and the name in gzip's header may be anything
+def test_a_tar_that_is_cut_off_is_an_error(kind: str, tmp_path: Path):
+    (tmp_path / "some.txt").write_bytes(os.urandom(2000))
+    with tarfile.open(tmp_path / f"some.tar.{kind}", f"w:{kind}") as tar:
+        tar.add(tmp_path / "some.txt", "some.txt")
+    cut_off = tmp_path / f"cut.tar.{kind}"
+    cut_off.write_bytes((tmp_path / f"some.tar.{kind}").read_bytes()[:-300])
+    with pytest.raises(RecipeError, match="is cut off or damaged"):
+        archives.unpack_all(cut_off, tmp_path / "to")

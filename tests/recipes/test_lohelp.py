@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import math
 import random
 import re
 import shutil
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from corpora import lohelp, pairs
+from corpora import debian, lohelp, pairs
+from corpora.debian_readers import HELP, paragraphs
 from support.debian_packages import lines, pack
 from support.pages import contents, made_up, near_copies, page, plain_words
 
@@ -26,16 +25,12 @@ COPYRIGHT = "Format: 1.0\n\nFiles: *\nCopyright: 2000 Somebody\nLicense: MPL-2.0
 Pair = pairs.Pair
 
 
-def part_of(page: str) -> str:
-    return pairs.part_of(page, lohelp.SHARES["test"], lohelp.SHARES["valid"])
-
-
 # --- made-up packages ------------------------------------------------------------------------------------------------
 
 
 def pack_pages(folder: Path, side: str, pages: dict[str, str], version: str = "4:25.2.3-2") -> None:
     """A package in the layout of the help packages."""
-    package, language = lohelp.PACKAGES[side], {"en": "en-US"}.get(side, side)
+    package, language = HELP[side], {"en": "en-US"}.get(side, side)
     files = {f"libreoffice/help/{language}/text/{path}": text for path, text in pages.items()}
     pack(folder, package, {**files, f"doc/{package}/copyright": COPYRIGHT}, version)
 
@@ -47,8 +42,9 @@ def debs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     licence = tmp_path / "MPL-2.0"
     licence.write_text("Mozilla Public License Version 2.0\n")
     monkeypatch.setattr(lohelp, "MPL", licence)
-    monkeypatch.setattr(lohelp, "SHARES", {"test": 0.2, "valid": 0.2})
-    monkeypatch.setattr(lohelp, "SIZES", {"test": 12, "valid": 8, "train": 30})
+    domain = lohelp.LOHELP.domains["lohelp"]._replace(held_out=(0.2, 0.2))
+    small = lohelp.LOHELP._replace(domains={"lohelp": domain}, sizes={"test": 12, "valid": 8, "train": 30})
+    monkeypatch.setattr(lohelp, "LOHELP", small)
     folder = tmp_path / "debs"
     folder.mkdir()
     en, de = made_up()
@@ -66,7 +62,7 @@ def test_paragraphs_come_by_id_without_markup_and_without_the_frame_of_the_page(
         '<p id="par_2" class="paragraph">One&nbsp;two<a href="y"> three</a> .</p>'
         "<p>no id</p><p id='par_3'>twice</p><p id='par_3'>twice</p><p id='par_4'> </p>"
     )
-    assert lohelp.paragraphs(html) == {"hd_1": "Draw & paint", "par_2": "One two three."}
+    assert paragraphs(html) == {"hd_1": "Draw & paint", "par_2": "One two three."}
 
 
 @pytest.mark.parametrize(
@@ -81,20 +77,20 @@ def test_paragraphs_come_by_id_without_markup_and_without_the_frame_of_the_page(
     ],
 )
 def test_code_images_and_choices_leave_a_hole_that_the_filter_sees(inner: str):
-    text = lohelp.paragraphs(page(f'<p id="a">Press the {inner} key now. Then all is well.</p>'))["a"]
+    text = paragraphs(page(f'<p id="a">Press the {inner} key now. Then all is well.</p>'))["a"]
     assert "Cmd" not in text and "SUM" not in text
     first, second = pairs.sentences(text)
-    assert pairs.reject_reason(first, "Drücken Sie jetzt die Taste.", lohelp.RULES) == "code or image"
+    assert pairs.reject_reason(first, "Drücken Sie jetzt die Taste.", lohelp.LOHELP.rules) == "code or image"
     assert second == "Then all is well."
 
 
 def test_key_names_are_text():
     html = page('<p id="a">Press <span class="keycode">Enter</span> now</p>')
-    assert lohelp.paragraphs(html) == {"a": "Press Enter now"}
+    assert paragraphs(html) == {"a": "Press Enter now"}
 
 
 def test_a_paragraph_of_code_is_a_hole():
-    assert lohelp.paragraphs(page('<p id="a" class="bascode">Print the sum of all</p>')) == {"a": pairs.HOLE}
+    assert paragraphs(page('<p id="a" class="bascode">Print the sum of all</p>')) == {"a": pairs.HOLE}
 
 
 def test_clean_composes_and_straightens():
@@ -129,17 +125,6 @@ def test_segments_split_only_where_both_sides_match():
     assert pairs.segments(*unequal) == [unequal]
     crossed = ("Go. Then close the large window there.", "Gehe dann zum großen Fenster dort. Zu.")
     assert pairs.segments(*crossed) == [crossed]
-
-
-def test_alignment_is_by_page_and_id():
-    en = {"a.html": {"p1": "One line here", "p2": "Two"}, "b.html": {"p1": "Other page"}, "c.html": {"p1": "Only here"}}
-    de = {"a.html": {"p2": "Zwei", "p1": "Eine Zeile hier"}, "b.html": {"p7": "Andere Seite"}}
-    counts: Counter[str] = Counter()
-    assert list(lohelp.aligned(en, de, counts)) == [
-        Pair("a.html", "One line here", "Eine Zeile hier"),
-        Pair("a.html", "Two", "Zwei"),
-    ]
-    assert counts == {"pages": 2, "paragraphs": 2}
 
 
 # --- the filter -----------------------------------------------------------------------------------------------------
@@ -178,22 +163,21 @@ GOOD = ("Opens the new window of the program.", "Öffnet das neue Fenster des Pr
     ],
 )
 def test_fault(en: str, de: str, reason: str | None):
-    assert pairs.reject_reason(en.strip(), de.strip(), lohelp.RULES) == reason
+    assert pairs.reject_reason(en.strip(), de.strip(), lohelp.LOHELP.rules) == reason
 
 
 def test_select_keeps_the_first_of_each_source():
     en, de = GOOD
-    pairs = [
-        Pair("a", en, de),
-        Pair("b", en.upper().replace(".", "!"), de),
-        Pair("c", en, "Ein neues Fenster des Programms öffnet sich."),
-        Pair("d", "too short", "zu kurz"),
-        Pair("e", "Closes the new window of the program.", "Schließt das neue Fenster des Programms."),
+    every = [
+        Pair("a", en, de, "lohelp"),
+        Pair("b", en.upper().replace(".", "!"), de, "lohelp"),
+        Pair("c", en, "Ein neues Fenster des Programms öffnet sich.", "lohelp"),
+        Pair("d", "too short", "zu kurz", "lohelp"),
+        Pair("e", "Closes the new window of the program.", "Schließt das neue Fenster des Programms.", "lohelp"),
     ]
     counts: Counter[str] = Counter()
-    assert lohelp.select(pairs, counts) == [pairs[0], pairs[4]]
-    assert counts["segments"] == 5 == counts["pairs"] + sum(n for k, n in counts.items() if k.startswith("dropped"))
-    assert (counts["dropped: same pair"], counts["dropped: same source"], counts["dropped: length"]) == (1, 1, 1)
+    assert debian.select(lohelp.LOHELP, every, {"lohelp": counts}) == [every[0], every[4]]
+    assert counts == {"segments": 5, "dropped: same source": 2, "dropped: length": 1}
 
 
 # --- the split ------------------------------------------------------------------------------------------------------
@@ -206,7 +190,7 @@ def test_words_ignore_case_punctuation_and_digits():
 def test_part_of_is_fixed_by_the_path():
     """The parts of pages must never move between versions: these values are SHA-256 arithmetic."""
     assert pairs.fraction("a") == int(hashlib.sha256(b"a").hexdigest()[:12], 16) / 16**12
-    seen = Counter(part_of(f"shared/{i}.html") for i in range(5000))
+    seen = Counter(lohelp.LOHELP.part_of(Pair(f"shared/{i}.html", "", "", "lohelp")) for i in range(5000))
     assert abs(seen["test"] / 5000 - 0.06) < 0.02 and abs(seen["valid"] / 5000 - 0.04) < 0.02
 
 
@@ -236,60 +220,53 @@ def test_either_side_counts():
     assert pairs.without_copies([same_source, same_target, other], held) == [other]
 
 
-def test_split_holds_out_whole_pages_and_no_near_copy_remains(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(lohelp, "SHARES", {"test": 0.2, "valid": 0.2})
-    monkeypatch.setattr(lohelp, "SIZES", {"test": 20, "valid": 15, "train": 25})
-    en, de = made_up()
-    read = [{path: lohelp.paragraphs(html) for path, html in pages.items()} for pages in (en, de)]
-    counts: Counter[str] = Counter()
-    pairs = lohelp.select(lohelp.aligned(*read, counts), counts)
-    parts = lohelp.split(pairs, counts)
+def test_split_holds_out_whole_pages_and_no_near_copy_remains(debs: Path):
+    recipe = lohelp.LOHELP
+    counts: dict[str, Counter[str]] = {"lohelp": Counter()}
+    files = debian.fetch(recipe.files, debs, None)
+    every = debian.select(recipe, debian.read(recipe, files, counts), counts)
+    parts = debian.split(recipe, every, counts)
     for part, chosen in parts.items():
-        assert 0 < len(chosen) <= lohelp.SIZES[part]
-        assert {part_of(p.page) for p in chosen} == {part}
-        assert chosen == [p for p in pairs if p in set(chosen)], "document order"
-        assert counts[f"{part}: written"] == len(chosen)
+        assert len(chosen) == recipe.sizes[part]
+        assert {recipe.part_of(pair) for pair in chosen} == {part}
+        assert chosen == [pair for pair in every if pair in set(chosen)], "document order"
     for part, held in (("valid", ["test"]), ("train", ["test", "valid"])):
-        there = [p for p in pairs if part_of(p.page) == part]
+        there = [pair for pair in every if recipe.part_of(pair) == part]
         bad = set()
         for side in ("en", "de"):
-            held_out = [getattr(p, side) for h in held for p in parts[h]]
-            assert not near_copies([getattr(p, side) for p in parts[part]], held_out)
-            bad |= set(near_copies([getattr(p, side) for p in there], held_out))
+            held_out = [getattr(pair, side) for h in held for pair in parts[h]]
+            assert not near_copies([getattr(pair, side) for pair in parts[part]], held_out)
+            bad |= set(near_copies([getattr(pair, side) for pair in there], held_out))
         assert bad, "the made-up pages must have near-copies, or nothing is tested"
-        assert counts[f"{part}: less near-copies"] == len(there) - len(bad), "nothing else may be dropped"
-    assert len(parts["train"]) == 25, "exactly the size where there is enough"
-    assert lohelp.split(pairs[::-1], Counter()) == {k: v[::-1] for k, v in parts.items()}, "the draw is by hash"
-
-
-def test_nothing_depends_on_the_hash_seed_of_the_process():
-    """Sets of strings have another order in each process; what is written must not."""
-    code = (
-        "import sys, collections\n"
-        "sys.path[:0] = sys.argv[1:]\n"
-        "from corpora import lohelp, pairs\n"
-        "from support.pages import made_up\n"
-        "lohelp.SHARES, lohelp.SIZES = {'test': 0.2, 'valid': 0.2}, {'test': 20, 'valid': 15, 'train': 25}\n"
-        "read = [{p: lohelp.paragraphs(h) for p, h in pages.items()} for pages in made_up()]\n"
-        "counts = collections.Counter()\n"
-        "parts = lohelp.split(lohelp.select(lohelp.aligned(*read, counts), counts), counts)\n"
-        "near = pairs.nearest(*[[p.en for p in parts[k]] for k in ('train', 'test')])\n"
-        "print(list(counts.items()), parts, near)"
-    )
-    command = [sys.executable, "-c", code, str(ROOT / "tests"), str(RECIPES)]
-    runs = [
-        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True).stdout
-        for seed in ("1", "2")
-    ]
-    assert runs[0] == runs[1] and b"train: written" in runs[0]
+    reversed_parts = debian.split(recipe, every[::-1], counts)
+    assert reversed_parts == {part: chosen[::-1] for part, chosen in parts.items()}, "the draw is by hash"
 
 
 # --- the leakage baselines ------------------------------------------------------------------------------------------
 
 
-def test_nearest_prefers_rare_shared_words():
-    sources = ["open the window", "the of and the", "open the purple door", ""]
-    assert pairs.nearest(sources, ["the purple sky", "the window", "nothing known"]) == [2, 0, 0]
+def cosines(texts: list[str], query: str) -> list[float]:
+    """Those of idf-weighted words, by their definition."""
+    bags = [{*plain_words(text)} for text in texts]
+    asked = {*plain_words(query)}
+    weight = {word: math.log(len(bags) / sum(word in bag for bag in bags) + 1) for bag in bags for word in bag}
+
+    def cosine(bag: set[str]) -> float:
+        norm = math.sqrt(sum(weight[word] ** 2 for word in bag))
+        return sum(weight[word] ** 2 for word in bag & asked) / (norm or 1.0)
+
+    return list(map(cosine, bags))
+
+
+def test_nearest_is_the_largest_cosine():
+    rng = random.Random(7)
+    texts = [" ".join(rng.choices("abcdefghijklmnop", k=rng.randint(1, 9))) for _ in range(150)]
+    queries = [" ".join(rng.choices("abcdefghijklmnopqr", k=rng.randint(1, 6))) for _ in range(60)] + ["unknown", ""]
+    found = pairs.nearest(texts, queries)
+    assert len(set(found)) > 20
+    for chosen, query in zip(found, queries, strict=True):  # rounding decides ties
+        every = cosines(texts, query)
+        assert every[chosen] == pytest.approx(max(every), rel=1e-9)
 
 
 def test_leakage_is_100_where_train_has_the_test():
@@ -305,115 +282,45 @@ def test_leakage_is_100_where_train_has_the_test():
 # --- the whole script -----------------------------------------------------------------------------------------------
 
 
-def test_script_writes_the_same_bytes_twice_and_an_honest_manifest(debs: Path, tmp_path: Path):
+def test_script_writes_the_same_bytes_twice_into_a_new_or_empty_folder(debs: Path, tmp_path: Path):
     one, two = tmp_path / "deep" / "one", tmp_path / "two"
-    assert lohelp.main(["--out", str(one), "--deb-dir", str(debs)]) == 0
-    assert lohelp.main(["--out", str(two), "--deb-dir", str(debs)]) == 0
+    two.mkdir()
+    for out in (one, two):
+        assert lohelp.main(["--out", str(out), "--deb-dir", str(debs)]) == 0
     assert contents(one) == contents(two)
-    assert [p.name for p in one.parent.iterdir()] == ["one"], "nothing is left beside the data"
+    assert [path.name for path in one.parent.iterdir()] == ["one"], "nothing is left beside the data"
     check_folder(one)
-    manifest = json.loads((one / "manifest.json").read_text())
-    assert manifest["counts"]["train: written"] == 30
-    for facts in manifest["packages"]:
-        (deb,) = debs.glob(f"{facts['package']}_*")
-        assert facts["version"] == "4:25.2.3-2" and facts["sha256"] == hashlib.sha256(deb.read_bytes()).hexdigest()
+    assert json.loads((one / "manifest.json").read_text())["lines"] == lohelp.LOHELP.sizes
     notice = (one / "NOTICE").read_text()
     assert "Copyright: 2000 Somebody" in notice and "GPL" not in notice and "LibreOffice 25.2.3\n" in notice
     assert "footer" not in (one / "train.en").read_text().lower()
+    (one / "mine").touch()
+    made = contents(one)
+    assert lohelp.main(["--out", str(one), "--deb-dir", str(debs)]) == 2
+    assert contents(one) == made
 
 
-def test_script_replaces_its_own_work_only(debs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    out, args = tmp_path / "out", ["--out", str(tmp_path / "out"), "--deb-dir", str(debs)]
-    out.mkdir()
-    assert lohelp.main(args) == 0, "an empty folder is free"
-    made = contents(out)
-    assert lohelp.main(args) == 0
-    assert contents(out) == made
-    (out / "train.en").write_text("changed by me")
-    assert lohelp.main(args) == 2
-    assert contents(out) == {**made, "train.en": b"changed by me"}
-    assert "were changed (train.en)" in capsys.readouterr().err
-    (out / "train.en").write_bytes(made["train.en"])
-    (out / "mine.txt").write_text("dear to me")
-    assert lohelp.main(args) == 2
-    assert contents(out) == {**made, "mine.txt": b"dear to me"}
-    assert "mine.txt" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("manifest", [None, "{", "[]", "{}", '{"made_by": "other", "files": {"a.txt": ""}}'])
-def test_script_leaves_a_foreign_folder_alone(manifest: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "a.txt").write_text("dear to me")
-    if manifest is not None:
-        (tmp_path / "manifest.json").write_text(manifest)
-    before = contents(tmp_path)
-    assert lohelp.main(["--out", str(tmp_path), "--deb-dir", str(tmp_path)]) == 2
-    assert contents(tmp_path) == before
-    error = capsys.readouterr().err
-    assert error.startswith("lohelp: error: ") and error.count("\n") == 1 and "--out" in error
-
-
-def test_a_failure_in_the_middle_leaves_what_was_there(debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    out = tmp_path / "out"
-    args = ["--out", str(out), "--deb-dir", str(debs)]
-    assert lohelp.main(args) == 0
-    before, beside = contents(out), sorted(tmp_path.iterdir())
-
-    def full(*_: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    assert lohelp.main(args) == 2
-    assert contents(out) == before and sorted(tmp_path.iterdir()) == beside
-
-
-def one_line_error(capsys: pytest.CaptureFixture[str], args: list[str], *hints: str) -> None:
-    assert lohelp.main(args) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("lohelp: error: ") and error.count("\n") == 1
-    for hint in hints:
-        assert hint in error
-
-
-def test_errors_are_one_line_with_the_remedy(debs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    out, empty = str(tmp_path / "out"), tmp_path / "empty"
-    empty.mkdir()
-    one_line_error(capsys, ["--out", out, "--deb-dir", str(empty)], "0 files libreoffice-help-en-us_*.deb")
-    (german,) = debs.glob("libreoffice-help-de_*")
-    whole = german.read_bytes()
-    german.write_bytes(b"not a package")
-    one_line_error(capsys, ["--out", out, "--deb-dir", str(debs)], "fetch the package again")
-    german.write_bytes(whole[: len(whole) - 400])
-    one_line_error(capsys, ["--out", out, "--deb-dir", str(debs)], "fetch")
-    german.unlink()
-    pack_pages(debs, "de", made_up()[1], version="4:24.8.1-1")
-    one_line_error(capsys, ["--out", out, "--deb-dir", str(debs)], "4:24.8.1-1", "one version")
-    assert not Path(out).exists()
-
-
-def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    empty = tmp_path / "bin"
-    empty.mkdir()
-    monkeypatch.setenv("PATH", str(empty))
-    monkeypatch.setattr(lohelp, "MPL", Path(__file__))
-    one_line_error(capsys, ["--out", str(tmp_path / "out")], "apt-get is missing", "Debian")
-    for package in lohelp.PACKAGES.values():
-        (tmp_path / f"{package}_1_all.deb").touch()
-    one_line_error(capsys, ["--out", str(tmp_path / "out"), "--deb-dir", str(tmp_path)], "dpkg-deb is missing")
-    fake = empty / "apt-get"
-    fake.write_text("#!/bin/sh\necho E: Unable to locate package >&2\nexit 100\n")
-    fake.chmod(0o755)
-    one_line_error(capsys, ["--out", str(tmp_path / "out")], "Unable to locate package", "apt-get update", "--deb-dir")
-
-
-def test_an_unpacking_that_fails_late_is_a_failure(
-    debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("fault", ["none", "damaged", "cut off", "other version", "full disk"])
+def test_what_cannot_be_made_leaves_nothing(
+    fault: str, debs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    fake = tmp_path / "bin" / "dpkg-deb"
-    fake.parent.mkdir()
-    fake.write_text(f'#!/bin/sh\n{shutil.which("dpkg-deb")} "$@"\n[ "$1" = --field ]\n')
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", str(fake.parent), prepend=os.pathsep)
-    one_line_error(capsys, ["--out", str(tmp_path / "out"), "--deb-dir", str(debs)], "fetch it again")
+    (german,) = debs.glob("libreoffice-help-de_*")
+    named = "libreoffice-help-de"
+    whole = german.read_bytes()
+    german.unlink()
+    if fault == "none":
+        monkeypatch.setenv("PATH", "/nowhere")
+    elif fault == "other version":
+        pack_pages(debs, "de", made_up()[1], version="4:24.8.1-1")
+    else:
+        german.write_bytes({"damaged": b"not a package", "cut off": whole[:-400]}.get(fault, whole))
+    if fault == "full disk":
+        monkeypatch.setattr(json, "dumps", lambda *_, **__: (_ for _ in ()).throw(OSError("no space left")))
+        named = "no space left"
+    assert lohelp.main(["--out", str(tmp_path / "out"), "--deb-dir", str(debs)]) == 2
+    error = capsys.readouterr().err
+    assert "lohelp: error: " in error and named in error
+    assert not [path for path in tmp_path.iterdir() if path.name not in ("MPL-2.0", "debs", "out.packages")]
 
 
 # --- the text that ships --------------------------------------------------------------------------------------------
@@ -427,7 +334,7 @@ def check_folder(folder: Path) -> dict[str, list[str]]:
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest, name
     for part in PARTS:
-        assert len(texts[f"{part}.en"]) == len(texts[f"{part}.de"]) == manifest["counts"][f"{part}: written"] > 0
+        assert len(texts[f"{part}.en"]) == len(texts[f"{part}.de"]) > 0
     for lang in ("en", "de"):
         assert not near_copies(texts[f"train.{lang}"], texts[f"test.{lang}"] + texts[f"valid.{lang}"])
         assert not near_copies(texts[f"valid.{lang}"], texts[f"test.{lang}"])
@@ -438,30 +345,13 @@ def check_folder(folder: Path) -> dict[str, list[str]]:
     return texts
 
 
-def test_check_folder_sees_a_leak(debs: Path, tmp_path: Path):
-    """The check of the shipped text can fail: a test sentence put into train, with an honest manifest, is found."""
-    out = tmp_path / "out"
-    assert lohelp.main(["--out", str(out), "--deb-dir", str(debs)]) == 0
-    check_folder(out)
-    train, test = lines(out / "train.de"), lines(out / "test.de")
-    train[7] = test[3].upper()
-    (out / "train.de").write_text("".join(f"{t}\n" for t in train), encoding="utf-8")
-    with pytest.raises(AssertionError, match=r"train\.de"):
-        check_folder(out)
-    manifest = json.loads((out / "manifest.json").read_text())
-    manifest["files"]["train.de"] = hashlib.sha256((out / "train.de").read_bytes()).hexdigest()
-    (out / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(AssertionError):
-        check_folder(out)
-
-
 @pytest.mark.slow
 def test_shipped_text():
     texts = check_folder(SHIPPED)
     assert [len(texts[f"{part}.en"]) for part in PARTS] == [10_000, 500, 1_000]
     for part in PARTS:
         for en, de in zip(texts[f"{part}.en"], texts[f"{part}.de"], strict=True):
-            assert pairs.reject_reason(en, de, lohelp.RULES) is None, (en, de)
+            assert pairs.reject_reason(en, de, lohelp.LOHELP.rules) is None, (en, de)
             assert pairs.clean(en) == en and pairs.clean(de) == de
             assert not re.search(r"[<>\x00-\x1f\x7f\u00a0\u00ad]|&\w+;|https?:", en + de), (en, de)
 

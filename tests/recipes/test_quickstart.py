@@ -82,14 +82,6 @@ def test_prepare_names_an_impossible_vocabulary(size, tmp_path, capfd):
     assert not list(tmp_path.iterdir())
 
 
-def test_prepare_does_not_touch_a_foreign_folder(tmp_path, capsys):
-    (tmp_path / "mine").write_text("kept")
-    with pytest.raises(SystemExit):
-        prepare.main(["lohelp-en-de", "--out", str(tmp_path)])
-    assert f"argument --out: {tmp_path} holds mine, and no recipe has written there" in capsys.readouterr().err
-    assert files(tmp_path).keys() == {"mine"}
-
-
 def test_hypotheses_are_put_in_order_and_must_be_whole():
     text = "S-1\tx\nH-1\t-0.5\tzwei\nD-1\t-0.5\tzwei\nH-0\t-0.1\teins\nH-2\t-0.3\t\n"
     assert fairseq_output.hypotheses(text) == ["eins", "zwei", ""]

@@ -12,8 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from corpora import debian_documents as documents
-from corpora import debian_sources as sources
+from corpora import debian_readers as readers
 
 from .pages import page
 
@@ -51,7 +50,7 @@ def mo(messages: dict[str, str], order: str = "<") -> bytes:
 
 
 def catalog_debs(folder: Path, content: bytes) -> dict[str, Path]:
-    names = {package: re.sub(r"\\w\+", "any", path) for package, (path, _) in sources.CATALOGS.items()}
+    names = {package: re.sub(r"\\w\+", "any", path) for package, (path, _) in readers.CATALOGS.items()}
     paths = {package: f"locale{re.sub(r'[$()]', '', name).replace(chr(92), '')}" for package, name in names.items()}
     return {package: pack(folder, package, {path: content}) for package, path in paths.items()}
 
@@ -109,12 +108,12 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / f"mirror.example_dists_x_main_i18n_Translation-{code}").write_text(listed, encoding="utf-8")
         chapter = "<html><body>{}</body></html>".format("".join(f"<p>{pair[lang]}</p>" for pair in made_up(20, 7)))
         reference = {f"doc/debian-reference-common/docs/ch01.{code}.html": chapter}
-        pack(folder, documents.HANDBOOKS[lang], reference)
-        pack(folder, documents.HANDBOOKS[2 + lang], {f"developers-reference/{('', 'de/')[lang]}pkgs.html": chapter})
-        pack(folder, documents.LOHELP[lang], side["lohelp"])
+        pack(folder, readers.HANDBOOKS[lang], reference)
+        pack(folder, readers.HANDBOOKS[2 + lang], {f"developers-reference/{('', 'de/')[lang]}pkgs.html": chapter})
+        pack(folder, list(readers.HELP.values())[lang], side["lohelp"])
         for k in (0, 1):
             pages = {name: text for name, text in side["man"].items() if f"man{1 + k}/" in name}
-            pack(folder, documents.MANPAGES[2 * lang + k], pages)
+            pack(folder, readers.MANPAGES[2 * lang + k], pages)
     pack(folder, "gnome-user-docs", sides[0]["gnome"] | sides[1]["gnome"])
     lines = [" :: ".join(" | ".join(p[s].rstrip(".") for p in doc) for s in (1, 0)) for doc in docs["ding"]]
     pack(folder, "trans-de-en", {"trans/de-en": "\n".join(lines)})

@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.layer import BOTH, FORWARD, GRU, LSTM, OURS, PACKAGE, SCRIPTED, Case
+from benchmarks.layer import GRU, LSTM, OURS, PACKAGE, SCRIPTED
+from benchmarks.registry import BOTH, FORWARD, Case
 from benchmarks.timing import place, short
 from common.files import write_text
 from common.machine import ROOT
@@ -104,7 +105,7 @@ def decoding() -> str:
 
 
 def translating() -> str:
-    """Whole systems, text in and text out, by recipes/decoding.py."""
+    """Whole systems, text in and text out, by recipes/speed.py."""
     made = ""
     for data in COMPARISONS:
         report, rows = result(f"decoding/{data}.json"), []

@@ -150,7 +150,7 @@ def test_a_folder_above_the_checkout_does_not_hide_the_package(tmp_path: Path) -
     assert done.stdout.strip() == str(checkout / "fairseq_sru" / "__init__.py"), done.stderr
 
 
-@pytest.mark.parametrize("module", ["benchmarks.scans", "common.files"])  # the first import of speed.py, and of others
+@pytest.mark.parametrize("module", ["benchmarks.layer", "common.files"])  # the first import of speed.py, and of others
 def test_recipes_take_the_package_beside_them(module: str, tmp_path: Path) -> None:
     """Another checkout, or a copy, may have been installed since."""
     (tmp_path / "fairseq_sru").mkdir()

@@ -29,6 +29,10 @@ _sru_is_ready() { # ENVIRONMENT ROOT
     [ -x "$1/bin/fairseq-train" ] && [ "$(cat "$1/fairseq_sru.stamp" 2>/dev/null)" = "$(_sru_state "$1" "$2")" ]
 }
 
+_sru_is_here() { # VENV: it was neither moved nor copied, nor is it unfinished
+    [ -L "$1" ] || grep -qsF -- "$1" "$1/bin/activate"
+}
+
 _sru_make_venv() { # FOLDER
     local python without_venv=
     if [ -e "$1" ]; then # moved, copied, never finished, or its Python is gone
@@ -85,7 +89,7 @@ _sru_setup() {
     fi
     export PATH="$prefix/bin:$PATH"
     ! _sru_is_ready "$prefix" "$root" || return 0
-    if [ "$prefix" = "$root/.venv" ] && ! _sru_is_recent "$prefix/bin/python"; then
+    if [ "$prefix" = "$root/.venv" ] && ! { _sru_is_recent "$prefix/bin/python" && _sru_is_here "$prefix"; }; then
         _sru_make_venv "$prefix" || return
         hash -r
     fi

@@ -180,7 +180,7 @@ STUB = """#!/bin/sh
 echo "$*" >>"$LOG"
 case "$*" in
 --version) echo Python 3.12.0 ;;
-"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+"-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && echo "VIRTUAL_ENV=$3" >"$3/bin/activate" ;;
 "-m pip install "*) cp "$0" "${0%/*}/fairseq-train" ;;
 esac
 """
@@ -255,10 +255,12 @@ def test_setup_takes_the_active_environment(variable: str, tmp_path: Path) -> No
     assert not (machine.root / ".venv").exists()
 
 
-def test_setup_removes_no_venv_that_does_not_work(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moved", [False, True])
+def test_setup_removes_no_venv_that_does_not_work(moved: bool, tmp_path: Path) -> None:
     machine = Machine(tmp_path, python3=STUB)
     venv = machine.root / ".venv"
-    machine.write_python(venv / "bin" / "python", OLD)
+    machine.write_python(venv / "bin" / "python", STUB if moved else OLD)
+    (venv / "bin" / "activate").write_text(f"VIRTUAL_ENV={'/where/it/was' if moved else venv}\n")
     done, calls = machine.setup()
     assert (done.returncode, calls) == (1, [])
     assert done.stderr.startswith(f"setup.sh: {venv} doesn't work; remove it and run this again")

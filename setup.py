@@ -9,7 +9,7 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSIONS = runpy.run_path(str(ROOT / "fairseq_sru" / "versions.py"))
 
-# The CUDA source lies beside the package in a checkout, and inside it where it is installed. Without that, an editable
+# The CUDA source lies next to the package in a checkout, and inside it where it is installed. Without that, an editable
 # install is a line of sys.path; what it is else comes behind any folder named fairseq_sru, as a checkout may be.
 INSIDE = (ROOT / "kernels").is_dir() and "editable_wheel" not in sys.argv
 packages = find_packages(include=["fairseq_sru", "fairseq_sru.*"])

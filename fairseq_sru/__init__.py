@@ -1,7 +1,7 @@
 """Simple Recurrent Units for fairseq: layers (:class:`SRU`, :class:`SRUCell`), the recurrence, translation models, and
 a :class:`Translator` for models that were exported.
 
-The layers need torch alone, and importing them loads no fairseq. The models register with fairseq where this package is
+The layers need torch only, and importing them loads no fairseq. The models register with fairseq where this package is
 its ``--user-dir``, where it is imported after fairseq, or by ``import fairseq_sru.models``.
 """
 
@@ -16,7 +16,7 @@ __all__ = ["SRU", "SRUCell", "Translator", "__version__", "backends", "sru_recur
 
 
 class _Folders(list[str]):
-    """Where the package is. fairseq's --user-dir looks only here for what was imported before: time to register."""
+    """The package's folder. fairseq's --user-dir looks only here for what was imported before: time to register."""
 
     def __contains__(self, folder: object) -> bool:
         found = super().__contains__(folder)

@@ -9,17 +9,14 @@ the training data.
 from __future__ import annotations
 
 import argparse
-import html
 import logging
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .decoding.files import Model, ModelError, of_text, save
 from .decoding.program import LONGEST_SOURCE
-from .decoding.text import BYTE, TextOptions, subwords
+from .decoding.text import TextOptions
 
 REFUSED = (
     "the translator can't run this model, only --arch sru with SRU units, residual connections and attention in its "
@@ -29,7 +26,7 @@ REFUSED = (
 
 
 def model_of(trained: Any, task: Any, text: TextOptions) -> Model:
-    """What the translator needs of a fairseq model.
+    """Return a fairseq model as the translator needs it.
 
     Args:
         trained: the model, in evaluation.
@@ -61,7 +58,7 @@ def model_of(trained: Any, task: Any, text: TextOptions) -> Model:
 
 
 def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
-    """The model of a checkpoint, in evaluation, and its task.
+    """Return the model of a checkpoint, in evaluation, and its task.
 
     Raises:
         ModelError: it isn't a checkpoint that can be read, or its dictionaries are missing, or they are others.
@@ -78,10 +75,9 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
         overrides["data"] = str(data)
     try:
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides)
-        given = state["cfg"]["model"]
-        named = getattr(given, "_name", None) or given.arch
-        kind = ARCH_MODEL_REGISTRY.get(named, object)
-        if not issubclass(kind, TranslationModel):  # others may evaluate what the checkpoint says
+        cfg = state["cfg"]["model"]
+        arch = getattr(cfg, "_name", None) or cfg.arch
+        if not issubclass(ARCH_MODEL_REGISTRY.get(arch, object), TranslationModel):  # others may run what it says
             raise ModelError(REFUSED)
         (trained,), _, task = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides, state=state)
     except ModelError:
@@ -94,21 +90,6 @@ def loaded(path: Path, data: Path | None) -> tuple[Any, Any]:
         wrong = f"{path} can't be read, or not with its dictionaries (--data names their folder)"
         raise ModelError(f"{wrong}: {said}") from None
     return trained.float().eval(), task
-
-
-def without_capitals(words: Sequence[str]) -> bool:
-    """Whether text of a dictionary has small letters alone; no language without case has."""
-    # Moses writes &quot; for a character
-    letters = {letter for word in of_text(words) if not BYTE.fullmatch(word) for letter in html.unescape(word)}
-    return any(map(str.islower, letters)) and not any(map(str.isupper, letters))
-
-
-def of_larger_vocabulary(model: Model, subword_model: Path) -> bool:
-    """Whether the model lacks most of the tenth of a file's subwords that was learned last (an earlier one may occur
-    inside of others alone)."""
-    learned = subwords(model.text, subword_model.read_bytes()).learned()
-    last = learned[-(len(learned) // 10) or -1 :]
-    return 2 * len({*last} - {*model.source, *model.target}) > len(last)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -147,16 +128,8 @@ def main(argv: list[str] | None = None) -> None:
         save(model, subword_model, args.out, args.int8)
     except (OSError, ValueError, ImportError) as error:
         parser.error(str(error))
-    except KeyboardInterrupt:
-        if sys.stderr:
-            print("export: stopped", file=sys.stderr)
-        sys.exit(130)
-    if not args.lowercase and without_capitals(model.source):
+    if not args.lowercase and "".join(of_text(model.source)).islower():
         logging.warning("the source dictionary has no capital letter: was the text in lower case? That is --lowercase")
-    if of_larger_vocabulary(model, subword_model):
-        logging.warning("%s has subwords that the model doesn't know: is it the one of the training?", subword_model)
-    if left := [str(path) for path in args.out.iterdir() if path.is_dir()]:
-        logging.warning("of an export that was killed, which may be removed: %s", ", ".join(left))
     size = sum(path.stat().st_size for path in args.out.iterdir())
     print(f"{args.out}: {size / 1e6:.1f} MB, {'int8' if args.int8 else 'float32'}")
 

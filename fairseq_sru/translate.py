@@ -3,60 +3,45 @@
     python -m fairseq_sru.translate model --beam 5 < source.txt > translation.txt
 
 It translates lines as they come, at most 2,048 at a time, and writes them in their order; empty lines stay. A line that
-can't be translated, such as one that is not UTF-8 or has more than a megabyte, ends it with one line on stderr, after
-the translations of all lines before it. With --nbest N each line has N translations, the best first, and with --scores
-each begins with its score, the mean log probability of its tokens, and a tab.
+can't be translated, such as one that is not UTF-8, ends it with one line on stderr, after the translations of all lines
+before it. With --nbest N each line has N translations, the best first, and with --scores each begins with its score,
+the mean log probability of its tokens, and a tab.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from .decoding.translator import LONGEST, NoScores, TooLong, Translator
+from .decoding.translator import LONGEST, Hypothesis, NoScores, TooLong, Translator
 
 CHUNK = 2048  # lines
 READ = 2**18  # bytes
-LONG = 2**20  # bytes of a line: what has no end would fill the memory
 
 
 def chunks(source: IO[bytes]) -> Iterator[list[bytes]]:
-    """The lines that are there, without waiting for more: of a pipe, what has been written to it. They end at a line
-    of more than LONG bytes, which is not read to its end."""
-    begun = bytearray()  # of a line
-    while len(begun) <= LONG and (new := source.read1(READ)):  # type: ignore[attr-defined]
-        whole, end, rest = new.rpartition(b"\n")
-        if end:
-            lines = bytes(begun + whole).split(b"\n")
-            for at in range(0, len(lines), CHUNK):
-                yield lines[at : at + CHUNK]
-            begun.clear()
-        begun += rest
-    if begun:
-        yield [bytes(begun)]
+    """Yield the lines that are there, without waiting for more: of a pipe, what has been written to it."""
+    rest = b""
+    while new := source.read1(READ):  # type: ignore[attr-defined]
+        *lines, rest = (rest + new).split(b"\n")
+        for at in range(0, len(lines), CHUNK):
+            yield lines[at : at + CHUNK]
+    if rest:
+        yield [rest]
 
 
 def translated(
     translator: Translator, source: IO[bytes], scores: bool, nbest: int, **options: Any
 ) -> Iterator[tuple[int, str]]:
-    """For each chunk of lines how many they are, and what to write.
+    """Yield for each chunk of lines how many they are, and what to write.
 
     Raises:
         ValueError: an option is out of its range, or a line can't be translated; what was before it has been yielded.
     """
-
-    def written(lines: list[str]) -> str:
-        if not scores and nbest == 1:
-            return "".join(f"{line}\n" for line in translator.translate(lines, **options))
-        found = translator.hypotheses(lines, nbest=nbest, **options)
-        return "".join(f"{h.score:.4f}\t{h.text}\n" if scores else f"{h.text}\n" for some in found for h in some)
-
     translator.hypotheses([], nbest=nbest, **options)  # says what is wrong before a line is read
     first = 1
     for chunk in chunks(source):
@@ -64,51 +49,26 @@ def translated(
         fault: ValueError | None = None
         try:
             for line in chunk:
-                if len(line) > LONG:
-                    fault = ValueError(f"line {first + len(lines)} is too long: more than {LONG:,} bytes: split it")
-                    break
                 lines.append(line.removesuffix(b"\r").decode())
         except UnicodeDecodeError as error:
             at = f"byte {error.start + 1} is {error.object[error.start]:#04x}"
             fault = ValueError(f"line {first + len(lines)} is not UTF-8: {at}")
-        text = None
-        while text is None:
+        hypotheses = None
+        while hypotheses is None:
             try:
-                text = written(lines)
+                if scores or nbest > 1:
+                    hypotheses = translator.hypotheses(lines, nbest=nbest, **options)
+                else:
+                    hypotheses = [[Hypothesis(text, 0.0, [])] for text in translator.translate(lines, **options)]
             except (TooLong, NoScores) as error:
                 where = f"line {first + error.index}{' is too long' if isinstance(error, TooLong) else ''}"
                 fault = ValueError(f"{where}: {error.args[0]}")
                 lines = lines[: error.index]  # which may have another one
-        yield len(lines), text
+        texts = (f"{h.score:.4f}\t{h.text}\n" if scores else f"{h.text}\n" for line in hypotheses for h in line)
+        yield len(lines), "".join(texts)
         if fault is not None:
             raise fault
         first += len(chunk)
-
-
-def write(text: bytes) -> None:
-    """Write whole lines to stdout: Ctrl-C waits for their end, a second one doesn't."""
-    asked: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        if asked and before is not signal.SIG_IGN:  # nobody may be reading
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        rest = memoryview(text)
-        while rest:  # a signal cuts a write short
-            rest = rest[sys.stdout.buffer.write(rest) :]
-        sys.stdout.buffer.flush()
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if asked and before is not signal.SIG_IGN:
-        raise KeyboardInterrupt
-
-
-def give_up_output() -> None:
-    """Let what is still to be written to stdout go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -133,29 +93,23 @@ def main(argv: list[str] | None = None) -> None:
         "--lenpen", type=float, default=1.0, metavar="X", help="below 1 prefers shorter translations, above longer (1)"
     )
     options = vars(parser.parse_args(argv))
-    if sys.stdin is None or sys.stdout is None:
-        parser.error("stdin and stdout must be open: it translates the one to the other")
-    for stream in (sys.stdin, sys.stdout):  # where one doesn't wait, nothing there looks like the end
-        with contextlib.suppress(OSError, ValueError):  # it is no file
-            os.set_blocking(stream.fileno(), True)
     try:
         from tqdm import tqdm
 
         translator = Translator(options.pop("model"), options.pop("threads"))
         with tqdm(unit="line", disable=True if sys.stdout.isatty() or not sys.stderr else None) as bar:
             for count, text in translated(translator, sys.stdin.buffer, **options):
-                write(text.encode())
+                sys.stdout.buffer.write(text.encode())
+                sys.stdout.buffer.flush()
                 bar.update(count)
     except KeyboardInterrupt:
-        give_up_output()  # or the end waits for who doesn't read
-        if sys.stderr:
-            print("translate: stopped", file=sys.stderr)
+        print("translate: stopped", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OverflowError, RuntimeError, ImportError, MemoryError, OSError) as error:
-        if isinstance(error, OSError):  # what could not be written would be tried again, and Python complain
-            give_up_output()
-        unread = isinstance(error, BrokenPipeError)
-        sys.exit(f"translate: {'nobody reads the output any more' if unread else ' '.join(str(error).split())}")
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else exit writes again what it couldn't
+        sys.exit(f"translate: {'nobody reads the output any more' if isinstance(error, BrokenPipeError) else error}")
+    except (ValueError, OverflowError, RuntimeError, ImportError, MemoryError) as error:
+        sys.exit(f"translate: {' '.join(str(error).split())}")
 
 
 if __name__ == "__main__":

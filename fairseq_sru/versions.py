@@ -40,7 +40,7 @@ CUDA = ("pynvrtc==9.2", "cuda-pathfinder==1.9.0")
 CUDA12 = ("cupy-cuda12x==14.2.0", *CUDA)
 CUDA13 = ("cupy-cuda13x==14.2.0", *CUDA)
 
-# What speed.py measures on a GPU beside the published sru; fla-core has the kernels of flash-linear-attention.
+# What speed.py measures on a GPU next to the published sru; fla-core has the kernels of flash-linear-attention.
 RIVALS = ("accelerated-scan==0.3.1", "fla-core==0.6.0", "einops")
 ANTLR = "antlr4-python3-runtime==4.9.3"  # hydra-core's own choice, which has no wheel
 
@@ -49,7 +49,6 @@ TEST = (
     "coverage==7.17.4",
     "hypothesis==6.170.17",
     "import-linter==2.17",
-    "jsonschema==4.26.0",
     "mypy==2.4.1",
     "nvidia-cuda-nvrtc==13.0.88; sys_platform == 'linux'",
     *CUDA,

@@ -1,4 +1,4 @@
-"""Tell the label of each line of a text, and its probability, by a classifier that fairseq-train made.
+"""Print the label of each line of a text, and its probability, by a classifier that fairseq-train made.
 
     python recipes/classify.py runs/trec/data/folds/0 --path runs/mine/checkpoint_best.pt --input questions.txt
 

@@ -42,48 +42,42 @@ flags=(--arch sru_tiny --share-all-embeddings --cpu --optimizer adam --adam-beta
     --lr 4e-3 --lr-scheduler polynomial_decay --warmup-updates 300 --total-num-update 4000 --max-update 4000
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --weight-decay 0.1 --max-tokens 1000
     --no-epoch-checkpoints --log-interval 500 --num-workers 0 "$@")
-options=${flags[*]}
-if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then # nothing is trained yet, so other options may begin anew
-    printf '%s\n' "$options" >"$out/options.part"
-    mv "$out/options.part" "$out/options"
-    rm -f "$out/trained"
-fi
-if begun=$(cat "$out/options") && [ "$begun" != "$options" ]; then
-    printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$begun" "$options" >&2
+model=$out/checkpoints/checkpoint_last.pt
+if ! [ -e "$model" ]; then # nothing is trained yet
+    printf '%s\n' "${flags[*]}" >"$out/options"
+elif [ "$(cat "$out/options")" != "${flags[*]}" ]; then
+    printf '%s was begun with the options "%s", not "%s": name another OUT\n' "$out" "$(cat "$out/options")" "${flags[*]}" >&2
     exit 2
 fi
 
 run python recipes/prepare.py lohelp-en-de --out "$out/data" --vocab-size 2000
 
-# fairseq goes on from checkpoint_last.pt by itself.
-if [ ! -e "$out/trained" ]; then
-    # measured once: a run that goes on does so in its precision
-    if [ ! -e "$out/amp" ]; then
-        python -c 'from fairseq_sru.layers.linear import bfloat16_pays as p; print("--amp" if p() else "")' >"$out/amp.part"
-        mv "$out/amp.part" "$out/amp"
-    fi
-    amp=$(cat "$out/amp")
-    run fairseq-train "$out/data/bin" --user-dir fairseq_sru $amp --save-dir "$out/checkpoints" "${flags[@]}"
-    if ! [ -e "$out/checkpoints/checkpoint_last.pt" ]; then
-        printf '%s holds no checkpoint_last.pt, so there is nothing to translate with: were such options given?\n' "$out/checkpoints" >&2
+# fairseq goes on from checkpoint_last.pt by itself, in the precision that was measured at the start.
+if ! [ -e "$out/trained" ] || ! [ -e "$model" ]; then
+    [ -s "$out/amp" ] ||
+        python -c 'from fairseq_sru.layers.linear import bfloat16_pays as p; print("--amp" if p() else "")' >"$out/amp"
+    # shellcheck disable=SC2046 # no word, or one
+    run fairseq-train "$out/data/bin" --user-dir fairseq_sru $(cat "$out/amp") --save-dir "$out/checkpoints" "${flags[@]}"
+    if ! [ -e "$model" ]; then
+        printf '%s holds no checkpoint_last.pt, so there is nothing to translate with: were such options given?\n' "${model%/*}" >&2
         exit 1
     fi
     touch "$out/trained"
 else
-    printf '\n%s is trained already\n' "$out/checkpoints" >&2
+    printf '\n%s is trained already\n' "${model%/*}" >&2
 fi
 
 file=$out/generate-test.txt
-if [ -e "$file" ] && ! [ "$out/checkpoints/checkpoint_last.pt" -nt "$file" ]; then # it is newer than the model
+if [ -e "$file" ] && ! [ "$model" -nt "$file" ]; then # it is newer than the model
     printf '\n%s is there already\n' "$file" >&2
 else
     generate=(fairseq-generate "$out/data/bin" --user-dir fairseq_sru --cpu --gen-subset test
-        --path "$out/checkpoints/checkpoint_last.pt" --beam 5 --max-tokens 4000 --required-batch-size-multiple 1
+        --path "$model" --beam 5 --max-tokens 4000 --required-batch-size-multiple 1
         --remove-bpe sentencepiece)
     printf '\n+%s > %q\n' "$(printf ' %q' "${generate[@]}")" "$file" >&2
     "${generate[@]}" >"$file.part"
     mv "$file.part" "$file"
 fi
 
-run python recipes/score.py --data-set lohelp-en-de --checkpoint "$out/checkpoints/checkpoint_last.pt" \
+run python recipes/score.py --data-set lohelp-en-de --checkpoint "$model" \
     --generated "$file"

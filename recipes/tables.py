@@ -19,15 +19,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.layer import BOTH, FORWARD, GRU, LSTM, OURS, PACKAGE, SCRIPTED, Case
+from benchmarks.layer import GRU, LSTM, OURS, PACKAGE, SCRIPTED
+from benchmarks.registry import BOTH, FORWARD, Case
 from benchmarks.timing import place, short
 from common.files import write_text
 from common.machine import ROOT
 from comparison import settings
-from comparison.report import number, table
-from comparison.short_report import compared, published
+from comparison.report import compared, decoding_ratios, mean_and_std, number, published, setting, spread, table, tested
 from comparison.uses import USES
-from comparison.verdict import decoding_ratios, mean_and_std, setting, spread, tested
 from gpu import tables as gpu
 
 RESULTS = ROOT / "recipes" / "results"
@@ -36,12 +35,12 @@ BLOCK = re.compile(r"(<!-- table: ([\w-]+) -->\n)(.*?)(<!-- end -->)", re.DOTALL
 
 
 def result(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
-    return found
+    content: dict[str, Any] = json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return content
 
 
 def where_made(name: str, report: dict[str, Any]) -> str:
-    """Where and when a comparison was made."""
+    """Machine and date of a comparison."""
     here = report["machine"]
     return f"{name}: {here['cpu']}, threads: {here['threads']}, {report['date'][:10]}."
 
@@ -49,19 +48,17 @@ def where_made(name: str, report: dict[str, Any]) -> str:
 # ---------------------------------------------------------------- one layer
 
 
-def layer_cases() -> dict[Case, dict[str, Any]]:
-    return {Case.of(case): case for case in result("speed/speed.json")["cases"]}
-
-
-def medians(found: dict[str, Any]) -> dict[str, float]:
-    """Milliseconds of each contestant; of the sru package's two ways to call it, the faster."""
-    ms: dict[str, float] = {name: spread["median"] for name, spread in found["ms"].items()}
-    return ms | {PACKAGE: min(ms[PACKAGE], ms.get(SCRIPTED, ms[PACKAGE]))}
+def layer_cases() -> dict[Case, dict[str, float]]:
+    """Milliseconds of each contestant by case; of the sru package's two ways to call it, the faster."""
+    cases = {}
+    for case in result("speed/speed.json")["cases"]:
+        ms = {name: times["median"] for name, times in case["ms"].items()}
+        cases[Case.of(case)] = ms | {PACKAGE: min(ms[PACKAGE], ms.get(SCRIPTED, ms[PACKAGE]))}
+    return cases
 
 
 def layer_in_short() -> str:
-    found = layer_cases()
-    rows = []
+    cases, rows = layer_cases(), []
     for what, case in {
         "inference, 32 sequences of 32 steps": Case(FORWARD, 32, 32, 512),
         "training, 32 sequences of 32 steps": Case(BOTH, 32, 32, 512),
@@ -69,7 +66,7 @@ def layer_in_short() -> str:
         "one decoding step, one sequence": Case(FORWARD, 1, 1, 512),
         "one decoding step, 64 sequences": Case(FORWARD, 1, 64, 512),
     }.items():
-        ms = medians(found[case])
+        ms = cases[case]
         rows.append([what, short(ms[OURS]), *(f"{ms[other] / ms[OURS]:.2f}" for other in (LSTM, GRU, PACKAGE))])
     head = ["one layer of 512 features", "SRU, ms", "nn.LSTM / SRU", "nn.GRU / SRU", "`sru` package / SRU"]
     return place(result("speed/speed.json"), "Time of a layer") + table(head, rows)
@@ -108,10 +105,10 @@ def decoding() -> str:
 
 
 def translating() -> str:
-    """Whole systems, text in and text out, by recipes/decoding.py."""
+    """Whole systems, text in and text out, by recipes/speed.py."""
     made = ""
-    for path in sorted((RESULTS / "decoding").glob("*.json"), reverse=True):  # the smaller first
-        report, rows = result(f"decoding/{path.name}"), []
+    for data in COMPARISONS:
+        report, rows = result(f"decoding/{data}.json"), []
         for name, found in report["systems"].items():
             cells, last = found["cells"], found["cells"][-1]
             speeds, same = [f"{cell['words_per_second']:,}" for cell in cells], number(last["same"], ".1f", 0.01)
@@ -141,7 +138,7 @@ def losses() -> str:
 
 def reports_of(kind: str) -> list[dict[str, Any]]:
     every = (json.loads(path.read_text(encoding="utf-8")) for path in sorted((RESULTS / "uses").glob("*/report.json")))
-    return [report for report in every if report["score"] == USES[kind].score]
+    return [report for report in every if report["score"] == USES[kind].score_name]
 
 
 def link_to(report: dict[str, Any]) -> str:
@@ -178,7 +175,7 @@ def uses(kind: str) -> str:
             score, p_value = mean_and_std(spread(its["scores"]), 1), number(its["p_value"], ".4f")
             speeds = its["speeds"]
             rows.append([link_to(report), system, score, *([p_value] if paired else []), *map(short, speeds.values())])
-    head = ["report", "system", USES[kind].score, *(["p"] if paired else []), *speeds]
+    head = ["report", "system", USES[kind].score_name, *(["p"] if paired else []), *speeds]
     return f"{' '.join(where_made(report['name'], report) for report in reports)}\n\n{table(head, rows)}"
 
 
@@ -210,41 +207,26 @@ TABLES: dict[str, Callable[[], str]] = {
 }
 
 
-def filled(text: str) -> str:
-    """The page with its tables.
-
-    Raises:
-        ValueError: it has a table that is not known, or that has no end.
-    """
-    blocks = BLOCK.findall(text)
-    if text.count("<!-- table:") != len(blocks) or any("<!-- table:" in body for _, _, body, _ in blocks):
-        raise ValueError("a table must go from <!-- table: NAME --> to <!-- end -->")
-    for _, name, _, _ in blocks:
-        if name not in TABLES:
-            raise ValueError(f"table {name!r} must be one of {', '.join(TABLES)}")
-    return BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n{found[4]}", text)
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a page is out of date")
     check = parser.parse_args(argv).check
-    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-    texts = {page: page.read_text(encoding="utf-8") for page in pages}
-    uses = Counter(found[2] for text in texts.values() for found in BLOCK.finditer(text))
-    wrong = [f"{name}: on {uses[name]} pages; must be on one" for name in TABLES if uses[name] != 1]
-    for page, text in texts.items():
-        name = page.relative_to(ROOT)
-        try:
-            new = filled(text)
-        except ValueError as error:
-            wrong.append(f"{name}: {error}")
+    wrong: list[str] = []
+    uses: Counter[str] = Counter()
+    for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
+        name, text = page.relative_to(ROOT), page.read_text(encoding="utf-8")
+        blocks = BLOCK.findall(text)
+        uses.update(block[1] for block in blocks)
+        if text.count("<!-- table:") != len(blocks) or any(block[1] not in TABLES for block in blocks):
+            wrong.append(f"{name}: a table must go from <!-- table: NAME --> to <!-- end -->, of {', '.join(TABLES)}")
             continue
+        new = BLOCK.sub(lambda block: f"{block[1]}\n{TABLES[block[2]]()}\n{block[4]}", text)
         if new != text and check:
             wrong.append(f"{name}: out of date; run python recipes/tables.py")
         elif new != text:
             write_text(page, new)
             print(f"wrote {name}")
+    wrong += [f"{name}: on {uses[name]} pages; must be on one" for name in TABLES if uses[name] != 1]
     if wrong:
         sys.exit("\n".join(wrong))
 

@@ -2,7 +2,7 @@
 
     python tests/wheels.py [--python PYTHON ...] [--append docs/platforms.md]
 
-Each PYTHON (by default the one that runs this) gets an environment of its own. The packages beside PYTHON's own torch
+Each PYTHON (by default the one that runs this) gets an environment of its own. The packages next to PYTHON's own torch
 or fairseq are lent to it; what is lacking is downloaded and built there, which takes some GB and minutes. Prints a row
 of a table for each, and ends with status 1 where something failed.
 """
@@ -74,7 +74,7 @@ def run(*words: str | Path, cwd: Path, **env: str) -> str:
 
 
 def copy_tree(to: Path) -> None:
-    """Copy the project, but nothing that is beside it in the same folder, as environments and data."""
+    """Copy the project, but nothing that is next to it in the same folder, as environments and data."""
     for name in SHIPPED:
         shutil.copytree(ROOT / name, to / name, ignore=LEFT_OUT)
     for path in ROOT.iterdir():
@@ -151,7 +151,7 @@ class Environment:
         return run(self.python, *words, cwd=self.work, **env)
 
     def say(self, program: str) -> str:
-        """What the last line of a program's output is."""
+        """Return the last line of a program's output."""
         return self.run("-c", program).splitlines()[-1]
 
     @property
@@ -181,7 +181,7 @@ class Environment:
         self.run("-m", "fairseq_sru.doctor")
 
     def trains(self) -> None:
-        """Train and translate with the user dir that is printed; a Hydra preset is found beside it."""
+        """Train and translate with the user dir that is printed; a Hydra preset is found next to it."""
         rng = random.Random(0)
         for split, count in (("train", 200), ("valid", 20), ("test", 20)):
             lines = [" ".join(rng.choices("abcdefgh", k=5)) for _ in range(count)]

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -24,17 +22,16 @@ FORMAT = 1
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 TENSORS = ("weight", "bias", "positions", "coverage")
 LARGEST = 2**20  # numbers a row of all slots
-ASIDE = ".fairseq_sru-export-"  # begins the name of a folder that an export works in, and leaves when it is killed
 ENCODER = ("embed", "norm", "linear", "scan", "convolve", "self_attend", "source")
 DECODER = ("embed", "norm", "linear", "recur", "attend")
 
 
 class ModelError(ValueError):
-    """A folder isn't a model that can be read, or a model none that can be written; one line that says why."""
+    """Says in one line why a folder can't be read, or a model can't be written."""
 
 
 class Model(NamedTuple):
-    """What the translator needs of a model.
+    """Programs, vocabularies and text of a model.
 
     ``encoder`` ends with a ``source`` for each attention of ``decoder``, whose last slot are the logits.
     ``max_source``: tokens of a sentence at most, with its end; ``max_target``: of a translation, likewise.
@@ -53,47 +50,40 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
     """Write a model; config.json comes last, without which it is none.
 
     Args:
-        model: what to write.
+        model: to write.
         subword_model: a file that is copied.
         folder: to be made, or empty.
         int8: matrices in int8.
 
     Raises:
-        ModelError: the folder is there and not empty, the subword model is none or of other text, or the model is too
-            large.
-        OSError: it can't be written; the folder is then empty.
+        ModelError: the folder is there and not empty, or the subword model is none or of other text.
     """
-    if folder.exists() and (not folder.is_dir() or any(not path.name.startswith(ASIDE) for path in folder.iterdir())):
+    from safetensors.torch import save as as_bytes
+
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ModelError(f"{folder} is there already")
-    content = subword_model.read_bytes()
     try:
-        made_of = subwords(model.text, content)
+        _check_subwords(subwords(model.text, subword_model.read_bytes()), model, subword_model)
     except ValueError as error:
         raise ModelError(str(error).replace(FILES[model.text.kind], str(subword_model))) from None
-    _check_subwords(made_of, model, subword_model)
     tensors: dict[str, Tensor] = {}
     names: dict[tuple[int, torch.Size], str] = {}
-    written: dict[str, Any] = {}
+    sides: dict[str, Any] = {}
     for side, program in (("encoder", model.encoder), ("decoder", model.decoder)):
         ops = []
         for i, (op, call) in enumerate(program.calls):
-            made: dict[str, Any] = {"op": op}
+            written: dict[str, Any] = {"op": op}
             for key, value in call.items():
                 if isinstance(value, Tensor):
-                    at = (value.data_ptr(), value.shape)
-                    name = names.setdefault(at, f"{side}.{i}.{key}")
+                    name = names.setdefault((value.data_ptr(), value.shape), f"{side}.{i}.{key}")
                     tensors[name] = value.detach().float().contiguous()
-                    if not tensors[name].isfinite().all():
-                        raise ModelError(f"{name} has numbers that are not finite: training has failed")
                     quantisable = (op, key) in (("linear", "weight"), ("embed", "weight"))
                     if int8 and quantisable and value.size(1) < LONGEST_INT8:
                         tensors[name], tensors[f"{name}.scale"] = quantised(tensors[name])
                     value = name
-                made[key] = value
-            ops.append(made)
-        if (wide := sum(program.widths)) > LARGEST:
-            raise ModelError(f"a dictionary and layers of {wide:,} are too large: at most {LARGEST:,} together")
-        written[side] = {"slots": program.widths, "ops": ops}
+                written[key] = value
+            ops.append(written)
+        sides[side] = {"slots": program.widths, "ops": ops}
     config: dict[str, Any] = {
         "format": FORMAT,
         "version": __version__,
@@ -101,35 +91,23 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
         "max_source": model.max_source,
         "max_target": model.max_target,
         "text": model.text._asdict(),
-        **written,
+        **sides,
     }
+    words = {"source": model.source, "target": model.target}
+    contents = {
+        "vocabulary.json": json.dumps(words, ensure_ascii=False, indent=0).encode(),
+        "weights.safetensors": as_bytes(tensors),
+        FILES[model.text.kind]: subword_model.read_bytes(),
+    }
+    config["sha256"] = {name: _sum(content) for name, content in contents.items()} | {"config.json": _sum_of(config)}
+    contents["config.json"] = json.dumps(config, indent=1).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    _write(model, content, folder, config, tensors)
-
-
-def _write(model: Model, content: bytes, folder: Path, config: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-    """content: of the subword model."""
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    with tempfile.TemporaryDirectory(dir=folder, prefix=ASIDE) as aside:
-        new = Path(aside)
-        words = {"source": model.source, "target": model.target}
-        (new / "vocabulary.json").write_text(json.dumps(words, ensure_ascii=False, indent=0), "utf-8")
-        try:
-            save_file(tensors, new / "weights.safetensors")
-        except SafetensorError as error:  # of a full disk
-            raise OSError(f"{folder}: weights.safetensors can't be written: {error}") from None
-        shutil.copymode(new / "vocabulary.json", new / "weights.safetensors")  # save_file's is for its writer alone
-        (new / FILES[model.text.kind]).write_bytes(content)
-        config["sha256"] = {path.name: _sum(path) for path in new.iterdir()} | {"config.json": _sum_of(config)}
-        (new / "config.json").write_text(json.dumps(config, indent=1), "utf-8")
-        for path in sorted(new.iterdir(), key=lambda path: path.name == "config.json"):
-            path.replace(folder / path.name)
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
 
 
 def of_text(words: Sequence[str]) -> list[str]:
-    """A dictionary's words without those that fairseq puts into each, the last to fill it up."""
+    """Return a dictionary's words without those that fairseq puts into each, the last to fill it up."""
     return [word for word in words[len(SPECIAL) :] if not word.startswith("madeupword")]
 
 
@@ -143,14 +121,12 @@ def _check_subwords(subword_model: Subwords, model: Model, path: Path) -> None:
             raise ModelError(f"{path} is of other text than the model: {share}")
 
 
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _sum_of(config: dict[str, Any]) -> str:
-    content = json.dumps({key: value for key, value in config.items() if key != "sha256"}, sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return _sum(json.dumps({key: value for key, value in config.items() if key != "sha256"}, sort_keys=True).encode())
 
 
 def load(folder: Path) -> tuple[Model, Subwords]:
@@ -161,23 +137,23 @@ def load(folder: Path) -> tuple[Model, Subwords]:
         ImportError: safetensors, or the package of the subword model, isn't installed.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
+    from safetensors.torch import load as of_bytes
 
     if not folder.is_dir():
         raise ModelError(f"{folder}: no such folder; python -m fairseq_sru.export makes one")
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        if (given := config.get("format")) != FORMAT:
-            raise ModelError(f"{folder}: format {given!r} is unknown, this one reads {FORMAT}: export it again")
-        if config["sha256"].get("config.json") != _sum_of(config):
-            raise ModelError(f"{folder}/config.json is damaged: copy or export it again")
-        for name in ("vocabulary.json", "weights.safetensors", FILES[config["text"]["kind"]]):
-            if _sum(folder / name) != config["sha256"][name]:
-                raise ModelError(f"{folder}/{name} is damaged: copy or export it again")
-        words = json.loads((folder / "vocabulary.json").read_text("utf-8"))
-        # copies: the file's own memory would change with the file
-        tensors = {name: x.clone() for name, x in load_file(folder / "weights.safetensors").items()}
+        if (version := config.get("format")) != FORMAT:
+            raise ModelError(f"{folder}: format {version!r} is unknown, this one reads {FORMAT}: export it again")
         text = TextOptions(**config["text"])
+        names = ("vocabulary.json", "weights.safetensors", FILES[text.kind])
+        contents = {name: (folder / name).read_bytes() for name in names}
+        sums = {name: _sum(content) for name, content in contents.items()} | {"config.json": _sum_of(config)}
+        for name, digest in sums.items():
+            if config["sha256"].get(name) != digest:
+                raise ModelError(f"{folder}/{name} is damaged: copy or export it again")
+        words = json.loads(contents["vocabulary.json"])
+        tensors = {name: x.clone() for name, x in of_bytes(contents["weights.safetensors"]).items()}
         model = Model(
             _program(config["encoder"], ENCODER, tensors),
             _program(config["decoder"], DECODER, tensors),
@@ -188,16 +164,14 @@ def load(folder: Path) -> tuple[Model, Subwords]:
             _whole(config["max_target"], "max_target"),
         )
         _check(model)
-        return model, subwords(text, (folder / FILES[text.kind]).read_bytes())
+        return model, subwords(text, contents[FILES[text.kind]])
     except ModelError:
         raise
-    except json.JSONDecodeError as error:  # of config.json: all else has been checked
-        raise ModelError(f"{folder}/config.json is damaged: {error}") from None
     except OSError as error:
-        raise ModelError(f"{folder}: {Path(error.filename or folder).name}: {error.strerror or error}") from None
+        raise ModelError(f"{error.filename}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())
-        raise ModelError(f"{folder} is no model: {type(error).__name__}: {said}") from None
+        raise ModelError(f"{folder}/config.json describes no model: {type(error).__name__}: {said}") from None
 
 
 def _whole(value: Any, name: str) -> int:
@@ -254,7 +228,7 @@ def _tensor(name: str, tensors: dict[str, Tensor]) -> Tensor | Quantised:
 
 
 def _check(model: Model) -> None:
-    """That encoder, decoder and vocabularies fit."""
+    """Refuse an encoder, decoder and vocabularies that don't fit."""
     encoder, decoder = model.encoder, model.decoder
     sides = ((encoder, model.source, "encoder"), (decoder, model.target, "decoder"))
     for program, words, side in sides:

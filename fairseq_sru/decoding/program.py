@@ -21,10 +21,11 @@ from torch.nn import functional as F
 from ..recurrence.build import Unavailable, host_library
 from ..recurrence.dispatch import set_up
 from ..recurrence.native_call import functions, threads_here
+from ..recurrence.reference import ACTIVATIONS
 
 EMBED, NORM, LINEAR, RECUR, ATTEND, SCAN, CONVOLVE, SELF_ATTEND = range(8)
 RELU, TANH, ADD, KEEP, BOTH_WAYS = 1, 2, 4, 8, 16
-ACTIVATIONS = {"identity": 0, "relu": RELU, "tanh": TANH}
+ACTIVATION_FLAGS = dict(zip(ACTIVATIONS, (0, TANH, RELU), strict=True))
 OP = "7q3qd"  # struct Op: code, in, out, n, k, flags, at; weight, scale, bias; number
 OPTIONS = ("-fopenmp-simd",)
 LONGEST_SOURCE = 4096  # tokens of a sentence, where training set no limit or a higher one
@@ -32,15 +33,15 @@ LONGEST_INT8 = 2**16  # columns of a matrix, whose products are summed in 32 bit
 
 
 def mind_fork() -> None:
-    """In a forked process torch would wait forever for its parent's threads."""
+    """Use one thread in a forked process, where torch would wait forever for its parent's."""
     if threads_here() < torch.get_num_threads():
         torch.set_num_threads(1)
 
 
 @functools.cache
 def library() -> Any:
-    """kernels/translator.cpp, built: ``run_step``, ``translate``, and ``block``, which tells how many columns of a
-    packed weight lie together.
+    """Return the entries of kernels/translator.cpp: ``run_step``, ``translate``, and ``block``, the number of columns
+    of a packed weight that lie together.
 
     Raises:
         Unavailable: no compiler, or what it builds can't be loaded.
@@ -54,7 +55,7 @@ def library() -> Any:
 
 @functools.cache
 def available() -> bool:
-    """Whether operations can be compiled here."""
+    """Return True if operations can be compiled here."""
     try:
         library()
     except Unavailable as error:
@@ -80,8 +81,8 @@ Weight = Tensor | Quantised
 
 
 def quantised(weight: Tensor) -> Quantised:
-    """Each row of a float32 matrix ``(n, k)`` as int8: rounded to the nearest of 255 steps between minus and plus the
-    row's largest absolute value."""
+    """Return each row of a float32 matrix ``(n, k)`` as int8: rounded to the nearest of 255 steps between minus and
+    plus the row's largest absolute value."""
     scale = weight.abs().amax(1) / 127
     steps = torch.where(scale > 0, weight.t() / scale, 0.0).t().round()
     return Quantised(steps.clamp(-127, 127).to(torch.int8), scale)
@@ -109,7 +110,7 @@ class Program:
         self._ops: list[tuple[Any, ...]] = []
 
     def slot(self, width: int) -> int:
-        """Room for so many numbers a row. A decoder's last one is the result."""
+        """Make room for so many numbers a row. A decoder's last slot is the result."""
         self.widths.append(width)
         return len(self.widths) - 1
 
@@ -164,16 +165,16 @@ class Program:
         """
         call = locals().copy()
         gates, n = bias.shape
-        fits, flags = self._recurrence_fits(x, out, bias), ACTIVATIONS[activation]
+        fits, flags = self._recurrence_fits(x, out, bias), ACTIVATION_FLAGS[activation]
         self._write("recur", fits, call, RECUR, x, out, n, gates + 1, flags, self.state_size, None, bias, 0.0)
         self.state_size += n
 
     def scan(self, x: int, out: int, bias: Tensor, activation: str, bidirectional: bool) -> None:
-        """As :meth:`recur`, all steps of each sentence."""
+        """Add all steps of each sentence; else the same as :meth:`recur`."""
         call = locals().copy()
         gates, n = bias.shape
         fits = self._recurrence_fits(x, out, bias) and not (bidirectional and n % 2)
-        flags = ACTIVATIONS[activation] + BOTH_WAYS * bidirectional
+        flags = ACTIVATION_FLAGS[activation] + BOTH_WAYS * bidirectional
         self._write("scan", fits, call, SCAN, x, out, n, gates + 1, flags, 0, None, bias, 0.0)
 
     def convolve(self, x: int, out: int, weight: Tensor) -> None:
@@ -210,7 +211,7 @@ class Program:
         self.coverage = self.coverage or coverage is not None
 
     def source(self, slot: int, heads: int) -> None:
-        """An encoder's slot is what the decoder's next attention reads: keys, beside them values."""
+        """Give an encoder's slot, keys and next to them values, to the decoder's next attention."""
         call = locals().copy()
         fits = self._room(slot, 2) and heads > 0 and self.widths[slot] % (2 * heads) == 0
         self._write("source", fits, call)
@@ -218,11 +219,11 @@ class Program:
 
     @property
     def handed_over(self) -> list[tuple[int, int]]:
-        """Of an encoder: the width and the heads of what each attention reads, as in a decoder's ``attentions``."""
+        """The width and the heads that an encoder gives each attention, to compare with a decoder's ``attentions``."""
         return [(self.widths[slot] // 2, heads) for slot, heads in self.sources]
 
     def packed(self) -> Packed:
-        """As compiled code reads it.
+        """Return the program in the form that compiled code reads.
 
         Raises:
             Unavailable: there is none.
@@ -262,12 +263,12 @@ class Packed(NamedTuple):
 
 
 def address(data: bytes) -> int:
-    """Where bytes lie; they have to be kept."""
+    """Return the address of bytes, which have to be held."""
     return ctypes.cast(ctypes.c_char_p(data), ctypes.c_void_p).value or 0
 
 
 def _blocks(weight: Tensor, block: int) -> Tensor:
-    """A weight ``(n, k)`` as kernels/products.h reads it; an int8 w as the byte w + 128."""
+    """Return a weight ``(n, k)`` as kernels/products.h reads it; an int8 w as the byte w + 128."""
     n, k = weight.shape
     weight = weight.detach()
     if weight.dtype == torch.int8:

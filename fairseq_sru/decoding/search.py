@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
 
 class Search:
-    """Searches with a model.
+    """Beam search with a model.
 
     Args:
         encoder: it ends with a ``source`` for each attention of the decoder.
@@ -61,8 +61,8 @@ class Search:
         penalty: float = 1.0,
         nbest: int | None = None,
     ) -> list[list[Found]]:
-        """The hypotheses of each sentence, the best first. Ctrl-C, and any other exception, stops it at the next step
-        of the search; a single sentence ends first.
+        """Return the hypotheses of each sentence, the best first. Ctrl-C, and any other exception, stops it at the next
+        step of the search; a single sentence ends first.
 
         Args:
             lines: sentences, as the numbers of their tokens with the end of sentence.

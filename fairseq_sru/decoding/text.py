@@ -13,7 +13,7 @@ BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 class TextOptions(NamedTuple):
-    """How text was prepared for training.
+    """Options by which text was prepared for training.
 
     ``kind``: of :data:`FILES`. ``source``, ``target``: languages, for Moses. ``lowercase``: of both. ``normalise``:
     Moses normalises punctuation and splits at hyphens.
@@ -27,7 +27,7 @@ class TextOptions(NamedTuple):
 
 
 def subwords(options: TextOptions, model: bytes) -> Subwords:
-    """By the content of a file of :data:`FILES`.
+    """Return the subword model of a file's content; see :data:`FILES`.
 
     Raises:
         ValueError: it isn't a subword model.
@@ -36,7 +36,8 @@ def subwords(options: TextOptions, model: bytes) -> Subwords:
 
 
 def plain(line: str) -> str:
-    """A line without byte order mark and control characters, with single spaces, as recipes/prepare.py makes text."""
+    """Return a line without byte order mark and control characters, with single spaces, as recipes/prepare.py makes
+    text."""
     return " ".join(CONTROL.sub(" ", line.lstrip("\ufeff")).split())
 
 
@@ -56,22 +57,16 @@ class SentencePiece:
             raise wrong from None
 
     def makes(self, token: str) -> bool:
-        """Whether text may have this subword."""
+        """Return True if text may have this subword."""
         return self.model.id_to_piece(self.model.piece_to_id(token)) == token
 
-    def learned(self) -> list[str]:
-        """The subwords in the order in which they were learned, without characters."""
-        special = (self.model.is_control, self.model.is_unknown, self.model.is_unused, self.model.is_byte)
-        numbers = (i for i in range(self.model.get_piece_size()) if not any(of(i) for of in special))
-        return [piece for piece in map(self.model.id_to_piece, numbers) if len(piece) > 1]
-
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
-        """The subwords of each line."""
+        """Return the subwords of each line."""
         lines = [plain(line).lower() if self.lowercase else plain(line) for line in lines]
         return self.model.encode(lines, out_type=str, num_threads=1)  # type: ignore[no-any-return]
 
     def decode(self, tokens: Sequence[str]) -> str:
-        """The line of a translation."""
+        """Return the line of a translation."""
         if any(BYTE.fullmatch(token) for token in tokens):  # of a model with byte_fallback
             return " ".join(self.model.decode(list(tokens)).split())  # a byte may be the end of a line
         return "".join(tokens).replace("\u2581", " ").strip()
@@ -100,19 +95,14 @@ class MosesBPE:
             raise ValueError(f"{FILES['moses-bpe']} are not codes of subword-nmt") from None
 
     def encode(self, lines: Sequence[str]) -> list[list[str]]:
-        """The subwords of each line."""
+        """Return the subwords of each line."""
         return [self._tokens(plain(line)).split() for line in lines]
 
     def makes(self, token: str) -> bool:
-        """Whether text may have this subword."""
+        """Return True if text may have this subword."""
         part = token.removesuffix("@@")
         last = part if part != token else f"{part}</w>"
         return len(part) == 1 or last in self.bpe.bpe_codes_reverse
-
-    def learned(self) -> list[str]:
-        """The subwords in the order in which they were learned, without characters."""
-        merged = map("".join, sorted(self.bpe.bpe_codes, key=self.bpe.bpe_codes.get))
-        return [made.removesuffix("</w>") if made.endswith("</w>") else f"{made}@@" for made in merged]
 
     def _tokens(self, line: str) -> str:
         if len(self.bpe.cache) > REMEMBERED:
@@ -127,7 +117,7 @@ class MosesBPE:
         return made
 
     def decode(self, tokens: Sequence[str]) -> str:
-        """The line of a translation."""
+        """Return the line of a translation."""
         words = (" ".join(tokens) + " ").replace("@@ ", "").split()
         try:
             return self.detokenizer.detokenize(words)  # type: ignore[no-any-return]

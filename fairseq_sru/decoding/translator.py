@@ -23,7 +23,7 @@ LONGEST = 200  # tokens of a translation unless told otherwise, as in fairseq-ge
 
 
 def cores() -> int:
-    """CPU cores that this process may use, within a container's quota, rounded up."""
+    """Return the CPU cores that this process may use, within a container's quota, rounded up."""
     found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for names in QUOTA:
         with suppress(OSError, ValueError):  # the latter where the quota is "max"
@@ -44,7 +44,7 @@ class Hypothesis(NamedTuple):
 
 
 class SearchOptions(TypedDict, total=False):
-    """Options of a search beside the beam.
+    """Options of a search, without the beam.
 
     Attributes:
         nbest: how many hypotheses of the beam are returned (1).
@@ -82,9 +82,9 @@ class NoScores(_OfALine, RuntimeError):
 
 
 class Translator:
-    """Translates with a model that ``python -m fairseq_sru.export`` made.
+    """Translator with a model that ``python -m fairseq_sru.export`` made.
 
-    Float32 models find what fairseq-generate finds. A line's translation depends on the line alone, whatever the batch
+    Float32 models find what fairseq-generate finds. A line's translation depends on the line only, whatever the batch
     and the threads.
 
     Args:
@@ -112,7 +112,7 @@ class Translator:
         return type(self), (self._folder, self.threads)
 
     def translate(self, lines: Iterable[str], beam: int = 5, **options: Unpack[SearchOptions]) -> list[str]:
-        """The best translation of each line.
+        """Return the best translation of each line.
 
         Args:
             lines: sentences; one without a word stays empty.
@@ -130,7 +130,7 @@ class Translator:
     def hypotheses(
         self, lines: Iterable[str], beam: int = 5, **options: Unpack[SearchOptions]
     ) -> list[list[Hypothesis]]:
-        """The ``nbest`` hypotheses of each line, the best first.
+        """Return the ``nbest`` hypotheses of each line, the best first.
 
         Args:
             lines: sentences; one without a word has empty hypotheses.
@@ -184,7 +184,7 @@ class Translator:
         return found
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
-        """Each line's numbers, with the end of sentence.
+        """Return each line's numbers, with the end of sentence.
 
         Raises:
             TooLong: a line has more than the model takes.

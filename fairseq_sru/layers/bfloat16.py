@@ -17,7 +17,7 @@ FEW = 256  # rows; with fewer the weight is rounded again in the backward pass
 
 
 def padded(rows: int) -> int:
-    """The rows that a product of so many is computed with: a multiple of 16, at most 15 or an eighth more."""
+    """Return the rows that a product of so many is computed with: a multiple of 16, at most 15 or an eighth more."""
     grain = max(16, 2 ** ((rows - 1).bit_length() - 4))
     return -(-rows // grain) * grain
 

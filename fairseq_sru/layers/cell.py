@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from ..recurrence import check_backend, sru_recurrence
-from ..recurrence.dispatch import choose
+from ..recurrence.dispatch import check_fits, choose
 from ..recurrence.modes import eager, leaves
 from ..recurrence.native import FEW, Native
-from ..recurrence.reference import ACTIVATIONS, Options
-from .arguments import check_c0, check_input, check_padding_mask, floating, number, positive, probability
+from ..recurrence.reference import Options
+from .arguments import check_input, number, positive, probability
 from .linear import linear
 
 
 def refuse_scripting(layer: nn.Module) -> NoReturn:
-    """torch.jit.script asks a module for a scriptable form of itself."""
+    """Refuse torch.jit.script, which asks a module for a scriptable form of itself."""
     raise RuntimeError(
         f"{type(layer).__name__} can't be compiled by torch.jit.script (TorchScript can't read Python that picks a "
         "backend); torch.export, torch.compile and torch.jit.trace work"
@@ -26,15 +26,15 @@ def refuse_scripting(layer: nn.Module) -> NoReturn:
 
 
 def variational_mask(x: Tensor, p: float, width: int) -> Tensor:
-    """A factor for each sequence of x ``(length, batch, ...)`` and channel, ``(batch, width)``: 0 with probability p,
-    else 1 / (1 - p)."""
-    if torch._C._are_functorch_transforms_active():  # vmap over the parameters: x alone has no batch of masks
+    """Return a factor for each sequence of x ``(length, batch, ...)`` and channel, ``(batch, width)``: 0 with
+    probability p, else 1 / (1 - p)."""
+    if torch._C._are_functorch_transforms_active():  # vmap over the parameters: x has no batch of masks
         return torch.bernoulli(x.new_full((x.size(1), width), 1 - p)) / (1 - p)
     return x.new_empty(x.size(1), width).bernoulli_(1 - p).div_(1 - p)
 
 
 def _plain(t: Tensor | None) -> bool:
-    """Whether compiled code can read a tensor as it is."""
+    """Return True if compiled code can read a tensor as it is."""
     return t is None or (
         type(t) in (Tensor, nn.Parameter)
         and t.is_cpu
@@ -83,7 +83,7 @@ class SRUCell(nn.Module):
     Raises:
         ValueError: a size isn't an integer of at least 1, a probability outside [0, 1), highway_bias not finite or a
             backend unknown; the message names it.
-        TypeError: a probability or highway_bias isn't a number, or dtype is another one.
+        TypeError: a probability or highway_bias isn't a number.
     """
 
     finite_padding = False  # whether x is known to be finite at padding
@@ -124,7 +124,7 @@ class SRUCell(nn.Module):
         self.output_size = hidden_size * (2 if bidirectional else 1)
         self.planes = 4 if self.highway and input_size != self.output_size else 3 if reset_gate else 2
         gates = 2 if reset_gate else 1
-        where: Any = {"device": device, "dtype": floating(dtype)}
+        where: Any = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(self.planes * self.output_size, input_size, **where))
         self.bias = nn.Parameter(torch.empty(gates, self.output_size, **where))
         self.weight_c = None if v1 else nn.Parameter(torch.empty(gates, self.output_size, **where))
@@ -133,7 +133,7 @@ class SRUCell(nn.Module):
 
     @property
     def dropout(self) -> float:
-        """What is set holds from the next call on. ValueError: outside [0, 1)."""
+        """Probability of dropout on g(c). A new one holds from the next call on. ValueError: outside [0, 1)."""
         return self._dropout
 
     @dropout.setter
@@ -142,7 +142,7 @@ class SRUCell(nn.Module):
 
     @property
     def rnn_dropout(self) -> float:
-        """Likewise."""
+        """Probability of dropout on the product's input, likewise."""
         return self._rnn_dropout
 
     @rnn_dropout.setter
@@ -155,7 +155,7 @@ class SRUCell(nn.Module):
         return math.sqrt(1 + 2 * math.exp(self.highway_bias)) if self.rescale and self.highway else 1.0
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew and set the biases to where they start."""
+        """Draw the weights again and set the biases to where they start."""
         bound = math.sqrt(3.0 / self.input_size)
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.zeros_(self.bias)
@@ -223,10 +223,9 @@ class SRUCell(nn.Module):
             raise TypeError(f"x must be of the parameters' dtype, {weight.dtype}; got {x.dtype}")
         if x.device != weight.device:
             raise ValueError(f"x must be on the parameters' device, {weight.device}; got {x.device}")
-        if c0 is not None:
-            check_c0(c0, (x.size(-2), self.output_size), x)
+        check_fits("c0", c0, (x.size(-2), self.output_size), x, "x")
         if padding_mask is not None:
-            check_padding_mask(padding_mask, x)
+            check_fits("padding_mask", padding_mask, x.shape[:-1], x, "x")
             grads = torch.is_grad_enabled() or leaves()  # what is exported may be trained later
             if grads and not self.finite_padding:  # NaN times 0 is NaN: in the weights' gradients
                 x = x.masked_fill(padding_mask.unsqueeze(-1), 0.0)
@@ -261,11 +260,11 @@ class SRUCell(nn.Module):
         return h.squeeze(0) if single else h, c
 
     def _at_once(self, x: Tensor, weight: Tensor, c0: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """What :meth:`Native.layer` computes, where it can and nothing but the usual is asked for."""
+        """Return the outputs and the state by :meth:`Native.layer`, or None where it can't compute them."""
         if (
             torch.is_grad_enabled()
             or self.training
-            or not eager()  # before the size, which would make torch.compile start anew
+            or not eager()  # before the size, which would make torch.compile start again
             or not x.is_cpu
             or not 0 < x.numel() <= FEW * self.input_size
             or torch.is_autocast_enabled("cpu")
@@ -274,24 +273,18 @@ class SRUCell(nn.Module):
         ):
             return None
         bias, v, width = self.bias, self.weight_c, self.output_size
-        gates, skip = (1 if self.planes == 2 else 2, width), self.highway and self.planes != 4
-        scale = self.skip_scale if skip else 1.0
-        as_made = (  # what was set to something else later, sru_recurrence checks, and knows what to say of
-            weight.shape == (self.planes * width, self.input_size)
-            and bias is not None
-            and bias.shape == gates
-            and (v is None or v.shape == gates)
-            and (not skip or (self.planes == 3 and self.input_size == width))
-            and not (self.bidirectional and width % 2)
-            and self.activation in ACTIVATIONS
-            and math.isfinite(scale)
-        )
-        if not as_made or not all(map(_plain, (weight, x, bias, v, c0))) or not weight.untyped_storage().nbytes():
+        gates = (1 if self.planes == 2 else 2, width)
+        shapes = (weight.shape, bias.shape, gates if v is None else v.shape)  # parameters may have been replaced
+        if shapes != ((self.planes * width, self.input_size), gates, gates):
+            return None
+        if not all(map(_plain, (weight, x, bias, v, c0))) or not weight.untyped_storage().nbytes():
             return None  # without storage is a weight that FSDP has put away
         chosen = choose(self.backend, "cpu")
         if type(chosen) is not Native:
             return None
-        return chosen.layer(x, weight, bias, c0, v, skip, Options(self.activation, self.bidirectional, scale))
+        skip = self.highway and self.planes == 3
+        options = Options(self.activation, self.bidirectional, self.skip_scale if skip else 1.0)
+        return chosen.layer(x, weight, bias, c0, v, skip, options)
 
     __prepare_scriptable__ = refuse_scripting
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import threading
 import time
 import warnings
 from contextlib import suppress
@@ -45,8 +44,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def by_columns(weight: Tensor) -> Tensor:
-    """The same weight, laid out in memory as products of few rows read it fastest; itself where that isn't known to
-    help.
+    """Return the same weight, laid out in memory as products of few rows read it fastest; itself where that isn't known
+    to help.
 
     Args:
         weight: ``(out_features, in_features)``.
@@ -92,7 +91,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         or not torch.backends.mkldnn.enabled
         or transformed()
         or torch._C._len_torch_dispatch_stack() > 0  # what looks at operators knows torch's own: FLOPs, checkpoints
-        or x.dtype == torch.float64  # which autocast leaves alone
+        or x.dtype == torch.float64  # which autocast leaves
     )
     if autocast and not special and torch.get_autocast_dtype("cpu") == torch.bfloat16:
         warn_if_slower()
@@ -124,18 +123,10 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
-_measuring = threading.Lock()  # two at once would take each other's one thread for what was set before
-
-
-def bfloat16_gain() -> float:
-    """How many times as fast as in float32 a product of a layer's size is in bfloat16 here, on one thread. Measured
-    once a process, in less than a second: the best of some in turns."""
-    with _measuring:
-        return _gain()
-
-
 @functools.cache
-def _gain() -> float:
+def bfloat16_gain() -> float:
+    """Return how many times as fast as in float32 a product of a layer's size is in bfloat16 here, on one thread.
+    Measured once a process, in less than a second: the best of some in turns."""
     draw = torch.Generator().manual_seed(0)  # torch's own draws what training drops out, which must not depend on this
     x, weight = (torch.randn(n, 512, generator=draw, device="cpu", dtype=torch.float32) for n in (1024, 1536))
     best = {linear: math.inf, bfloat16.linear: math.inf}
@@ -154,7 +145,7 @@ def _gain() -> float:
 
 
 def bfloat16_pays() -> bool:
-    """Whether training is faster with it here; casts take some of what the products gain."""
+    """Return True if training is faster with it here; casts take some of what the products gain."""
     return bfloat16_gain() > 1.25
 
 

@@ -62,7 +62,7 @@ def read(state_dict: Mapping[str, Tensor], normalize_after: bool | None) -> Publ
 
 
 def _layers(state_dict: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """Tensors of each layer by their names in it."""
+    """Return the tensors of each layer by their names in it."""
     if not isinstance(state_dict, Mapping):
         raise TypeError(
             "state_dict must be what their model's state_dict() gives, tensors by name (torch.load reads it from a "

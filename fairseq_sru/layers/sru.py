@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from ..recurrence import check_backend
-from .arguments import check_c0, check_input, check_padding_mask, padding, positive, probability
+from ..recurrence.dispatch import check_fits
+from .arguments import check_input, padding, positive, probability
 from .cell import SRUCell, refuse_scripting
 from .published import read
 
@@ -47,7 +48,7 @@ class SRU(nn.Module):
     Raises:
         ValueError: a size isn't an integer of at least 1, a probability outside [0, 1), highway_bias not finite or a
             backend unknown; the message names it.
-        TypeError: a probability or highway_bias isn't a number, or dtype is another one.
+        TypeError: a probability or highway_bias isn't a number.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class SRU(nn.Module):
 
     @property
     def dropout(self) -> float:
-        """Of every layer but the last; what is set holds from the next call on. ValueError: outside [0, 1)."""
+        """Dropout of every layer but the last. A new one holds from the next call on. ValueError: outside [0, 1)."""
         return self._cells[0].dropout
 
     @dropout.setter
@@ -124,7 +125,7 @@ class SRU(nn.Module):
 
     @property
     def rnn_dropout(self) -> float:
-        """Of every layer; likewise."""
+        """Dropout of every layer's input, likewise."""
         return self._cells[0].rnn_dropout
 
     @rnn_dropout.setter
@@ -134,7 +135,7 @@ class SRU(nn.Module):
 
     @property
     def backend(self) -> str:
-        """Of every layer; likewise. ValueError: unknown."""
+        """Name of every layer's backend, likewise. ValueError: unknown."""
         return self._cells[0].backend
 
     @backend.setter
@@ -151,7 +152,7 @@ class SRU(nn.Module):
         return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}, batch_first={self.batch_first}"
 
     def reset_parameters(self) -> None:
-        """Draw the weights of all layers anew and set their biases to where they start."""
+        """Draw the weights of all layers again and set their biases to where they start."""
         for cell in self._cells:
             cell.reset_parameters()
 
@@ -189,11 +190,11 @@ class SRU(nn.Module):
                 raise ValueError("lengths and padding_mask must not be given with a PackedSequence, which has lengths")
             return self._packed(x, c0)
         check_input(x, self.input_size, "batch, length" if self.batch_first else "length, batch")
-        self._check_c0(c0, x, x.size(0) if self.batch_first else x.size(1))
+        check_fits("c0", c0, (self.num_layers, x.size(0 if self.batch_first else 1), self.output_size), x, "x")
         if padding_mask is not None:
             if lengths is not None:
                 raise ValueError("lengths and padding_mask must not be given both")
-            check_padding_mask(padding_mask, x)
+            check_fits("padding_mask", padding_mask, x.shape[:-1], x, "x")
         if self.batch_first:
             x = x.transpose(0, 1)
             padding_mask = None if padding_mask is None else padding_mask.t()
@@ -201,7 +202,7 @@ class SRU(nn.Module):
         return h.transpose(0, 1) if self.batch_first else h, c
 
     def _run(self, x: Tensor, c0: Tensor | None, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """All layers; x is ``(length, batch, input_size)``."""
+        """Run all layers; x is ``(length, batch, input_size)``."""
         layers = self.layers
         before = [None] * len(layers) if c0 is None else c0.unbind(0)
         after = []
@@ -211,23 +212,19 @@ class SRU(nn.Module):
         return x, torch.stack(after)  # of one layer, too: a view can't be detached in place
 
     def _packed(self, packed: PackedSequence, c0: Tensor | None) -> tuple[PackedSequence, Tensor]:
-        """In the order of the packed sequences, as nn.LSTM: sorted by length; c0 and c_states in the caller's."""
+        """Run the stack in the order of the packed sequences, sorted by length; c0 and c_states are in the caller's."""
         if packed.data.dim() != 2:
             shape = ", ".join(["length", *map(str, packed.data.shape[1:])])
             raise ValueError(f"x must pack sequences of shape (length, {self.input_size}); got ({shape})")
         x, lengths = pad_packed_sequence(PackedSequence(packed.data, packed.batch_sizes))
         check_input(x, self.input_size)
-        self._check_c0(c0, x, x.size(1))
+        check_fits("c0", c0, (self.num_layers, x.size(1), self.output_size), x, "x")
         order, back = packed.sorted_indices, packed.unsorted_indices
         if c0 is not None and order is not None:
             c0 = c0.index_select(1, order)
         h, c = self._run(x, c0, padding(lengths, x))
         data = pack_padded_sequence(h, lengths).data
         return PackedSequence(data, packed.batch_sizes, order, back), c if back is None else c.index_select(1, back)
-
-    def _check_c0(self, c0: Tensor | None, x: Tensor, batch: int) -> None:
-        if c0 is not None:
-            check_c0(c0, (self.num_layers, batch, self.output_size), x)
 
     @classmethod
     def from_sru_state_dict(
@@ -240,7 +237,7 @@ class SRU(nn.Module):
         normalize_after: bool | None = None,
         **options: Any,
     ) -> SRU:
-        """A stack with the weights of the PyPI package ``sru`` (2 and 3, v1 and v2) or of the SRU code of 2017.
+        """Return a stack with the weights of the PyPI package ``sru`` (2 and 3, v1 and v2) or of the SRU code of 2017.
 
         Sizes, number of layers, cell (v1 where weight_c is all zeros, unless v1=False is given), layer norm and
         rescaling follow from the tensors; a factorised weight (``projection_size``) is multiplied out. What the

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fairseq import utils
-from fairseq.data import Dictionary
+from fairseq.dataclass import FairseqDataclass
 from fairseq.models import ARCH_CONFIG_REGISTRY, register_model_architecture
 from omegaconf import OmegaConf
 
 from .config import presets
-from .options import reads_attention
+from .options import completed, reads_attention
 
 # what goes with each task
 KINDS = {
@@ -25,44 +24,47 @@ KINDS = {
 }
 
 
-def register_architectures(model: str, check: Callable[[Any], object], task: str = "translation") -> None:
+def register_architectures(
+    model: str,
+    config: type[FairseqDataclass],
+    check: Callable[[Any, type[FairseqDataclass]], object] = completed,
+    task: str = "translation",
+) -> None:
     """Register the presets of a model, and the model's own name, as architectures.
 
     Args:
         model: the name that the model is registered with.
-        check: raises a ValueError for options that don't go together; on the command line, its message is the one line
-            that the user gets.
+        config: the dataclass of its options.
+        check: raises a ValueError for options that are not allowed or don't go together; on the command line, its
+            message is the one line that the user gets.
         task: of KINDS, which the model goes with.
     """
+
+    def architecture(name: str, options: dict[str, Any]) -> Callable[[Any], None]:
+        def apply(args: Any) -> None:
+            """Run when the command line is parsed (a Namespace) and when the model is built (a DictConfig)."""
+            if OmegaConf.is_config(args):  # complete; what a checkpoint lacks is newer, so not the preset's
+                return
+            for option, value in options.items():
+                if not hasattr(args, option):
+                    setattr(args, option, value)
+            other = getattr(args, "task", None)
+            if other in KINDS and other != task:
+                arch = getattr(args, "arch", name)
+                exit_with(f"--arch {arch} is {KINDS[task]}: it goes with --task {task}; got --task {other}")
+            try:
+                check(args, config)
+            except ValueError as error:
+                exit_with(str(error))
+            check_data(args)
+
+        return apply
+
     known = presets(model)
     # fairseq registers an architecture named as the model by itself, but without the checks: ours takes its place
-    ARCH_CONFIG_REGISTRY[model] = _architecture(model, known.pop(model, {}), check, task)
+    ARCH_CONFIG_REGISTRY[model] = architecture(model, known.pop(model, {}))
     for name, options in known.items():
-        register_model_architecture(model, name)(_architecture(name, options, check, task))
-
-
-def _architecture(
-    name: str, options: dict[str, Any], check: Callable[[Any], object], task: str
-) -> Callable[[Any], None]:
-    def apply(args: Any) -> None:
-        """fairseq calls this when the command line is parsed (a Namespace) and when the model is built (a
-        DictConfig)."""
-        if OmegaConf.is_config(args):  # complete; what a checkpoint lacks is newer, so not the preset's
-            return
-        for option, value in options.items():
-            if not hasattr(args, option):
-                setattr(args, option, value)
-        given = getattr(args, "task", None)
-        if given in KINDS and given != task:
-            arch = getattr(args, "arch", name)
-            exit_with(f"--arch {arch} is {KINDS[task]}: it goes with --task {task}; got --task {given}")
-        try:
-            check(args)
-        except ValueError as error:
-            exit_with(str(error))
-        check_data(args)
-
-    return apply
+        register_model_architecture(model, name)(architecture(name, options))
 
 
 def exit_with(message: str) -> NoReturn:
@@ -72,33 +74,15 @@ def exit_with(message: str) -> NoReturn:
 
 
 def check_data(args: Any) -> None:
-    """Is the data folder of a training there, and for translation its dictionaries?"""
+    """Check that a training's data folder is there, and for translation its dictionaries."""
     data, task = getattr(args, "data", None), getattr(args, "task", None)
-    if not data or task not in KINDS or getattr(args, "path", None):  # which decoding has alone
+    if not data or task not in KINDS or getattr(args, "path", None):  # which only decoding has
         return
-    folders = [Path(path) for path in utils.split_paths(data)]
-    for folder in folders:
-        if not os.path.isdir(folder):
+    for folder in map(Path, utils.split_paths(data)):
+        if not folder.is_dir():
             exit_with(f"argument data: no such folder: {folder}")
-    if task == "translation":
-        _check_translation(args, folders[0])
-
-
-def _check_translation(args: Any, folder: Path) -> None:
-    languages = [lang for lang in (getattr(args, "source_lang", None), getattr(args, "target_lang", None)) if lang]
-    found = []
-    for name in [f"dict.{lang}.txt" for lang in languages] or ["dict.*.txt"]:
-        matching = sorted(folder.glob(name))
-        if not matching:
-            exit_with(f"argument data: {folder} holds no {name}; fairseq-preprocess makes it")
-        found += matching
-    if getattr(args, "share_all_embeddings", False) and len(found) == 2:
-        one, other = (Dictionary.load(str(path)) for path in found)
-        if one != other:
-            exit_with(
-                "--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary); "
-                f"got {found[0].name} and {found[1].name}, which differ"
-            )
+        if task == "translation" and not list(folder.glob("dict.*.txt")):
+            exit_with(f"argument data: {folder} holds no dict.*.txt; fairseq-preprocess makes it")
     criterion = getattr(args, "criterion", None)
     if reads_attention(criterion) and not getattr(args, "load_alignments", False):
         exit_with(f"--criterion {criterion} goes with --load-alignments")  # fairseq trains without, and says nothing

@@ -1,6 +1,6 @@
 """Attention of decoder states over encoder outputs.
 
-Keys, values and mask depend on the source alone: ``project`` computes them, once a sentence, and ``forward`` reads them
+Keys, values and mask depend only on the source: ``project`` computes them, once a sentence, and ``forward`` reads them
 at every step. In beam search the batch has several rows a sentence, one a hypothesis, next to one another: the rows
 then share what is their sentence's.
 """
@@ -19,11 +19,11 @@ from .dropout import Dropout
 
 
 class Source(NamedTuple):
-    """What attention reads of the source.
+    """The part of the source that attention reads.
 
     ``key``: ``(sentences, heads, src_len, head_size)``. ``value``: ``(sentences, heads, src_len, value_size)``.
-    ``mask``: ``(sentences, 1, 1, src_len)``, what is added to the scores: 0, and -inf at padding. Padding alone has 0,
-    since a softmax of nothing is NaN.
+    ``mask``: ``(sentences, 1, 1, src_len)``, what is added to the scores: 0, and -inf at padding. A source of
+    padding only has 0, since a softmax of nothing is NaN.
     """
 
     key: Tensor
@@ -32,8 +32,8 @@ class Source(NamedTuple):
 
 
 class Read(NamedTuple):
-    """What the attentions of a decoder read of the source in the decoding that has an incremental ``state``, with
-    gradients ``recorded`` or not."""
+    """Sources of a decoder's attentions in the decoding that has an incremental ``state``, with gradients
+    ``recorded`` or not."""
 
     state: dict[str, Any] | None
     recorded: bool
@@ -129,12 +129,8 @@ class Attention(nn.Module):
         nn.init.xavier_uniform_(self.out.weight)
 
     def project(self, source: Tensor, padding_mask: Tensor) -> Source:
-        """What :meth:`forward` reads of encoder outputs ``(src_len, sentences, source_size)``.
-
-        Args:
-            source: the encoder outputs.
-            padding_mask: ``(sentences, src_len)`` bool, True at padding.
-        """
+        """Return keys and values of encoder outputs ``(src_len, sentences, source_size)``; padding_mask: ``(sentences,
+        src_len)`` bool, True at padding."""
         key, value = self.key_value(source).unflatten(-1, (2, self.heads, -1)).permute(2, 1, 3, 0, 4)
         return _source(key, value, padding_mask)
 
@@ -157,7 +153,7 @@ class Attention(nn.Module):
 
 
 class Coverage(nn.Module):
-    """What an attention adds to its scores for what has been attended to before.
+    """Bias of an attention's scores for the places that have been attended to before.
 
     Tu et al. 2016 keep, for each source position, the sum of the attention weights of all steps so far, and let it
     enter the scores of the next step, which makes attention run step by step. Here the sum is of the weights of the
@@ -214,11 +210,11 @@ class GlobalAttention(nn.Module):
         nn.init.xavier_uniform_(self.out.weight)
 
     def project(self, source: Tensor, padding_mask: Tensor) -> Source:
-        """As :meth:`Attention.project`; there is one head, and values are the encoder outputs."""
+        """Return the same as :meth:`Attention.project`; there is one head, and values are the encoder outputs."""
         source = source.transpose(0, 1).unsqueeze(1)
         return _source(self.key(source), source, padding_mask)
 
     def forward(self, x: Tensor, source: Source, need_weights: bool) -> tuple[Tensor, Tensor | None]:
-        """As :meth:`Attention.forward`, but for the result's ``out_size`` features."""
+        """Attend as :meth:`Attention.forward`, but for the result's ``out_size`` features."""
         context, weights = attend(x, source, 1.0, need_weights, None, self.dropout.rate)
         return torch.tanh(self.out(torch.cat([context, x], dim=-1))), weights

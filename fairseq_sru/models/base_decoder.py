@@ -1,8 +1,7 @@
-"""What all decoders share: output layer, incremental state, and how they read the source."""
+"""Base of all decoders: output layer, incremental state, and how they read the source."""
 
 from __future__ import annotations
 
-import logging
 import math
 from argparse import Namespace
 from typing import Any
@@ -17,20 +16,19 @@ from ..layers import SRUCell
 from ..layers.linear import Linear, by_columns, linear
 from ..recurrence.dispatch import choose
 from ..recurrence.modes import eager
-from .attention import Attention, GlobalAttention, Read, Source
+from .attention import Attention, Coverage, GlobalAttention, Read, Source
+from .dropout import Dropout
 from .options import cutoffs, reads_attention, tied
-from .step import Step, compilable, forget, readable, remembered, version
+from .recurrent import State
+from .step import Step, forget, remembered, version
 from .units import LSTM
 
-State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; empty before the first
-IncrementalState = dict[str, dict[str, Tensor | None]]  # fairseq's
+IncrementalState = dict[str, dict[str, Tensor]]  # fairseq's
 Extra = dict[str, list[Tensor] | None]  # fairseq's, too
-
-logger = logging.getLogger(__name__)
 
 
 def extra(weights: Tensor | None) -> Extra:
-    """What a decoder returns with its features, ``(batch, tgt_len, src_len)``; no list of None, which fairseq's
+    """Return attention weights ``(batch, tgt_len, src_len)`` in fairseq's form; no list of None, which its
     SequenceScorer takes for weights in an ensemble."""
     return {"attn": None if weights is None else [weights]}
 
@@ -38,14 +36,8 @@ def extra(weights: Tensor | None) -> Extra:
 def output_layer(
     cfg: Namespace, dictionary: Any, out_embed_dim: int, dropout: float
 ) -> tuple[AdaptiveSoftmax | None, Linear | None]:
-    """What makes predictions of features: an adaptive softmax, a linear map, or neither where the embedding does.
-
-    Args:
-        cfg: the model's options: criterion, adaptive_softmax_cutoff, and those that tie embeddings.
-        dictionary: of the tokens that are predicted.
-        out_embed_dim: number of features.
-        dropout: dropout inside an adaptive softmax.
-    """
+    """Return the layer that makes predictions of ``out_embed_dim`` features: an adaptive softmax with dropout, a linear
+    map, or neither where the embedding does."""
     if (cutoff := cutoffs(cfg, len(dictionary))) is not None:
         return AdaptiveSoftmax(len(dictionary), out_embed_dim, cutoff, dropout=dropout), None
     if tied(cfg):
@@ -63,6 +55,55 @@ def output_norm(size: int) -> nn.LayerNorm:
     return norm
 
 
+class AttendingLayer(nn.Module):
+    """A decoder layer, one of whose blocks is ``x + dropout(attention(layer_norm(x)))``."""
+
+    attention_norm: nn.LayerNorm | None
+    attention: Attention | None
+    coverage: Coverage | None
+    dropout: Dropout  # on the output of each block
+
+    def add_attention(self, size: int, source_size: int, heads: int, coverage: bool, dropout: float) -> None:
+        """Make the block, with ``heads`` 0 none; dropout: on the attention's weights."""
+        self.attention_norm = nn.LayerNorm(size) if heads else None
+        self.attention = Attention(size, source_size, heads, dropout) if heads else None
+        self.coverage = Coverage(heads) if coverage else None
+
+    def attend(
+        self,
+        x: Tensor,
+        state: State,
+        after: State,
+        source: Source | None,
+        need_weights: bool,
+        below: Tensor | None,
+        padding_mask: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the block; with coverage its sum ``(batch, src_len)`` goes from state to ``after``.
+
+        Args:
+            x: ``(tgt_len, batch, size)``.
+            state: the layer's after the earlier steps.
+            after: the layer's after these.
+            source: of :meth:`Attention.project`.
+            need_weights: return the attention weights, too.
+            below: those of the attention below.
+            padding_mask: ``(tgt_len, batch)`` bool, True at padding.
+
+        Returns:
+            ``(tgt_len, batch, size)``; the attention weights, or where there is no attention those of the one below.
+        """
+        if self.attention is None or self.attention_norm is None:
+            return x, below
+        assert source is not None
+        bias = None
+        if self.coverage is not None:
+            assert below is not None
+            bias, after["coverage"] = self.coverage(below, state.get("coverage"), padding_mask.t())
+        context, weights = self.attention(self.attention_norm(x), source, need_weights, bias)
+        return self.dropout.plus(x, context), weights
+
+
 class BaseDecoder(FairseqIncrementalDecoder):
     """Embedding and output layer; what lies between is the subclass's ``layers`` and ``extract_features``.
 
@@ -75,6 +116,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
     """
 
     layers: nn.ModuleList
+    covered: int | None = None  # the layer whose attention the top one's coverage reads
     stateful: list[Any] | None = None  # modules that keep a state of their own, once looked for
     adaptive_softmax: AdaptiveSoftmax | None  # these two of output_layer
     output_projection: Linear | None
@@ -92,7 +134,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     @property
     def need_weights(self) -> bool:
-        """Whether the features come with the weights of the top attention."""
+        """True where the features come with the weights of the top attention."""
         return self.need_attn and (self.aligned or not self.training)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
@@ -113,7 +155,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
         Args:
             prev_output_tokens: ``(batch, tgt_len)``, all tokens so far, padded on either side. With an incremental
-                state that holds earlier steps the result is that of the last token alone.
+                state that holds earlier steps the result is that of the last token only.
             encoder_out: the encoder's result, where there is an encoder.
             incremental_state: fairseq's cache; None computes all positions at once.
             features_only: leave the output layer out.
@@ -126,23 +168,23 @@ class BaseDecoder(FairseqIncrementalDecoder):
             stepped = self._stepped(prev_output_tokens, encoder_out, incremental_state)
             if stepped is not None:
                 return stepped
-        x, beside = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
-        return (x if features_only else self.output_layer(x)), beside
+        x, weights = self.extract_features(prev_output_tokens, encoder_out, incremental_state)
+        return (x if features_only else self.output_layer(x)), weights
 
     def program(self) -> Program | None:
         """The step from tokens to logits, written down; None where it has to be torch's."""
-        made = None if self.adaptive_softmax is not None else self.features_program()
-        if made is not None:
+        program = None if self.adaptive_softmax is not None else self.features_program()
+        if program is not None:
             output: Any = self.embed_tokens if self.output_projection is None else self.output_projection
-            made.linear(len(made.widths) - 1, made.slot(len(output.weight)), output.weight)
-        return made
+            program.linear(len(program.widths) - 1, program.slot(len(output.weight)), output.weight)
+        return program
 
     def features_program(self) -> Program | None:
-        """As :meth:`program`, without the output layer: the last slot has the features."""
+        """Return :meth:`program` without the output layer: the last slot has the features."""
         return None
 
     def train(self, mode: bool = True) -> BaseDecoder:
-        """As in nn.Module; also forgets the compiled code, and what has a state."""
+        """Set the mode as nn.Module does; also forget the compiled code, and the modules with a state."""
         forget(self, mode)
         self.stateful = None
         return super().train(mode)
@@ -152,37 +194,33 @@ class BaseDecoder(FairseqIncrementalDecoder):
         which takes time."""
 
         def make() -> Step | None:
-            program = self.program() if compilable(self) and available() else None
+            program = self.program() if available() else None
             return None if program is None else Step(program)
 
-        return remembered(self, make, look)
+        return remembered(self, [self], make, look)
 
     def _stepped(
         self, prev_output_tokens: Tensor, encoder_out: dict[str, Any], incremental_state: IncrementalState
     ) -> tuple[Tensor, Extra] | None:
         """A step by compiled code: as :meth:`forward`, or None where that isn't possible."""
-        kept = self._kept(incremental_state)
+        states = self.cached(incremental_state)
+        started = bool(states[0])
         recorded = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
-        unusual = self.training or recorded or torch.is_autocast_enabled("cpu")
-        if unusual or not prev_output_tokens.is_cpu or (not kept and prev_output_tokens.size(1) > 1):
+        if self.training or recorded or torch.is_autocast_enabled("cpu") or not prev_output_tokens.is_cpu:
             return None
-        compiled_before = "c" in kept
-        step = self._step(look=not kept)
-        if step is not None and kept and not compiled_before:  # the first steps were torch's, and nobody has looked
-            step = self._step(look=True)
-        if step is None:
+        step = self._step(look=not started)
+        if step is None or (not started and prev_output_tokens.size(1) > 1):
             return None
-        sources = self.sources(encoder_out, incremental_state)
-        if not compiled_before and not readable(sources, self.attentions()):
+        tokens, sources = prev_output_tokens[:, -1], self.sources(encoder_out, incremental_state)
+        state = torch.cat([state["c"] for state in states], dim=1) if started else None
+        past = states[-1].get("coverage")
+        if not step.takes(tokens, sources, self.attentions(), state, past):
             return None
-        if kept and not compiled_before:
-            states = self.cached(incremental_state)
-            kept = {"c": torch.cat([state["c"] for state in states], dim=1), "coverage": states[-1].get("coverage")}
-        given = prev_output_tokens[:, -1], sources, kept.get("c"), kept.get("coverage")
-        if not step.takes(*given):
-            return None
-        after = step.run(*given, bool(self.need_attn))
-        self.set_incremental_state(incremental_state, "cached_state", {"c": after.state, "coverage": after.past})
+        after = step.run(tokens, sources, state, past, bool(self.need_attn))
+        states = [{"c": c} for c in after.state.chunk(len(states), dim=1)]
+        if after.past is not None:
+            states[-1]["coverage"] = after.past
+        self.cache(incremental_state, states)
         weights = None if after.weights is None else after.weights[:, None]
         return after.logits[:, None], extra(weights)
 
@@ -199,7 +237,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return linear(features, weight)
 
     def attentions(self) -> list[Attention | GlobalAttention]:
-        """What attends to the source, in the order of the layers."""  # no walk over all modules: it is asked each step
+        """Return the attentions over the source, in the order of the layers."""
+        # no walk over all modules: each step asks
         parts: list[Any] = [
             *(getattr(part, "attention", None) for part in self.layers),
             getattr(self, "global_attention", None),
@@ -207,8 +246,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return [attention for attention in parts if attention is not None]
 
     def sources(self, encoder_out: dict[str, Any], incremental_state: IncrementalState | None) -> list[Source]:
-        """What each of :meth:`attentions` reads. For the further steps of an incremental state it is kept in the
-        encoder's result, which beam search reorders."""
+        """Return the source of each of :meth:`attentions`. For further steps of an incremental state they are kept
+        in the encoder's result, which beam search reorders."""
         keeps = incremental_state is not None and not torch.compiler.is_compiling()
         kept: dict[BaseDecoder, Read] | None = encoder_out.get("read") if keeps else None
         known, recorded = kept.get(self) if kept else None, torch.is_grad_enabled()
@@ -220,23 +259,32 @@ class BaseDecoder(FairseqIncrementalDecoder):
             kept[self] = Read(incremental_state, recorded, sources)
         return sources
 
-    def _kept(self, incremental_state: IncrementalState | None) -> dict[str, Tensor | None]:
-        """What the earlier steps left: torch's steps a state a layer, compiled ones ``c`` of all and ``coverage``."""
-        return self.get_incremental_state(incremental_state, "cached_state") or {}
+    def run_layers(
+        self,
+        x: Tensor,
+        states: list[State],
+        sources: list[Source],
+        padding_mask: Tensor,
+        padding: Any,
+        incremental_state: IncrementalState | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run the layers, ``states`` after the earlier steps, and keep their states; return the outputs and the weights
+        of the top attention, or None. The layers' own ``padding`` is what the subclass has for them."""
+        source_of: dict[Any, Source] = dict(zip(self.attentions(), sources, strict=True))
+        after: list[State] = []
+        weights = None
+        for i, (layer, state) in enumerate(zip(self.layers, states, strict=True)):
+            need = self.need_weights if i == len(states) - 1 else i == self.covered
+            x, state, weights = layer(x, state, source_of.get(layer.attention), need, weights, padding_mask, padding)
+            after.append(state)
+        self.cache(incremental_state, after)
+        return x, weights if self.need_weights else None
 
     def cached(self, incremental_state: IncrementalState | None) -> list[State]:
-        """The state of each layer after the earlier steps."""
+        """Return the state of each layer after the earlier steps."""
         states: list[State] = [{} for _ in self.layers]
-        kept = self._kept(incremental_state)
-        if "c" in kept:  # the earlier steps were compiled
-            assert kept["c"] is not None
-            states = [{"c": c} for c in kept["c"].chunk(len(self.layers), dim=1)]
-            if kept["coverage"] is not None:
-                states[-1]["coverage"] = kept["coverage"]
-            return states
-        for key, x in kept.items():
-            layer, _, name = key.partition(".")
-            assert x is not None
+        for key, x in (self.get_incremental_state(incremental_state, "cached_state") or {}).items():
+            layer, name = key.split(".")
             states[int(layer)][name] = x
         return states
 
@@ -247,13 +295,13 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def reorder_incremental_state(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
         """Reorder the cached state as the beam search reordered its hypotheses."""
-        kept = self._kept(incremental_state)
-        moved = {name: None if x is None else x.index_select(0, new_order) for name, x in kept.items()}
-        self.set_incremental_state(incremental_state, "cached_state", moved)
+        states = self.cached(incremental_state)
+        moved = [{name: x.index_select(0, new_order) for name, x in state.items()} for state in states]
+        self.cache(incremental_state, moved)
 
     def reorder_incremental_state_scripting(self, incremental_state: IncrementalState, new_order: Tensor) -> None:
-        """As fairseq's, which looks for modules with a state at each step; here once after each :meth:`train`. The
-        package's have none of their own, but a subclass's may be fairseq's."""
+        """Reorder the states of all modules. fairseq looks for them at each step; here once after each :meth:`train`:
+        the package's have none of their own, but a subclass's may be fairseq's."""
         stateful = self.stateful  # another thread may call eval() of the same model meanwhile
         if stateful is None:
             others = [module for module in self.modules() if module is not self]
@@ -267,20 +315,10 @@ class BaseDecoder(FairseqIncrementalDecoder):
         """Longest sequence."""
         return self.max_target_positions  # type: ignore[no-any-return]
 
-    def make_generation_fast_(self, need_attn: bool = False, retain_dropout: bool = False, **_: Any) -> None:
-        """fairseq-generate says whether the attention weights are needed, and whether dropout goes on. Weights are laid
-        out for products of few rows; an embedding that is also the output layer is kept twice, since its lookups read
-        rows.
+    def make_generation_fast_(self, need_attn: bool = False, **_: Any) -> None:
+        """Prepare for decoding: fairseq-generate says whether the attention weights are needed. Weights are laid out
+        for products of few rows; an embedding that is also the output layer is kept twice, since its lookups read rows.
         """
-        if need_attn and not self.attentions():
-            logger.warning("a model without attention has no alignment; an ensemble has that of its other models")
-        if retain_dropout and any(
-            isinstance(m, SRUCell | LSTM) and (m.dropout or m.rnn_dropout) for m in self.modules()
-        ):
-            logger.warning(
-                "--retain-dropout keeps the dropout between the layers, not the variational dropout inside recurrent "
-                "layers (--rnn-dropout; with --no-residual SRU's --dropout, too)"
-            )
         self.need_attn = need_attn
         for module in self.modules():
             if isinstance(module, SRUCell) and (device := module.weight.device.type) != "cpu":

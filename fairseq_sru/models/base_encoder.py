@@ -1,4 +1,4 @@
-"""What all encoders share: their result, and how a beam search reorders it."""
+"""Base of all encoders: their result, and how a beam search reorders it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class BaseEncoder(FairseqEncoder):
             encoder_out ``[outputs]``, encoder_padding_mask ``[padding_mask]``, rows_per_sentence, 1, and read, where
             decoders keep what their attentions read of the outputs (:meth:`BaseDecoder.sources`).
         """
-        made = {"encoder_out": [outputs], "encoder_padding_mask": [padding_mask], **more}
-        return {**made, "rows_per_sentence": 1, "read": {}}
+        result = {"encoder_out": [outputs], "encoder_padding_mask": [padding_mask], **more}
+        return {**result, "rows_per_sentence": 1, "read": {}}
 
     def program(self) -> Program | None:
-        """What computes the outputs, written down, with their slot as its result; None where it has to be torch's."""
+        """Return the program of the outputs, with their slot as its result; None where it has to be torch's."""
         return None
 
     def reorder_encoder_out(self, encoder_out: dict[str, Any], new_order: Tensor) -> dict[str, Any]:
@@ -56,25 +56,16 @@ class BaseEncoder(FairseqEncoder):
 
         Rows of one sentence share its tensors while each sentence has equally many, next to one another, as in beam
         search; then this copies nothing but, when sentences are done, those that are not. Else each row gets a copy.
-
-        Raises:
-            ValueError: what a subclass has added isn't in a list, or hasn't the batch first.
         """
         rows = encoder_out["rows_per_sentence"]
         runs = [(n, len(list(run))) for n, run in groupby(row // rows for row in new_order.tolist())]
         together = len({length for _, length in runs}) == 1
-        kept = [n for n, length in runs for _ in range(1 if together else length)]
-        new = {**encoder_out, "rows_per_sentence": len(new_order) // len(kept)}
+        remaining = [n for n, length in runs for _ in range(1 if together else length)]
+        new = {**encoder_out, "rows_per_sentence": len(new_order) // len(remaining)}
         sentences = len(encoder_out["encoder_padding_mask"][0])
         dims = {name: int(name == "encoder_out") for name, tensors in encoder_out.items() if isinstance(tensors, list)}
-        for name, tensors in encoder_out.items():
-            if isinstance(tensors, Tensor):
-                raise ValueError(f"encoder_out[{name!r}] must be a list of tensors, or it could not be reordered")
-            for t in tensors if name in dims else ():
-                if t.dim() <= dims[name] or t.size(dims[name]) != sentences:
-                    raise ValueError(f"encoder_out[{name!r}] must have {sentences} sentences first; got {(*t.shape,)}")
-        if kept != list(range(sentences)):
-            at = torch.tensor(kept, device=new_order.device)
+        if remaining != list(range(sentences)):
+            at = torch.tensor(remaining, device=new_order.device)
             new |= {name: [t.index_select(dim, at) for t in encoder_out[name]] for name, dim in dims.items()}
             new["read"] = {
                 decoder: read._replace(

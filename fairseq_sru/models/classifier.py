@@ -5,10 +5,9 @@ from __future__ import annotations
 import logging
 from argparse import Namespace
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from fairseq.data import data_utils
 from fairseq.models import BaseFairseqModel, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,10 +17,9 @@ from .architectures import register_architectures
 from .config import ClassifierConfig, CNNClassifierConfig
 from .dropout import Dropout
 from .embeddings import biased, embedding_of
-from .encoder import SRUEncoder, check_encoder
+from .encoder import SRUEncoder
 
 logger = logging.getLogger(__name__)
-OTHER = "--num-classes or --classification-head-name is not what the checkpoint has"
 
 # Each makes (batch, size) of outputs (length, batch, size), padding (length, batch, 1) and all of the encoder's result.
 POOLINGS: dict[str, Callable[[Tensor, Tensor, dict[str, Any]], Tensor]] = {
@@ -47,28 +45,17 @@ class Classifier(BaseFairseqModel):
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
         self.classification_heads = nn.ModuleDict()
 
-    @classmethod
-    def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:
-        """Raise a NotImplementedError: fairseq's interface of a hub's models translates."""
-        raise NotImplementedError("a classifier of sentences can't be used so: recipes/classify.py labels text")
-
     def register_classification_head(self, name: str, num_classes: int, **_: Any) -> None:
         """Add a head, as fairseq's task asks for."""
         self.classification_heads[name] = biased(self.size, num_classes)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Any], name: str) -> None:
         """Have a checkpoint's heads of other names or classes make room for this model's own, which are new: so a
-        model is fine-tuned for other classes.
-
-        Raises:
-            ValueError: the model is to be used as the checkpoint has it.
-        """
+        model is fine-tuned for other classes."""
         super().upgrade_state_dict_named(state_dict, name)
         own = {f"classification_heads.{key}": weight for key, weight in self.classification_heads.state_dict().items()}
         for key in [key for key in state_dict if key.startswith("classification_heads.")]:
             if key not in own or state_dict[key].shape != own[key].shape:
-                if getattr(self, "trained", False):  # as the task says
-                    raise getattr(data_utils, "LabelError", ValueError)(OTHER)  # the first is the patch's
                 logger.warning(f"{key} of the checkpoint is for other classes: this model's is untrained")
                 del state_dict[key]
         state_dict.update({key: weight for key, weight in own.items() if key not in state_dict})
@@ -94,15 +81,6 @@ class Classifier(BaseFairseqModel):
         return self.max_source_positions  # type: ignore[no-any-return]
 
 
-def check(cfg: Any) -> Namespace:
-    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
-    allowed."""
-    cfg = options.completed(cfg, ClassifierConfig)
-    check_encoder(cfg)
-    options.one_of(cfg, "pooling", POOLINGS)
-    return cfg
-
-
 @register_model("sru_classifier", dataclass=ClassifierConfig)
 class SRUClassifier(Classifier):
     """The encoder of ``--arch sru``, with SRU or LSTM units, and pooling over time."""
@@ -114,7 +92,7 @@ class SRUClassifier(Classifier):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRUClassifier:
         """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
-        cfg = check(cfg)
+        cfg = options.completed(cfg, ClassifierConfig)
         dictionary = task.source_dictionary
         read = cfg.pooling != "last"
         return cls(cfg, SRUEncoder(cfg, dictionary, embedding_of(cfg, "encoder", dictionary), read))
@@ -126,26 +104,12 @@ class SRUClassifier(Classifier):
         return POOLINGS[self.args.pooling](encoded["encoder_out"][0], padding, encoded)
 
 
-def _widths(cfg: Namespace) -> list[int]:
-    return options.numbers(cfg, "filter_widths", "numbers of words, as 3,4,5", lambda width: width > 0)
-
-
-def check_cnn(cfg: Any) -> Namespace:
-    """As :func:`check`."""
-    cfg = options.completed(cfg, CNNClassifierConfig)
-    options.at_least_one(cfg, ["encoder_embed_dim", "filters"])
-    options.probabilities(cfg, ["dropout"])
-    options.embedding_file(cfg, "encoder")
-    _widths(cfg)
-    return cfg
-
-
 @register_model("cnn_classifier", dataclass=CNNClassifierConfig)
 class CNNClassifier(Classifier):
     """Filters over words, ReLU, the largest of each over time (Kim 2014, section 2), to compare with."""
 
     def __init__(self, cfg: Namespace, embed_tokens: nn.Embedding) -> None:
-        widths = _widths(cfg)
+        widths = options.numbers(cfg.filter_widths)
         super().__init__(cfg, len(widths) * cfg.filters)
         self.widths = widths
         self.embed_tokens = embed_tokens
@@ -156,7 +120,7 @@ class CNNClassifier(Classifier):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> CNNClassifier:
         """See :meth:`SRUClassifier.build_model`."""
-        cfg = check_cnn(cfg)
+        cfg = options.completed(cfg, CNNClassifierConfig)
         return cls(cfg, embedding_of(cfg, "encoder", task.source_dictionary))
 
     def encode(self, src_tokens: Tensor) -> Tensor:
@@ -164,13 +128,13 @@ class CNNClassifier(Classifier):
         padding = src_tokens.eq(self.padding_idx)
         x = self.embed_tokens(src_tokens).masked_fill(padding.unsqueeze(-1), 0.0).transpose(1, 2)
         words = (~padding).to(x.dtype).unsqueeze(1)
-        found = []
+        largest = []
         for width, convolution in zip(self.widths, self.convolutions, strict=True):
             outside = (width - 1, width - 1)
             seen = F.max_pool1d(F.pad(words, outside), width, stride=1)  # 0 where a filter sees no word
-            found.append(convolution(F.pad(x, outside)).relu().mul(seen).amax(-1))  # ReLU's least is 0, too
-        return torch.cat(found, dim=1)
+            largest.append(convolution(F.pad(x, outside)).relu().mul(seen).amax(-1))  # ReLU's least is 0, too
+        return torch.cat(largest, dim=1)
 
 
-register_architectures("sru_classifier", check, task="sentence_prediction")
-register_architectures("cnn_classifier", check_cnn, task="sentence_prediction")
+register_architectures("sru_classifier", ClassifierConfig, task="sentence_prediction")
+register_architectures("cnn_classifier", CNNClassifierConfig, task="sentence_prediction")

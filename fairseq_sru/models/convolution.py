@@ -15,7 +15,7 @@ NAMES = ("run_convolved", "run_convolved_gradient")
 
 
 def _compiled(x: Tensor, weight: Tensor) -> list[Any] | None:
-    """What computes it in one pass over memory; None where torch has to."""
+    """Return the functions that compute it in one pass over memory; None where torch has to."""
     usual = x.is_cpu and x.dtype == weight.dtype and x.dtype in (torch.float32, torch.float64) and x.numel() > 0
     return compiled("convolution.cpp", x.dtype, NAMES) if usual and eager() else None
 
@@ -67,7 +67,7 @@ def _without(padding_mask: Tensor | None, x: Tensor) -> Tensor:
 class Convolution(nn.Module):
     """Depthwise convolution over time: ``y[t, i] = sum_k weight[k, i] x[t + k - kernel_size // 2, i]``.
 
-    SRU's gates read x[t] alone; LSTM's read the output of the step before, too. QRNN's (Bradbury et al. 2017) read a
+    SRU's gates read only x[t]; LSTM's read the output of the step before, too. QRNN's (Bradbury et al. 2017) read a
     window of the input. This one sees both sides, so it is for encoders. It starts as the identity with a little of
     the neighbours.
 
@@ -102,7 +102,7 @@ class Convolution(nn.Module):
 
 
 class CausalConvolution(Convolution):
-    """As :class:`Convolution`, of a position and those before it: ``y[t, i] = sum_k weight[k, i] x[t + k + 1 -
+    """A :class:`Convolution` of a position and those before it: ``y[t, i] = sum_k weight[k, i] x[t + k + 1 -
     kernel_size, i]``. So it is for language models, whose state it adds to: the last ``kernel_size - 1`` inputs.
 
     Args:

@@ -17,8 +17,7 @@ from .options import flag
 
 
 def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, nn.Embedding]:
-    """The embeddings of a translation model's source and target dictionary, the same one if they are shared; with the
-    vectors of a file, and left as they are, where the options say so.
+    """Return the embeddings of a translation model's source and target dictionary, the same one if they are shared.
 
     Raises:
         ValueError: a file can't be used, or dictionaries that differ are to share; the message names the flag.
@@ -30,13 +29,15 @@ def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, 
 
 
 def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embedding | None = None) -> nn.Embedding:
-    """The embedding of the encoder or the decoder, as in :func:`embeddings`; ``shared`` is taken for it."""
+    """Return the embedding of the encoder or the decoder, with the vectors of a file, and left as they are, where the
+    options say so; ``shared`` is taken for it."""
     module = shared or Embedding(len(dictionary), getattr(cfg, f"{side}_embed_dim"), dictionary.pad())
     if not shared and (path := getattr(cfg, f"{side}_embed_path", None)):
         try:
             vectors = vectors_in(path, module.embedding_dim, dictionary.indices)
         except ValueError as error:
-            raise ValueError(f"{flag(f'{side}_embed_path')}: {path}: {error}") from None
+            dim = f"{flag(f'{side}_embed_dim')} {module.embedding_dim}"
+            raise ValueError(f"{flag(f'{side}_embed_path')}: {path} holds no vectors of {dim}: {error}") from None
         utils.print_embed_overlap(vectors, dictionary)
         utils.load_embedding(vectors, dictionary, module)
     if getattr(cfg, f"{side}_freeze_embed", False):
@@ -44,8 +45,24 @@ def embedding_of(cfg: Namespace, side: str, dictionary: Any, shared: nn.Embeddin
     return module
 
 
+def vectors_in(path: str, size: int, words: Container[str]) -> dict[str, Tensor]:
+    """Return the vectors that a file has for words. fairseq's parser takes no word with spaces, as GloVe's largest file
+    has, and makes tensors of all its millions."""
+    vectors = {}
+    with open(path, encoding="utf-8") as lines:
+        if next(lines, "").split()[1:] != [str(size)]:
+            raise ValueError(f"its first line must be the number of words and {size}")
+        for line in lines:
+            word, *numbers = line.rstrip().rsplit(" ", size)
+            if word in words:
+                if len(numbers) != size:
+                    raise ValueError(f"{word} has {len(numbers)} numbers")
+                vectors[word] = torch.tensor([float(number) for number in numbers])
+    return vectors
+
+
 def look_up(embedding: nn.Embedding, tokens: Tensor, output: bool) -> Tensor:
-    """What an embedding has for tokens. ``output``: its weight is the output layer's, too, whose gradient is dense. In
+    """Look tokens up. ``output``: its weight is the output layer's, too, whose gradient is dense. In
     training by autocast on a CPU this one is then sparse: torch adds its few rows to the dense one, where otherwise a
     matrix of its own would be zeroed, filled and added. Where a loss leaves the output layer out it stays sparse until
     faster.py makes it dense."""
@@ -54,31 +71,6 @@ def look_up(embedding: nn.Embedding, tokens: Tensor, output: bool) -> Tensor:
     if not output or not usual or not tokens.is_cpu or not torch.is_autocast_enabled("cpu"):
         return embedding(tokens)  # type: ignore[no-any-return]
     return F.embedding(tokens, embedding.weight, embedding.padding_idx, sparse=True)
-
-
-def vectors_in(path: str, size: int, words: Container[str]) -> dict[str, Tensor]:
-    """The vectors that a file has for words. fairseq's takes no word with spaces, as GloVe's largest file has, and
-    makes tensors of all its millions.
-
-    Raises:
-        ValueError: a line is not a word and ``size`` numbers, in UTF-8; the message has its number. The numbers of
-            other words are counted, not read.
-    """
-    vectors = {}
-    with open(path, "rb") as file:
-        next(file)  # numbers of words and dimensions
-        for number, line in enumerate(file, 2):
-            if not line.strip():
-                continue
-            try:
-                word, *numbers = line.decode("utf-8").rstrip().rsplit(" ", size)
-                if word in words:
-                    vectors[word] = torch.tensor([float(x) for x in numbers])
-            except ValueError as error:
-                raise ValueError(f"line {number}: {error}") from None
-            if len(numbers) != size:
-                raise ValueError(f"line {number} holds a vector of {len(numbers)} numbers, not of {size}")
-    return vectors
 
 
 class _Projection(Linear):
@@ -97,7 +89,7 @@ def project_in(embed_dim: int, size: int) -> nn.Module:
 
 def biased(size: int, out: int) -> Linear:
     """A linear map with a bias of 0."""
-    made = Linear(size, out)
-    nn.init.xavier_uniform_(made.weight)
-    nn.init.zeros_(made.bias)
-    return made
+    linear = Linear(size, out)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear

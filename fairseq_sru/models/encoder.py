@@ -8,7 +8,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..decoding.program import Program
-from ..recurrence import ACTIVATIONS
 from . import options
 from .base_encoder import BaseEncoder
 from .dropout import Dropout
@@ -23,8 +22,7 @@ class RecurrentEncoder(BaseEncoder):
 
     Args:
         cfg: options of :class:`EncoderConfig`, completed.
-        dictionary: of :class:`BaseEncoder`.
-        embed_tokens: of :class:`BaseEncoder`.
+        dictionary, embed_tokens: of :class:`BaseEncoder`.
         input_size: features of what the stack reads.
         read: False where nothing reads the outputs but the last state, and the norm would get no gradient.
     """
@@ -40,14 +38,12 @@ class RecurrentEncoder(BaseEncoder):
         self.project_in = project_in(input_size, self.output_units)
         self.layers = nn.ModuleList(
             RecurrentLayer(
+                cfg,
                 self.output_units,
                 cfg.encoder_dropout_out,
-                cfg.rnn_dropout,
-                bidirectional=cfg.encoder_bidirectional,
-                unit=self.unit,
-                activation=cfg.sru_activation,
-                residual=not cfg.no_residual,
-                kernel_size=cfg.encoder_kernel_size,
+                not cfg.no_residual,
+                cfg.encoder_bidirectional,
+                cfg.encoder_kernel_size,
             )
             for _ in range(cfg.encoder_layers)
         )
@@ -67,8 +63,8 @@ class RecurrentEncoder(BaseEncoder):
         padding = UNITS[self.unit].padding(padding_mask.t(), self.read, False)
         x = self.project_in(self.dropout_in(x))
         for layer in self.layers:
-            x, state = layer(x, None, padding)
-        return self.result(self.norm(x), padding_mask, **({} if self.read else {"encoder_state": [state]}))
+            x, state = layer(x, {}, padding)
+        return self.result(self.norm(x), padding_mask, **({} if self.read else {"encoder_state": [state["c"]]}))
 
 
 class SRUEncoder(RecurrentEncoder):
@@ -76,8 +72,7 @@ class SRUEncoder(RecurrentEncoder):
 
     Args:
         cfg: options of :class:`EncoderConfig`, completed.
-        dictionary: the source dictionary.
-        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``.
+        dictionary, embed_tokens: of :class:`BaseEncoder`.
         read: of :class:`RecurrentEncoder`.
     """
 
@@ -104,32 +99,19 @@ class SRUEncoder(RecurrentEncoder):
         cells = [getattr(layer, layer.unit) for layer in layers]
         if not all(plain(cell, bidirectional=True) for cell in cells) or not isinstance(self.norm, nn.LayerNorm):
             return None
-        made = Program()
+        program = Program()
         size = self.output_units
-        wide = made.slot(max(cell.planes for cell in cells) * size)
-        inner, convolved = made.slot(size), made.slot(size)
-        x = write_embedding(made, self.embed_tokens.weight, self.project_in)
+        wide = program.slot(max(cell.planes for cell in cells) * size)
+        inner, convolved = program.slot(size), program.slot(size)
+        x = write_embedding(program, self.embed_tokens.weight, self.project_in)
         for layer, cell in zip(layers, cells, strict=True):
-            write_norm(made, x, inner, layer.norm)
+            write_norm(program, x, inner, layer.norm)
             seen = inner
             if layer.convolution is not None:
                 seen = convolved
-                made.convolve(inner, seen, layer.convolution.weight)
-            made.linear(seen, wide, cell.weight)
-            made.scan(wide, x, cell.bias, cell.activation, cell.bidirectional)
-        write_norm(made, x, inner, self.norm)
-        made.result = inner
-        return made
-
-
-def check_encoder(cfg: Namespace) -> None:
-    """Check the options of :class:`EncoderConfig`, completed.
-
-    Raises:
-        ValueError: naming the flag, its value and what is allowed.
-    """
-    options.at_least_one(cfg, [f"encoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "kernel_size")])
-    options.probabilities(cfg, ["dropout", "rnn_dropout", "encoder_dropout_in", "encoder_dropout_out"])
-    options.one_of(cfg, "recurrent_unit", UNITS)
-    options.one_of(cfg, "sru_activation", ACTIVATIONS)
-    options.embedding_file(cfg, "encoder")
+                program.convolve(inner, seen, layer.convolution.weight)
+            program.linear(seen, wide, cell.weight)
+            program.scan(wide, x, cell.bias, cell.activation, cell.bidirectional)
+        write_norm(program, x, inner, self.norm)
+        program.result = inner
+        return program

@@ -1,4 +1,4 @@
-"""What fairseq's training and decoding gain from compiled code, by methods of its classes that are replaced here.
+"""Compiled code for fairseq's training and decoding, by methods of its classes that are replaced here.
 
 Importing this module replaces them, in any fairseq from 0.12.2 on and for fairseq's own models, too. Where our code
 doesn't know what it is asked for, fairseq's method runs.
@@ -69,8 +69,8 @@ def _inference_with_bleu(old: Any, self: TranslationTask, generator: SequenceGen
 def _cross_entropy(
     old: Any, self: Any, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
 ) -> Any:
-    found = cross_entropy(model, net_output, sample, 0.0, self.padding_idx) if reduce else None
-    return old(self, model, net_output, sample, reduce=reduce) if found is None else found
+    losses = cross_entropy(model, net_output, sample, 0.0, self.padding_idx) if reduce else None
+    return old(self, model, net_output, sample, reduce=reduce) if losses is None else losses
 
 
 _PROBABILITIES = LabelSmoothedCrossEntropyCriterion.get_lprobs_and_target
@@ -81,8 +81,8 @@ def _label_smoothed(
     old: Any, self: Any, model: Any, net_output: Any, sample: dict[str, Any], reduce: bool = True
 ) -> Any:
     usual = type(self).get_lprobs_and_target is _PROBABILITIES and self.ignore_prefix_size == 0
-    found = cross_entropy(model, net_output, sample, self.eps, self.padding_idx) if reduce and usual else None
-    return old(self, model, net_output, sample, reduce=reduce) if found is None else found
+    losses = cross_entropy(model, net_output, sample, self.eps, self.padding_idx) if reduce and usual else None
+    return old(self, model, net_output, sample, reduce=reduce) if losses is None else losses
 
 
 def _dropout(self: Any, x: Tensor, inplace: bool = False) -> Tensor:  # TorchScript has to read it

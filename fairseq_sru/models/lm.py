@@ -11,14 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from ..recurrence import ACTIVATIONS
 from . import options
 from .architectures import register_architectures
-from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
+from .base_decoder import BaseDecoder, Extra, IncrementalState, extra, output_layer
 from .config import SRULanguageModelConfig
 from .dropout import Dropout
 from .embeddings import biased, embedding_of, project_in
-from .recurrent import RecurrentLayer
+from .recurrent import RecurrentLayer, State
 from .units import UNITS
 
 
@@ -29,8 +28,7 @@ class SRULanguageDecoder(BaseDecoder):
 
     Args:
         cfg: options of :class:`SRULanguageModelConfig`, completed.
-        dictionary: of the tokens that are predicted.
-        embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
+        dictionary, embed_tokens: of :class:`BaseDecoder`.
     """
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
@@ -41,15 +39,7 @@ class SRULanguageDecoder(BaseDecoder):
         self.dropout_in = Dropout(cfg.decoder_dropout_in, module_name=type(self).__name__)
         self.project_in = project_in(embed_tokens.embedding_dim, size)
         self.layers = nn.ModuleList(
-            RecurrentLayer(
-                size,
-                dropout,
-                cfg.rnn_dropout,
-                unit=self.unit,
-                activation=cfg.sru_activation,
-                kernel_size=cfg.decoder_kernel_size,
-                causal=True,
-            )
+            RecurrentLayer(cfg, size, dropout, kernel_size=cfg.decoder_kernel_size, causal=True)
             for _ in range(cfg.decoder_layers)
         )
         self.norm = nn.LayerNorm(size)
@@ -64,7 +54,7 @@ class SRULanguageDecoder(BaseDecoder):
         incremental_state: IncrementalState | None = None,
         **_: Any,
     ) -> tuple[Tensor, Extra]:
-        """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
+        """Decode without the output layer: features ``(batch, tgt_len, out_embed_dim)``."""
         if self.context_window and incremental_state is None:
             blocks = [self._next_block(row[row.ne(self.padding_idx)]) for row in prev_output_tokens]
             x = pad_sequence(blocks, batch_first=True)
@@ -80,8 +70,8 @@ class SRULanguageDecoder(BaseDecoder):
         x = self.project_in(self.dropout_in(self.embed_tokens(tokens.t())))
         after: list[State] = []
         for layer, state in zip(self.layers, states, strict=True):
-            x, c = layer(x, state.get("c"), padding)
-            after.append({"c": c})
+            x, state = layer(x, state, padding)
+            after.append(state)
         return self.dropout_out(self.project_out(self.norm(x))).transpose(0, 1), after
 
     def follow_blocks(self, context_window: int) -> None:
@@ -107,27 +97,16 @@ class SRULanguageDecoder(BaseDecoder):
             self._begin()
             seen = 0
         x, states = self._run(tokens[None, seen:], self._states, False)
-        self._states = [{"c": state["c"].detach()} for state in states]
+        self._states = [{name: kept.detach() for name, kept in state.items()} for state in states]
         self._repeated = tokens[-self.context_window :]
         return F.pad(x.squeeze(0), (0, 0, seen, 0))
 
 
-def check(cfg: Any) -> Namespace:
-    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
-    allowed."""
-    outputs = getattr(cfg, "output_dictionary_size", -1)  # the task's, on the command line
-    cfg = options.completed(cfg, SRULanguageModelConfig)
-    sizes = ("embed_dim", "hidden_size", "layers", "out_embed_dim", "kernel_size")
-    options.at_least_one(cfg, [f"decoder_{size}" for size in sizes])
-    options.probabilities(cfg, ("dropout", "decoder_dropout_in", "decoder_dropout_out", "rnn_dropout"))
-    options.one_of(cfg, "recurrent_unit", UNITS)
-    options.one_of(cfg, "sru_activation", ACTIVATIONS)
+def check(cfg: Any, config: type[SRULanguageModelConfig]) -> Namespace:
+    """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
+    cfg = options.completed(cfg, config)
     if options.tied(cfg):
         options.must_match(cfg, "share_decoder_input_output_embed", "decoder_embed_dim", "decoder_out_embed_dim")
-        if outputs >= 0:
-            raise ValueError(
-                "--output-dictionary-size: can't be had with --share-decoder-input-output-embed, which some presets set"
-            )
     return cfg
 
 
@@ -144,7 +123,7 @@ class SRULanguageModel(FairseqLanguageModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SRULanguageModel:
         """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
-        cfg = check(cfg)
+        cfg = check(cfg, SRULanguageModelConfig)
         source, target = task.source_dictionary, task.target_dictionary
         if options.tied(cfg) and len(source) != len(target):
             raise ValueError(
@@ -154,7 +133,7 @@ class SRULanguageModel(FairseqLanguageModel):
         return cls(SRULanguageDecoder(cfg, target, embedding_of(cfg, "decoder", source)))
 
     def prepare_for_inference_(self, cfg: Any) -> None:
-        """As in fairseq; for fairseq-eval-lm with a context window over blocks of one text, carry the state.
+        """Prepare as fairseq does; for fairseq-eval-lm with a context window over blocks of one text, carry the state.
 
         Raises:
             ValueError: the blocks would not come in their order.
@@ -172,10 +151,10 @@ class SRULanguageModel(FairseqLanguageModel):
             ):
                 if number > 1:
                     raise ValueError(
-                        f"{flag} must be 1 with --context-window: the blocks come in their order from one process "
-                        f"alone; got {number}"
+                        f"{flag} must be 1 with --context-window: the blocks come in their order from one process; "
+                        f"got {number}"
                     )
         self.decoder.follow_blocks(window)
 
 
-register_architectures("sru_lm", check, task="language_modeling")
+register_architectures("sru_lm", SRULanguageModelConfig, check, task="language_modeling")

@@ -19,7 +19,7 @@ NAMES = ("run_cross_entropy",)
 
 class CrossEntropy(torch.autograd.Function):
     """``one`` times the summed negative log-likelihood of the targets plus ``each`` times that of all words, and the
-    first alone.
+    first by itself.
 
     Its arguments: logits ``(rows, words)``, targets ``(rows)``, the target that counts nothing, one, each.
     """
@@ -48,7 +48,7 @@ class CrossEntropy(torch.autograd.Function):
 
 
 def usual_probabilities(model: Any) -> bool:
-    """Whether a model's probabilities are what fairseq makes of logits, and not a plugin's own."""
+    """Return whether a model's probabilities are what fairseq makes of logits, and not a plugin's own."""
     decoder = getattr(model, "decoder", None)
     return (
         isinstance(decoder, FairseqDecoder)
@@ -61,8 +61,8 @@ def usual_probabilities(model: Any) -> bool:
 def cross_entropy(
     model: Any, net_output: Any, sample: dict[str, Any], epsilon: float, padding: int
 ) -> tuple[Tensor, Tensor] | None:
-    """As fairseq's criterions compute it: the loss and the negative log-likelihood, summed over tokens; None where
-    theirs has to.
+    """Return what fairseq's criterions compute: the loss and the negative log-likelihood, summed over tokens; None
+    where theirs has to.
 
     Args:
         model: of fairseq, or of a plugin.

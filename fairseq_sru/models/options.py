@@ -1,11 +1,11 @@
-"""What options are once their defaults are filled in, and their checks, which name the flag and what is allowed."""
+"""Options: their fields with defaults, help and checks; their values once defaults are filled in."""
 
 from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections.abc import Callable, Collection
+from dataclasses import field
 from typing import Any
 
 from fairseq.criterions import CRITERION_REGISTRY
@@ -15,128 +15,131 @@ from omegaconf import OmegaConf
 ALIGNED = "label_smoothed_cross_entropy_with_alignment"  # the criterion that reads the weights in training
 UNLIMITED = 10**6  # as fairseq writes it for a decoder without a longest sequence
 
-# options left at None that take another one's value
-FOLLOWS = {
-    "encoder_hidden_size": "encoder_embed_dim",
-    "decoder_hidden_size": "decoder_embed_dim",
-    "decoder_out_embed_dim": "decoder_embed_dim",
-    **{f"{side}_dropout_{end}": "dropout" for side in ("encoder", "decoder") for end in ("in", "out")},
-}
-
-
-def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
-    """A model's options alone; those that cfg lacks or leaves at None have the value that their help text names. An
-    option that fairseq should have filled in from the task or the criterion, but has not, is UNLIMITED where it is a
-    longest sequence, else None.
-    """
-
-    def value(name: str) -> Any:
-        given = getattr(cfg, name, None)
-        if given is None:
-            given = value(FOLLOWS[name]) if name in FOLLOWS else options.__dataclass_fields__[name].default
-        if OmegaConf.is_dict(given):
-            given = given.get("_name")
-        if isinstance(given, str) and given.startswith("${"):
-            return UNLIMITED if name.endswith("_positions") else None
-        return given
-
-    return Namespace(**{name: value(name) for name in options.__dataclass_fields__})
-
 
 def flag(name: str) -> str:
-    """The command line's spelling of an option."""
+    """Return the command line's spelling of an option."""
     return "--" + name.replace("_", "-")
 
 
+def option(
+    default: Any,
+    help: str,
+    must_be: str | Collection[str] = "",
+    allowed: Callable[[Any], object] | None = None,
+    follows: str | None = None,
+) -> Any:
+    """Return the dataclass field of an option.
+
+    Args:
+        default: value of an option that is not given.
+        help: text of ``--help``.
+        must_be: text of what is allowed, for the message about a value that isn't; or all choices.
+        allowed: function that is true of an allowed value; without one, must_be has all choices or all is allowed.
+        follows: name of the option whose value this one has where it is None.
+    """
+    if follows:
+        help += f" (default: {flag(follows)})"
+    return field(default=default, metadata={"help": help, "check": (must_be, allowed), "follows": follows})
+
+
+def count(default: int | None, help: str, least: int = 1, follows: str | None = None) -> Any:
+    """Return the field of a number that is at least so much."""
+    return option(default, help, f"at least {least}", lambda value: value >= least, follows)
+
+
+def probability(default: float | None, help: str, follows: str | None = None) -> Any:
+    """Return the field of a dropout probability."""
+    return option(default, help, "in [0, 1)", lambda value: 0 <= value < 1, follows)
+
+
+def numbers(value: Any) -> list[int]:
+    """Return the numbers of an option that has commas between them, as ``3,4,5``; none if something else is there.
+
+    They are read, not evaluated as fairseq does: the options of a checkpoint come from whoever wrote it.
+    """
+    words = [word.strip() for word in str(value).strip("[]()").split(",")]
+    return [int(word) for word in words] if all(word.isdecimal() for word in words) else []
+
+
+def attention(value: Any) -> int | str | None:
+    """Return where the decoder has attention: N, in each N-th layer from the top (0: nowhere), or ``global``, after it.
+    None: the value says neither."""
+    text = str(value).lower()
+    text = {"true": "1", "false": "0"}.get(text, text)
+    return int(text) if text.isascii() and text.isdecimal() else "global" if text == "global" else None
+
+
+def _check(name: str, value: Any, must_be: str | Collection[str], allowed: Callable[[Any], object] | None) -> None:
+    if not must_be or (allowed(value) if allowed else value in must_be):
+        return
+    wanted = must_be if isinstance(must_be, str) else f"one of {', '.join(must_be)}"
+    raise ValueError(f"{flag(name)} must be {wanted}; got {value!r}")
+
+
+def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
+    """Return a model's options only, checked one by one; those that cfg lacks or leaves at None have their defaults. An
+    option that fairseq should have filled in from the task or the criterion, but has not, is UNLIMITED where it is a
+    longest sequence, else None.
+
+    Raises:
+        ValueError: a value is not allowed; the message names the flag, the value and what is allowed.
+    """
+    fields = options.__dataclass_fields__
+
+    def value(name: str) -> Any:
+        chosen = getattr(cfg, name, None)
+        if chosen is None:
+            follows = fields[name].metadata.get("follows")
+            chosen = value(follows) if follows else fields[name].default
+        if OmegaConf.is_dict(chosen):
+            chosen = chosen.get("_name")
+        if isinstance(chosen, str) and chosen.startswith("${"):
+            return UNLIMITED if name.endswith("_positions") else None
+        return chosen
+
+    complete = {name: value(name) for name in fields}
+    for name, chosen in complete.items():
+        if chosen is not None and "check" in fields[name].metadata:
+            _check(name, chosen, *fields[name].metadata["check"])
+    return Namespace(**complete)
+
+
 def reads_attention(criterion: str | None) -> bool:
-    """Whether a criterion is :data:`ALIGNED`, or derived from it."""
+    """True of :data:`ALIGNED`, and of a criterion derived from it."""
     return issubclass(CRITERION_REGISTRY.get(criterion, object), CRITERION_REGISTRY[ALIGNED])
 
 
-def attention(cfg: Namespace) -> int | str:
-    """Where the decoder has attention: N, in each N-th layer from the top (0: nowhere), or ``global``, after it."""
-    value = str(cfg.decoder_attention)
-    found = {"true": "1", "false": "0"}.get(value.lower(), value.lower())
-    if found != "global" and not (found.isascii() and found.isdecimal()):
-        raise ValueError(f"--decoder-attention must be True, False, global or a number of layers; got {value!r}")
-    return found if found == "global" else int(found)
-
-
 def attended(cfg: Namespace) -> range:
-    """The decoder layers that have attention, from the top."""
-    every = attention(cfg)
+    """Return the decoder layers that have attention, from the top."""
+    every = attention(cfg.decoder_attention)
     return range(cfg.decoder_layers - 1, -1, -every) if every and isinstance(every, int) else range(0)
 
 
 def coverage(cfg: Namespace, attentions: int) -> bool:
-    """Whether the top attention of so many knows what the one below has attended to."""
-    value = str(cfg.decoder_coverage)
-    if value.lower() not in ("true", "false", "auto"):
-        raise ValueError(f"--decoder-coverage must be True, False or auto; got {value!r}")
-    if value.lower() == "true" and attentions < 2:
+    """Return whether the top attention of so many knows what the one below has attended to."""
+    value = str(cfg.decoder_coverage).lower()
+    if value == "true" and attentions < 2:
         raise ValueError(f"--decoder-coverage takes two decoder layers with attention at least; got {attentions}")
-    return value.lower() != "false" and attentions > 1
+    return value != "false" and attentions > 1
 
 
-def cutoffs(cfg: Namespace, vocabulary: int | None = None) -> list[int] | None:
-    """The adaptive softmax's cutoffs below the vocabulary's size, or None for a full softmax."""
+def cutoffs(cfg: Namespace, vocabulary: int) -> list[int] | None:
+    """Return the adaptive softmax's cutoffs below the vocabulary's size, or None for a full softmax."""
     if cfg.criterion != "adaptive_loss":
         return None
-    text = str(cfg.adaptive_softmax_cutoff)
-    words = text.strip("[]()").split(",")
-    # read as numbers, not evaluated as fairseq does: the options of a checkpoint come from whoever wrote it
-    values = [int(word) for word in words if word.strip().isdecimal()]
-    if len(values) < len(words) or sorted(set(values)) != values or values[0] < 2:
-        raise ValueError(
-            f"--adaptive-softmax-cutoff must be increasing numbers of words from 2 on, as 2000,10000; got {text!r}"
-        )
-    return values if vocabulary is None else [v for v in values if v < vocabulary] or [vocabulary]
+    return [v for v in numbers(cfg.adaptive_softmax_cutoff) if v < vocabulary] or [vocabulary]
 
 
-def at_least_one(cfg: Namespace, names: Iterable[str]) -> None:
-    """Raise a ValueError that names the flag if a size is below 1."""
-    for name in names:
-        if getattr(cfg, name) < 1:
-            raise ValueError(f"{flag(name)} must be at least 1; got {getattr(cfg, name)}")
-
-
-def numbers(cfg: Namespace, name: str, what: str, allowed: Callable[[int], object]) -> list[int]:
-    """The numbers of an option that has commas between them, as ``3,4,5``.
-
-    Raises:
-        ValueError: one is none, or not allowed; the message names the flag and ``what`` they must be.
-    """
-    words = str(getattr(cfg, name)).split(",")
-    if not all(word.strip().isdecimal() and allowed(int(word)) for word in words):
-        raise ValueError(f"{flag(name)} must be {what}; got {getattr(cfg, name)!r}")
-    return [int(word) for word in words]
-
-
-def one_of(cfg: Namespace, name: str, allowed: Iterable[str]) -> None:
-    """Raise a ValueError that names the flag if a choice is not one of those."""
-    if getattr(cfg, name) not in allowed:
-        raise ValueError(f"{flag(name)} must be one of {', '.join(allowed)}; got {getattr(cfg, name)!r}")
-
-
-def probabilities(cfg: Namespace, names: Iterable[str]) -> None:
-    """Raise a ValueError that names the flag if a probability is outside [0, 1)."""
-    for name in names:
-        if not 0.0 <= getattr(cfg, name) < 1.0:
-            raise ValueError(f"{flag(name)} must be in [0, 1); got {getattr(cfg, name)}")
+def tied(cfg: Namespace) -> bool:
+    """Return whether the output layer is an embedding; an adaptive softmax shares none."""
+    shared = cfg.share_decoder_input_output_embed or getattr(cfg, "share_all_embeddings", False)
+    return shared and cfg.criterion != "adaptive_loss"  # type: ignore[no-any-return]
 
 
 def must_divide(cfg: Namespace, heads: str, size: str) -> None:
     """Raise a ValueError that names the flags if the size can't be cut into as many heads."""
-    at_least_one(cfg, [heads])
     if getattr(cfg, size) % getattr(cfg, heads):
         raise ValueError(f"{flag(heads)} must divide {flag(size)} {getattr(cfg, size)}; got {getattr(cfg, heads)}")
-
-
-def tied(cfg: Namespace) -> bool:
-    """Whether the output layer is an embedding; an adaptive softmax shares none."""
-    return cutoffs(cfg) is None and (
-        cfg.share_decoder_input_output_embed or getattr(cfg, "share_all_embeddings", False)
-    )
 
 
 def must_match(cfg: Namespace, shared: str, one: str, other: str) -> None:
@@ -146,31 +149,11 @@ def must_match(cfg: Namespace, shared: str, one: str, other: str) -> None:
         raise ValueError(f"{flag(shared)} requires {flag(one)} to match {flag(other)}; got {a} and {b}")
 
 
-def is_number(text: str) -> bool:
-    try:
-        float(text)
-        return True
-    except ValueError:
-        return False
-
-
-def embedding_file(cfg: Namespace, side: str) -> None:
-    """Raise a ValueError if a file of embeddings isn't there or not of fairseq's format and the model's size: its first
-    line is ``words dimensions``, each other one a word and its numbers."""
-    path, dim = getattr(cfg, f"{side}_embed_path"), getattr(cfg, f"{side}_embed_dim")
-    if not path:
-        return
-    name = flag(f"{side}_embed_path")
-    if not os.path.isfile(path):
-        raise ValueError(f"{name}: no such file: {path}")
-    try:
-        with Path(path).open(encoding="utf-8") as lines:
-            header = next(lines, "").split()
-            first = next(lines, "").rstrip().split(" ")
-    except UnicodeDecodeError:
-        raise ValueError(f"{name}: {path} is not UTF-8 text") from None
-    if len(header) != 2 or not all(h.isdigit() for h in header):
-        raise ValueError(f"{name}: {path} must begin with a line `words dimensions`")
-    size = next((i for i, field in enumerate(reversed(first[1:])) if not is_number(field)), len(first) - 1)
-    if size != dim:
-        raise ValueError(f"{name}: {path} holds vectors of {size} numbers, {flag(f'{side}_embed_dim')} is {dim}")
+def vectors(side: str) -> Any:
+    """Return the field of a file of pretrained embeddings."""
+    return option(
+        None,
+        f"path to pre-trained {side} embedding",
+        "a file that is there",
+        lambda path: not path or os.path.isfile(path),
+    )

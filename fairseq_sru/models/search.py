@@ -16,7 +16,7 @@ from ..decoding.program import Program, available
 from ..decoding.search import EOS, PAD, Found, Search
 from ..recurrence.native_call import threads_here
 from .loss import usual_probabilities
-from .step import compilable, remembered
+from .step import remembered
 
 Hypotheses = list[list[dict[str, Tensor]]]  # as SequenceGenerator returns them
 
@@ -28,20 +28,19 @@ def programs(model: Any) -> tuple[Program, Program] | None:
     if reading is None or writing is None:
         return None
     for attention in model.decoder.attentions():
-        kept = reading.slot(attention.key_value.out_features)
-        reading.linear(reading.result, kept, attention.key_value.weight)
-        reading.source(kept, attention.heads)
+        wide = reading.slot(attention.key_value.out_features)
+        reading.linear(reading.result, wide, attention.key_value.weight)
+        reading.source(wide, attention.heads)
     return (reading, writing) if reading.handed_over == writing.attentions else None
 
 
 def _search(model: Any) -> Search | None:
-    usual = compilable(model.encoder) and compilable(model.decoder) and available()
-    written = programs(model) if usual else None
+    written = programs(model) if available() else None
     return None if written is None else Search(*written)
 
 
 def _usual(generator: SequenceGenerator, words: int) -> bool:
-    """Whether the compiled search knows what the generator is asked for."""
+    """Return whether the compiled search knows what the generator is asked for."""
     return (
         type(generator) is SequenceGenerator
         and type(generator.search) is BeamSearch
@@ -70,10 +69,10 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
     Raises:
         MemoryError: the batch doesn't fit.
     """
-    given = sample["net_input"]
-    tokens = given.get("src_tokens")
+    net_input = sample["net_input"]
+    tokens = net_input.get("src_tokens")
     if (
-        not given.keys() <= {"src_tokens", "src_lengths", "prev_output_tokens"}
+        not net_input.keys() <= {"src_tokens", "src_lengths", "prev_output_tokens"}
         or tokens.dim() != 2
         or not tokens.is_cpu
         or model.training
@@ -83,7 +82,7 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         or not usual_probabilities(model)
     ):
         return None
-    search = remembered(model, partial(_search, model))
+    search = remembered(model, [model.encoder, model.decoder], partial(_search, model))
     if search is None:
         return None
     padding_mask = tokens == PAD
@@ -100,7 +99,7 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         return None
     threads = min(threads_here(), len(lines))
     blocker = generator.repeat_ngram_blocker
-    found = search.run(
+    sentences = search.run(
         lines,
         threads,
         threads,
@@ -109,12 +108,12 @@ def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]
         0 if blocker is None else blocker.no_repeat_ngram_size,
         penalty=generator.len_penalty if generator.normalize_scores else 0.0,
     )
-    if not all(found):
+    if not all(sentences):
         return None  # a model with NaN has none: fairseq stops
-    return [[_told(one) for one in hypotheses] for hypotheses in found]
+    return [[_as_fairseq(one) for one in hypotheses] for hypotheses in sentences]
 
 
-def _told(one: Found) -> dict[str, Tensor]:
+def _as_fairseq(one: Found) -> dict[str, Tensor]:
     totals = torch.tensor(one.totals)
     return {
         "tokens": torch.tensor(one.tokens),

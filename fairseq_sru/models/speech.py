@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from fairseq.models import register_model
@@ -52,7 +52,9 @@ class SpeechEncoder(RecurrentEncoder):
     def __init__(self, cfg: Namespace, read: bool) -> None:
         super().__init__(cfg, None, None, cfg.encoder_embed_dim, read)
         frame = cfg.input_feat_per_channel * cfg.input_channels
-        self.subsample = Subsampler(frame, cfg.conv_channels, cfg.encoder_embed_dim, _kernels(cfg))
+        self.subsample = Subsampler(
+            frame, cfg.conv_channels, cfg.encoder_embed_dim, options.numbers(cfg.conv_kernel_sizes)
+        )
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, **_: Any) -> dict[str, Any]:
         """Encode.
@@ -67,28 +69,7 @@ class SpeechEncoder(RecurrentEncoder):
         padding_mask = torch.arange(src_tokens.size(1), device=src_lengths.device) >= src_lengths[:, None]
         dtype = next(self.subsample.parameters()).dtype  # fairseq-generate --fp16 leaves frames in float32
         x, padding_mask = self.subsample(src_tokens.to(dtype), padding_mask)
-        return self.encode(x.transpose(0, 1).to(dtype), padding_mask)  # autocast rounds products alone, no sums
-
-
-def _kernels(cfg: Namespace) -> list[int]:
-    return options.numbers(cfg, "conv_kernel_sizes", "odd numbers of frames, as 5,5", lambda size: size % 2)
-
-
-def check(cfg: Any) -> Namespace:
-    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
-    allowed."""
-    cfg = options.completed(cfg, SpeechConfig)
-    for name in ("share_all_embeddings", "encoder_embed_path", "encoder_freeze_embed"):
-        if getattr(cfg, name):
-            raise ValueError(f"{options.flag(name)}: speech has no embedding; got {getattr(cfg, name)}")
-    if cfg.criterion in ("ctc", "label_smoothed_cross_entropy_with_ctc"):
-        raise ValueError(f"--criterion {cfg.criterion} asks for a model whose encoder has an output layer")
-    sru.check(cfg)
-    _kernels(cfg)
-    options.at_least_one(cfg, ["input_feat_per_channel", "input_channels"])
-    if cfg.conv_channels < 2 or cfg.conv_channels % 2:
-        raise ValueError(f"--conv-channels must be even and at least 2; got {cfg.conv_channels}")
-    return cfg
+        return self.encode(x.transpose(0, 1).to(dtype), padding_mask)  # autocast rounds only products, no sums
 
 
 @register_model("s2t_sru", dataclass=SpeechConfig)
@@ -96,17 +77,12 @@ class SpeechModel(TranslationModel):
     """Speech to text: the encoder of ``--arch sru`` over convolutions, and its decoder, with SRU or LSTM units."""
 
     @classmethod
-    def from_pretrained(cls, *_: Any, **__: Any) -> NoReturn:
-        """Raise a NotImplementedError: fairseq's interface of a hub's models takes text."""
-        raise NotImplementedError("a model of speech can't be used so: fairseq-generate decodes a manifest")
-
-    @classmethod
     def build_model(cls, cfg: Any, task: Any) -> SpeechModel:
         """Build the model for a task's dictionary; a ValueError names the flag of options that don't go together."""
-        cfg = check(cfg)
-        encoder = SpeechEncoder(cfg, read=options.attention(cfg) != 0)
+        cfg = sru.check(cfg, SpeechConfig)
+        encoder = SpeechEncoder(cfg, read=options.attention(cfg.decoder_attention) != 0)
         target, embed = task.target_dictionary, embedding_of(cfg, "decoder", task.target_dictionary)
         return cls(encoder, SRUDecoder(cfg, target, embed, encoder.output_units, encoder.state_units))
 
 
-register_architectures("s2t_sru", check, task="speech_to_text")
+register_architectures("s2t_sru", SpeechConfig, sru.check, task="speech_to_text")

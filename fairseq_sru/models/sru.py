@@ -13,26 +13,21 @@ from .architectures import register_architectures
 from .config import SRUConfig
 from .decoder import SRUDecoder
 from .embeddings import embeddings
-from .encoder import SRUEncoder, check_encoder
+from .encoder import SRUEncoder
 from .translation import TranslationModel
 
 
-def check(cfg: Any, kind: type[SRUConfig] = SRUConfig) -> Namespace:
-    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
-    allowed. kind: what has them and their defaults."""
-    cfg = options.completed(cfg, kind)
-    check_encoder(cfg)
-    options.at_least_one(cfg, [f"decoder_{size}" for size in ("embed_dim", "hidden_size", "layers", "out_embed_dim")])
-    options.probabilities(cfg, ["decoder_dropout_in", "decoder_dropout_out", "attention_dropout"])
-    if options.attention(cfg) == 0 and options.reads_attention(cfg.criterion):
+def check(cfg: Any, config: type[SRUConfig]) -> Namespace:
+    """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
+    cfg = options.completed(cfg, config)
+    where = options.attention(cfg.decoder_attention)
+    if where == 0 and options.reads_attention(cfg.criterion):
         raise ValueError(
             f"--criterion {cfg.criterion} goes with attention; got --decoder-attention {cfg.decoder_attention}"
         )
-    if options.attention(cfg) not in (0, "global"):
+    if where not in (0, "global"):
         options.must_divide(cfg, "decoder_attention_heads", "decoder_hidden_size")
     options.coverage(cfg, len(options.attended(cfg)))
-    options.cutoffs(cfg)
-    options.embedding_file(cfg, "decoder")
     options.must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")
     if cfg.share_all_embeddings and cfg.decoder_embed_path and cfg.decoder_embed_path != cfg.encoder_embed_path:
         raise ValueError(
@@ -65,7 +60,7 @@ class SRUModel(TranslationModel):
         cfg = check(cfg, cls.config)
         source, target = task.source_dictionary, task.target_dictionary
         encoder_embed, decoder_embed = embeddings(cfg, source, target)
-        encoder = cls.build_encoder(cfg, source, encoder_embed, options.attention(cfg) != 0)
+        encoder = cls.build_encoder(cfg, source, encoder_embed, options.attention(cfg.decoder_attention) != 0)
         return cls(encoder, cls.build_decoder(cfg, target, decoder_embed, encoder))
 
     @classmethod
@@ -81,4 +76,4 @@ class SRUModel(TranslationModel):
         return SRUDecoder(cfg, dictionary, embed_tokens, encoder.output_units, encoder.state_units)
 
 
-register_architectures("sru", check)
+register_architectures("sru", SRUConfig, check)

@@ -27,10 +27,10 @@ Made = TypeVar("Made")
 
 
 class _Known(NamedTuple):
-    """The code compiled for a module, None where there can't be any, and the fingerprint that it had."""
+    """The code compiled for a module, None where there can't be any, and versions of the weights that it read."""
 
-    made: Any
-    fingerprint: tuple[Any, ...]
+    code: Any
+    seen: tuple[Any, ...]
 
 
 # Not an attribute: copies of a module have others.
@@ -40,28 +40,17 @@ _known: WeakKeyDictionary[nn.Module, _Known] = WeakKeyDictionary()
 KNOWN = (f"{__name__.split('.')[0]}.", "fairseq.")
 TORCHS = (nn.Embedding, nn.Identity, nn.LayerNorm, nn.ModuleList)
 METHODS = frozenset(("forward", "encode", "extract_features", "output_layer", "sources", "project"))
-NUMBERS = {Attention: "scale", SRUCell: "activation", nn.LayerNorm: "eps"}
 WRITTEN = ("program", "features_program")  # these say what those do
 
 
 class Result(NamedTuple):
-    """Of a step: ``logits`` ``(rows, words)``; the new ``state`` ``(rows, state_size)``; with coverage ``past`` and
-    where asked for ``weights`` of the top attention, ``(rows, src_len)``."""
+    """Results of a step: ``logits`` ``(rows, words)``; the new ``state`` ``(rows, state_size)``; with coverage ``past``
+    and where asked for ``weights`` of the top attention, ``(rows, src_len)``."""
 
     logits: Tensor
     state: Tensor
     past: Tensor | None
     weights: Tensor | None
-
-
-def readable(sources: list[Source], attentions: Sequence[Any]) -> bool:
-    """Whether compiled code can read these, which it does unseen: of the attentions' sizes, of the same sentences and
-    places, in float32."""
-    sentences, _, src_len, _ = sources[0].key.shape
-    kept = [(sentences, a.heads, src_len, a.query.out_features // a.heads) for a in attentions]
-    wanted = [(shape, shape, (sentences, 1, 1, src_len)) for shape in kept]
-    float32 = all(x.dtype == torch.float32 and x.is_cpu for source in sources for x in source)
-    return float32 and [tuple(x.shape for x in source) for source in sources] == wanted
 
 
 class Step:
@@ -71,15 +60,28 @@ class Step:
         self.program = program
         self.packed: Packed = program.packed()
 
-    def takes(self, tokens: Tensor, sources: list[Source], state: Tensor | None, past: Tensor | None) -> bool:
-        """Whether :meth:`run` can take these with sources that are :func:`readable`."""
+    def takes(
+        self,
+        tokens: Tensor,
+        sources: list[Source],
+        attentions: Sequence[Any],
+        state: Tensor | None,
+        past: Tensor | None,
+    ) -> bool:
+        """Return whether :meth:`run` can take these, which it reads unseen: sources of the attentions' sizes, of the
+        same sentences and places, in float32."""
         rows, (sentences, _, src_len, _) = len(tokens), sources[0].key.shape
+        shapes = [(sentences, a.heads, src_len, a.query.out_features // a.heads) for a in attentions]
         return (
             tokens.dtype == torch.int64
             and 0 < sentences <= rows
             and rows % sentences == 0
             and (state is None or state.shape == (rows, self.program.state_size))
             and (past is None or past.shape == (rows, src_len))
+            and [source.key.shape for source in sources] == shapes
+            and all(source.value.shape == source.key.shape for source in sources)
+            and all(source.mask.shape == (sentences, 1, 1, src_len) for source in sources)
+            and all(x.dtype == torch.float32 and x.is_cpu for source in sources for x in source)
         )
 
     def run(
@@ -98,13 +100,13 @@ class Step:
             IndexError: a token is not of the dictionary.
             MemoryError: there is not enough.
         """
-        rows, src_len, made = len(tokens), sources[0].key.size(2), self.program
+        rows, src_len, program = len(tokens), sources[0].key.size(2), self.program
         tokens = tokens.contiguous()
         usual: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
-        state = torch.zeros(rows, made.state_size, **usual) if state is None else state.contiguous()
-        past = torch.zeros(rows, src_len if made.coverage else 0, **usual) if past is None else past.contiguous()
+        state = torch.zeros(rows, program.state_size, **usual) if state is None else state.contiguous()
+        past = torch.zeros(rows, src_len if program.coverage else 0, **usual) if past is None else past.contiguous()
         sources = [Source(*(x if x.stride(-1) == 1 else x.contiguous() for x in source)) for source in sources]
-        *inner, words = made.widths
+        *inner, words = program.widths
         scratch, logits = torch.empty(rows * sum(inner), **usual), torch.empty(rows, words, **usual)
         new_state, new_past = torch.empty_like(state), torch.empty_like(past)
         weights = torch.empty(rows, src_len, **usual)
@@ -120,39 +122,39 @@ class Step:
             for source in sources
         )
         pointers = [x.data_ptr() for x in (tokens, scratch, state, new_state, past, new_past, weights, logits)]
-        shape = (rows, rows // len(sources[0].key), src_len, made.state_size, need_weights)
+        shape = (rows, rows // len(sources[0].key), src_len, program.state_size, need_weights)
         call = (threads_here(), *openmp(), *self.packed.fields, *shape, address(packed), *pointers)
         done = library().run_step(struct.pack("22q", *call))
         if done < 0:
             raise MemoryError(f"a step of {rows} rows doesn't fit")
         if not done:
             raise IndexError(f"tokens must be of the dictionary; got {int(tokens.min())} to {int(tokens.max())}")
-        return Result(logits, new_state, new_past if made.coverage else None, weights if need_weights else None)
+        return Result(logits, new_state, new_past if program.coverage else None, weights if need_weights else None)
 
 
-def write_norm(made: Program, x: int, out: int, module: nn.Module) -> None:
+def write_norm(program: Program, x: int, out: int, module: nn.Module) -> None:
     """Write ``out = layer_norm(x)``."""
     assert isinstance(module, nn.LayerNorm)
-    made.norm(x, out, module.weight, module.bias, module.eps)
+    program.norm(x, out, module.weight, module.bias, module.eps)
 
 
-def write_embedding(made: Program, embedding: Tensor, project_in: nn.Module) -> int:
+def write_embedding(program: Program, embedding: Tensor, project_in: nn.Module) -> int:
     """Write the embedding of tokens and the map to the layers, where there is one; returns the slot that has them."""
-    embedded = made.slot(embedding.size(1))
-    made.embed(embedded, embedding)
+    embedded = program.slot(embedding.size(1))
+    program.embed(embedded, embedding)
     if isinstance(project_in, nn.Identity):
         return embedded
     module: Any = project_in  # Linear, or what fairseq's quantisation makes of it
-    x = made.slot(module.out_features)
-    made.linear(embedded, x, module.weight, module.bias)
+    x = program.slot(module.out_features)
+    program.linear(embedded, x, module.weight, module.bias)
     return x
 
 
-def write_attention(made: Program, x: int, inner: int, wide: int, layer: Any, keep: bool) -> None:
+def write_attention(program: Program, x: int, inner: int, wide: int, layer: Any, keep: bool) -> None:
     """Write ``x += attention(layer_norm(x))`` of a decoder layer with attention_norm, attention and coverage.
 
     Args:
-        made: is written to.
+        program: is written to.
         x: slot of the residual sum.
         inner: a slot of x's width, for what is between.
         wide: a slot at least as wide, likewise.
@@ -162,14 +164,14 @@ def write_attention(made: Program, x: int, inner: int, wide: int, layer: Any, ke
     attention: Attention = layer.attention
     coverage: Coverage | None = layer.coverage
     weight = None if coverage is None else coverage.weight
-    write_norm(made, x, inner, layer.attention_norm)
-    made.linear(inner, wide, attention.query.weight)
-    made.attend(wide, inner, attention.heads, attention.scale, keep, weight)
-    made.linear(inner, x, attention.out.weight, add=True)
+    write_norm(program, x, inner, layer.attention_norm)
+    program.linear(inner, wide, attention.query.weight)
+    program.attend(wide, inner, attention.heads, attention.scale, keep, weight)
+    program.linear(inner, x, attention.out.weight, add=True)
 
 
 def plain(cell: nn.Module, bidirectional: bool = False) -> bool:
-    """Whether a :class:`Program` can compute a cell."""
+    """Return whether a :class:`Program` can compute a cell."""
     if not isinstance(cell, SRUCell) or type(cell).forward is not SRUCell.forward:
         return False
     return cell.v1 and not cell.highway and cell.layer_norm is None and (bidirectional or not cell.bidirectional)
@@ -177,8 +179,8 @@ def plain(cell: nn.Module, bidirectional: bool = False) -> bool:
 
 @functools.cache
 def _is_known(kind: Any) -> bool:
-    """Whether a program knows the modules of a class, and its METHODS are not someone else's, as they are when the
-    class is first seen."""
+    """Return whether a program knows the modules of a class, and its METHODS are not someone else's, as they are when
+    the class is first seen."""
     if kind not in TORCHS and not kind.__module__.startswith(KNOWN):
         return False
     place = {name: at for at, base in reversed([*enumerate(kind.__mro__)]) for name in vars(base)}
@@ -190,15 +192,8 @@ def _is_known(kind: Any) -> bool:
     return written <= min(place[name] for name in methods)  # or a subclass does something else than is written
 
 
-@functools.cache
-def _number(kind: Any) -> str | None:
-    """What a program reads of such a module beside weights."""
-    return next((name for base, name in NUMBERS.items() if issubclass(kind, base)), None)
-
-
-def _misplaced(named: tuple[str, Any]) -> bool:
-    """Whether something is in a place where programs expect something else."""
-    name, module = named
+def _misplaced(name: str, module: Any) -> bool:
+    """Return whether something is in a place where programs expect something else."""
     if name.startswith("dropout"):
         return not isinstance(module, FairseqDropout)
     if module is None:
@@ -211,7 +206,7 @@ def _misplaced(named: tuple[str, Any]) -> bool:
 
 
 def _usual(module: nn.Module) -> bool:
-    """Whether a module does what a program of it says, but for the modules in it."""
+    """Return whether a module does what a program of it says, but for the modules in it."""
     own = vars(module)
     kind: Any = type(module)
     return (
@@ -219,58 +214,56 @@ def _usual(module: nn.Module) -> bool:
         and METHODS.isdisjoint(own)  # put there by someone
         and not own.get("apply_during_inference")  # --retain-dropout
         and not (module._forward_hooks or module._forward_pre_hooks)
-        and (kind is not nn.LayerNorm or own["_parameters"]["bias"] is not None)
-        and not (own["_modules"] and any(map(_misplaced, own["_modules"].items())))
+        and not (kind is nn.LayerNorm and own["_parameters"]["bias"] is None)
+        and not any(_misplaced(name, part) for name, part in own["_modules"].items())
     )
 
 
-def _hooked() -> bool:
-    """Whether every module has a hook."""
-    return bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks)
-
-
 def as_written(module: nn.Module) -> bool:
-    """Whether a module and those in it do what a program of them says."""
-    return all(map(_usual, module.modules())) and not _hooked()
-
-
-def _runs_here(module: nn.Module) -> bool:
-    """Whether it is in evaluation, and compiled code was not declined."""
-    other = isinstance(module, SRUCell) and getattr(choose(module.backend, "cpu"), "name", "") != "native"
-    return not module.training and not other
+    """Return whether a module and those in it do what a program of them says."""
+    hooked = every_module._global_forward_hooks or every_module._global_forward_pre_hooks
+    return not hooked and all(map(_usual, module.modules()))
 
 
 def compilable(module: nn.Module) -> bool:
-    """Whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
-    usual = as_written(module) and all(map(_runs_here, module.modules()))
-    return usual and all(x.is_cpu and x.dtype == torch.float32 for x in module.parameters())
+    """Return whether compiled code may take a module's place: as its weights, backends, dropout and hooks are now."""
+    cells = [part for part in module.modules() if isinstance(part, SRUCell)]
+    return (
+        as_written(module)
+        and not any(part.training for part in module.modules())
+        and all(getattr(choose(cell.backend, "cpu"), "name", "") == "native" for cell in cells)
+        and all(weight.is_cpu and weight.dtype == torch.float32 for weight in module.parameters())
+    )
 
 
 def version(weight: Tensor) -> tuple[int, int]:
-    """What changes when a weight is written, moved or cast; not by ``weight.data``, nor where it was made in inference
-    mode."""
+    """Return two numbers that change when a weight is written, moved or cast; not by ``weight.data``, nor where it was
+    made in inference mode."""
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
-def fingerprint(module: nn.Module) -> tuple[Any, ...]:
-    """What changes when :func:`compilable` does, or the :func:`version` of a weight, or a number that programs read."""
-    parts: list[Any] = list(module.modules())
-    kinds: list[Any] = list(map(type, parts))
-    numbers = [vars(part).get(name) for part, kind in zip(parts, kinds, strict=True) if (name := _number(kind))]
-    return _hooked(), *map(_usual, parts), *map(_runs_here, parts), *numbers, *map(version, module.parameters())
-
-
 def forget(module: nn.Module, mode: bool) -> None:
-    """For nn.Module.train(mode): forget what was made of a module, since optimizers change weights in ways that leave
-    no trace. Where evaluation goes on, as fairseq says before each batch, the :func:`fingerprint` is enough."""
+    """Forget the code compiled for a module, in nn.Module.train(mode): optimizers change weights in ways that leave no
+    trace. Where evaluation goes on, as fairseq says before each batch, :func:`remembered` sees what changes."""
     if mode or module.training:
         _known.pop(module, None)
 
 
-def remembered(module: nn.Module, make: Callable[[], Made | None], look: bool = True) -> Made | None:
-    """Return what was made of a module in evaluation, None if nothing can be; made again where the module's
-    :func:`fingerprint` has changed, unless not to ``look``."""
+def remembered(
+    module: nn.Module, parts: Sequence[nn.Module], make: Callable[[], Made | None], look: bool = True
+) -> Made | None:
+    """Return the code compiled for a module in evaluation, None if there can't be any.
+
+    Args:
+        module: whose code it is.
+        parts: the modules that have to be :func:`compilable`, and whose weights are read.
+        make: compiles it.
+        look: compile it again where the parts have changed, which takes time to see.
+    """
     known = _known.get(module)
-    if known is None or (look and known.fingerprint != fingerprint(module)):
-        known = _known[module] = _Known(make(), fingerprint(module))
-    return known.made  # type: ignore[no-any-return]
+    if known is None or look:
+        possible = all(map(compilable, parts))
+        seen = (possible, *(version(weight) for part in parts for weight in part.parameters()))
+        if known is None or known.seen != seen:
+            known = _known[module] = _Known(make() if possible else None, seen)
+    return known.code  # type: ignore[no-any-return]

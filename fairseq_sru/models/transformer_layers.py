@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers.linear import Linear
-from .attention import Attention, Coverage, Source, dot_product_attention
-from .base_decoder import State
+from .attention import Source, dot_product_attention
+from .base_decoder import AttendingLayer
 from .dropout import Dropout
 from .embeddings import biased
+from .recurrent import State
 from .units import SRU
-
-AUTOREGRESSIONS = ("ssru", "sru", "self-attention")
-FEED_FORWARDS = ("linear", "sru")
 
 
 class SelfAttention(nn.Module):
@@ -105,31 +105,17 @@ class TransformerSRUEncoderLayer(nn.Module):
     """Self-attention, then :class:`FeedForward`, whose SRU is bidirectional.
 
     Args:
-        size: features of inputs and outputs.
-        inner: features inside the feed-forward block.
-        heads: attention heads.
-        feed_forward: ``linear`` or ``sru``.
-        dropout: dropout on the output of each block.
-        attention_dropout: dropout on the attention's weights.
-        rnn_dropout: variational dropout on the input of an SRU.
+        cfg: options of :class:`TransformerSRUConfig`, completed.
     """
 
-    def __init__(
-        self,
-        size: int,
-        inner: int,
-        heads: int,
-        feed_forward: str,
-        dropout: float,
-        attention_dropout: float,
-        rnn_dropout: float,
-    ) -> None:
+    def __init__(self, cfg: Namespace) -> None:
         super().__init__()
+        size, inner = cfg.encoder_embed_dim, cfg.encoder_ffn_embed_dim
         self.self_attention_norm = nn.LayerNorm(size)
-        self.self_attention = SelfAttention(size, heads, attention_dropout)
+        self.self_attention = SelfAttention(size, cfg.encoder_attention_heads, cfg.attention_dropout)
         self.feed_forward_norm = nn.LayerNorm(size)
-        self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=True)
-        self.dropout = Dropout(dropout, module_name=type(self).__name__)
+        self.feed_forward = FeedForward(size, inner, cfg.feed_forward, cfg.rnn_dropout, bidirectional=True)
+        self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
 
     def forward(self, x: Tensor, visible: Tensor, padding_mask: Tensor) -> Tensor:
         """``(length, batch, size)`` to the same; visible as in :class:`SelfAttention`, padding_mask as in
@@ -138,96 +124,62 @@ class TransformerSRUEncoderLayer(nn.Module):
         return self.dropout.plus(x, self.feed_forward(self.feed_forward_norm(x), None, padding_mask)[0])
 
 
-class TransformerSRUDecoderLayer(nn.Module):
+class TransformerSRUDecoderLayer(AttendingLayer):
     """SRU, SSRU or self-attention; attention over the source; :class:`FeedForward`, whose SRU runs forward.
 
     ``ssru`` is ``f_t = sigmoid(W_f x_t + b)``, ``c_t = f_t c_{t-1} + (1 - f_t) W x_t``, ``relu(c_t)`` (Kim et al.
     2019); ``sru`` is the cell of 2017 without the highway term, in whose place there is the residual connection.
 
     Args:
-        size: features of inputs and outputs.
+        cfg: options of :class:`TransformerSRUConfig`, completed.
         source_size: features of the encoder outputs.
-        inner: features inside the feed-forward block.
-        heads: attention heads.
         coverage: the attention knows what the one below has attended to.
-        autoreg: ``ssru``, ``sru`` or ``self-attention``.
-        feed_forward: ``linear`` or ``sru``.
-        dropout: dropout on the output of each block.
-        attention_dropout: dropout on the weights of each attention.
-        rnn_dropout: variational dropout on the input of an SRU.
     """
 
-    def __init__(
-        self,
-        size: int,
-        source_size: int,
-        inner: int,
-        heads: int,
-        coverage: bool,
-        autoreg: str,
-        feed_forward: str,
-        dropout: float,
-        attention_dropout: float,
-        rnn_dropout: float,
-    ) -> None:
+    def __init__(self, cfg: Namespace, source_size: int, coverage: bool) -> None:
         super().__init__()
+        size, heads, rnn_dropout = cfg.decoder_embed_dim, cfg.decoder_attention_heads, cfg.rnn_dropout
         self.autoreg_norm = nn.LayerNorm(size)
         self.self_attention: SelfAttention | None = None
         self.sru: SRU | None = None
-        if autoreg == "self-attention":
-            self.self_attention = SelfAttention(size, heads, attention_dropout)
-        elif autoreg == "ssru":
+        if cfg.decoder_autoreg == "self-attention":
+            self.self_attention = SelfAttention(size, heads, cfg.attention_dropout)
+        elif cfg.decoder_autoreg == "ssru":
             self.sru = SRU(size, size, rnn_dropout=rnn_dropout, use_relu=1, reset_gate=False)
         else:
             self.sru = SRU(size, size, rnn_dropout=rnn_dropout, highway=False)
-        self.attention_norm = nn.LayerNorm(size)
-        self.attention = Attention(size, source_size, heads, attention_dropout)
-        self.coverage = Coverage(heads) if coverage else None
+        self.add_attention(size, source_size, heads, coverage, cfg.attention_dropout)
         self.feed_forward_norm = nn.LayerNorm(size)
-        self.feed_forward = FeedForward(size, inner, feed_forward, rnn_dropout, bidirectional=False)
-        self.dropout = Dropout(dropout, module_name=type(self).__name__)
+        inner = cfg.decoder_ffn_embed_dim
+        self.feed_forward = FeedForward(size, inner, cfg.feed_forward, rnn_dropout, bidirectional=False)
+        self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
 
     def forward(
         self,
         x: Tensor,
         state: State,
-        visible: Tensor | None,
-        padding_mask: Tensor,
-        source: Source,
+        source: Source | None,
         need_weights: bool,
         below: Tensor | None,
+        padding_mask: Tensor,
+        visible: Tensor | None,
     ) -> tuple[Tensor, State, Tensor | None]:
-        """Run the layer.
+        """Run the layer: arguments and results are those of :meth:`AttendingLayer.attend`, and between them the state.
 
-        Args:
-            x: ``(tgt_len, batch, size)``.
-            state: what the layer keeps of earlier steps; empty before the first.
-            visible: of :class:`SelfAttention`.
-            padding_mask: ``(tgt_len, batch)`` bool, True at padding.
-            source: of :meth:`Attention.project`.
-            need_weights: return the weights of the attention over the source, too.
-            below: those of the layer below.
-
-        Returns:
-            ``(tgt_len, batch, size)``; the state: ``c`` ``(batch, size)``, or ``key`` and ``value`` ``(batch, heads,
-            positions, head_size)``, with an SRU in the feed-forward block its ``inner_c`` ``(batch, inner)``, with
-            coverage its sum ``(batch, src_len)``; the weights, or None.
+        That is ``c`` ``(batch, size)``, or ``key`` and ``value`` ``(batch, heads, positions, head_size)``; with an SRU
+        in the feed-forward block its ``inner_c`` ``(batch, inner)``. visible: of :class:`SelfAttention`.
         """
-        new: State = {}
+        after: State = {}
         h = self.autoreg_norm(x)
         if self.sru is not None:
-            h, new["c"] = self.sru(h, state.get("c"), padding_mask)
+            h, after["c"] = self.sru(h, state.get("c"), padding_mask)
         else:
             assert self.self_attention is not None and visible is not None
             earlier = (state["key"], state["value"]) if state else None
-            h, new["key"], new["value"] = self.self_attention(h, visible, earlier)
+            h, after["key"], after["value"] = self.self_attention(h, visible, earlier)
         x = self.dropout.plus(x, h)
-        bias = None
-        if self.coverage is not None:
-            bias, new["coverage"] = self.coverage(below, state.get("coverage"), padding_mask.t())
-        context, weights = self.attention(self.attention_norm(x), source, need_weights, bias)
-        x = self.dropout.plus(x, context)
+        x, weights = self.attend(x, state, after, source, need_weights, below, padding_mask)
         h, inner = self.feed_forward(self.feed_forward_norm(x), state.get("inner_c"), padding_mask)
         if inner is not None:
-            new["inner_c"] = inner
-        return self.dropout.plus(x, h), new, weights
+            after["inner_c"] = inner
+        return self.dropout.plus(x, h), after, weights

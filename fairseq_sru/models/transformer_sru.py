@@ -14,18 +14,13 @@ from torch import Tensor, nn
 from ..decoding.program import LONGEST_SOURCE, Program
 from . import options
 from .architectures import register_architectures
-from .base_decoder import BaseDecoder, Extra, IncrementalState, State, extra, output_layer
+from .base_decoder import BaseDecoder, Extra, IncrementalState, extra, output_layer
 from .base_encoder import BaseEncoder
 from .config import TransformerSRUConfig
 from .dropout import Dropout
 from .embeddings import embeddings
 from .step import plain, write_attention, write_norm
-from .transformer_layers import (
-    AUTOREGRESSIONS,
-    FEED_FORWARDS,
-    TransformerSRUDecoderLayer,
-    TransformerSRUEncoderLayer,
-)
+from .transformer_layers import TransformerSRUDecoderLayer, TransformerSRUEncoderLayer
 from .translation import TranslationModel
 
 
@@ -36,21 +31,14 @@ class TransformerSRUEncoder(BaseEncoder):
 
     Args:
         cfg: options of :class:`TransformerSRUConfig`, completed.
-        dictionary: the source dictionary.
-        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``.
+        dictionary, embed_tokens: of :class:`BaseEncoder`.
     """
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         super().__init__(cfg, dictionary, embed_tokens)
         size = self.output_units = embed_tokens.embedding_dim
-        inner, heads = cfg.encoder_ffn_embed_dim, cfg.encoder_attention_heads
         self.embed_positions = SinusoidalPositionalEmbedding(size, self.padding_idx)
-        self.layers = nn.ModuleList(
-            TransformerSRUEncoderLayer(
-                size, inner, heads, cfg.feed_forward, cfg.dropout, cfg.attention_dropout, cfg.rnn_dropout
-            )
-            for _ in range(cfg.encoder_layers)
-        )
+        self.layers = nn.ModuleList(TransformerSRUEncoderLayer(cfg) for _ in range(cfg.encoder_layers))
         self.norm = nn.LayerNorm(size)
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
 
@@ -68,23 +56,23 @@ class TransformerSRUEncoder(BaseEncoder):
         layers: list[Any] = list(self.layers)
         if any(layer.feed_forward.inner is None for layer in layers):
             return None
-        made = Program()
+        program = Program()
         size, first = self.output_units, self.padding_idx + 1
         between = max(3 * size, layers[0].feed_forward.inner.out_features)
-        wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
+        wide, inner, x = program.slot(between), program.slot(size), program.slot(size)
         most = min(self.max_source_positions, LONGEST_SOURCE)
         table = self.embed_positions.get_embedding(first + most, size, self.padding_idx)
-        made.embed(x, self.embed_tokens.weight, table[first:], math.sqrt(size))
+        program.embed(x, self.embed_tokens.weight, table[first:], math.sqrt(size))
         for layer in layers:
             attention = layer.self_attention
-            write_norm(made, x, inner, layer.self_attention_norm)
-            made.linear(inner, wide, attention.query_key_value.weight)
-            made.self_attend(wide, inner, attention.heads, 1 / math.sqrt(size // attention.heads))
-            made.linear(inner, x, attention.out.weight, add=True)
-            _write_feed_forward(made, x, inner, wide, layer)
-        write_norm(made, x, inner, self.norm)
-        made.result = inner
-        return made
+            write_norm(program, x, inner, layer.self_attention_norm)
+            program.linear(inner, wide, attention.query_key_value.weight)
+            program.self_attend(wide, inner, attention.heads, 1 / math.sqrt(size // attention.heads))
+            program.linear(inner, x, attention.out.weight, add=True)
+            _write_feed_forward(program, x, inner, wide, layer)
+        write_norm(program, x, inner, self.norm)
+        program.result = inner
+        return program
 
 
 class TransformerSRUDecoder(BaseDecoder):
@@ -95,8 +83,7 @@ class TransformerSRUDecoder(BaseDecoder):
 
     Args:
         cfg: options of :class:`TransformerSRUConfig`, completed.
-        dictionary: the target dictionary.
-        embed_tokens: the target embedding, ``(len(dictionary), embed_dim)``.
+        dictionary, embed_tokens: of :class:`BaseDecoder`.
         source_size: features of the encoder outputs.
     """
 
@@ -109,21 +96,9 @@ class TransformerSRUDecoder(BaseDecoder):
             self.embed_positions = SinusoidalPositionalEmbedding(size, self.padding_idx)
         coverage = options.coverage(cfg, cfg.decoder_layers)
         self.layers = nn.ModuleList(
-            TransformerSRUDecoderLayer(
-                size,
-                source_size,
-                cfg.decoder_ffn_embed_dim,
-                heads=cfg.decoder_attention_heads,
-                coverage=coverage and i == cfg.decoder_layers - 1,
-                autoreg=cfg.decoder_autoreg,
-                feed_forward=cfg.feed_forward,
-                dropout=cfg.dropout,
-                attention_dropout=cfg.attention_dropout,
-                rnn_dropout=cfg.rnn_dropout,
-            )
+            TransformerSRUDecoderLayer(cfg, source_size, coverage and i == cfg.decoder_layers - 1)
             for i in range(cfg.decoder_layers)
         )
-        # the layer whose attention the top one's coverage reads
         self.covered = cfg.decoder_layers - 2 if coverage else None
         self.norm = nn.LayerNorm(size)
         self.dropout = Dropout(cfg.dropout, module_name=type(self).__name__)
@@ -135,7 +110,7 @@ class TransformerSRUDecoder(BaseDecoder):
         incremental_state: IncrementalState | None = None,
         **_: Any,
     ) -> tuple[Tensor, Extra]:
-        """As :meth:`forward`, without the output layer: features ``(batch, tgt_len, embed_dim)``."""
+        """Decode without the output layer: features ``(batch, tgt_len, embed_dim)``."""
         assert encoder_out is not None
         states = self.cached(incremental_state)
         tokens = prev_output_tokens[:, -1:] if states[0] else prev_output_tokens
@@ -147,41 +122,35 @@ class TransformerSRUDecoder(BaseDecoder):
         x = self.dropout(x).transpose(0, 1)
         padding_mask = tokens.eq(self.padding_idx).t().contiguous()  # once for all layers
 
-        after: list[State] = []
-        weights = None
         sources = self.sources(encoder_out, incremental_state)
-        for i, (layer, state, source) in enumerate(zip(self.layers, states, sources, strict=True)):
-            need = self.need_weights if i == len(states) - 1 else i == self.covered
-            x, state, weights = layer(x, state, visible, padding_mask, source, need, weights)
-            after.append(state)
-        self.cache(incremental_state, after)
-        return self.norm(x).transpose(0, 1), extra(weights if self.need_weights else None)
+        x, weights = self.run_layers(x, states, sources, padding_mask, visible, incremental_state)
+        return self.norm(x).transpose(0, 1), extra(weights)
 
     def features_program(self) -> Program | None:
         """See :meth:`BaseDecoder.features_program`."""
         layers: list[Any] = list(self.layers)
         if not all(plain(layer.sru) and layer.feed_forward.inner is not None for layer in layers):
             return None
-        made = Program()
+        program = Program()
         size = self.norm.normalized_shape[0]
         between = max(3 * size, layers[0].feed_forward.inner.out_features)
-        wide, inner, x = made.slot(between), made.slot(size), made.slot(size)
-        made.embed(x, self.embed_tokens.weight, scale=math.sqrt(size))
+        wide, inner, x = program.slot(between), program.slot(size), program.slot(size)
+        program.embed(x, self.embed_tokens.weight, scale=math.sqrt(size))
         for i, layer in enumerate(layers):
-            write_norm(made, x, inner, layer.autoreg_norm)
-            made.linear(inner, wide, layer.sru.weight)
-            made.recur(wide, x, layer.sru.bias, layer.sru.activation)
-            write_attention(made, x, inner, wide, layer, i == self.covered)
-            _write_feed_forward(made, x, inner, wide, layer)
-        write_norm(made, x, made.slot(size), self.norm)
-        return made
+            write_norm(program, x, inner, layer.autoreg_norm)
+            program.linear(inner, wide, layer.sru.weight)
+            program.recur(wide, x, layer.sru.bias, layer.sru.activation)
+            write_attention(program, x, inner, wide, layer, i == self.covered)
+            _write_feed_forward(program, x, inner, wide, layer)
+        write_norm(program, x, program.slot(size), self.norm)
+        return program
 
 
-def _write_feed_forward(made: Program, x: int, inner: int, wide: int, layer: Any) -> None:
+def _write_feed_forward(program: Program, x: int, inner: int, wide: int, layer: Any) -> None:
     first, second = layer.feed_forward.inner, layer.feed_forward.out
-    write_norm(made, x, inner, layer.feed_forward_norm)
-    made.linear(inner, wide, first.weight, first.bias, relu=True)
-    made.linear(wide, x, second.weight, second.bias, add=True)
+    write_norm(program, x, inner, layer.feed_forward_norm)
+    program.linear(inner, wide, first.weight, first.bias, relu=True)
+    program.linear(wide, x, second.weight, second.bias, add=True)
 
 
 def _visible(padding_mask: Tensor, last: int) -> Tensor:
@@ -196,26 +165,17 @@ def _visible(padding_mask: Tensor, last: int) -> Tensor:
     return (at < here) & ~padding_mask[:, None, None, :] | (at == here)
 
 
-def check(cfg: Any) -> Namespace:
-    """The options, completed and checked against one another; a ValueError names the flag, its value and what is
-    allowed."""
-    cfg = options.completed(cfg, TransformerSRUConfig)
-    options.one_of(cfg, "decoder_autoreg", AUTOREGRESSIONS)
-    options.one_of(cfg, "feed_forward", FEED_FORWARDS)
+def check(cfg: Any, config: type[TransformerSRUConfig]) -> Namespace:
+    """Return the options, completed and checked; a ValueError names the flag, its value and what is allowed."""
+    cfg = options.completed(cfg, config)
     for side in ("encoder", "decoder"):
-        options.at_least_one(cfg, [f"{side}_{size}" for size in ("embed_dim", "ffn_embed_dim", "layers")])
         options.must_divide(cfg, f"{side}_attention_heads", f"{side}_embed_dim")
-        positions = side == "encoder" or cfg.decoder_autoreg == "self-attention"
-        if positions and getattr(cfg, f"{side}_embed_dim") < 4:  # sines and cosines of two frequencies
-            raise ValueError(f"--{side}-embed-dim must be at least 4; got {getattr(cfg, f'{side}_embed_dim')}")
     if cfg.feed_forward == "sru" and cfg.encoder_ffn_embed_dim % 2:
         raise ValueError(
             "--encoder-ffn-embed-dim must be even with --feed-forward sru, whose channels run in two directions; "
             f"got {cfg.encoder_ffn_embed_dim}"
         )
     options.coverage(cfg, cfg.decoder_layers)
-    options.probabilities(cfg, ("dropout", "attention_dropout", "rnn_dropout"))
-    options.cutoffs(cfg)
     options.must_match(cfg, "share_all_embeddings", "encoder_embed_dim", "decoder_embed_dim")
     return cfg
 
@@ -234,11 +194,11 @@ class TransformerSRUModel(TranslationModel):
     @classmethod
     def build_model(cls, cfg: Any, task: Any) -> TransformerSRUModel:
         """Build the model for a task's dictionaries; a ValueError names the flag of options that don't go together."""
-        cfg = check(cfg)
+        cfg = check(cfg, TransformerSRUConfig)
         source, target = task.source_dictionary, task.target_dictionary
         encoder_embed, decoder_embed = embeddings(cfg, source, target)
         encoder = TransformerSRUEncoder(cfg, source, encoder_embed)
         return cls(encoder, TransformerSRUDecoder(cfg, target, decoder_embed, encoder.output_units))
 
 
-register_architectures("transformer_sru", check)
+register_architectures("transformer_sru", TransformerSRUConfig, check)

@@ -15,7 +15,7 @@ from ..recurrence.modes import eager
 
 
 class Packing(NamedTuple):
-    """How an LSTM layer packs a padded batch.
+    """The way in which an LSTM layer packs a padded batch.
 
     ``padding_mask``: ``(length, batch)`` bool, True at padding. ``lengths``: ``(batch)``, on the CPU, as packing
     requires.
@@ -34,7 +34,7 @@ class Packing(NamedTuple):
 
 
 def packed(padding_mask: Tensor, outputs_only: bool, causal: bool) -> Packing | None:
-    """What LSTM layers have to know about padding; None where there is none that matters.
+    """Return what LSTM layers have to know about padding; None where there is none that matters.
 
     Args:
         padding_mask: ``(length, batch)`` bool, True at padding.
@@ -74,7 +74,7 @@ class LSTM(nn.LSTM):
         self.rnn_dropout = rnn_dropout
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew: input Glorot, recurrent orthogonal, biases 0 but for the forget gate's."""
+        """Draw the weights again: input Glorot, recurrent orthogonal, biases 0 but for the forget gate's."""
         for name, parameter in self.named_parameters():
             for i, gate in enumerate(parameter.chunk(4)):  # input, forget, cell, output
                 if name.startswith("weight_ih"):
@@ -127,24 +127,24 @@ class LSTM(nn.LSTM):
         return out, torch.stack(after).permute(2, 0, 1, 3).flatten(1)
 
     def _each_way(self, x: Tensor, packing: Packing) -> Tensor:
-        """The outputs, by each direction alone, over batches whose padding comes last: packed ones, which nn.LSTM does
-        not give to oneDNN, take far longer."""
-        found = []
+        """The outputs, by each direction by itself, over batches whose padding comes last: packed ones, which nn.LSTM
+        does not give to oneDNN, take far longer."""
+        outputs = []
         zeros = x.new_zeros(1, x.size(1), self.hidden_size)
         for order, weights in zip((packing.order, packing.turned), self.all_weights, strict=False):
-            given = x if order is None else x.gather(0, order.expand_as(x))
-            out, *_ = torch.lstm(given, (zeros, zeros), tuple(weights), True, 1, 0.0, self.training, False, False)
-            found.append(out if order is None else torch.empty_like(out).scatter(0, order.expand_as(out), out))
-        return torch.cat(found, dim=-1).masked_fill(packing.padding_mask.unsqueeze(-1), 0.0)
+            ordered = x if order is None else x.gather(0, order.expand_as(x))
+            out, *_ = torch.lstm(ordered, (zeros, zeros), tuple(weights), True, 1, 0.0, self.training, False, False)
+            outputs.append(out if order is None else torch.empty_like(out).scatter(0, order.expand_as(out), out))
+        return torch.cat(outputs, dim=-1).masked_fill(packing.padding_mask.unsqueeze(-1), 0.0)
 
     def _steps(self, x: Tensor) -> bool:
-        """Whether :meth:`_step` can take a step."""
+        """Return whether :meth:`_step` can take a step."""
         recorded = torch.is_grad_enabled() or not eager() or torch.is_autocast_enabled("cpu")
         return x.is_cpu and x.dtype == torch.float32 and not self.bidirectional and not recorded
 
     def _step(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As :meth:`forward`, x ``(batch, input_size)``: nn.LSTM goes through oneDNN, which turns the weights anew at
-        each call and takes up to seven times as long for a step of one row."""
+        """Run one step, x ``(batch, input_size)``: nn.LSTM goes through oneDNN, which turns the weights again at each
+        call and takes up to seven times as long for a step of one row."""
         h, c = x.new_zeros(2, len(x), self.hidden_size) if state is None else state.chunk(2, dim=-1)
         from_x, from_h, *biases = self.all_weights[0]
         gates = linear(x, from_x, biases[0]) + linear(h.contiguous(), from_h, biases[1])
@@ -179,7 +179,7 @@ def _lstm(size: int, hidden_size: int, *, rnn_dropout: float, bidirectional: boo
 
 
 def _masked(padding_mask: Tensor, outputs_only: bool, causal: bool) -> Tensor | None:
-    """What SRU layers have to know about padding; None on a CPU where there is none, which saves them passes."""
+    """Return what SRU layers have to know about padding; None on a CPU where there is none, which saves them passes."""
     return None if padding_mask.is_cpu and eager() and not padding_mask.any() else padding_mask.contiguous()
 
 

@@ -1,6 +1,6 @@
 """The elementwise SRU recurrence behind one function, :func:`sru_recurrence`.
 
-Everything an SRU layer does beside its matrix product happens here. The function checks its arguments, picks a backend
+Everything an SRU layer does next to its matrix product happens here. The function checks its arguments, picks a backend
 and hands over (recurrence.py, dispatch.py). The backends, best first:
 
 - ``cuda``: the CUDA source in kernels/, compiled by NVRTC for the GPU that is there and launched by CuPy (GPU);

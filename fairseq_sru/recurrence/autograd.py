@@ -1,4 +1,4 @@
-"""How a backend's forward and backward become one differentiable function, in eager mode."""
+"""One differentiable function of a backend's forward and backward, in eager mode."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from .reference import Options, Tensors, as_needed, reference, state_dtype
 
 
 class Backend(Protocol):
-    """What computes the recurrence."""
+    """Interface of a backend, which computes the recurrence."""
 
     name: str
 
     def saved_shape(self, u: Tensor) -> tuple[int, ...]:
-        """Of what forward saves, which has the state's dtype."""
+        """Return the shape of the tensor that forward saves, which has the state's dtype."""
         ...
 
     def forward(
         self, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """h, c_n and, with keep, what backward wants to have saved."""
+        """Return h, c_n and, with keep, the tensor that backward needs."""
         ...
 
     def backward(
@@ -37,7 +37,7 @@ class Backend(Protocol):
         grad_c_n: Tensor | None,
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of tensors, None where not needed."""
+        """Return the gradients of tensors, None where not needed."""
         ...
 
 
@@ -70,7 +70,7 @@ class Recurrence(torch.autograd.Function):
 
 
 def widened(tensors: Sequence[Any], wide: Sequence[Tensor | None]) -> Tensors:
-    """The tensors, with those of the state's dtype in place of bias, c0, weight_c and dropout_mask where there are."""
+    """Replace bias, c0, weight_c and dropout_mask by those of the state's dtype where there are."""
     if not wide:
         return Tensors(*tensors)
     return Tensors(*tensors[:2], *(t if w is None else w for t, w in zip(tensors[2:], wide, strict=True)))
@@ -84,7 +84,7 @@ def differentiable(
     grad_c_n: Tensor | None,
     needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, ...]:
-    """First derivatives through the definition; where gradients are on, they can be differentiated again."""
+    """Return first derivatives through the definition; where gradients are on, they can be differentiated again."""
     again = torch.is_grad_enabled()
     with torch.enable_grad():
         # Aliases: u was computed from x, and the path from u to x is the outer graph's to add.

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from multiprocessing.util import Finalize
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 CACHE_VARIABLE = "FAIRSEQ_SRU_CACHE"
 PATIENCE = 60.0  # seconds to wait for another process that compiles the same
@@ -39,17 +39,17 @@ class Unavailable(RuntimeError):
 
 @functools.cache
 def kernel_folder() -> Path:
-    """The folder of the CUDA source: inside the installed package, or beside it in a checkout."""
+    """Return the folder of the CUDA source: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "kernels", package.parent / "kernels"):
         if (folder / "sru.cu").is_file():
             return folder
-    raise Unavailable(f"no kernels/sru.cu in or beside {package}: the installation is incomplete, install it again")
+    raise Unavailable(f"no kernels/sru.cu in or next to {package}: the installation is incomplete, install it again")
 
 
 @functools.cache
 def kernel_text() -> dict[str, str]:
-    """The files of the CUDA source, and headers beside them, by name."""
+    """Return the text of the CUDA source and its headers by file name."""
     return {path.name: path.read_text() for path in sorted(kernel_folder().iterdir()) if path.suffix in (".cu", ".h")}
 
 
@@ -58,45 +58,27 @@ def _check_system() -> None:
         raise Unavailable("compiled kernels are not supported on Windows; WSL 2 counts as Linux")
 
 
-def user_cache() -> tuple[Path, str]:
-    """Return the folder for compiled kernels, made if need be, and why it can't be used, or "".
-
-    Raises:
-        Unavailable: this is Windows.
-    """
-    _check_system()
-    named = os.environ.get(CACHE_VARIABLE)
-    folder = Path(named or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/fairseq_sru")
-    try:
-        folder = folder.expanduser()
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        real = folder.resolve()  # programs change their folder
-        with tempfile.TemporaryFile(dir=real):
-            return real, ""
-    except OSError as error:
-        trouble = f"{folder} can't be written ({error.strerror})"
-    except RuntimeError:  # expanduser's
-        trouble = "there is no home folder for compiled kernels"
-    return folder, f"{trouble}; {CACHE_VARIABLE} can name another folder"
-
-
 @functools.cache
 def cache_folder() -> Path:
-    """Return the user's cache, or a temporary folder of this process where that can't be written.
+    """Return the user's cache, made if need be, or a temporary folder of this process where that can't be written.
 
     Raises:
         Unavailable: neither can be written, or this is Windows.
     """
-    folder, trouble = user_cache()
-    if not trouble:
-        return folder
+    _check_system()
+    named = os.environ.get(CACHE_VARIABLE) or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/fairseq_sru"
+    try:
+        folder = Path(named).expanduser().resolve()  # programs change their folder
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError) as error:  # the latter where there is no home folder
+        trouble = f"{named} can't be written ({error}); {CACHE_VARIABLE} can name another folder"
     warnings.warn(f"SRU's compiled kernels are kept for this process only: {trouble}", stacklevel=3)
     try:
         folder = Path(tempfile.mkdtemp(prefix="fairseq_sru_"))
-    except OSError as error:
-        raise Unavailable(
-            f"no folder for compiled kernels can be written ({error}); {CACHE_VARIABLE} can name one"
-        ) from error
+    except OSError:
+        raise Unavailable(trouble) from None
     Finalize(None, _remove, (folder, os.getpid()), exitpriority=0)  # atexit's don't run in multiprocessing's processes
     return folder
 
@@ -123,7 +105,7 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None]) -> Path:
         return path
     try:
         with contextlib.ExitStack() as stack:
-            with contextlib.suppress(OSError, NotImplementedError, Timeout):  # no locks there, or the holder hangs
+            with contextlib.suppress(OSError, NotImplementedError):  # no locks there, or the holder hangs
                 stack.enter_context(FileLock(path.with_suffix(".lock"), timeout=PATIENCE))
             if not path.exists():
                 aside = stack.enter_context(tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True))
@@ -139,31 +121,21 @@ def cached(parts: list[str], suffix: str, make: Callable[[Path], None]) -> Path:
 
 @functools.cache
 def host_compiler() -> tuple[tuple[str, ...], str]:
-    """The host compiler's command, and what it says of its version.
+    """Return the host compiler's command, and what it says of its version.
 
     Raises:
         Unavailable: there is none, or ``CXX`` names one that doesn't run; or this is Windows.
     """
     _check_system()
     named = os.environ.get("CXX")
-    try:
-        commands = [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]
-    except ValueError:  # an open quotation mark
-        commands = []
-    for words in commands:
-        if not words or shutil.which(words[0]) is None:
-            continue
-        with contextlib.suppress(OSError):  # no program, though it may be run
+    for words in [shlex.split(named)] if named else [["c++"], ["g++"], ["clang++"]]:
+        if shutil.which(words[0]) is not None:
             done = _run([*words, "--version"])
             if done.returncode == 0:
                 return tuple(words), done.stdout
     if named:
-        raise Unavailable(f"CXX is {named!r}, which doesn't run{_remedy()}")
+        raise Unavailable(f"CXX is {named!r}, which doesn't run; unset CXX, or let it name another compiler")
     raise Unavailable("no C++ compiler (Debian, Ubuntu: apt install g++)")
-
-
-def _remedy() -> str:
-    return "; unset CXX, or let it name another compiler" if os.environ.get("CXX") else ""
 
 
 def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
@@ -172,17 +144,15 @@ def _run(words: list[str]) -> subprocess.CompletedProcess[str]:
 
 @functools.cache
 def cpu_features() -> str:
-    """What -march=native depends on: a cache in a shared home folder serves different processors."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
+    """Return the features that -march=native depends on: a cache in a shared home serves different processors."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     wanted = ("flags", "Features", "model name", "CPU part")
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)})) or platform.processor()
 
 
 def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
-    """A file of the kernels' folder built for this CPU as a shared library.
+    """Return a file of the kernels' folder built for this CPU as a shared library.
 
     Args:
         options: further options of the compiler, ``-D`` and the like.
@@ -192,7 +162,7 @@ def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
         Unavailable: no compiler, or it fails; the message holds its output.
     """
     command, version = host_compiler()
-    libc = os.confstr("CS_GNU_LIBC_VERSION") if "CS_GNU_LIBC_VERSION" in os.confstr_names else ""
+    libc = "-".join(platform.libc_ver())
     words = [*command, *HOST_FLAGS, *options]
     source = kernel_folder() / name
     texts = kernel_text() if name in kernel_text() else {**kernel_text(), name: source.read_text()}
@@ -200,12 +170,8 @@ def host_library(options: tuple[str, ...], name: str = "sru.cu") -> Path:
     def make(path: Path) -> None:
         for file, text in texts.items():  # what the entry's name is of, though the package may be another by now
             (path.parent / file).write_text(text)
-        try:
-            done = _run([*words, "-x", "c++", str(path.parent / name), "-o", str(path)])
-        except OSError as error:  # not of the cache
-            raise Unavailable(f"{command[0]} can't be started: {error}") from error
-        if done.returncode or not path.exists():
-            said = done.stderr.strip()[-3000:] or f"exit status {done.returncode}, nothing said, nothing made"
-            raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{said}{_remedy()}")
+        done = _run([*words, "-x", "c++", str(path.parent / name), "-o", str(path)])
+        if done.returncode:
+            raise Unavailable(f"{shlex.join(words)} can't build {source}:\n{done.stderr.strip()[-3000:]}")
 
-    return cached([*words, version, str(libc), platform.machine(), cpu_features(), *texts.values()], ".so", make)
+    return cached([*words, version, libc, platform.machine(), cpu_features(), *texts.values()], ".so", make)

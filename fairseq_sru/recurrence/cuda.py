@@ -21,7 +21,7 @@ from .kernels import KEPT, VALUES, Argument, Kernels, Shape, Variant, nowhere
 
 
 class Stream(NamedTuple):
-    """What CuPy wants of a stream."""
+    """A stream as CuPy takes it."""
 
     ptr: int
 
@@ -47,7 +47,7 @@ LAUNCH = 5.0  # one kernel more
 
 
 def geometry(variant: Variant, shape: Shape, multiprocessors: int, aligned: int = 16) -> Geometry:
-    """How to cut a launch into threads.
+    """Cut a launch into threads.
 
     Threads take as many channels as a 16-byte access holds while ENOUGH threads remain for every multiprocessor, with
     few columns one channel each, or what fills the 4 bytes that are copied at least.
@@ -78,21 +78,21 @@ def geometry(variant: Variant, shape: Shape, multiprocessors: int, aligned: int 
 
 
 def steps_ahead(variant: Variant, vec: int) -> int:
-    """How many steps a thread asks for at once: 32 bytes of a tensor, so that ENOUGH threads with four tensors have 16
-    to 32 KiB on their way, which is what keeps a multiprocessor's share of an H100's memory busy."""
+    """Return the steps that a thread asks for at once: 32 bytes of a tensor, so that ENOUGH threads with four tensors
+    have 16 to 32 KiB on their way, which is what keeps a multiprocessor's share of an H100's memory busy."""
     return min(8, 32 // (vec * ITEM_SIZES[variant.value]))
 
 
 def estimate(length: int, chunks: int, columns: int, multiprocessors: int) -> float:
-    """Microseconds that a pass over so many chunks takes on the GPU."""
+    """Return the microseconds that a pass over so many chunks takes on the GPU."""
     crowd = max(1.0, chunks * columns / (multiprocessors * ENOUGH))
     once = STEP * crowd * -(-length // chunks)
     return once if chunks == 1 else LAUNCH + 2 * once + PASS * chunks
 
 
 def chunk_length(variant: Variant, length: int, columns: int, multiprocessors: int) -> int:
-    """How many steps a thread works on: with few columns and many steps several chunks run at once, for the price of
-    reading part of the input twice, where the estimate says that it pays."""
+    """Return the steps that a thread works on: with few columns and many steps several chunks run at once, for the
+    price of reading part of the input twice, where the estimate says that it pays."""
     if variant.peephole or length < 2:
         return length
     # LAUNCH + 2 STEP length / n + PASS n is least where its slope in n is 0; more than fill the GPU bring nothing
@@ -115,8 +115,6 @@ class Cuda(Kernels):
     def __init__(self) -> None:
         if not torch.cuda.is_available():
             raise Unavailable("torch sees no CUDA GPU")
-        if torch.version.hip:
-            raise Unavailable("this torch is built for ROCm; the kernels are for CUDA")
         self.compiler = nvrtc.compiler()
         self.module_type = module_type()
         self.functions: dict[tuple[int, Variant, int, int], dict[str, Any]] = {}
@@ -164,7 +162,7 @@ class Cuda(Kernels):
     def _entry(
         self, kernel: str, variant: Variant, shape: Shape, index: int, aligned: int
     ) -> tuple[Callable[..., None], tuple[int], tuple[int]]:
-        """A kernel on a device, and how many blocks of how many threads run it."""
+        """Return a kernel on a device, its number of blocks, and that of each one's threads."""
         how = geometry(variant, shape, multiprocessors(index), aligned)
         key = (index, variant, how.vec, how.ahead)
         device = torch.device("cuda", index)
@@ -178,8 +176,8 @@ class Cuda(Kernels):
         return self.compiler.target(10 * major + minor)
 
     def _load(self, variant: Variant, vec: int, ahead: int, device: int) -> dict[str, Any]:
-        """The kernels on the current device. All at once: CuPy's load makes its context this thread's, where there is
-        none, as in that of autograd; its get_function would fail there."""
+        """Load the kernels on the current device. All at once: CuPy's load makes its context this thread's, where there
+        is none, as in that of autograd; its get_function would fail there."""
         target = self._target(device)
         module = self.module_type()
         module.load(self.compiler.cubin(variant.defines(vec=vec, ahead=ahead), target))
@@ -196,7 +194,7 @@ def multiprocessors(device: int) -> int:
 
 
 def module_type() -> Any:
-    """CuPy's class of modules.
+    """Return CuPy's class of modules.
 
     Raises:
         Unavailable: CuPy can't be imported.

@@ -1,4 +1,4 @@
-"""Which backend runs, and the checks before it."""
+"""Choice of the backend, and checks of arguments."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ BACKENDS: dict[str, Callable[[], Backend] | None] = {
     "torch": Torch,
     "reference": None,
 }
-DEVICES = {"cuda": "cuda", "native": "cpu"}  # of those that run on one kind of device alone
+DEVICES = {"cuda": "cuda", "native": "cpu"}  # of those that run on one kind of device only
 BEST = {device: name for name, device in reversed(DEVICES.items())}
 
 
 def number(name: str, value: float) -> float:
-    """As a float, whatever number it is, of numpy's, too."""
-    if not isinstance(value, (float, Real)) or isinstance(value, bool):  # Real alone takes twice as long
+    """Return a number, of numpy's, too, as a float."""
+    if not isinstance(value, (float, Real)) or isinstance(value, bool):  # Real only takes twice as long
         raise TypeError(f"{name} must be a number; got {value!r}")
     if not math.isfinite(value):
         raise ValueError(f"{name} must be a finite number; got {value!r}")
@@ -48,7 +48,7 @@ def number(name: str, value: float) -> float:
 
 
 def backends() -> dict[str, str]:
-    """What each backend has to say here: "ready", or why it can't run and what helps."""
+    """Return the state of each backend: "ready", or why it can't run here and what helps."""
     said = {}
     for name in BACKENDS:
         try:
@@ -75,7 +75,7 @@ def check_backend(name: str, what: str = "backend") -> str:
 
 @functools.cache
 def set_up(name: str) -> Backend | None:
-    """The backend, set up once; None for the definition.
+    """Return the backend, set up once; None for the definition.
 
     Raises:
         Unavailable: it can't run here.
@@ -86,7 +86,7 @@ def set_up(name: str) -> Backend | None:
 
 @functools.cache  # the environment is looked up once, not at every call of every layer
 def choose(name: str, device: str) -> Backend | None:
-    """The backend that runs a call.
+    """Return the backend that runs a call.
 
     Args:
         name: "auto" or a backend's name.
@@ -145,23 +145,26 @@ def check_tensors(tensors: Tensors, padding_mask: Tensor | None, activation: str
     if u.dtype not in VALUES:
         raise TypeError(f"u must be a tensor of float32, float16, bfloat16 or float64; got {u.dtype}")
     gates = 1 if planes == 2 else 2
-    _fits("x", x, (length, batch, width), u)
-    _fits("bias", bias, (gates, width), u)
-    _fits("weight_c", weight_c, (gates, width), u)
-    _fits("c0", c0, (batch, width), u)
-    _fits("dropout_mask", dropout_mask, (batch, width), u)
-    _fits("padding_mask", padding_mask, (length, batch), u)
+    check_fits("x", x, (length, batch, width), u)
+    check_fits("bias", bias, (gates, width), u)
+    check_fits("weight_c", weight_c, (gates, width), u)
+    check_fits("c0", c0, (batch, width), u)
+    check_fits("dropout_mask", dropout_mask, (batch, width), u)
+    check_fits("padding_mask", padding_mask, (length, batch), u)
 
 
-def _fits(name: str, t: Tensor | None, shape: tuple[int, ...], u: Tensor) -> None:
+def check_fits(name: str, t: Tensor | None, shape: tuple[int, ...], like: Tensor, of: str = "u") -> None:
+    """Check an argument's type, shape and device. ``of`` names the argument ``like``, which it goes with."""
     if t is None:
         return
     if not isinstance(t, Tensor):
-        raise TypeError(f"{name} must be a tensor of shape {shape}; got {type(t).__name__}")
+        hint = ", the state c only: there is no h as with nn.LSTM" if name == "c0" else ""
+        raise TypeError(f"{name} must be a tensor of shape {tuple(shape)}{hint}; got {type(t).__name__}")
     if t.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, as u has {tuple(u.shape)}; got {tuple(t.shape)}")
-    if t.device != u.device:
-        raise ValueError(f"{name} must be on u's device, {u.device}; it is on {t.device}")
+        wanted = f"{tuple(shape)}, as {of} has {tuple(like.shape)}"
+        raise ValueError(f"{name} must have shape {wanted}; got {tuple(t.shape)}")
+    if t.device != like.device:
+        raise ValueError(f"{name} must be on {of}'s device, {like.device}; got {t.device}")
     if name == "padding_mask":
         if t.dtype != torch.bool:
             raise TypeError(f"padding_mask must be a bool tensor, True at padding; got {t.dtype}")

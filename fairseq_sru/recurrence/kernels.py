@@ -1,4 +1,4 @@
-"""What the CPU and the GPU backend share: the variant of the CUDA source that a call needs, the arguments of the
+"""Code that the CPU and the GPU backend share: the variant of the CUDA source that a call needs, the arguments of the
 kernels, and the tensors that they write.
 
 A backend is a subclass of :class:`Kernels` that launches.
@@ -23,7 +23,7 @@ KEPT = 4096  # calls of different shapes whose preparation is kept
 
 
 class Variant(NamedTuple):
-    """What the CUDA source is specialised for; the names are those of its macros."""
+    """Values of the CUDA source's macros, by their names."""
 
     value: int
     activation: int
@@ -34,11 +34,11 @@ class Variant(NamedTuple):
 
     @property
     def kernels(self) -> tuple[str, ...]:
-        """Of v2 cells, whose gates depend on the state, no summary exists."""
+        """Names of the kernels; v2 cells, whose gates depend on the state, have no summary."""
         return KERNELS if self.peephole else (*KERNELS, *(f"{kernel}_summary" for kernel in KERNELS))
 
     def defines(self, **more: int) -> tuple[str, ...]:
-        """Options for a compiler."""
+        """Return options for a compiler."""
         return tuple(f"-D{name.upper()}={value}" for name, value in {**self._asdict(), **more}.items())
 
 
@@ -59,7 +59,7 @@ class Shape(NamedTuple):
         return -(-self.length // self.chunk_length)
 
     def states(self, every: int) -> int:
-        """How many are saved: before every EVERY-th step of each chunk, from its end, and the last."""
+        """Return the number of saved states: before every EVERY-th step of each chunk, from its end, and the last."""
         if not self.length:
             return 1
         last = self.length - (self.chunks - 1) * self.chunk_length
@@ -67,7 +67,7 @@ class Shape(NamedTuple):
 
 
 def nowhere(t: Tensor) -> int:
-    """0, the address of a tensor without elements.
+    """Return 0, the address of a tensor without elements.
 
     Raises:
         TypeError: it has elements, which are elsewhere, as a DTensor's are.
@@ -78,7 +78,7 @@ def nowhere(t: Tensor) -> int:
 
 
 class Kernels:
-    """forward and backward of :func:`fairseq_sru.sru_recurrence` by the CUDA source."""
+    """Forward and backward of :func:`fairseq_sru.sru_recurrence` by the CUDA source."""
 
     name: str
     every: int = 2  # EVERY of the source
@@ -90,7 +90,7 @@ class Kernels:
         return functools.lru_cache(maxsize=KEPT)(self._plan)
 
     def saved_shape(self, u: Tensor) -> tuple[int, ...]:
-        """The cell state before every EVERY-th step, and after the last."""
+        """Return the shape of the cell states before every EVERY-th step, and after the last."""
         return ((u.size(0) + self.every - 1) // self.every + 1, u.size(1), u.size(3))
 
     def launch(self, kernel: str, variant: Variant, shape: Shape, device: torch.device, *arguments: Argument) -> None:
@@ -98,14 +98,14 @@ class Kernels:
         raise NotImplementedError
 
     def chunk_length(self, variant: Variant, length: int, columns: int, device: torch.device) -> int:
-        """How many steps a thread works on: the length, unless working on several chunks at once is faster; then a
-        multiple of EVERY, so that as many states are saved."""
+        """Return the steps that a thread works on: the length, or, where several chunks at once are faster, a multiple
+        of EVERY, so that as many states are saved."""
         return length
 
     def forward(
         self, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """h, c_n and, with keep, the cell states of some steps ``(states, batch, D)`` for :meth:`backward`."""
+        """Return h, c_n and, with keep, the cell states of some steps ``(states, batch, D)`` for :meth:`backward`."""
         u, x, bias, c0, v, mask = tensors
         given = x is not None, v is not None, padding_mask is not None
         variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, *given)
@@ -136,12 +136,12 @@ class Kernels:
         grad_c_n: Tensor | None,
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of tensors, None where not needed."""
+        """Return the gradients of tensors, None where not needed."""
         u, x, bias, c0, v, mask = tensors
         given = x is not None, v is not None, padding_mask is not None
         variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, *given)
         u, x = u.contiguous(), _like(x, u.dtype)
-        c = c.contiguous()  # as forward gave it, unless hooks of saved tensors lay it out anew
+        c = c.contiguous()  # as forward gave it, unless hooks of saved tensors lay it out otherwise
         bias, v, mask = _like(bias, state), _like(v, state), _like(mask, state)
         pad = None if padding_mask is None else padding_mask.contiguous()
         length, batch, width, gates = shape.length, shape.batch, shape.width, 1 if variant.planes == 2 else 2
@@ -191,7 +191,7 @@ class Kernels:
         peephole: bool,
         pad: bool,
     ) -> tuple[Variant, Shape, torch.dtype]:
-        """What follows from dtypes and shapes of a call alone; the dtype is that of the cell state."""
+        """Return the variant, the shape and the cell state's dtype, which follow from a call's dtypes and shapes."""
         length, batch, planes, width = u
         activation = list(ACTIVATIONS).index(options.activation)
         pad = pad or self.always_pad
@@ -211,7 +211,7 @@ def _like(t: Tensor, dtype: torch.dtype) -> Tensor: ...
 @overload
 def _like(t: Tensor | None, dtype: torch.dtype) -> Tensor | None: ...
 def _like(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The tensor in a dtype and contiguous; itself where it is."""
+    """Return the tensor in a dtype and contiguous; itself where it is."""
     if t is None:
         return None
     return (t if t.dtype is dtype else t.to(dtype)).contiguous()

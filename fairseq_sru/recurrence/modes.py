@@ -1,4 +1,4 @@
-"""What torch is doing at the moment: computing, compiling, exporting or transforming."""
+"""Questions about torch's state: computing, compiling, exporting or transforming."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ class Native(Kernels):
     def layer(
         self, x: Tensor, weight: Tensor, bias: Tensor, c0: Tensor | None, v: Tensor | None, skip: bool, options: Options
     ) -> tuple[Tensor, Tensor] | None:
-        """A layer of few rows in evaluation, product and recurrence in one call: what Python and torch do between them
-        takes as long as either.
+        """Compute a layer of few rows in evaluation, product and recurrence in one call: Python's and torch's work
+        between them takes as long as either.
 
         Args:
             x: ``(length, batch, k)`` float32, with 1 to FEW steps of all sequences.
@@ -71,7 +71,8 @@ class Native(Kernels):
 
 @functools.lru_cache(maxsize=KEPT)
 def cut(shape: Shape, most: int) -> tuple[int, int, int]:
-    """Threads of the CUDA source, the channels of each, and the CPU threads that run them, at most ``most``."""
+    """Return the threads of the CUDA source, the channels of each, and the CPU threads that run them, at most
+    ``most``."""
     half = shape.width // shape.directions
     rows = shape.batch * shape.directions * shape.chunks
     workers = min(most, 1 + shape.length * shape.batch * shape.width // ENOUGH)
@@ -97,18 +98,18 @@ def run(
 
 
 def load(path: Path, kernels: tuple[str, ...]) -> dict[str, Callable[[bytes], None]]:
-    """The entries of a built library by the kernels' names."""
+    """Return the entries of a built library by the kernels' names."""
     return dict(zip(kernels, functions(path, *(f"run_{kernel}" for kernel in kernels)), strict=True))
 
 
 @functools.cache
 def address(variant: Variant) -> int:
-    """Of a variant's forward kernel."""
+    """Return the address of a variant's forward kernel."""
     return ctypes.cast(library(variant)["sru_forward"], ctypes.c_void_p).value or 0  # type: ignore[arg-type]
 
 
 @functools.cache
 def library(variant: Variant) -> dict[str, Callable[[bytes], None]]:
-    """The kernels of a variant, built if need be."""
+    """Return the kernels of a variant, built if need be."""
     options = ("-DWIDE", *variant.defines(vec=MAX_LANES, ahead=1))
     return load(host_library(options), variant.kernels)

@@ -21,13 +21,13 @@ ENOUGH = 16384  # elements below which a second core costs more than it brings
 
 
 def words(*arguments: Argument) -> list[int | float]:
-    """Of tensors their addresses."""
+    """Return the arguments with the addresses of tensors."""
     return [0 if a is None else a.data_ptr() or nowhere(a) if isinstance(a, Tensor) else a for a in arguments]
 
 
 @functools.cache
 def compiled(file: str, dtype: torch.dtype, names: tuple[str, ...]) -> list[Any] | None:
-    """Entries of another file of the kernels' folder, for values of a dtype.
+    """Return the entries of another file of the kernels' folder, for values of a dtype.
 
     Returns:
         None where they can't be built: it warns, or, where nothing can be built, the recurrence does.
@@ -50,7 +50,7 @@ def call(entry: Any, threads: int, elements: int, *arguments: Argument) -> None:
 
 
 def functions(path: Path, *names: str) -> list[Any]:
-    """The functions of a built library, as ctypes has them.
+    """Return the functions of a built library.
 
     Raises:
         Unavailable: it can't be loaded, or hides one.
@@ -58,25 +58,23 @@ def functions(path: Path, *names: str) -> list[Any]:
     try:
         opened = ctypes.CDLL(str(path))
         return [getattr(opened, name) for name in names]
-    except OSError as error:
-        folder = "FAIRSEQ_SRU_CACHE can name another folder, which allows programs"
-        remedy = folder if "failed to map" in str(error) else "CXX can name another compiler"
+    except (OSError, AttributeError) as error:
+        remedy = "CXX can name another compiler, FAIRSEQ_SRU_CACHE a folder that allows programs"
         raise Unavailable(f"{error}; {remedy}") from error
-    except AttributeError as error:
-        raise Unavailable(f"{error}; CXX can name a compiler that doesn't hide it") from error
 
 
 _process = os.getpid()
 
 
 def threads_here() -> int:
-    """How many threads may work: torch's, but one in a forked process, where OpenMP waits forever for its parent's."""
+    """Return the threads that may work: torch's, but one in a forked process, where OpenMP waits forever for its
+    parent's."""
     return torch.get_num_threads() if os.getpid() == _process else 1
 
 
 @functools.cache
 def openmp() -> tuple[int, int, int]:
-    """The addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads in the library that torch uses.
+    """Return the addresses of GOMP_parallel, omp_get_thread_num and omp_get_num_threads in the library that torch uses.
 
     They are looked up among what libtorch depends on, so that no second OpenMP library comes in with threads of its
     own. Zeros if there is none: one thread then.

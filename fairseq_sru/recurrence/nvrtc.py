@@ -5,7 +5,6 @@ Environment: ``FAIRSEQ_SRU_NVRTC`` names the library's file where it can't be fo
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -24,7 +23,7 @@ INSTALL = "pip install 'fairseq_sru[cuda{0}]' brings what the GPU kernels need"
 
 
 class Compiled(NamedTuple):
-    """code: cubin, or PTX; log: what the compiler said."""
+    """Code, cubin or PTX, and the compiler's log."""
 
     code: bytes
     log: str
@@ -50,7 +49,7 @@ class Compiler:
             self.version: tuple[int, int] = tuple(NVRTCInterface(path).nvrtcVersion())
             self._library = ctypes.CDLL(path)
             builtins = Path(path).resolve().with_name("libnvrtc-builtins.so.{}.{}".format(*self.version))
-            # NVRTC opens it by its bare name when it compiles, and doesn't look beside itself
+            # NVRTC opens it by its bare name when it compiles, and doesn't look next to itself
             if "/" in path and builtins.exists():
                 ctypes.CDLL(str(builtins))
         except Exception as error:  # of ctypes, and pynvrtc's own
@@ -59,7 +58,7 @@ class Compiler:
             ) from error
 
     def architectures(self) -> list[int]:
-        """The compute capabilities it compiles for, as 10 * major + minor."""
+        """Return the compute capabilities it compiles for, as 10 * major + minor."""
         count = ctypes.c_int()
         self._check(self._library.nvrtcGetNumSupportedArchs(ctypes.byref(count)))
         values = (ctypes.c_int * count.value)()
@@ -67,7 +66,7 @@ class Compiler:
         return sorted(values)
 
     def target(self, capability: int) -> str:
-        """``sm_XX`` for a GPU's capability, which gives cubin; ``compute_XX`` for one newer than this NVRTC: PTX."""
+        """Return ``sm_XX``, which gives cubin, for a GPU's capability; ``compute_XX``, PTX, for a newer one."""
         known = self.architectures()
         if capability in known:
             return f"sm_{capability}"
@@ -90,7 +89,7 @@ class Compiler:
         return self._compile(text["sru.cu"], headers, options, target)
 
     def empty(self, target: str) -> bytes:
-        """Code of an empty kernel, which tests whether the driver takes what this NVRTC compiles."""
+        """Return the code of an empty kernel, to test if the driver takes what this NVRTC compiles."""
         return self._compile('extern "C" __global__ void empty() {}', {}, (), target).code
 
     def _compile(self, text: str, headers: dict[str, str], options: tuple[str, ...], target: str) -> Compiled:
@@ -106,7 +105,7 @@ class Compiler:
         return Compiled(self._cubin(program) if target.startswith("sm_") else ptx.encode(), log)
 
     def cubin(self, options: tuple[str, ...], target: str) -> bytes:
-        """As :meth:`compile`, from the cache on disk where it is there."""
+        """Return the code by :meth:`compile`, from the cache on disk where it is there."""
         parts = ["nvrtc", str(self.version), target, *FLAGS, *options, *kernel_text().values()]
 
         def make(path: Path) -> None:
@@ -130,7 +129,7 @@ class Compiler:
 
 @functools.cache
 def compiler() -> Compiler:
-    """The NVRTC of torch's CUDA version.
+    """Return the NVRTC of torch's CUDA version.
 
     Raises:
         Unavailable: there is none; the message says what helps.
@@ -142,34 +141,18 @@ def compiler() -> Compiler:
     if version is None:
         raise Unavailable("this torch is built without CUDA")
     major = version.split(".")[0]
-    if int(major) < 12:
-        raise Unavailable(f"torch is for CUDA {version}; the kernels need a torch for CUDA 12 or later")
     try:
         from cuda import pathfinder
-    except ImportError as error:
-        raise Unavailable(f"cuda-pathfinder can't be imported ({error}); {INSTALL.format(major)}") from error
-    try:
+
         path = str(pathfinder.load_nvidia_dynamic_lib("nvrtc").abs_path)
-    except Exception as error:  # its own kinds, by the way that failed
-        raise Unavailable(
-            f"no NVRTC found ({error}); {INSTALL.format(major)}; or {NVRTC_VARIABLE} names its file"
-        ) from error
+    except Exception as error:  # it is missing, or its own kinds, by the way that failed
+        remedy = f"{INSTALL.format(major)}; or {NVRTC_VARIABLE} names its file"
+        raise Unavailable(f"no NVRTC found ({error}); {remedy}") from error
     wheels = [p for base in _nvidia_packages() for p in sorted(base.glob(f"*/lib/libnvrtc.so.{major}*"))]
-    failure: Unavailable | None = None
-    for candidate in (path, *map(str, wheels)):  # beside torch may lie one of another CUDA than what is found first
-        try:
-            found = Compiler(candidate)
-        except Unavailable as error:
-            failure = failure or error
-            continue
-        if found.version[0] == int(major):
-            return found
-    with contextlib.suppress(Unavailable):  # the system's or conda's
-        found = Compiler(f"libnvrtc.so.{major}")
-        if found.version[0] == int(major):
-            return found
-    if failure is not None:
-        raise failure
+    for candidate in (path, *map(str, wheels)):  # next to torch may lie one of another CUDA than what is found first
+        library = Compiler(candidate)
+        if library.version[0] == int(major):
+            return library
     package = f"nvidia-cuda-nvrtc{'-cu12' if major == '12' else ''}=={major}.*"
     raise Unavailable(
         f"torch is for CUDA {version}, and {path} is not: pip install '{package}', or name one in {NVRTC_VARIABLE}"

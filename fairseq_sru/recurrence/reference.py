@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
 
 
 class Options(NamedTuple):
-    """What isn't a tensor."""
+    """Non-tensor arguments of the recurrence."""
 
     activation: str
     bidirectional: bool
@@ -40,7 +40,7 @@ class Options(NamedTuple):
 
 
 class Tensors(NamedTuple):
-    """What a gradient may be asked for."""
+    """Tensors that can require a gradient."""
 
     u: Tensor
     x: Tensor | None = None
@@ -51,12 +51,12 @@ class Tensors(NamedTuple):
 
 
 def state_dtype(u: Tensor) -> torch.dtype:
-    """The dtype of the cell state: float64 for float64, else float32."""
+    """Return the dtype of the cell state: float64 for float64, else float32."""
     return torch.float64 if u.dtype == torch.float64 else torch.float32
 
 
 def as_needed(grads: Sequence[Tensor | None], tensors: Tensors, needed: Sequence[bool]) -> tuple[Tensor | None, ...]:
-    """Each gradient in its tensor's dtype; None where it isn't needed."""
+    """Return each gradient in its tensor's dtype; None where it isn't needed."""
     return tuple(
         None if not wanted or grad is None or t is None else grad.to(t.dtype)
         for wanted, grad, t in zip(needed, grads, tensors, strict=True)
@@ -77,7 +77,7 @@ def _state(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _skip(u: Tensor, x: Tensor | None, scale: float, dtype: torch.dtype) -> Tensor | None:
-    """The skip term ``(length, batch, D)`` as it enters the output."""
+    """Return the skip term ``(length, batch, D)`` as it enters the output."""
     if u.size(2) == 4:
         return u[:, :, 3].to(dtype)
     if x is None:
@@ -86,7 +86,7 @@ def _skip(u: Tensor, x: Tensor | None, scale: float, dtype: torch.dtype) -> Tens
 
 
 def reference(tensors: Tensors, padding_mask: Tensor | None, options: Options) -> tuple[Tensor, Tensor]:
-    """The definition, step by step."""
+    """Compute the recurrence step by step: the definition."""
     u, x, bias, c0, weight_c, dropout_mask = tensors
     dtype = state_dtype(u)
     length, batch, planes, width = u.shape
@@ -133,13 +133,13 @@ def reference(tensors: Tensors, padding_mask: Tensor | None, options: Options) -
 
 
 def _steps(backward: bool, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The time steps of tensors ``(length, ...)``, in the order of one direction."""
+    """Return the time steps of tensors ``(length, ...)``, in the order of one direction."""
     steps = list(zip(*(t.unbind(0) for t in tensors), strict=True))
     return reversed(steps) if backward else iter(steps)
 
 
 def _before(c: Tensor, c0: Tensor | None, bidirectional: bool) -> Tensor:
-    """The cell state before each step of each direction."""
+    """Return the cell state before each step of each direction."""
     before = torch.empty_like(c)
     for d, backward in _directions(c.size(-1), bidirectional):
         if len(c):
@@ -155,13 +155,14 @@ class Torch:
     name = "torch"
 
     def saved_shape(self, u: Tensor) -> tuple[int, ...]:
-        """f, r, c of all steps, without r where there is no reset gate."""
+        """Return the shape of f, r, c of all steps, without r where there is no reset gate."""
         return (min(u.size(2), 3), u.size(0), u.size(1), u.size(3))
 
     def forward(
         self, tensors: Tensors, padding_mask: Tensor | None, options: Options, keep: bool
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """h, c_n and, with keep, what :meth:`backward` needs: f, r, c as ``(2 or 3, length, batch, D)``."""
+        """Return h, c_n and, with keep, the tensors that :meth:`backward` needs: f, r, c as ``(2 or 3, length, batch,
+        D)``."""
         u, x, bias, c0, v, mask = tensors
         dtype = state_dtype(u)
         length, batch, planes, width = u.shape
@@ -229,7 +230,7 @@ class Torch:
         grad_c_n: Tensor | None,
         needed: tuple[bool, ...],
     ) -> tuple[Tensor | None, ...]:
-        """The gradients of tensors, None where not needed."""
+        """Return the gradients of tensors, None where not needed."""
         u, x, bias, c0, v, mask = tensors
         need = dict(zip(Tensors._fields, needed, strict=True))
         dtype = saved.dtype

@@ -1,31 +1,50 @@
-"""One SRU layer against what else one would take; ../speed.py tells how."""
+"""One SRU layer next to other layers, the recurrence next to other recurrences and to copying memory."""
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
 import torch
 from common.figures import write_figure
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
-from fairseq_sru import SRU
+from fairseq_sru import SRU, sru_recurrence
 from fairseq_sru.layers.linear import Linear
 from fairseq_sru.recurrence.autograd import Backend
 from fairseq_sru.recurrence.kernels import Kernels
-from fairseq_sru.recurrence.reference import Options, Tensors
+from fairseq_sru.recurrence.reference import Options, Tensors, reference
 
+from .registry import (
+    BACKWARD,
+    BOTH,
+    CONTESTANTS,
+    EAGER,
+    FORWARD,
+    GRAPH,
+    LAYERS,
+    LONG,
+    PLAIN,
+    PLOTTED,
+    RECURRENCES,
+    STEPS,
+    WIDE,
+    Case,
+    contestant,
+)
 from .timing import (
     DEVICE,
     DRY,
@@ -35,129 +54,163 @@ from .timing import (
     Function,
     Spread,
     failed,
-    going_on_without,
     graphed,
     measure,
     short,
     table,
 )
 
-Package = Callable[..., nn.Module] | None  # the class SRU of the published package
+Made = tuple[Callable[..., Any], list[Tensor]]  # what a contestant makes: a function or module, and its inputs
+Keep = Callable[[str, dict[str, Any]], object]  # takes the report's part and each new entry of it
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-EAGER, GRAPH, PLAIN = "eager", "CUDA graph", "without oneDNN"
 VARIANTS = [(dtype, mode) for dtype in DTYPES for mode in (EAGER, GRAPH)] if ON_GPU or DRY else [("float32", EAGER)]
 
 CONV, LSTM, GRU, OURS, PACKAGE, SCRIPTED, GEMM = "conv k=3", "LSTM", "GRU", "SRU", "sru package", "sru scripted", "GEMM"
-NAMES = {
-    CONV: "nn.Conv1d over time, kernel width 3, padding 1, on (batch, features, length)",
-    LSTM: "nn.LSTM",
-    GRU: "nn.GRU",
-    OURS: "fairseq_sru.SRU, v1 cell, tanh",
-    PACKAGE: "sru.SRU(v1=True, use_tanh=True), eager",
-    SCRIPTED: "sru package through torch.jit.script",
-    GEMM: "fairseq_sru.layers.linear.linear with the weight of SRU",
-}
-SRU_GEMM, LSTM_SRU, PACKAGE_SRU = "SRU / GEMM", "LSTM / SRU", "sru package / SRU"
-RATIOS = {SRU_GEMM: (OURS, GEMM), LSTM_SRU: (LSTM, OURS), PACKAGE_SRU: (PACKAGE, OURS)}
-
-FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
-DRAWN = "speed.svg"
-Shape = tuple[int, int, int]  # length, batch, size
-WIDE, LONG = (64, 256, 1024), (8192, 1, 512)  # fill a GPU by columns, and by steps
-SHAPES: list[Shape] = [(length, 32, size) for length in (32, 128) for size in (256, 512, 1024)] + [(1000, 1, 512)]
-SHAPES += [WIDE, LONG] if ON_GPU else []
-STEPS: list[Shape] = [(1, batch, 512) for batch in (1, 5, 64, 320)]  # of decoding
-PLOTTED: list[Shape] = [(32, 32, 256), (32, 32, 512), (128, 32, 512)]
-SCANS: list[Shape] = [WIDE, LONG, (32, 32, 512), (128, 32, 512)] if ON_GPU else [(64, 32, 512), LONG]
+RATIOS = {"SRU / GEMM": (OURS, GEMM), "LSTM / SRU": (LSTM, OURS), "sru package / SRU": (PACKAGE, OURS)}
+UNROLLED = 32  # steps that torch.compile takes a minute for
+CHUNKED = 256  # steps from which on HGRN has a kernel by chunks
 
 
-class Case(NamedTuple):
-    """What the contestants do."""
-
-    what: str
-    length: int
-    batch: int
-    size: int
-    dtype: str = "float32"
-    mode: str = EAGER
-
-    @classmethod
-    def of(cls, entry: Mapping[str, Any]) -> Case:
-        """That of an entry of a report."""
-        return cls(*(entry[field] for field in cls._fields))
-
-    def __str__(self) -> str:
-        variant = [word for word in (self.dtype, self.mode) if word not in ("float32", EAGER)]
-        return " ".join((self.what, f"L{self.length} B{self.batch} d{self.size}", *variant))
+def random(case: Case, *shape: int) -> Tensor:
+    return torch.randn(shape, device=DEVICE, dtype=DTYPES[case.dtype])
 
 
-# ---------------------------------------------------------------- the contestants
+# ---------------------------------------------------------------- layers
 
 
-def published_package() -> Package:
-    """SRU of the package ``sru``, whose first import compiles C++ for a minute; None if it can't be had."""
+def with_input(layer: nn.Module, case: Case) -> Made:
+    return layer.to(DEVICE, DTYPES[case.dtype]), [random(case, *case.shape)]
+
+
+def rnn(kind: Callable[[int, int], nn.RNNBase], case: Case) -> Made | None:
+    if case.mode == GRAPH and case.shape == LONG:
+        return None  # its graph would have a node for each of the steps
+    made = with_input(kind(case.size, case.size), case)
+    if ON_GPU:
+        # torch takes bfloat16 for nothing that cuDNN can, and would copy the weights at each call
+        with mock.patch.object(torch.backends.cudnn, "is_acceptable", lambda _: torch.backends.cudnn.is_available()):
+            made[0].flatten_parameters()  # type: ignore[attr-defined]
+    return made
+
+
+@contestant("layer", CONV, "nn.Conv1d over time, kernel width 3, padding 1, on (batch, features, length)")
+def convolution(case: Case) -> Made | None:
+    if case.length == 1:
+        return None
+    layer, _ = with_input(nn.Conv1d(case.size, case.size, 3, padding=1), case)
+    return layer, [random(case, case.batch, case.size, case.length)]
+
+
+@contestant("layer", LSTM, "nn.LSTM")
+def lstm(case: Case) -> Made | None:
+    return rnn(nn.LSTM, case)
+
+
+@contestant("layer", GRU, "nn.GRU")
+def gru(case: Case) -> Made | None:
+    return rnn(nn.GRU, case)
+
+
+@contestant("layer", OURS, "fairseq_sru.SRU, v1 cell, tanh")
+def sru(case: Case) -> Made:
+    return with_input(SRU(case.size, case.size, num_layers=1), case)
+
+
+@functools.cache
+def published_package() -> Callable[..., nn.Module] | None:
+    """SRU of the package ``sru``, whose first import compiles C++ for a minute; None without it."""
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"  # for ninja
     warnings.filterwarnings("ignore", module=r"sru\.|torch\.")  # v1, tanh, torch.jit are called deprecated
     try:
         import sru
-
-        # where its CUDA source doesn't compile it can be imported all the same, and fails when it is called
-        sru.SRU(8, 8, num_layers=1, v1=True, use_tanh=True).to(DEVICE)(torch.randn(2, 2, 8, device=DEVICE))
     except Exception as error:  # whatever its build ends in
         failed("the package sru", error)
         return None
     return sru.SRU  # type: ignore[no-any-return]
 
 
-def contestants(case: Case, package: Package) -> dict[str, nn.Module]:
-    size = case.size
-    ours = SRU(size, size, num_layers=1)
-    layers: dict[str, nn.Module] = {}
-    if case.length > 1:  # a convolution has no single step
-        layers[CONV] = nn.Conv1d(size, size, 3, padding=1)
-    layers |= {LSTM: nn.LSTM(size, size), GRU: nn.GRU(size, size), OURS: ours}
-    if package is not None:
-        layers[PACKAGE] = package(size, size, num_layers=1, v1=True, use_tanh=True)
-        if case.what == FORWARD and not ON_GPU:
-            layers[SCRIPTED] = torch.jit.script(layers[PACKAGE].eval())
-    product = layers[GEMM] = Linear(size, 3 * size, bias=False)
-    product.weight = ours.layers[0].weight  # type: ignore[assignment]
-    made = {name: layer.to(DEVICE, DTYPES[case.dtype]) for name, layer in layers.items()}
-    for rnn in (made[LSTM], made[GRU]) if ON_GPU else ():
-        flatten(rnn, case.dtype)
-    return made
+@contestant("layer", PACKAGE, "sru.SRU(v1=True, use_tanh=True), eager")
+def package(case: Case) -> Made | None:
+    made = published_package()
+    return with_input(made(case.size, case.size, num_layers=1, v1=True, use_tanh=True), case) if made else None
 
 
-def flatten(rnn: nn.Module, dtype: str) -> None:
-    """Put cuDNN's weights into one piece: torch takes bfloat16 for nothing that cuDNN can, and copies at each call."""
-    with mock.patch.object(torch.backends.cudnn, "is_acceptable", lambda _: torch.backends.cudnn.is_available()):
-        try:
-            rnn.flatten_parameters()  # type: ignore[operator]
-        except RuntimeError as error:  # of a cuDNN that has no bfloat16
-            going_on_without(f"weights in one piece, {dtype}", str(error))
+@contestant("layer", SCRIPTED, "sru package through torch.jit.script")
+def scripted(case: Case) -> Made | None:
+    made = package(case) if case.what == FORWARD and not ON_GPU else None
+    return (torch.jit.script(made[0].eval()), made[1]) if made else None  # type: ignore[attr-defined]
 
 
-def without_onednn(function: Function) -> None:
-    with torch.backends.mkldnn.flags(enabled=False):
-        function()
+@contestant("layer", GEMM, "fairseq_sru.layers.linear.linear with a weight as large as SRU's")
+def product(case: Case) -> Made:
+    return with_input(Linear(case.size, 3 * case.size, bias=False), case)
 
 
-def caller(name: str, layer: nn.Module, case: Case) -> Function:
-    shape = (case.batch, case.size, case.length) if name == CONV else (case.length, case.batch, case.size)
-    x = torch.randn(shape, device=DEVICE, dtype=DTYPES[case.dtype], requires_grad=case.what == BOTH)
-    layer.train(case.what == BOTH)
+# ---------------------------------------------------------------- recurrences
+
+
+def recurrence_inputs(case: Case) -> list[Tensor]:
+    """u, x, bias."""
+    length, batch, size = case.shape
+    return [random(case, length, batch, 3, size), random(case, *case.shape), torch.zeros(2, size, device=DEVICE)]
+
+
+@contestant("recurrence", OURS, "fairseq_sru.sru_recurrence: gates, cell state, tanh, highway")
+def recurrence(case: Case) -> Made:
+    return sru_recurrence, recurrence_inputs(case)
+
+
+@contestant("recurrence", "accelerated-scan", "accelerated_scan.warp.scan: only the cell state, from given gates")
+def warp(case: Case) -> Made:
+    from accelerated_scan.warp import scan  # builds CUDA source when it is first imported
+
+    if case.length & (case.length - 1) or not 32 <= case.length <= 65536:
+        raise ValueError("accelerated-scan takes 32 to 65,536 steps, a power of 2")
+    new = partial(random, case, case.batch, case.size, case.length)
+    return scan, [new().sigmoid(), new()]
+
+
+@contestant("recurrence", "HGRN", "fla.ops.hgrn: only the cell state, from given gates; by chunks from 256 steps on")
+def hgrn(case: Case) -> Made:
+    from fla.ops.hgrn import chunk_hgrn, fused_recurrent_hgrn
+
+    new = partial(random, case, case.batch, case.length, case.size)
+    return chunk_hgrn if case.length >= CHUNKED else fused_recurrent_hgrn, [new(), F.logsigmoid(new())]
+
+
+@contestant("recurrence", "compiled definition", "the definition of sru_recurrence by torch.compile, up to 32 steps")
+def compiled(case: Case) -> Made:
+    if case.length > UNROLLED:
+        raise ValueError(f"the definition is compiled for {UNROLLED} steps at most")
+
+    @partial(torch.compile, backend="inductor" if ON_GPU else "eager")
+    def run(u: Tensor, x: Tensor, bias: Tensor) -> Tensor:
+        return reference(Tensors(u, x, bias), None, Options("tanh", False, 1.0))[0]
+
+    return run, recurrence_inputs(case)
+
+
+# ---------------------------------------------------------------- timing them
+
+
+def caller(made: Made, case: Case) -> Function:
+    """Function that makes a contestant's call."""
+    run, inputs = made
+    leaves = [x.requires_grad_(case.what == BOTH) for x in inputs]
+    if isinstance(run, nn.Module):
+        run.train(case.what == BOTH)
+        leaves += [p for p in run.parameters() if p.requires_grad]
 
     def output() -> Tensor:
-        result = layer(x)
+        result = run(*inputs)
         return result[0] if isinstance(result, tuple) else result  # type: ignore[no-any-return]
 
     def forward() -> object:
         with torch.no_grad():
             return output()
 
-    leaves = [x, *(p for p in layer.parameters() if p.requires_grad)]
-    gradient = torch.randn_like(output())
+    gradient = torch.randn_like(output())  # the first call, before a capture: it may compile
 
     def both() -> object:
         return torch.autograd.grad(output(), leaves, gradient)
@@ -168,83 +221,115 @@ def caller(name: str, layer: nn.Module, case: Case) -> Function:
     return partial(without_onednn, function) if case.mode == PLAIN else function
 
 
-def callers(case: Case, package: Package, rivals: bool = False) -> dict[str, Function]:
-    """Of those contestants that can run here; rivals: of SRU and the published package alone."""
-    found = {}
-    made = contestants(case, package)
-    if case.mode == GRAPH:  # SRU first: after a capture that fails, others may
-        made = {name: made[name] for name in (OURS, GEMM, *made)}
-    for name, layer in made.items():
-        if rivals and name not in (OURS, PACKAGE):
-            continue
-        if case.mode == GRAPH and case[1:4] == LONG and name in (LSTM, GRU):
-            continue  # a graph of each of their steps
+def without_onednn(function: Function) -> None:
+    with torch.backends.mkldnn.flags(enabled=False):
+        function()
+
+
+def callers(group: str, case: Case, names: Collection[str]) -> dict[str, Function]:
+    """Functions of those contestants that can run here."""
+    functions: dict[str, Function] = {}
+    # SRU first: after a capture that fails, others may
+    for name in sorted(names, key=lambda name: name != OURS):
         try:
-            function = caller(name, layer, case)
-            function()
-            found[name] = function
-        except Exception as error:  # one system that fails must not cost the other figures
-            if name == OURS and not (case.mode == GRAPH and isinstance(error, RuntimeError)):
+            made = CONTESTANTS[group][name].make(case)
+            if made is not None:
+                function = caller(made, case)
+                function()
+                functions[name] = function
+        except Exception as error:  # one contestant that fails must not cost the other figures
+            if name == OURS and case.mode != GRAPH:
                 raise
-            failed(f"{name}, {case.what}, {case.dtype}, {case.mode}", error)
-    return found
+            failed(name, error)
+    return functions
+
+
+def time_group(group: str, cases: Iterable[Case], names: Collection[str], turns: int, keep: Keep) -> None:
+    """Time contestants of a layer or a recurrence, and print a table."""
+    part, ratios = ("cases", RATIOS) if group == "layer" else ("other_kernels", {})
+
+    def rows() -> Iterator[list[str]]:
+        for case in tqdm(cases, disable=None, leave=False):
+            functions = callers(group, case, names)
+            if not functions:
+                continue
+            took = measure(functions, turns)
+            ms = {name: took[name]._asdict() for name in CONTESTANTS[group] if name in took}
+            over = {r: took[a].median / took[b].median for r, (a, b) in ratios.items() if a in took and b in took}
+            keep(part, {**case._asdict(), "ms": ms, "ratios": over})
+            medians = [took[name].median if name in took else None for name in names]
+            yield [str(case), *map(short, medians), *(short(over.get(ratio)) for ratio in ratios)]
+
+    table(f"One {group}, milliseconds:", ["case", *names, *ratios], rows())
+
+
+def layer_cases(quick: bool) -> list[Case]:
+    """Cases of a layer: at each shape forward, with backward too, and forward at single steps."""
+    shapes, steps = (LAYERS[:1], STEPS[1:2]) if quick else (LAYERS + ([WIDE, LONG] if ON_GPU else []), STEPS)
+    plans = [(what, *s) for s in shapes for what in (FORWARD, BOTH)] + [(FORWARD, *s) for s in steps]
+    cases = [Case(*plan, *variant) for variant in VARIANTS for plan in plans]
+    if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
+        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
+        one = shapes[0] if quick else (32, 32, 512)
+        cases += [Case(*plan, mode=PLAIN) for plan in ((FORWARD, *one), (BOTH, *one), *((FORWARD, *s) for s in steps))]
+    # on a GPU graphs last, as one that fails may spoil the others, and last of all what takes long
+    return sorted(cases, key=lambda case: (case.shape == LONG, case.mode == GRAPH)) if ON_GPU else cases
+
+
+def recurrence_cases(quick: bool, *passes: str) -> list[Case]:
+    shapes = LAYERS[:1] if quick else RECURRENCES[DEVICE.type]
+    return [Case(what, *s, *variant) for s in shapes for variant in VARIANTS for what in passes]
 
 
 class Products(TorchDispatchMode):
-    """Notes the operators that multiply matrices."""
+    """Notes operators that multiply matrices: they show which library does it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: dict[str, None] = {}
+        self.seen: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name == "convolution":
-            name = f"convolution, {torch._C._select_conv_backend(*args).name}"
-        if re.search(r"mm$|linear|rnn|convolution,", name):
-            self.seen[name] = None
+        if re.search(r"mm$|linear|rnn|convolution", name):
+            self.seen.add(name)
         return func(*args, **(kwargs or {}))
 
 
-def products(function: Function) -> str:
-    """Which library multiplies, by which operators."""
-    with Products() as noted:
-        function()
-    operators = ", ".join(noted.seen)
-    libraries = {"mkldnn": "oneDNN", "linear_pointwise": "oneDNN", "cudnn": "cuDNN"}
-    plain = "cuBLAS" if ON_GPU else "MKL" if torch.backends.mkl.is_available() else "torch's BLAS"
-    return f"{next((libraries[key] for key in libraries if key in operators.lower()), plain)} ({operators})"
+def notes(names: Collection[str], dtype: str) -> dict[str, str]:
+    """Contestants' notes, with the operators that multiply their matrices."""
+    found = {}
+    for name, function in callers("layer", Case(BOTH, *LAYERS[0], dtype=dtype), names).items():
+        with Products() as noted:
+            function()
+        found[name] = f"{CONTESTANTS['layer'][name].note} ({', '.join(sorted(noted.seen))})"
+    return found
 
 
-# ---------------------------------------------------------------- the recurrence alone, and copying
+# ---------------------------------------------------------------- memory traffic of the recurrence, and copying
 
 
 def traffic(value: int, backend: Backend) -> dict[str, int]:
-    """Bytes that each pass moves for an element (step, sequence, channel), as kernels/sru.cu has it; c is kept."""
+    """Bytes that each pass moves for an element (step, sequence, channel), as kernels/sru.cu states; c is saved."""
     u, x, h, c = 3 * value, value, value, 4 // (backend.every if isinstance(backend, Kernels) else 1)
     return {FORWARD: u + x + h + c, BACKWARD: 2 * (u + x) + h + c}
 
 
-def copying(count: int) -> dict[str, Function]:
-    """Functions that move count bytes: read half of them and write as many. The faster one tells what memory can: on a
-    GPU copy_ is no kernel, and a graph may take longer to begin it."""
+def copying(count: int) -> Function:
+    """Function that reads and writes half of so many bytes each. On a GPU it is a kernel, which copy_ is not."""
     source = torch.randn(count // 8, device=DEVICE)  # zeros are moved faster
-    target = torch.empty_like(source)
-    return {"copy": partial(target.copy_, source), "negate": partial(torch.neg, source, out=target)}
+    return partial(torch.neg, source, out=torch.empty_like(source))
 
 
-def fastest(took: Mapping[str, Spread], what: str = "") -> Spread:
-    """Of the functions of :func:`copying`, as :func:`measure` found them; what: their names' ending."""
-    return min(took[f"{name}{what}"] for name in ("copy", "negate"))
+def copy_speed(turns: int) -> float:
+    """GB/s of a large copy."""
+    count = 2**30 if ON_GPU else 2**28
+    return count / measure({"copy": copying(count)}, turns)["copy"].median / 1e6
 
 
 def passes(backend: Backend, case: Case) -> dict[str, Function]:
     """The recurrence's passes, and copies of the bytes that they must move."""
-    new = partial(torch.randn, device=DEVICE, dtype=DTYPES[case.dtype])
-    x, gradient = (new(case.length, case.batch, case.size) for _ in range(2))
-    bias = torch.zeros(2, case.size, device=DEVICE)
-    tensors = Tensors(new(case.length, case.batch, 3, case.size), x, bias)
-    options = Options("tanh", False, 1.0)
+    u, x, bias = recurrence_inputs(case)
+    tensors, options, gradient = Tensors(u, x, bias), Options("tanh", False, 1.0), random(case, *case.shape)
     saved = backend.forward(tensors, None, options, True)[2]
     assert saved is not None
     needed = (True, True, True, False, False, False)
@@ -253,29 +338,53 @@ def passes(backend: Backend, case: Case) -> dict[str, Function]:
         BACKWARD: partial(backend.backward, tensors, None, options, saved, gradient, None, needed),
     }
     for name, count in traffic(x.element_size(), backend).items():
-        functions |= {f"{how} {name}": moves for how, moves in copying(count * x.numel()).items()}
+        functions[f"copy {name}"] = copying(count * x.numel())
     return {name: graphed(f, REPLAY) for name, f in functions.items()} if case.mode == GRAPH else functions
 
 
-# ---------------------------------------------------------------- tables, plot, files
+def time_passes(backend: Backend, cases: Iterable[Case], turns: int, keep: Keep) -> None:
+    """Time the recurrence's passes; ``share`` is that of the speed of copying as many bytes."""
+
+    def rows() -> Iterator[list[str]]:
+        for case in cases:
+            try:
+                took = measure(passes(backend, case), turns)
+            except RuntimeError as error:
+                if case.mode != GRAPH:
+                    raise
+                failed(f"{case}, recurrence", error)
+                continue
+            for name, count in traffic(DTYPES[case.dtype].itemsize, backend).items():
+                this, ms, copy = case._replace(what=name), took[name], took[f"copy {name}"]
+                moved, share = count * math.prod(case.shape), copy.median / ms.median
+                spreads = {"ms": ms._asdict(), "copy_ms": copy._asdict()}
+                keep("recurrence", {**this._asdict(), **spreads, "bytes": moved, "share": share})
+                yield [str(this), *map(short, (ms.median, copy.median, share, moved / ms.median / 1e6))]
+
+    title = f"The recurrence, {backend.name}, next to copying the bytes that it must move:"
+    table(title, ["pass", "recurrence ms", "copy ms", "share", "GB/s"], rows())
 
 
-def ratios(took: dict[str, Spread]) -> dict[str, float]:
-    return {r: took[a].median / took[b].median for r, (a, b) in RATIOS.items() if a in took and b in took}
+# ---------------------------------------------------------------- the plot
 
 
-def plot(found: dict[Case, dict[str, Spread]], title: str) -> Figure:
+def measured(report: dict[str, Any]) -> dict[Case, dict[str, Spread]]:
+    """Times of a report's cases."""
+    return {Case.of(entry): {name: Spread(**ms) for name, ms in entry["ms"].items()} for entry in report["cases"]}
+
+
+def plot(times: dict[Case, dict[str, Spread]], title: str) -> Figure:
     """Bars as in the README of the published code: forward, and with backward; a row of panels for each variant."""
     figure = Figure(figsize=(15, 5 * len(VARIANTS)), layout="constrained")
     figure.suptitle(title)
+    names = [name for name in CONTESTANTS["layer"] if name != GEMM and any(name in took for took in times.values())]
     panels = [(*variant, what) for variant in VARIANTS for what in (FORWARD, BOTH)]
     for ax, (dtype, mode, what) in zip(figure.subplots(len(VARIANTS), 2, squeeze=False).flat, panels, strict=True):
-        groups = {s: found[c] for s in PLOTTED if (c := Case(what, *s, dtype, mode)) in found}
-        names = [name for name in NAMES if name != GEMM and any(name in took for took in groups.values())]
+        groups = {shape: times.get(Case(what, *shape, dtype, mode), {}) for shape in PLOTTED}
         for i, name in enumerate(names):
             medians = [took[name].median if name in took else math.nan for took in groups.values()]
             places = [group + (i - (len(names) - 1) / 2) * 0.9 / len(names) for group in range(len(groups))]
-            bars = ax.bar(places, medians, 0.85 / len(names), label=name, color=f"C{list(NAMES).index(name)}")
+            bars = ax.bar(places, medians, 0.85 / len(names), label=name, color=f"C{i}")
             ax.bar_label(bars, ["" if math.isnan(m) else short(m) for m in medians], fontsize=7.5, padding=2)
         ax.set_xticks(range(len(groups)), [f"l={length}, d={size}" for length, _, size in groups])
         ax.set_title(f"{what}, {dtype}, {mode}" if len(VARIANTS) > 1 else what)
@@ -285,64 +394,6 @@ def plot(found: dict[Case, dict[str, Spread]], title: str) -> Figure:
     return figure
 
 
-def measured(report: dict[str, Any]) -> dict[Case, dict[str, Spread]]:
-    """The cases of a report."""
-    return {Case.of(entry): {name: Spread(**ms) for name, ms in entry["ms"].items()} for entry in report["cases"]}
-
-
-def draw(report: dict[str, Any], folder: Path) -> Path:
-    """Write the plot of a report's cases; the file."""
-    write_figure(folder / DRAWN, plot(measured(report), f"One layer, {TITLE.format(**report['machine'])}"))
-    return folder / DRAWN
-
-
-# ---------------------------------------------------------------- the report's parts: each is printed
-
-
-Keep = Callable[[dict[str, Any]], object]  # takes each entry of the report as soon as it is known
-
-
-def all_cases(cases: Iterable[Case], package: Package, turns: int, keep: Keep, rivals: bool = False) -> None:
-    def rows() -> Iterator[list[str]]:
-        for case in tqdm(cases, disable=None, leave=False):
-            functions = callers(case, package, rivals)
-            if not functions:
-                continue
-            took = measure(functions, turns)
-            ms = {name: spread._asdict() for name, spread in took.items()}
-            keep({**case._asdict(), "ms": ms, "ratios": ratios(took)})
-            medians = [took[name].median if name in took else None for name in NAMES]
-            yield [str(case), *map(short, medians), *(short(ratios(took).get(r)) for r in RATIOS)]
-
-    table("Milliseconds:", ["case", *NAMES, *RATIOS], rows())
-
-
-def all_notes(package: Package, case: Case) -> dict[str, str]:
-    print(f"\nContestants, and which library multiplies their {case.dtype} matrices by which operators:\n")
-    notes = {name: f"{NAMES[name]}: {products(function)}" for name, function in callers(case, package).items()}
-    print(*(f"- {name}: {note}" for name, note in notes.items()), sep="\n")
-    return notes
-
-
-def all_scans(backend: Backend, cases: Iterable[Case], turns: int, keep: Keep) -> None:
-    """share: of the speed of copying as many bytes. What can't be recorded as a graph is measured call by call."""
-
-    def rows() -> Iterator[list[str]]:
-        for case in cases:
-            try:
-                took = measure(passes(backend, case), turns)
-            except RuntimeError as error:
-                if case.mode != GRAPH:
-                    raise
-                failed(f"{case}, alone", error)
-                case = case._replace(mode=EAGER)
-                took = measure(passes(backend, case), turns)
-            for name, count in traffic(DTYPES[case.dtype].itemsize, backend).items():
-                this, ms, copy = case._replace(what=name), took[name], fastest(took, f" {name}")
-                moved, share = count * case.length * case.batch * case.size, copy.median / ms.median
-                spreads = {"ms": ms._asdict(), "copy_ms": copy._asdict()}
-                keep({**this._asdict(), **spreads, "bytes": moved, "share": share})
-                yield [str(this), *map(short, (ms.median, copy.median, share, moved / ms.median / 1e6))]
-
-    title = f"The recurrence alone, {backend.name}, beside copying the bytes that it must move:"
-    table(title, ["pass", "recurrence ms", "copy ms", "share", "GB/s"], rows())
+def draw(report: dict[str, Any], path: Path) -> None:
+    """Write the plot of a report's cases."""
+    write_figure(path, plot(measured(report), f"One layer, {TITLE.format(**report['machine'])}"))

@@ -1,32 +1,26 @@
-"""Steps of training and decoding of whole models; ../steps.py tells how."""
+"""Whole models of one size, untrained, on random tokens: updates, steps of the decoder, and search."""
 
 from __future__ import annotations
 
 import copy
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
 from common.machine import parameters
 from torch import Tensor
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile, record_function
 
 import fairseq_sru.models  # noqa: F401  registers the architectures
-from fairseq_sru import sru_recurrence
-from fairseq_sru.models.step import Step
 
-from .timing import DEVICE, ON_GPU, Function, graphed
+from .registry import CONTESTANTS, SOURCE, TARGET, Preset, contestant
+from .timing import DEVICE, DRY, ON_GPU, Function, Spread, failed, graphed, measure
 
 SRU, UNIT, LSTM, TRANSFORMER = "sru", "lstm unit", "fairseq lstm", "fairseq transformer"
-PAIRS, SOURCE, STEPS = 40, 25, 40
-CASES = [(1, 1), (1, 5), (64, 1), (64, 5)]  # sentences, beam
-# SRU's preset: fairseq's Transformer that is made as large, the width of its feed-forward block, and its heads
-PRESETS = {"sru_iwslt_de_en": ("transformer_iwslt_de_en", 2, 4), "sru_wmt": ("transformer_wmt_en_de", 4, 8)}
+Maker = Callable[[Any], Function]  # of what is timed, from a model
 
 
 def dictionary(size: int) -> Any:
@@ -59,42 +53,56 @@ def narrowed(target: int, multiple: int, make: Callable[[int], Any]) -> Any:
     return make(min(range(8 * multiple, 4096, multiple), key=lambda width: abs(law(width) - target)))
 
 
-def systems(vocabulary: int, preset: str = "sru_iwslt_de_en") -> tuple[Any, dict[str, Any]]:
-    """A dictionary, and the models by their names; preset: SRU's."""
-    words = dictionary(vocabulary)
-    task = Namespace(source_dictionary=words, target_dictionary=words)
-    sru = built(preset, task)
-    target = size(sru)
-    arch, wider, heads = PRESETS[preset]
+@contestant("model", SRU)
+def sru(name: str, preset: Preset, task: Any, target: int) -> Any:
+    return built(name, task)
 
-    def lstm(width: int) -> Any:
+
+@contestant("model", UNIT)
+def lstm_unit(name: str, preset: Preset, task: Any, target: int) -> Any:
+    return built(name.replace("sru", "lstm"), task)
+
+
+@contestant("model", LSTM)
+def fairseq_lstm(name: str, preset: Preset, task: Any, target: int) -> Any:
+    def make(width: int) -> Any:
         sizes = {f"{side}_embed_dim": width for side in ("encoder", "decoder", "decoder_out")}
         sizes |= {"encoder_hidden_size": width // 2, "decoder_hidden_size": width}
         both = {"encoder_layers": 2, "decoder_layers": 2, "encoder_bidirectional": True, "decoder_attention": "1"}
         return built("lstm", task, **sizes, **both)
 
-    def transformer(width: int, inner: int | None = None) -> Any:
-        sizes = {f"{side}_embed_dim": width for side in ("encoder", "decoder")}
-        sizes |= {f"{side}_ffn_embed_dim": inner or wider * width for side in ("encoder", "decoder")}
-        return built(arch, task, **sizes)
+    return narrowed(target, 16 if ON_GPU else 8, make)  # cuDNN's products in 16 bits want widths of 8
 
-    fitted: Callable[[int], Any] = transformer
-    if ON_GPU:  # heads of such a width as torch's fused attention takes; then the inner width is what varies
-        whole = narrowed(target, 8 * heads, transformer)
-        fitted = partial(transformer, whole.encoder.embed_tokens.embedding_dim)
-    return words, {
-        SRU: sru,
-        UNIT: built(preset.replace("sru", "lstm"), task),
-        LSTM: narrowed(target, 16 if ON_GPU else 8, lstm),  # cuDNN's products in 16 bits want widths of 8
-        TRANSFORMER: narrowed(target, 8, fitted),
-    }
+
+@contestant("model", TRANSFORMER)
+def transformer(name: str, preset: Preset, task: Any, target: int) -> Any:
+    def make(width: int, inner: int | None = None) -> Any:
+        sizes = {f"{side}_embed_dim": width for side in ("encoder", "decoder")}
+        sizes |= {f"{side}_ffn_embed_dim": inner or preset.wider * width for side in ("encoder", "decoder")}
+        return built(preset.transformer, task, **sizes)
+
+    if not ON_GPU:
+        return narrowed(target, 8, make)
+    # heads of a width that torch's fused attention takes; then the inner width varies
+    whole = narrowed(target, 8 * preset.heads, make)
+    return narrowed(target, 8, partial(make, whole.encoder.embed_tokens.embedding_dim))
+
+
+def systems(name: str, preset: Preset) -> tuple[Any, dict[str, Any]]:
+    """Dictionary, and the models of one size by their names; name: of SRU's preset."""
+    words = dictionary(preset.vocabulary)
+    task = Namespace(source_dictionary=words, target_dictionary=words)
+    models: dict[str, Any] = {}
+    for system, entry in CONTESTANTS["model"].items():  # SRU first
+        models[system] = entry.make(name, preset, task, size(models[SRU]) if models else 0)
+    return words, models
 
 
 def tokens(words: Any, rows: int, length: int) -> Tensor:
     return torch.randint(words.nspecial, len(words), (rows, length), device=DEVICE)
 
 
-def trainer(model: Any, words: Any, pairs: int = PAIRS, dtype: torch.dtype = torch.float32) -> Function:
+def trainer(model: Any, words: Any, pairs: int = 40, dtype: torch.dtype = torch.float32) -> Function:
     """A function that makes an update; under autocast where dtype is not that of the model."""
     source, before, after = (tokens(words, pairs, SOURCE) for _ in range(3))
     lengths = torch.full((pairs,), SOURCE, device=DEVICE)
@@ -126,20 +134,20 @@ def for_decoding(model: Any) -> Any:
 
 @torch.no_grad()
 def begun(model: Any, words: Any, sentences: int, beam: int) -> tuple[Any, Tensor, Tensor]:
-    """Encoded sentences, once for each hypothesis; those in their order; and tokens of STEPS steps."""
+    """Encoded sentences, once for each hypothesis; those in their order; and tokens of TARGET steps."""
     encoded = model.encoder(tokens(words, sentences, SOURCE), torch.full((sentences,), SOURCE, device=DEVICE))
     encoded = model.encoder.reorder_encoder_out(encoded, torch.arange(sentences, device=DEVICE).repeat_interleave(beam))
-    return encoded, torch.arange(sentences * beam, device=DEVICE), tokens(words, sentences * beam, STEPS)
+    return encoded, torch.arange(sentences * beam, device=DEVICE), tokens(words, sentences * beam, TARGET)
 
 
 def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
-    """A function that takes the decoder of a model :func:`for_decoding` through STEPS steps."""
+    """A function that takes the decoder of a model :func:`for_decoding` through TARGET steps."""
     encoded, order, before = begun(model, words, sentences, beam)
 
     @torch.no_grad()
     def decode() -> None:
         state: dict[str, dict[str, Tensor | None]] = {}
-        for step in range(STEPS):
+        for step in range(TARGET):
             model.decoder(before[:, : step + 1], encoder_out=encoded, incremental_state=state)
             if beam > 1:
                 model.decoder.reorder_incremental_state_scripting(state, order)
@@ -174,7 +182,7 @@ def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Functi
             if kept is not None:
                 kept.zero_()  # the state before the first step
         decoder.sources(encoded, None)  # for its time alone: the graph reads those that it was made with
-        for at in range(STEPS):
+        for at in range(TARGET):
             token.copy_(before[:, at : at + 1])
             replay()
 
@@ -188,67 +196,56 @@ def searcher(model: Any, words: Any, sentences: int, beam: int) -> Function:
     source = tokens(words, sentences, SOURCE)
     lengths = torch.full((sentences,), SOURCE, device=DEVICE)
     sample = {"net_input": {"src_tokens": source, "src_lengths": lengths}}
-    # STEPS with the end of the sentence, which is kept for the last
-    generator = SequenceGenerator([model], words, beam, max_len_a=0, max_len_b=STEPS - 1, min_len=STEPS - 1)
+    # TARGET with the end of the sentence, which is kept for the last
+    generator = SequenceGenerator([model], words, beam, max_len_a=0, max_len_b=TARGET - 1, min_len=TARGET - 1)
 
     def search() -> None:
         found = generator.generate([model], sample)
-        assert {len(best["tokens"]) for hypotheses in found for best in hypotheses[:1]} == {STEPS}
+        assert {len(best["tokens"]) for hypotheses in found for best in hypotheses[:1]} == {TARGET}
 
     return search
 
 
-DECODING = {"step": stepper, "decode": searcher}  # what is timed
-OTHER = "the rest, and Python"
-KINDS = {
-    "matrix products": ("mm", "addmm", "bmm", "baddbmm", "_linear_pointwise", "mkldnn_rnn_layer"),
-    "attention and softmax": ("softmax", "scaled_dot_product", "efficient_attention", "flash_attention", "masked_fill"),
-    "recurrence": ("Recurrence",),
-    "compiled step": ("CompiledStep",),
-    "layer norm": ("layer_norm",),
-    "dropout": ("dropout", "_Dropped", "bernoulli", "random_", "lt"),
-    "optimizer": ("Optimizer", "foreach", "addcmul", "addcdiv", "lerp", "linalg_vector_norm"),
-}
+# ---------------------------------------------------------------- the cases
 
 
-def recorded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function that the profiler sees by name: compiled code is a call that it doesn't see."""
-
-    def call(*arguments: Any, **options: Any) -> Any:
-        with record_function(name):
-            return function(*arguments, **options)
-
-    return call
-
-
-def shares(function: Function) -> dict[str, float]:
-    """What part of the function's time each kind of operator takes by itself."""
-    function()
-    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if DEVICE.type == "cuda" else [])
-    with (
-        mock.patch("fairseq_sru.layers.cell.sru_recurrence", recorded("Recurrence", sru_recurrence)),
-        mock.patch.object(Step, "run", recorded("CompiledStep", Step.run)),
-        profile(activities=activities) as seen,
-    ):
-        for _ in range(1 if DEVICE.type == "cuda" else 3):  # there it takes long to read
-            with record_function("all"):  # by itself: what is outside of torch, Python
-                function()
-    return by_kind(seen.key_averages(), DEVICE.type == "cuda")
+def cases_of(preset: Preset, words: Any, models: dict[str, Any]) -> dict[str, tuple[Maker, dict[str, Any]]]:
+    """By the case's name, the maker of what is timed, and the models that take part."""
+    cases: dict[str, tuple[Maker, dict[str, Any]]] = {}
+    dtypes = {"train": torch.float32, **({"train, bfloat16": torch.bfloat16} if ON_GPU or DRY else {})}
+    for name, dtype in dtypes.items():
+        cases[name] = partial(trainer, words=words, pairs=preset.pairs, dtype=dtype), models
+    decoding = {name: for_decoding(model) for name, model in models.items()} if preset.decoding else {}
+    for what, maker in {"step": stepper, "decode": searcher}.items():
+        for sentences, beam in preset.decoding:
+            made = partial(maker, words=words, sentences=sentences, beam=beam)
+            cases[f"{what}, batch {sentences}, beam {beam}"] = made, decoding
+    # nn.LSTM's packing and fairseq's own models wait for the GPU and can't be recorded; a capture that fails may spoil
+    # what follows
+    if ON_GPU or DRY:
+        update = cases["train, bfloat16"][0]
+        cases["train, bfloat16, CUDA graph"] = (lambda model: graphed(update(model))), {SRU: models[SRU]}
+        for sentences, beam in preset.decoding:
+            step = partial(graphed_stepper, words=words, sentences=sentences, beam=beam)
+            cases[f"step, CUDA graph, batch {sentences}, beam {beam}"] = step, {SRU: decoding[SRU]}
+    return cases
 
 
-def by_kind(events: Iterable[Any], on_gpu: bool) -> dict[str, float]:
-    """What part of the time of a profile each kind of operator has by itself."""
-    found = dict.fromkeys([*KINDS, OTHER], 0.0)
-    for event in events:
-        name = event.key.removeprefix("aten::")
-        kinds = (k for k, parts in KINDS.items() if any(name == p or (len(p) > 4 and p in name) for p in parts))
-        kind = next(kinds, OTHER)
-        if event.device_type == torch.autograd.DeviceType.CUDA:  # a kernel's time is its operator's
-            if name.startswith("sru_"):  # but the recurrence's, which outside of autograd has none
-                found["recurrence"] += event.self_device_time_total
-        elif not on_gpu:
-            found[kind] += event.self_cpu_time_total
-        elif kind != "recurrence":
-            found[kind] += event.self_device_time_total
-    all_of_it = sum(found.values()) or 1.0
-    return {kind: took / all_of_it for kind, took in found.items()}
+def time_case(case: str, maker: Maker, models: dict[str, Any], turns: int) -> dict[str, Any] | None:
+    """Entry of a case in the report; None where no system runs."""
+    functions: dict[str, Function] = {}
+    for name, model in models.items():
+        try:
+            function = maker(model)
+            function()
+            functions[name] = function
+        except Exception as error:  # one system that fails must not cost the other figures
+            if name == SRU and "graph" not in case:
+                raise
+            failed(f"{name}, {case}", error)
+    if not functions:
+        return None
+    per = TARGET if case.startswith("step") else 1
+    took = {name: Spread(*(ms / per for ms in spread)) for name, spread in measure(functions, turns).items()}
+    ratios = {name: spread.median / took[SRU].median for name, spread in took.items() if name != SRU}
+    return {"ms": {name: spread._asdict() for name, spread in took.items()}, "ratios": ratios}

@@ -1,4 +1,4 @@
-"""Types of arguments: what is wrong with one is told under its name."""
+"""Types of arguments; argparse names the argument in their errors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def file(text: str) -> Path:
 
 
 def output_file(text: str) -> Path:
-    """Written at the end of long work: whether it can be is told before."""
+    """A file that is written at the end of long work: refused before it where it can't be."""
     path = Path(text)
     if os.path.isdir(path):
         raise argparse.ArgumentTypeError(f"{path} can't be written: it is a folder")

@@ -1,4 +1,4 @@
-"""Ends of a script that are no fault of its own."""
+"""Exit handling: closed pipes, and errors that the user can mend."""
 
 import signal
 import sys
@@ -15,4 +15,4 @@ def end_with_reader() -> None:
 
 
 class RecipeError(Exception):
-    """What the user can mend; the message says how."""
+    """An error that the user can mend; the message says how."""

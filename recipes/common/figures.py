@@ -1,4 +1,4 @@
-"""How plots look, and their files: the same figures give the same bytes."""
+"""Style of plots, and their files: the same figures give the same bytes."""
 
 from __future__ import annotations
 

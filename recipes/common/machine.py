@@ -1,4 +1,4 @@
-"""What a report says of machine and model, and the cores that there are."""
+"""Facts of the machine, the model and the source, for reports."""
 
 from __future__ import annotations
 
@@ -37,14 +37,9 @@ def cores() -> int:
     return of_this_process()
 
 
-def files(*patterns: str) -> list[Path]:
-    """The project's files of these patterns, as :meth:`Path.glob` takes them."""
-    return sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
-
-
 def source(*patterns: str) -> str:
-    """What tells two states of :func:`files` apart."""
+    """Hash of the names and contents of the project's files of these patterns, as :meth:`Path.glob` takes them."""
     seen = hashlib.sha256()
-    for path in files(*patterns):
+    for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()):
         seen.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return seen.hexdigest()[:12]

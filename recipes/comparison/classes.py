@@ -34,7 +34,7 @@ class Classes:
 
     def __init__(self, checkpoint: Path, data: Path) -> None:
         if (data / "input1").exists():
-            raise RecipeError(f"{data} has pairs of sentences: their classes are told by fairseq-validate alone")
+            raise RecipeError(f"{data} has pairs of sentences: only fairseq-validate classifies them")
         given = {"data": str(data), "encoder_embed_path": None}  # the vectors are in the checkpoint
         try:
             (self.model,), cfg, self.task = checkpoint_utils.load_model_ensemble_and_task([str(checkpoint)], given)
@@ -43,7 +43,7 @@ class Classes:
             said = " ".join(str(error).split())[:300]
             raise RecipeError(f"{checkpoint} is no classifier of {data}: {said}") from None
         if self.task.cfg.regression_target:
-            raise RecipeError(f"{checkpoint} tells numbers, no classes: fairseq-validate alone scores it")
+            raise RecipeError(f"{checkpoint} tells numbers, no classes: only fairseq-validate scores it")
         self.model.eval()
         prepared = (data / TEST).is_file()
         self.tokens = tokens if prepared else str.split  # as fairseq-preprocess has text of the user's

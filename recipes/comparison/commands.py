@@ -46,7 +46,7 @@ def files_named(flags: Mapping[str, Any]) -> list[Path]:
 
 
 def cpu_backend() -> str:
-    """Of the recurrence, on a CPU; or why none runs."""
+    """Name of the recurrence's backend on a CPU, or the reason why none runs."""
     try:
         return getattr(choose("auto", "cpu"), "name", "reference")
     except (RuntimeError, ValueError) as error:  # of what the environment names
@@ -70,12 +70,12 @@ class Commands:
 
     @property
     def gpus(self) -> list[str]:
-        """Which GPUs each run sees of those at a time, as CUDA_VISIBLE_DEVICES names them: as many as it has processes,
-        all like the first one; empty on a CPU."""
+        """Values of CUDA_VISIBLE_DEVICES for runs at a time: each has as many GPUs as processes, all like the first
+        one. Empty on a CPU."""
         each, count = self.settings.processes, 0 if self.cpu else torch.cuda.device_count()
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         kinds = [torch.cuda.get_device_name(i) for i in range(count)]
-        names = [name for name, kind in zip(seen.split(","), kinds, strict=False) if kind == kinds[0]]
+        names = [name for name, kind in zip(visible.split(","), kinds, strict=False) if kind == kinds[0]]
         return [",".join(names[i : i + each]) for i in range(0, len(names) - each + 1, each)]
 
     def prepare(self) -> list[str]:
@@ -83,33 +83,33 @@ class Commands:
         named = [] if s.data is None else [s.data]
         return ["python", "recipes/prepare.py", *named, *words({**s.prepare, "out": self.data})]
 
-    @property
-    def _kept(self) -> Path:
-        return Path(self.settings.out, "stamps", "bfloat16.json")
-
     def here(self) -> dict[str, Any]:
-        """What of this machine decides how fast the commands are, and the packages that they run."""
+        """Facts of this machine that decide how fast the commands are, and versions of packages."""
         packages = {name: version(name) for name in ("torch", "fairseq")}
         packages["fairseq_sru"] = f"{__version__} (source {source('kernels/*', 'fairseq_sru/**/*.py')})"
-        found = {"processor": processor(), "threads": torch.get_num_threads(), **packages}
+        facts = {"processor": processor(), "threads": torch.get_num_threads(), **packages}
         if self.cpu:  # on a GPU it would take memory of it
-            found["backend"] = cpu_backend()
+            facts["backend"] = cpu_backend()
         elif torch.cuda.is_available():
-            found["gpu"] = torch.cuda.get_device_name()
-        return found
+            facts["gpu"] = torch.cuda.get_device_name()
+        return facts
 
     @cached_property
     def pays(self) -> bool:
-        """Whether a CPU is faster in bfloat16, as it was when the comparison began: measured again while the machine
-        is busy, another answer would have all that is trained be trained anew."""
-        if self._kept.is_file():
-            return bool(json.loads(self._kept.read_text(encoding="utf-8"))["pays"])
+        """True if this CPU is faster in bfloat16, as measured when the comparison began: a measurement on a busy
+        machine could differ, and would change the commands that train."""
+        if self._measured.is_file():
+            return bool(json.loads(self._measured.read_text(encoding="utf-8"))["pays"])
         return bfloat16_pays()
 
+    @property
+    def _measured(self) -> Path:
+        return Path(self.settings.out, "stamps", "bfloat16.json")
+
     def keep(self) -> None:
-        """Note it for the runs that go on with this one."""
-        if self.cpu and not self._kept.is_file():
-            write_text(self._kept, json.dumps({"pays": self.pays}) + "\n")
+        """Note :attr:`pays` for commands that go on with this comparison."""
+        if self.cpu and not self._measured.is_file():
+            write_text(self._measured, json.dumps({"pays": self.pays}) + "\n")
 
     def options(self, system: str) -> dict[str, Any]:
         """A system's flags of fairseq-train: on a CPU in bfloat16 where that pays, unless the settings say how."""

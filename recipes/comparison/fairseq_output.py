@@ -1,4 +1,4 @@
-"""What fairseq wrote: translations of fairseq-generate, checkpoints of fairseq-train."""
+"""Readers of fairseq's output: translations of fairseq-generate, checkpoints of fairseq-train."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ def hypotheses(generated: str, kind: str = "H") -> list[str]:
     Raises:
         ValueError: a sentence is missing or there twice.
     """
-    found = re.findall(rf"^{kind}-(\d+)\t[^\t\n]*\t?(.*)$", generated, re.MULTILINE)
-    lines = {int(number): text for number, text in found}
-    if len(lines) != len(found) or sorted(lines) != list(range(len(lines))):
+    printed = re.findall(rf"^{kind}-(\d+)\t[^\t\n]*\t?(.*)$", generated, re.MULTILINE)
+    lines = {int(number): text for number, text in printed}
+    if len(lines) != len(printed) or sorted(lines) != list(range(len(lines))):
         raise ValueError(
-            f"{len(found)} translations of {len(lines)} sentences, the last of which is {max(lines, default=0)}"
+            f"{len(printed)} translations of {len(lines)} sentences, the last of which is {max(lines, default=0)}"
         )
     return [lines[i] for i in range(len(lines))]
 
 
 def gpu_memory(printed: str) -> int | None:
-    """The peak in bytes, of what fairseq-train printed; None where it told none."""
+    """Peak of a GPU's memory in bytes, from the log of fairseq-train; None without a GPU."""
     free = [float(gigabytes) for gigabytes in re.findall(r'"(?:train_)?gb_free": "([\d.]+)"', printed)]
     total = re.search(r"total memory = ([\d.]+) GB", printed)
     return int((float(total[1]) - min(free)) * 2**30) if free and total else None
 
 
 class Trained(NamedTuple):
-    """What a checkpoint tells of the run so far."""
+    """Facts of a run up to a checkpoint."""
 
     parameters: int  # tied weights count once, copies that fairseq keeps not at all
     updates: int
@@ -83,7 +83,7 @@ def carry(now: Trained, carried: list[list[float]]) -> Trained:
 
 
 def complete(checkpoint: Path, updates: int) -> Trained:
-    """What a run's last checkpoint tells.
+    """Facts of a run's last checkpoint.
 
     Raises:
         ValueError: it has made fewer updates.

@@ -9,17 +9,21 @@ import matplotlib
 from common.figures import write_figure
 from matplotlib.figure import Figure
 
-from .verdict import setting, tested
-
 matplotlib.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True})
 matplotlib.rcParams.update({"grid.alpha": 0.3, "font.size": 10})
 
 
-def draw(report: dict[str, Any], folder: Path) -> None:
-    """Write curves.svg and speed.svg."""
-    systems = tested(report)
-    for name, figure in (("curves", curves(report, systems)), ("speed", speed(systems))):
-        write_figure(folder / f"{name}.svg", figure)
+def draw(report: dict[str, Any], systems: dict[str, Any], settings: list[str], folder: Path) -> None:
+    """Write curves.svg and speed.svg.
+
+    Args:
+        report: a comparison's.
+        systems: those of its systems that have a run.
+        settings: in which decoding was timed.
+        folder: takes the files.
+    """
+    write_figure(folder / "curves.svg", curves(report, systems))
+    write_figure(folder / "speed.svg", speed(systems, settings))
 
 
 def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:
@@ -49,24 +53,24 @@ def curves(report: dict[str, Any], systems: dict[str, Any]) -> Figure:
     return figure
 
 
-def speed(systems: dict[str, Any]) -> Figure:
+def speed(systems: dict[str, Any], settings: list[str]) -> Figure:
     """Bars: speed of training, and of decoding in each setting."""
-    settings = next(iter(systems.values()))["decoding"] if systems else []
-    titles = ["training\ntarget tokens/s"]
-    titles += [f"decoding, sentences/s\n{setting(d)}" for d in settings]
+    titles = ["training\ntarget tokens/s", *(f"decoding, sentences/s\n{setting}" for setting in settings)]
     values = [[system["training_tokens_per_second"] for system in systems.values()]]
     values += [[s["decoding"][i]["sentences_per_second"] for s in systems.values()] for i in range(len(settings))]
     height = 1.2 + 0.35 * max(len(systems), 2)
     figure, places = Figure(figsize=(2.6 * len(titles), height), layout="constrained"), range(len(systems))
     axes = figure.subplots(1, len(titles), squeeze=False)
-    for axis, title, found in zip(axes[0], titles, values, strict=True):
-        bars = axis.barh(places, found, color=[f"C{i}" for i in places], height=0.7)
-        axis.bar_label(bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in found], padding=3)
+    for axis, title, speeds in zip(axes[0], titles, values, strict=True):
+        bars = axis.barh(places, speeds, color=[f"C{i}" for i in places], height=0.7)
+        axis.bar_label(
+            bars, labels=[f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in speeds], padding=3
+        )
         axis.set_title(title, fontsize=10)
         axis.set_yticks(places, list(systems) if axis is axes[0, 0] else [""] * len(systems))
         axis.invert_yaxis()
         axis.grid(False)
         axis.set_xticks([])
         axis.spines["bottom"].set_visible(False)
-        axis.set_xlim(0, max(found, default=1) * 1.45)  # room for the numbers
+        axis.set_xlim(0, max(speeds, default=1) * 1.45)  # room for the numbers
     return figure

@@ -23,11 +23,18 @@ import torch
 from common.machine import cores
 from tqdm import tqdm
 
-PATIENCE = 10.0  # seconds from being told to end to being killed
+PATIENCE = 10.0  # seconds from SIGTERM to SIGKILL
 NEWS = 20  # last lines of a failed command that are shown
 OFTEN = 0.1  # seconds between looks at the memory, for commands that print a million lines
 
-Found = TypeVar("Found")
+# In another locale a command would print what is not UTF-8; a warning would cut a line that is printed in blocks.
+ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
+UNLESS_GIVEN = {
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages for small tensors, too: training is faster
+    "NVIDIA_TF32_OVERRIDE": "0",  # torch would let cuDNN have it: nn.LSTM and convolutions, and no other products
+}
+
+Result = TypeVar("Result")
 
 _running: set[subprocess.Popen[str]] = set()
 _ending = Event()  # set while what several threads run is stopped
@@ -38,17 +45,17 @@ def program(command: Sequence[str]) -> list[str]:
     """The command with its program from the environment of this Python."""
     if command[0] == "python":  # which may go by another name here
         return [sys.executable, *command[1:]]
-    beside = Path(sys.executable).with_name(command[0])
-    return [str(beside) if beside.is_file() else command[0], *command[1:]]
+    installed = Path(sys.executable).with_name(command[0])
+    return [str(installed) if installed.is_file() else command[0], *command[1:]]
 
 
 def _end_with_parent() -> None:
-    # Else the orphan of a killed comparison would go on writing beside its successor.
+    # Else the orphan of a killed comparison would go on writing in its folder.
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def peak_memory(pid: int | str) -> int:
-    """Peak resident memory of a process or of one of those that it started, in bytes; 0 where /proc doesn't tell.
+    """Peak resident memory of a process or of one of those that it started, in bytes; 0 where /proc lacks it.
 
     Not rusage: there a child begins with the peak of the process that started it.
     """
@@ -76,34 +83,28 @@ def stop_all() -> None:
         stop(process)
 
 
-# In another locale a command would print what is not UTF-8; a warning would cut a line that is printed in blocks;
-# another level of fairseq's log lacks the speeds.
-ENVIRONMENT = {"PYTHONUTF8": "1", "PYTHONUNBUFFERED": "1"}
-UNLESS_GIVEN = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",  # large pages for small tensors, too: training is faster
-    "NVIDIA_TF32_OVERRIDE": "0",  # torch would let cuDNN have it: nn.LSTM and convolutions, and no other products
-}
-
-
 @functools.cache
 def say_if_crowded(jobs: int) -> None:
-    """Say once where so many at a time have more threads than there are cores, and wait for one another."""
+    """Say once where there are more threads than cores: a slice that waits gives a run too few updates."""
     threads, there = torch.get_num_threads(), cores()
     if threads > (fit := max(1, there // jobs)):
-        each = f"--jobs {jobs} of {threads} threads each" if jobs > 1 else f"{threads} threads"
-        on = "one core" if there == 1 else f"{there} cores"
-        tqdm.write(f"{each}, on {on}, wait for one another: set OMP_NUM_THREADS={fit}")
+        tqdm.write(f"{jobs} at a time of {threads} threads, on {there} cores, wait: set OMP_NUM_THREADS={fit}")
 
 
 def side_by_side(
     jobs: int,
-    work: Sequence[Callable[[], Found]],
-    then: Callable[[Found], object] = lambda found: None,
+    work: Sequence[Callable[[], Result]],
+    then: Callable[[Result], object] = lambda result: None,
     gpus: Sequence[str] = (),
 ) -> None:
-    """Do pieces of work, so many at a time; ``then`` is called in this thread with what each returned. If one fails, or
-    on Ctrl-C, commands that run are stopped and no further ones begin. With several at a time, the commands of each see
-    the next of ``gpus``, as CUDA_VISIBLE_DEVICES names them; without any, all see what there is."""
+    """Do pieces of work, so many at a time. If one fails, or on Ctrl-C, commands that run are stopped.
+
+    Args:
+        jobs: pieces at a time.
+        work: the pieces.
+        then: is called in this thread with what each returned.
+        gpus: values of CUDA_VISIBLE_DEVICES; with several jobs, each sees one of them. Without any, all see all.
+    """
     if not gpus:
         say_if_crowded(jobs)
     if jobs == 1:
@@ -136,16 +137,19 @@ def execute(
     on_line: Callable[[str], object],
     limit: float | None = None,
 ) -> dict[str, Any]:
-    """Run a command whose output goes to a file, and see its lines; its wall time, and its peak memory when it last
-    printed a line, or a tenth of a second before (None where /proc doesn't tell).
+    """Run a command whose output goes to a file; return its seconds, and its peak memory when it last printed a line.
 
     Args:
+        command: the command.
+        output: takes what it prints.
+        append: keep what the file has.
+        on_line: is called with each line.
         limit: seconds after which it is stopped, with all that it started; PATIENCE later it is killed.
 
     Raises:
         subprocess.CalledProcessError: it failed; its last lines are the exception's output.
         subprocess.TimeoutExpired: it was stopped.
-        KeyboardInterrupt: :func:`side_by_side` stops what it does.
+        KeyboardInterrupt: :func:`side_by_side` stops its commands.
     """
     if _ending.is_set():
         raise KeyboardInterrupt
@@ -169,8 +173,9 @@ def execute(
         _running.add(process)
         if _ending.is_set():  # stop_all was before it
             stop(process)
-        timers = [] if limit is None else [Timer(limit, stop, [process])]
-        timers += [] if limit is None else [Timer(limit + PATIENCE, stop, [process, signal.SIGKILL])]
+        timers: list[Timer] = []
+        if limit is not None:
+            timers = [Timer(limit, stop, [process]), Timer(limit + PATIENCE, stop, [process, signal.SIGKILL])]
         for timer in timers:
             timer.start()
         try:
@@ -188,10 +193,11 @@ def execute(
             if process.returncode is None:  # Ctrl-C
                 stop(process)
                 process.wait()
+    seconds = time.monotonic() - begun
     if _ending.is_set():
         raise KeyboardInterrupt
-    if limit is not None and time.monotonic() - begun >= limit:
+    if limit is not None and seconds >= limit:
         raise subprocess.TimeoutExpired(list(command), limit)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command), "".join(last))
-    return {"seconds": time.monotonic() - begun, "peak_memory": peak or None}
+    return {"seconds": seconds, "peak_memory": peak or None}

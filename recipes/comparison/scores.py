@@ -13,7 +13,7 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.significance import PairedTest, Result
 from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 
-from .verdict import METRICS
+from .report import METRICS
 
 WITHOUT_SPACES = ("zh", "ja", "ko")  # whose words sacreBLEU finds
 BY_CHARACTER = ("th", "lo", "km", "my", "bo")  # without spaces, too: Thai, Lao, Khmer, Burmese, Tibetan
@@ -26,9 +26,9 @@ LONGEST = 4  # words of a repeated n-gram
 
 
 def language(code: str) -> str:
-    """As sacreBLEU knows it: ``zh`` of ``zh_CN`` and ``zho_Hans``."""
-    known = code.partition("_")[0].lower()
-    return OF_ISO_639_3.get(known, known)
+    """sacreBLEU's code of a language: ``zh`` of ``zh_CN`` and ``zho_Hans``."""
+    base = code.partition("_")[0].lower()
+    return OF_ISO_639_3.get(base, base)
 
 
 class CharacterTER(TER):
@@ -48,7 +48,7 @@ def _bleu(target: str) -> BLEU:
 
 
 def metrics(target: str) -> dict[str, Any]:
-    """Of translations into a language.
+    """sacreBLEU's metrics for translations into a language.
 
     Raises:
         RuntimeError: sacreBLEU lacks what finds that language's words; it says what to install.
@@ -78,12 +78,12 @@ def compare(
     names = sorted(outputs, key=lambda name: name != baseline)
     systems: list[tuple[str, Sequence[str]]] = [(name, list(outputs[name])) for name in names]
     test = PairedTest(systems, metrics(target), references=[list(references)], test_type="bs")
-    signatures, found = test()
+    signatures, results = test()
     scores: dict[str, dict[str, Any]] = {name: {} for name in names}
     for metric in METRICS:
-        for name, result in zip(names, cast(list[Result], found[metric]), strict=True):
+        for name, result in zip(names, cast(list[Result], results[metric]), strict=True):
             p_value = None if result.p_value is None or baseline not in outputs else float(result.p_value)
-            if p_value is not None and result.score == cast(Result, found[metric][0]).score:  # the baseline's
+            if p_value is not None and result.score == cast(Result, results[metric][0]).score:  # the baseline's
                 p_value = 1.0  # sacreBLEU's has no ties: 1 / 1001
             values = {key: float(getattr(result, key)) for key in ("score", "mean", "ci")}
             scores[name][metric] = {**values, "p_value": p_value}
@@ -126,6 +126,6 @@ def repetition(sentences: Sequence[str], target: str) -> dict[str, float]:
     Japanese and BY_CHARACTER of characters, numbers and words in ASCII."""
     if language(target) in ("zh", "ja", *BY_CHARACTER):
         sentences = [" ".join(re.findall(r"[!-~]+|\S", sentence)) for sentence in sentences]
-    found = [repeated(sentence) for sentence in sentences]
-    shares = {str(n): found.count(n) / len(found) for n in range(1, LONGEST + 1)}
-    return {**shares, "any": 1 - found.count(0) / len(found)}
+    lengths = [repeated(sentence) for sentence in sentences]
+    shares = {str(n): lengths.count(n) / len(lengths) for n in range(1, LONGEST + 1)}
+    return {**shares, "any": 1 - lengths.count(0) / len(lengths)}

@@ -1,4 +1,4 @@
-"""What a comparison's YAML may hold."""
+"""Settings of a comparison, as its YAML file has them."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ from corpora.registry import CORPORA
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
-# fairseq's flags that the comparison sets by itself
-OURS = {"user-dir", "cpu", "seed", "max-update", "total-num-update", "save-dir", "save-interval-updates", "no-save"}
-OURS |= {
-    "distributed-world-size",
-    "no-epoch-checkpoints",
-    "no-last-checkpoints",
-    "log-format",
-    "path",
-    "gen-subset",
-    "quiet",
-    "results-path",
-    "nbest",
+# fairseq's flags that can't be given, by why
+OURS = """user-dir cpu seed max-update total-num-update save-dir save-interval-updates no-save distributed-world-size
+    no-epoch-checkpoints no-last-checkpoints log-format path gen-subset quiet results-path nbest"""
+ENDING = "max-epoch patience stop-min-lr stop-time-hours"  # budgets would not be equal
+RESTARTING = """no-save-optimizer-state reset-dataloader reset-lr-scheduler reset-meters reset-optimizer
+    restore-file"""
+REFUSED = {
+    **dict.fromkeys(OURS.split(), "is set by the comparison itself"),
+    **dict.fromkeys(ENDING.split(), "can't be given: the budget ends a run"),
+    **dict.fromkeys(RESTARTING.split(), "can't be given: a run that was stopped could not go on"),
 }
 
 KINDS = ("translation", "sentences", "language", "speech")  # of what is compared
@@ -36,11 +34,6 @@ JOINING = {
     "sentencepiece": {"remove-bpe": "sentencepiece"},
     "moses-bpe": {"remove-bpe": "subword_nmt", "tokenizer": "moses"},
 }
-# flags without which a run that was stopped can go on
-STARTING_ANEW = {"no-save-optimizer-state", "reset-dataloader", "reset-lr-scheduler", "reset-meters", "reset-optimizer"}
-STARTING_ANEW |= {"restore-file"}
-ENDING = {"max-epoch", "patience", "stop-min-lr", "stop-time-hours"}  # which would be of unequal budgets
-WHOLE = {"max-tokens", "max-tokens-valid", "max-source-positions", "max-target-positions"}  # lines may not exceed them
 OF_TRANSLATION = ("average", "curve", "speed", "split_compounds")  # settings that other kinds have no use for
 
 
@@ -97,8 +90,8 @@ class Settings:
     checkpoints: int = 10  # a run
     average: int = 1  # so many last checkpoints make the model that is tested
     slices: Slices = field(default_factory=Slices)
-    curve: Curve = field(default_factory=Curve)
-    speed: Speed = field(default_factory=Speed)
+    curve: Curve | None = field(default_factory=Curve)  # null: checkpoints are not scored
+    speed: Speed | None = field(default_factory=Speed)  # null: decoding is not timed
     cpu: Any = "auto"  # true, false, or auto: without a GPU
     processes: int = 1  # of training, each with a GPU of its own; more than one, or options of torchrun's, through that
     torchrun: list[str] = field(default_factory=lambda: ["--standalone"])  # its options beside --nproc-per-node
@@ -110,12 +103,16 @@ class Settings:
 
 
 def at_home(node: Any) -> Any:
-    """With ~/ at the beginning of values as shells have it; ~ alone is YAML's null."""
+    """Expand ~/ at the beginning of values as shells do; ~ itself is YAML's null."""
     if isinstance(node, dict):
         return {key: at_home(value) for key, value in node.items()}
     if isinstance(node, list):
         return list(map(at_home, node))
     return os.path.expanduser(node) if isinstance(node, str) and node.startswith("~/") else node
+
+
+def wrong(key: str, what: str) -> NoReturn:
+    raise ValueError(f"{key}: {what}")
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
@@ -124,13 +121,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     Raises:
         ValueError: the message names the key, what is wrong with it and what is allowed.
     """
-    for word in overrides:
-        if not re.match(r"[^=]+=", word):
-            raise ValueError(f"{word}: must be key=value")
-        try:
-            OmegaConf.from_dotlist([word])
-        except Exception as error:  # of the YAML reader, which has several
-            raise ValueError(f"{word}: the value is not YAML: {str(error).splitlines()[0]}") from None
+    if no_value := [word for word in overrides if not re.match(r"[^=]+=", word)]:
+        wrong(no_value[0], "must be key=value")
     try:
         recipe: Any = OmegaConf.load(path)
         above = OmegaConf.from_dotlist(list(overrides))
@@ -138,9 +130,8 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
             old, new = OmegaConf.select(recipe, key), OmegaConf.select(above, key)
             if old is not None and OmegaConf.is_list(old) != OmegaConf.is_list(new):
                 OmegaConf.update(recipe, key, None)
-        given = OmegaConf.merge(recipe, above)
-        merged = OmegaConf.merge(Settings, at_home(OmegaConf.to_container(given)))
-        settings = OmegaConf.to_object(merged)
+        merged = OmegaConf.to_container(OmegaConf.merge(recipe, above))
+        settings = OmegaConf.to_object(OmegaConf.merge(Settings, at_home(merged)))
     except ConfigKeyError as error:
         if not dataclasses.is_dataclass(error.object_type):
             raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
@@ -149,46 +140,24 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     except OmegaConfBaseException as error:
         raise ValueError(f"{error.full_key or path}: {str(error).splitlines()[0]}") from None
     except Exception as error:  # of the YAML reader, which has several
-        raise ValueError(f"{path} is not a YAML file of settings: {error}") from None
+        raise ValueError(f"{path} and {' '.join(overrides)} are not YAML: {error}") from None
     assert isinstance(settings, Settings)
-    _check_text("out", OmegaConf.select(given, "out"))
     left_out = {name for name, options in settings.systems.items() if options is None}
-    known = recipe.get("systems") or {}
-    if unknown := sorted(left_out - known.keys()):
-        wrong(f"systems.{unknown[0]}", f"is null, but the recipe has only {', '.join(known)}")
+    systems = recipe.get("systems") or {}
+    if unknown := sorted(left_out - systems.keys()):
+        wrong(f"systems.{unknown[0]}", f"is null, but the recipe has only {', '.join(systems)}")
     for name in left_out:
         del settings.systems[name]
-    _check(settings)
+    _check_kind(settings)
+    _check_systems(settings)
+    _check_numbers(settings)
+    if settings.cpu not in (True, False, "auto"):
+        wrong("cpu", f"must be true, false or auto; got {settings.cpu!r}")
     return settings
 
 
-def wrong(key: str, what: str) -> NoReturn:
-    raise ValueError(f"{key}: {what}")
-
-
-def _check_text(key: str, value: Any) -> None:
-    if not isinstance(value, str | None):
-        wrong(key, f"must be text; YAML reads no as false, 01 as 1: quote it; got {value}")
-
-
-def _check_numbers(s: Settings) -> None:
-    seeds = s.seeds
-    numbers_alone = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
-    if not numbers_alone or not seeds or len(set(seeds)) != len(seeds):
-        wrong("seeds", f"must be different numbers, one at least; got {seeds}")
-    numbers: dict[str, float | None] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
-    for group in ("budget", "slices", "curve", "speed"):
-        numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(getattr(s, group)).items()}
-    for key, value in numbers.items():
-        if isinstance(value, list) and not value:
-            wrong(key, "must have a number at least")
-        for number in value if isinstance(value, list) else [value]:
-            if number is not None and number <= 0:
-                wrong(key, f"must be above 0; got {number}")
-
-
 def tokenizer(s: Settings) -> str:
-    """By what text becomes subwords: what ``prepare`` names, or has made the vocabulary that it takes."""
+    """Name of the tokenizer that makes text into subwords: that of ``prepare``, or of the vocabulary that it takes."""
     if folder := s.prepare.get("vocabulary"):
         try:
             return str(json.loads((ROOT / folder / "manifest.json").read_text(encoding="utf-8"))["tokenizer"])
@@ -203,38 +172,21 @@ def _check_kind(s: Settings) -> None:
     if s.kind != "translation":
         for key in OF_TRANSLATION:
             if getattr(s, key) != getattr(Settings(), key):
-                wrong(key, f"is for the kind translation alone; this is {s.kind}")
+                wrong(key, f"is for the kind translation only; this is {s.kind}")
         if s.kind == "sentences" and s.generate:
             wrong("generate", "is not for the kind sentences, which generates nothing")
     elif s.data is not None and s.data not in CORPORA:
         wrong("data", f"must be one of {', '.join(CORPORA)}, or null for text of your own; got {s.data}")
     elif tokenizer(s) == "moses-bpe":
         for key, allowed in JOINING["moses-bpe"].items():
-            if (given := s.generate.get(key, allowed)) != allowed:
-                wrong(f"generate.{key}", f"must be {allowed} where subwords are of moses-bpe; got {given}")
+            if (value := s.generate.get(key, allowed)) != allowed:
+                wrong(f"generate.{key}", f"must be {allowed} where subwords are of moses-bpe; got {value}")
     for key in ("source-lang", "target-lang", "test-speakers", "out"):
-        _check_text(f"prepare.{key}", s.prepare.get(key))
-    for key, path in {"out": s.out, "prepare.out": s.prepare.get("out")}.items():
-        if ":" in (path or ""):
-            wrong(key, f"must have no colon, at which fairseq splits paths; got {path}")
+        if not isinstance(value := s.prepare.get(key), str | None):
+            wrong(f"prepare.{key}", f"must be text; YAML reads no as false, 01 as 1: quote it; got {value}")
 
 
-def _check_checkpoints(s: Settings) -> None:
-    if s.average > s.checkpoints:
-        wrong("average", f"must be at most checkpoints, {s.checkpoints}; got {s.average}")
-    if s.budget.updates and s.budget.updates < s.checkpoints:
-        wrong("budget.updates", f"must be at least checkpoints, {s.checkpoints}; got {s.budget.updates}")
-    if s.average == 1:
-        return
-    if s.budget.updates and s.budget.updates % s.checkpoints:  # those that are averaged are at equal distances
-        wrong("budget.updates", f"must be a multiple of checkpoints, {s.checkpoints}; got {s.budget.updates}")
-    for name in s.systems:
-        if 0 < (kept := s.flags_of(name).get("keep-interval-updates") or 0) < s.average:
-            wrong(f"systems.{name}.keep-interval-updates", f"must be at least average, {s.average}; got {kept}")
-
-
-def _check(s: Settings) -> None:
-    _check_kind(s)
+def _check_systems(s: Settings) -> None:
     if not s.systems:
         wrong("systems", "must hold a system at least")
     for name, options in s.systems.items():
@@ -244,26 +196,41 @@ def _check(s: Settings) -> None:
             wrong(f"systems.{name}", f"must be flags of fairseq-train, 'arch' among them; got {options!r}")
     groups = {"train": s.train, "generate": s.generate, **{f"systems.{n}": o for n, o in s.systems.items()}}
     for group, options in groups.items():
-        said = {flag for flag, value in options.items() if value not in (None, False)}
-        for flag in WHOLE & said:
-            if type(options[flag]) is not int:
-                wrong(f"{group}.{flag}", f"must be a whole number, without quotes; got {options[flag]!r}")
-        for flag in OURS & options.keys():
-            wrong(f"{group}.{flag}", "is set by the comparison itself")
-        for flag in ENDING & said:
-            wrong(f"{group}.{flag}", "can't be given: the budget ends a run")
-        for flag in STARTING_ANEW & said if s.kind != "sentences" else ():
-            wrong(f"{group}.{flag}", "can't be given: a run that was stopped could not go on")
+        for flag in REFUSED.keys() & {flag for flag, value in options.items() if value not in (None, False)}:
+            if not (s.kind == "sentences" and flag in RESTARTING.split()):  # a fold begins again
+                wrong(f"{group}.{flag}", REFUSED[flag])
     if s.baseline not in s.systems:
         wrong("baseline", f"must be one of {', '.join(s.systems)}; got {s.baseline}")
-    if (s.budget.updates is None) == (s.budget.minutes is None):
-        wrong("budget", f"must have either updates or minutes; got {s.budget.updates} and {s.budget.minutes}")
-    _check_numbers(s)
-    _check_checkpoints(s)
-    if s.cpu not in (True, False, "auto"):
-        wrong("cpu", f"must be true, false or auto; got {s.cpu!r}")
+
+
+def _check_numbers(s: Settings) -> None:
+    if not s.seeds or len(set(s.seeds)) != len(s.seeds):
+        wrong("seeds", f"must be different numbers, one at least; got {s.seeds}")
+    numbers: dict[str, Any] = {"checkpoints": s.checkpoints, "average": s.average, "processes": s.processes}
+    for group in ("budget", "slices", "curve", "speed"):
+        if (values := getattr(s, group)) is not None:
+            numbers |= {f"{group}.{key}": value for key, value in dataclasses.asdict(values).items()}
+    for key, value in numbers.items():
+        if value == []:
+            wrong(key, "must have a number at least")
+        for number in value if isinstance(value, list) else [value]:
+            if number is not None and number <= 0:
+                wrong(key, f"must be above 0; got {number}")
+    updates = s.budget.updates
+    if (updates is None) == (s.budget.minutes is None):
+        wrong("budget", f"must have either updates or minutes; got {updates} and {s.budget.minutes}")
+    if s.average > s.checkpoints:
+        wrong("average", f"must be at most checkpoints, {s.checkpoints}; got {s.average}")
+    if updates and updates < s.checkpoints:
+        wrong("budget.updates", f"must be at least checkpoints, {s.checkpoints}; got {updates}")
+    if updates and s.average > 1 and updates % s.checkpoints:  # those that are averaged are at equal distances
+        wrong("budget.updates", f"must be a multiple of checkpoints, {s.checkpoints}; got {updates}")
+    for name in s.systems:
+        number = s.flags_of(name).get("keep-interval-updates") or 0
+        if 0 < number < s.average:
+            wrong(f"systems.{name}.keep-interval-updates", f"must be at least average, {s.average}; got {number}")
 
 
 def updates_in(minutes: float, updates_per_second: float, checkpoints: int) -> int:
-    """The updates of a run of that time: a multiple of the number of checkpoints, and one each at least."""
+    """Updates of a run of that time: a multiple of the number of checkpoints, and one each at least."""
     return max(1, round(minutes * 60 * updates_per_second / checkpoints)) * checkpoints

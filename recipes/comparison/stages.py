@@ -1,7 +1,7 @@
 """Stages of a comparison: commands and functions that are run once, and again when what they depend on changed.
 
-Each stage has a stamp, a JSON file that holds its key (a hash of its command and of its inputs' contents), what it cost
-and how its outputs looked when it was done.
+Each stage has a stamp, a JSON file with its key (a hash of its command and of its inputs' contents), what it cost and
+digests of its outputs.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,6 @@ from common.hold import FolderError, held
 from .processes import execute
 
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
-OURS = re.compile(r"checkpoint.*\.pt(\.tmp|\.part)?|crash\.pt|average\.pt|train\.log|\.\d+-.+")  # of a run
 MEETING = re.compile(r"--(standalone|(master|node|rdzv|local)[-_].*)")  # how torchrun's processes meet
 
 
@@ -34,9 +34,13 @@ class StageError(Exception):
     """A stage failed; the message has its name and the last lines of its command."""
 
 
+class Late(StageError):
+    """A command took longer than it may."""
+
+
 @contextmanager
 def working_in(out: Path, parser: ArgumentParser, mixed: bool = False) -> Iterator[None]:
-    """Hold a comparison's folder while a command works in it. What goes wrong, and Ctrl-C, end the command with a line.
+    """Hold a comparison's folder while a command works in it. Errors, and Ctrl-C, end the command with a line.
 
     Args:
         out: the folder.
@@ -66,57 +70,29 @@ def evenly(count: int, total: int) -> list[int]:
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder of fairseq-train's.
-
-    Raises:
-        StageError: the folder has something else in it, and stays as it is.
-    """
-    if not path.is_dir():
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
-        return
-    inside = sorted(path.iterdir())
-    if strange := [file for file in inside if file.is_dir() or not OURS.fullmatch(file.name)]:
-        raise StageError(f"{strange[0]} is not of this comparison, and {path} has to be made anew: move it")
-    for file in inside:
-        file.unlink()
-    path.rmdir()
-
-
-def refuse(trained: Iterable[Path]) -> None:
-    """Raise a FolderError that names what would have to be removed to train anew, if there is anything."""
-    if names := dict.fromkeys(map(str, trained)):
-        told = "trained with other settings or moved; remove that, or name another out=DIR"
-        raise FolderError(f"{', '.join(names)}: {told}")
 
 
 def digest(path: Path) -> str | None:
-    """What tells two states of a file apart; None without the file."""
+    """Size of a file and hash of its ends; None without the file."""
     if not path.is_file():
         return None
     size = path.stat().st_size
     with path.open("rb") as file:
-        seen = hashlib.sha256(file.read(END))
+        ends = hashlib.sha256(file.read(END))
         file.seek(max(END, size - END))
-        seen.update(file.read())
-    return f"{size} {seen.hexdigest()}"
+        ends.update(file.read())
+    return f"{size} {ends.hexdigest()}"
 
 
 def essence(command: Sequence[str]) -> list[str]:
-    """What a command's result depends on: not how torchrun's processes meet, nor how a path here is spelled."""
-    here = f"{Path.cwd()}/"
-    words = [word.removeprefix(here) for word in command]
-    if words[0] != "torchrun":
-        return words
-    values = [bool(MEETING.fullmatch(word)) and "=" not in word and word != "--standalone" for word in words]
-    return [
-        word
-        for word, is_value in zip(words, [False, *values], strict=False)
-        if not is_value and not MEETING.fullmatch(word)
-    ]
-
-
-class Late(StageError):
-    """A command took longer than it may."""
+    """The command without how torchrun's processes meet; paths below this folder are relative."""
+    words = [word.removeprefix(f"{Path.cwd()}/") for word in command]
+    return [word for word in words if not MEETING.fullmatch(word)] if words[0] == "torchrun" else words
 
 
 class Stages:
@@ -124,7 +100,7 @@ class Stages:
 
     Args:
         folder: takes the stamps.
-        show: is told of each stage's begin.
+        show: is called with the name and command of each stage that begins.
         here: facts of this machine, for the stamp of each command that runs.
     """
 
@@ -135,101 +111,63 @@ class Stages:
         self.show = show
         self.here = here or {}
 
+    def _path(self, name: str) -> Path:
+        return self.folder / f"{name.replace(' ', '-')}.json"
+
     def stamp(self, name: str) -> dict[str, Any]:
-        """What is known of a stage; empty if it never began."""
-        return self._read(self.folder / f"{name.replace(' ', '-')}.json")
-
-    def _read(self, path: Path) -> dict[str, Any]:
-        try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        except ValueError as error:
-            raise StageError(f"{path} is damaged ({error}): remove it, and move what its stage made") from None
-        return found
-
-    def noted(self, fact: str) -> list[Any]:
-        """What the stamps of commands that are done say, each once, in the order of time."""
-        stamps = map(self._read, self.folder.glob("[!.]*.json"))
-        done = (stamp for stamp in stamps if {fact, "finished", "command"} <= stamp.keys())
-        return list(dict.fromkeys(stamp[fact] for stamp in sorted(done, key=lambda stamp: str(stamp["finished"]))))
-
-    def differ(self, names: Sequence[str], here: Mapping[str, Any]) -> bool:
-        """Whether a stage was run where other facts held; what its stamp lacks counts as the same."""
-        return any(self.stamp(name).get(fact, value) != value for name in names for fact, value in here.items())
-
-    def alike(self, names: Sequence[str], here: Mapping[str, Any]) -> None:
-        """Let all of these run anew where some were run where other facts held."""
-        for name in names if self.differ(names, here) else ():
-            self.again(name)
+        """Facts of a stage; empty if it never began."""
+        path = self._path(name)
+        stamp: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return stamp
 
     def _write(self, name: str, stamp: dict[str, Any]) -> None:
-        write_text(self.folder / f"{name.replace(' ', '-')}.json", json.dumps(stamp, indent=1) + "\n")
+        write_text(self._path(name), json.dumps(stamp, indent=1) + "\n")
 
-    def _key(self, what: Any, inputs: Sequence[str | None]) -> str:
-        return hashlib.sha256(json.dumps([what, inputs]).encode()).hexdigest()
+    def noted(self, fact: str) -> list[Any]:
+        """A fact of all commands that are done, each value once, in the order of time."""
+        stamps = (json.loads(path.read_text(encoding="utf-8")) for path in self.folder.glob("[!.]*.json"))
+        done = [stamp for stamp in stamps if {fact, "finished", "command"} <= stamp.keys()]
+        return list(dict.fromkeys(stamp[fact] for stamp in sorted(done, key=lambda stamp: str(stamp["finished"]))))
 
     def is_of(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
-        """Whether what is known of a stage is of this command and these inputs."""
+        """Return whether a stage's stamp is of this command and these inputs."""
         stamp = self.stamp(name)
-        return stamp.get("key") == self._key(essence(command), self._looks(stamp, inputs))
+        return stamp.get("key") == self._key(essence(command), self._digests(stamp, inputs))
 
-    def _looks(self, stamp: dict[str, Any], inputs: Sequence[Path]) -> list[str | None]:
-        """The inputs' digests; of one that is gone since the stage was done, as it was: it may be removed, as to free
-        the disk."""
-        looks, before = list(map(digest, inputs)), stamp.get("inputs", [])
-        if not stamp.get("done") or len(before) != len(looks):
-            return looks
-        return [look or noted for look, noted in zip(looks, before, strict=True)]
+    def _key(self, what: Any, digests: Sequence[str | None]) -> str:
+        return hashlib.sha256(json.dumps([what, digests]).encode()).hexdigest()
 
-    def again(self, name: str) -> None:
-        """Let a stage run anew that may be done."""
-        if stamp := self.stamp(name):
-            self._write(name, {**stamp, "done": False})
+    def _digests(self, stamp: dict[str, Any], inputs: Sequence[Path]) -> list[str | None]:
+        """The inputs' digests; of one that was removed since the stage was done, as to free the disk, the old one."""
+        now, before = list(map(digest, inputs)), stamp.get("inputs", [])
+        if not stamp.get("done") or len(before) != len(now):
+            return now
+        return [new or old for new, old in zip(now, before, strict=True)]
 
     def _begin(
         self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False
     ) -> dict[str, Any]:
-        """The stage's stamp. Where the stage begins anew, its outputs are removed.
-
-        Raises:
-            StageError: an output is there that this stage has not made, or not like that; or it can't be made anew.
-        """
+        """The stage's stamp. Where the stage has to begin at its start, its outputs are removed."""
         stamp = self.stamp(name)
-        gone = [path for path in inputs if not path.is_file()] if stamp.get("done") else []
-        key = self._key(what, looks := self._looks(stamp, inputs))
-        same = stamp.get("key") == key
-        if same and stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
-            return stamp
-        if not (same and not stamp["done"] and goes_on):
-            if gone:
-                raise StageError(f"{name}: can't be made anew, {gone[0]} is gone")
-            there = [path for path in outputs if path.exists()]
-            if not stamp and there:
-                raise StageError(f"{name}: {there[0]} is there, and not of this comparison: move it")
-            if changed := self.changed(name, there):
-                raise StageError(f"{name}: {changed[0]} was changed, and would have to be made anew: move it")
-            for path in outputs:  # before the stamp changes: a kill in between leaves nothing that would pass for new
-                remove(path)
-            stamp = {"key": key, "inputs": looks, "done": False}
-            self._write(name, stamp)
-        return stamp
-
-    def _end(self, name: str, stamp: dict[str, Any], outputs: Sequence[Path], facts: dict[str, Any]) -> dict[str, Any]:
-        looks = [digest(path) for path in outputs if path.is_file()]
-        finished = time.strftime("%Y-%m-%d %H:%M")
-        stamp = {**stamp, **facts, "done": True, "finished": finished, "outputs": looks}
+        digests = self._digests(stamp, inputs)
+        key = self._key(what, digests)
+        if stamp.get("key") == key:
+            if stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
+                return stamp
+            if goes_on and not stamp["done"]:
+                return stamp
+        for path in outputs:  # before the stamp changes: a kill in between leaves nothing that would pass for new
+            remove(path)
+        stamp = {"key": key, "inputs": digests, "done": False}
         self._write(name, stamp)
         return stamp
 
-    def changed(self, name: str, outputs: Sequence[Path]) -> list[Path]:
-        """Outputs of a stage that is done which are not as it made them."""
-        stamp = self.stamp(name)
-        there = [path for path in outputs if path.is_file()] if stamp.get("done") else []
-        return [path for path in there if digest(path) not in stamp["outputs"]]
-
-    def remade(self, name: str, outputs: Sequence[Path]) -> None:
-        """Note that another command of ours made a stage's outputs anew."""
-        if stamp := self.stamp(name):
-            self._end(name, stamp, outputs, {})
+    def _end(self, name: str, stamp: dict[str, Any], outputs: Sequence[Path], facts: dict[str, Any]) -> dict[str, Any]:
+        digests = [digest(path) for path in outputs if path.is_file()]
+        finished = time.strftime("%Y-%m-%d %H:%M")
+        stamp = {**stamp, **facts, "done": True, "finished": finished, "outputs": digests}
+        self._write(name, stamp)
+        return stamp
 
     def always(
         self,
@@ -240,8 +178,7 @@ class Stages:
         on_line: Callable[[str], object] = lambda line: None,
         limit: float | None = None,
     ) -> dict[str, Any]:
-        """Run a command that knows by itself whether there is something to do; what it cost. limit: of
-        :func:`execute`.
+        """Run a command unconditionally and return its time and memory; arguments as of :func:`execute`.
 
         Raises:
             StageError: it failed; Late: it took too long.
@@ -252,7 +189,7 @@ class Stages:
         except subprocess.TimeoutExpired as error:
             raise Late(f"{name}: stopped after {error.timeout:.0f} seconds") from None
         except subprocess.CalledProcessError as error:
-            self.show(f"{name} failed; all that it said: {log}")
+            self.show(f"{name} failed; all that it printed: {log}")
             raise StageError(f"{name}: exit status {error.returncode}\n{error.output}".rstrip()) from None
         except OSError as error:
             raise StageError(f"{name}: {error}") from None
@@ -270,14 +207,19 @@ class Stages:
         facts: Callable[[], dict[str, Any]] = dict,
         limit: float | None = None,
     ) -> dict[str, Any]:
-        """Run a command once; its stamp. limit: of :func:`execute`.
+        """Run a command once; return its stamp.
 
         Args:
+            name: of the stage.
+            command: the command.
             inputs: files that the result depends on.
-            outputs: files that the command makes; folders of this stage alone, which are removed when it begins anew.
-            resume: for a command that goes on where it stopped: told the stamp before the command is run; returns what
-                to add to the stamp, or None if nothing is left to do.
+            outputs: files that the command makes; folders of this stage only, which are removed when it begins.
+            log: takes what it prints.
+            on_line: as of :func:`execute`.
+            resume: for a command that goes on where it stopped: is called with the stamp before the command is run;
+                returns what to add to the stamp, or None if nothing is left to do.
             facts: called when it is done; returns what to add to the stamp.
+            limit: as of :func:`execute`.
 
         Raises:
             StageError: the command failed, or ``resume`` or ``facts`` did with a ValueError or RecipeError.
@@ -291,9 +233,7 @@ class Stages:
             if more is not None:
                 stamp = {**stamp, "command": list(command), **more}
                 self._write(name, stamp)
-                part = log if resume else log.with_name(log.name + ".part")
-                cost = self.always(name, command, part, append=resume is not None, on_line=on_line, limit=limit)
-                part.replace(log)
+                cost = self.always(name, command, log, append=resume is not None, on_line=on_line, limit=limit)
             return self._end(name, stamp, outputs, {**cost, **facts(), **self.here})
         except (ValueError, RecipeError) as error:
             raise StageError(f"{name}: {error}") from None

@@ -1,1 +1,1 @@
-"""Everything that is to be known of a GPU, by one command: ../gpu.sh tells how."""
+"""Tests, speed and training on a GPU, by one command: ../gpu.sh."""

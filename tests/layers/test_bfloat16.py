@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 import warnings
 
 import pytest
@@ -115,10 +113,6 @@ def test_a_processor_without_is_told_of_once(factor, monkeypatch):
     assert [str(w.message).partition(":")[0] for w in said] == [expected] * (factor < 1)
 
 
-def test_the_gain_is_measured_once():
-    assert module.bfloat16_gain() == module.bfloat16_gain()
-
-
 def test_what_torch_reads_is_set_unless_it_is():
     names = ("THP_MEM_ALLOC_ENABLE", "TORCH_CUDNN_SDPA_DEPRIORITIZED")
     show = f"import os, fairseq_sru; print(*map(os.environ.get, {names}))"
@@ -126,33 +120,10 @@ def test_what_torch_reads_is_set_unless_it_is():
         assert python("-c", show, without=names, **given).stdout.strip() == expected
 
 
-def test_threads_measure_one_after_the_other(monkeypatch):
-    """Else the second would find one thread, and set that for the rest of the process."""
-    module._gain.cache_clear()
-    threads, product, found = torch.get_num_threads(), bfloat16.linear, []
-    monkeypatch.setattr(bfloat16, "linear", lambda *of: (time.sleep(0.02), product(*of)))
-
-    def in_threads(*work):
-        begun = [threading.Thread(target=one) for one in work]
-        for thread in begun:
-            thread.start()
-        for thread in begun:
-            thread.join()
-
-    try:
-        torch.set_num_threads(3)
-        in_threads(module.bfloat16_gain, lambda: (time.sleep(0.05), module.bfloat16_gain()))
-        in_threads(lambda: found.append(torch.get_num_threads()))
-        assert found == [3]
-    finally:
-        module._gain.cache_clear()  # what was slowed down
-        torch.set_num_threads(threads)
-
-
 def test_measuring_the_gain_leaves_torch_as_it_was(monkeypatch):
     """Else a run that goes on, which measures in another update, would drop out something else; and one thread is for
     the measurement alone, in which several would wait for one another where other work runs."""
-    module._gain.cache_clear()
+    module.bfloat16_gain.cache_clear()
     before, threads = torch.get_rng_state(), torch.get_num_threads()
     used, product = set(), bfloat16.linear
     monkeypatch.setattr(bfloat16, "linear", lambda *of: (used.add(torch.get_num_threads()), product(*of)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import inspect
-import itertools
 import math
 import os
 import re
@@ -368,11 +367,7 @@ def test_a_scale_that_no_tensor_tells_can_be_given():
 
 V2 = {"weight_c": (8,)}
 NORM = {"layer_norm__weight": (4,), "layer_norm__bias": (4,)}
-ALLOWED = (
-    r"state_dict must hold rnn_lst.<layer>.<bias, layer_norm.bias, layer_norm.weight, scale_x, "
-    r"transform_module.0.weight, transform_module.1.weight, transform_module.weight, weight, weight_c, "
-    r"weight_proj>; got '{}'"
-)
+ALLOWED = "state_dict must hold rnn_lst.<layer>.<bias, .*>; got '{}'"
 
 
 @pytest.mark.parametrize(
@@ -416,27 +411,17 @@ def test_what_the_tensors_do_not_tell_must_be_given(name):
         SRU.from_sru_state_dict(published(), **{n: value for n, value in TOLD.items() if n != name})
 
 
-@pytest.mark.parametrize("state", [None, "theirs.pt", Path("theirs.pt"), SRU(4, 4)], ids=lambda s: type(s).__name__)
-def test_what_is_no_state_dict_is_named(state):
-    with pytest.raises(TypeError, match=f"state_dict must be .* tensors by name .*; got {type(state).__name__}"):
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (Path("theirs.pt"), "state_dict must be .* tensors by name .*; got PosixPath"),
+        ({"rnn_lst.0.weight": [1.0]}, "state_dict must hold tensors; rnn_lst.0.weight is of type list"),
+    ],
+    ids=["path", "list"],
+)
+def test_what_is_no_state_dict_is_named(state, message):
+    with pytest.raises(TypeError, match=message):
         SRU.from_sru_state_dict(state, **TOLD)
-    with pytest.raises(TypeError, match=r"state_dict must hold tensors; rnn_lst.0.weight is of type list"):
-        SRU.from_sru_state_dict({"rnn_lst.0.weight": [1.0]}, **TOLD)
-    with pytest.raises(ValueError, match=r"state_dict must hold rnn_lst.<layer>.*; got 'model'"):
-        SRU.from_sru_state_dict({"model": published()}, **TOLD)
-
-
-def test_every_kind_of_the_package_that_has_no_counterpart(sru):
-    for options, name in (
-        ({"custom_m": torch.nn.Linear(5, 16)}, "rnn_lst.0.custom_m.weight"),
-        ({"proj_input_to_hidden_first": True}, "input_to_hidden.weight"),
-    ):
-        for v1, bidirectional in itertools.product([False, True], repeat=2):
-            if "custom_m" in options and bidirectional:
-                continue
-            theirs = sru.SRU(5, 4, 1, bidirectional=bidirectional, v1=v1, **options)
-            with pytest.raises(ValueError, match=name):
-                SRU.from_sru_state_dict(theirs.state_dict(), **{**TOLD, "bidirectional": bidirectional})
 
 
 @pytest.mark.parametrize("given", [{}, {"normalize_after": None}, {"normalize_after": True}])
@@ -450,7 +435,7 @@ def test_where_a_layer_is_normalised_must_be_told(sru, given):
 
 @pytest.mark.parametrize("projection_size", [0, 3])
 def test_weights_of_version_3_are_those_of_2_transposed(sru, projection_size):
-    """As its modules.py has them: nn.Linear, of which two follow one another with a projection."""
+    """Its modules.py has nn.Linear, of which two follow one another with a projection."""
     state = sru.SRU(5, 4, 2, projection_size=projection_size).state_dict()
     names = {"weight": "transform_module.weight"}
     if projection_size:
@@ -469,7 +454,8 @@ PAGE = ROOT / "docs" / "layers.md"
 
 
 def rows(heading: str) -> Iterator[tuple[list[str], list[str], list[str], list[str]]]:
-    """Of docs/layers.md's first table below a heading: their names, defaults, our names (or theirs), defaults."""
+    """Yield rows of docs/layers.md's first table below a heading: their names, defaults, our names (or theirs),
+    defaults."""
     text = PAGE.read_text().split(f"## {heading}\n")[1]
     for line in text.strip().split("\n\n")[0].splitlines()[2:]:
         theirs, default, ours, our_default, *_ = (cell.strip() for cell in line.strip("|").split("|"))
@@ -496,13 +482,6 @@ def float_or_word(text: str) -> float | str:
     with contextlib.suppress(ValueError):
         return float(text)
     return text
-
-
-def test_the_defaults_of_nn_lstm_are_true() -> None:
-    lstm = torch.nn.LSTM(3, 4)
-    for theirs, default, _, _ in rows("From nn.LSTM"):
-        for name in theirs if default and default != ["None"] else ():
-            assert float_or_word(str(getattr(lstm, name))) == float_or_word(default[0]), name
 
 
 def test_python_of_the_layers_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -533,13 +512,3 @@ def test_the_layer_that_the_docs_name_is_that_of_the_package(sru, options):
     theirs = sru.SRU(8, 4, **options)
     read = SRU.from_sru_state_dict(theirs.state_dict(), **{**TOLD, "use_tanh": int("v1" in options)})
     assert [repr(cell) for cell in read.layers] == [repr(cell) for cell in ours.layers]
-
-
-def test_the_package_takes_two_dimensions_as_the_docs_say(sru):
-    """A single step to its SRUCell; its SRU refuses them, and so does ours."""
-    x = torch.randn(3, 5)
-    theirs = sru.SRU(5, 4, 1).eval()
-    with torch.no_grad():
-        close(theirs.rnn_lst[0](x)[0].view(3, 4), theirs(x[None])[0][0], "h", 1e-5)
-    with pytest.raises(ValueError, match="must be 3 dimensions"):
-        theirs(x)

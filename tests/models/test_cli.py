@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import re
 import shlex
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from conftest import ROOT, run_cli, write_pairs
 from support.commands import PLUGIN, SMALL, SMOOTHED, generate, hydra_words, hypotheses, reverses, train
-from support.processes import LONG, alone
+from support.processes import alone
 
 
 @pytest.fixture(scope="module")
@@ -48,49 +45,6 @@ def test_a_checkpoint_of_before_an_option_is_read(toy_data, tmp_path):
     torch.save(state, tmp_path / "older.pt")
     found = [hypotheses(generate(toy_data, path)) for path in (tmp_path / "checkpoint_last.pt", tmp_path / "older.pt")]
     assert found[0] == found[1]
-
-
-def test_arrays_that_an_unpatched_fairseq_saved_are_read(trained, toy_data, tmp_path):
-    state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
-    state["extra_state"]["bleu counts"] = [np.array([5, 4, 3, 2]), np.float64(0.5)]
-    torch.save(state, tmp_path / "arrays.pt")
-    assert hypotheses(generate(toy_data, tmp_path / "arrays.pt"))
-    done = train(toy_data, tmp_path / "save", *SMOOTHED, "--restore-file", tmp_path / "arrays.pt", "--max-epoch", 5)
-    assert re.search(r"Loaded checkpoint .*arrays.pt \(epoch", done.stdout + done.stderr)
-
-
-class Foreign:
-    def __reduce__(self):
-        return (Path.touch, (Path(self.where),))  # a pickle that runs code
-
-
-@pytest.mark.parametrize(
-    "option, message",
-    [
-        ("decoder_attention", "--decoder-attention must be True, False, global or a number of layers"),
-        ("adaptive_softmax_cutoff", "--adaptive-softmax-cutoff must be increasing numbers"),
-    ],
-)
-def test_code_in_a_checkpoints_options_is_not_run(option, message, trained, toy_data, tmp_path):
-    state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
-    code = f"[5, open({str(tmp_path / 'the code ran')!r}, 'w') and 10]"
-    state["cfg"]["model"].update({"criterion": "adaptive_loss", option: code})
-    torch.save(state, tmp_path / "options.pt")
-    done = run_cli("generate", toy_data, *PLUGIN, "--path", tmp_path / "options.pt", "--cpu", check=False)
-    assert done.returncode != 0
-    assert f"ValueError: {message}" in done.stderr
-    assert not (tmp_path / "the code ran").exists()
-
-
-def test_a_checkpoint_with_foreign_code_is_refused(trained, toy_data, tmp_path):
-    state = torch.load(trained / "checkpoint_last.pt", weights_only=False)
-    state["extra_state"]["foreign"] = foreign = Foreign()
-    foreign.where = str(tmp_path / "the code ran")
-    torch.save(state, tmp_path / "foreign.pt")
-    done = run_cli("generate", toy_data, *PLUGIN, "--path", tmp_path / "foreign.pt", "--cpu", check=False)
-    assert done.returncode != 0
-    assert "Weights only load failed" in done.stderr
-    assert not (tmp_path / "the code ran").exists()
 
 
 @pytest.mark.parametrize(
@@ -131,24 +85,6 @@ def test_interactive_answers_line_by_line_empty_ones_too(trained, toy_data):
         "interactive", toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu", "--beam", 2, text_in=lines
     )
     assert sorted(hypotheses(done.stdout)) == [0, 1, 2]
-
-
-@pytest.mark.slow
-def test_interactive_answers_before_it_is_asked_again(trained, toy_data):
-    """Through pipes, as a program asks."""
-    words = [toy_data, *PLUGIN, "--path", trained / "checkpoint_best.pt", "--cpu"]
-    command = [str(Path(sys.executable).with_name("fairseq-interactive")), *map(str, words)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
-        patience = threading.Timer(LONG, process.kill)
-        patience.start()
-        for line in ("a b c", "d c b"):
-            process.stdin.write(f"{line}\n")
-            process.stdin.flush()
-            assert any(said.startswith("D-") for said in process.stdout)
-        process.stdin.close()
-        assert process.wait() == 0
-        patience.cancel()
 
 
 def test_validate(trained, toy_data):
@@ -223,18 +159,6 @@ def test_average_of_weights_that_differ(tmp_path):
         average.average([tmp_path / "empty.pt"])
 
 
-def test_average_on_a_full_disk(trained, tmp_path, monkeypatch, capsys):
-    import average
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(average, "write", full)
-    with pytest.raises(SystemExit):
-        average.main(["--inputs", str(trained / "checkpoint1.pt"), "--output", str(tmp_path / "mean.pt")])
-    assert "mean.pt can't be written: [Errno 28] No space left on device" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -242,11 +166,9 @@ def test_average_on_a_full_disk(trained, tmp_path, monkeypatch, capsys):
             ["--inputs", "{folder}", "--num-epoch-checkpoints", "9"],
             "holds 4 epoch checkpoints; --num-epoch-checkpoints is 9",
         ),
-        (["--inputs", "{folder}", "--num-epoch-checkpoints", "-1"], "must be an integer of at least 1; got '-1'"),
         (["--inputs", "{folder}/none.pt"], "no such file"),
         (["--inputs", "{folder}"], "a folder, which wants --num-epoch-checkpoints"),
         (["--inputs", str(ROOT / "LICENSE")], "is not a fairseq checkpoint"),
-        (["--inputs", "{folder}/none.pt", "--num-epoch-checkpoints", "2"], "give one folder"),
         (["--inputs", "{folder}/checkpoint1.pt", "--output", "{folder}/checkpoint1.pt"], "is there already: remove it"),
     ],
 )
@@ -281,24 +203,6 @@ def test_hydra_train_with_a_preset(toy_data, tmp_path):
     assert len(hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 1))) == 53
 
 
-SIZES = ["--encoder-embed-dim", 32, "--decoder-embed-dim", 32]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "arch",
-    [
-        ["--arch", "lstm_tiny", "--encoder-hidden-size", 16, "--decoder-hidden-size", 32, "--share-all-embeddings"],
-        ["--arch", "sru_wmt_2017", "--encoder-layers", 3, "--decoder-layers", 3],
-    ],
-    ids=lambda words: words[1],
-)
-def test_the_presets_for_comparison(arch, toy_data, tmp_path):
-    train(toy_data, tmp_path, *SMOOTHED, "--max-update", 20, arch=[*arch, *SIZES, "--cpu"])
-    found = hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 5))
-    assert sorted(found) == list(range(53))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["lstm_tiny", "sru_wmt_2017"])
 def test_the_presets_for_comparison_learn_a_toy_task(arch, tmp_path):
@@ -319,14 +223,11 @@ def test_adaptive_softmax_and_no_attention_train_and_generate(toy_data, tmp_path
 # One of each kind; test_options.py has all.
 BAD = [
     (["--encoder-layers", 0], "error: --encoder-layers must be at least 1; got 0"),
-    (["--encoder-embed-path", "none.txt"], "error: --encoder-embed-path: no such file: none.txt"),
+    (["--encoder-embed-path", "none.txt"], "error: --encoder-embed-path must be a file that is there; got 'none.txt'"),
     (
         ["--share-all-embeddings", "--encoder-embed-dim", 48],
         "error: --share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; got 48 and 32",
     ),
-    (["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "abc"], "error: --adaptive-softmax-cutoff must be"),
-    (["--ddp-backend", "carrier-pigeon"], "error: argument --ddp-backend: invalid choice: 'carrier-pigeon'"),
-    (["--rnn-dropout", "much"], "error: argument --rnn-dropout: invalid float value: 'much'"),
 ]
 
 
@@ -344,7 +245,6 @@ def test_bad_data_folders_are_one_line_before_training(toy_data, tmp_path):
     for folder, languages, message in (
         ("none", [], "argument data: no such folder"),
         ("empty", [], "holds no dict.*.txt; fairseq-preprocess makes it"),
-        ("empty", ["-s", "en", "-t", "de"], "holds no dict.en.txt; fairseq-preprocess makes it"),
     ):
         done = train(tmp_path / folder, tmp_path / "save", *languages, check=False)
         assert done.returncode == 2
@@ -358,28 +258,9 @@ def test_separate_dictionaries(tmp_path):
         write_pairs(tmp_path, split, [(["a", "b"], ["x", "y", "z"])] * 20)
     prefixes = [word for s in ("train", "valid", "test") for word in (f"--{s}pref", tmp_path / s)]
     run_cli("preprocess", "-s", "en", "-t", "de", *prefixes, "--destdir", tmp_path / "bin")
-    done = train(tmp_path / "bin", tmp_path / "save", check=False)
-    assert done.returncode == 2
-    assert "--share-all-embeddings requires a joint dictionary" in done.stderr.strip().splitlines()[-1]
     train(
         tmp_path / "bin", tmp_path / "save", "--max-epoch", 1, arch=[w for w in SMALL if w != "--share-all-embeddings"]
     )
-
-
-@pytest.mark.slow
-def test_pretrained_embeddings_are_loaded_and_frozen(toy_data, tmp_path):
-    words = "abcdefghij"
-    rows = [f"{w} " + " ".join(f"{i / 10}" for _ in range(32)) for i, w in enumerate(words)]
-    (tmp_path / "vectors.txt").write_text(f"{len(words)} 32\n" + "\n".join(rows) + "\n")
-    embed = ["--encoder-embed-path", tmp_path / "vectors.txt", "--encoder-freeze-embed"]
-    train(toy_data, tmp_path / "save", *embed, "--max-epoch", 1)
-    weight = torch.load(tmp_path / "save" / "checkpoint_last.pt")["model"]["encoder.embed_tokens.weight"]
-    from fairseq.data import Dictionary
-
-    at = Dictionary.load(str(toy_data / "dict.en.txt")).index("d")
-    torch.testing.assert_close(weight[at], torch.full((32,), 0.3))
-    (tmp_path / "vectors.txt").unlink()
-    assert len(hypotheses(generate(toy_data, tmp_path / "save" / "checkpoint_last.pt"))) == 53
 
 
 def run_python(code, first, cwd):
@@ -452,14 +333,3 @@ def test_a_toy_task_is_learned(tmp_path):
     sizes = ["--encoder-embed-dim", 64, "--decoder-embed-dim", 64, "--encoder-hidden-size", 32, "--dropout", 0.1]
     small = [*sizes, "--share-all-embeddings", "--encoder-layers", 1, "--decoder-layers", 1]
     assert reverses(tmp_path, ["sru_tiny", *small], beam=1, epochs=14) > 0.95
-
-
-@pytest.mark.slow
-def test_checkpoint_of_the_lstm_baseline_loads_too(toy_data, tmp_path):
-    """fairseq's own LSTM keeps its options in an argparse.Namespace; with the plugin it can be compared under
-    today's torch."""
-    arch = ["--arch", "lstm", "--encoder-embed-dim", 16, "--decoder-embed-dim", 16, "--decoder-out-embed-dim", 16]
-    arch += ["--cpu"]
-    train(toy_data, tmp_path, "--max-epoch", 1, arch=arch)
-    train(toy_data, tmp_path, "--max-epoch", 2, arch=arch)
-    assert len(hypotheses(generate(toy_data, tmp_path / "checkpoint_last.pt", "--beam", 2))) == 53

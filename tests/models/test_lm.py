@@ -6,8 +6,6 @@ from __future__ import annotations
 import math
 import random
 import re
-import shutil
-from argparse import Namespace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +18,10 @@ from fairseq import checkpoint_utils, options, tasks
 from fairseq.data import Dictionary
 from fairseq.dataclass.configs import FairseqConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
-from fairseq.models import ARCH_CONFIG_REGISTRY
 from fairseq.sequence_scorer import SequenceScorer
 from omegaconf import OmegaConf
 from support.builds import patched
-from support.commands import PLUGIN, generate, hydra_words, hypotheses, train
+from support.commands import PLUGIN, hypotheses
 from support.small_models import ADAPTIVE, log_probs, made, prefixes, preset, size
 
 
@@ -248,16 +245,6 @@ def test_the_wikitext_preset():
     assert expected == pytest.approx(230e6, rel=0.02)
 
 
-def test_embeddings_that_are_shared_need_one_dictionary(text_data, capsys):
-    given = Namespace(data=str(text_data), task="language_modeling", output_dictionary_size=5)
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["sru_lm_small"](given)
-    assert "error: --output-dictionary-size: can't be had with --share-decoder" in capsys.readouterr().err
-    given = Namespace(data=str(text_data), task="language_modeling", criterion="adaptive_loss", decoder_embed_dim=8)
-    given.adaptive_softmax_cutoff, given.output_dictionary_size = "5", 9  # shares nothing
-    ARCH_CONFIG_REGISTRY["sru_lm_small"](given)
-
-
 # The commands.
 
 SMALL = ["--arch", "sru_lm", "--decoder-embed-dim", 32, "--dropout", 0.0, "--cpu", "--no-progress-bar"]
@@ -303,61 +290,6 @@ def test_generate_goes_on_with_a_text(trained, text_data):
         assert hypothesis[0] == line.split()[0]
         steps = [("abcdefgh".index(b) - "abcdefgh".index(a)) % 8 for a, b in pairwise(hypothesis)]
         assert set(steps) <= {1}  # it has learned to count
-
-
-@pytest.mark.slow
-def test_interactive_goes_on_with_a_line(trained, text_data):
-    words = [text_data, *PLUGIN, "--task", "language_modeling", "--path", trained, "--cpu", "--beam", 2]
-    done = run_cli("interactive", *words, "--max-len-b", 8, text_in="c d e\nh\n")
-    found = hypotheses(done.stdout)
-    assert found[0].startswith("c d e") and found[1].startswith("h")
-
-
-@pytest.mark.slow
-def test_adaptive_softmax_trains_resumes_and_evaluates(text_data, tmp_path):
-    adaptive = ["--criterion", "adaptive_loss", "--adaptive-softmax-cutoff", "5,9", "--ddp-backend", "legacy_ddp"]
-    train_lm(text_data, tmp_path, *adaptive, "--max-epoch", 3)
-    train_lm(text_data, tmp_path, *adaptive, "--max-epoch", 6)
-    blocks = ["--sample-break-mode", "none", "--tokens-per-sample", 32]  # as in training
-    assert perplexity(text_data, tmp_path / "checkpoint_last.pt", *blocks) < 3  # of 8 letters and an end
-    (model,), _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(tmp_path / "checkpoint_last.pt")], {"data": str(text_data)}
-    )
-    truth = math.exp(-float(unbroken(model.double().eval(), task, text_data).mean()))
-    window = ["--tokens-per-sample", 16, "--context-window", 4, "--batch-size", 2]
-    assert perplexity(text_data, tmp_path / "checkpoint_last.pt", *window) == pytest.approx(truth, abs=0.01)
-
-
-@pytest.mark.slow
-def test_hydra_train_and_validate(text_data, tmp_path):
-    given = ["model.decoder_hidden_size=16", "model.decoder_embed_dim=16", "model.decoder_out_embed_dim=64"]
-    given += ["task.tokens_per_sample=32", "criterion=adaptive_loss", "optimization.max_update=5"]
-    given += ["dataset.max_tokens=512", "distributed_training.ddp_backend=legacy_ddp"]
-    model = "sru_lm/sru_lm_wikitext103"
-    run_cli("hydra-train", *hydra_words(text_data, tmp_path, model, *given, task="language_modeling"))
-    path = tmp_path / "checkpoint_last.pt"
-    assert torch.load(path, weights_only=True)["cfg"]["model"]["decoder_layers"] == 6  # from the preset
-    words = [text_data, *PLUGIN, "--task", "language_modeling", "--path", path, "--cpu", "--max-tokens", 512]
-    done = run_cli("validate", *words)
-    assert "valid on 'valid' subset" in done.stdout + done.stderr
-
-
-@pytest.mark.slow
-def test_shallow_fusion_with_a_translation_model(toy_data, tmp_path):
-    """fairseq-generate --lm-path: the language model of the target side, over the same dictionary."""
-    text = toy_data.parent
-    dictionary = toy_data / "dict.de.txt"
-    pairs = [word for s in ("train", "valid") for word in (f"--{s}pref", text / f"{s}.de")]
-    run_cli("preprocess", "--only-source", *pairs, "--srcdict", dictionary, "--destdir", tmp_path / "lm")
-    train_lm(tmp_path / "lm", tmp_path / "lm", "--max-update", 5, "--sample-break-mode", "eos")
-    train(toy_data, tmp_path / "mt", "--max-update", 5)
-    data = shutil.copytree(toy_data, tmp_path / "data")
-    shutil.copy(dictionary, data / "dict.txt")  # where fairseq looks for the language model's
-    fused = ["--lm-path", tmp_path / "lm" / "checkpoint_last.pt", "--lm-weight", 0.5]
-    path, scores = tmp_path / "mt" / "checkpoint_last.pt", r"^H-.*$"
-    found = generate(data, path, "--beam", 2, *fused)
-    assert len(hypotheses(found)) == 53
-    assert set(re.findall(scores, found, re.M)) != set(re.findall(scores, generate(data, path, "--beam", 2), re.M))
 
 
 def test_the_small_lstm_preset_has_the_parameters_of_its_sru_counterpart():

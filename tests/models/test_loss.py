@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from support.small_models import ADAPTIVE, made, numbered, prefixes, sources
@@ -74,7 +73,7 @@ def sample(dictionary: Any) -> dict[str, Any]:
     return {"net_input": net_input, "target": target, "ntokens": 16}
 
 
-@pytest.mark.parametrize("what", ["positions", "dtype", "probabilities"])
+@pytest.mark.parametrize("what", ["positions", "dtype", "probabilities", "adaptive"])
 def test_what_compiled_code_does_not_check_is_fairseqs(what, monkeypatch):
     """Targets of another shape or dtype, and a model that has probabilities of its own."""
     dictionary = numbered(20)
@@ -87,6 +86,9 @@ def test_what_compiled_code_does_not_check_is_fairseqs(what, monkeypatch):
             out = (torch.cat([out[0], out[0][:, :1]], dim=1), *out[1:])
         elif what == "dtype":
             batch["target"] = batch["target"].int()
+        elif what == "adaptive":
+            model = made("sru", dictionary, **ADAPTIVE).float()
+            out = model(**batch["net_input"])
         else:
             monkeypatch.setattr(type(model), "get_normalized_probs", lambda *_: None)
         assert loss.cross_entropy(model, out, batch, 0.1, PAD) is None
@@ -135,36 +137,9 @@ def test_a_criterion_with_probabilities_of_its_own_keeps_them():
         assert tempered(model, batch)[0].item() == pytest.approx(usual(model, batch)[0].item() / 2, rel=1e-4)
 
 
-def test_what_it_leaves_to_fairseq(monkeypatch):
-    dictionary = numbered(60)
-    batch = sample(dictionary)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        model = made("sru", dictionary, **ADAPTIVE).float()
-        assert loss.cross_entropy(model, model(**batch["net_input"]), batch, 0.1, PAD) is None
-        model = made("sru", dictionary).float()
-        out = model(**batch["net_input"])
-        assert loss.cross_entropy(model, out, batch, 0.1, PAD) is not None
-        monkeypatch.setattr(type(model.decoder), "get_normalized_probs", lambda *_, **__: None)
-        assert loss.cross_entropy(model, out, batch, 0.1, PAD) is None
-
-
 def test_a_target_that_is_no_word_is_named():
     dictionary = numbered(20)
     model, batch = made("sru", dictionary).float(), sample(dictionary)
     batch["target"] = batch["target"] + len(dictionary) - 6
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(IndexError, match=r"^target: must be from 0 to 23"):
         loss.cross_entropy(model, model(**batch["net_input"]), batch, 0.0, PAD)
-
-
-def test_the_adaptive_loss_is_summed_in_float32():
-    words = numbered(40)
-    model = made("sru", words, **ADAPTIVE).float().eval()
-    given = {"src_tokens": sources(words, [7] * 60), "src_lengths": None}
-    net_input = {**given, "prev_output_tokens": prefixes(words, 60, 9)}
-    sample = {"net_input": net_input, "target": prefixes(words, 60, 9)}
-    with torch.autocast("cpu", torch.bfloat16):
-        loss, _, _ = AdaptiveLoss(Namespace(target_dictionary=words), False)(model, sample)
-        log_p = model.get_normalized_probs(model(**net_input), True, sample)
-    assert loss.dtype == log_p.dtype == torch.float32
-    likelihood = log_p.double().gather(2, sample["target"].unsqueeze(2)).sum()
-    torch.testing.assert_close(loss.double().sum(), -likelihood, rtol=1e-5, atol=0)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.data import Dictionary
-from fairseq.models import ARCH_CONFIG_REGISTRY
-from support.small_models import MODELS, UNITS, made
+from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
+from support.small_models import FIXED, MODELS, SIZES, UNITS, made
 
 from fairseq_sru.models.config import (
     PRESETS,
@@ -22,103 +23,86 @@ from fairseq_sru.models.config import (
     TransformerSRUConfig,
     presets,
 )
-from fairseq_sru.models.options import ALIGNED, reads_attention
+from fairseq_sru.models.options import ALIGNED, flag, reads_attention
 
 ALL, TRANSLATION = tuple(MODELS), ("sru", "transformer_sru")
 translating = pytest.mark.parametrize("kind", TRANSLATION)
 
-# which models, options, message
-BAD = [
-    (TRANSLATION, {"encoder_layers": 0}, "--encoder-layers must be at least 1; got 0"),
-    (ALL, {"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
-    (["sru"], {"encoder_kernel_size": 0}, "--encoder-kernel-size must be at least 1; got 0"),
-    (["sru_lm"], {"decoder_kernel_size": 0}, "--decoder-kernel-size must be at least 1; got 0"),
-    (["sru", "sru_lm"], {"decoder_hidden_size": -4}, "--decoder-hidden-size must be at least 1; got -4"),
-    (["transformer_sru"], {"decoder_ffn_embed_dim": 0}, "--decoder-ffn-embed-dim must be at least 1; got 0"),
-    (["transformer_sru"], {"encoder_embed_dim": 2}, "--encoder-embed-dim must be at least 4; got 2"),
-    (["sru"], {"decoder_attention_heads": 3}, "--decoder-attention-heads must divide --decoder-hidden-size 8; got 3"),
-    (["sru"], {"decoder_attention_heads": 0}, "--decoder-attention-heads must be at least 1; got 0"),
-    *(
-        (
-            ["transformer_sru"],
-            {f"{s}_attention_heads": 3},
-            f"--{s}-attention-heads must divide --{s}-embed-dim 8; got 3",
-        )
-        for s in ("encoder", "decoder")
-    ),
-    (
-        ["sru"],
-        {"decoder_attention": "maybe"},
-        "--decoder-attention must be True, False, global or a number of layers; got 'maybe'",
-    ),
-    (TRANSLATION, {"decoder_coverage": "maybe"}, "--decoder-coverage must be True, False or auto; got 'maybe'"),
-    (
-        ["sru"],
-        {"decoder_coverage": "True", "decoder_attention": "2"},
-        "--decoder-coverage takes two decoder layers with attention at least; got 1",
-    ),
-    (
-        ["sru"],
-        {"decoder_coverage": "True", "decoder_attention": "global"},
-        "--decoder-coverage takes two decoder layers with attention at least; got 0",
-    ),
-    (
-        ["transformer_sru"],
-        {"decoder_coverage": "True", "decoder_layers": 1},
-        "--decoder-coverage takes two decoder layers with attention at least; got 1",
-    ),
-    (["sru", "sru_lm"], {"sru_activation": "gelu"}, "--sru-activation must be one of identity, tanh, relu; got 'gelu'"),
-    (["sru"], {"recurrent_unit": "gru"}, "--recurrent-unit must be one of sru, lstm; got 'gru'"),
-    (
-        ["transformer_sru"],
-        {"decoder_autoreg": "lstm"},
-        "--decoder-autoreg must be one of ssru, sru, self-attention; got 'lstm'",
-    ),
-    (["transformer_sru"], {"feed_forward": "conv"}, "--feed-forward must be one of linear, sru; got 'conv'"),
-    (
-        ["transformer_sru"],
-        {"feed_forward": "sru", "encoder_ffn_embed_dim": 7},
-        "--encoder-ffn-embed-dim must be even with --feed-forward sru, .*; got 7",
-    ),
-    (ALL, {"dropout": 1.0}, r"--dropout must be in \[0, 1\); got 1.0"),
-    (TRANSLATION, {"attention_dropout": 1.0}, r"--attention-dropout must be in \[0, 1\); got 1.0"),
-    (ALL, {"rnn_dropout": -0.1}, r"--rnn-dropout must be in \[0, 1\); got -0.1"),
-    (["sru_lm"], {"rnn_dropout": 2}, r"--rnn-dropout must be in \[0, 1\); got 2"),
-    (["sru", "sru_lm"], {"decoder_dropout_in": 1.0}, r"--decoder-dropout-in must be in \[0, 1\); got 1.0"),
-    (["sru"], {"encoder_embed_path": "/none/vectors.txt"}, "--encoder-embed-path: no such file: /none/vectors.txt"),
-    (
-        TRANSLATION,
-        {"share_all_embeddings": True, "encoder_embed_dim": 6},
-        "--share-all-embeddings requires --encoder-embed-dim to match --decoder-embed-dim; got 6 and 8",
-    ),
-    (
-        ["sru", "sru_lm"],
-        {"share_decoder_input_output_embed": True, "decoder_out_embed_dim": 6},
-        "--share-decoder-input-output-embed requires --decoder-embed-dim to match --decoder-out-embed-dim; got 8 and 6",
-    ),
-    (
-        ["sru"],
-        {"decoder_attention": "False", "criterion": "label_smoothed_cross_entropy_with_alignment"},
-        "--criterion label_smoothed_cross_entropy_with_alignment goes with attention; got --decoder-attention False",
-    ),
+# models, options; the message has the flag of the first, and its value
+BAD: list[tuple[Sequence[str], dict[str, Any]]] = [
+    (TRANSLATION, {"encoder_layers": 0}),
+    (ALL, {"decoder_layers": 0}),
+    (["sru"], {"encoder_kernel_size": 0}),
+    (["sru_lm"], {"decoder_kernel_size": 0}),
+    (["sru", "sru_lm"], {"decoder_hidden_size": -4}),
+    (["transformer_sru"], {"decoder_ffn_embed_dim": 0}),
+    (["transformer_sru"], {"encoder_embed_dim": 2}),
+    (TRANSLATION, {"decoder_attention_heads": 3}),
+    (TRANSLATION, {"decoder_attention_heads": 0}),
+    (["transformer_sru"], {"encoder_attention_heads": 3}),
+    (["sru"], {"decoder_attention": "maybe"}),
+    (TRANSLATION, {"decoder_coverage": "maybe"}),
+    (["sru", "sru_lm"], {"sru_activation": "gelu"}),
+    (["sru", "sru_lm"], {"recurrent_unit": "gru"}),
+    (["transformer_sru"], {"decoder_autoreg": "lstm"}),
+    (["transformer_sru"], {"feed_forward": "conv"}),
+    (["transformer_sru"], {"encoder_ffn_embed_dim": 7, "feed_forward": "sru"}),
+    (ALL, {"dropout": 1.0}),
+    (TRANSLATION, {"attention_dropout": 1.0}),
+    (ALL, {"rnn_dropout": -0.1}),
+    (["sru", "sru_lm"], {"decoder_dropout_in": 1.0}),
+    (["sru"], {"encoder_embed_path": "/none/vectors.txt"}),
+    (["sru"], {"criterion": ALIGNED, "decoder_attention": "False"}),
     *(  # read, not evaluated
-        (
-            ALL,
-            {"criterion": "adaptive_loss", "adaptive_softmax_cutoff": text},
-            "--adaptive-softmax-cutoff must be increasing numbers of words from 2 on, as 2000,10000; "
-            f"got {re.escape(repr(text))}",
-        )
+        (ALL, {"adaptive_softmax_cutoff": text, "criterion": "adaptive_loss"})
         for text in ("20,10", "1,10", "abc", "1/0", "10,-20", "", "[5,__import__('os').getpid()+10]")
     ),
+    (["s2t_sru"], {"conv_kernel_sizes": "4,5"}),
+    (["s2t_sru"], {"conv_kernel_sizes": ""}),
+    (["s2t_sru"], {"conv_channels": 7}),
+    (["sru_classifier"], {"pooling": "min"}),
+    (["sru_classifier"], {"encoder_layers": 0}),
+    (["cnn_classifier"], {"filter_widths": "3,0"}),
+    (["cnn_classifier"], {"filters": 0}),
 ]
 
 
+@pytest.mark.parametrize("kind, options", [(kind, options) for kinds, options in BAD for kind in kinds])
+def test_a_bad_option_is_named_with_its_value(kind, options, dictionary):
+    name, value = next(iter(options.items()))
+    task = Namespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    given = Namespace(**{**FIXED, **SIZES.get(kind, {}), **options})
+    with pytest.raises(ValueError, match=flag(name)) as refused:
+        ARCH_MODEL_REGISTRY[kind].build_model(given, task)
+    assert str(value) in str(refused.value)
+
+
 @pytest.mark.parametrize(
-    "kind, options, message", [(kind, options, message) for kinds, options, message in BAD for kind in kinds]
+    "kind, options, size",
+    [
+        ("sru", {"decoder_attention": "2"}, "1"),
+        ("sru", {"decoder_attention": "global"}, "0"),
+        ("transformer_sru", {"decoder_layers": 1}, "1"),
+    ],
 )
-def test_bad_options_are_named(kind, options, message, dictionary):
-    with pytest.raises(ValueError, match=message):
-        made(kind, dictionary, **options)
+def test_coverage_takes_two_attentions(kind, options, size, dictionary):
+    with pytest.raises(ValueError, match=f"^--decoder-coverage takes two decoder layers .*; got {size}$"):
+        made(kind, dictionary, decoder_coverage="True", **options)
+
+
+@pytest.mark.parametrize(
+    "kind, shared, sizes",
+    [
+        ("sru", "share_all_embeddings", {"encoder_embed_dim": 6, "decoder_embed_dim": 8}),
+        ("transformer_sru", "share_all_embeddings", {"encoder_embed_dim": 6, "decoder_embed_dim": 8}),
+        ("sru", "share_decoder_input_output_embed", {"decoder_embed_dim": 8, "decoder_out_embed_dim": 6}),
+        ("sru_lm", "share_decoder_input_output_embed", {"decoder_embed_dim": 8, "decoder_out_embed_dim": 6}),
+    ],
+)
+def test_sizes_of_a_shared_embedding_must_match(kind, shared, sizes, dictionary):
+    with pytest.raises(ValueError, match=flag(shared)) as refused:
+        made(kind, dictionary, **{shared: True, **sizes})
+    assert all(flag(name) in str(refused.value) and str(size) in str(refused.value) for name, size in sizes.items())
 
 
 @pytest.mark.parametrize("flag", ["share_all_embeddings", "share_decoder_input_output_embed"])
@@ -140,23 +124,13 @@ def test_shared_embeddings_are_one_tensor_and_need_one_dictionary(kind, dictiona
         made(kind, dictionary, other, share_all_embeddings=True)
 
 
-def test_a_joint_dictionary_is_one_of_the_same_words(tmp_path):
-    given = {"task": "translation", "data": str(tmp_path), "share_all_embeddings": True}
-    (tmp_path / "dict.en.txt").write_text("a 1\nb 2\n")
-    (tmp_path / "dict.de.txt").write_text("a 3\nb 4\n")  # counts don't matter
-    ARCH_CONFIG_REGISTRY["sru_tiny"](Namespace(**given))
-    (tmp_path / "dict.de.txt").write_text("b 4\na 3\n")
-    with pytest.raises(SystemExit):
-        ARCH_CONFIG_REGISTRY["sru_tiny"](Namespace(**given))
-
-
-SIZES = ("tiny", "iwslt_de_en", "wmt", "wmt_big", "wmt_2017")
+PRESET_SIZES = ("tiny", "iwslt_de_en", "wmt", "wmt_big", "wmt_2017")
 
 
 @pytest.mark.parametrize(
     "kind, config, names",
     [
-        ("sru", SRUConfig, [f"{unit}_{made_for}" for unit in UNITS for made_for in SIZES]),
+        ("sru", SRUConfig, [f"{unit}_{made_for}" for unit in UNITS for made_for in PRESET_SIZES]),
         ("transformer_sru", TransformerSRUConfig, [f"{ALL[1]}_{n}" for n in ("wmt", "iwslt_de_en", "tiny", "ffn_wmt")]),
         ("sru_lm", SRULanguageModelConfig, ["sru_lm_wikitext103", "sru_lm_small", "lstm_lm_small"]),
         ("s2t_sru", SpeechConfig, ["s2t_sru", "s2t_lstm"]),
@@ -201,24 +175,22 @@ def test_words_of_embedding_files_may_have_spaces(build, dictionary, tmp_path):
     torch.testing.assert_close(weight[dictionary.index("w5")], expected, rtol=1e-5, atol=1e-6)
 
 
-def test_bad_embedding_files_are_named(build, tmp_path):
-    path = embedding_file(tmp_path / "vectors.txt", ["w3"], 5)
-    with pytest.raises(ValueError, match=r"--encoder-embed-path: .*vectors of 5 numbers, --encoder-embed-dim is 8"):
-        build(encoder_embed_path=path)
-    embedding_file(tmp_path / "vectors.txt", ["w3"], 10)
-    (tmp_path / "vectors.txt").write_text((tmp_path / "vectors.txt").read_text().replace("1 10", "1 8"))
-    with pytest.raises(ValueError, match=r"--encoder-embed-path: .*vectors of 10 numbers, --encoder-embed-dim is 8"):
-        build(encoder_embed_path=path)
-    for content, message in (
-        (b"1 8\n\xff\xfe 0.1", r"--encoder-embed-path: .* is not UTF-8 text"),
-        (b"2 8\nw3" + b" 0.1" * 8 + b"\nw4 0.1 two\n", r"--encoder-embed-path: .*: line 3: could not convert"),
-        (b"2 8\nw3" + b" 0.1" * 8 + b"\nw4 0.1\n", r"embed-path: .*: line 3 holds a vector of 1 numbers, not of 8"),
-        (b"999 8\n" + 999 * (b"w3" + b" 0.1" * 8 + b"\n") + b"\xff\n", r"embed-path: .*: line 1001: 'utf-8' codec"),
-        (b"w3 0.1 0.2\n", "must begin with a line `words dimensions`"),
-    ):
-        (tmp_path / "vectors.txt").write_bytes(content)
-        with pytest.raises(ValueError, match=message):
-            build(encoder_embed_path=path)
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"1 5\nw3" + b" 0.1" * 5 + b"\n",
+        b"1 8\nw3 0.1\n",
+        b"1 8\nw3" + b" two" * 8 + b"\n",
+        b"1 8\n\xff\xfe 0.1\n",
+        b"w3 0.1 0.2\n",
+        b"",
+    ],
+)
+def test_a_file_without_vectors_of_the_size_is_named(content, build, tmp_path):
+    path = tmp_path / "vectors.txt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^--encoder-embed-path: {path} .* --encoder-embed-dim 8: "):
+        build(encoder_embed_path=str(path))
 
 
 def test_a_criterion_that_is_derived_reads_attention_too(monkeypatch):

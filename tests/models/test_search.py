@@ -14,7 +14,6 @@ from fairseq import search as strategies
 from fairseq.data import Dictionary
 from fairseq.ngram_repeat_block import NGramRepeatBlock
 from fairseq.sequence_generator import EnsembleModel, SequenceGenerator
-from fairseq.token_generation_constraints import pack_constraints
 from support.builds import patched
 from support.exported import SENTENCEPIECE, torch_alone, words
 from support.small_models import VARIANTS, made
@@ -239,6 +238,39 @@ def test_what_no_program_says_is_torchs(change: str, model: Any) -> None:
         model_for_export(model, Namespace(source_dictionary=words(), target_dictionary=words()), SENTENCEPIECE)
 
 
+def by(*words: Any) -> Callable[[Any], None]:
+    """Call a method of the model."""
+    return lambda model: getattr(model, words[0])(*words[1:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        by("train"),
+        by("double"),
+        by("bfloat16"),
+        lambda model: setattr(model.decoder, "need_attn", True),
+        lambda model: model.encoder.layers[0].register_forward_hook(lambda *_: None),
+        lambda model: model.make_generation_fast_(retain_dropout=True),
+        lambda model: setattr(model, "get_normalized_probs", lambda *_, **__: None),  # as a plugin has its own
+    ],
+)
+def test_where_torch_has_to_run_the_model_it_searches(change: Callable[[Any], Any], model: Any) -> None:
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is not None
+    generator = generator_of(model)
+    change(model)
+    assert model.beam_search(generator, sample_of(LENGTHS)) is None
+
+
+def test_what_surrounds_a_search_may_leave_it_to_torch(model: Any) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
+    hook = register_module_forward_hook(lambda *_: None)
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
+    hook.remove()
+    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is not None
+
+
 def test_what_lies_beside_encoder_and_decoder_changes_nothing(model: Any) -> None:
     model.head = torch.nn.Linear(8, 2)
     model.__class__ = type("Mine", (type(model),), {"__module__": "mine"})
@@ -258,24 +290,6 @@ def test_a_class_that_was_patched_is_torchs(model: Any, monkeypatch: pytest.Monk
     assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is not None
 
 
-@pytest.mark.parametrize(
-    "part, name, value",
-    [
-        ("decoder.layers.1.attention", "scale", 2.0),
-        ("encoder.norm", "eps", 0.5),
-        ("decoder.layers.0.rnn.sru", "activation", "relu"),
-    ],
-)
-def test_numbers_that_change_are_seen(part: str, name: str, value: Any, model: Any) -> None:
-    sample = sample_of(LENGTHS)
-    before = model.beam_search(generator_of(model), sample)
-    assert getattr(model.get_submodule(part), name) != value
-    setattr(model.get_submodule(part), name, value)
-    check(model, sample)
-    after = model.beam_search(generator_of(model), sample)
-    assert [h[0]["score"] for h in before] != [h[0]["score"] for h in after]
-
-
 @torch.no_grad()
 def test_an_ensemble_scores_by_the_mean_of_probabilities() -> None:
     """Step by step as all words at once in float64, whichever model is the first."""
@@ -293,66 +307,6 @@ def test_an_ensemble_scores_by_the_mean_of_probabilities() -> None:
                 torch.testing.assert_close(hypothesis["positional_scores"].double(), expected, rtol=1e-4, atol=1e-4)
 
 
-def test_where_torch_has_to_run_the_model_it_searches(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, generator = sample_of(LENGTHS), generator_of(model)
-
-    def searches() -> bool:
-        return model.beam_search(generator, sample) is not None
-
-    assert searches()
-    with torch.autocast("cpu", torch.bfloat16):
-        assert not searches()
-    model.decoder.need_attn = True
-    assert not searches()
-    model.decoder.need_attn = False
-    assert not model.train().beam_search(generator, sample)
-    assert not model.eval().double().beam_search(generator, sample)
-    assert not model.bfloat16().beam_search(generator, sample)
-    assert model.float().beam_search(generator, sample)
-    hook = model.encoder.layers[0].register_forward_hook(lambda *_: None)
-    assert not searches()
-    hook.remove()
-    assert searches()
-    hook = register_module_forward_hook(lambda *_: None)
-    assert not searches()
-    hook.remove()
-    assert searches()
-    monkeypatch.setattr(type(model), "get_normalized_probs", lambda *_, **__: None)  # as a plugin has its own
-    assert not searches()
-
-
-@pytest.mark.parametrize("name", ["sru, coverage", "transformer_sru, ssru, coverage", "sru, defaults"])
-@torch.no_grad()
-def test_a_search_for_given_words_scores_as_the_model_does(name: str) -> None:
-    """fairseq's lexical constraints (Hu et al. 2019), which reorder hypotheses in their own way: each word's score is
-    that of all words at once, in float64."""
-    model, sample = model_of(name), sample_of(LENGTHS)
-    wanted = [[torch.tensor([10 + n]), torch.tensor([20, 30 + n])] for n in range(len(LENGTHS))]
-    strategy = strategies.LexicallyConstrainedBeamSearch(words(), "unordered")
-    generator = generator_of(model, search_strategy=strategy, beam_size=6)
-    found = generator.generate([model], sample, constraints=pack_constraints(wanted))
-    net, exact = sample["net_input"], copy.deepcopy(model).double()
-    for n, (hypotheses, (one, two)) in enumerate(zip(found, wanted, strict=True)):
-        best = hypotheses[0]["tokens"]
-        text = best.tolist()
-        assert one[0] in best and any(text[i : i + 2] == two.tolist() for i in range(len(text))), "both are there"
-        for hypothesis in hypotheses[:3]:
-            tokens = hypothesis["tokens"]
-            before = torch.cat([tokens.new_tensor([words().eos()]), tokens[:-1]])[None]
-            source = net["src_tokens"][n : n + 1]
-            logits = exact(source, net["src_lengths"][n : n + 1], before)[0]
-            expected = logits.log_softmax(-1)[0].gather(1, tokens[:, None])[:, 0]
-            torch.testing.assert_close(hypothesis["positional_scores"].double(), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", ["sru, defaults", "transformer_sru, ssru"])
-def test_with_dropout_that_is_retained_fairseq_searches(name: str) -> None:
-    model = model_of(name)
-    model.make_generation_fast_(retain_dropout=True)
-    assert model.beam_search(generator_of(model), sample_of(LENGTHS)) is None
-    assert found(model, sample_of(LENGTHS))
-
-
 def test_weights_that_change_are_seen(model: Any) -> None:
     sample = sample_of(LENGTHS)
     check(model, sample)
@@ -365,12 +319,6 @@ def test_weights_that_change_are_seen(model: Any) -> None:
     model.encoder.embed_tokens.weight.data.mul_(-1)
     model.eval()
     assert found(model, sample)[0][0]["score"] == before[0][0]["score"]
-
-
-def test_a_model_prepared_for_generation_does_not_train(model: Any) -> None:
-    model.make_generation_fast_(need_attn=False)
-    with pytest.raises(RuntimeError, match="cannot train after make_generation_fast"):
-        model.train()
 
 
 def test_where_evaluation_goes_on_the_search_stays(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

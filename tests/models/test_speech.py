@@ -14,8 +14,7 @@ from fairseq.models import ARCH_CONFIG_REGISTRY, ARCH_MODEL_REGISTRY
 from fairseq.models.speech_to_text.s2t_transformer import Conv1dSubsampler
 from support.small_models import prefixes, size
 
-from fairseq_sru.models.classifier import Classifier
-from fairseq_sru.models.speech import SpeechModel, Subsampler
+from fairseq_sru.models.speech import Subsampler
 
 SMALL = {"encoder_embed_dim": 8, "decoder_embed_dim": 8, "conv_channels": 12, "decoder_attention_heads": 2}
 SMALL |= {"input_feat_per_channel": 5, "encoder_bidirectional": True, "dropout": 0.0}
@@ -106,30 +105,6 @@ def test_lstm_has_the_parameters_of_sru(dictionary):
     assert sizes[1] == pytest.approx(sizes[0], rel=0.01)
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"conv_kernel_sizes": "4,5"}, "--conv-kernel-sizes must be odd numbers of frames, as 5,5; got '4,5'"),
-        ({"conv_kernel_sizes": ""}, "--conv-kernel-sizes must be odd numbers of frames, as 5,5; got ''"),
-        ({"conv_channels": 7}, "--conv-channels must be even and at least 2; got 7"),
-        (
-            {"share_all_embeddings": True, "encoder_embed_dim": 6},
-            "--share-all-embeddings: speech has no embedding; got True",
-        ),
-        ({"encoder_embed_path": "none"}, "--encoder-embed-path: speech has no embedding; got none"),
-        ({"decoder_layers": 0}, "--decoder-layers must be at least 1; got 0"),
-        *(
-            ({"criterion": name}, f"--criterion {name} asks for a model whose encoder has an output layer")
-            for name in ("ctc", "label_smoothed_cross_entropy_with_ctc")
-        ),
-    ],
-)
-def test_bad_options_are_named(options, message, dictionary):
-    task = Namespace(source_dictionary=None, target_dictionary=dictionary)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        ARCH_MODEL_REGISTRY["s2t_sru"].build_model(Namespace(**{**SMALL, **options}), task)
-
-
 WORDS = ("ah", "oh", "ee")
 
 
@@ -179,9 +154,3 @@ def test_it_learns_to_write_down_what_it_hears(arch, speech, tmp_path):
     named = "".join(f"{speech}/features/test{n}.npy\n" for n in range(5))
     again = run_cli("interactive", *words, text_in=named)
     assert re.findall(r"^D-\d+\t[^\t]*\t(.*)$", again.stdout, re.M) == [said[n] for n in range(5)]
-
-
-@pytest.mark.parametrize("kind", [SpeechModel, Classifier])
-def test_a_hub_that_takes_text_to_text_is_refused(kind):
-    with pytest.raises(NotImplementedError, match="can't be used so: "):
-        kind.from_pretrained("runs/mine", "checkpoint_best.pt", "data")

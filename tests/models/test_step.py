@@ -13,44 +13,17 @@ from fairseq.data import Dictionary
 from support.processes import forget, under_sanitizers
 from support.small_models import VARIANTS, made, prefixes, reorder, run, sources
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from fairseq_sru.decoding import program as program_module
 from fairseq_sru.layers.cell import SRUCell
 from fairseq_sru.models import base_decoder, step, units
-from fairseq_sru.models.attention import Attention
 from fairseq_sru.recurrence import build, dispatch
 
-COMPILED = {
-    f"sru, {name}"
-    for name in (
-        "defaults",
-        "bidirectional",
-        "sizes differ",
-        "attention in each second layer",
-        "coverage",
-        "tied",
-        "convolution",
-        "identity",
-        "sru_tiny",
-        "sru_iwslt_de_en",
-        "sru_wmt",
-        "sru_wmt_big",
-    )
-} | {
-    f"transformer_sru, {name}"
-    for name in (
-        "ssru",
-        "ssru, coverage",
-        "sru",
-        "sizes differ",
-        "tied",
-        "transformer_sru_iwslt_de_en",
-        "transformer_sru_tiny",
-        "transformer_sru_wmt",
-    )
-}
 TRANSLATING = [name for name in VARIANTS if not name.startswith("sru_lm")]
+# what has no compiled step: other units than the fast SRU, and layers, attention and output layers of other kinds
+TORCHS = ("lstm", "no attention", "global", "no residual", "2017", "adaptive", "feed-forward", "ffn")
+SELF_ATTENTION = ("transformer_sru, transformer", "transformer_sru, coverage")
+COMPILED = {n for n in TRANSLATING if n not in SELF_ATTENTION and not any(word in n for word in TORCHS)}
 pytestmark = pytest.mark.filterwarnings("ignore:SRU runs")
 
 
@@ -62,7 +35,7 @@ def model_of(name: str, dictionary: Dictionary) -> Any:
 def program(model: Any) -> Any:
     """The compiled step that the decoder last used, if it has one."""
     known = step._known.get(model.decoder)
-    return None if known is None else known.made
+    return None if known is None else known.code
 
 
 @pytest.fixture
@@ -155,20 +128,6 @@ def test_where_it_must_not_run_torch_does(model: Any, dictionary: Dictionary, mo
         hooked.decoder.layers[0].register_forward_hook(lambda *_: seen.append(1))
         steps(hooked, src, target)
         assert len(seen) == 5
-        everywhere = register_module_forward_hook(lambda module, *_: seen.append(module is model.decoder.layers[0]))
-        steps(model, src, target)
-        everywhere.remove()
-        assert sum(seen[5:]) == 5
-
-        class Other(Attention):
-            """Of another's module, whose forward may be another."""
-
-        replaced = copy.deepcopy(model)
-        replaced.decoder.attentions()[0].__class__ = Other
-        steps(replaced, src, target)
-        noisy = model_of("sru, defaults", dictionary)
-        noisy.decoder.dropout_out.apply_during_inference = True
-        steps(noisy, src, target)
         with monkeypatch.context() as asked:
             asked.setenv(dispatch.BACKEND_VARIABLE, "torch")
             forget()
@@ -247,20 +206,15 @@ def test_threads_change_no_bit(dictionary: Dictionary) -> None:
     model = made(kind, dictionary, **{**options, **wide}).float().eval()
     src, target = sources(dictionary, [9] * 24), prefixes(dictionary, 24, 6)
     encoded, before = model.encoder(src), torch.get_num_threads()
-    tasks, large = Path("/proc/self/task"), torch.ones(1 << 22)
     try:
-        found, alive = [], []
+        found = []
         for threads in (1, 3, 4):
             torch.set_num_threads(threads)
-            for _ in range(2):
-                found.append(steps(model, src, target, encoded=encoded))
-                large.add_(1)  # on all of torch's threads
-                alive.append({path.name for path in tasks.glob("*")})
+            found.append(steps(model, src, target, encoded=encoded))
     finally:
         torch.set_num_threads(before)
     assert program(model) is not None
     assert all(torch.equal(found[0], other) for other in found)
-    assert alive[-2] == alive[-1], "none ends because an operation is worth fewer, and is made again"
 
 
 @torch.no_grad()
@@ -288,7 +242,7 @@ def test_what_compiled_code_does_not_check_is_torchs(
     if what == "rows":
         target = prefixes(dictionary, 3, 1)
     elif what == "state":
-        model.decoder.set_incremental_state(state, "cached_state", {"c": torch.zeros(1, 3), "coverage": None})
+        model.decoder.set_incremental_state(state, "cached_state", {"0.c": torch.zeros(1, 3)})
     elif what == "keys of 16 bits":
         encoded = changed(lambda sources: [source._replace(key=source.key.bfloat16()) for source in sources])
     elif what == "fewer heads":
@@ -337,7 +291,7 @@ with torch.no_grad():
             encoded, state = model.encoder(src), {{}}
             for t in range(1, 5):
                 model.decoder(target[:, :t], encoded, incremental_state=state)
-        assert step._known[model.decoder].made is not None
+        assert step._known[model.decoder].code is not None
 """
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import run_cli
-from fairseq.models import ARCH_CONFIG_REGISTRY
-from support.commands import SMOOTHED, generate, hydra_words, hypotheses, reverses, train
+from support.commands import SMOOTHED, generate, hypotheses, reverses, train
 from support.small_models import made, prefixes, preset, size, sources
 from torch import nn
 from torch.nn import functional as F
@@ -65,9 +62,7 @@ def test_the_ssru_is_the_published_equation(build, dictionary):
     layer = build(decoder_layers=1).eval().decoder.layers[0]
     x, source = torch.randn(6, 1, 8).double(), torch.randn(4, 1, 8).double()
     nowhere = torch.zeros(1, 4).bool()
-    out, state, _ = layer(
-        x, {}, None, torch.zeros(6, 1).bool(), layer.attention.project(source, nowhere), need_weights=False, below=None
-    )
+    out, state, _ = layer(x, {}, layer.attention.project(source, nowhere), False, None, torch.zeros(6, 1).bool(), None)
     norm = lambda module, y: F.layer_norm(y, (8,), module.weight, module.bias)  # noqa: E731
     w, w_f = layer.sru.weight.view(2, 8, 8)
     c = torch.zeros(8).double()
@@ -169,11 +164,6 @@ def test_generate_and_batch_size_does_not_change_the_output(trained, toy_data):
     assert outputs[0] == outputs[1]
 
 
-def test_the_checkpoint_is_read_with_the_safety_on(trained):
-    state = torch.load(trained, weights_only=True)
-    assert state["cfg"]["model"]["encoder_ffn_embed_dim"] == 64
-
-
 @pytest.mark.slow
 def test_an_ensemble_with_fairseqs_transformer_and_alignment(trained, toy_data, tmp_path):
     arch = ["--arch", "transformer_tiny", "--encoder-layers", 1, "--decoder-layers", 1, "--cpu"]
@@ -182,34 +172,6 @@ def test_an_ensemble_with_fairseqs_transformer_and_alignment(trained, toy_data, 
     text = generate(toy_data, both, "--beam", 2, "--print-alignment")
     assert sorted(hypotheses(text)) == list(range(53))
     assert sum(line.startswith("A-") for line in text.splitlines()) == 53
-
-
-def test_bad_input_on_the_command_line_is_one_line(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        ARCH_CONFIG_REGISTRY["transformer_sru_tiny"](Namespace(decoder_autoreg="gru"))
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("error: --decoder-autoreg must be one of ssru, sru, self-attention; got 'gru'")
-
-
-def test_flags_go_before_their_preset(toy_data):
-    from fairseq import options
-
-    parser = options.get_training_parser(default_task="translation")
-    words = [str(toy_data), "--cpu", "--arch", "transformer_sru_iwslt_de_en"]
-    words += ["--feed-forward", "sru", "--decoder-autoreg", "sru"]
-    args = options.parse_args_and_arch(parser, input_args=words, modify_parser=None)
-    found = (args.feed_forward, args.decoder_autoreg, args.dropout, args.encoder_ffn_embed_dim)
-    assert found == ("sru", "sru", 0.3, 1024)
-
-
-@pytest.mark.slow
-def test_hydra_train_with_a_preset(toy_data, tmp_path):
-    options = ["model.encoder_layers=1", "model.decoder_layers=1", "criterion=cross_entropy"]
-    options += ["optimization.max_update=3", "dataset.max_tokens=400"]
-    run_cli("hydra-train", *hydra_words(toy_data, tmp_path, "transformer_sru/transformer_sru_tiny", *options))
-    model = torch.load(tmp_path / "checkpoint_last.pt", weights_only=True)["cfg"]["model"]
-    assert (model["encoder_embed_dim"], model["encoder_layers"]) == (256, 1)
 
 
 @pytest.mark.slow

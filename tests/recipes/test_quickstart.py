@@ -129,19 +129,6 @@ def test_quickstart_goes_on_where_it_was_killed(run):
     assert f"{out}/data: already made" in second.replace("\\", "")
 
 
-@pytest.mark.slow
-def test_translations_of_an_earlier_model_are_not_scored(run):
-    """As where the printed fairseq-train command was given again, with more updates."""
-    out, *_ = run
-    model, translated = out / "checkpoints" / "checkpoint_last.pt", out / "generate-test.txt"
-    before = model.stat().st_mtime - 10
-    os.utime(translated, (before, before))
-    again = quickstart(out, *OPTIONS)
-    said = again.communicate()[0]
-    assert again.returncode == 0 and "generate-test.txt is there already" not in said
-    assert translated.stat().st_mtime > model.stat().st_mtime
-
-
 def test_quickstart_leaves_a_foreign_folder_alone(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "checkpoint_last.pt").write_text("mine")
@@ -179,13 +166,8 @@ def test_quickstart_prints_commands_that_can_be_copied(run):
     commands = [line[2:] for line in text.splitlines() if line.startswith("+ ")]
     assert [c.split()[0] for c in commands] == ["python", "fairseq-train", "fairseq-generate", "python"]
     assert ("--amp" in commands[1].split()) == ((out / "amp").read_text().strip() == "--amp")
-    copied = subprocess.run(
-        ["bash", "-c", commands[-1]],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-    )
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    copied = subprocess.run(["bash", "-c", commands[-1]], capture_output=True, text=True, cwd=ROOT, env=env)
     assert copied.returncode == 0, copied.stderr
     assert copied.stdout.strip() in text
 
@@ -206,45 +188,33 @@ def test_quickstart_repeats_nothing(run):
     assert said.startswith(f"{out} was begun with the options ") and said.endswith(": name another OUT")
 
 
+def sacrebleu(output: Path, *options: str) -> str:
+    """The score that the command prints, as a pattern."""
+    command = [sys.executable, "-m", "sacrebleu", str(TEXT / "test.de"), "-i", str(output), *options, "-b", "-w", "1"]
+    return re.escape(subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
 def test_scores_are_those_of_the_sacrebleu_command(run, tmp_path):
     out, _, text = run
     sentences = fairseq_output.hypotheses((out / "generate-test.txt").read_text())
     assert len(sentences) == 1000
     (tmp_path / "output").write_text("\n".join(sentences) + "\n")
     for metric, row in (("bleu", "BLEU  "), ("chrf", "chrF  ")):
-        command = [
-            sys.executable,
-            "-m",
-            "sacrebleu",
-            str(TEXT / "test.de"),
-            "-i",
-            str(tmp_path / "output"),
-            "-m",
-            metric,
+        assert re.search(rf"^  {row} +{sacrebleu(tmp_path / 'output', '-m', metric)} ", text, re.MULTILINE), text[
+            -2000:
         ]
-        score = subprocess.run([*command, "-b", "-w", "1"], capture_output=True, text=True, check=True).stdout.strip()
-        assert re.search(rf"^  {row} +{re.escape(score)} ", text, re.MULTILINE), (score, text[-2000:])
-    command = [sys.executable, "-m", "sacrebleu", str(TEXT / "test.de"), "-i", str(TEXT / "test.en"), "-b", "-w", "1"]
-    copied = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    assert re.search(rf"BLEU of copying the source +{re.escape(copied)} ", text)
+    assert re.search(rf"BLEU of copying the source +{sacrebleu(TEXT / 'test.en')} ", text)
 
 
-def test_report_names_what_is_not_whole(run, tmp_path, capsys):
+def test_translations_that_are_not_whole_are_refused(run, tmp_path, capsys):
     out = run[0]
     cut = tmp_path / "generate-test.txt"
     cut.write_text(re.sub(r"^H-999\t.*\n", "", (out / "generate-test.txt").read_text(), flags=re.MULTILINE))
     last = str(out / "checkpoints" / "checkpoint_last.pt")
-    with pytest.raises(SystemExit):
-        score.main(["--data-set", "lohelp-en-de", "--checkpoint", last, "--generated", str(cut)])
-    assert "has 999 translations, test 1000 sentences" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("flag", ["checkpoint", "generated"])
-def test_a_file_that_is_missing_is_named(flag, capsys):
-    files = {"checkpoint": __file__, "generated": __file__, flag: "none"}
-    with pytest.raises(SystemExit):
-        score.main(["--data-set", "lohelp-en-de", *(word for f, path in files.items() for word in (f"--{f}", path))])
-    assert f"argument --{flag}: no such file: none" in capsys.readouterr().err
+    for path, message in ((cut, "has 999 translations, test 1000 sentences"), ("none", "no such file: none")):
+        with pytest.raises(SystemExit):
+            score.main(["--data-set", "lohelp-en-de", "--checkpoint", last, "--generated", str(path)])
+        assert message in capsys.readouterr().err
 
 
 def test_the_parameters_are_those_of_the_model(run):

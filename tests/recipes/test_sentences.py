@@ -265,7 +265,3 @@ def test_a_comparison_runs_and_goes_on(tmp_path, capsys):
     told = capsys.readouterr().err
     assert re.search(r"labels/sru-1-\?\.txt, .*labels/cnn-2-\?\.txt: trained with other settings or moved", told)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "labels").iterdir()} == before
-    with (tmp_path / "out" / "report.md").open("a") as changed:
-        changed.write("A note.\n")
-    with pytest.raises(SystemExit, match=r"report\.md was changed, and would have to be made anew: move it"):
-        compare.main([*words, "seeds=[1]"])

@@ -1,140 +1,86 @@
-"""The speed report: its files, tables and plot, from a quick run and from times that are made up. No time decides."""
+"""Reports on the speed of layers, models and translation: contestants, figures, files and plot. No time decides."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import re
 import statistics
 import sys
+from argparse import Namespace
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
-from xml.etree import ElementTree
+from typing import Any
 
 import pytest
 import speed
-import steps
 import torch
-from benchmarks import layer, timing
-from benchmarks.layer import BACKWARD, BOTH, CONV, FORWARD, GEMM, NAMES, PACKAGE, SCRIPTED, Case
+from benchmarks import decoding, layer, models, registry, timing
+from benchmarks.layer import GEMM, OURS, PACKAGE, SCRIPTED
+from benchmarks.registry import BACKWARD, BOTH, CELLS, EAGER, FORWARD, GRAPH, PLOTTED, Case
 from benchmarks.timing import Spread
-from matplotlib.backends.backend_agg import FigureCanvasAgg
+from support.exported import trained
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairseq_sru.recurrence.build import kernel_text
 from fairseq_sru.recurrence.dispatch import choose
 from fairseq_sru.recurrence.kernels import Kernels
 from fairseq_sru.recurrence.reference import Options, Tensors
 
-BFLOAT16 = ", bfloat16"  # behind the names of what is told of a GPU alone
+NAMES = list(registry.CONTESTANTS["layer"])
 
 
-class Ran(NamedTuple):
-    printed: str
-    report: dict[str, Any]
-    out: Path
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Settings of torch are as before at a test's end."""
+    for library in (torch.backends.cuda.matmul, torch.backends.cudnn):
+        monkeypatch.setattr(library, "allow_tf32", library.allow_tf32)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    timing.going_on_without.cache_clear()
 
 
-@contextlib.contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+# ---------------------------------------------------------------- one layer
 
 
-@pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """A quick run."""
-    out = tmp_path_factory.mktemp("speed") / "a new" / "folder"
-    printed = io.StringIO()
-    with threads(1), contextlib.redirect_stdout(printed), pytest.MonkeyPatch.context() as patch:
-        for library in (torch.backends.cuda.matmul, torch.backends.cudnn):  # put back afterwards
-            patch.setattr(library, "allow_tf32", library.allow_tf32)
-        speed.main(["--quick", "--threads", "1", "--turns", "2", "--out", str(out)])
-    return Ran(printed.getvalue(), json.loads((out / "speed.json").read_text()), out)
-
-
-def assert_shown(cell: str, value: float) -> None:
-    """The cell is the value to three digits at least."""
-    assert re.fullmatch(r"\d{1,3}(,\d{3})*(\.\d+)?", cell)
-    decimals = len(cell.partition(".")[2])
-    assert abs(float(cell.replace(",", "")) - value) <= 0.5000001 * 10**-decimals
-    assert len(re.sub(r"\D", "", cell).lstrip("0")) >= 3 or value < 0.01
-
-
-# ---------------------------------------------------------------- a quick run
-
-
-def test_the_files_are_there_and_no_others(ran):
-    assert sorted(path.name for path in ran.out.iterdir()) == ["speed.json", "speed.svg"]
-    assert [line for line in ran.printed.splitlines() if line.startswith("wrote ")] == [
-        f"wrote {ran.out / f'speed.{suffix}'}" for suffix in ("json", "svg")
-    ]
-    drawn = ElementTree.parse(ran.out / "speed.svg").getroot()
-    assert drawn.tag == "{http://www.w3.org/2000/svg}svg"
-    assert (drawn.get("height"), drawn.get("width")) == (f"{360 * len(layer.VARIANTS)}pt", "1080pt")
-
-
-def test_every_contestant_takes_part(ran):
-    cases = [Case.of(case) for case in ran.report["cases"]]
+def test_report_of_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a new" / "folder" / "layer.json"
+    speed.main(["layer", "--quick", "--threads", "1", "--turns", "2", "--output", str(path)])
+    assert sorted(file.name for file in path.parent.iterdir()) == ["layer.json", "layer.svg"]
+    assert "</svg>" in path.with_suffix(".svg").read_text()
+    report = json.loads(path.read_text())
     shape, step = (32, 32, 256), (1, 5, 512)
     plans = [Case(what, *s) for s, what in ((shape, FORWARD), (shape, BOTH), (step, FORWARD))]
+    cases = [Case.of(entry) for entry in report["cases"]]
     expected = [plan._replace(dtype=dtype, mode=mode) for dtype, mode in layer.VARIANTS for plan in plans]
     if not timing.ON_GPU:
         expected += [plan._replace(mode="without oneDNN") for plan in plans]
-    assert cases == expected
-    for case, entry in zip(cases, ran.report["cases"], strict=True):
-        absent = {PACKAGE, SCRIPTED} | ({CONV} if case.length == 1 else set())
-        if case.mode == layer.GRAPH:  # some may not be captured
-            assert {layer.OURS, GEMM} <= set(entry["ms"]) <= set(NAMES) - absent
-        else:
-            assert set(entry["ms"]) == set(NAMES) - absent
-    eager = set(NAMES) - {PACKAGE, SCRIPTED}
-    narrow = {f"{name}{BFLOAT16}" for name in eager} if timing.ON_GPU else set()
-    assert set(ran.report["contestants"]) == eager | narrow
-
-
-def test_figures_are_sensible(ran):
-    spreads = [ms for case in ran.report["cases"] for ms in case["ms"].values()]
-    spreads += [scan[key] for scan in ran.report["recurrence"] for key in ("ms", "copy_ms")]
+    assert sorted(cases) == sorted(expected)
+    for case, entry in zip(cases, report["cases"], strict=True):
+        absent = {PACKAGE, SCRIPTED} | ({layer.CONV} if case.length == 1 else set())
+        ms = {name: spread["median"] for name, spread in entry["ms"].items()}
+        if case.mode != GRAPH:  # some may not be captured
+            assert list(ms) == [name for name in NAMES if name not in absent]
+            assert entry["ratios"]["LSTM / SRU"] == ms["LSTM"] / ms["SRU"]
+        assert entry["ratios"]["SRU / GEMM"] == ms["SRU"] / ms["GEMM"]
+    spreads = [ms for entry in report["cases"] for ms in entry["ms"].values()]
+    spreads += [entry[key] for entry in report["recurrence"] for key in ("ms", "copy_ms")]
     assert len(spreads) > 20
-    for spread in spreads:
-        assert 0 < spread["low"] <= spread["median"] <= spread["high"] < math.inf
-    assert 0 < ran.report["copy_gb_per_s"] < math.inf
-    for case in ran.report["cases"]:
-        ms = {name: spread["median"] for name, spread in case["ms"].items()}
-        assert case["ratios"] == {
-            "SRU / GEMM": ms["SRU"] / ms["GEMM"],
-            **({"LSTM / SRU": ms["LSTM"] / ms["SRU"]} if "LSTM" in ms else {}),
-        }
-    backend = choose(ran.report["machine"]["backend"], timing.DEVICE.type)
-    for scan in ran.report["recurrence"]:
-        assert scan["share"] == scan["copy_ms"]["median"] / scan["ms"]["median"]
-        count = scan["length"] * scan["batch"] * scan["size"]
-        assert scan["bytes"] == layer.traffic(layer.DTYPES[scan["dtype"]].itemsize, backend)[scan["what"]] * count
-
-
-def test_the_machine_is_named(ran):
-    machine = ran.report["machine"]
-    assert (machine["threads"], machine["torch"], ran.report["turns"]) == (1, torch.__version__, 2)
-    chosen = choose("auto", timing.DEVICE.type)
-    assert machine["backend"] == (chosen.name if chosen else "reference")
-    assert machine["package"] == "none"  # as a quick run goes without
-    day = machine["date"][:10]
-    assert ran.printed.startswith(f"{machine['device']}, threads: 1, torch {torch.__version__}, {day}; medians of 2;")
-    for name, note in ran.report["contestants"].items():
-        assert f"\n- {name.removesuffix(BFLOAT16)}: {note}\n" in ran.printed
-        assert re.search(r": (oneDNN|cuDNN|cuBLAS|MKL|torch's BLAS) \([a-z_]", note), note
-
-
-# ---------------------------------------------------------------- what must be moved
+    assert all(0 < spread["low"] <= spread["median"] <= spread["high"] < math.inf for spread in spreads)
+    backend = choose(report["machine"]["backend"], timing.DEVICE.type)
+    for entry in report["recurrence"]:
+        assert entry["share"] == entry["copy_ms"]["median"] / entry["ms"]["median"]
+        count = entry["length"] * entry["batch"] * entry["size"]
+        moved = layer.traffic(layer.DTYPES[entry["dtype"]].itemsize, backend)[entry["what"]]
+        assert entry["bytes"] == moved * count
+    if not timing.ON_GPU:
+        assert report["contestants"]["GRU"] == "nn.GRU (addmm, mm)"
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"{report['machine']['device']}, threads: ")
+    assert all(f"\n| {case} " in printed for case in cases)
 
 
 @pytest.mark.parametrize("dtype", layer.DTYPES.values(), ids=str)
@@ -157,295 +103,330 @@ def test_traffic_is_what_the_kernels_state():
         assert sum(map(int, re.findall(r"\w+ (\d+)", parts))) == int(count)
 
 
-# ---------------------------------------------------------------- the clock
-
-
-class Clock:
-    """A clock that only the functions move; notes who ran."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.now = 0.0
-        self.ran: list[str] = []
-        monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: self.now))
-
-    def function(self, name: str, *seconds: float) -> timing.Function:
-        """Takes these times in turn, the last one for ever."""
-        left = list(seconds)
-
-        def function() -> None:
-            self.ran.append(name)
-            self.now += left.pop(0) if len(left) > 1 else left[0]
-
-        return function
-
-
-def test_contestants_take_turns_in_rotating_order(monkeypatch):
-    clock = Clock(monkeypatch)
-    taken = {"a": 1 / 128, "b": 1 / 256, "c": 1 / 1024}  # the fraction of 5 ms decides how often a run calls
-    found = timing.measure({name: clock.function(name, seconds) for name, seconds in taken.items()}, turns=4)
-    a, b, c = ["a"], 2 * ["b"], 6 * ["c"]
-    warmed_up = ["a", *a, *a, "b", "b", "b", *b, *b, "c", "c", "c", *c, *c]
-    assert clock.ran == warmed_up + a + b + c + b + c + a + c + a + b + a + b + c
-    assert found == {name: Spread(*3 * [1000 * seconds]) for name, seconds in taken.items()}
-
-
-def test_a_run_is_long_enough_where_the_first_calls_are_slow(monkeypatch):
-    clock = Clock(monkeypatch)
-    timing.measure({"a": clock.function("a", 1.0, 0.004, 0.001, 0.001, 0.0001)}, turns=1)
-    # more and more, twice each, until the faster one takes 5 ms; and the run that counts
-    assert len(clock.ran) == 1 + 2 * (1 + 6 + 51) + 51
-
-
-def test_figures_are_the_median_and_the_quartiles_without_the_warm_up(monkeypatch):
-    clock = Clock(monkeypatch)
-    runs = [3.0, 1.0, 4.0, 1.5, 9.0, 2.5]
-    found = timing.measure({"a": clock.function("a", 100.0, 1.0, 1.0, *runs)}, turns=len(runs))["a"]
-    low, median, high = statistics.quantiles(runs, n=4, method="inclusive")
-    assert found == pytest.approx((1000 * median, 1000 * low, 1000 * high))
-
-
-class Graphs:
-    """A stand-in for torch.cuda's streams and graphs: a replay runs nothing, and takes ``took`` seconds a call."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
-        self.clock, self.stream, self.fails, self.took = clock, "default", False, 1 / 4096
-        cuda = SimpleNamespace(
-            Stream=lambda: SimpleNamespace(wait_stream=lambda _: None),
-            current_stream=lambda: SimpleNamespace(wait_stream=lambda _: None, name=self.stream),
-            stream=self.beside,
-            set_stream=lambda stream: setattr(self, "stream", stream.name),
-            synchronize=lambda: self.clock.ran.append("synchronize"),
-            CUDAGraph=self.new,
-            graph=self.graph,
-        )
-        monkeypatch.setattr(timing.torch, "cuda", cuda)
-        monkeypatch.setattr(timing, "ON_GPU", True)
-
-    @contextlib.contextmanager
-    def beside(self, _: Any) -> Iterator[None]:
-        before, self.stream = self.stream, "side"
-        yield
-        self.stream = before
-
-    def new(self) -> SimpleNamespace:
-        made = SimpleNamespace(calls=0)
-        made.replay = lambda: self.replay(made.calls)
-        return made
-
-    @contextlib.contextmanager
-    def graph(self, made: SimpleNamespace) -> Iterator[None]:
-        self.stream = "capture"  # which a capture that fails leaves
-        self.clock.ran.append("begin")
-        before = len(self.clock.ran)
-        yield
-        made.calls = len(self.clock.ran) - before
-        if self.fails:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        self.clock.ran.append("end")
-        self.stream = "default"
-
-    def replay(self, calls: int) -> None:
-        self.clock.now += calls * self.took
-        self.clock.ran.append("replay")
-
-
-def test_a_graph_has_as_many_calls_as_take_long_and_is_timed_between_waits(monkeypatch):
-    clock = Clock(monkeypatch)
-    graphs = Graphs(monkeypatch, clock)
-    streams = []
-    work = clock.function("a", 1 / 1024)  # one by one, Python takes longer than the kernels
-
-    def function() -> None:
-        streams.append(graphs.stream)
-        work()
-
-    replayed = timing.graphed(function, seconds=1 / 1024)
-    assert streams == 3 * ["side"] + 5 * ["capture"]
-    assert clock.ran[-6:] == ["begin", *4 * ["a"], "end"]
-    clock.ran.clear()
-    graphs.took = 0.25
-    found = timing.measure({"graph": replayed}, turns=2)
-    assert clock.ran == 5 * ["synchronize", "replay", "synchronize"]
-    assert found["graph"] == Spread(*3 * [250.0])  # of a call
-    assert timing.graphed(function).calls == 1
-
-
-def test_a_capture_that_fails_leaves_the_stream_that_was(monkeypatch):
-    graphs = Graphs(monkeypatch, Clock(monkeypatch))
-    graphs.fails = True
-    with pytest.raises(RuntimeError, match="capturing"):
-        timing.graphed(lambda: None)
-    assert graphs.stream == "default"
-
-
-# ---------------------------------------------------------------- times that are made up
-
-
-def made_up(cases: list[Case], **others: float) -> dict[Case, dict[str, Spread]]:
-    """Times of all contestants; of those in others, so many ms."""
-
-    def ms(case: Case, i: int, name: str) -> float:
-        work = case.length * case.batch * case.size * (1 + 2 * (case.what == BOTH)) / 2**14
-        return others.get(name, work * (2 + i % 3))
-
-    return {
-        case: {
-            name: Spread(*3 * [ms(case, i, name)])
-            for i, name in enumerate(NAMES)
-            if name != SCRIPTED or case.what == FORWARD
-        }
-        for case in cases
-    }
-
-
-# ---------------------------------------------------------------- the plot
-
-
-def panels() -> dict[tuple[str, str, str], list[Case]]:
-    """The cases of each, from left to right."""
-    return {
-        (dtype, mode, what): [Case(what, *s, dtype, mode) for s in ((32, 32, 256), (32, 32, 512), (128, 32, 512))]
-        for dtype, mode in layer.VARIANTS
-        for what in (FORWARD, BOTH)
-    }
-
-
-@pytest.mark.parametrize("without", [(), (PACKAGE, SCRIPTED)], ids=str)
-def test_plot_has_a_bar_and_a_label_for_each_contestant(without):
-    found = made_up([case for cases in panels().values() for case in cases])
-    found = {case: {n: s for n, s in took.items() if n not in without} for case, took in found.items()}
-    figure = layer.plot(found, "One layer")
-    assert figure.get_suptitle() == "One layer"
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
-    for ax, (panel, cases) in zip(figure.axes, panels().items(), strict=True):
-        dtype, mode, what = panel
-        assert ax.get_title() == (f"{what}, {dtype}, {mode}" if timing.ON_GPU else what)
+def test_plot_has_a_bar_for_each_contestant():
+    cases = [Case(what, *shape, *v) for v in layer.VARIANTS for what in (FORWARD, BOTH) for shape in PLOTTED]
+    names = [name for name in NAMES if name != SCRIPTED]
+    times = {case: {name: Spread(*3 * [i + j / 8]) for j, name in enumerate(names)} for i, case in enumerate(cases, 1)}
+    figure = layer.plot(times, "One layer")
+    for i, ax in enumerate(figure.axes):
+        of_panel = cases[3 * i : 3 * i + 3]
+        shown = [name for name in names if name != GEMM]
+        assert [text.get_text() for text in ax.get_legend().get_texts()] == shown
+        for name, bars in zip(shown, ax.containers, strict=True):
+            assert [bar.get_height() for bar in bars] == [times[case][name].median for case in of_panel]
         assert [tick.get_text() for tick in ax.get_xticklabels()] == ["l=32, d=256", "l=32, d=512", "l=128, d=512"]
-        names = [n for n in NAMES if n not in {GEMM, *without, *({SCRIPTED} if what == BOTH else ())}]
-        assert [text.get_text() for text in ax.get_legend().get_texts()] == names
-        for name, bars in zip(names, ax.containers, strict=True):
-            assert [bar.get_height() for bar in bars] == [found[case][name].median for case in cases]
-            assert [round(bar.get_x() + bar.get_width() / 2) for bar in bars] == [0, 1, 2]
-        labels = [text for text in ax.texts if text.get_text()]
-        for text, value in zip(labels, (found[case][name].median for name in names for case in cases), strict=True):
-            assert_shown(text.get_text(), value)
-        boxes = [text.get_window_extent(renderer) for text in labels]
-        assert all(figure.bbox.contains(*corner) for box in boxes for corner in box.corners())
-        boxes.append(ax.get_legend().get_window_extent(renderer))
-        assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
 # ---------------------------------------------------------------- what goes wrong
 
 
-@pytest.mark.parametrize("option", ["--threads", "--turns"])
-@pytest.mark.parametrize("given", ["0", "-1", "1.5", "two", ""])
-def test_numbers_below_one_are_an_error(option, given, tmp_path, capsys):
+@pytest.mark.parametrize("option, value", [("--threads", "0"), ("--turns", "two"), ("--output", "there.json")])
+@pytest.mark.parametrize("command", ["layer", "model"])
+def test_bad_options_are_named(command, option, value, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there.json").write_text("of an hour")
     with pytest.raises(SystemExit) as ended:
-        speed.main(["--quick", "--out", str(tmp_path), option, given])
-    assert ended.value.code == 2
-    assert f"argument {option}: must be an integer of at least 1; got {given!r}" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+        speed.main([command, "--quick", option, value])
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and f"argument {option}: " in said and value in said
+    assert (tmp_path / "there.json").read_text() == "of an hour"
 
 
-@pytest.mark.parametrize("script", [speed, steps])
-def test_a_report_that_is_there_is_no_victim(script, tmp_path, capsys):
-    path = tmp_path / f"{script.__name__}.json"
-    path.write_text("of an hour")
-    with pytest.raises(SystemExit):
-        script.main(["--quick", "--out", str(tmp_path)])
-    assert f"argument --out: {path} is there already: --resume goes on with it" in capsys.readouterr().err
-    assert path.read_text() == "of an hour"
+class Broken(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no kernel for this GPU\nand more")
 
 
 def test_without_the_published_package_it_goes_on(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sru", None)
     monkeypatch.setenv("PATH", "/usr/bin")
-    layer.going_on_without.cache_clear()
-    assert layer.published_package() is None
-    assert layer.published_package() is None
+    layer.published_package.cache_clear()
+    assert set(layer.callers("layer", Case(FORWARD, 3, 2, 8), NAMES)) == set(NAMES) - {PACKAGE, SCRIPTED}
+    layer.published_package.cache_clear()
     assert re.fullmatch(r"going on without the package sru: \w*Error: .*\n", capsys.readouterr().err)
 
 
-class Broken(nn.Module):
-    def __init__(self, *sizes: int, **options: Any) -> None:
-        super().__init__()
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("no kernel for this GPU\nand more")
-
-
-def test_who_fails_is_left_out_but_ours_is_an_error(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["LSTM", OURS])
+def test_who_fails_is_left_out_but_ours_is_an_error(name, monkeypatch, capsys):
     case = Case(BOTH, 3, 2, 8)
-    layer.going_on_without.cache_clear()
-    assert set(layer.callers(case, Broken)) == set(NAMES) - {PACKAGE, SCRIPTED}
-    said = capsys.readouterr().err
-    assert said == (
-        "going on without sru package, forward+backward, float32, eager: RuntimeError: no kernel for this GPU\n"
-    )
-    product = layer.Linear(8, 24)
-    monkeypatch.setattr(layer, "contestants", lambda case, package: {layer.LSTM: Broken(), GEMM: product})
-    assert set(layer.callers(case, None)) == {GEMM}
-    monkeypatch.setattr(layer, "contestants", lambda case, package: {layer.OURS: Broken()})
-    with pytest.raises(RuntimeError, match="no kernel"):
-        layer.callers(case, None)
+    entry = registry.CONTESTANTS["layer"][name]
+    broken = entry._replace(make=lambda case: (Broken(), [torch.zeros(3, 2, 8)]))
+    monkeypatch.setitem(registry.CONTESTANTS["layer"], name, broken)
+    if name == OURS:
+        with pytest.raises(RuntimeError, match="no kernel"):
+            layer.callers("layer", case, [OURS, GEMM])
+    else:
+        assert set(layer.callers("layer", case, [name, GEMM])) == {GEMM}
+        assert capsys.readouterr().err == "going on without LSTM: RuntimeError: no kernel for this GPU\n"
 
 
-# ---------------------------------------------------------------- how numbers are shown
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_graph_that_cannot_be_captured_costs_no_other_figure(dead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless the GPU does nothing more after it: then the program ends."""
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(layer, "graphed", fails)
+    kept: list[str] = []
+    time_passes = partial(layer.time_passes, choose("auto", layer.DEVICE.type))
+    both = [Case(FORWARD, 2, 2, 8, mode=mode) for mode in (GRAPH, EAGER)]
+    if dead:
+        monkeypatch.setattr(timing, "ON_GPU", True)
+        monkeypatch.setattr(torch.cuda, "synchronize", fails)
+        for run in (partial(layer.time_group, "layer", both[:1], [OURS]), partial(time_passes, both[:1])):
+            with pytest.raises(RuntimeError):
+                run(1, lambda *_: None)
+    else:
+        layer.time_group("layer", both, [OURS], 1, lambda part, entry: kept.append(entry["mode"]))
+        time_passes(both, 1, lambda part, entry: kept.append(entry["mode"]))
+        assert kept == [EAGER] * 3
 
 
-def test_a_report_is_gone_on_with_where_only_what_is_measured_differs(tmp_path):
-    new = {"machine": {"device": "one", "date": "now"}, "turns": 3, "cases": []}
-    old = {**new, "machine": {"device": "one", "date": "before"}, "cases": [1]}
-    path = tmp_path / "speed.json"
-    assert timing.resumed(path, new, "cases") is new
-    path.write_text(json.dumps(old))
-    assert timing.resumed(path, new, "cases") == old
-    for there, name in (({**old, "turns": 7}, "turns"), ({**old, "machine": {"device": "two"}}, "device")):
-        path.write_text(json.dumps(there))
-        with pytest.raises(SystemExit, match=rf"^argument --resume: \S+speed.json is of another {name}: name another"):
-            timing.resumed(path, new, "cases")
-        assert json.loads(path.read_text()) == there
-    for damaged in ("{", "[]", "{}"):
-        path.write_text(damaged)
-        with pytest.raises(SystemExit, match=r"^argument --resume: \S+speed.json is no report of this script$"):
-            timing.resumed(path, new, "cases")
+# ---------------------------------------------------------------- the clock
 
 
-def test_a_case_in_which_the_process_ends_twice_is_left_out(capsys):
-    written = ["{}"]
+def test_contestants_take_turns_in_rotating_order(monkeypatch):
+    ran: list[str] = []
 
-    def ends_in_two() -> list[str]:
-        report: dict[str, Any] = json.loads(written[-1])
-        seen = []
-        for case in timing.Attempts("layers", ["1", "2", "3"], report, lambda: written.append(json.dumps(report))):
-            if case == "2":  # nothing is written any more
-                break
-            seen.append(case)
-        return seen
+    class Timer:
+        """Timer whose runs take the time that the function returns."""
 
-    assert [ends_in_two() for _ in range(3)] == [["1"], ["1"], ["1", "3"]]
-    assert json.loads(written[-1]) == {"tries": {"layers, 2": 2}}, "what is left out is told"
-    assert "going on without layers, 2: the process ended in it 2 times" in capsys.readouterr().err
+        def __init__(self, statement: str, globals: dict[str, Any], num_threads: int) -> None:
+            self.function = globals["f"]
 
+        def timeit(self, number: int) -> None:
+            self.function()
 
-def test_a_stopped_case_is_no_case_that_ended_the_process(capsys):
-    written: list[str] = []
-    report: dict[str, Any] = {}
-    for _ in range(3):
-        attempts = timing.Attempts("layers", ["1", "2"], report, lambda: written.append(json.dumps(report)))
-        with pytest.raises(SystemExit, match=r"^130$"), timing.resumable(report, attempts.write):
-            for case in attempts:
-                if case == "2":
-                    raise KeyboardInterrupt
-        assert written[-2:] == ['{"tries": {"layers, 2": 1}}', "{}"]
-    assert capsys.readouterr().err == "\nstopped; --resume goes on\n" * 3
+        def blocked_autorange(self, min_run_time: float) -> SimpleNamespace:
+            return SimpleNamespace(mean=self.function())
+
+    seconds = {"a": iter([100.0, 3.0, 1.0, 4.0, 1.5]), "b": iter([9.0, 1.0, 1.0, 2.0, 1.0])}  # the first warms up
+
+    def runs(name: str) -> timing.Function:
+        return lambda: ran.append(name) or next(seconds[name])
+
+    monkeypatch.setattr(timing, "Timer", Timer)
+    found = timing.measure({name: runs(name) for name in seconds}, turns=4)
+    assert ran == ["a", "b", "a", "b", "b", "a", "a", "b", "b", "a"]
+    low, median, high = statistics.quantiles([3.0, 1.0, 4.0, 1.5], n=4, method="inclusive")
+    assert found["a"] == pytest.approx((1000 * median, 1000 * low, 1000 * high))
 
 
 def test_numbers_are_shown_with_three_digits():
-    for i in range(-20, 70):
-        assert_shown(timing.short(10 ** (i / 10)), 10 ** (i / 10))
-    assert [timing.short(x) for x in (None, 0.004, 0.0567, 0.999, 1, 99.96, 1234.5)] == [
-        *("–", "0.0040", "0.0567", "0.999", "1.00", "100.0", "1,234"),
-    ]
+    shown = [timing.short(x) for x in (None, 0.004, 0.0567, 0.999, 1, 99.96, 1234.5)]
+    assert shown == ["–", "0.0040", "0.0567", "0.999", "1.00", "100.0", "1,234"]
+
+
+# ---------------------------------------------------------------- models
+
+SIZES = {f"{side}_embed_dim": 32 for side in ("encoder", "decoder")}
+
+
+def small(*_: Any) -> tuple[Any, dict[str, Any]]:
+    """As models.systems, but small."""
+    words = models.dictionary(60)
+    task = Namespace(source_dictionary=words, target_dictionary=words)
+    ffn = {f"{side}_ffn_embed_dim": 32 for side in ("encoder", "decoder")}
+    lstm = {**SIZES, "decoder_out_embed_dim": 32, "encoder_hidden_size": 32, "decoder_hidden_size": 32}
+    return words, {
+        models.SRU: models.built("sru_tiny", task, **SIZES, encoder_hidden_size=16),
+        models.UNIT: models.built("lstm_tiny", task, **SIZES, encoder_hidden_size=16, decoder_hidden_size=32),
+        models.LSTM: models.built("lstm", task, **lstm, decoder_attention="1"),
+        models.TRANSFORMER: models.built("transformer_iwslt_de_en", task, **SIZES, **ffn),
+    }
+
+
+@pytest.mark.slow
+def test_report_of_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(models, "systems", small)
+    path = tmp_path / "model.json"
+    speed.main(["model", "--threads", "1", "--turns", "1", "--quick", "--output", str(path)])
+    report = json.loads(path.read_text())
+    expected = ["train", "step, batch 1, beam 1", "decode, batch 1, beam 1"]
+    assert [case for case in report["cases"] if "bfloat16" not in case and "graph" not in case] == expected
+    assert report["parameters"] == {name: models.size(model) for name, model in small()[1].items()}
+    printed = capsys.readouterr().out
+    for case in expected:
+        entry = report["cases"][case]
+        times = {name: spread["median"] for name, spread in entry["ms"].items()}
+        assert list(times) == list(report["parameters"])
+        assert all(ms > 0 for ms in times.values())
+        assert entry["ratios"] == {n: pytest.approx(times[n] / times[models.SRU]) for n in times if n != models.SRU}
+        assert f"\n| {case} " in printed
+
+
+def test_a_step_reads_what_came_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The incremental states are used: else each step would be the first."""
+    words, systems = small()
+    for model in systems.values():
+        states = []
+        forward = model.decoder.forward
+
+        def seen(tokens: Any, encoder_out: Any, incremental_state: Any, forward: Any = forward, s: Any = states) -> Any:
+            s.append((tokens.size(1), len(incremental_state)))
+            return forward(tokens, encoder_out=encoder_out, incremental_state=incremental_state)
+
+        monkeypatch.setattr(model.decoder, "forward", seen)
+        models.stepper(model.eval(), words, 2, 2)()
+        assert [length for length, _ in states] == list(range(1, registry.TARGET + 1))
+        assert [entries > 0 for _, entries in states] == [False] + [True] * (registry.TARGET - 1)
+
+
+def plain_torch(model: Any) -> Any:
+    """The model, whose steps are not compiled."""
+    model.decoder.register_forward_hook(lambda *_: None)
+    return model
+
+
+@contextlib.contextmanager
+def noted_logits(model: Any) -> Iterator[list[torch.Tensor]]:
+    """The logits of each step that the model's decoder makes within."""
+    forward, seen = type(model.decoder).forward, []
+
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = forward(self, *args, **kwargs)
+        seen.append(result[0][:, -1:].clone())
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(model.decoder), "forward", noted)
+        yield seen
+
+
+def test_a_step_as_a_cuda_graph_ends_as_the_steps_do() -> None:
+    """Where there is a GPU it is recorded; each replay writes its logits where those of the recording lie."""
+    words, systems = small()
+    model = models.for_decoding(systems[models.SRU])
+    last = []
+    with noted_logits(model) as seen:
+        for make in (models.stepper, models.graphed_stepper):
+            torch.manual_seed(0)
+            function = make(model, words, 2, 3)
+            for _ in range(2):  # the second starts from the first step again
+                function()
+                last.append(seen[-1].clone())
+    for logits in last[1:]:
+        torch.testing.assert_close(logits, last[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(timing.ON_GPU, reason="a graph that is replayed calls no forward, which is what is looked at")
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_recorded_step_gives_what_the_steps_give(plain: bool) -> None:
+    """All steps by one function that reads and writes the same tensors; where there is no GPU it isn't recorded."""
+    words, systems = small()
+    model = models.for_decoding(systems[models.SRU])
+    model = plain_torch(model) if plain else model
+    found = []
+    for make in (models.stepper, models.graphed_stepper):
+        torch.manual_seed(0)
+        function = make(model, words, 2, 3)
+        for _ in range(2):
+            with noted_logits(model) as seen:
+                function()
+            found.append(seen)
+    assert all(len(logits) == registry.TARGET for logits in found)
+    for logits in found[1:]:
+        torch.testing.assert_close(torch.cat(logits), torch.cat(found[0]), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(found[0][0], found[0][-1], atol=0.1)
+
+
+class Waits(TorchDispatchMode):
+    """Notes operators whose result the host has to know before it goes on, which no CUDA graph can record."""
+
+    names = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        self.seen += [name] * (name in self.names)
+        return func(*args, **(kwargs or {}))
+
+
+def test_an_update_and_a_step_of_sru_wait_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def plain_descent(parameters: Any, lr: float, capturable: bool) -> Any:
+        """On a CPU, Adam's count of updates is read by the host; on a GPU capturable leaves it there."""
+        return torch.optim.SGD(parameters, lr)
+
+    monkeypatch.setattr(torch.optim, "Adam", plain_descent)
+    monkeypatch.setattr("fairseq_sru.models.dropout.compiled", lambda *_: None)  # torch's dropout, as on a GPU
+    monkeypatch.setattr("fairseq_sru.models.units.eager", lambda: False)  # nor is padding looked for there
+    words, systems = small()
+    functions = {
+        "update": models.trainer(systems[models.SRU], words),
+        "step": models.graphed_stepper(plain_torch(models.for_decoding(systems[models.SRU])), words, 2, 2),
+        "update with packed sequences": models.trainer(systems[models.UNIT], words),
+    }
+    waited = {}
+    for name, function in functions.items():
+        with Waits() as noted:
+            function()
+        waited[name] = bool(noted.seen)
+    assert waited == {"update": False, "step": False, "update with packed sequences": True}
+
+
+def test_a_systems_size_is_that_of_what_it_learns() -> None:
+    words, systems = small()
+    for name, model in systems.items():
+        models.trainer(model, words)()
+        learnt = sum(p.numel() for p in model.parameters() if p.grad is not None)
+        assert models.size(model) == learnt, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_the_systems_are_of_one_size(on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU with widths that torch's and cuDNN's kernels take."""
+    monkeypatch.setattr(models, "ON_GPU", on_gpu)
+    name = "sru_iwslt_de_en"
+    _, systems = models.systems(name, registry.PRESETS[name])
+    sizes = {name: models.size(model) for name, model in systems.items()}
+    assert sizes == {name: pytest.approx(sizes[models.SRU], rel=0.02) for name in sizes}
+    if on_gpu:
+        assert systems[models.TRANSFORMER].encoder.layers[0].self_attn.head_dim % 8 == 0
+        assert systems[models.LSTM].encoder.hidden_size % 8 == 0
+
+
+# ---------------------------------------------------------------- translation
+
+
+@pytest.mark.slow
+def test_report_of_translation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = trained(tmp_path, "sentencepiece")
+    words = ["--data", folder / "data", "--sru", folder / "save" / "checkpoint_last.pt"]
+    options = ["--output", tmp_path / "report.json", "--turns", "1", "--sentences", "5"]
+    speed.main(["translate", *map(str, [*words, *options])])
+    report = json.loads((tmp_path / "report.json").read_text())
+    ours = [decoding.PLAIN, decoding.STEP, decoding.GENERATE, decoding.FLOAT32]
+    assert list(report["systems"]) == [*ours, decoding.INT8]
+    scores = [[cell["bleu"] for cell in report["systems"][name]["cells"]] for name in ours]
+    assert all(of_system == scores[0] for of_system in scores)  # the same translations
+    for name in ours:
+        assert {cell["same"] for cell in report["systems"][name]["cells"]} == {1.0}
+    assert [(cell["beam"], cell["batch"]) for cell in report["systems"][decoding.INT8]["cells"]] == CELLS
+    assert decoding.INT8 in capsys.readouterr().out
+
+
+def test_models_that_cannot_be_translated_with_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("spm.model", "last.pt"):
+        (tmp_path / name).write_text("no model")
+    manifest = {"source": "en", "target": "de", "data_set": "own"}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    for language in ("en", "de"):
+        (tmp_path / f"test.{language}").write_text("a\n")
+    words = ["translate", "--data", str(tmp_path), "--sru", str(tmp_path / "last.pt")]
+    output = tmp_path / "report.json"
+    with pytest.raises(SystemExit, match=r"^the export for Translator, float32 failed: .*last.pt can't be read"):
+        speed.main([*words, "--output", str(output)])
+    with pytest.raises(SystemExit):
+        speed.main([*words, "--output", str(output), "--lstm", "none.pt"])
+    assert "argument --lstm: no such file: none.pt" in capsys.readouterr().err
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(SystemExit, match=f"^argument --data: {re.escape(str(tmp_path))} is no parallel text"):
+        speed.main([*words, "--output", str(output)])
+    assert not output.exists()

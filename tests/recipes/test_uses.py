@@ -16,7 +16,7 @@ import prepare
 import pytest
 from comparison import settings, uses
 from comparison.commands import Commands
-from comparison.short_report import rows
+from comparison.report import score_rows
 from conftest import ROOT
 from corpora import archives, texts
 from fairseq import options, tasks
@@ -142,7 +142,7 @@ def test_a_kind_has_its_data(tmp_path):
         settings.load(CONFIGS / "sentences.yaml", ["kind=x"])
     for override in ("average=2", "speed.rounds=1", "curve.beam=5", "split_compounds=true"):
         key = re.split(r"[.=]", override)[0]
-        with pytest.raises(ValueError, match=rf"^{key}: is for the kind translation alone; this is sentences$"):
+        with pytest.raises(ValueError, match=rf"^{key}: is for the kind translation only; this is sentences$"):
             settings.load(CONFIGS / "sentences.yaml", [override])
     with pytest.raises(ValueError, match=r"^generate: is not for the kind sentences, which generates nothing$"):
         settings.load(CONFIGS / "sentences.yaml", ["generate.beam=5"])
@@ -152,8 +152,7 @@ def test_language_models_are_evaluated_one_at_a_time_after_all_training(tmp_path
     found = uses.Language(settings.load(CONFIGS / "language.yaml", [f"out={tmp_path}"]))
     found.jobs = 2
     done: list[str] = []
-    for stage in ("prepare", "time_training", "keep"):
-        monkeypatch.setattr(found, stage, lambda: None)
+    monkeypatch.setattr(found, "updates", lambda system: 10)
     monkeypatch.setattr(found, "train", lambda run: done.append(f"train {run.system}"))
     under_way: list[int] = []
 
@@ -165,7 +164,8 @@ def test_language_models_are_evaluated_one_at_a_time_after_all_training(tmp_path
         done.append(f"test {run.system}")
 
     monkeypatch.setattr(found, "test", test)
-    found.run()
+    found.train_and_test()
+    found.time_decoding()
     assert sorted(done[:3]) == ["train lstm", "train sru", "train transformer"]
     assert done[3:] == ["test sru", "test lstm", "test transformer"]
 
@@ -232,7 +232,7 @@ def test_large_speeds_are_whole_numbers():
     report = {"counted": "parameters", "score": "perplexity", "baseline": "a", "systems": {}, "data": "trec"}
     for name, speed in (("a", 12345.6), ("b", 1.23456)):
         report["systems"][name] = {**system, "speeds": {"tokens/s": speed}}
-    lines = rows(report).splitlines()[2:]
+    lines = score_rows(report).splitlines()[2:]
     assert [line.split(" | ")[-1] for line in lines] == ["12,346 |", "1.235 |", "– |"]
     assert lines[-1] == "| CNN of Kim (2014) | – | 91.2 | – | – |", "and what others published stands beside it"
 

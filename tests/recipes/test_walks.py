@@ -21,7 +21,6 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jsonschema
 import pytest
 from comparison import commands, report, settings
 from conftest import ROOT
@@ -29,7 +28,6 @@ from corpora import registry
 from support.archives import iwslt_archive, lohelp, multi30k_archives, text_of, tgz, wmt14_archives
 from wheels import copy_tree
 
-SCHEMA = json.loads((ROOT / "recipes" / "comparison" / "report.schema.json").read_text())
 RECIPES = [
     path for path in sorted((ROOT / "recipes" / "configs").glob("*.yaml")) if settings.load(path).kind == "translation"
 ]
@@ -221,7 +219,6 @@ def test_a_recipe_runs_as_its_first_line_says(
     assert before.items() <= done.items()
     assert all(name in before or name.startswith("runs/") for name in done)
     found = json.loads((out / "report.json").read_text())
-    jsonschema.validate(found, SCHEMA)
     assert list(found["systems"]) == walked(given)
     text = (out / "report.md").read_text()
     folder = checkout / commands.Commands(given).data

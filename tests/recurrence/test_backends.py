@@ -66,16 +66,14 @@ def test_auto_takes_the_best_and_the_variable_another(monkeypatch: pytest.Monkey
         sru_recurrence(torch.zeros(1, 1, 3, 1))
 
 
-def test_a_backend_of_another_device_is_an_error() -> None:
-    with pytest.raises(ValueError, match="backend 'cuda' needs tensors on the device 'cuda'; u is on 'cpu'"):
-        sru_recurrence(torch.zeros(1, 1, 3, 1), backend="cuda")
-
-
-def test_a_backend_that_the_environment_names_is_told_from_one_of_the_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", "cuda")
-    forget()
-    with pytest.raises(ValueError, match=r"backend 'cuda' \(named by FAIRSEQ_SRU_BACKEND\) needs tensors on"):
-        sru_recurrence(torch.zeros(1, 1, 3, 1))
+@pytest.mark.parametrize(("backend", "variable"), [("cuda", None), ("auto", "cuda")])
+def test_a_backend_of_another_device_is_an_error(
+    backend: str, variable: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAIRSEQ_SRU_BACKEND", variable or "auto")
+    named = r" \(named by FAIRSEQ_SRU_BACKEND\)" if variable else ""
+    with pytest.raises(ValueError, match=f"backend 'cuda'{named} needs tensors on the device 'cuda'; u is on 'cpu'"):
+        sru_recurrence(torch.zeros(1, 1, 3, 1), backend=backend)
 
 
 class Wrapper(torch.Tensor):
@@ -94,11 +92,6 @@ def test_a_tensor_without_values_of_its_own_is_refused_and_not_read() -> None:
     assert h.shape == (0, 1, 1)
 
 
-def test_other_floating_point_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"u must be a tensor of float32, float16, bfloat16 or float64; got .*float8"):
-        sru_recurrence(torch.zeros(1, 1, 3, 1).to(torch.float8_e4m3fn))
-
-
 def test_without_a_compiler_pytorch_runs_and_says_so_once(tmp_path: Path) -> None:
     out = python("-c", SCRIPT, PATH=str(tmp_path), CXX="").stdout
     assert out.count("warning:") == 1
@@ -106,15 +99,6 @@ def test_without_a_compiler_pytorch_runs_and_says_so_once(tmp_path: Path) -> Non
     assert "backend torch" in out
     assert "native: no C++ compiler" in out
     assert out.splitlines()[1] == python("-c", SCRIPT).stdout.splitlines()[0], "the same result"
-
-
-def test_a_compiler_that_is_named_and_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler -O2")
-    assert fairseq_sru.backends()["native"] == (
-        "CXX is 'no-such-compiler -O2', which doesn't run; unset CXX, or let it name another compiler"
-    )
-    with pytest.raises(RuntimeError, match="backend 'native' can't run: CXX is"):
-        sru_recurrence(torch.zeros(1, 1, 3, 1), backend="native")
 
 
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,29 +127,17 @@ def test_on_windows_pytorch_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) ->
     assert "Windows" in fairseq_sru.backends()["native"]
 
 
-@pytest.mark.parametrize(
-    "error, said",
-    [
-        (OSError("x.so: failed to map segment"), "x.so: failed to map segment; FAIRSEQ_SRU_CACHE can name another "),
-        (OSError("libimf.so: cannot open shared object file"), "shared object file; CXX can name another compiler"),
-        (AttributeError("undefined symbol"), "undefined symbol; CXX can name a compiler that doesn't hide it"),
-    ],
-)
-def test_a_library_that_can_not_be_loaded(error: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [OSError("x.so: failed to map segment"), AttributeError("undefined symbol")])
+def test_a_library_that_can_not_be_loaded(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file system allows no programs, or the compiler's linker does as it likes."""
 
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(native.ctypes, "CDLL", fail)
-    assert said in fairseq_sru.backends()["native"]
+    assert fairseq_sru.backends()["native"].startswith(f"{error}; CXX can name another compiler")
     with pytest.warns(UserWarning, match="runs in plain PyTorch on cpu"):
         assert choose("auto", "cpu") is set_up("torch")
-
-
-def test_an_installation_without_the_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(build, "__file__", str(tmp_path / "fairseq_sru" / "recurrence" / "build.py"))
-    assert "no kernels/sru.cu" in fairseq_sru.backends()["native"]
 
 
 def test_an_entry_is_for_one_compiler_processor_text_and_set_of_options(

@@ -97,7 +97,7 @@ def test_every_width_of_access_equals_the_definition(dtype: torch.dtype, vec: in
 
 
 def test_parameters_may_be_wider_than_the_values(gpu: Gpu) -> None:
-    """As under autocast: u is half, and the parameters and states are float."""
+    """Autocast has u in half, and parameters and states in float."""
     arguments = make(CASE._replace(dtype=torch.float16, v=True), batch=40)
     for name in ("bias", "weight_c", "c0", "dropout_mask"):
         arguments[name] = arguments[name].detach().float().requires_grad_()
@@ -291,7 +291,7 @@ def test_each_device_loads_a_variant_once_for_itself(on: Callable[[Gpu], Cuda]) 
 
 
 def test_a_backward_pass_in_a_thread_without_a_context(on: Callable[[Gpu], Cuda]) -> None:
-    """As autograd's is, where nothing has run yet."""
+    """Autograd has such a thread, where nothing has run yet."""
     gpu = Gpu()
     on(gpu)
     arguments = make(CASE)
@@ -366,7 +366,7 @@ def test_the_real_cupy_hands_the_driver_what_the_kernels_read() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="no CuPy: bash tests/run.sh --all installs it")
 def test_launches_are_a_part_of_the_calls_that_are_timed() -> None:
-    """As launches.json has them, of few calls."""
+    """The keys are those of launches.json; here of few calls."""
     few = "import sys; sys.path.insert(0, 'recipes'); from support import launches; "
     few += "launches.TURNS, launches.CALLS = 1, 2; launches.main()"
     found = json.loads(python("-c", few).stdout)["microseconds"]
@@ -516,22 +516,11 @@ def test_between_two_architectures_the_older_one_counts(
         compiler.target(70)
 
 
-def test_a_gpu_older_than_nvrtc_is_told(compiler: nvrtc.Compiler) -> None:
-    assert compiler.version[0] >= 13
-    with pytest.raises(Unavailable, match=r"this GPU has 6\.1\. An NVRTC 12"):
-        compiler.target(61)
-
-
 def test_a_compile_error_holds_the_log(compiler: nvrtc.Compiler, monkeypatch: pytest.MonkeyPatch) -> None:
     text = {**nvrtc.kernel_text(), "lanes.h": "int x = undeclared_name;"}
     monkeypatch.setattr(nvrtc, "kernel_text", lambda: text)
     with pytest.raises(Unavailable, match=r"(?s)can't compile -DVALUE=0 .*lanes\.h\(1\): error: .*undeclared_name"):
         compiler.compile(DEFAULT_VARIANT.defines(vec=1, ahead=1), "sm_90")
-
-
-def test_an_option_that_nvrtc_does_not_know(compiler: nvrtc.Compiler) -> None:
-    with pytest.raises(Unavailable, match="--no-such-option"):
-        compiler.compile(("--no-such-option",), "sm_90")
 
 
 def counted(compiler: nvrtc.Compiler, patch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
@@ -587,49 +576,50 @@ def present(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 find_nvrtc: Callable[[], nvrtc.Compiler] = nvrtc.compiler.__wrapped__  # without its memory
 
 
-def test_no_gpu(present: pytest.MonkeyPatch) -> None:
-    present.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(Unavailable, match="torch sees no CUDA GPU"):
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"gpu": False}, "torch sees no CUDA GPU"),
+        ({"cuda": None}, "this torch is built without CUDA"),
+        ({"cuda": "12.8"}, r"torch is for CUDA 12\.8, and .* is not: pip install 'nvidia-cuda-nvrtc-cu12==12"),
+        ({"cuda": "14.1"}, r"pip install 'nvidia-cuda-nvrtc==14\.\*', or name one in FAIRSEQ_SRU_NVRTC"),
+        ({"named": "/none/libnvrtc.so"}, r"/none/libnvrtc\.so can't be loaded as NVRTC .*FAIRSEQ_SRU_NVRTC can name"),
+        ({"named": "libm.so.6"}, r"libm\.so\.6 can't be loaded as NVRTC \(.*nvrtc"),
+        ({"missing": "cuda"}, r"no NVRTC found \(.*\); pip install 'fairseq_sru\[cuda13\]'"),
+        ({"missing": "pynvrtc.compiler"}, r"pynvrtc can't be imported \(.*\); pip install pynvrtc==9\.2"),
+        ({"missing": "cupy"}, r"CuPy can't be imported \(.*\); pip install 'fairseq_sru\[cuda13\]'"),
+    ],
+    ids=str,
+)
+def test_what_keeps_the_kernels_from_running(
+    setting: dict[str, Any], message: str, present: pytest.MonkeyPatch
+) -> None:
+    present.setattr(nvrtc, "compiler", find_nvrtc)
+    present.setattr(nvrtc, "_nvidia_packages", lambda: [])  # whatever wheels there are
+    if "gpu" in setting:
+        present.setattr(torch.cuda, "is_available", lambda: False)
+    if "cuda" in setting:
+        present.setattr(torch.version, "cuda", setting["cuda"])
+    if "named" in setting:
+        present.setenv(nvrtc.NVRTC_VARIABLE, setting["named"])
+    if "missing" in setting:
+        present.setitem(sys.modules, setting["missing"], None)
+    if setting.get("missing") == "cupy":
+        present.setattr(nvrtc, "compiler", Gpu)
+        present.setitem(sys.modules, "cupy.cuda.function", None)
+    with pytest.raises(Unavailable, match=message):
         cuda.Cuda()
-
-
-def test_a_torch_for_rocm(present: pytest.MonkeyPatch) -> None:
-    present.setattr(torch.version, "hip", "6.4")
-    with pytest.raises(Unavailable, match="built for ROCm; the kernels are for CUDA"):
-        cuda.Cuda()
-
-
-def test_a_torch_without_cuda(present: pytest.MonkeyPatch) -> None:
-    present.setattr(torch.version, "cuda", None)
-    with pytest.raises(Unavailable, match="this torch is built without CUDA"):
-        find_nvrtc()
 
 
 def test_the_nvrtc_of_torch_is_found(present: pytest.MonkeyPatch) -> None:
     assert find_nvrtc().version[0] == 13
+    present.setenv(nvrtc.NVRTC_VARIABLE, library())
+    present.setattr(torch.version, "cuda", "99.0")
+    assert find_nvrtc().path == library(), "whatever torch is for"
 
 
-def test_an_nvrtc_of_another_cuda(present: pytest.MonkeyPatch) -> None:
-    present.setattr(torch.version, "cuda", "12.8")
-    present.setattr(nvrtc, "_nvidia_packages", lambda: [])  # whatever wheels there are, and the system has
-    real = nvrtc.Compiler
-
-    def compiler(path: str) -> nvrtc.Compiler:
-        if "/" not in path:
-            raise Unavailable("not there")
-        return real(path)
-
-    present.setattr(nvrtc, "Compiler", compiler)
-    message = r"torch is for CUDA 12\.8, and .*libnvrtc\S* is not: pip install 'nvidia-cuda-nvrtc-cu12==12\.\*'"
-    with pytest.raises(Unavailable, match=message):
-        find_nvrtc()
-    present.setattr(torch.version, "cuda", "14.1")
-    with pytest.raises(Unavailable, match=r"pip install 'nvidia-cuda-nvrtc==14\.\*', or name one in FAIRSEQ_SRU_NVRTC"):
-        find_nvrtc()
-
-
-def test_the_right_nvrtc_beside_a_wrong_one(present: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is found first is not for torch's CUDA, and the wheel that torch brings is."""
+def test_the_right_nvrtc_next_to_a_wrong_one(present: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first is not for torch's CUDA, and the wheel that torch brings is."""
     wheel = tmp_path / "cuda_nvrtc" / "lib" / "libnvrtc.so.12"
     wheel.parent.mkdir(parents=True)
     wheel.write_text("")
@@ -638,84 +628,6 @@ def test_the_right_nvrtc_beside_a_wrong_one(present: pytest.MonkeyPatch, tmp_pat
     versions = {str(wheel): (12, 8)}
     present.setattr(nvrtc, "Compiler", lambda path: SimpleNamespace(path=path, version=versions.get(path, (13, 0))))
     assert find_nvrtc().path == str(wheel)
-
-
-def test_the_systems_nvrtc_where_there_is_no_other(present: pytest.MonkeyPatch) -> None:
-    """Conda's or that of /usr/local/cuda, beside pip's for another CUDA."""
-    present.setattr(nvrtc, "_nvidia_packages", lambda: [])
-    present.setattr(torch.version, "cuda", "12.8")
-    version = {"libnvrtc.so.12": (12, 8)}
-    present.setattr(nvrtc, "Compiler", lambda path: SimpleNamespace(path=path, version=version.get(path, (13, 0))))
-    assert find_nvrtc().path == "libnvrtc.so.12"
-
-
-def test_an_nvrtc_that_cannot_be_loaded_is_passed_over(present: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    wheel = tmp_path / "cuda_nvrtc" / "lib" / "libnvrtc.so.13"
-    wheel.parent.mkdir(parents=True)
-    wheel.touch()
-    present.setattr(nvrtc, "_nvidia_packages", lambda: [tmp_path])
-
-    def made(path: str) -> Any:
-        if path != str(wheel):
-            raise Unavailable(f"{path} can't be loaded")
-        return SimpleNamespace(path=path, version=version)
-
-    present.setattr(nvrtc, "Compiler", made)
-    version = (13, 0)
-    assert find_nvrtc().path == str(wheel)
-    version = (12, 8)
-    with pytest.raises(Unavailable, match=r"can't be loaded$"):
-        find_nvrtc()
-    present.setattr(torch.version, "cuda", "11.8")
-    with pytest.raises(Unavailable, match=r"^torch is for CUDA 11\.8; the kernels need a torch for CUDA 12 or later$"):
-        find_nvrtc()
-
-
-def test_the_variable_names_an_nvrtc(present: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    present.setenv(nvrtc.NVRTC_VARIABLE, library())
-    present.setattr(torch.version, "cuda", "99.0")
-    assert find_nvrtc().path == library(), "whatever torch is for"
-    present.setenv(nvrtc.NVRTC_VARIABLE, str(tmp_path / "libnvrtc.so"))
-    with pytest.raises(
-        Unavailable, match=r"libnvrtc\.so can't be loaded as NVRTC .*FAIRSEQ_SRU_NVRTC can name another"
-    ):
-        find_nvrtc()
-
-
-def test_a_library_that_is_not_nvrtc(present: pytest.MonkeyPatch) -> None:
-    present.setenv(nvrtc.NVRTC_VARIABLE, "libm.so.6")
-    with pytest.raises(Unavailable, match=r"libm\.so\.6 can't be loaded as NVRTC \(.*nvrtc"):
-        find_nvrtc()
-
-
-def test_no_nvrtc_anywhere(present: pytest.MonkeyPatch) -> None:
-    from cuda import pathfinder
-
-    def fail(name: str) -> None:
-        raise RuntimeError(f"no lib{name}.so")
-
-    present.setattr(pathfinder, "load_nvidia_dynamic_lib", fail)
-    with pytest.raises(Unavailable, match=r"no NVRTC found \(no libnvrtc\.so\); pip install 'fairseq_sru\[cuda13\]'"):
-        find_nvrtc()
-
-
-@pytest.mark.parametrize(
-    "module, message",
-    [
-        ("cuda", r"cuda-pathfinder can't be imported \(.*\); pip install 'fairseq_sru\[cuda13\]'"),
-        ("pynvrtc.compiler", r"pynvrtc can't be imported \(.*\); pip install pynvrtc==9\.2"),
-        ("cupy.cuda.function", r"CuPy can't be imported \(.*\); pip install 'fairseq_sru\[cuda13\]'"),
-    ],
-)
-def test_a_missing_package_is_named(present: pytest.MonkeyPatch, module: str, message: str) -> None:
-    if not module.startswith("cupy"):
-        present.setattr(nvrtc, "compiler", find_nvrtc)
-    else:
-        present.setattr(nvrtc, "compiler", Gpu)
-        present.setitem(sys.modules, "cupy", None)
-    present.setitem(sys.modules, module, None)
-    with pytest.raises(Unavailable, match=message):
-        cuda.Cuda()
 
 
 def test_a_driver_that_refuses_is_quoted(gpu: Gpu) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong around the compiled kernels, and what a user sees of it: a fallback that works, or a line that helps.
+"""Faults around the compiled kernels, and what a user sees of them: a fallback that works, or a line that helps.
 
 That a missing, wrong or failing compiler is told is in test_backends.py and test_cuda.py. Here it is what follows from
 it, the cache on disk and who else may write there, many processes, forks, and checkpoints that change places.
@@ -13,19 +13,18 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
-from support.processes import LONG, forget, forgetting, python
+from support.processes import LONG, forgetting, python
 
-from fairseq_sru import SRU, sru_recurrence
+from fairseq_sru import SRU
 from fairseq_sru.recurrence import build, cuda, nvrtc
 from fairseq_sru.recurrence.build import Unavailable
-from fairseq_sru.recurrence.dispatch import choose
+from fairseq_sru.recurrence.dispatch import choose, set_up
 from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT
 from fairseq_sru.recurrence.reference import Torch
 
@@ -65,22 +64,8 @@ def test_an_entry_is_made_once(cache: Path) -> None:
 # ---------------------------------------------------------------- the folder
 
 
-@pytest.fixture
-def away(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """``away(why)`` is the folder that is taken instead of the cache; the warning says why."""
-
-    def ask(why: str) -> Path:
-        forget()
-        with pytest.warns(UserWarning, match=f"kept for this process only: .*{why}.*; FAIRSEQ_SRU_CACHE can name"):
-            folder = build.cache_folder()
-        assert folder.is_dir()
-        return folder
-
-    return ask
-
-
-def test_no_home(monkeypatch: pytest.MonkeyPatch, away: Callable[[str], Path]) -> None:
-    """As in a container that runs as a user without a name."""
+def test_no_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container may run as a user without a name."""
 
     def fail(self: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -88,24 +73,30 @@ def test_no_home(monkeypatch: pytest.MonkeyPatch, away: Callable[[str], Path]) -
     monkeypatch.setattr(Path, "expanduser", fail)
     for name in ("FAIRSEQ_SRU_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    away("there is no home folder")
+    with pytest.warns(UserWarning, match="for this process only: .*home directory.*; FAIRSEQ_SRU_CACHE can name"):
+        assert build.cache_folder().is_dir()
 
 
-def test_the_folder_is_the_same_after_a_change_of_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", "cache")
-    path = put()
-    monkeypatch.chdir("/")
-    assert put() == path == tmp_path / "cache" / path.name
+def test_nowhere_to_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(build.tempfile, "mkdtemp", refuse)
+    with pytest.warns(UserWarning, match="FAIRSEQ_SRU_CACHE"):
+        assert choose("auto", "cpu") is set_up("torch")
 
 
-def test_a_folder_in_the_home_folder_may_be_named_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no shell has read the variable, as in a container's ENV."""
+@pytest.mark.parametrize(("named", "folder"), [("cache", "cache"), ("~/cache", "home/cache")])
+def test_the_folder_is_named(named: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the same after a change of folder; no shell may have read the variable, as in a container's ENV."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", "~/cache")
+    monkeypatch.setenv("FAIRSEQ_SRU_CACHE", named)
     path = put()
-    assert path.parent == tmp_path / "home" / "cache" and not Path("~").exists()
+    monkeypatch.chdir("/")
+    assert put() == path == tmp_path / folder / path.name
 
 
 def test_a_temporary_folder_goes_with_its_process(tmp_path: Path) -> None:
@@ -137,42 +128,9 @@ def test_a_full_disk(cache: Path) -> None:
         path.write_bytes(b"half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    with pytest.raises(Unavailable, match=r"cache can't be written \(No space left on device\); FAIRSEQ_SRU_CACHE can"):
+    with pytest.raises(Unavailable, match=r"No space left on device.*; FAIRSEQ_SRU_CACHE can"):
         build.cached(["a"], ".bin", make)
     assert {path.suffix for path in cache.iterdir()} <= {".lock"}, "nothing half written"
-
-
-MOUNT = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-NATIVE = """
-import os, sys, torch, warnings
-from fairseq_sru import backends, sru_recurrence
-with warnings.catch_warnings(record=True) as said:
-    warnings.simplefilter("always")
-    h, _ = sru_recurrence(torch.ones(4, 2, 3, 8), torch.ones(4, 2, 8))
-print("sum", float(h.sum()))
-print("native", backends()["native"])
-print(*(w.message for w in said), sep="\\n")
-print("left", os.listdir(sys.argv[1]))
-"""
-
-
-def test_a_read_only_file_system(tmp_path: Path) -> None:
-    """A home folder on a file system that really is read-only."""
-    home = tmp_path / "home"
-    home.mkdir()
-    script = 'mount -t tmpfs -o ro,mode=700 tmpfs "$1" && shift && exec "$@"'
-    if subprocess.run([*MOUNT, script, "sh", str(home), "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this user can't mount")
-    unset = ("FAIRSEQ_SRU_CACHE", "XDG_CACHE_HOME")
-    done = python("-c", NATIVE, home, prefix=(*MOUNT, script, "sh", str(home)), without=unset, HOME=str(home))
-    expected = sru_recurrence(torch.ones(4, 2, 3, 8), torch.ones(4, 2, 8), backend="reference")[0]
-    total, state, *said, left = done.stdout.splitlines()
-    assert float(total.split()[1]) == pytest.approx(float(expected.sum()))
-    assert state == "native ready", "the compiled kernels run, from a temporary folder"
-    assert (
-        len(said) == 1 and "fairseq_sru can't be written (Read-only file system); FAIRSEQ_SRU_CACHE can name" in said[0]
-    )
-    assert left == "left []"
 
 
 # ---------------------------------------------------------------- many processes
@@ -404,14 +362,3 @@ def test_a_checkpoint_of_one_backend_goes_on_with_another(saver: str, loader: st
     train(other, its_optimizer, 2)
     for name, value in one.state_dict().items():
         torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
-
-
-def test_a_state_dict_has_nothing_of_a_device_or_a_backend() -> None:
-    """All that a checkpoint holds is tensors, which map_location moves; here to the device without memory and back."""
-    rnn = SRU(16, 16, num_layers=2, bidirectional=True, backend="native")
-    rnn(problem()[0])  # whatever use leaves in it
-    state = rnn.state_dict()
-    assert all(type(value) is torch.Tensor for value in state.values())
-    assert set(state) == {name for name, _ in rnn.named_parameters()}, "no buffers"
-    for backend in ("torch", "reference"):
-        assert SRU(16, 16, num_layers=2, bidirectional=True, backend=backend).state_dict().keys() == state.keys()

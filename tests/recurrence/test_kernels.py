@@ -74,7 +74,7 @@ class Host(Kernels):
 def form(variant: Variant, vec: int, ahead: int, wide: bool) -> tuple[str, ...]:
     if wide:
         return ("-DWIDE", *variant._replace(pad=1).defines(vec=256, ahead=1))
-    # -O1 builds in half the time, and this form is fast on a GPU alone; fake_cupy.py shares the built files
+    # -O1 builds in half the time, and this form is fast on a GPU only; fake_cupy.py shares the built files
     return (*variant.defines(vec=vec, ahead=ahead), "-O1")
 
 
@@ -108,7 +108,7 @@ def test_the_cases_have_every_pair_of_options():
 
 
 def test_the_geometries_are_those_that_the_text_is_written_for():
-    """As many channels as 16 bytes hold, at most 4 with v terms."""
+    """A thread has the channels that 16 bytes hold, at most 4 with v terms."""
     for dtype, v, most in [(0, 0, 4), (1, 0, 8), (2, 0, 8), (3, 0, 2), (0, 1, 4), (1, 1, 4), (2, 1, 4), (3, 1, 2)]:
         assert [vec for vec, _ in geometries(Variant(dtype, 1, 3, 1, v))] == [n for n in (1, 2, 4, 8) if n <= most]
 
@@ -260,7 +260,7 @@ def test_what_nobody_asks_for_changes_nothing(case):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_parameters_may_be_wider_than_u(dtype):
-    """As under autocast: a float32 layer, whose product is 16-bit."""
+    """Autocast has a float32 layer, whose product is 16-bit."""
     case = Case("k3-input", torch.float32, "tanh", True, True, True, True, True, True, True)
     arguments = make(case, half=8)
     arguments["u"] = arguments["u"].detach().to(dtype).requires_grad_()
@@ -442,7 +442,7 @@ def test_16_bit_conversions_are_torchs(dtype):
     assert torch.equal(wide.isnan(), nan)
     assert torch.equal(wide[~nan].view(torch.int32), numbers.float()[~nan].view(torch.int32))
 
-    # each of them, the ties between neighbours, and what lies just beside these
+    # each of them, the ties between neighbours, and what lies just next to these
     finite = numbers[~nan & ~numbers.isinf()].double().unique()
     top = finite[-1] + (finite[-1] - finite[-2])
     line = torch.cat([-top[None], finite, top[None]])
@@ -459,7 +459,7 @@ def test_16_bit_conversions_are_torchs(dtype):
 
 
 class Use(NamedTuple):
-    """Of a GPU by a thread: registers, and bytes of memory for what doesn't fit them."""
+    """Registers of a GPU's thread, and bytes of memory for what doesn't fit them."""
 
     registers: int
     stack: int
@@ -468,7 +468,7 @@ class Use(NamedTuple):
 
 
 def compiled_use(variant: Variant, vec: int, ahead: int, target: str) -> dict[str, Use]:
-    """What the assembler says of each kernel."""
+    """Return the assembler's log of each kernel, read."""
     log = gpu_compiler().compile((*variant.defines(vec=vec, ahead=ahead), "--ptxas-options=-v"), target).log
     found = {}
     for part in log.split("Compiling entry function '")[1:]:

@@ -1,5 +1,5 @@
-"""What NVRTC makes of the CUDA source for GPUs: its PTX run by a machine of the tests' own against the definition, and
-its SASS read for what decides the speed."""
+"""Code that NVRTC makes of the CUDA source for GPUs: its PTX run by a machine of the tests' own against the definition,
+and its SASS read for what decides the speed."""
 
 from __future__ import annotations
 

@@ -177,9 +177,9 @@ MUTATIONS = [
         "EVERY",
         SANITIZED,
     ),
-    # states that are made anew
+    # states that are made again
     Mutation(
-        "a padded step changes the state that is made anew",
+        "a padded step changes the state that is made again",
         "sru.cu",
         "middle[j] = padded ? before : next_state",
         "middle[j] = next_state",

@@ -79,7 +79,7 @@ def under_sanitizers(script: str, cache: Path) -> None:
 
 
 def forget() -> None:
-    """Find out anew what runs here."""
+    """Find out again what runs here."""
     for function in MEMORIES:
         function.cache_clear()
 

@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     except (RecipeError, OSError) as error:
         parser.error(str(error) or type(error).__name__)
     except KeyboardInterrupt:
-        print("\nstopped; run the same command to begin anew", file=sys.stderr)
+        print("\nstopped; run the same command to begin again", file=sys.stderr)
         sys.exit(130)
 
 

@@ -50,7 +50,7 @@ class Archive:
     url: str
     bytes: int | None = None
     sha256: str | None = None
-    md5: str | None = None  # for what sacreBLEU knows by its MD5 alone
+    md5: str | None = None  # for what sacreBLEU knows only by its MD5
     cached: Path | None = None  # a file outside of the project that is this archive where it exists
 
     @property

@@ -143,7 +143,7 @@ def paths_of(folder: Path, split: str, languages: Pair, ending: str = "") -> Par
 
 
 def write(pairs: Iterable[Pair], paths: Parallel, what: str, total: int | None = None) -> int:
-    """Returns how many they are. total: that may come."""
+    """Write pairs into two files; returns how many they are. ``total``: as many as may come."""
     count = 0
     with (
         paths[0].open("w", encoding="utf-8", newline="\n") as left,
@@ -157,10 +157,10 @@ def write(pairs: Iterable[Pair], paths: Parallel, what: str, total: int | None =
 
 
 def within(pairs: Iterable[Pair], limited: Limited, processes: int, faults: Counter[str]) -> Iterator[Pair]:
-    """What processes make of pairs; adds to the faults."""
-    for made, found in in_order(limited, chunks(pairs), processes):
-        faults.update(found)
-        yield from made
+    """Pairs within limits, made by several processes; adds to the faults."""
+    for within_limits, beyond in in_order(limited, chunks(pairs), processes):
+        faults.update(beyond)
+        yield from within_limits
 
 
 def clean(corpus: Corpus, texts: Texts, encoder: Encoder, work: Path) -> dict[str, Tally]:

@@ -64,7 +64,7 @@ def lines(source: Path, target: Path) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def mark(left: str, right: str) -> int:
-    """What a pair is known by: 8 bytes of a hash, which take about 80 bytes of memory in a set."""
+    """Mark of a pair: 8 bytes of a hash, which take about 80 bytes of memory in a set."""
     return int.from_bytes(hashlib.blake2b(f"{left}\n{right}".encode(), digest_size=8).digest(), "little")
 
 

@@ -39,7 +39,7 @@ class Domain(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How a corpus is made of packages."""
+    """Sources and rules of a corpus."""
 
     made_by: str
     domains: dict[str, Domain]

@@ -478,8 +478,8 @@ def catalog(content: bytes) -> Iterator[tuple[str, str]]:
 
 def message(text: str, marks: str) -> str:
     """Without the mark of the shortcut key, where it has one."""
-    if marks and len(found := re.findall(rf"[{marks}](?=\w)", text)) == 1:
-        text = text.replace(found[0], "", 1)
+    if marks and len(places := re.findall(rf"[{marks}](?=\w)", text)) == 1:
+        text = text.replace(places[0], "", 1)
     return text
 
 

@@ -78,7 +78,7 @@ def sentences(text: str) -> list[str]:
 
 
 def ratio(a: int, b: int) -> float:
-    """Of the longer to the shorter."""
+    """Ratio of the longer to the shorter."""
     return max(a, b) / max(min(a, b), 1)
 
 
@@ -118,7 +118,7 @@ def reject_reason(en: str, de: str, rules: Rules) -> str | None:
 
 
 def fraction(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone."""
+    """A number in [0, 1) that depends only on the text."""
     return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16) / 16**12
 
 
@@ -166,13 +166,13 @@ def nearest(texts: list[str], queries: list[str]) -> list[int]:
     weight = {word: np.log(len(bags) / len(at) + 1) ** 2 for word, at in having.items()}
     norms = np.sqrt([sum(weight[word] for word in bag) or 1.0 for bag in bags])
     index = {word: np.array(at) for word, at in having.items()}
-    found = []
+    best = []
     for query in queries:
         scores = np.zeros(len(bags))
         for word in sorted({*words(query)} & index.keys()):
             scores[index[word]] += weight[word]
-        found.append(int(np.argmax(scores / norms)))
-    return found
+        best.append(int(np.argmax(scores / norms)))
+    return best
 
 
 def leakage(parts: dict[str, list[Pair]]) -> dict[str, float | str]:

@@ -112,7 +112,7 @@ def wmt14(archives: dict[str, Path], folder: Path) -> Texts:
 
 
 def iwslt14(archives: dict[str, Path], folder: Path) -> Texts:
-    """As fairseq's prepare-iwslt14.sh reads them; validation pairs are drawn from the training pairs later."""
+    """Text as fairseq's prepare-iwslt14.sh reads it; validation pairs are drawn from the training pairs later."""
     texts: dict[str, tuple[Path, Path]] = {}  # train and test of each language
     for language in ("de", "en"):
         files = [f"train.tags.de-en.{language}"]

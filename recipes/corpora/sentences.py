@@ -242,18 +242,18 @@ class Sentences(Dataset):
                 parts[split] = examples(paths[name])
         self.check(parts)
         words = {word for part in parts.values() for example in part for word in example.words}
-        found = vectors(self.embeddings, words) if self.embeddings else {}
+        embedded = vectors(self.embeddings, words) if self.embeddings else {}
         cut = list(folds(parts))
         if not all(fold[split] for fold in cut for split in SPLITS):
             raise RecipeError(f"{self.name}: {len(parts['train'])} sentences are too few for {FOLDS} folds")
         for k, fold in enumerate(cut):
-            binarise(fold, set(found), made / "folds" / str(k))
+            binarise(fold, set(embedded), made / "folds" / str(k))
         if self.embeddings:
             sources.append(described(self.embeddings, "embeddings"))
-            print(f"{len(found):,} of {len(words):,} words have a vector", flush=True)
-            rows = [f"{word} {' '.join(f'{x:.6g}' for x in vector)}" for word, vector in found.items()]
+            print(f"{len(embedded):,} of {len(words):,} words have a vector", flush=True)
+            rows = [f"{word} {' '.join(f'{x:.6g}' for x in vector)}" for word, vector in embedded.items()]
             (made / VECTORS).write_text(
-                "\n".join([f"{len(found)} {len(next(iter(found.values())))}", *rows, ""]), "utf-8"
+                "\n".join([f"{len(embedded)} {len(next(iter(embedded.values())))}", *rows, ""]), "utf-8"
             )
         counts = {split: [len(fold[split]) for fold in cut] for split in SPLITS}
         return {"sources": sources, "counts": counts}

@@ -124,8 +124,7 @@ def spoken_digits(task: Speech, files: dict[str, Path], work: Path) -> Splits:
         )
 
     def of(split: str, takes: list[Path]) -> list[Path]:
-        """Those of a speaker's recordings of a digit that are for the split: the first tenth is for validation, of a
-        single one nothing."""
+        """A speaker's recordings of a digit for the split: the first tenth is for validation, of a single one none."""
         held = max(1, len(takes) // 10) if len(takes) > 1 else 0
         return {"train": takes[held:], "valid": takes[:held], "test": takes}[split]
 
@@ -150,7 +149,7 @@ def spoken_digits(task: Speech, files: dict[str, Path], work: Path) -> Splits:
 
 
 def at_hand(task: Speech, place: str, train: str, utterances: Callable[[Path], Iterator[Utterance]]) -> Splits:
-    """What ``utterances`` makes of the folders of splits, ``train...``, ``dev...`` and ``tst...`` or ``test...``, that
+    """Utterances of the folders of splits, ``train...``, ``dev...`` and ``tst...`` or ``test...``, that
     are in ``place`` below --local-dir.
 
     Raises:
@@ -159,11 +158,11 @@ def at_hand(task: Speech, place: str, train: str, utterances: Callable[[Path], I
     if task.local_dir is None or not (task.local_dir / place).is_dir():
         raise RecipeError(f"argument --local-dir: must be a folder that has {place}; got {task.local_dir}")
     folders = sorted(path for path in (task.local_dir / place).iterdir() if path.is_dir())
-    found = {folder.name: folder for folder in folders if folder.name.startswith(("train", "dev", "test", "tst"))}
-    if not any(split.startswith("train") for split in found):
+    splits = {folder.name: folder for folder in folders if folder.name.startswith(("train", "dev", "test", "tst"))}
+    if not any(split.startswith("train") for split in splits):
         raise RecipeError(f"argument --local-dir: {task.local_dir / place} must have {train}")
-    print(f"splits: {', '.join(found)}", flush=True)
-    return {split: utterances(folder) for split, folder in found.items()}
+    print(f"splits: {', '.join(splits)}", flush=True)
+    return {split: utterances(folder) for split, folder in splits.items()}
 
 
 def must_c(task: Speech, files: dict[str, Path], work: Path) -> Splits:

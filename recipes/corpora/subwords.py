@@ -64,7 +64,7 @@ def _run(item: Any) -> Any:
 
 
 def in_order(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item], processes: int) -> Iterator[Result]:
-    """``map(make(), items)`` by several processes, with few items under way at a time.
+    """Yield ``map(make(), items)`` by several processes, with few items under way at a time.
 
     Raises:
         BrokenProcessPool: a process was killed, perhaps for want of memory.
@@ -87,7 +87,7 @@ def in_order(make: Callable[[], Callable[[Item], Result]], items: Iterable[Item]
 
 
 def processes_for(pairs: int) -> int:
-    """Starting processes takes longer than a small text."""
+    """Processes for so many pairs: starting several takes longer than a small text."""
     return 1 if pairs <= FEW else cores()
 
 
@@ -123,7 +123,7 @@ def moses(language: str, lower: bool, normalise: bool) -> Callable[[str], str]:
 
 @dataclass(frozen=True)
 class Encoder:
-    """How the text of a data set becomes subwords."""
+    """Tokenizer and subwords of a data set's text."""
 
     tokenizer: str  # one of MODELS
     languages: Pair  # of source and target
@@ -137,13 +137,13 @@ class Encoder:
         return lambda pairs: [(then(source(a)), then(target(b))) for a, b in pairs]
 
     def words(self) -> Callable[[Pairs], Pairs]:
-        """Makes a function that turns pairs into what subwords are learned from."""
+        """Return a function that turns pairs into what subwords are learned from."""
         if self.tokenizer == "moses-bpe":
             return self.moses()
         return lambda pairs: [(a.lower(), b.lower()) for a, b in pairs] if self.lower else pairs
 
     def subwords(self) -> Callable[[Pairs], Pairs]:
-        """Makes a function that turns pairs into subwords with a space between two."""
+        """Return a function that turns pairs into subwords with a space between two."""
         words = self.words()
         if self.tokenizer == "sentencepiece":
             model = sentencepiece.SentencePieceProcessor(model_file=str(self.model))
@@ -173,7 +173,7 @@ class Encoder:
         return {model.id_to_piece(i) for i in range(model.vocab_size())}
 
     def counts(self) -> Callable[[Pairs], Counter[str]]:
-        """Makes a function that counts the words of pairs."""
+        """Return a function that counts the words of pairs."""
         words = self.words()
         return lambda pairs: Counter(word for pair in words(pairs) for text in pair for word in text.split(" ") if word)
 
@@ -211,7 +211,7 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a training pair may be, in tokens; None where all may be."""
+    """Limits of a training pair, in tokens; None for none."""
 
     longest: int | None  # of a side, at most
     ratio: float | None  # of the longer to the shorter side, at most
@@ -240,9 +240,9 @@ class Limited:
         split = self.encoder.moses() if self.select else self.encoder.subwords()
 
         def work(pairs: Pairs) -> tuple[Pairs, Counter[str]]:
-            made = list(split(pairs))
-            faults = [self.limits.fault(a, b) for a, b in made]
-            both = zip(pairs if self.select else made, faults, strict=True)
+            tokens = list(split(pairs))
+            faults = [self.limits.fault(a, b) for a, b in tokens]
+            both = zip(pairs if self.select else tokens, faults, strict=True)
             return [pair for pair, fault in both if not fault or not self.drop], Counter(filter(None, faults))
 
         return work

@@ -75,8 +75,8 @@ class Text(Dataset):
 
     def gather(self, archives: Path, work: Path) -> tuple[dict[str, Path], list[dict[str, Any]]]:
         """The text by split, and facts of the sources."""
-        if found := self.files():
-            return found, [described(path, name) for name, path in found.items()]
+        if texts := self.files():
+            return texts, [described(path, name) for name, path in texts.items()]
         if (known := TEXTS[self.name].archive) is None:
             manifest = debian.build(archives / "debian-en-de", self.local_dir)
             return self.below(archives / "debian-en-de"), [manifest]

@@ -170,8 +170,8 @@ def load(folder: Path) -> tuple[Model, Subwords]:
     except OSError as error:
         raise ModelError(f"{error.filename}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, SafetensorError) as error:
-        said = " ".join(str(error).split())
-        raise ModelError(f"{folder}/config.json describes no model: {type(error).__name__}: {said}") from None
+        message = " ".join(str(error).split())
+        raise ModelError(f"{folder}/config.json describes no model: {type(error).__name__}: {message}") from None
 
 
 def _whole(value: Any, name: str) -> int:
@@ -195,13 +195,13 @@ def _program(written: Any, allowed: Sequence[str], tensors: dict[str, Tensor]) -
     if sum(program.widths) > LARGEST:
         raise ValueError(f"slots must have {LARGEST} numbers together at most; got {sum(program.widths)}")
     for call in written["ops"]:
-        given = dict(call)
-        if (op := given.pop("op")) not in allowed:
+        arguments = dict(call)
+        if (op := arguments.pop("op")) not in allowed:
             raise ValueError(f"op must be one of {', '.join(allowed)}; got {op!r}")
         method = getattr(program, op)
         takes = signature(method).parameters
-        arguments = {k: _argument(k, str(takes[k].annotation), v, tensors) for k, v in given.items()}
-        method(**arguments)
+        values = {k: _argument(k, str(takes[k].annotation), v, tensors) for k, v in arguments.items()}
+        method(**values)
     return program
 
 

@@ -7,9 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -199,21 +198,14 @@ def _program(written: Any, allowed: Sequence[str], tensors: dict[str, Tensor]) -
         if (op := arguments.pop("op")) not in allowed:
             raise ValueError(f"op must be one of {', '.join(allowed)}; got {op!r}")
         method = getattr(program, op)
-        takes = signature(method).parameters
-        values = {k: _argument(k, str(takes[k].annotation), v, tensors) for k, v in arguments.items()}
-        method(**values)
+        kinds = get_type_hints(method)
+        for name, value in arguments.items():
+            if name in TENSORS and value is not None:
+                arguments[name] = value = _tensor(value, tensors)
+            if not isinstance(value, kinds[name]):
+                raise ValueError(f"{name} of {op} must be {kinds[name]}; got {type(value).__name__}")
+        method(**arguments)
     return program
-
-
-def _argument(name: str, kind: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    if name in TENSORS:
-        tensor = None if value is None else _tensor(value, tensors)
-        if isinstance(tensor, Quantised) and kind != "Weight":
-            raise ValueError(f"{name} must be float32; got int8")
-        return tensor
-    if type(value).__name__ != kind:
-        raise ValueError(f"{name} must be {kind}; got {value!r}")
-    return value
 
 
 def _tensor(name: str, tensors: dict[str, Tensor]) -> Tensor | Quantised:

@@ -107,14 +107,8 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2).
-
-    Args:
-        query_size: features of the decoder states, and of the result.
-        source_size: features of the encoder outputs.
-        heads: number of heads; divides query_size.
-        dropout: dropout on the weights.
-    """
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2) of queries and results of query_size
+    features, which heads divides; dropout: on the weights."""
 
     def __init__(self, query_size: int, source_size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -137,17 +131,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, source: Source, need_weights: bool, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
-
-        Args:
-            x: decoder states ``(tgt_len, batch, query_size)``.
-            source: of :meth:`project`.
-            need_weights: return the weights, too.
-            bias: of :class:`Coverage`.
-
-        Returns:
-            ``(tgt_len, batch, query_size)``, and the weights as :func:`attend` gives them.
-        """
+        """Attend: decoder states ``(tgt_len, batch, query_size)``, the source of :meth:`project` and the bias of
+        :class:`Coverage` to the same size, and the weights as :func:`attend` gives them."""
         context, weights = attend(self.query(x), source, self.scale, need_weights, bias, self.dropout.rate)
         return self.out(context), weights
 
@@ -172,13 +157,9 @@ class Coverage(nn.Module):
     def forward(self, weights: Tensor, past: Tensor | None, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Sum up, in float32 at least.
 
-        Args:
-            weights: of the attention below, ``(batch, tgt_len, src_len)``.
-            past: their sum over earlier steps, ``(batch, src_len)``; zeros if None.
-            padding_mask: ``(batch, tgt_len)`` bool, True at padding, which counts nothing.
-
-        Returns:
-            What to add to the scores, ``(batch, heads, tgt_len, src_len)``, and the sum with these steps.
+        ``weights`` of the attention below are ``(batch, tgt_len, src_len)``, ``past`` is their sum over earlier steps,
+        ``(batch, src_len)``, zeros if None; steps where padding_mask ``(batch, tgt_len)`` is True count nothing. Return
+        what to add to the scores, ``(batch, heads, tgt_len, src_len)``, and the sum with these steps.
         """
         weights = weights.masked_fill(padding_mask[:, :, None], 0.0)
         past = torch.zeros_like(weights[:, 0]) if past is None else past
@@ -192,14 +173,8 @@ class Coverage(nn.Module):
 
 
 class GlobalAttention(nn.Module):
-    """Global attention with the "general" score (Luong et al. 2015, section 3.1): ``tanh(W_c [context; x])``.
-
-    Args:
-        query_size: features of the decoder states.
-        source_size: features of the encoder outputs.
-        out_size: features of the result.
-        dropout: dropout on the weights.
-    """
+    """Global attention with the "general" score (Luong et al. 2015, section 3.1): ``tanh(W_c [context; x])``, of
+    out_size features; dropout: on the weights."""
 
     def __init__(self, query_size: int, source_size: int, out_size: int, dropout: float) -> None:
         super().__init__()

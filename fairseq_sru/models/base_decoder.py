@@ -79,19 +79,12 @@ class AttendingLayer(nn.Module):
         below: Tensor | None,
         padding_mask: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the block; with coverage its sum ``(batch, src_len)`` goes from state to ``after``.
+        """Run the block of a layer that had ``state`` after the earlier steps; with coverage its sum ``(batch,
+        src_len)`` goes to ``after``.
 
-        Args:
-            x: ``(tgt_len, batch, size)``.
-            state: the layer's after the earlier steps.
-            after: the layer's after these.
-            source: of :meth:`Attention.project`.
-            need_weights: return the attention weights, too.
-            below: those of the attention below.
-            padding_mask: ``(tgt_len, batch)`` bool, True at padding.
-
-        Returns:
-            ``(tgt_len, batch, size)``; the attention weights, or where there is no attention those of the one below.
+        ``x`` is ``(tgt_len, batch, size)``, ``source`` of :meth:`Attention.project`, ``below`` the weights of the
+        attention below, padding_mask ``(tgt_len, batch)`` bool, True at padding. Return x, and the attention weights,
+        or where there is no attention those of the one below.
         """
         if self.attention is None or self.attention_norm is None:
             return x, below
@@ -105,14 +98,10 @@ class AttendingLayer(nn.Module):
 
 
 class BaseDecoder(FairseqIncrementalDecoder):
-    """Embedding and output layer; what lies between is the subclass's ``layers`` and ``extract_features``.
+    """Embedding ``(tokens that are read, embed_dim)`` and output layer for the tokens of the dictionary; between them
+    are the subclass's ``layers`` and ``extract_features``.
 
     The incremental state is each layer's :data:`State`; :meth:`cached` reads it, :meth:`cache` writes it.
-
-    Args:
-        cfg: the model's options: max_target_positions and criterion.
-        dictionary: of the tokens that are predicted.
-        embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
     """
 
     layers: nn.ModuleList

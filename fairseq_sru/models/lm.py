@@ -22,14 +22,8 @@ from .units import UNITS
 
 
 class SRULanguageDecoder(BaseDecoder):
-    """Embedding, :class:`RecurrentLayer` s, layer norm, a linear map to the output embedding, logits.
-
-    The incremental state is that of each layer: ``(batch, hidden_size)`` with SRU and no convolution.
-
-    Args:
-        cfg: options of :class:`SRULanguageModelConfig`, completed.
-        dictionary, embed_tokens: of :class:`BaseDecoder`.
-    """
+    """Embedding, :class:`RecurrentLayer` s, layer norm, a linear map to the output embedding, logits. The incremental
+    state is that of each layer: ``(batch, hidden_size)`` with SRU and no convolution."""
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         size, out_embed_dim, dropout = cfg.decoder_hidden_size, cfg.decoder_out_embed_dim, cfg.decoder_dropout_out

@@ -151,16 +151,9 @@ def write_embedding(program: Program, embedding: Tensor, project_in: nn.Module) 
 
 
 def write_attention(program: Program, x: int, inner: int, wide: int, layer: Any, keep: bool) -> None:
-    """Write ``x += attention(layer_norm(x))`` of a decoder layer with attention_norm, attention and coverage.
-
-    Args:
-        program: is written to.
-        x: slot of the residual sum.
-        inner: a slot of x's width, for what is between.
-        wide: a slot at least as wide, likewise.
-        layer: of a decoder.
-        keep: the top attention reads the weights of this one.
-    """
+    """Write ``x += attention(layer_norm(x))`` of a decoder layer. x is the slot of the residual sum; inner, of its
+    width, and wide, at least as wide, are for what is between; keep: the top attention reads the weights of this
+    one."""
     attention: Attention = layer.attention
     coverage: Coverage | None = layer.coverage
     weight = None if coverage is None else coverage.weight

@@ -60,14 +60,8 @@ def _real_first(padding_mask: Tensor) -> Tensor:
 
 
 class LSTM(nn.LSTM):
-    """One layer of nn.LSTM with the interface of :class:`fairseq_sru.SRUCell`.
-
-    Args:
-        input_size: number of features of x.
-        hidden_size: number of channels of each direction.
-        rnn_dropout: variational dropout on the input, one draw a sequence.
-        bidirectional: a second set of channels runs backward in time.
-    """
+    """One layer of nn.LSTM with the interface of :class:`fairseq_sru.SRUCell`; hidden_size: channels of each direction;
+    rnn_dropout: variational dropout on the input, one draw a sequence."""
 
     def __init__(self, input_size: int, hidden_size: int, rnn_dropout: float, bidirectional: bool) -> None:
         super().__init__(input_size, hidden_size, bidirectional=bidirectional)

@@ -65,19 +65,12 @@ def attend(
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """``dropout(softmax(scale query key^T + bias)) value`` for each head.
+    """Return ``dropout(softmax(scale query key^T + bias)) value`` for each head, ``(tgt_len, batch, heads *
+    value_size)``.
 
-    Args:
-        query: ``(tgt_len, batch, heads * head_size)``; batch is a multiple of sentences.
-        source: keys, values and mask.
-        scale: of the scores.
-        need_weights: return the weights, too.
-        bias: of :class:`Coverage`.
-        dropout: probability that a weight becomes 0.
-
-    Returns:
-        ``(tgt_len, batch, heads * value_size)``, and the weights before dropout ``(batch, tgt_len, src_len)``, averaged
-        over heads, or None.
+    query is ``(tgt_len, batch, heads * head_size)``, batch a multiple of the source's sentences, bias of
+    :class:`Coverage`. With need_weights, return the weights before dropout ``(batch, tgt_len, src_len)``, averaged over
+    heads, too; else None.
     """
     # torch's own attention differentiates no mask but by products that take longer than these
     products = need_weights or (bias is not None and bias.requires_grad and query.is_cpu)

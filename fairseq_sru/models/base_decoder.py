@@ -140,18 +140,11 @@ class BaseDecoder(FairseqIncrementalDecoder):
         features_only: bool = False,
         **_: Any,
     ) -> tuple[Tensor, Extra]:
-        """Decode.
+        """Decode: tokens so far ``(batch, tgt_len)``, padded on either side, to logits ``(batch, tgt_len,
+        len(dictionary))`` (with an adaptive softmax or features_only: features) and :func:`extra`.
 
-        Args:
-            prev_output_tokens: ``(batch, tgt_len)``, all tokens so far, padded on either side. With an incremental
-                state that holds earlier steps the result is that of the last token only.
-            encoder_out: the encoder's result, where there is an encoder.
-            incremental_state: fairseq's cache; None computes all positions at once.
-            features_only: leave the output layer out.
-
-        Returns:
-            Logits ``(batch, tgt_len, len(dictionary))`` (with an adaptive softmax or features_only: features), and
-            ``{"attn": [weights]}``, ``(batch, tgt_len, src_len)``, or ``{"attn": None}``.
+        Without fairseq's incremental_state all positions are computed at once. With one that holds earlier steps the
+        result is that of the last token only.
         """
         if incremental_state is not None and encoder_out is not None and not features_only:
             stepped = self._stepped(prev_output_tokens, encoder_out, incremental_state)

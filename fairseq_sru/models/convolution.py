@@ -65,16 +65,12 @@ def _without(padding_mask: Tensor | None, x: Tensor) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """Depthwise convolution over time: ``y[t, i] = sum_k weight[k, i] x[t + k - kernel_size // 2, i]``.
+    """Depthwise convolution over time: ``y[t, i] = sum_k weight[k, i] x[t + k - own, i]``; own: which of the
+    kernel_size positions is its own, in their middle if None (right of it for an even number).
 
     SRU's gates read only x[t]; LSTM's read the output of the step before, too. QRNN's (Bradbury et al. 2017) read a
-    window of the input. This one sees both sides, so it is for encoders. It starts as the identity with a little of
-    the neighbours.
-
-    Args:
-        size: features of x.
-        kernel_size: positions that one sees.
-        own: which of them is its own; in their middle if None (right of it for an even number).
+    window of the input. This one sees both sides, so it is for encoders. It starts as the identity with a little of the
+    neighbours.
     """
 
     def __init__(self, size: int, kernel_size: int, own: int | None = None) -> None:

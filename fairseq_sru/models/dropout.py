@@ -54,12 +54,8 @@ def fused_dropout(x: Tensor, p: float) -> Tensor | None:
 
 
 class Dropout(FairseqDropout):
-    """fairseq's dropout, which ``--retain-dropout`` can keep in decoding; it takes :func:`fused_dropout` where it can.
-
-    Args:
-        p: probability that an element becomes 0.
-        module_name: by which ``--retain-dropout-modules`` knows it.
-    """
+    """fairseq's dropout, which ``--retain-dropout`` can keep in decoding, and whose module_name
+    ``--retain-dropout-modules`` knows; it takes :func:`fused_dropout` where it can."""
 
     @property
     def rate(self) -> float:

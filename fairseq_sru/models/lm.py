@@ -69,13 +69,12 @@ class SRULanguageDecoder(BaseDecoder):
         return self.dropout_out(self.project_out(self.norm(x))).transpose(0, 1), after
 
     def follow_blocks(self, context_window: int) -> None:
-        """Take the rows of all batches that come from now on as one text, and carry the state from block to block.
-        Call it again before the text is read once more.
+        """Take the rows of all batches that come from now on as one text, and carry the state from block to block. Call
+        it again before the text is read once more.
 
-        Args:
-            context_window: how many tokens that have been read each row repeats before its own (fewer where fewer have
-                been read), as fairseq's LMContextWindowDataset makes them. The features of those are 0. With 0, rows
-                are texts of their own again.
+        context_window says how many tokens that have been read each row repeats before its own (fewer where fewer have
+        been read), as fairseq's LMContextWindowDataset makes them. The features of those are 0. With 0, rows are texts
+        of their own again.
         """
         self.context_window = context_window
         self._begin()

@@ -30,12 +30,8 @@ def option(
 ) -> Any:
     """Return the dataclass field of an option.
 
-    Args:
-        default: value of an option that is not given.
-        help: text of ``--help``.
-        must_be: text of what is allowed, for the message about a value that isn't; or all choices.
-        allowed: function that is true of an allowed value; without one, must_be has all choices or all is allowed.
-        follows: name of the option whose value this one has where it is None.
+    must_be says what is allowed, for the message about a value of which ``allowed`` is not true; or has all choices.
+    follows: the option whose value this one has where it is None.
     """
     if follows:
         help += f" (default: {flag(follows)})"

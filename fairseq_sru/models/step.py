@@ -247,11 +247,8 @@ def remembered(
 ) -> Made | None:
     """Return the code compiled for a module in evaluation, None if there can't be any.
 
-    Args:
-        module: whose code it is.
-        parts: the modules that have to be :func:`compilable`, and whose weights are read.
-        make: compiles it.
-        look: compile it again where the parts have changed, which takes time to see.
+    ``make`` compiles it; the parts have to be :func:`compilable`, and it reads their weights. look: compile it again
+    where they have changed, which takes time to see.
     """
     known = _known.get(module)
     if known is None or look:

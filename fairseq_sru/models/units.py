@@ -34,12 +34,11 @@ class Packing(NamedTuple):
 
 
 def packed(padding_mask: Tensor, outputs_only: bool, causal: bool) -> Packing | None:
-    """Return what LSTM layers have to know about padding; None where there is none that matters.
+    """Return what LSTM layers have to know about padding, True in padding_mask ``(length, batch)``; None where there is
+    none that matters.
 
-    Args:
-        padding_mask: ``(length, batch)`` bool, True at padding.
-        outputs_only: only real positions of the outputs matter, not the last state.
-        causal: the layers see nothing to the right; then, if only outputs matter, padding at the end needs no care.
+    outputs_only: only real positions of the outputs matter, not the last state. causal: the layers see nothing to the
+    right; then, if only outputs matter, padding at the end needs no care.
     """
     on_cpu = padding_mask.cpu()  # the one wait for the GPU; packing needs the lengths
     if not on_cpu.any():
@@ -88,16 +87,11 @@ class LSTM(nn.LSTM):
     def forward(  # type: ignore[override]
         self, x: Tensor, state: Tensor | None = None, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the layer.
+        """Run the layer over x ``(length, batch, input_size)``.
 
-        Args:
-            x: ``(length, batch, input_size)``.
-            state: ``(batch, 2 * D)``, h and c before the first step, D = directions * hidden_size; zeros if not given.
-            packing: from :func:`packed`; padded positions are then skipped, and the output is 0 there.
-
-        Returns:
-            The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``; None where it doesn't matter and
-            there is padding.
+        state is ``(batch, 2 * D)``, h and c before the first step, D = directions * hidden_size; zeros if None. With a
+        packing of :func:`packed`, padded positions are skipped, and the output is 0 there. Return the outputs
+        ``(length, batch, D)`` and the last state; None where it doesn't matter and there is padding.
         """
         if self.training and self.rnn_dropout:
             x = x * variational_mask(x, self.rnn_dropout, x.size(-1))

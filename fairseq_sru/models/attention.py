@@ -136,11 +136,8 @@ class Coverage(nn.Module):
     Tu et al. 2016 keep, for each source position, the sum of the attention weights of all steps so far, and let it
     enter the scores of the next step, which makes attention run step by step. Here the sum is of the weights of the
     attention below, which training has for all steps at once, as in CoMER (Zhao and Gao 2022): one cumulative sum. With
-    ``past[t] = w[0] + ... + w[t - 1]``, a head adds ``a past + 4 b tanh(past) + 4 c w[t]``; a, b and c are learnt and
-    start at 0.
-
-    Args:
-        heads: of the attention that reads it.
+    ``past[t] = w[0] + ... + w[t - 1]``, each of the heads adds ``a past + 4 b tanh(past) + 4 c w[t]``; a, b and c are
+    learnt and start at 0.
     """
 
     def __init__(self, heads: int) -> None:

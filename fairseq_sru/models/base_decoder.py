@@ -172,8 +172,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return super().train(mode)
 
     def _step(self, look: bool) -> Step | None:
-        """The compiled step, where there is one for this decoder; look: as it is now, with any new weights and hooks,
-        which takes time."""
+        """Return the compiled step, where there is one for this decoder; look: of :func:`remembered`."""
 
         def make() -> Step | None:
             program = self.program() if available() else None
@@ -220,11 +219,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def attentions(self) -> list[Attention | GlobalAttention]:
         """Return the attentions over the source, in the order of the layers."""
-        # no walk over all modules: each step asks
-        parts: list[Any] = [
-            *(getattr(part, "attention", None) for part in self.layers),
-            getattr(self, "global_attention", None),
-        ]
+        of_layers = [getattr(layer, "attention", None) for layer in self.layers]  # each step asks: walk no modules
+        parts: list[Any] = [*of_layers, getattr(self, "global_attention", None)]
         return [attention for attention in parts if attention is not None]
 
     def sources(self, encoder_out: dict[str, Any], incremental_state: IncrementalState | None) -> list[Source]:

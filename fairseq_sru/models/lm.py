@@ -127,10 +127,7 @@ class SRULanguageModel(FairseqLanguageModel):
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Prepare as fairseq does; for fairseq-eval-lm with a context window over blocks of one text, carry the state.
-
-        Raises:
-            ValueError: the blocks would not come in their order.
-        """
+        A ValueError says why the blocks would not come in their order."""
         super().prepare_for_inference_(cfg)
         window = getattr(getattr(cfg, "eval_lm", None), "context_window", 0)
         task = getattr(cfg, "task", None)

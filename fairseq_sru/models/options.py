@@ -49,10 +49,8 @@ def probability(default: float | None, help: str, follows: str | None = None) ->
 
 
 def numbers(value: Any) -> list[int]:
-    """Return the numbers of an option that has commas between them, as ``3,4,5``; none if something else is there.
-
-    They are read, not evaluated as fairseq does: the options of a checkpoint come from whoever wrote it.
-    """
+    """Return the numbers of an option that has commas between them, as ``3,4,5``; none if something else is there. They
+    are read, not evaluated as fairseq does: the options of a checkpoint come from whoever wrote it."""
     words = [word.strip() for word in str(value).strip("[]()").split(",")]
     return [int(word) for word in words] if all(word.isdecimal() for word in words) else []
 
@@ -63,13 +61,6 @@ def attention(value: Any) -> int | str | None:
     text = str(value).lower()
     text = {"true": "1", "false": "0"}.get(text, text)
     return int(text) if text.isascii() and text.isdecimal() else "global" if text == "global" else None
-
-
-def _check(name: str, value: Any, must_be: str | Collection[str], allowed: Callable[[Any], object] | None) -> None:
-    if not must_be or (allowed(value) if allowed else value in must_be):
-        return
-    wanted = must_be if isinstance(must_be, str) else f"one of {', '.join(must_be)}"
-    raise ValueError(f"{flag(name)} must be {wanted}; got {value!r}")
 
 
 def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
@@ -95,8 +86,11 @@ def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
 
     complete = {name: value(name) for name in fields}
     for name, chosen in complete.items():
-        if chosen is not None and "check" in fields[name].metadata:
-            _check(name, chosen, *fields[name].metadata["check"])
+        must_be, allowed = fields[name].metadata.get("check", ("", None))
+        if chosen is None or not must_be or (allowed(chosen) if allowed else chosen in must_be):
+            continue
+        wanted = must_be if isinstance(must_be, str) else f"one of {', '.join(must_be)}"
+        raise ValueError(f"{flag(name)} must be {wanted}; got {chosen!r}")
     return Namespace(**complete)
 
 

@@ -87,14 +87,9 @@ class Step:
     def run(
         self, tokens: Tensor, sources: list[Source], state: Tensor | None, past: Tensor | None, need_weights: bool
     ) -> Result:
-        """Run the step.
+        """Run the step for tokens ``(rows)``, which are a multiple of the sources' sentences.
 
-        Args:
-            tokens: ``(rows)``.
-            sources: of each attention; rows are a multiple of their sentences.
-            state: ``(rows, state_size)``; zeros if None.
-            past: with coverage its sum so far, ``(rows, src_len)``; zeros if None.
-            need_weights: return those of the top attention.
+        state is ``(rows, state_size)`` and past, with coverage its sum so far, ``(rows, src_len)``; zeros if None.
 
         Raises:
             IndexError: a token is not of the dictionary.

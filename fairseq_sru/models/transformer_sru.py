@@ -172,8 +172,7 @@ class TransformerSRUModel(TranslationModel):
     In the decoder's self-attention's place, where each step then costs the same however long the sentence: the SSRU of
     Kim et al. 2019 ("From Research to Production and Back: Ludicrously Fast Neural Machine Translation") or the SRU of
     2017. Or in the place of the inner layer of the feed-forward blocks of encoder and decoder (Lei et al. 2018, on
-    translation), ``transformer_sru_ffn_wmt``. With neither it is the Transformer itself, in the same code, for
-    comparison.
+    translation), ``transformer_sru_ffn_wmt``. With neither it is the Transformer itself, for comparison.
     """
 
     @classmethod

@@ -15,15 +15,13 @@ from ..recurrence.modes import eager
 
 
 class Packing(NamedTuple):
-    """The way in which an LSTM layer packs a padded batch.
+    """The way in which an LSTM layer packs a padded batch: padding_mask ``(length, batch)`` bool, True at padding;
+    lengths ``(batch)``, on the CPU, as packing requires.
 
-    ``padding_mask``: ``(length, batch)`` bool, True at padding. ``lengths``: ``(batch)``, on the CPU, as packing
-    requires.
-    ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
-    right-padded as it is.
-    ``turned``: likewise, of the right-padded batch of sequences turned round; None where the layers are causal, where
-    the last state matters, and on a GPU, which packs.
-    ``outputs_only``: the last state doesn't matter.
+    order is ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
+    right-padded as it is. turned is likewise, of the right-padded batch of sequences turned round; None where the
+    layers are causal, where the last state matters, and on a GPU, which packs. outputs_only: the last state doesn't
+    matter.
     """
 
     padding_mask: Tensor

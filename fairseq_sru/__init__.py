@@ -19,10 +19,10 @@ class _Folders(list[str]):
     """The package's folder. fairseq's --user-dir looks only here for what was imported before: time to register."""
 
     def __contains__(self, folder: object) -> bool:
-        found = super().__contains__(folder)
-        if found and sys.modules.get("fairseq") is not None:
+        is_here = super().__contains__(folder)
+        if is_here and sys.modules.get("fairseq") is not None:
             from . import models  # noqa: F401
-        return found
+        return is_here
 
 
 __path__ = _Folders(__path__)

@@ -7,9 +7,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 from torch import Tensor
@@ -170,8 +169,8 @@ def load(folder: Path) -> tuple[Model, Subwords]:
     except OSError as error:
         raise ModelError(f"{error.filename}: {error.strerror}") from None
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, SafetensorError) as error:
-        said = " ".join(str(error).split())
-        raise ModelError(f"{folder}/config.json describes no model: {type(error).__name__}: {said}") from None
+        message = " ".join(str(error).split())
+        raise ModelError(f"{folder}/config.json describes no model: {type(error).__name__}: {message}") from None
 
 
 def _whole(value: Any, name: str) -> int:
@@ -195,25 +194,18 @@ def _program(written: Any, allowed: Sequence[str], tensors: dict[str, Tensor]) -
     if sum(program.widths) > LARGEST:
         raise ValueError(f"slots must have {LARGEST} numbers together at most; got {sum(program.widths)}")
     for call in written["ops"]:
-        given = dict(call)
-        if (op := given.pop("op")) not in allowed:
+        arguments = dict(call)
+        if (op := arguments.pop("op")) not in allowed:
             raise ValueError(f"op must be one of {', '.join(allowed)}; got {op!r}")
         method = getattr(program, op)
-        takes = signature(method).parameters
-        arguments = {k: _argument(k, str(takes[k].annotation), v, tensors) for k, v in given.items()}
+        kinds = get_type_hints(method)
+        for name, value in arguments.items():
+            if name in TENSORS and value is not None:
+                arguments[name] = value = _tensor(value, tensors)
+            if not isinstance(value, kinds[name]):
+                raise ValueError(f"{name} of {op} must be {kinds[name]}; got {type(value).__name__}")
         method(**arguments)
     return program
-
-
-def _argument(name: str, kind: str, value: Any, tensors: dict[str, Tensor]) -> Any:
-    if name in TENSORS:
-        tensor = None if value is None else _tensor(value, tensors)
-        if isinstance(tensor, Quantised) and kind != "Weight":
-            raise ValueError(f"{name} must be float32; got int8")
-        return tensor
-    if type(value).__name__ != kind:
-        raise ValueError(f"{name} must be {kind}; got {value!r}")
-    return value
 
 
 def _tensor(name: str, tensors: dict[str, Tensor]) -> Tensor | Quantised:

@@ -228,15 +228,15 @@ class Program:
         Raises:
             Unavailable: there is none.
         """
-        kept: list[Tensor] = []
+        tensors: list[Tensor] = []
         block = library().block()
         mind_fork()
 
         def pointer(x: Tensor | None) -> int:
             if x is None:
                 return 0
-            kept.append(x.detach().contiguous())
-            return kept[-1].data_ptr()
+            tensors.append(x.detach().contiguous())
+            return tensors[-1].data_ptr()
 
         ops = b""
         for code, *numbers, weight, bias, number in self._ops:
@@ -249,7 +249,7 @@ class Program:
                 scale, bias = (None if x is None else F.pad(x, (0, more)) for x in (scale, bias))
             ops += struct.pack(OP, code, *numbers, pointer(weight), pointer(scale), pointer(bias), number)
         widths = struct.pack(f"{len(self.widths)}q", *self.widths)
-        return Packed((len(self._ops), len(self.widths), address(ops), address(widths)), [ops, widths, *kept])
+        return Packed((len(self._ops), len(self.widths), address(ops), address(widths)), [ops, widths, *tensors])
 
 
 class Packed(NamedTuple):

@@ -85,15 +85,15 @@ class Search:
         shares = [order[i::batches] for i in range(min(batches, len(order)))]
         work = [[lines[i] for i in share] for share in shares]
         if len(lines) < 2:
-            found = list(map(one, work))
+            results = list(map(one, work))
         else:  # with one thread, too: this one waits in Python, where Ctrl-C is heard
             with ThreadPoolExecutor(threads) as pool:
                 try:
-                    found = list(pool.map(one, work))  # an exception cancels what has not begun
+                    results = list(pool.map(one, work))  # an exception cancels what has not begun
                 except BaseException:
                     stop[0] = 1
                     raise
-        of = dict(zip(chain(*shares), chain(*found), strict=True))
+        of = dict(zip(chain(*shares), chain(*results), strict=True))
         return [of[i] for i in range(len(lines))]
 
     def _run(
@@ -130,8 +130,8 @@ class Search:
         return [
             [
                 Found(out[n, i, :length].tolist(), score, totals[n, i, :length].copy())
-                for i, (length, score) in enumerate(zip(*found, strict=True))
+                for i, (length, score) in enumerate(zip(*results, strict=True))
                 if length
             ]
-            for n, found in enumerate(zip(lengths[:, :nbest].tolist(), scores[:, :nbest].tolist(), strict=True))
+            for n, results in enumerate(zip(lengths[:, :nbest].tolist(), scores[:, :nbest].tolist(), strict=True))
         ]

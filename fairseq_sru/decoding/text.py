@@ -110,11 +110,11 @@ class MosesBPE:
         line = self.normalizer.normalize(line) if self.options.normalise else line
         line = self.tokenizer.tokenize(line, aggressive_dash_splits=self.options.normalise, return_str=True)
         line = line.lower() if self.options.lowercase else line
-        made: str = self.bpe.process_line(line)
+        split: str = self.bpe.process_line(line)
         for word in line.split():
             if len(word) > LONG:  # as in text without spaces, it never comes again
                 self.bpe.cache.pop(word, None)
-        return made
+        return split
 
     def decode(self, tokens: Sequence[str]) -> str:
         """Return the line of a translation."""

@@ -24,13 +24,13 @@ LONGEST = 200  # tokens of a translation unless told otherwise, as in fairseq-ge
 
 def cores() -> int:
     """Return the CPU cores that this process may use, within a container's quota, rounded up."""
-    found = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for names in QUOTA:
         with suppress(OSError, ValueError):  # the latter where the quota is "max"
             quota, period = (int(word) for name in names for word in (CGROUP / name).read_text().split())
             if quota > 0:
-                found = min(found, math.ceil(quota / period))
-    return found
+                count = min(count, math.ceil(quota / period))
+    return count
 
 
 class Hypothesis(NamedTuple):
@@ -175,13 +175,13 @@ class Translator:
         size = min(positive("batch_size", batch_size), max(1, -(-len(work) // self.threads)))
         batches = max(-(-len(work) // size), -(-sum(map(len, work)) // TOKENS))
         options = (beam, longest, no_repeat, scored or beam > 1, lenpen, nbest)
-        found = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
+        results = [[Hypothesis("", 0.0, [])] * nbest for _ in lines]
         for i, hypotheses in zip(at, self._beam_search.run(work, batches, self.threads, *options), strict=True):
             if not hypotheses:
                 raise NoScores("the model gives no finite scores: it is damaged, or its training diverged", i)
-            found[i] = [self._hypothesis(h) for h in hypotheses]
-            found[i] += [Hypothesis("", -math.inf, [])] * (nbest - len(found[i]))  # of a tiny vocabulary
-        return found
+            results[i] = [self._hypothesis(h) for h in hypotheses]
+            results[i] += [Hypothesis("", -math.inf, [])] * (nbest - len(results[i]))  # of a tiny vocabulary
+        return results
 
     def encode(self, lines: Sequence[str]) -> list[list[int]]:
         """Return each line's numbers, with the end of sentence.
@@ -189,7 +189,7 @@ class Translator:
         Raises:
             TooLong: a line has more than the model takes.
         """
-        made, most = [], CHARACTERS * (self._max_source - 1)
+        numbers, most = [], CHARACTERS * (self._max_source - 1)
         for index, line in enumerate(lines if isinstance(self.subwords, MosesBPE) else ()):
             if (letters := sum(map(len, line.split()))) > most:  # Moses' patterns would take minutes
                 raise TooLong(f"it has {letters:,} characters, the model takes {most:,}: split it", index)
@@ -197,8 +197,8 @@ class Translator:
             if len(tokens) >= self._max_source:
                 too_many = f"it has {len(tokens):,} subwords, the model takes {self._max_source - 1:,}: split it"
                 raise TooLong(too_many, index)
-            made.append([*(self._numbers.get(token, UNK) for token in tokens), EOS])
-        return made
+            numbers.append([*(self._numbers.get(token, UNK) for token in tokens), EOS])
+        return numbers
 
     def _hypothesis(self, found: Found) -> Hypothesis:
         tokens = [self._target[n] for n in found.tokens[:-1]]

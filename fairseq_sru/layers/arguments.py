@@ -62,8 +62,8 @@ def padding(lengths: Tensor | Sequence[int], x: Tensor) -> Tensor:
         raise ValueError(f"{wanted}; got {lengths.dtype} {tuple(lengths.shape)}{hint}")
     lengths = lengths.to(torch.int64)  # torch can do little with unsigned ones
     # a GPU would have to be awaited; what is traced or transformed has no numbers yet
-    seen = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if not (seen or recorded()) and lengths.device.type == "cpu" and batch:
+    traced = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if not (traced or recorded()) and lengths.device.type == "cpu" and batch:
         least, most = int(lengths.min()), int(lengths.max())
         if least < 0 or most > steps:
             raise ValueError(f"lengths must be from 0 to {steps}, the length of x; got {least if least < 0 else most}")

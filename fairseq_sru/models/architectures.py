@@ -30,14 +30,10 @@ def register_architectures(
     check: Callable[[Any, type[FairseqDataclass]], object] = completed,
     task: str = "translation",
 ) -> None:
-    """Register the presets of a model, and the model's own name, as architectures.
+    """Register the presets of a model, and the model's own name, as architectures of a task of KINDS.
 
-    Args:
-        model: the name that the model is registered with.
-        config: the dataclass of its options.
-        check: raises a ValueError for options that are not allowed or don't go together; on the command line, its
-            message is the one line that the user gets.
-        task: of KINDS, which the model goes with.
+    config is the dataclass of the options. check raises a ValueError for options that are not allowed or don't go
+    together; on the command line, its message is the one line that the user gets.
     """
 
     def architecture(name: str, options: dict[str, Any]) -> Callable[[Any], None]:

@@ -65,19 +65,12 @@ def attend(
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """``dropout(softmax(scale query key^T + bias)) value`` for each head.
+    """Return ``dropout(softmax(scale query key^T + bias)) value`` for each head, ``(tgt_len, batch, heads *
+    value_size)``.
 
-    Args:
-        query: ``(tgt_len, batch, heads * head_size)``; batch is a multiple of sentences.
-        source: keys, values and mask.
-        scale: of the scores.
-        need_weights: return the weights, too.
-        bias: of :class:`Coverage`.
-        dropout: probability that a weight becomes 0.
-
-    Returns:
-        ``(tgt_len, batch, heads * value_size)``, and the weights before dropout ``(batch, tgt_len, src_len)``, averaged
-        over heads, or None.
+    query is ``(tgt_len, batch, heads * head_size)``, batch a multiple of the source's sentences, bias of
+    :class:`Coverage`. With need_weights, return the weights before dropout ``(batch, tgt_len, src_len)``, averaged over
+    heads, too; else None.
     """
     # torch's own attention differentiates no mask but by products that take longer than these
     products = need_weights or (bias is not None and bias.requires_grad and query.is_cpu)
@@ -107,14 +100,8 @@ def attend(
 
 
 class Attention(nn.Module):
-    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2).
-
-    Args:
-        query_size: features of the decoder states, and of the result.
-        source_size: features of the encoder outputs.
-        heads: number of heads; divides query_size.
-        dropout: dropout on the weights.
-    """
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017, section 3.2) of queries and results of query_size
+    features, which heads divides; dropout: on the weights."""
 
     def __init__(self, query_size: int, source_size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -137,17 +124,8 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, source: Source, need_weights: bool, bias: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend.
-
-        Args:
-            x: decoder states ``(tgt_len, batch, query_size)``.
-            source: of :meth:`project`.
-            need_weights: return the weights, too.
-            bias: of :class:`Coverage`.
-
-        Returns:
-            ``(tgt_len, batch, query_size)``, and the weights as :func:`attend` gives them.
-        """
+        """Attend: decoder states ``(tgt_len, batch, query_size)``, the source of :meth:`project` and the bias of
+        :class:`Coverage` to the same size, and the weights as :func:`attend` gives them."""
         context, weights = attend(self.query(x), source, self.scale, need_weights, bias, self.dropout.rate)
         return self.out(context), weights
 
@@ -158,11 +136,8 @@ class Coverage(nn.Module):
     Tu et al. 2016 keep, for each source position, the sum of the attention weights of all steps so far, and let it
     enter the scores of the next step, which makes attention run step by step. Here the sum is of the weights of the
     attention below, which training has for all steps at once, as in CoMER (Zhao and Gao 2022): one cumulative sum. With
-    ``past[t] = w[0] + ... + w[t - 1]``, a head adds ``a past + 4 b tanh(past) + 4 c w[t]``; a, b and c are learnt and
-    start at 0.
-
-    Args:
-        heads: of the attention that reads it.
+    ``past[t] = w[0] + ... + w[t - 1]``, each of the heads adds ``a past + 4 b tanh(past) + 4 c w[t]``; a, b and c are
+    learnt and start at 0.
     """
 
     def __init__(self, heads: int) -> None:
@@ -172,13 +147,9 @@ class Coverage(nn.Module):
     def forward(self, weights: Tensor, past: Tensor | None, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Sum up, in float32 at least.
 
-        Args:
-            weights: of the attention below, ``(batch, tgt_len, src_len)``.
-            past: their sum over earlier steps, ``(batch, src_len)``; zeros if None.
-            padding_mask: ``(batch, tgt_len)`` bool, True at padding, which counts nothing.
-
-        Returns:
-            What to add to the scores, ``(batch, heads, tgt_len, src_len)``, and the sum with these steps.
+        ``weights`` of the attention below are ``(batch, tgt_len, src_len)``, ``past`` is their sum over earlier steps,
+        ``(batch, src_len)``, zeros if None; steps where padding_mask ``(batch, tgt_len)`` is True count nothing. Return
+        what to add to the scores, ``(batch, heads, tgt_len, src_len)``, and the sum with these steps.
         """
         weights = weights.masked_fill(padding_mask[:, :, None], 0.0)
         past = torch.zeros_like(weights[:, 0]) if past is None else past
@@ -192,14 +163,8 @@ class Coverage(nn.Module):
 
 
 class GlobalAttention(nn.Module):
-    """Global attention with the "general" score (Luong et al. 2015, section 3.1): ``tanh(W_c [context; x])``.
-
-    Args:
-        query_size: features of the decoder states.
-        source_size: features of the encoder outputs.
-        out_size: features of the result.
-        dropout: dropout on the weights.
-    """
+    """Global attention with the "general" score (Luong et al. 2015, section 3.1): ``tanh(W_c [context; x])``, of
+    out_size features; dropout: on the weights."""
 
     def __init__(self, query_size: int, source_size: int, out_size: int, dropout: float) -> None:
         super().__init__()

@@ -79,19 +79,12 @@ class AttendingLayer(nn.Module):
         below: Tensor | None,
         padding_mask: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the block; with coverage its sum ``(batch, src_len)`` goes from state to ``after``.
+        """Run the block of a layer that had ``state`` after the earlier steps; with coverage its sum ``(batch,
+        src_len)`` goes to ``after``.
 
-        Args:
-            x: ``(tgt_len, batch, size)``.
-            state: the layer's after the earlier steps.
-            after: the layer's after these.
-            source: of :meth:`Attention.project`.
-            need_weights: return the attention weights, too.
-            below: those of the attention below.
-            padding_mask: ``(tgt_len, batch)`` bool, True at padding.
-
-        Returns:
-            ``(tgt_len, batch, size)``; the attention weights, or where there is no attention those of the one below.
+        ``x`` is ``(tgt_len, batch, size)``, ``source`` of :meth:`Attention.project`, ``below`` the weights of the
+        attention below, padding_mask ``(tgt_len, batch)`` bool, True at padding. Return x, and the attention weights,
+        or where there is no attention those of the one below.
         """
         if self.attention is None or self.attention_norm is None:
             return x, below
@@ -105,14 +98,10 @@ class AttendingLayer(nn.Module):
 
 
 class BaseDecoder(FairseqIncrementalDecoder):
-    """Embedding and output layer; what lies between is the subclass's ``layers`` and ``extract_features``.
+    """Embedding ``(tokens that are read, embed_dim)`` and output layer for the tokens of the dictionary; between them
+    are the subclass's ``layers`` and ``extract_features``.
 
     The incremental state is each layer's :data:`State`; :meth:`cached` reads it, :meth:`cache` writes it.
-
-    Args:
-        cfg: the model's options: max_target_positions and criterion.
-        dictionary: of the tokens that are predicted.
-        embed_tokens: the embedding, ``(tokens that are read, embed_dim)``.
     """
 
     layers: nn.ModuleList
@@ -151,18 +140,11 @@ class BaseDecoder(FairseqIncrementalDecoder):
         features_only: bool = False,
         **_: Any,
     ) -> tuple[Tensor, Extra]:
-        """Decode.
+        """Decode: tokens so far ``(batch, tgt_len)``, padded on either side, to logits ``(batch, tgt_len,
+        len(dictionary))`` (with an adaptive softmax or features_only: features) and :func:`extra`.
 
-        Args:
-            prev_output_tokens: ``(batch, tgt_len)``, all tokens so far, padded on either side. With an incremental
-                state that holds earlier steps the result is that of the last token only.
-            encoder_out: the encoder's result, where there is an encoder.
-            incremental_state: fairseq's cache; None computes all positions at once.
-            features_only: leave the output layer out.
-
-        Returns:
-            Logits ``(batch, tgt_len, len(dictionary))`` (with an adaptive softmax or features_only: features), and
-            ``{"attn": [weights]}``, ``(batch, tgt_len, src_len)``, or ``{"attn": None}``.
+        Without fairseq's incremental_state all positions are computed at once. With one that holds earlier steps the
+        result is that of the last token only.
         """
         if incremental_state is not None and encoder_out is not None and not features_only:
             stepped = self._stepped(prev_output_tokens, encoder_out, incremental_state)
@@ -190,8 +172,7 @@ class BaseDecoder(FairseqIncrementalDecoder):
         return super().train(mode)
 
     def _step(self, look: bool) -> Step | None:
-        """The compiled step, where there is one for this decoder; look: as it is now, with any new weights and hooks,
-        which takes time."""
+        """Return the compiled step, where there is one for this decoder; look: of :func:`remembered`."""
 
         def make() -> Step | None:
             program = self.program() if available() else None
@@ -238,11 +219,8 @@ class BaseDecoder(FairseqIncrementalDecoder):
 
     def attentions(self) -> list[Attention | GlobalAttention]:
         """Return the attentions over the source, in the order of the layers."""
-        # no walk over all modules: each step asks
-        parts: list[Any] = [
-            *(getattr(part, "attention", None) for part in self.layers),
-            getattr(self, "global_attention", None),
-        ]
+        of_layers = [getattr(layer, "attention", None) for layer in self.layers]  # each step asks: walk no modules
+        parts: list[Any] = [*of_layers, getattr(self, "global_attention", None)]
         return [attention for attention in parts if attention is not None]
 
     def sources(self, encoder_out: dict[str, Any], incremental_state: IncrementalState | None) -> list[Source]:

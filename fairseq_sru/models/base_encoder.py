@@ -15,13 +15,8 @@ from .attention import Source
 
 
 class BaseEncoder(FairseqEncoder):
-    """Embedding, and the form of the result; what computes it is the subclass's ``forward``.
-
-    Args:
-        cfg: the model's options: max_source_positions.
-        dictionary: the source dictionary.
-        embed_tokens: the source embedding, ``(len(dictionary), embed_dim)``; None where the source is no tokens.
-    """
+    """Embedding ``(len(dictionary), embed_dim)``, None where the source is no tokens, and the form of the result; the
+    subclass's ``forward`` computes it."""
 
     output_units: int  # features of the outputs
 
@@ -33,16 +28,11 @@ class BaseEncoder(FairseqEncoder):
             self.embed_tokens = embed_tokens
 
     def result(self, outputs: Tensor, padding_mask: Tensor, **more: list[Tensor]) -> dict[str, Any]:
-        """The encoder's result.
+        """Return the encoder's result, of outputs ``(src_len, batch, output_units)``, padding_mask ``(batch,
+        src_len)``, True at padding, and more lists of tensors with the batch first.
 
-        Args:
-            outputs: ``(src_len, batch, output_units)``.
-            padding_mask: ``(batch, src_len)`` bool, True at padding.
-            more: lists of tensors that have the batch first.
-
-        Returns:
-            encoder_out ``[outputs]``, encoder_padding_mask ``[padding_mask]``, rows_per_sentence, 1, and read, where
-            decoders keep what their attentions read of the outputs (:meth:`BaseDecoder.sources`).
+        It has rows_per_sentence, 1, and read, where decoders keep what their attentions read of the outputs
+        (:meth:`BaseDecoder.sources`).
         """
         result = {"encoder_out": [outputs], "encoder_padding_mask": [padding_mask], **more}
         return {**result, "rows_per_sentence": 1, "read": {}}

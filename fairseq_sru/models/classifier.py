@@ -30,12 +30,8 @@ POOLINGS: dict[str, Callable[[Tensor, Tensor, dict[str, Any]], Tensor]] = {
 
 
 class Classifier(BaseFairseqModel):
-    """Sentences to vectors by ``encode``, which the subclass has; dropout; a linear layer for each head.
-
-    Args:
-        cfg: the model's options, completed.
-        size: features of a sentence.
-    """
+    """Sentences to vectors of so many features (size) by ``encode``, which the subclass has; dropout; a linear layer
+    for each head."""
 
     def __init__(self, cfg: Namespace, size: int) -> None:
         super().__init__()
@@ -65,15 +61,8 @@ class Classifier(BaseFairseqModel):
         raise NotImplementedError
 
     def forward(self, src_tokens: Tensor, classification_head_name: str = "", **_: Any) -> tuple[Tensor, None]:
-        """Classify.
-
-        Args:
-            src_tokens: ``(batch, length)``, padded on either side.
-            classification_head_name: of a head that was registered.
-
-        Returns:
-            Logits ``(batch, num_classes)``, and None.
-        """
+        """Return logits ``(batch, num_classes)`` of a head that was registered, and None, for tokens ``(batch,
+        length)``, padded on either side."""
         return self.classification_heads[classification_head_name](self.dropout(self.encode(src_tokens))), None
 
     def max_positions(self) -> int:

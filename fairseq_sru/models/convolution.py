@@ -65,16 +65,12 @@ def _without(padding_mask: Tensor | None, x: Tensor) -> Tensor:
 
 
 class Convolution(nn.Module):
-    """Depthwise convolution over time: ``y[t, i] = sum_k weight[k, i] x[t + k - kernel_size // 2, i]``.
+    """Depthwise convolution over time: ``y[t, i] = sum_k weight[k, i] x[t + k - own, i]``; own: which of the
+    kernel_size positions is its own, in their middle if None (right of it for an even number).
 
     SRU's gates read only x[t]; LSTM's read the output of the step before, too. QRNN's (Bradbury et al. 2017) read a
-    window of the input. This one sees both sides, so it is for encoders. It starts as the identity with a little of
-    the neighbours.
-
-    Args:
-        size: features of x.
-        kernel_size: positions that one sees.
-        own: which of them is its own; in their middle if None (right of it for an even number).
+    window of the input. This one sees both sides, so it is for encoders. It starts as the identity with a little of the
+    neighbours.
     """
 
     def __init__(self, size: int, kernel_size: int, own: int | None = None) -> None:
@@ -86,15 +82,8 @@ class Convolution(nn.Module):
             self.weight[self.own] += 1.0
 
     def forward(self, x: Tensor, padding_mask: Tensor | None) -> Tensor:
-        """Convolve.
-
-        Args:
-            x: ``(length, batch, size)``.
-            padding_mask: ``(length, batch)`` bool, True at padding, which counts as 0; None for none.
-
-        Returns:
-            ``(length, batch, size)``.
-        """
+        """Convolve x ``(length, batch, size)``; padding, where padding_mask ``(length, batch)`` is True, counts as
+        0."""
         functions = _compiled(x, self.weight)
         if functions is None:
             return _in_torch(x, self.weight, padding_mask, self.own)
@@ -103,12 +92,7 @@ class Convolution(nn.Module):
 
 class CausalConvolution(Convolution):
     """A :class:`Convolution` of a position and those before it: ``y[t, i] = sum_k weight[k, i] x[t + k + 1 -
-    kernel_size, i]``. So it is for language models, whose state it adds to: the last ``kernel_size - 1`` inputs.
-
-    Args:
-        size: features of x.
-        kernel_size: positions that one sees; its own is the last.
-    """
+    kernel_size, i]``. So it is for language models, whose state it adds to: the last ``kernel_size - 1`` inputs."""
 
     def __init__(self, size: int, kernel_size: int) -> None:
         super().__init__(size, kernel_size, own=kernel_size - 1)
@@ -116,16 +100,8 @@ class CausalConvolution(Convolution):
     def forward(  # type: ignore[override]
         self, x: Tensor, padding_mask: Tensor | None, before: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Convolve.
-
-        Args:
-            x: ``(length, batch, size)``.
-            padding_mask: ``(length, batch)`` bool, True at padding, which counts as 0; None for none.
-            before: ``(batch, (kernel_size - 1) * size)``, the inputs before x, the latest last; zeros if None.
-
-        Returns:
-            ``(length, batch, size)``, and before for what follows the last real position.
-        """
+        """Convolve as :class:`Convolution` after the inputs ``before``, ``(batch, (kernel_size - 1) * size)``, the
+        latest last, zeros if None; return before for what follows the last real position, too."""
         x = _without(padding_mask, x)
         if not len(x):
             return x, x.new_zeros(x.size(1), self.own * x.size(2)) if before is None else before

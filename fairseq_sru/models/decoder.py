@@ -20,14 +20,8 @@ from .units import UNITS
 
 
 class SRUDecoderLayer(AttendingLayer):
-    """A :class:`RecurrentLayer`, then (with heads) attention.
-
-    Args:
-        cfg: options of :class:`SRUConfig`, completed.
-        source_size: features of the encoder outputs.
-        heads: attention heads; 0: no attention.
-        coverage: the attention knows what the one below has attended to.
-    """
+    """A :class:`RecurrentLayer`, then (with heads) attention over encoder outputs of source_size features, with
+    coverage of the attention below or without."""
 
     def __init__(self, cfg: Namespace, source_size: int, heads: int, coverage: bool) -> None:
         super().__init__()
@@ -57,13 +51,8 @@ class SRUDecoder(BaseDecoder):
     """Embedding, :class:`SRUDecoderLayer` s, layer norm, a linear map to the output embedding, logits.
 
     With global attention, :class:`GlobalAttention` takes the place of the linear map; without attention the layers
-    start from the encoder's last state. No input feeding, so nothing but the recurrence runs step by step in training.
-
-    Args:
-        cfg: options of :class:`SRUConfig`, completed.
-        dictionary, embed_tokens: of :class:`BaseDecoder`.
-        source_size: features of the encoder outputs.
-        state_size: features of the encoder's last state.
+    start from the encoder's last state, of state_size features. No input feeding, so nothing but the recurrence runs
+    step by step in training.
     """
 
     def __init__(

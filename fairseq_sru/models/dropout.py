@@ -43,23 +43,19 @@ class _Dropped(torch.autograd.Function):
 
 
 def fused_dropout(x: Tensor, p: float) -> Tensor | None:
-    """``x`` of any shape with each element 0 with a probability of ``p`` and the others larger, so that the mean stays;
-    None where torch has to do it.
+    """Return ``x`` with each element 0 with a probability of ``p`` and the others larger, so that the mean stays; None
+    where torch has to do it.
 
     On a CPU torch draws one number after the other, which is an eighth of an update of the models here. This draws many
-    at once, 16 bits each, so the probability is rounded to 1 / 65536; what is kept is scaled by the rounded one.
+    at once, 16 bits each, so the probability is rounded to 1 / 65536; the others are scaled by the rounded one.
     """
     level = _level(x, p)
     return None if level is None else _Dropped.apply(x, None, x.dtype, _seed(), level)  # type: ignore[no-any-return]
 
 
 class Dropout(FairseqDropout):
-    """fairseq's dropout, which ``--retain-dropout`` can keep in decoding; it takes :func:`fused_dropout` where it can.
-
-    Args:
-        p: probability that an element becomes 0.
-        module_name: by which ``--retain-dropout-modules`` knows it.
-    """
+    """fairseq's dropout, which ``--retain-dropout`` can keep in decoding, and whose module_name
+    ``--retain-dropout-modules`` knows; it takes :func:`fused_dropout` where it can."""
 
     @property
     def rate(self) -> float:

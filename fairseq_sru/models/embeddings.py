@@ -17,11 +17,8 @@ from .options import flag
 
 
 def embeddings(cfg: Namespace, source: Any, target: Any) -> tuple[nn.Embedding, nn.Embedding]:
-    """Return the embeddings of a translation model's source and target dictionary, the same one if they are shared.
-
-    Raises:
-        ValueError: a file can't be used, or dictionaries that differ are to share; the message names the flag.
-    """
+    """Return the embeddings of a translation model's source and target dictionary, the same one if they are shared; a
+    ValueError names the flag of a file that can't be used, or of dictionaries that differ and are to share."""
     if cfg.share_all_embeddings and source != target:
         raise ValueError("--share-all-embeddings requires a joint dictionary (fairseq-preprocess --joined-dictionary)")
     encoder = embedding_of(cfg, "encoder", source)

@@ -18,14 +18,9 @@ from .units import UNITS
 
 
 class RecurrentEncoder(BaseEncoder):
-    """Dropout, a linear map where sizes differ, a stack of :class:`RecurrentLayer` s, layer norm.
-
-    Args:
-        cfg: options of :class:`EncoderConfig`, completed.
-        dictionary, embed_tokens: of :class:`BaseEncoder`.
-        input_size: features of what the stack reads.
-        read: False where nothing reads the outputs but the last state, and the norm would get no gradient.
-    """
+    """Dropout, a linear map where sizes differ, a stack of :class:`RecurrentLayer` s, layer norm, over inputs of
+    input_size features. read: False where nothing reads the outputs but the last state, and the norm would get no
+    gradient."""
 
     def __init__(
         self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding | None, input_size: int, read: bool = True
@@ -50,15 +45,11 @@ class RecurrentEncoder(BaseEncoder):
         self.norm = nn.LayerNorm(self.output_units) if read and not cfg.no_residual else nn.Identity()
 
     def encode(self, x: Tensor, padding_mask: Tensor) -> dict[str, Any]:
-        """Run the stack.
+        """Run the stack over x ``(length, batch, input_size)``; padding, where padding_mask ``(batch, length)`` is
+        True, may be on either side.
 
-        Args:
-            x: ``(length, batch, input_size)``.
-            padding_mask: ``(batch, length)`` bool, True at padding, which may be on either side.
-
-        Returns:
-            See :meth:`BaseEncoder.result`; and, unless the outputs are read, encoder_state ``[(batch, state_units)]``,
-            the top layer's last state.
+        Return :meth:`BaseEncoder.result`; and, unless the outputs are read, encoder_state ``[(batch, state_units)]``,
+        the top layer's last state.
         """
         padding = UNITS[self.unit].padding(padding_mask.t(), self.read, False)
         x = self.project_in(self.dropout_in(x))
@@ -68,28 +59,14 @@ class RecurrentEncoder(BaseEncoder):
 
 
 class SRUEncoder(RecurrentEncoder):
-    """Embedding, and the stack of :class:`RecurrentEncoder`. Padding is found by its token.
-
-    Args:
-        cfg: options of :class:`EncoderConfig`, completed.
-        dictionary, embed_tokens: of :class:`BaseEncoder`.
-        read: of :class:`RecurrentEncoder`.
-    """
+    """Embedding, and the stack of :class:`RecurrentEncoder`. Padding is found by its token."""
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding, read: bool = True) -> None:
         super().__init__(cfg, dictionary, embed_tokens, embed_tokens.embedding_dim, read)
         self.embeds_output = getattr(cfg, "share_all_embeddings", False) and options.tied(cfg)
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor | None = None, **_: Any) -> dict[str, Any]:
-        """Encode.
-
-        Args:
-            src_tokens: ``(batch, src_len)``, padded on either side.
-            src_lengths: not needed; fairseq passes it.
-
-        Returns:
-            See :meth:`RecurrentEncoder.encode`.
-        """
+        """Encode tokens ``(batch, src_len)``, padded on either side, as :meth:`RecurrentEncoder.encode`."""
         embedded = look_up(self.embed_tokens, src_tokens.t(), self.embeds_output)
         return self.encode(embedded, src_tokens.eq(self.padding_idx))
 

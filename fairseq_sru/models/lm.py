@@ -22,14 +22,8 @@ from .units import UNITS
 
 
 class SRULanguageDecoder(BaseDecoder):
-    """Embedding, :class:`RecurrentLayer` s, layer norm, a linear map to the output embedding, logits.
-
-    The incremental state is that of each layer: ``(batch, hidden_size)`` with SRU and no convolution.
-
-    Args:
-        cfg: options of :class:`SRULanguageModelConfig`, completed.
-        dictionary, embed_tokens: of :class:`BaseDecoder`.
-    """
+    """Embedding, :class:`RecurrentLayer` s, layer norm, a linear map to the output embedding, logits. The incremental
+    state is that of each layer: ``(batch, hidden_size)`` with SRU and no convolution."""
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         size, out_embed_dim, dropout = cfg.decoder_hidden_size, cfg.decoder_out_embed_dim, cfg.decoder_dropout_out
@@ -75,13 +69,12 @@ class SRULanguageDecoder(BaseDecoder):
         return self.dropout_out(self.project_out(self.norm(x))).transpose(0, 1), after
 
     def follow_blocks(self, context_window: int) -> None:
-        """Take the rows of all batches that come from now on as one text, and carry the state from block to block.
-        Call it again before the text is read once more.
+        """Take the rows of all batches that come from now on as one text, and carry the state from block to block. Call
+        it again before the text is read once more.
 
-        Args:
-            context_window: how many tokens that have been read each row repeats before its own (fewer where fewer have
-                been read), as fairseq's LMContextWindowDataset makes them. The features of those are 0. With 0, rows
-                are texts of their own again.
+        context_window says how many tokens that have been read each row repeats before its own (fewer where fewer have
+        been read), as fairseq's LMContextWindowDataset makes them. The features of those are 0. With 0, rows are texts
+        of their own again.
         """
         self.context_window = context_window
         self._begin()
@@ -134,10 +127,7 @@ class SRULanguageModel(FairseqLanguageModel):
 
     def prepare_for_inference_(self, cfg: Any) -> None:
         """Prepare as fairseq does; for fairseq-eval-lm with a context window over blocks of one text, carry the state.
-
-        Raises:
-            ValueError: the blocks would not come in their order.
-        """
+        A ValueError says why the blocks would not come in their order."""
         super().prepare_for_inference_(cfg)
         window = getattr(getattr(cfg, "eval_lm", None), "context_window", 0)
         task = getattr(cfg, "task", None)

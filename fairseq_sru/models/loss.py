@@ -19,10 +19,8 @@ NAMES = ("run_cross_entropy",)
 
 class CrossEntropy(torch.autograd.Function):
     """``one`` times the summed negative log-likelihood of the targets plus ``each`` times that of all words, and the
-    first by itself.
-
-    Its arguments: logits ``(rows, words)``, targets ``(rows)``, the target that counts nothing, one, each.
-    """
+    first by itself. Arguments: logits ``(rows, words)``, targets ``(rows)``, the target that counts nothing, one,
+    each."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -64,12 +62,8 @@ def cross_entropy(
     """Return what fairseq's criterions compute: the loss and the negative log-likelihood, summed over tokens; None
     where theirs has to.
 
-    Args:
-        model: of fairseq, or of a plugin.
-        net_output: of the model: the logits ``(batch, length, words)``, float32 or bfloat16, and more.
-        sample: of fairseq's data sets.
-        epsilon: of label smoothing (Szegedy et al. 2016, section 7), shared by all words but the target.
-        padding: the target that counts nothing.
+    net_output has the logits ``(batch, length, words)``, float32 or bfloat16; epsilon is that of label smoothing
+    (Szegedy et al. 2016, section 7), shared by all words but the target; padding the target that counts nothing.
 
     Raises:
         IndexError: a target is no word of the dictionary.

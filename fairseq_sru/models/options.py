@@ -30,12 +30,8 @@ def option(
 ) -> Any:
     """Return the dataclass field of an option.
 
-    Args:
-        default: value of an option that is not given.
-        help: text of ``--help``.
-        must_be: text of what is allowed, for the message about a value that isn't; or all choices.
-        allowed: function that is true of an allowed value; without one, must_be has all choices or all is allowed.
-        follows: name of the option whose value this one has where it is None.
+    must_be says what is allowed, for the message about a value of which ``allowed`` is not true; or has all choices.
+    follows: the option whose value this one has where it is None.
     """
     if follows:
         help += f" (default: {flag(follows)})"
@@ -53,10 +49,8 @@ def probability(default: float | None, help: str, follows: str | None = None) ->
 
 
 def numbers(value: Any) -> list[int]:
-    """Return the numbers of an option that has commas between them, as ``3,4,5``; none if something else is there.
-
-    They are read, not evaluated as fairseq does: the options of a checkpoint come from whoever wrote it.
-    """
+    """Return the numbers of an option that has commas between them, as ``3,4,5``; none if something else is there. They
+    are read, not evaluated as fairseq does: the options of a checkpoint come from whoever wrote it."""
     words = [word.strip() for word in str(value).strip("[]()").split(",")]
     return [int(word) for word in words] if all(word.isdecimal() for word in words) else []
 
@@ -67,13 +61,6 @@ def attention(value: Any) -> int | str | None:
     text = str(value).lower()
     text = {"true": "1", "false": "0"}.get(text, text)
     return int(text) if text.isascii() and text.isdecimal() else "global" if text == "global" else None
-
-
-def _check(name: str, value: Any, must_be: str | Collection[str], allowed: Callable[[Any], object] | None) -> None:
-    if not must_be or (allowed(value) if allowed else value in must_be):
-        return
-    wanted = must_be if isinstance(must_be, str) else f"one of {', '.join(must_be)}"
-    raise ValueError(f"{flag(name)} must be {wanted}; got {value!r}")
 
 
 def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
@@ -99,8 +86,11 @@ def completed(cfg: Any, options: type[FairseqDataclass]) -> Namespace:
 
     complete = {name: value(name) for name in fields}
     for name, chosen in complete.items():
-        if chosen is not None and "check" in fields[name].metadata:
-            _check(name, chosen, *fields[name].metadata["check"])
+        must_be, allowed = fields[name].metadata.get("check", ("", None))
+        if chosen is None or not must_be or (allowed(chosen) if allowed else chosen in must_be):
+            continue
+        wanted = must_be if isinstance(must_be, str) else f"one of {', '.join(must_be)}"
+        raise ValueError(f"{flag(name)} must be {wanted}; got {chosen!r}")
     return Namespace(**complete)
 
 

@@ -15,16 +15,11 @@ State = dict[str, Tensor]  # what a layer keeps of earlier steps, batch first; e
 
 
 class RecurrentLayer(nn.Module):
-    """``x + dropout(unit(layer_norm(x)))``, pre-norm and residual; or a plain layer, ``dropout(unit(x))``.
+    """``x + dropout(unit(layer_norm(x)))``, pre-norm and residual; or a plain layer, ``dropout(unit(x))``, of ``size``
+    features.
 
-    Args:
-        cfg: options of :class:`RecurrentConfig`, completed.
-        size: features of inputs and outputs.
-        dropout: dropout on the unit's output.
-        residual: False for a plain layer.
-        bidirectional: the unit has ``size / 2`` channels in each direction.
-        kernel_size: positions that a convolution before the unit sees; 1: there is none.
-        causal: it is a :class:`CausalConvolution`, else a :class:`Convolution`.
+    A bidirectional unit has ``size / 2`` channels in each direction. With a kernel_size above 1 a convolution stands
+    before the unit, a :class:`CausalConvolution` where causal, else a :class:`Convolution`.
     """
 
     def __init__(
@@ -58,16 +53,11 @@ class RecurrentLayer(nn.Module):
         self.dropout = Dropout(0.0 if inside else dropout, module_name=type(self).__name__)
 
     def forward(self, x: Tensor, state: State, padding: Any) -> tuple[Tensor, State]:
-        """Run the layer.
+        """Run the layer over x ``(length, batch, size)``; padding: of ``UNITS[unit].padding``.
 
-        Args:
-            x: ``(length, batch, size)``.
-            state: ``c`` ``(batch, UNITS[unit].states * size)`` before the first step, and with a causal convolution its
-                ``seen`` ``(batch, (kernel_size - 1) * size)``; zeros where they are missing.
-            padding: of ``UNITS[unit].padding``.
-
-        Returns:
-            The outputs ``(length, batch, size)`` and the last state, without ``c`` where it doesn't matter.
+        state is ``c`` ``(batch, UNITS[unit].states * size)`` before the first step, and with a causal convolution its
+        ``seen`` ``(batch, (kernel_size - 1) * size)``; zeros where they are missing. Return the outputs and the last
+        state, without ``c`` where it doesn't matter.
         """
         h = self.norm(x)
         after: State = {}

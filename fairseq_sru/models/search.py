@@ -57,14 +57,9 @@ def _usual(generator: SequenceGenerator, words: int) -> bool:
 
 
 def beam_search(model: Any, generator: SequenceGenerator, sample: dict[str, Any]) -> Hypotheses | None:
-    """The hypotheses of a batch, as ``SequenceGenerator.generate`` returns them; None where torch has to search: on a
-    GPU, in training, with an option that the compiled search doesn't know, with padding inside a line, or where
+    """Return the hypotheses of fairseq's batch, as ``SequenceGenerator.generate`` does; None where torch has to search:
+    on a GPU, in training, with an option that the compiled search doesn't know, with padding inside a line, or where
     attention weights are wanted.
-
-    Args:
-        model: a :class:`TranslationModel`.
-        generator: with the options.
-        sample: fairseq's batch.
 
     Raises:
         MemoryError: the batch doesn't fit.

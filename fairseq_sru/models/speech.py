@@ -25,15 +25,8 @@ class Subsampler(Conv1dSubsampler):
     gated linear unit. Frames of padding count as 0 for each of them, so they change no other frame."""
 
     def forward(self, x: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Half as many frames for each convolution.
-
-        Args:
-            x: ``(batch, length, size)``.
-            padding_mask: ``(batch, length)`` bool, True at padding, which is at the end.
-
-        Returns:
-            ``(batch, less, size)`` and its padding mask.
-        """
+        """Return half as many frames for each convolution, ``(batch, less, size)``, and their padding mask; True is
+        padding, which is at the end."""
         x = x.transpose(1, 2)
         for convolution in self.conv_layers:
             x = F.glu(convolution(x.masked_fill(padding_mask.unsqueeze(1), 0.0)), dim=1)
@@ -42,12 +35,7 @@ class Subsampler(Conv1dSubsampler):
 
 
 class SpeechEncoder(RecurrentEncoder):
-    """:class:`Subsampler`, and the stack of :class:`RecurrentEncoder`.
-
-    Args:
-        cfg: options of :class:`SpeechConfig`, completed.
-        read: of :class:`RecurrentEncoder`.
-    """
+    """:class:`Subsampler`, and the stack of :class:`RecurrentEncoder`."""
 
     def __init__(self, cfg: Namespace, read: bool) -> None:
         super().__init__(cfg, None, None, cfg.encoder_embed_dim, read)
@@ -57,15 +45,8 @@ class SpeechEncoder(RecurrentEncoder):
         )
 
     def forward(self, src_tokens: Tensor, src_lengths: Tensor, **_: Any) -> dict[str, Any]:
-        """Encode.
-
-        Args:
-            src_tokens: frames ``(batch, length, input_feat_per_channel * input_channels)``, padded at the end.
-            src_lengths: ``(batch)``, frames of each.
-
-        Returns:
-            See :meth:`RecurrentEncoder.encode`.
-        """
+        """Encode frames ``(batch, length, input_feat_per_channel * input_channels)``, of which src_lengths ``(batch)``
+        are real, as :meth:`RecurrentEncoder.encode`."""
         padding_mask = torch.arange(src_tokens.size(1), device=src_lengths.device) >= src_lengths[:, None]
         dtype = next(self.subsample.parameters()).dtype  # fairseq-generate --fp16 leaves frames in float32
         x, padding_mask = self.subsample(src_tokens.to(dtype), padding_mask)

@@ -45,11 +45,9 @@ class SRUModel(TranslationModel):
     """SRU encoder and decoder with multi-head attention in each decoder layer or each N-th.
 
     Deep bidirectional encoder, deep decoder, multi-head attention, layer normalisation and residual connections follow
-    RNMT+ (Chen et al. 2018), with SRU (Lei et al. 2017) in place of LSTM and pre-norm residual layers. The same
-    model is to be had with LSTM, and both as plain layers with one global attention.
-
-    Attributes:
-        config: the dataclass of the options; a subclass's may have more.
+    RNMT+ (Chen et al. 2018), with SRU (Lei et al. 2017) in place of LSTM and pre-norm residual layers. The same model
+    is to be had with LSTM, and both as plain layers with one global attention. A subclass's ``config`` may have more
+    options.
     """
 
     config: type[SRUConfig] = SRUConfig

@@ -87,14 +87,9 @@ class Step:
     def run(
         self, tokens: Tensor, sources: list[Source], state: Tensor | None, past: Tensor | None, need_weights: bool
     ) -> Result:
-        """Run the step.
+        """Run the step for tokens ``(rows)``, which are a multiple of the sources' sentences.
 
-        Args:
-            tokens: ``(rows)``.
-            sources: of each attention; rows are a multiple of their sentences.
-            state: ``(rows, state_size)``; zeros if None.
-            past: with coverage its sum so far, ``(rows, src_len)``; zeros if None.
-            need_weights: return those of the top attention.
+        state is ``(rows, state_size)`` and past, with coverage its sum so far, ``(rows, src_len)``; zeros if None.
 
         Raises:
             IndexError: a token is not of the dictionary.
@@ -151,16 +146,9 @@ def write_embedding(program: Program, embedding: Tensor, project_in: nn.Module) 
 
 
 def write_attention(program: Program, x: int, inner: int, wide: int, layer: Any, keep: bool) -> None:
-    """Write ``x += attention(layer_norm(x))`` of a decoder layer with attention_norm, attention and coverage.
-
-    Args:
-        program: is written to.
-        x: slot of the residual sum.
-        inner: a slot of x's width, for what is between.
-        wide: a slot at least as wide, likewise.
-        layer: of a decoder.
-        keep: the top attention reads the weights of this one.
-    """
+    """Write ``x += attention(layer_norm(x))`` of a decoder layer. x is the slot of the residual sum; inner, of its
+    width, and wide, at least as wide, are for what is between; keep: the top attention reads the weights of this
+    one."""
     attention: Attention = layer.attention
     coverage: Coverage | None = layer.coverage
     weight = None if coverage is None else coverage.weight
@@ -254,11 +242,8 @@ def remembered(
 ) -> Made | None:
     """Return the code compiled for a module in evaluation, None if there can't be any.
 
-    Args:
-        module: whose code it is.
-        parts: the modules that have to be :func:`compilable`, and whose weights are read.
-        make: compiles it.
-        look: compile it again where the parts have changed, which takes time to see.
+    ``make`` compiles it; the parts have to be :func:`compilable`, and it reads their weights. look: compile it again
+    where they have changed, which takes time to see.
     """
     known = _known.get(module)
     if known is None or look:

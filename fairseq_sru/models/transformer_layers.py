@@ -18,13 +18,8 @@ from .units import SRU
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention (Vaswani et al. 2017, section 3.2).
-
-    Args:
-        size: features of inputs and outputs.
-        heads: number of heads; divides size.
-        dropout: dropout on the weights.
-    """
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2) of features that heads divides; dropout: on the
+    weights."""
 
     def __init__(self, size: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -36,16 +31,11 @@ class SelfAttention(nn.Module):
         nn.init.xavier_uniform_(self.out.weight)
 
     def forward(self, x: Tensor, visible: Tensor, earlier: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, ...]:
-        """Attend.
+        """Attend from x ``(length, batch, size)`` to x and the keys and values of earlier steps.
 
-        Args:
-            x: ``(length, batch, size)``.
-            visible: bool, broadcasts to ``(batch, heads, length, positions)``: which positions, the earlier ones
-                included, each step sees.
-            earlier: keys and values of earlier steps.
-
-        Returns:
-            ``(length, batch, size)``, and keys and values of all positions, ``(batch, heads, positions, head_size)``.
+        visible is bool, broadcasts to ``(batch, heads, length, positions)``, and has which positions, the earlier ones
+        included, each step sees. Return ``(length, batch, size)``, and keys and values of all positions, ``(batch,
+        heads, positions, head_size)``.
         """
         query, key, value = self.query_key_value(x).unflatten(-1, (3, self.heads, -1)).permute(2, 1, 3, 0, 4)
         if earlier is not None:
@@ -55,17 +45,11 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """``W_2 relu(W_1 x + b_1) + b_2`` (Vaswani et al. 2017, equation 2), or ``W sru(x) + b`` (Lei et al. 2018, on
-    translation), with the cell of 2018.
+    """``W_2 relu(W_1 x + b_1) + b_2`` (Vaswani et al. 2017, equation 2), or with the kind ``sru`` ``W sru(x) + b`` (Lei
+    et al. 2018, on translation), with the cell of 2018.
 
-    The residual connection around the block is the skip path, so the SRU has no highway term.
-
-    Args:
-        size: features of inputs and outputs.
-        inner: features between, even for a bidirectional SRU.
-        kind: ``linear`` or ``sru``.
-        rnn_dropout: variational dropout on the SRU's input.
-        bidirectional: the SRU has ``inner / 2`` channels in each direction.
+    The residual connection around the block is the skip path, so the SRU has no highway term. A bidirectional one has
+    half of the ``inner`` features in each direction; rnn_dropout: on its input.
     """
 
     def __init__(self, size: int, inner: int, kind: str, rnn_dropout: float, bidirectional: bool) -> None:
@@ -87,13 +71,8 @@ class FeedForward(nn.Module):
         self.out = biased(inner, size)
 
     def forward(self, x: Tensor, c0: Tensor | None, padding_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The outputs ``(length, batch, size)`` and the SRU's last state ``(batch, inner)``, or None.
-
-        Args:
-            x: ``(length, batch, size)``.
-            c0: the SRU's state before the first step; zeros if None.
-            padding_mask: ``(length, batch)`` bool, True at padding.
-        """
+        """Return the outputs for x ``(length, batch, size)`` and the SRU's last state ``(batch, inner)``, or None. c0:
+        that before the first step, zeros if None; padding_mask ``(length, batch)``: True at padding."""
         if self.sru is not None:
             h, c = self.sru(x, c0, padding_mask)
             return self.out(h), c
@@ -102,11 +81,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerSRUEncoderLayer(nn.Module):
-    """Self-attention, then :class:`FeedForward`, whose SRU is bidirectional.
-
-    Args:
-        cfg: options of :class:`TransformerSRUConfig`, completed.
-    """
+    """Self-attention, then :class:`FeedForward`, whose SRU is bidirectional."""
 
     def __init__(self, cfg: Namespace) -> None:
         super().__init__()
@@ -129,11 +104,6 @@ class TransformerSRUDecoderLayer(AttendingLayer):
 
     ``ssru`` is ``f_t = sigmoid(W_f x_t + b)``, ``c_t = f_t c_{t-1} + (1 - f_t) W x_t``, ``relu(c_t)`` (Kim et al.
     2019); ``sru`` is the cell of 2017 without the highway term, in whose place there is the residual connection.
-
-    Args:
-        cfg: options of :class:`TransformerSRUConfig`, completed.
-        source_size: features of the encoder outputs.
-        coverage: the attention knows what the one below has attended to.
     """
 
     def __init__(self, cfg: Namespace, source_size: int, coverage: bool) -> None:

@@ -25,14 +25,8 @@ from .translation import TranslationModel
 
 
 class TransformerSRUEncoder(BaseEncoder):
-    """Embedding with sinusoidal positions, :class:`TransformerSRUEncoderLayer` s, layer norm.
-
-    Padding is found by its token, so the source may be padded on either side.
-
-    Args:
-        cfg: options of :class:`TransformerSRUConfig`, completed.
-        dictionary, embed_tokens: of :class:`BaseEncoder`.
-    """
+    """Embedding with sinusoidal positions, :class:`TransformerSRUEncoderLayer` s, layer norm. Padding is found by its
+    token, so the source may be padded on either side."""
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding) -> None:
         super().__init__(cfg, dictionary, embed_tokens)
@@ -80,11 +74,6 @@ class TransformerSRUDecoder(BaseDecoder):
 
     With ``ssru`` or ``sru`` the decoder knows the order by its state and has no position embeddings; its incremental
     state is c of each SRU, and with coverage a number for each word of the source, however long the sentence.
-
-    Args:
-        cfg: options of :class:`TransformerSRUConfig`, completed.
-        dictionary, embed_tokens: of :class:`BaseDecoder`.
-        source_size: features of the encoder outputs.
     """
 
     def __init__(self, cfg: Namespace, dictionary: Any, embed_tokens: nn.Embedding, source_size: int) -> None:
@@ -154,12 +143,8 @@ def _write_feed_forward(program: Program, x: int, inner: int, wide: int, layer: 
 
 
 def _visible(padding_mask: Tensor, last: int) -> Tensor:
-    """``(batch, 1, last, length)``: each of the last positions sees itself and what is before it but for padding.
-
-    Args:
-        padding_mask: ``(batch, length)`` bool, True at padding; there a position sees itself, too, lest it see nothing.
-        last: how many positions are computed.
-    """
+    """Return which positions the last so many see, ``(batch, 1, last, length)``: themselves and what is before them but
+    for padding, which sees itself, too, lest it see nothing."""
     at = torch.arange(padding_mask.size(1), device=padding_mask.device)
     here = at[-last:, None]
     return (at < here) & ~padding_mask[:, None, None, :] | (at == here)
@@ -187,8 +172,7 @@ class TransformerSRUModel(TranslationModel):
     In the decoder's self-attention's place, where each step then costs the same however long the sentence: the SSRU of
     Kim et al. 2019 ("From Research to Production and Back: Ludicrously Fast Neural Machine Translation") or the SRU of
     2017. Or in the place of the inner layer of the feed-forward blocks of encoder and decoder (Lei et al. 2018, on
-    translation), ``transformer_sru_ffn_wmt``. With neither it is the Transformer itself, in the same code, for
-    comparison.
+    translation), ``transformer_sru_ffn_wmt``. With neither it is the Transformer itself, for comparison.
     """
 
     @classmethod

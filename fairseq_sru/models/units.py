@@ -15,15 +15,13 @@ from ..recurrence.modes import eager
 
 
 class Packing(NamedTuple):
-    """The way in which an LSTM layer packs a padded batch.
+    """The way in which an LSTM layer packs a padded batch: padding_mask ``(length, batch)`` bool, True at padding;
+    lengths ``(batch)``, on the CPU, as packing requires.
 
-    ``padding_mask``: ``(length, batch)`` bool, True at padding. ``lengths``: ``(batch)``, on the CPU, as packing
-    requires.
-    ``order``: ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
-    right-padded as it is.
-    ``turned``: likewise, of the right-padded batch of sequences turned round; None where the layers are causal, where
-    the last state matters, and on a GPU, which packs.
-    ``outputs_only``: the last state doesn't matter.
+    order is ``(length, batch, 1)``, where each step of the right-padded batch comes from; None where the batch is
+    right-padded as it is. turned is likewise, of the right-padded batch of sequences turned round; None where the
+    layers are causal, where the last state matters, and on a GPU, which packs. outputs_only: the last state doesn't
+    matter.
     """
 
     padding_mask: Tensor
@@ -34,12 +32,11 @@ class Packing(NamedTuple):
 
 
 def packed(padding_mask: Tensor, outputs_only: bool, causal: bool) -> Packing | None:
-    """Return what LSTM layers have to know about padding; None where there is none that matters.
+    """Return what LSTM layers have to know about padding, True in padding_mask ``(length, batch)``; None where there is
+    none that matters.
 
-    Args:
-        padding_mask: ``(length, batch)`` bool, True at padding.
-        outputs_only: only real positions of the outputs matter, not the last state.
-        causal: the layers see nothing to the right; then, if only outputs matter, padding at the end needs no care.
+    outputs_only: only real positions of the outputs matter, not the last state. causal: the layers see nothing to the
+    right; then, if only outputs matter, padding at the end needs no care.
     """
     on_cpu = padding_mask.cpu()  # the one wait for the GPU; packing needs the lengths
     if not on_cpu.any():
@@ -60,14 +57,8 @@ def _real_first(padding_mask: Tensor) -> Tensor:
 
 
 class LSTM(nn.LSTM):
-    """One layer of nn.LSTM with the interface of :class:`fairseq_sru.SRUCell`.
-
-    Args:
-        input_size: number of features of x.
-        hidden_size: number of channels of each direction.
-        rnn_dropout: variational dropout on the input, one draw a sequence.
-        bidirectional: a second set of channels runs backward in time.
-    """
+    """One layer of nn.LSTM with the interface of :class:`fairseq_sru.SRUCell`; hidden_size: channels of each direction;
+    rnn_dropout: variational dropout on the input, one draw a sequence."""
 
     def __init__(self, input_size: int, hidden_size: int, rnn_dropout: float, bidirectional: bool) -> None:
         super().__init__(input_size, hidden_size, bidirectional=bidirectional)
@@ -94,16 +85,11 @@ class LSTM(nn.LSTM):
     def forward(  # type: ignore[override]
         self, x: Tensor, state: Tensor | None = None, packing: Packing | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Run the layer.
+        """Run the layer over x ``(length, batch, input_size)``.
 
-        Args:
-            x: ``(length, batch, input_size)``.
-            state: ``(batch, 2 * D)``, h and c before the first step, D = directions * hidden_size; zeros if not given.
-            packing: from :func:`packed`; padded positions are then skipped, and the output is 0 there.
-
-        Returns:
-            The outputs ``(length, batch, D)`` and the last state ``(batch, 2 * D)``; None where it doesn't matter and
-            there is padding.
+        state is ``(batch, 2 * D)``, h and c before the first step, D = directions * hidden_size; zeros if None. With a
+        packing of :func:`packed`, padded positions are skipped, and the output is 0 there. Return the outputs
+        ``(length, batch, D)`` and the last state; None where it doesn't matter and there is padding.
         """
         if self.training and self.rnn_dropout:
             x = x * variational_mask(x, self.rnn_dropout, x.size(-1))

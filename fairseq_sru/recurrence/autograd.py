@@ -91,9 +91,9 @@ def differentiable(
         aliases: Any = Tensors(*(None if t is None else t.view_as(t) for t in tensors))  # type: ignore[arg-type]
         h, c_n = reference(aliases, padding_mask, options)
     wanted = [t for t, need in zip(aliases, needed, strict=True) if need]
-    given = [(out, grad) for out, grad in ((h, grad_h), (c_n, grad_c_n)) if grad is not None and out.requires_grad]
-    if not given:  # c_n depends on no x, and nothing on an input of no steps
+    weighted = [(out, grad) for out, grad in ((h, grad_h), (c_n, grad_c_n)) if grad is not None and out.requires_grad]
+    if not weighted:  # c_n depends on no x, and nothing on an input of no steps
         return (None,) * len(needed)
-    outputs, weights = [out for out, _ in given], [grad for _, grad in given]
+    outputs, weights = [out for out, _ in weighted], [grad for _, grad in weighted]
     grads = iter(torch.autograd.grad(outputs, wanted, weights, create_graph=again, allow_unused=True))
     return tuple(next(grads) if need else None for need in needed)

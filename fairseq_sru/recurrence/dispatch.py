@@ -49,14 +49,14 @@ def number(name: str, value: float) -> float:
 
 def backends() -> dict[str, str]:
     """Return the state of each backend: "ready", or why it can't run here and what helps."""
-    said = {}
+    states = {}
     for name in BACKENDS:
         try:
             set_up(name)
-            said[name] = "ready"
+            states[name] = "ready"
         except Unavailable as error:
-            said[name] = str(error)
-    return said
+            states[name] = str(error)
+    return states
 
 
 def check_backend(name: str, what: str = "backend") -> str:

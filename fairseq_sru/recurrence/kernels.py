@@ -107,8 +107,8 @@ class Kernels:
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return h, c_n and, with keep, the cell states of some steps ``(states, batch, D)`` for :meth:`backward`."""
         u, x, bias, c0, v, mask = tensors
-        given = x is not None, v is not None, padding_mask is not None
-        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, *given)
+        present = x is not None, v is not None, padding_mask is not None
+        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, *present)
         u, x = u.contiguous(), _like(x, u.dtype)
         bias, c0, v, mask = _like(bias, state), _like(c0, state), _like(v, state), _like(mask, state)
         pad = None if padding_mask is None else padding_mask.contiguous()
@@ -138,8 +138,8 @@ class Kernels:
     ) -> tuple[Tensor | None, ...]:
         """Return the gradients of tensors, None where not needed."""
         u, x, bias, c0, v, mask = tensors
-        given = x is not None, v is not None, padding_mask is not None
-        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, *given)
+        present = x is not None, v is not None, padding_mask is not None
+        variant, shape, state = self.plan(u.shape, u.dtype, u.device, options, *present)
         u, x = u.contiguous(), _like(x, u.dtype)
         c = c.contiguous()  # as forward gave it, unless hooks of saved tensors lay it out otherwise
         bias, v, mask = _like(bias, state), _like(v, state), _like(mask, state)

@@ -141,6 +141,8 @@ def compiler() -> Compiler:
     if version is None:
         raise Unavailable("this torch is built without CUDA")
     major = version.split(".")[0]
+    if int(major) < 12:
+        raise Unavailable(f"torch is for CUDA {version}; the kernels need a torch for CUDA 12 or later")
     try:
         from cuda import pathfinder
 

@@ -1,3 +1,3 @@
-"""How long layers and models take."""
+"""Timing of layers, models and translation."""
 
 import common  # noqa: F401  before fairseq_sru

@@ -60,7 +60,7 @@ from .timing import (
     table,
 )
 
-Made = tuple[Callable[..., Any], list[Tensor]]  # what a contestant makes: a function or module, and its inputs
+Call = tuple[Callable[..., Any], list[Tensor]]  # a function or module, and its inputs
 Keep = Callable[[str, dict[str, Any]], object]  # takes the report's part and each new entry of it
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -79,23 +79,23 @@ def random(case: Case, *shape: int) -> Tensor:
 # ---------------------------------------------------------------- layers
 
 
-def with_input(layer: nn.Module, case: Case) -> Made:
+def with_input(layer: nn.Module, case: Case) -> Call:
     return layer.to(DEVICE, DTYPES[case.dtype]), [random(case, *case.shape)]
 
 
-def rnn(kind: Callable[[int, int], nn.RNNBase], case: Case) -> Made | None:
+def rnn(kind: Callable[[int, int], nn.RNNBase], case: Case) -> Call | None:
     if case.mode == GRAPH and case.shape == LONG:
         return None  # its graph would have a node for each of the steps
-    made = with_input(kind(case.size, case.size), case)
+    layer, inputs = with_input(kind(case.size, case.size), case)
     if ON_GPU:
         # torch takes bfloat16 for nothing that cuDNN can, and would copy the weights at each call
         with mock.patch.object(torch.backends.cudnn, "is_acceptable", lambda _: torch.backends.cudnn.is_available()):
-            made[0].flatten_parameters()  # type: ignore[attr-defined]
-    return made
+            layer.flatten_parameters()  # type: ignore[attr-defined]
+    return layer, inputs
 
 
 @contestant("layer", CONV, "nn.Conv1d over time, kernel width 3, padding 1, on (batch, features, length)")
-def convolution(case: Case) -> Made | None:
+def convolution(case: Case) -> Call | None:
     if case.length == 1:
         return None
     layer, _ = with_input(nn.Conv1d(case.size, case.size, 3, padding=1), case)
@@ -103,17 +103,17 @@ def convolution(case: Case) -> Made | None:
 
 
 @contestant("layer", LSTM, "nn.LSTM")
-def lstm(case: Case) -> Made | None:
+def lstm(case: Case) -> Call | None:
     return rnn(nn.LSTM, case)
 
 
 @contestant("layer", GRU, "nn.GRU")
-def gru(case: Case) -> Made | None:
+def gru(case: Case) -> Call | None:
     return rnn(nn.GRU, case)
 
 
 @contestant("layer", OURS, "fairseq_sru.SRU, v1 cell, tanh")
-def sru(case: Case) -> Made:
+def sru(case: Case) -> Call:
     return with_input(SRU(case.size, case.size, num_layers=1), case)
 
 
@@ -131,19 +131,19 @@ def published_package() -> Callable[..., nn.Module] | None:
 
 
 @contestant("layer", PACKAGE, "sru.SRU(v1=True, use_tanh=True), eager")
-def package(case: Case) -> Made | None:
-    made = published_package()
-    return with_input(made(case.size, case.size, num_layers=1, v1=True, use_tanh=True), case) if made else None
+def package(case: Case) -> Call | None:
+    theirs = published_package()
+    return with_input(theirs(case.size, case.size, num_layers=1, v1=True, use_tanh=True), case) if theirs else None
 
 
 @contestant("layer", SCRIPTED, "sru package through torch.jit.script")
-def scripted(case: Case) -> Made | None:
-    made = package(case) if case.what == FORWARD and not ON_GPU else None
-    return (torch.jit.script(made[0].eval()), made[1]) if made else None  # type: ignore[attr-defined]
+def scripted(case: Case) -> Call | None:
+    call = package(case) if case.what == FORWARD and not ON_GPU else None
+    return (torch.jit.script(call[0].eval()), call[1]) if call else None  # type: ignore[attr-defined]
 
 
 @contestant("layer", GEMM, "fairseq_sru.layers.linear.linear with a weight as large as SRU's")
-def product(case: Case) -> Made:
+def product(case: Case) -> Call:
     return with_input(Linear(case.size, 3 * case.size, bias=False), case)
 
 
@@ -157,12 +157,12 @@ def recurrence_inputs(case: Case) -> list[Tensor]:
 
 
 @contestant("recurrence", OURS, "fairseq_sru.sru_recurrence: gates, cell state, tanh, highway")
-def recurrence(case: Case) -> Made:
+def recurrence(case: Case) -> Call:
     return sru_recurrence, recurrence_inputs(case)
 
 
 @contestant("recurrence", "accelerated-scan", "accelerated_scan.warp.scan: only the cell state, from given gates")
-def warp(case: Case) -> Made:
+def warp(case: Case) -> Call:
     from accelerated_scan.warp import scan  # builds CUDA source when it is first imported
 
     if case.length & (case.length - 1) or not 32 <= case.length <= 65536:
@@ -172,7 +172,7 @@ def warp(case: Case) -> Made:
 
 
 @contestant("recurrence", "HGRN", "fla.ops.hgrn: only the cell state, from given gates; by chunks from 256 steps on")
-def hgrn(case: Case) -> Made:
+def hgrn(case: Case) -> Call:
     from fla.ops.hgrn import chunk_hgrn, fused_recurrent_hgrn
 
     new = partial(random, case, case.batch, case.length, case.size)
@@ -180,7 +180,7 @@ def hgrn(case: Case) -> Made:
 
 
 @contestant("recurrence", "compiled definition", "the definition of sru_recurrence by torch.compile, up to 32 steps")
-def compiled(case: Case) -> Made:
+def compiled(case: Case) -> Call:
     if case.length > UNROLLED:
         raise ValueError(f"the definition is compiled for {UNROLLED} steps at most")
 
@@ -194,9 +194,9 @@ def compiled(case: Case) -> Made:
 # ---------------------------------------------------------------- timing them
 
 
-def caller(made: Made, case: Case) -> Function:
+def caller(call: Call, case: Case) -> Function:
     """Function that makes a contestant's call."""
-    run, inputs = made
+    run, inputs = call
     leaves = [x.requires_grad_(case.what == BOTH) for x in inputs]
     if isinstance(run, nn.Module):
         run.train(case.what == BOTH)
@@ -232,9 +232,9 @@ def callers(group: str, case: Case, names: Collection[str]) -> dict[str, Functio
     # SRU first: after a capture that fails, others may
     for name in sorted(names, key=lambda name: name != OURS):
         try:
-            made = CONTESTANTS[group][name].make(case)
-            if made is not None:
-                function = caller(made, case)
+            call = CONTESTANTS[group][name].make(case)
+            if call is not None:
+                function = caller(call, case)
                 function()
                 functions[name] = function
         except Exception as error:  # one contestant that fails must not cost the other figures
@@ -286,23 +286,23 @@ class Products(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: set[str] = set()
+        self.names: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if re.search(r"mm$|linear|rnn|convolution", name):
-            self.seen.add(name)
+            self.names.add(name)
         return func(*args, **(kwargs or {}))
 
 
 def notes(names: Collection[str], dtype: str) -> dict[str, str]:
     """Contestants' notes, with the operators that multiply their matrices."""
-    found = {}
+    texts = {}
     for name, function in callers("layer", Case(BOTH, *LAYERS[0], dtype=dtype), names).items():
         with Products() as noted:
             function()
-        found[name] = f"{CONTESTANTS['layer'][name].note} ({', '.join(sorted(noted.seen))})"
-    return found
+        texts[name] = f"{CONTESTANTS['layer'][name].note} ({', '.join(sorted(noted.names))})"
+    return texts
 
 
 # ---------------------------------------------------------------- memory traffic of the recurrence, and copying

@@ -26,10 +26,10 @@ Maker = Callable[[Any], Function]  # of what is timed, from a model
 def dictionary(size: int) -> Any:
     from fairseq.data import Dictionary
 
-    made = Dictionary()
-    for i in range(size - len(made)):
-        made.add_symbol(f"w{i}")
-    return made
+    words = Dictionary()
+    for i in range(size - len(words)):
+        words.add_symbol(f"w{i}")
+    return words
 
 
 def built(arch: str, task: Any, **options: Any) -> Any:
@@ -46,7 +46,7 @@ def size(model: Any) -> int:
 
 
 def narrowed(target: int, multiple: int, make: Callable[[int], Any]) -> Any:
-    """The model of the width, a multiple of so many, whose number of parameters is nearest to the target."""
+    """Model whose width, a multiple of so many, gives the number of parameters nearest to the target."""
     tried = [8 * multiple * factor for factor in (1, 2, 3)]
     # matrices are as large as a width squared, all else as a width
     law = np.polynomial.Polynomial.fit(tried, [size(make(width)) for width in tried], deg=2)
@@ -103,7 +103,7 @@ def tokens(words: Any, rows: int, length: int) -> Tensor:
 
 
 def trainer(model: Any, words: Any, pairs: int = 40, dtype: torch.dtype = torch.float32) -> Function:
-    """A function that makes an update; under autocast where dtype is not that of the model."""
+    """Function that makes an update, under autocast where dtype is not that of the model."""
     source, before, after = (tokens(words, pairs, SOURCE) for _ in range(3))
     lengths = torch.full((pairs,), SOURCE, device=DEVICE)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, capturable=ON_GPU)
@@ -123,7 +123,7 @@ def trainer(model: Any, words: Any, pairs: int = 40, dtype: torch.dtype = torch.
 
 
 def for_decoding(model: Any) -> Any:
-    """A copy, prepared as fairseq-generate does."""
+    """Copy of the model, prepared as fairseq-generate does."""
     model = copy.deepcopy(model).eval()
     for part in model.modules():
         if isinstance(part, torch.nn.RNNBase):
@@ -141,7 +141,7 @@ def begun(model: Any, words: Any, sentences: int, beam: int) -> tuple[Any, Tenso
 
 
 def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
-    """A function that takes the decoder of a model :func:`for_decoding` through TARGET steps."""
+    """Function that takes the decoder of a model :func:`for_decoding` through TARGET steps."""
     encoded, order, before = begun(model, words, sentences, beam)
 
     @torch.no_grad()
@@ -156,7 +156,7 @@ def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
 
 
 def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
-    """As :func:`stepper` by a CUDA graph of a step, for our decoders: token and state lie where the graph has them."""
+    """Counterpart of :func:`stepper` by a CUDA graph of a step, for our decoders; it reads and writes fixed tensors."""
     encoded, order, before = begun(model, words, sentences, beam)
     token, decoder = before[:, :1].clone(), model.decoder
     incremental_state: dict[str, dict[str, Tensor | None]] = {}
@@ -178,10 +178,10 @@ def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Functi
 
     @torch.no_grad()
     def decode() -> None:
-        for kept in state.values():
-            if kept is not None:
-                kept.zero_()  # the state before the first step
-        decoder.sources(encoded, None)  # for its time alone: the graph reads those that it was made with
+        for tensor in state.values():
+            if tensor is not None:
+                tensor.zero_()  # the state before the first step
+        decoder.sources(encoded, None)  # only for its time: the graph reads those that it was recorded with
         for at in range(TARGET):
             token.copy_(before[:, at : at + 1])
             replay()
@@ -190,18 +190,18 @@ def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Functi
 
 
 def searcher(model: Any, words: Any, sentences: int, beam: int) -> Function:
-    """A function that translates with a model :func:`for_decoding`."""
+    """Function that translates with a model :func:`for_decoding`."""
     from fairseq.sequence_generator import SequenceGenerator
 
     source = tokens(words, sentences, SOURCE)
     lengths = torch.full((sentences,), SOURCE, device=DEVICE)
     sample = {"net_input": {"src_tokens": source, "src_lengths": lengths}}
-    # TARGET with the end of the sentence, which is kept for the last
+    # TARGET with the end of the sentence, which comes last
     generator = SequenceGenerator([model], words, beam, max_len_a=0, max_len_b=TARGET - 1, min_len=TARGET - 1)
 
     def search() -> None:
-        found = generator.generate([model], sample)
-        assert {len(best["tokens"]) for hypotheses in found for best in hypotheses[:1]} == {TARGET}
+        hypotheses = generator.generate([model], sample)
+        assert {len(best["tokens"]) for best, *_ in hypotheses} == {TARGET}
 
     return search
 
@@ -218,8 +218,8 @@ def cases_of(preset: Preset, words: Any, models: dict[str, Any]) -> dict[str, tu
     decoding = {name: for_decoding(model) for name, model in models.items()} if preset.decoding else {}
     for what, maker in {"step": stepper, "decode": searcher}.items():
         for sentences, beam in preset.decoding:
-            made = partial(maker, words=words, sentences=sentences, beam=beam)
-            cases[f"{what}, batch {sentences}, beam {beam}"] = made, decoding
+            of_model = partial(maker, words=words, sentences=sentences, beam=beam)
+            cases[f"{what}, batch {sentences}, beam {beam}"] = of_model, decoding
     # nn.LSTM's packing and fairseq's own models wait for the GPU and can't be recorded; a capture that fails may spoil
     # what follows
     if ON_GPU or DRY:

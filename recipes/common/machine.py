@@ -39,7 +39,7 @@ def cores() -> int:
 
 def source(*patterns: str) -> str:
     """Hash of the names and contents of the project's files of these patterns, as :meth:`Path.glob` takes them."""
-    seen = hashlib.sha256()
+    state = hashlib.sha256()
     for path in sorted(path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()):
-        seen.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
-    return seen.hexdigest()[:12]
+        state.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return state.hexdigest()[:12]

@@ -99,7 +99,7 @@ def recurrence(folder: Path) -> str:
 
 def models(folder: Path) -> str:
     """Tables of updates and decoding."""
-    made = []
+    texts = []
     for name in ("updates", "model"):
         report = read(folder / f"{name}.json")
         if report is None:
@@ -114,8 +114,8 @@ def models(folder: Path) -> str:
                 rows.append([f"{case}, tokens/s", *speeds])
         what = f"As large as {report['preset']}, updates of {report['tokens']:,} target tokens"
         what += "; in bfloat16, torch's autocast gives cuDNN's LSTM float16"
-        made.append(place(report, what) + table(["", *systems], rows))
-    return "\n".join(made)
+        texts.append(place(report, what) + table(["", *systems], rows))
+    return "\n".join(texts)
 
 
 def training(folder: Path) -> str:

@@ -106,7 +106,7 @@ def test_presets_have_as_many_parameters_beside_the_embedding(dictionary):
 
 
 def test_a_model_is_fine_tuned_for_other_classes(dictionary, caplog):
-    """As of --finetune-from-model: the encoder is the checkpoint's; a head of other classes or another name is new."""
+    """By --finetune-from-model: the encoder is the checkpoint's; a head of other classes or another name is new."""
     before, after = small("sru, max", dictionary), small("sru, max", dictionary)
     before.register_classification_head(HEAD, num_classes=5)
     before.register_classification_head("another", num_classes=3)
@@ -119,16 +119,6 @@ def test_a_model_is_fine_tuned_for_other_classes(dictionary, caplog):
     same = small("sru, max", dictionary)
     same.load_state_dict(after.state_dict())
     assert torch.equal(same.classification_heads[HEAD].weight, head)
-
-
-def test_vectors_are_taken_and_left_as_they_are(dictionary, tmp_path):
-    path = tmp_path / "vectors.txt"
-    path.write_text("1 6\nw5 " + " ".join(["0.5"] * 6) + "\n")
-    for kind in ("sru, max", "cnn"):
-        model = small(kind, dictionary, encoder_embed_path=str(path), encoder_freeze_embed=True)
-        embedding = model.embed_tokens if kind == "cnn" else model.encoder.embed_tokens
-        assert embedding.weight[dictionary.index("w5")].tolist() == [0.5] * 6
-        assert not embedding.weight.requires_grad
 
 
 @pytest.mark.parametrize("freeze", [[], ["--encoder-freeze-embed"]], ids=["trained", "frozen"])

@@ -62,15 +62,6 @@ def test_generate_covers_every_sentence(trained, toy_data, batch, beam):
     assert sorted(hypotheses(text)) == list(range(53))  # the 21st is empty
 
 
-@pytest.mark.slow
-def test_batch_size_does_not_change_the_output(trained, toy_data):
-    outputs = [
-        hypotheses(generate(toy_data, trained / "checkpoint_best.pt", "--beam", 3, "--batch-size", n, *side))
-        for n, side in ((1, []), (16, []), (16, ["--left-pad-source"]))  # the flag switches to the right: a store_false
-    ]
-    assert outputs[0] == outputs[1] == outputs[2]
-
-
 def test_generate_needs_no_training_data(trained, toy_data, tmp_path):
     """Nor with the flag --arch, which it has and doesn't need."""
     for file in (*toy_data.glob("dict.*"), *toy_data.glob("test.*")):

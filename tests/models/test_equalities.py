@@ -1,4 +1,4 @@
-"""What holds for every model, of each kind and in every variant: incremental = full, batch = alone, padding,
+"""Equalities of every model, of each kind and in every variant: incremental = full, batch = alone, padding,
 reordering, causality, dropout, state dicts, 16 bits."""
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def test_incremental_equals_full_after_random_reorderings(model, dictionary):
 @translating
 @torch.no_grad()
 def test_hypotheses_of_a_sentence_share_its_keys_and_values(model, dictionary):
-    """As fairseq's beam search has it: beams next to one another, reordered within their sentence, sentences that are
+    """Beams as in fairseq's beam search: next to one another, reordered within their sentence, sentences that are
     done taken out."""
     rng = torch.Generator().manual_seed(5)
     beam, alive = 4, [0, 1, 2]
@@ -204,7 +204,7 @@ def test_state_dict_round_trip(make, dictionary):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_narrow_weights(model, dtype, dictionary):
-    """As --fp16 and --bf16 have them: forward, backward and incremental, close to float64."""
+    """Weights of --fp16 and --bf16: forward, backward and incremental, close to float64."""
     src, target = sources(dictionary, [4, 6]), prefixes(dictionary, 2, 5)
     expected = run(model, src, target)[0]
     model = model.to(dtype).train()
@@ -253,7 +253,7 @@ def test_autocast_on_a_cpu_rounds_products_alone(make, dictionary):
     indirect=True,
 )
 def test_training_in_float32_is_bit_for_bit_that_with_torchs_own_functions(make, dictionary, monkeypatch):
-    """What there is for bfloat16 changes nothing without autocast."""
+    """Code for bfloat16 changes nothing without autocast."""
     src, target = sources(dictionary, [5, 3, 7]), prefixes(dictionary, 3, 9)
 
     def trained() -> dict[str, torch.Tensor]:

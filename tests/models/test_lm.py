@@ -127,7 +127,7 @@ def test_carried_state_equals_one_unbroken_forward(given, window, block, batch, 
     found = scores(model, cfg, task)
     assert sorted(found) == list(range(math.ceil(len(expected) / (block - window))))
     torch.testing.assert_close(torch.cat([found[number] for number in sorted(found)]), expected)
-    # and again: the second time, the text begins anew
+    # and again: the second time, the text begins again
     again = scores(model, cfg, task)
     torch.testing.assert_close(torch.cat([again[number] for number in sorted(again)]), expected)
 

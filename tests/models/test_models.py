@@ -70,19 +70,10 @@ def test_weights_are_laid_out_for_decoding(variant, build, dictionary, monkeypat
         torch.testing.assert_close(step[:, 0], model(src, None, target)[0][:, -1])
 
 
-def test_the_backend_of_a_gpu_is_set_up_before_the_first_batch(build, monkeypatch):
-    asked = []
-    monkeypatch.setattr("fairseq_sru.models.base_decoder.choose", lambda *given: asked.append(given))
-    build().make_generation_fast_()
-    assert not asked
-    build().to("meta").make_generation_fast_()
-    assert set(asked) == {("auto", "meta")}
-
-
 @pytest.mark.parametrize("options", [{}, {"decoder_attention": "False"}], ids=["attention", "none"])
 @pytest.mark.parametrize("first", [False, True])
 def test_an_ensemble_scores_references_whichever_of_its_models_attend(first, options, build, dictionary):
-    """As fairseq-generate --score-reference: the mean of the probabilities, the weights of those that have some."""
+    """fairseq-generate --score-reference: the mean of the probabilities, the weights of those that have some."""
     attending, other = build().eval(), build(**options).eval()
     other.make_generation_fast_(need_attn=False)
     models = [attending, other] if first else [other, attending]
@@ -346,7 +337,7 @@ def test_the_convolution_is_torchs_depthwise_one(kernel_size, length):
 def test_the_compiled_convolution_is_torchs_with_padding_anywhere(
     kernel_size, own, threads, dtype, tolerance, monkeypatch
 ):
-    """Of a size that is no whole number of vectors, and of memory that isn't in order."""
+    """The size is no whole number of vectors, and the memory isn't in order."""
     convolution = Convolution(101, kernel_size, own).to(dtype)
     x = torch.randn(40, 11, 101, dtype=dtype).transpose(0, 1).requires_grad_()  # enough for three threads
     mask = torch.rand(40, 11).t() < 0.3

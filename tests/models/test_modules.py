@@ -48,7 +48,7 @@ def test_one_encoder_serves_several_decoders(build, dictionary):
 
 
 def test_modules_with_a_state_of_their_own_are_reordered_with_the_decoder(build, dictionary):
-    """As a subclass of the decoder has them."""
+    """A subclass of the decoder has them."""
     decoder, state, order = build().eval().decoder, {}, torch.tensor([1, 1, 0])
     decoder.reorder_incremental_state_scripting(state, order)
     keys = torch.randn(3, 2, 4, 8)
@@ -109,7 +109,7 @@ def test_pruned_weights_are_trained(variant, autocast, build, dictionary):
 
 
 class Logits(nn.Module):
-    """Of a model: the attention's weights are in a dictionary that a trace can't have."""
+    """The model's: the attention's weights are in a dictionary that a trace can't have."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()

@@ -166,7 +166,7 @@ def test_pretrained_and_frozen_embeddings(build, dictionary, tmp_path):
 
 
 def test_words_of_embedding_files_may_have_spaces(build, dictionary, tmp_path):
-    """As some of GloVe's do."""
+    """Some of GloVe's do."""
     path = embedding_file(tmp_path / "vectors.txt", [". . .", "w5"], 8)
     with open(path, "a") as file:
         file.write("\nelsewhere" + " x" * 8 + "\n")  # of a word that nobody asks for, no number is read

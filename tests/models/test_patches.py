@@ -1,4 +1,4 @@
-"""What each patch of fairseq mends, in the order of fairseq_sru/patches/series: no test passes without its patch."""
+"""Faults that each patch of fairseq mends, in the order of fairseq_sru/patches/series: no test passes without it."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_patience_goes_on_and_what_is_done_trains_no_further(toy_data: Path, tmp
 def test_the_best_of_another_training_in_this_process_does_not_count(
     tmp_path: Path,
 ) -> None:
-    """As of the jobs of a sweep by Hydra."""
+    """Jobs of a sweep by Hydra are such."""
     checkpoint_utils.save_checkpoint.best = 1.0
     trainer = SimpleNamespace(checkpoint_suffix="", load_checkpoint=lambda *_, **__: None, lr_step=lambda _: None)
     trainer.get_train_iterator = lambda **_: SimpleNamespace(epoch=1)
@@ -139,7 +139,7 @@ def test_the_adaptive_loss_is_that_of_float64() -> None:
 
 
 def repeats(words: list[int], n: int) -> bool:
-    """Whether the last n-gram was there before."""
+    """True if the last n-gram was there before."""
     grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
     return grams[-1:] != [] and grams[-1] in grams[:-1]
 
@@ -229,7 +229,7 @@ def test_bfloat16_asks_for_no_tpu() -> None:
 
 
 class Trainer:
-    """What save_checkpoint asks of one."""
+    """Parts that save_checkpoint asks for."""
 
     data_parallel_rank, checkpoint_suffix, should_save_checkpoint_on_current_rank = 0, "", True
     consolidate_optimizer = get_num_updates = lambda self: 0

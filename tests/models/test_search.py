@@ -152,7 +152,7 @@ def test_with_other_options_fairseq_searches(options: dict[str, Any], model: Any
 
 
 def test_attention_that_nobody_keeps_is_left_out(model: Any) -> None:
-    """As in --eval-bleu, whose model was told nothing."""
+    """In --eval-bleu the model doesn't know that nobody does."""
     model.decoder.need_attn = True
     generator = generator_of(model)
     assert model.beam_search(generator, sample_of(LENGTHS)) is None
@@ -196,7 +196,7 @@ def norm_like(_: Any) -> torch.nn.LayerNorm:
 
 
 class Factored(SRUEncoder):
-    """As of a file that a user put into the package's folder, which fairseq imports."""
+    """An encoder of a file that a user put into the package's folder, which fairseq imports."""
 
     __module__ = "fairseq_sru.models.factored"
 
@@ -280,7 +280,7 @@ def test_what_lies_beside_encoder_and_decoder_changes_nothing(model: Any) -> Non
 
 
 def test_a_class_that_was_patched_is_torchs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a plugin does it when it is imported."""
+    """A plugin may do so when it is imported."""
     step._is_known.cache_clear()
     patch = functools.wraps(SRUEncoder.forward)(lambda *given, **more: RecurrentEncoder.forward(*given, **more))
     monkeypatch.setattr(SRUEncoder, "forward", patch)
@@ -324,12 +324,12 @@ def test_weights_that_change_are_seen(model: Any) -> None:
 def test_where_evaluation_goes_on_the_search_stays(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A generator of fairseq's says eval(); the hub makes one at each call, and --eval-bleu at each batch."""
     first = model.beam_search(generator_of(model), sample_of(LENGTHS))
-    monkeypatch.setattr(search, "_search", lambda _: pytest.fail("made anew"))
+    monkeypatch.setattr(search, "_search", lambda _: pytest.fail("made again"))
     assert str(model.eval().beam_search(generator_of(model), sample_of(LENGTHS))) == str(first)
 
 
 def test_padding_inside_a_line_is_torchs(model: Any) -> None:
-    """Of the word <pad>: a convolution sees a place there, which compiled code would not."""
+    """The word <pad>: a convolution sees a place there, which compiled code would not."""
     sample = sample_of(LENGTHS)
     assert model.beam_search(generator_of(model), sample) is not None
     sample["net_input"]["src_tokens"][0, -3] = words().pad()

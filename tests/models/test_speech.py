@@ -69,7 +69,7 @@ def test_padding_never_changes_a_real_frame(kind, fill, dictionary):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_autocast_on_a_cpu_rounds_products_alone(kind, dictionary):
-    """What is summed from layer to layer is not rounded, whether a projection comes before the layers or not."""
+    """The sum from layer to layer is not rounded, whether a projection comes before the layers or not."""
     model = built("s2t_sru", dictionary, **SMALL, **KINDS[kind])
     inputs: list[torch.dtype] = []
     for norm in model.modules():

@@ -108,7 +108,7 @@ def test_gradients_at_initialisation_are_as_those_of_fairseqs_lstm(name, letters
 
 
 def test_the_gain_before_the_output_layer_decides(letters):
-    """As it starts, and at 1, where an nn.LayerNorm starts."""
+    """At its start, and at 1, where an nn.LayerNorm starts."""
     model = build(letters, 1, "sru", dropout=0.0)
     assert curvature(model, letters) < LIMIT / 2
     torch.nn.init.ones_(model.decoder.norm.weight)

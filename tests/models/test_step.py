@@ -74,10 +74,10 @@ def test_a_beam_that_is_reordered_and_shrinks(name: str, dictionary: Dictionary)
     encoded = model.encoder.reorder_encoder_out(model.encoder(src), torch.arange(3).repeat_interleave(beam))
     target, state = prefixes(dictionary, 3 * beam, 1), {}
     for t in range(8):
-        logits, beside = model.decoder(target, encoded, incremental_state=state)
+        logits, attended = model.decoder(target, encoded, incremental_state=state)
         expected, extra = exact.decoder(target, exact.encoder(src[alive].repeat_interleave(beam, 0)))
         torch.testing.assert_close(logits[:, -1], expected[:, -1].float(), rtol=1e-4, atol=2e-5)
-        torch.testing.assert_close(beside["attn"][0][:, 0], extra["attn"][0][:, -1].float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(attended["attn"][0][:, 0], extra["attn"][0][:, -1].float(), rtol=1e-4, atol=1e-5)
         stay = [row for row, n in enumerate(alive) if (t, n) not in ((2, 1), (5, 0))]
         alive = [alive[row] for row in stay]
         order = torch.cat([row * beam + torch.randint(beam, (beam,), generator=rng) for row in stay])
@@ -139,7 +139,7 @@ def test_where_it_must_not_run_torch_does(model: Any, dictionary: Dictionary, mo
 
 
 def test_a_cell_of_ones_own_is_torchs() -> None:
-    """As docs/extending.md has units: export, too, would take its weights for those of an SRU."""
+    """docs/extending.md has such units: export, too, would take its weights for those of an SRU."""
 
     class Own(SRUCell):
         def forward(self, *args: Any) -> Any:

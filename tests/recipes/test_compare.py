@@ -1,9 +1,7 @@
-"""Comparisons: settings, commands, stages, report; and one whole, killed at each stage and gone on with."""
+"""Comparisons: settings, commands, training; and one whole, killed at each stage and gone on with."""
 
 from __future__ import annotations
 
-import argparse
-import errno
 import json
 import os
 import re
@@ -19,7 +17,6 @@ from typing import Any
 import compare
 import pytest
 import torch
-from common.errors import RecipeError
 from common.files import write_text
 from common.hold import FolderError
 from common.progress import progress
@@ -27,15 +24,15 @@ from comparison import (
     commands,
     fairseq_output,
     processes,
-    report,
     settings,
     stages,
     translation,
 )
 from comparison.fairseq_output import Trained
 from comparison.training import Run
-from conftest import ROOT, ended, write_pairs
+from conftest import ROOT, write_pairs
 from support.paired import check_paired
+from test_stages import python, wait_for
 
 RECIPES = sorted((ROOT / "recipes" / "configs").glob("*.yaml"))
 MINIMAL = "{out: runs/x, systems: {a: {arch: sru}, b: {arch: lstm}}, baseline: b, budget: {updates: 100}}"
@@ -49,7 +46,7 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def made(recipe: Path, tmp_path: Path) -> Callable[..., translation.Comparison]:
+def make(recipe: Path, tmp_path: Path) -> Callable[..., translation.Comparison]:
     """Makes a comparison in the folder ``out``, with overrides."""
     return lambda *words: translation.Comparison(settings.load(recipe, [f"out={tmp_path / 'out'}", *words]))
 
@@ -110,12 +107,12 @@ def test_wrong_settings_are_named(recipe, override, message, capsys):
     settings.load(recipe, ["train.patience=null", "systems.a.reset-optimizer=false"])  # none is not wrong
 
 
-def test_fewer_gpus_than_processes_are_told_before_anything_begins(made, monkeypatch):
+def test_fewer_gpus_than_processes_are_told_before_anything_begins(make, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(stages.StageError, match=r"^processes: is 8, and torch sees 4 GPUs: give processes=4$"):
-        made("cpu=false", "processes=8").prepare()
+        make("cpu=false", "processes=8").prepare()
 
 
 @pytest.mark.parametrize("words", ["RECIPE --dry-run out=x", "--dry-run RECIPE out=x", "RECIPE out=x --dry-run"])
@@ -183,11 +180,11 @@ def test_a_comparison_that_goes_on_trains_in_the_precision_that_it_began_with(re
     assert commands.Commands(settings.load(recipe, [f"out={tmp_path}", "cpu=false"])).options("a")["amp"] is False
 
 
-def test_a_run_outlives_the_model_that_it_began_with(made, tmp_path):
+def test_a_run_outlives_the_model_that_it_began_with(make, tmp_path):
     """As the base of a fine-tuning is put away."""
     base = tmp_path / "base.pt"
     base.write_text("general")
-    comparison, run = made(f"train.finetune-from-model={base}"), Run("a", 1)
+    comparison, run = make(f"train.finetune-from-model={base}"), Run("a", 1)
     finished(comparison, run)
     [stage] = comparison.trainings(run)
     assert base in stage.inputs and comparison.has_changed(stage)
@@ -268,16 +265,16 @@ def test_runs_at_a_time_have_gpus_of_their_own(visible, each, gpus, recipe, tmp_
     kinds = ["A", "A"] if visible else ["A", "A", "A", "B", "A", "A"]  # the fourth is another card
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(kinds))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: kinds[device])
-    made = commands.Commands(settings.load(recipe, ["cpu=false", f"processes={each}"]))
-    assert made.gpus == gpus
+    parallel = commands.Commands(settings.load(recipe, ["cpu=false", f"processes={each}"]))
+    assert parallel.gpus == gpus
     assert commands.Commands(settings.load(recipe, ["cpu=true"])).gpus == []
     code = "import os, time; print(os.environ.get('CUDA_VISIBLE_DEVICES')); time.sleep(0.2)"
     seen: list[str] = []
     work = [partial(processes.execute, python(code), tmp_path / str(n), False, seen.append) for n in range(6)]
-    processes.side_by_side(3, work, gpus=made.gpus)
-    assert {line.strip() for line in seen} == set(made.gpus[:3] or [str(visible)])
+    processes.side_by_side(3, work, gpus=parallel.gpus)
+    assert {line.strip() for line in seen} == set(parallel.gpus[:3] or [str(visible)])
     seen.clear()
-    processes.side_by_side(1, work[:1], gpus=made.gpus)
+    processes.side_by_side(1, work[:1], gpus=parallel.gpus)
     assert seen == [f"{visible}\n"], "a run alone sees what there is"
 
 
@@ -337,32 +334,32 @@ def translated(comparison: translation.Comparison, monkeypatch: pytest.MonkeyPat
     return ran
 
 
-def test_the_translator_searches_as_fairseq_generate(made, monkeypatch):
+def test_the_translator_searches_as_fairseq_generate(make, monkeypatch):
     words = ["cpu=true", "generate.lenpen=0.6", "generate.max-len-b=50", "speed.beams=[3]"]
-    _, command = translated(made(*words), monkeypatch)
+    _, command = translated(make(*words), monkeypatch)
     task = json.loads(Path(command[-1]).read_text())
     assert (task["options"], task["cells"]) == ({"lenpen": 0.6, "max_length": 50}, [[3, 64]])
-    comparison = made("cpu=true", "generate.sampling=true")
+    comparison = make("cpu=true", "generate.sampling=true")
     assert not translated(comparison, monkeypatch)
     assert comparison.missing == {"a": "it doesn't know --sampling, which fairseq-generate has here"}
 
 
-def test_a_translator_that_fails_fails_no_run(made):
+def test_a_translator_that_fails_fails_no_run(make):
     def fail() -> None:
         raise stages.StageError("export a 1 float32: exit status 1\nno room")
 
-    comparison = made("cpu=true")
+    comparison = make("cpu=true")
     for _ in range(2):
         comparison.attempt_translator("a", fail)
     assert comparison.missing == {"a": "no room"} and not comparison.failures
 
 
-def test_models_are_exported_as_their_text_was_prepared(made, monkeypatch):
+def test_models_are_exported_as_their_text_was_prepared(make, monkeypatch):
     data: dict[str, Any] = {"tokenizer": "moses-bpe", "lower": True, "normalise": False}
-    codes, *_ = translated(made("cpu=true"), monkeypatch, **data)
+    codes, *_ = translated(make("cpu=true"), monkeypatch, **data)
     assert codes[codes.index("--subword-nmt-codes") + 1].endswith("/bpe.codes")
     assert {"--lowercase", "--no-normalise", "--int8"} <= set(codes)
-    pieces, *_ = translated(made("cpu=true"), monkeypatch, **{**data, "tokenizer": "sentencepiece"})
+    pieces, *_ = translated(make("cpu=true"), monkeypatch, **{**data, "tokenizer": "sentencepiece"})
     assert pieces[pieces.index("--sentencepiece-model") + 1].endswith("/spm.model")
     assert "--lowercase" in pieces and "--no-normalise" not in pieces
 
@@ -373,10 +370,10 @@ def test_memory_of_a_gpu_is_what_was_used_at_most():
     assert fairseq_output.gpu_memory("no GPU") is None
 
 
-def test_a_model_that_decodes_beside_is_an_input(made, tmp_path, monkeypatch):
+def test_a_model_that_decodes_beside_is_an_input(make, tmp_path, monkeypatch):
     beside = tmp_path / "lm.pt"
     beside.write_bytes(b"one")
-    comparison, seen = with_text(made(f"generate.lm-path={beside}")), []
+    comparison, seen = with_text(make(f"generate.lm-path={beside}")), []
     monkeypatch.setattr(comparison.stages, "command", lambda *_, inputs, **__: seen.append(inputs))
     comparison.generate(comparison.runs[0])
     comparison.time_generate(comparison.runs[0], "speed", 1, 1)
@@ -390,8 +387,8 @@ def test_equal_time_gives_updates_by_speed():
     assert settings.updates_in(0.001, 1.0, 10) == 10
 
 
-def test_speed_is_the_median_of_the_slices(made):
-    comparison = made("budget={updates: null, minutes: 2}")
+def test_speed_is_the_median_of_the_slices(make):
+    comparison = make("budget={updates: null, minutes: 2}")
     for number, speed in enumerate((5.0, 1.0, 4.0), 1):
         write_text(comparison.out / "stamps" / f"slice-a-{number}.json", json.dumps({"updates_per_second": speed}))
     assert comparison.training_speed("a", "updates_per_second") == 4.0
@@ -408,8 +405,8 @@ def finished(comparison: translation.Comparison, run: Run) -> None:
 
 
 @pytest.mark.parametrize("done", [True, False])
-def test_a_run_that_has_a_checkpoint_is_not_trained_again(done, made):
-    comparison = made()
+def test_a_run_that_has_a_checkpoint_is_not_trained_again(done, make):
+    comparison = make()
     finished(comparison, Run("a", 1))
     path = comparison.out / "stamps" / "train-a-1.json"
     write_text(path, json.dumps({**json.loads(path.read_text()), "done": done}))
@@ -421,9 +418,9 @@ def test_a_run_that_has_a_checkpoint_is_not_trained_again(done, made):
     assert comparison.last(Run("a", 1)).is_file()
 
 
-def test_a_speed_is_not_measured_again_of_what_has_trained(made):
+def test_a_speed_is_not_measured_again_of_what_has_trained(make):
     """Or an override that was tried once would change the updates of the settings before, too."""
-    comparison = made("budget={updates: null, minutes: 2}")
+    comparison = make("budget={updates: null, minutes: 2}")
     for system in "ab":
         finished(comparison, Run(system, 1))
     before = comparison.stages.stamp("slice a 1")
@@ -434,9 +431,9 @@ def test_a_speed_is_not_measured_again_of_what_has_trained(made):
     assert comparison.has_trained(Run("a", 1)) == []
 
 
-def test_what_was_made_of_checkpoints_outlives_them(made, tmp_path, monkeypatch):
+def test_what_was_made_of_checkpoints_outlives_them(make, tmp_path, monkeypatch):
     """As they may be removed to free the disk."""
-    comparison, run, done = with_text(made("average=2")), Run("a", 1), []
+    comparison, run, done = with_text(make("average=2")), Run("a", 1), []
     finished(comparison, run)
     comparison.subset = tmp_path
     names = {"checkpoint_1_25.pt": 25, "checkpoint_1_50.pt": 50, "checkpoint_2_100.pt": 100}
@@ -490,22 +487,6 @@ def test_a_report_names_the_precision(flags, cpu, expected, recipe):
     assert translation.Comparison(given).precision("a") == expected
 
 
-def test_commands_print_alike_in_any_environment(tmp_path, monkeypatch):
-    monkeypatch.delenv("PYTHONUTF8", raising=False)
-    monkeypatch.setenv("LC_ALL", "C.UTF-8")  # where Python would look at the locale
-    code = "import os, sys; print(sys.flags.utf8_mode, os.environ['GLIBC_TUNABLES'], "
-    code += "os.environ['NVIDIA_TF32_OVERRIDE'])"
-    code += "; print('warning', file=sys.stderr); print('line')"
-    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
-    for given, expected in ((None, "glibc.malloc.hugetlb=1"), ("glibc.malloc.perturb=1", "glibc.malloc.perturb=1")):
-        monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-        if given:
-            monkeypatch.setenv("GLIBC_TUNABLES", given)
-        processes.execute(["python", "-c", code], tmp_path / "log", False, print)
-        printed = (tmp_path / "log").read_text()
-        assert printed == f"1 {expected} 0\nwarning\nline\n", "in the order in which they were printed"
-
-
 def test_time_is_carried_over_an_epochs_end():
     now = fairseq_output.Trained(1, updates=50, seconds=7.0, clock=9.0, tokens=70, loss=None, at_epoch_end=False)
     assert fairseq_output.carry(now, []) == now
@@ -514,67 +495,11 @@ def test_time_is_carried_over_an_epochs_end():
     assert fairseq_output.carry(now._replace(updates=15), carried)[1:5] == (15, 7.0, 9.0, 70)
 
 
-# Stages
-
-
-def python(code: str) -> list[str]:
-    return ["python", "-c", code]
-
-
-class Counter:
-    """Runs a stage that writes what it reads, and counts."""
-
-    def __init__(self, folder: Path) -> None:
-        self.shown: list[str] = []
-        self.stages = stages.Stages(folder / "stamps", self.shown.append)
-        self.input, self.output, self.log = folder / "in", folder / "out", folder / "logs" / "log"
-        self.input.write_text("x")
-
-    def __call__(self, flag: str = "a", **more: Any) -> int:
-        before = len(self.shown)
-        code = f"print({flag!r}); open({str(self.output)!r}, 'w').write(open({str(self.input)!r}).read())"
-        self.stages.command("one two", python(code), inputs=[self.input], outputs=[self.output], log=self.log, **more)
-        return len(self.shown) - before
-
-
-def test_a_stage_is_done_again_when_something_changed(tmp_path):
-    run = Counter(tmp_path)
-    assert (run(), run()) == (1, 0)
-    assert run.log.read_text() == "a\n"
-    assert (run("b"), run("b")) == (1, 0)  # the command
-    run.input.write_text("y")
-    assert (run("b"), run("b")) == (1, 0)  # the contents of an input
-    assert run.output.read_text() == "y"
-    run.input.write_text("y")
-    os.utime(run.input, (1, 1))
-    assert run("b") == 0  # nothing but the time of change
-    run.output.unlink()
-    assert (run("b"), run.output.read_text()) == (1, "y")
-
-
-def test_a_command_is_known_however_it_is_spelled(tmp_path, monkeypatch):
-    done: list[Any] = []
-    monkeypatch.setattr(stages, "execute", lambda command, log, *more: done.append(command) or log.touch() or {})
-    monkeypatch.chdir(tmp_path)
-    work = stages.Stages(tmp_path, lambda text: None)
-
-    def run(*command: str) -> int:
-        work.command("train", command, inputs=[], outputs=[], log=tmp_path / "log")
-        return len(done)
-
-    assert [run("train", folder) for folder in ("runs/x", str(tmp_path / "runs/x"), "/other/runs/x")] == [1, 1, 2]
-    rest = ("--nproc-per-node=8", "-m", "fairseq_cli.train", "data")
-    first = ["--standalone"], ["--master-port=1", "--master_addr=a"], ["--rdzv_endpoint=b:1", "--node-rank=1"]
-    assert [run("torchrun", *meet, *rest) for meet in first] == [3, 3, 3]
-    assert run("torchrun", "--nnodes=2", "--master-port=1", *rest) == 4
-    assert run("torchrun", "--nproc-per-node=4", *rest[1:]) == 5
-
-
-def test_other_threads_than_at_the_begin_are_refused(made, monkeypatch):
+def test_other_threads_than_at_the_begin_are_refused(make, monkeypatch):
     """Times would be of both."""
     for threads in (1, 77):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        comparison = made("cpu=true")
+        comparison = make("cpu=true")
         comparison.stages.always = lambda *words, **more: {}
         with pytest.raises((FileNotFoundError, stages.StageError)) as raised:
             comparison.prepare()
@@ -584,8 +509,8 @@ def test_other_threads_than_at_the_begin_are_refused(made, monkeypatch):
     assert " was begun with 1 threads, here are 77: set OMP_NUM_THREADS=1, or name another" in str(raised.value)
 
 
-def test_a_system_with_a_failed_run_is_timed_with_another(made):
-    comparison = made("seeds=[1,2]", "speed.rounds=1")
+def test_a_system_with_a_failed_run_is_timed_with_another(make):
+    comparison = make("seeds=[1,2]", "speed.rounds=1")
     comparison.failures = {Run("a", 1): "no memory", Run("b", 1): "no memory", Run("b", 2): "no memory"}
     timed = []
 
@@ -601,365 +526,9 @@ def test_a_system_with_a_failed_run_is_timed_with_another(made):
     assert not comparison.good()  # or the report would miss its speed
 
 
-def test_a_stage_that_was_killed_begins_anew_or_goes_on(tmp_path):
-    run = Counter(tmp_path)
-    run()
-    stamp = run.stages.stamp("one two")
-    (tmp_path / "stamps" / "one-two.json").write_text(json.dumps({**stamp, "done": False}))
-    run.output.write_text("half")
-    told: list[dict[str, Any]] = []
-    assert run(resume=lambda stamp: told.append(stamp)) == 0  # None: nothing is left to do
-    assert told[0]["key"] == stamp["key"]
-    assert run.output.read_text() == "half"  # what a command goes on from is kept
-    (tmp_path / "stamps" / "one-two.json").write_text(json.dumps({**stamp, "done": False}))
-    assert run() == 1
-    assert run.output.read_text() == "x"
-    (tmp_path / "stamps" / "one-two.json").write_text(json.dumps({**stamp, "done": False}))
-    run.output.write_text("of another command")
-    assert run("b", resume=lambda stamp: {} if not run.output.exists() else None) == 1
-
-
-def test_a_failed_command_is_told_with_its_last_lines(tmp_path):
-    run = stages.Stages(tmp_path, lambda text: None)
-    code = "import sys; print(*range(100), sep='\\n'); sys.exit('the reason')"
-    for _ in range(2):  # not taken for done
-        with pytest.raises(stages.StageError, match=r"(?s)^bad: exit status 1\n81\n.*\n99\nthe reason$"):
-            run.command("bad", python(code), inputs=[], outputs=[], log=tmp_path / "log")
-    with pytest.raises(stages.StageError, match=r"^none: .*no-such-program"):
-        run.command("none", ["no-such-program"], inputs=[], outputs=[], log=tmp_path / "log")
-
-
-@pytest.mark.parametrize("error", [ValueError, RecipeError])
-def test_what_facts_refuses_is_a_failure(error, tmp_path):
-    def facts() -> dict[str, Any]:
-        raise error("3 translations of 4 sentences")
-
-    with pytest.raises(stages.StageError, match=r"^one two: 3 translations of 4"):
-        Counter(tmp_path)(facts=facts)
-    assert Counter(tmp_path)() == 1
-
-
-def test_a_damaged_checkpoint_and_a_full_disk_are_told_in_a_line(tmp_path, capsys):
-    (tmp_path / "checkpoint_last.pt").write_bytes(b"PK\x03\x04 half of it")
-    with pytest.raises(ValueError, match=r"^\S+checkpoint_last.pt is damaged: put a whole"):
-        fairseq_output.trained(tmp_path / "checkpoint_last.pt")
-    with (
-        pytest.raises(SystemExit, match=r"^compare: .*No space left on device"),
-        stages.working_in(tmp_path / "out", argparse.ArgumentParser("compare")),
-    ):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def test_memory_is_that_of_the_command_alone(tmp_path):
-    def peak(megabytes: int) -> float:
-        # It must live when its line is read, as a training run does at each of its own.
-        code = f"import os, time; x = b'x' * ({megabytes} << 20); del x; print(flush=True)\n"
-        code += f"while not os.path.exists({str(tmp_path / 'read')!r}): time.sleep(0.01)"
-        (tmp_path / "read").unlink(missing_ok=True)
-        read: Callable[[str], Any] = lambda line: (tmp_path / "read").touch()  # noqa: E731
-        return processes.execute(python(code), tmp_path / "log", False, read)["peak_memory"] / 2**20
-
-    ours = b"x" * (400 << 20)  # of zeros none would be resident
-    large, small = peak(300), peak(1)
-    assert len(ours) and 300 < large < 360
-    assert small < 60
-
-
-@pytest.mark.parametrize(
-    ("jobs", "threads", "said"),
-    [
-        (2, 8, "2 at a time of 8 threads, on 8 cores, wait: set OMP_NUM_THREADS=4\n"),
-        (2, 4, ""),
-        (1, 9, "1 at a time of 9 threads, on 8 cores, wait: set OMP_NUM_THREADS=8\n"),
-        (1, 8, ""),
-    ],
-)
-def test_more_threads_than_cores_are_told_of_once(jobs, threads, said, monkeypatch, capsys):
-    """Slices that wait for one another give a run too few updates."""
-    processes.say_if_crowded.cache_clear()
-    monkeypatch.setattr(processes, "cores", lambda: 8)
-    monkeypatch.setattr(processes.torch, "get_num_threads", lambda: threads)
-    for _ in range(2):
-        processes.side_by_side(jobs, [lambda: None] * 3)
-    assert capsys.readouterr().out == said
-    processes.say_if_crowded.cache_clear()
-    processes.side_by_side(jobs, [lambda: None], gpus=["0", "1"])
-    assert capsys.readouterr().out == ""
-
-
-def test_work_is_done_side_by_side(tmp_path):
-    def piece(own: int, other: int) -> int:
-        # ends when the other has begun
-        code = f"import os, time; open('{own}', 'w')\nwhile not os.path.exists('{other}'): time.sleep(0.01)"
-        processes.execute(
-            python(f"import os; os.chdir({str(tmp_path)!r}); {code}"), tmp_path / f"log {own}", False, print
-        )
-        return own
-
-    found: list[int] = []
-    processes.side_by_side(2, [partial(piece, 1, 2), partial(piece, 2, 1), partial(piece, 3, 1)], found.append)
-    assert sorted(found) == [1, 2, 3]
-    processes.side_by_side(1, [partial(piece, n, 1) for n in (1, 2)], found.append)
-    assert found[3:] == [1, 2]
-
-
-@pytest.mark.parametrize("failure", [stages.StageError, KeyboardInterrupt])
-def test_what_runs_beside_a_failure_is_stopped(failure, tmp_path):
-    run = stages.Stages(tmp_path / "stamps", lambda text: None)
-    begun = tmp_path / "begun"
-    outcomes: list[str] = []
-
-    def long() -> None:
-        code = f"import time; open({str(begun)!r}, 'w'); time.sleep(600)"
-        try:
-            run.command("long", python(code), inputs=[], outputs=[], log=tmp_path / "long.log")
-        except BaseException as error:
-            outcomes.append(type(error).__name__)
-            raise
-        raise AssertionError
-
-    def short() -> None:
-        wait_for(begun.exists)
-
-    def then(_: object) -> None:
-        raise failure("as Ctrl-C while the result is noted")
-
-    with pytest.raises(failure):
-        processes.side_by_side(2, [long, short, lambda: outcomes.append("a further one")], then)
-    assert outcomes[-1] == "KeyboardInterrupt", "it was stopped, and no further one began"
-    assert not run.stamp("long")["done"]
-    run.command("long", python("print(1)"), inputs=[], outputs=[], log=tmp_path / "long.log")  # works on afterwards
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="Linux ends the children of a killed process on demand")
-def test_no_command_outlives_a_killed_comparison(tmp_path):
-    child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(3600)"
-    code = "import pathlib; from comparison import processes; "
-    code += f"processes.execute({['python', '-c', child]!r}, pathlib.Path('log'), False, print)"
-    parent = subprocess.Popen(
-        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT / "recipes")}
-    )
-    wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
-    pid = (tmp_path / "pid").read_text()
-    parent.kill()
-    parent.wait()
-    wait_for(lambda: ended(pid))
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-# Report
-
-
-def run_of(seed: int, bleu: float, p_value: float | None) -> dict[str, Any]:
-    score = lambda value: {"score": value, "mean": value, "ci": 0.5, "p_value": p_value}  # noqa: E731
-    point = lambda n: {"updates": n, "train_seconds": n / 5, "clock_seconds": n / 4, "loss": 9 - n / 200}  # noqa: E731
-    return {
-        "seed": seed,
-        "updates": 1000,
-        "train_seconds": 200.0,
-        "clock_seconds": 250.0,
-        "parameters": 2_790_000,
-        "peak_memory": 2**30,
-        "peak_gpu_memory": None,
-        "scores": {"BLEU": score(bleu), "chrF2": score(30 + bleu), "TER": score(80 - bleu)},
-        "repetition": {"1": 0.01, "2": 0.0, "3": 0.0, "4": 0.0, "any": 0.01},
-        "domains": {"help": bleu, "web": bleu - 1},
-        "seconds_to_baseline": 100.0,
-        "curve": [{**point(n), "BLEU": n / 1000 * bleu} for n in (500, 1000)],
-        "commands": ["fairseq-train a|b", "fairseq-generate"],
-    }
-
-
-def canned(**systems: list[tuple[float, float | None]]) -> dict[str, Any]:
-    """A report of systems with BLEU and p for each seed."""
-    made = {}
-    for speed, (name, seeds) in enumerate(systems.items(), 2):
-        runs = [run_of(seed, *scores) for seed, scores in enumerate(seeds, 1)]
-        made[name] = {"failures": [] if runs else [f"train {name} 1: no such thing"], "runs": runs}
-        if runs:
-            metrics = ("BLEU", "chrF2", "TER")
-            made[name]["scores"] = {m: report.spread(run["scores"][m]["score"] for run in runs) for m in metrics}
-            made[name]["training_tokens_per_second"] = 1000.0 * speed
-            made[name]["decoding"] = [
-                {"beam": beam, "batch": batch, "sentences_per_second": 10.0 * speed * batch / beam}
-                for beam in (1, 5)
-                for batch in (1, 64)
-            ]
-    found = {
-        "name": "canned",
-        "date": "2026-11-25 09:10",
-        "data": {"data_set": "d", "source": "en", "target": "de", "tokenizer": "sentencepiece", "test_sentences": 1000,
-                 "curve_sentences": 500, "speed_sentences": 100},
-        "budget": {"minutes": 10.0},
-        "baseline": "lstm",
-        "curve_beam": 1,
-        "loss": "nll_loss",
-        "machine": {"cpu": "c", "cores": 2, "threads": 2, "gpu": None, "system": "s"},
-        "versions": {"python": "3"},
-        "prepare": "python recipes/prepare.py",
-        "signatures": {"BLEU": "nrefs:1|bs:1000"},
-        "references_repetition": {"1": 0.0, "2": 0.0, "3": 0.0, "4": 0.0, "any": 0.0},
-        "systems": made,
-        "samples": [{"source": "a | b", "reference": "r", "systems": dict.fromkeys(made, "t")}],
-    }  # fmt: skip
-    return {"verdict": report.verdict(found), **found}
-
-
-@pytest.mark.parametrize(
-    ("systems", "words"),
-    [
-        ({"lstm": [(20.0, None)], "sru": [(21.2, 0.001)]},
-         "sru has 21.2 BLEU, the baseline lstm 20.0. Significant (paired bootstrap, p < 0.05): BLEU yes (p = 0.001), "
-         "chrF2 yes (p = 0.001), TER yes (p = 0.001). One seed: another may change the result. It trains 1.50 times "
-         "as fast as the baseline. It decodes 1.50 (beam 1, batch 1), 1.50 (beam 1, batch 64), 1.50 (beam 5, batch 1) "
-         "and 1.50 (beam 5, batch 64) times as fast."),
-        ({"lstm": [(20.0, None)], "sru": [(19.9, 0.4)]},
-         "sru has 19.9 BLEU, the baseline lstm 20.0. Significant (paired bootstrap, p < 0.05): BLEU no (p = 0.400), "),
-        ({"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (21.4, 0.02)]},
-         "sru has 21.2 BLEU, the baseline lstm 20.2 (means of 2 seeds). Significant (paired bootstrap, p < 0.05): "
-         "BLEU in 2 of 2 seeds, chrF2 in 2 of 2, TER in 2 of 2. It trains"),
-        ({"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (20.5, 0.4)]}, "BLEU in 1 of 2 seeds, "),
-        ({"lstm": [(20.0, None), (23.0, None)], "sru": [(24.0, 0.01), (21.0, 0.01)]},  # one up, one down
-         "BLEU in 1 of 2 seeds (1 the other way), "),
-        ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru2": [(22.0, 0.01)], "sru4": [(21.5, 0.01)], "sru3": []},
-         "sru2, the best of the 3 beside the baseline, has 22.0 BLEU, the baseline lstm 20.0. The rest: sru4 21.5, "
-         "sru 21.0. Significant"),
-        ({"lstm": [(20.0, None)], "sru": [(22.0, 0.01)], "slow": [(21.0, 0.01)]},  # which is made the faster
-         "slow decodes faster than sru in 4 of 4 settings."),
-        ({"lstm": [(20.0, None)], "sru": [(21.0, 0.01)], "sru3": []}, "Failed: sru3; see the end."),
-        ({"lstm": [], "sru": [(21.0, None)]}, "No verdict: the baseline lstm failed. Failed: lstm"),
-        ({"lstm": [(20.0, None)]}, "lstm has 20.0 BLEU. Nothing to compare it with."),
-    ],
-)  # fmt: skip
-def test_the_verdict_says_no_more_than_the_numbers(systems, words):
-    assert words in canned(**systems)["verdict"]
-
-
-def test_each_score_is_tested_by_itself():
-    found = canned(lstm=[(20.0, None)], sru=[(21.0, 0.01)])
-    scores = found["systems"]["sru"]["runs"][0]["scores"]
-    scores["chrF2"] |= {"score": 50.5, "p_value": 0.2}
-    for ter, said in ((59.0, "yes"), (61.0, "the other way")):
-        scores["TER"] |= {"score": ter, "p_value": 0.03}
-        said_of_all = report.verdict(found)
-        assert f"BLEU yes (p = 0.010), chrF2 no (p = 0.200), TER {said} (p = 0.030)." in said_of_all
-
-
-@pytest.mark.parametrize(
-    ("lstm", "sru", "copied", "words"),
-    [
-        (0.06, 0.02, None, "No verdict: sru has 0.0 BLEU and the baseline lstm 0.1; below 1.0 no difference counts."),
-        (0.06, 0.02, 0.9, "No verdict: sru has 0.0 BLEU and the baseline lstm 0.1; below 1.0 no difference counts."),
-        (5.0, 4.0, 6.6, "No verdict: sru has 4.0 BLEU and the baseline lstm 5.0; copying the source has 6.6."),
-        (7.0, 4.0, 6.6, "sru has 4.0 BLEU, the baseline lstm 7.0."),
-        (0.5, 4.0, 0.9, "sru has 4.0 BLEU, the baseline lstm 0.5."),
-    ],
-)
-def test_scores_that_mean_nothing_have_no_verdict(lstm, sru, copied, words):
-    """However sure the bootstrap is."""
-    found = canned(lstm=[(lstm, None)], sru=[(sru, 0.001)])
-    found |= {} if copied is None else {"copied_source": copied}
-    said = report.verdict(found)
-    assert said.startswith(words)
-    assert ("Significant" in said) == (not words.startswith("No verdict"))
-
-
-def test_only_runs_with_the_same_seed_are_compared():
-    found = canned(lstm=[(20.0, None), (30.0, None)], sru=[(21.0, 0.01), (22.0, 0.01)])
-    found["systems"]["lstm"]["runs"].pop()
-    assert "sru has 21.0 BLEU, the baseline lstm 20.0. " in report.verdict(found)
-    found["systems"]["lstm"]["runs"][0]["seed"] = 9
-    assert report.verdict(found).startswith("No verdict: sru and the baseline lstm have no seed in common.")
-
-
-def test_the_best_and_the_rest_are_of_the_seeds_that_the_baseline_has():
-    both = [(20.0, None), (21.0, None)]
-    found = canned(lstm=both, sru=[(22.0, 0.01), (23.0, 0.01)], deep=[(30.0, 0.01)], wide=[(20.5, 0.01)])
-    found["systems"]["deep"]["runs"][0]["seed"] = 4
-    assert report.verdict(found).startswith(
-        "sru, the best of the 2 beside the baseline, has 22.5 BLEU, the baseline lstm 20.5 (means of 2 seeds). "
-        "The rest: wide 20.5 (of 1). Without a seed of the baseline's: deep. Significant"
-    )
-    found["systems"]["lstm"]["runs"].pop()  # it failed
-    assert "has 22.0 BLEU, the baseline lstm 20.0. The rest: wide 20.5. " in report.verdict(found)
-
-
-@pytest.mark.parametrize("systems", [
-    {"lstm": [(20.0, None), (20.4, None)], "sru": [(21.0, 0.01), (20.5, 0.4)], "bad": []},
-    {"lstm": []},
-])  # fmt: skip
-def test_the_report_is_whole(systems, tmp_path):
-    found = canned(**systems)
-    for name, system in found["systems"].items():
-        system["precision"] = "float32" if name == "lstm" else "bfloat16"
-    if "sru" in found["systems"]:
-        sru, bleu = found["systems"]["sru"], [{"beam": beam, **report.spread([20.0, 20.0 + beam])} for beam in (1, 5)]
-        shares = [{"beam": beam, **report.spread([0.001 * beam, 0.003 * beam])} for beam in (1, 5)]
-        of_weights = {"BLEU": bleu, "repetition": shares, "decoding": sru["decoding"]}
-        sru["translator"] = {weights: of_weights for weights in ("float32", "int8")}
-        found["systems"]["lstm"]["translator"] = {"missing": "it can't"}
-    report.write(found, tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(report.FILES)
-    assert json.loads((tmp_path / "report.json").read_text()) == found
-    text = (tmp_path / "report.md").read_text()
-    assert text.split("\n")[2] == found["verdict"]
-    for name, seeds in systems.items():
-        row = re.search(rf"^\| {name}(?: \(baseline\))? \| ([\d.]+) ± ([\d.]+) \|", text, re.MULTILINE)
-        assert bool(row) == bool(seeds)
-        assert seeds or f"## Failed: {name}\n\n    train {name} 1: no such thing" in text
-    assert ("Trained with products in bfloat16 (--amp): sru." in text) == ("sru" in systems)
-    if "sru" in systems:
-        p = "0.010, 0.400"
-        assert f"| sru | 20.8 ± 0.4 | {p} | 50.8 ± 0.4 | {p} | 59.2 ± 0.4 | {p} |\n" in text
-        assert "| sru | 2.79 M | 3.3 | 1.7 | 3,000 | 1.00 |\n" in text
-        assert "| sru | 30.0 | 1,920.0 | 6.0 | 384.0 |\n" in text
-        assert "| sru, int8 | 20.5 ± 0.7 | 22.5 ± 3.5 | 0.20% | 1.00% | 30.0 | 1,920.0 | 6.0 | 384.0 |\n" in text
-        assert "The translator does not run lstm: it can't\n" in text
-        assert "| web | 19.2 ± 0.3 | 19.8 ± 0.4 |" in text
-        assert "| source | a \\| b |" in text
-        svg = (tmp_path / "curves.svg").read_text()
-        assert svg.count('id="line2d_') > 0 and "<svg" in svg
-
-
-def test_sentences_are_taken_from_all_of_the_text():
-    assert stages.evenly(4, 10) == [0, 2, 5, 7]
-    assert stages.evenly(10, 3) == [0, 1, 2]
-
-
 def test_time_to_the_baselines_best():
     curve = [{"train_seconds": t, "BLEU": b} for t, b in ((1.0, 5.0), (2.0, 9.0), (3.0, 8.0))]
     assert [translation.seconds_to(bleu, curve) for bleu in (5.0, 6.0, 9.0, 9.1)] == [1.0, 2.0, 2.0, None]
-
-
-PUBLISHED = [
-    path
-    for path in sorted((ROOT / "recipes" / "results").rglob("report.json"))
-    if path.with_name("report.md").is_file() and "gpu" not in path.parts
-]
-
-
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
-def test_what_is_published_is_what_the_command_writes(path):
-    found = json.loads(path.read_text())
-    assert "verdict" not in found or report.verdict(found) == found["verdict"]
-    assert report.render(found) == path.with_name("report.md").read_text()
-
-
-@pytest.mark.parametrize("text", [None, "half", '{"systems": {}}'])
-def test_what_is_no_report_is_named_and_left_alone(text, tmp_path, capsys):
-    if text is not None:
-        (tmp_path / "report.json").write_text(text)
-    with pytest.raises(SystemExit) as ended:
-        report.main([str(tmp_path / "report.json")])
-    assert ended.value.code == 2
-    assert f"{tmp_path / 'report.json'}" in capsys.readouterr().err.splitlines()[-1]
-    assert [path.read_text() for path in tmp_path.iterdir()] == ([] if text is None else [text])
 
 
 # All of it

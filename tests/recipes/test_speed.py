@@ -207,10 +207,10 @@ def test_contestants_take_turns_in_rotating_order(monkeypatch):
         return lambda: ran.append(name) or next(seconds[name])
 
     monkeypatch.setattr(timing, "Timer", Timer)
-    found = timing.measure({name: runs(name) for name in seconds}, turns=4)
+    spreads = timing.measure({name: runs(name) for name in seconds}, turns=4)
     assert ran == ["a", "b", "a", "b", "b", "a", "a", "b", "b", "a"]
     low, median, high = statistics.quantiles([3.0, 1.0, 4.0, 1.5], n=4, method="inclusive")
-    assert found["a"] == pytest.approx((1000 * median, 1000 * low, 1000 * high))
+    assert spreads["a"] == pytest.approx((1000 * median, 1000 * low, 1000 * high))
 
 
 def test_numbers_are_shown_with_three_digits():

@@ -581,6 +581,7 @@ find_nvrtc: Callable[[], nvrtc.Compiler] = nvrtc.compiler.__wrapped__  # without
     [
         ({"gpu": False}, "torch sees no CUDA GPU"),
         ({"cuda": None}, "this torch is built without CUDA"),
+        ({"cuda": "11.8"}, r"torch is for CUDA 11\.8; the kernels need a torch for CUDA 12 or later"),
         ({"cuda": "12.8"}, r"torch is for CUDA 12\.8, and .* is not: pip install 'nvidia-cuda-nvrtc-cu12==12"),
         ({"cuda": "14.1"}, r"pip install 'nvidia-cuda-nvrtc==14\.\*', or name one in FAIRSEQ_SRU_NVRTC"),
         ({"named": "/none/libnvrtc.so"}, r"/none/libnvrtc\.so can't be loaded as NVRTC .*FAIRSEQ_SRU_NVRTC can name"),

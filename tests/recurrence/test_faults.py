@@ -25,7 +25,6 @@ from fairseq_sru import SRU
 from fairseq_sru.recurrence import build, cuda, nvrtc
 from fairseq_sru.recurrence.build import Unavailable
 from fairseq_sru.recurrence.dispatch import choose, set_up
-from fairseq_sru.recurrence.kernels import DEFAULT_VARIANT
 from fairseq_sru.recurrence.reference import Torch
 
 _forget = pytest.fixture(autouse=True)(forgetting)
@@ -256,74 +255,29 @@ def test_workers_of_a_data_loader_use_an_sru() -> None:
 # ---------------------------------------------------------------- faults of the GPU end in a fallback
 
 
-class TestOnAFalseGpu:
-    """torch sees a GPU of CUDA 13; ``auto`` ends in plain PyTorch, and says once what helps."""
+def test_a_gpu_whose_driver_is_too_old(monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """``auto`` ends in plain PyTorch, and says once what helps."""
 
-    @pytest.fixture(autouse=True)
-    def present(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        monkeypatch.delenv(nvrtc.NVRTC_VARIABLE, raising=False)
-        monkeypatch.delenv("FAIRSEQ_SRU_BACKEND", raising=False)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-        monkeypatch.setattr(torch.version, "cuda", "13.0")
-        monkeypatch.setattr(torch.version, "hip", None)
+    class Old:
+        def load(self, code: bytes) -> None:
+            raise RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
 
-    def fallback(self) -> str:
-        """The one warning."""
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always")
-            for _ in range(3):
-                assert isinstance(choose("auto", "cuda"), Torch)
-        (warning,) = said
-        assert str(warning.message).startswith("SRU runs in plain PyTorch on cuda, which is slower: ")
-        with pytest.raises(RuntimeError, match="backend 'cuda' can't run: "):
-            choose("cuda", "cuda")
-        return str(warning.message).split(": ", 1)[1]
-
-    def test_a_cupy_that_breaks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Broken:
-            def find_spec(self, name: str, *_: object) -> None:
-                if name.split(".")[0] == "cupy":
-                    raise ValueError("numpy.dtype size changed, may indicate binary incompatibility")
-
-        for name in [name for name in sys.modules if name.split(".")[0] == "cupy"]:
-            monkeypatch.delitem(sys.modules, name)
-        monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
-        said = self.fallback()
-        assert (
-            "CuPy can't be imported (numpy.dtype size changed" in said and "pip install 'fairseq_sru[cuda13]'" in said
-        )
-
-    def test_a_compile_error(self, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-        """The real NVRTC, and a text that isn't C++."""
-        text = {**build.kernel_text(), "sru.cu": "int;;; not C++"}
-        monkeypatch.setattr(nvrtc, "kernel_text", lambda: text)
-        monkeypatch.setattr(cuda, "module_type", lambda: Module)
-        backend = choose("auto", "cuda")
-        assert isinstance(backend, cuda.Cuda)
-        with pytest.raises(Unavailable, match=r"(?s)can't compile -DVALUE=0.*sru\.cu\(1\): error: "):
-            backend._load(DEFAULT_VARIANT, 1, 8, 0)
-        assert not list(cache.glob("*.cubin")), "nothing half made"
-
-    def test_a_driver_that_is_too_old(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        class Old:
-            def load(self, code: bytes) -> None:
-                raise RuntimeError("CUDA_ERROR_UNSUPPORTED_PTX_VERSION")
-
-        monkeypatch.setattr(cuda, "module_type", lambda: Old)
-        said = self.fallback()
-        assert "the driver doesn't take what NVRTC" in said and "CUDA_ERROR_UNSUPPORTED_PTX_VERSION" in said
-
-
-class Module:
-    """CuPy's, as far as loading goes."""
-
-    def load(self, code: bytes) -> None:
-        self.code = code
-
-    def get_function(self, name: str) -> bytes:
-        return self.code
+    monkeypatch.delenv(nvrtc.NVRTC_VARIABLE, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(cuda, "module_type", lambda: Old)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert isinstance(choose("auto", "cuda"), Torch)
+    (warning,) = warned
+    assert str(warning.message).startswith(
+        "SRU runs in plain PyTorch on cuda, which is slower: the driver doesn't take"
+    )
+    with pytest.raises(RuntimeError, match=r"backend 'cuda' can't run: .*CUDA_ERROR_UNSUPPORTED_PTX_VERSION"):
+        choose("cuda", "cuda")
 
 
 # ---------------------------------------------------------------- from one backend and device to another

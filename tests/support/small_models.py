@@ -163,6 +163,6 @@ def run(model: Any, src: Tensor, target: Tensor, lengths: Tensor | None = None) 
 
 
 def reorder(model: Any, state: Any, encoded: Any, order: Tensor) -> Any:
-    """As fairseq's search does after a step; returns what was encoded in the new order."""
+    """Reorder as fairseq's search does after a step; return what was encoded in the new order."""
     model.decoder.reorder_incremental_state_scripting(state, order)
     return None if encoded is None else model.encoder.reorder_encoder_out(encoded, order)

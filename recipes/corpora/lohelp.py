@@ -86,7 +86,8 @@ def notice(deb: Path) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write, new or empty")
-    parser.add_argument("--deb-dir", type=Path, help="folder with the two .deb files (default: apt-get download)")
+    whence = "folder with the two .deb files (default: apt-get download into OUT.packages)"
+    parser.add_argument("--deb-dir", "--local-dir", type=Path, metavar="DIR", help=whence)
     args = parser.parse_args(argv)
     try:
         out = args.out.resolve()

@@ -693,20 +693,18 @@ def test_a_vocabulary_is_learned_from_an_even_sample(own: Own, tmp_path: Path, m
 def test_work_is_done_in_order_and_little_is_under_way() -> None:
     encoder = subwords.Encoder("moses-bpe", ("en", "de"), False, True, Path())
     text = list(zip(lohelp("valid", "en"), lohelp("valid", "de"), strict=True))
-    begun = 0
+    chunks = [text[:size] for size in [90, 1, 1, 20, 1] * 4]
+    taken: list[int] = []
 
-    def chunks() -> Iterator[subwords.Pairs]:
-        nonlocal begun
-        for size in [90, 1, 1, 20, 1] * 4:
-            begun += 1
-            yield text[:size]
+    def some() -> Iterator[subwords.Pairs]:
+        for number, chunk in enumerate(chunks):
+            taken.append(number)
+            yield chunk
 
-    alone = map(encoder.moses(), chunks())
-    wanted, begun = list(alone), 0
-    for done, result in enumerate(subwords.in_order(encoder.moses, chunks(), 2), 1):
-        assert result == wanted[done - 1]
-        assert begun <= done + 4
-    assert done == len(wanted) == 20
+    expected = map(encoder.moses(), chunks)
+    for done, result in enumerate(subwords.in_order(encoder.moses, some(), 2), 1):
+        assert result == next(expected) and len(taken) <= done + 4
+    assert done == len(chunks)
 
 
 def test_the_death_of_a_process_is_noticed() -> None:

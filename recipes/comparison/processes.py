@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import itertools
@@ -16,14 +15,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from threading import Event, Timer, local
+from threading import Event, local
 from typing import Any, TypeVar
 
 import torch
 from common.machine import cores
 from tqdm import tqdm
 
-PATIENCE = 10.0  # seconds from SIGTERM to SIGKILL
 NEWS = 20  # last lines of a failed command that are shown
 OFTEN = 0.1  # seconds between looks at the memory, for commands that print a million lines
 
@@ -68,21 +66,6 @@ def peak_memory(pid: int | str) -> int:
     return max([int(own[1]) * 1024 if own else 0, *map(peak_memory, children)])
 
 
-def stop(process: subprocess.Popen[str], how: int = signal.SIGTERM) -> None:
-    """End a process and, where it has a group of its own, all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        if os.getpgid(process.pid) == process.pid:
-            os.killpg(process.pid, how)
-        else:
-            process.send_signal(how)
-
-
-def stop_all() -> None:
-    """:func:`stop` for all that run."""
-    for process in list(_running):
-        stop(process)
-
-
 @functools.cache
 def say_if_crowded(jobs: int) -> None:
     """Say once where there are more threads than cores: a slice that waits gives a run too few updates."""
@@ -123,20 +106,15 @@ def side_by_side(
                 then(future.result())
         except BaseException:
             _ending.set()
-            stop_all()
+            for process in list(_running):
+                process.terminate()
             pool.shutdown(cancel_futures=True)
             raise
         finally:
             _ending.clear()
 
 
-def execute(
-    command: Sequence[str],
-    output: Path,
-    append: bool,
-    on_line: Callable[[str], object],
-    limit: float | None = None,
-) -> dict[str, Any]:
+def execute(command: Sequence[str], output: Path, append: bool, on_line: Callable[[str], object]) -> dict[str, Any]:
     """Run a command whose output goes to a file; return its seconds, and its peak memory when it last printed a line.
 
     Args:
@@ -144,11 +122,9 @@ def execute(
         output: takes what it prints.
         append: keep what the file has.
         on_line: is called with each line.
-        limit: seconds after which it is stopped, with all that it started; PATIENCE later it is killed.
 
     Raises:
         subprocess.CalledProcessError: it failed; its last lines are the exception's output.
-        subprocess.TimeoutExpired: it was stopped.
         KeyboardInterrupt: :func:`side_by_side` stops its commands.
     """
     if _ending.is_set():
@@ -166,18 +142,12 @@ def execute(
             encoding="utf-8",
             errors="replace",
             env={**UNLESS_GIVEN, **os.environ, **ENVIRONMENT, **({"CUDA_VISIBLE_DEVICES": own} if own else {})},
-            start_new_session=limit is not None,
             preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
         assert process.stdout
         _running.add(process)
-        if _ending.is_set():  # stop_all was before it
-            stop(process)
-        timers: list[Timer] = []
-        if limit is not None:
-            timers = [Timer(limit, stop, [process]), Timer(limit + PATIENCE, stop, [process, signal.SIGKILL])]
-        for timer in timers:
-            timer.start()
+        if _ending.is_set():  # the others were stopped before it began
+            process.terminate()
         try:
             for line in process.stdout:
                 file.write(line)
@@ -188,16 +158,11 @@ def execute(
             process.wait()
         finally:
             _running.remove(process)
-            for timer in timers:
-                timer.cancel()
             if process.returncode is None:  # Ctrl-C
-                stop(process)
+                process.terminate()
                 process.wait()
-    seconds = time.monotonic() - begun
     if _ending.is_set():
         raise KeyboardInterrupt
-    if limit is not None and seconds >= limit:
-        raise subprocess.TimeoutExpired(list(command), limit)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command), "".join(last))
-    return {"seconds": seconds, "peak_memory": peak or None}
+    return {"seconds": time.monotonic() - begun, "peak_memory": peak or None}

@@ -34,10 +34,6 @@ class StageError(Exception):
     """A stage failed; the message has its name and the last lines of its command."""
 
 
-class Late(StageError):
-    """A command took longer than it may."""
-
-
 @contextmanager
 def working_in(out: Path, parser: ArgumentParser, mixed: bool = False) -> Iterator[None]:
     """Hold a comparison's folder while a command works in it. Errors, and Ctrl-C, end the command with a line.
@@ -176,18 +172,15 @@ class Stages:
         log: Path,
         append: bool = False,
         on_line: Callable[[str], object] = lambda line: None,
-        limit: float | None = None,
     ) -> dict[str, Any]:
         """Run a command unconditionally and return its time and memory; arguments as of :func:`execute`.
 
         Raises:
-            StageError: it failed; Late: it took too long.
+            StageError: it failed.
         """
         self.show(f"\n{name}\n+ {shlex.join(command)}")
         try:
-            return execute(command, log, append, on_line, limit)
-        except subprocess.TimeoutExpired as error:
-            raise Late(f"{name}: stopped after {error.timeout:.0f} seconds") from None
+            return execute(command, log, append, on_line)
         except subprocess.CalledProcessError as error:
             self.show(f"{name} failed; all that it printed: {log}")
             raise StageError(f"{name}: exit status {error.returncode}\n{error.output}".rstrip()) from None
@@ -205,7 +198,6 @@ class Stages:
         on_line: Callable[[str], object] = lambda line: None,
         resume: Callable[[dict[str, Any]], dict[str, Any] | None] | None = None,
         facts: Callable[[], dict[str, Any]] = dict,
-        limit: float | None = None,
     ) -> dict[str, Any]:
         """Run a command once; return its stamp.
 
@@ -219,7 +211,6 @@ class Stages:
             resume: for a command that goes on where it stopped: is called with the stamp before the command is run;
                 returns what to add to the stamp, or None if nothing is left to do.
             facts: called when it is done; returns what to add to the stamp.
-            limit: as of :func:`execute`.
 
         Raises:
             StageError: the command failed, or ``resume`` or ``facts`` did with a ValueError or RecipeError.
@@ -233,7 +224,7 @@ class Stages:
             if more is not None:
                 stamp = {**stamp, "command": list(command), **more}
                 self._write(name, stamp)
-                cost = self.always(name, command, log, append=resume is not None, on_line=on_line, limit=limit)
+                cost = self.always(name, command, log, append=resume is not None, on_line=on_line)
             return self._end(name, stamp, outputs, {**cost, **facts(), **self.here})
         except (ValueError, RecipeError) as error:
             raise StageError(f"{name}: {error}") from None

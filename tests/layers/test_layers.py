@@ -8,7 +8,6 @@ import io
 import itertools
 import math
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -780,26 +779,6 @@ def test_a_stacks_backend_is_that_of_its_layers() -> None:
     assert [cell.backend for cell in rnn.layers] == ["reference"] * 2
     with pytest.raises(ValueError, match=r"^backend must be one of .*got 'cudnn'"):
         rnn.backend = "cudnn"
-
-
-PAGES = """
-import sys
-import fairseq_sru, torch
-x = torch.ones(10_000_000)
-with open("/proc/self/smaps") as found:
-    print(any(line.startswith("AnonHugePages") and line.split()[1] != "0" for line in found))
-"""
-
-
-HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-@pytest.mark.skipif(not HUGE.is_file() or "[madvise]" not in HUGE.read_text(), reason="no large pages for who asks")
-@pytest.mark.parametrize("given, expected", [(None, "True"), ("0", "False")])
-def test_large_tensors_lie_in_large_pages_unless_told_otherwise(given, expected, monkeypatch):
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)  # which this process has set
-    env = {} if given is None else {"THP_MEM_ALLOC_ENABLE": given}
-    assert python("-c", PAGES, **env).stdout.strip() == expected
 
 
 def test_dropout_of_a_single_layer_is_told():

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
-import inspect
 import math
 import os
 import re
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -453,37 +450,6 @@ def test_weights_of_version_3_are_those_of_2_transposed(sru, projection_size):
 PAGE = ROOT / "docs" / "layers.md"
 
 
-def rows(heading: str) -> Iterator[tuple[list[str], list[str], list[str], list[str]]]:
-    """Yield rows of docs/layers.md's first table below a heading: their names, defaults, our names (or theirs),
-    defaults."""
-    text = PAGE.read_text().split(f"## {heading}\n")[1]
-    for line in text.strip().split("\n\n")[0].splitlines()[2:]:
-        theirs, default, ours, our_default, *_ = (cell.strip() for cell in line.strip("|").split("|"))
-        names = re.findall(r"`(\w+)`", theirs)
-        found = re.findall(r"`(\w+)`", ours.split(":")[0]) or (names if ours.startswith("the same") else [])
-        yield names, default.split(), found, re.findall(r"[\w.]+", our_default)
-
-
-@pytest.mark.parametrize("heading", ["From nn.LSTM", "From the `sru` package, or the code of 2017"])
-def test_the_tables_of_layers_have_all_options_and_true_defaults(heading: str) -> None:
-    options = {name: str(p.default) for name, p in inspect.signature(SRU).parameters.items()}
-    of_calls = {name: str(p.default) for name, p in inspect.signature(SRU.forward).parameters.items()}
-    told: set[str] = set()
-    for _, _, ours, default in rows(heading):
-        for name in ours:
-            told.add(name)
-            if default:
-                assert float_or_word({**of_calls, **options}[name]) == float_or_word(default[0]), name
-    left_out = {"device", "dtype", "backend", "batch_first"} | {"highway", "rescale", "v1", "use_relu"}
-    assert options.keys() - told <= left_out
-
-
-def float_or_word(text: str) -> float | str:
-    with contextlib.suppress(ValueError):
-        return float(text)
-    return text
-
-
 def test_python_of_the_layers_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     state = {f"rnn_lst.{i}.{n}": torch.randn(s) for i in range(2) for n, s in (("weight", (4, 12)), ("bias", (8,)))}
@@ -492,18 +458,6 @@ def test_python_of_the_layers_page_runs(tmp_path: Path, monkeypatch: pytest.Monk
     for block in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
         exec(block, names)
     torch.testing.assert_close(names["output"], names["rnn"](names["x"])[0])
-
-
-def test_the_defaults_in_the_docs_are_those_of_the_package(sru):
-    told = inspect.signature(sru.SRU).parameters
-    for names, default, _, _ in rows("From the `sru` package, or the code of 2017"):
-        for name in names if default else ():
-            if name in told:
-                assert float_or_word(str(told[name].default)) == float_or_word(default[0]), name
-    cell = inspect.signature(sru.SRUCell).parameters
-    assert cell["rescale"].default is True
-    named = {name for names, *_ in rows("From the `sru` package, or the code of 2017") for name in names}
-    assert told.keys() | cell.keys() <= named
 
 
 @pytest.mark.parametrize("options", [{}, {"v1": True, "use_tanh": True}], ids=["2018", "2017"])

@@ -1,5 +1,5 @@
 """The CUDA source without a GPU: built for this CPU, in the CPU's form and in the GPU's, against the definition in
-float64; and what NVRTC makes of it. Run as a script, it prints the registers that a GPU's thread takes."""
+float64; and what NVRTC makes of it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import conftest  # noqa: F401  as a script: puts the package on the path
 import pytest
 import torch
 from hypothesis import given, settings
@@ -507,22 +506,6 @@ def test_registers_suffice_on_older_gpus(case, target):
     assert_nothing_spilled(case, target)
 
 
-def register_table(target: str = "sm_90") -> str:
-    """Registers of each kernel for each variant and geometry, as text."""
-    lines = [f"{target:28} VEC AHEAD  forward  backward  summaries"]
-    for case in COVERING:
-        variant = variant_of(case)
-        words = [str(word).removeprefix("torch.") for word in case[:3]] + ["v"] * case.v
-        for vec, ahead in geometries(variant):
-            used = compiled_use(variant, vec, ahead, target)
-            numbers = [f"{used[k].registers}{' spilled' * any(used[k][1:])}" for k in variant.kernels]
-            numbers += ["-", "-"] * variant.peephole
-            lines.append(
-                f"{'-'.join(words):28} {vec:3} {ahead:5}  {numbers[0]:>7}  {numbers[1]:>8}  {' '.join(numbers[2:]):>9}"
-            )
-    return "\n".join(lines)
-
-
 @some_geometries
 @few_fast(COVERING)
 def test_a_step_moves_no_byte_more_than_needed_by_accesses_as_wide_as_can_be(case, chosen):
@@ -726,7 +709,3 @@ def test_no_access_is_out_of_bounds(case, chosen, tmp_path):
 @pytest.mark.parametrize("case", [case for case in COVERING if case not in USUAL_CASES], ids=str)
 def test_no_access_is_out_of_bounds_with_any_option(case, tmp_path):
     assert_sanitary(case, tmp_path)
-
-
-if __name__ == "__main__":
-    print(register_table())

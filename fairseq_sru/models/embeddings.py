@@ -59,10 +59,8 @@ def vectors_in(path: str, size: int, words: Container[str]) -> dict[str, Tensor]
 
 
 def look_up(embedding: nn.Embedding, tokens: Tensor, output: bool) -> Tensor:
-    """Look tokens up. ``output``: its weight is the output layer's, too, whose gradient is dense. In
-    training by autocast on a CPU this one is then sparse: torch adds its few rows to the dense one, where otherwise a
-    matrix of its own would be zeroed, filled and added. Where a loss leaves the output layer out it stays sparse until
-    faster.py makes it dense."""
+    """Look tokens up. ``output``: the weight is the output layer's, too, whose gradient is dense. In training by
+    autocast on a CPU this one is then sparse: torch adds its few rows to the dense one, without a matrix of its own."""
     hooked = embedding._forward_hooks or embedding._forward_pre_hooks
     usual = type(embedding) is nn.Embedding and not hooked and not torch.compiler.is_compiling()
     if not output or not usual or not tokens.is_cpu or not torch.is_autocast_enabled("cpu"):

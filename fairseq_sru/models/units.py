@@ -113,8 +113,8 @@ class LSTM(nn.LSTM):
         return out, torch.stack(after).permute(2, 0, 1, 3).flatten(1)
 
     def _each_way(self, x: Tensor, packing: Packing) -> Tensor:
-        """The outputs, by each direction by itself, over batches whose padding comes last: packed ones, which nn.LSTM
-        does not give to oneDNN, take far longer."""
+        """Return the outputs, each direction by itself, over batches whose padding comes last: packed ones, which
+        nn.LSTM does not give to oneDNN, take far longer."""
         outputs = []
         zeros = x.new_zeros(1, x.size(1), self.hidden_size)
         for order, weights in zip((packing.order, packing.turned), self.all_weights, strict=False):

@@ -110,7 +110,7 @@ def parts(work: Path) -> list[Part]:
     processes = 0 if DRY else max(1, min(6, (os.cpu_count() or 1) // 2))
     cpu_test = " or padding_mask_starts" if DRY else ""
     small = " and sru_tiny and amp" if DRY else ""
-    precisions, graphs = "tests/models/test_precisions.py", ("tests/recipes/test_speed.py", "tests/test_docs.py")
+    precisions, graphs = "tests/models/test_precisions.py", "tests/recipes/test_speed.py"
     chosen = f"(TestOnTheGpu and not ({slow} or sanitizer)){cpu_test}"
     todo = [
         Part("doctor", ("-m", "fairseq_sru.doctor"), 30),
@@ -121,7 +121,7 @@ def parts(work: Path) -> list[Part]:
         speed("model", 60, "model", work=work),
         training("training", 1000, 170, work),  # so far 570 s of ten minutes
         tests("precisions", f"learns{small}", 90, precisions, processes=processes),
-        tests("graphs", "cuda_graph", 60, *graphs),
+        tests("graphs", "cuda_graph", 60, graphs),
         speed("others", 240, "layer", "--others", work=work, turns=7),
         tests("variants", f"TestOnTheGpu and {slow}", 120, cuda, processes=processes),
         training("training4096", 4096, 240, work),

@@ -88,13 +88,11 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
         ("tests", "1"),
         ("sanitizer", "0"),
         ("precisions", "1"),
-        ("graphs", "2"),
+        ("graphs", "1"),
         ("variants", "0"),
     }
     assert tables.layers(out) in tables.published(out.parent)
     assert f"(../recipes/results/gpu/{out.name}/layer.svg)\n" in tables.published(out.parent)
-    again = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert again.returncode == 0 and ": done" not in again.stdout, "nothing is done twice"
 
 
 # ---------------------------------------------------------------- the order of things

@@ -275,14 +275,14 @@ class SRUCell(nn.Module):
         bias, v, width = self.bias, self.weight_c, self.output_size
         gates = (1 if self.planes == 2 else 2, width)
         shapes = (weight.shape, bias.shape, gates if v is None else v.shape)  # parameters may have been replaced
-        if shapes != ((self.planes * width, self.input_size), gates, gates):
+        skip = self.highway and self.planes == 3
+        if shapes != ((self.planes * width, self.input_size), gates, gates) or (skip and self.input_size != width):
             return None
         if not all(map(_plain, (weight, x, bias, v, c0))) or not weight.untyped_storage().nbytes():
             return None  # without storage is a weight that FSDP has put away
         chosen = choose(self.backend, "cpu")
         if type(chosen) is not Native:
             return None
-        skip = self.highway and self.planes == 3
         options = Options(self.activation, self.bidirectional, self.skip_scale if skip else 1.0)
         return chosen.layer(x, weight, bias, c0, v, skip, options)
 

@@ -217,3 +217,12 @@ with torch.no_grad():
 def test_no_access_is_out_of_bounds(tmp_path):
     forms = [(), *([("-mno-avx512f",), ("-mno-avx",)] if platform.machine() == "x86_64" else [])]
     under_sanitizers(SCRIPT.format(forms=forms), tmp_path)
+
+
+def test_a_skip_term_of_another_width_is_refused(calls):
+    """Compiled code would read beyond x."""
+    cell = made(8, hidden_size=37, highway=False)
+    cell.highway = True
+    with torch.no_grad(), pytest.raises(ValueError, match="x"):
+        cell(torch.randn(1, 2, 8))
+    assert not calls

@@ -1,4 +1,4 @@
-"""What several test files need: a toy corpus, models built without a command line, commands run as a user runs them."""
+"""Fixtures of several test files: a toy corpus, models built without a command line, commands run as users run them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: s
 
 
 def ended(pid: str) -> bool:
-    """Whether a process has: a zombie has, too, whose parent may not ask."""
+    """Return True if a process has ended; a zombie has, too, whose parent may not ask."""
     try:
         return Path("/proc", pid, "stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):

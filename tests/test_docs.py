@@ -73,7 +73,7 @@ def is_python(text: str) -> bool:
 
 @pytest.fixture(scope="module")
 def maths() -> dict[str, Any]:
-    """What the page's Python defines."""
+    """Return the names that the page's Python defines."""
     names: dict[str, Any] = {}
     for block in fenced((DOCS / "maths.md").read_text(), "python"):
         exec(block, names)
@@ -179,7 +179,7 @@ def test_outputs_have_the_stated_second_moment(highway_bias: float, maths: dict[
 
 @pytest.fixture
 def extended() -> Iterator[None]:
-    """What the page adds is there, for the length of a test."""
+    """Run the page's Python, and remove what it adds after the test."""
     from corpora.registry import CORPORA
 
     from fairseq_sru.models.units import UNITS

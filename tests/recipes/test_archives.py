@@ -23,7 +23,7 @@ CONTENT = b"".join(b"%06d " % number for number in range(40_000))  # 280 kB, no 
 
 @dataclass
 class Server:
-    """What the server does, and what it was asked."""
+    """A server's behaviour, and the requests that it got."""
 
     url: str = ""
     content: bytes = CONTENT

@@ -181,7 +181,7 @@ def test_a_comparison_that_goes_on_trains_in_the_precision_that_it_began_with(re
 
 
 def test_a_run_outlives_the_model_that_it_began_with(make, tmp_path):
-    """As the base of a fine-tuning is put away."""
+    """Move a checkpoint away, as one does with the base of a fine-tuning."""
     base = tmp_path / "base.pt"
     base.write_text("general")
     comparison, run = make(f"train.finetune-from-model={base}"), Run("a", 1)
@@ -396,7 +396,7 @@ def test_speed_is_the_median_of_the_slices(make):
 
 
 def finished(comparison: translation.Comparison, run: Run) -> None:
-    """As if it had been trained to the end, with the settings of a stamp that knows none."""
+    """Mark a run as trained to the end, with a stamp that has no settings."""
     comparison.last(run).parent.mkdir(parents=True)
     comparison.last(run).touch()
     stamp = {"key": "", "done": True, "outputs": [stages.digest(comparison.last(run))]}
@@ -432,7 +432,7 @@ def test_a_speed_is_not_measured_again_of_what_has_trained(make):
 
 
 def test_what_was_made_of_checkpoints_outlives_them(make, tmp_path, monkeypatch):
-    """As they may be removed to free the disk."""
+    """Remove checkpoints, as users do to free the disk."""
     comparison, run, done = with_text(make("average=2")), Run("a", 1), []
     finished(comparison, run)
     comparison.subset = tmp_path
@@ -606,7 +606,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def facts(out: Path) -> dict[str, Any]:
-    """What does not depend on time."""
+    """Return the parts of a report that don't depend on time."""
     found = json.loads((out / "report.json").read_text())
     runs = {name: system["runs"] for name, system in found["systems"].items()}
     curves = {name: [(p["updates"], p["loss"], p["BLEU"]) for p in run["curve"]] for name, (run,) in runs.items()}

@@ -490,7 +490,7 @@ def test_help_tells_of_every_data_set(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def words_of_other_text(folder: Path, out: Path, *options: str) -> list[str]:
-    """As :meth:`Own.words`, of text with words and signs that the first has not, and without a size."""
+    """Words and signs that the first text lacks, without a size (compare :meth:`Own.words`)."""
     folder.mkdir()
     other = Own(folder)
     for language in ("en", "de"):

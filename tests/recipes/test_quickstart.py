@@ -46,7 +46,7 @@ def quickstart(out: Path, *options: str, **how) -> subprocess.Popen:
 
 
 def files(folder: Path) -> dict[str, int]:
-    """What holds data, and when it was written."""
+    """Return the files that hold data, and when each was written."""
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != hold.NAME]
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
 

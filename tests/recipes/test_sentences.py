@@ -49,7 +49,7 @@ def test_what_is_tokenised_stays_as_it_is(text, expected):
 
 
 def read(folder: Path, split: str) -> list[str]:
-    """What fairseq reads, as ``label text``."""
+    """Return the sentences that fairseq reads, as ``label text``."""
     columns = []
     for name in ("label", "input0"):
         words = Dictionary.load(str(folder / name / "dict.txt"))

@@ -66,7 +66,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def pickled(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As several processes get their recordings."""
+    """Recordings are the same in several processes."""
     usual = speech.in_order
     copies = lambda waves: (pickle.loads(pickle.dumps(wave)) for wave in waves)  # noqa: E731
     monkeypatch.setattr(speech, "in_order", lambda make, waves, n: usual(make, copies(waves), n))
@@ -290,7 +290,7 @@ def test_a_missing_package_is_named_before_anything_is_fetched(tmp_path, capsys,
 
 
 def decoded(out: Path, *splits: str, scoring: str) -> list[str]:
-    """What a model writes down of the test set after an update with the manifests."""
+    """Return a model's transcripts of the test set after an update with the manifests."""
     train, valid, test = splits
     words = [out, "--user-dir", "fairseq_sru", "--task", "speech_to_text", "--cpu", "--max-tokens", 2000]
     narrow = ["--encoder-hidden-size", 8, "--encoder-layers", 1, "--conv-channels", 16, "--decoder-layers", 1]

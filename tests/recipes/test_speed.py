@@ -224,7 +224,7 @@ SIZES = {f"{side}_embed_dim": 32 for side in ("encoder", "decoder")}
 
 
 def small(*_: Any) -> tuple[Any, dict[str, Any]]:
-    """As models.systems, but small."""
+    """Small models of the kinds that models.systems has."""
     words = models.dictionary(60)
     task = Namespace(source_dictionary=words, target_dictionary=words)
     ffn = {f"{side}_ffn_embed_dim": 32 for side in ("encoder", "decoder")}

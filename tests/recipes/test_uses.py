@@ -186,7 +186,7 @@ def test_vectors_that_are_not_made_yet_stop_no_dry_run(tmp_path, capsys, monkeyp
 
 @pytest.mark.parametrize("words", [8000, 10_000])
 def test_language_models_have_as_many_parameters(words, tmp_path):
-    """As fairseq-train builds them from the recipe's own flags."""
+    """Build models from the recipe's own flags, as fairseq-train does."""
     text = "".join(f"w{n} 1\n" for n in range(words - Dictionary().nspecial))
     (tmp_path / "dict.txt").write_text(text)
     for split in ("train", "valid"):

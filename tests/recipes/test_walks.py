@@ -111,7 +111,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def typed(command: str, checkout: Path, internet: Internet) -> str:
-    """What a command prints that is typed in the folder of the checkout that is installed."""
+    """Return the output of a command that is typed in the folder of the installed checkout."""
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     env = {**os.environ, **internet.env, "PYTHONPATH": f"{internet.env['PYTHONPATH']}:{checkout}"}
     done = subprocess.run(["bash", "-c", command], cwd=checkout, env=env, **how)

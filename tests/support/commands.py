@@ -29,7 +29,7 @@ def hypotheses(text: str) -> dict[int, str]:
 
 
 def hydra_words(data: Path, save: Path, model: str, *more, task: str = "translation") -> list[str]:
-    """What fairseq-hydra-train takes to train the preset ``model``, as ``sru/sru_tiny``."""
+    """Return the arguments of fairseq-hydra-train for the preset ``model``, such as ``sru/sru_tiny``."""
     plugin = ROOT / "fairseq_sru"  # absolute: hydra changes the folder
     words = ["--config-dir", str(plugin / "config"), f"model={model}", f"task={task}", f"task.data={data}"]
     words += ["optimizer=adam", "optimization.lr=[0.005]", "lr_scheduler=inverse_sqrt", "common.cpu=true"]

@@ -32,7 +32,7 @@ NAN = 0xFF  # this byte repeated is a NaN in every floating-point format
 
 
 class Parameter(NamedTuple):
-    """Of a kernel. kind: what it is or points to: value_t, state_t, uint8, int64."""
+    """A kernel's argument. kind: the type that it has or points to: value_t, state_t, uint8, int64."""
 
     name: str
     kind: str
@@ -51,7 +51,7 @@ def signatures() -> dict[str, list[Parameter]]:
 
 
 def counts(options: dict[str, int], shape: Shape) -> dict[str, int]:
-    """How many numbers each tensor has, as the top of kernels/sru.cu says."""
+    """Return how many numbers each tensor has, by the top of kernels/sru.cu."""
     length, batch, width = shape.length, shape.batch, shape.width
     gates = 1 if options["PLANES"] == 2 else 2
     row, steps = batch * width, length * batch * width
@@ -69,7 +69,7 @@ def counts(options: dict[str, int], shape: Shape) -> dict[str, int]:
 
 
 class Launch(NamedTuple):
-    """What a launch was given."""
+    """The arguments of a launch."""
 
     kernel: str
     options: dict[str, int]
@@ -144,7 +144,7 @@ def options_of(code: bytes) -> dict[str, int]:
 
 
 def scalar(options: dict[str, int]) -> type:
-    """What a number of type state_t must be for CuPy."""
+    """Return the type that CuPy wants for a number of type state_t."""
     return float if options["VALUE"] == 3 else np.float32
 
 

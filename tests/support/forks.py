@@ -21,9 +21,9 @@ READ = ("torch._dynamo", "fairseq.trainer", "fairseq.sequence_generator", "hydra
 
 
 def run(command: list[str], *, cwd: Path, given: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-    """As subprocess.run of Python with a command, a script or -m and a module first. Its variables are there once torch
-    and fairseq have been read; where one counts before that and is another, it is just that. What PYTHONPATH names
-    replaces nothing of what was read."""
+    """Run Python with a command, a script or -m and a module first, like subprocess.run. Its variables are there once
+    torch and fairseq have been read; where one counts before that and differs, it
+    is only that. What PYTHONPATH names replaces nothing of what was read."""
     read = _environment()
     env = {**read, **env}
     if any(env.get(name) != read.get(name) for name in LOADED):

@@ -311,7 +311,7 @@ MUTATIONS = [
 
 
 class Outcome(NamedTuple):
-    """Of tests that ran until one failed.
+    """Result of tests that ran until one failed.
 
     Args:
         ran: how many did.
@@ -357,7 +357,7 @@ LOOK = "import sys; from support import mutations; mutations.look(*sys.argv[1:])
 
 
 def outcome(text: dict[str, str], tests: str) -> Outcome:
-    """What tests say of a text, given as :func:`build.kernel_text` gives it. In a process of its own, since compiled
+    """Run tests on a text, in the form of :func:`build.kernel_text`. In a process of its own, since compiled
     kernels stay loaded."""
     with tempfile.TemporaryDirectory(prefix="mutation_") as folder:
         for name, content in text.items():
@@ -390,7 +390,7 @@ def planted(mutation: Mutation) -> dict[str, str]:
 
 
 class Row(NamedTuple):
-    """Of the table; good: it is as it should be."""
+    """An entry of the table; good: the source is as it should be."""
 
     what: str
     seconds: float

@@ -98,7 +98,7 @@ def loops(blocks: dict[str, Block]) -> dict[str, set[str]]:
 
 
 class Traffic(NamedTuple):
-    """Of one round of a kernel's loop over the steps, by the way through it that has most."""
+    """Count instructions of one round of a kernel's loop over the steps, by the way through it that has most."""
 
     loaded: int
     stored: int

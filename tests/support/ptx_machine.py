@@ -71,7 +71,7 @@ class Memory:
         assert (self.state[start : start + size] == 3).all(), "a kernel left some of its output out"
 
     def where(self, addresses: Words, size: int) -> Words:
-        """Of each access, the numbers of its bytes."""
+        """Return the numbers of the bytes of each access."""
         assert not (addresses % size).any(), f"an access of {size} bytes isn't aligned"
         start = addresses.astype(np.int64) - self.base
         assert ((start >= 0) & (start + size <= len(self.bytes))).all(), "an access outside of memory"
@@ -277,7 +277,7 @@ class Machine:
         return self.read(name, np.uint64) + np.uint64(int(offset or 0) & (1 << 64) - 1)
 
     def places(self, operand: str, size: int) -> tuple[Words, Words]:
-        """Of an access to shared memory: the blocks, and the bytes there."""
+        """Return the blocks of an access to shared memory, and the bytes there."""
         address = self.address(operand).astype(np.uint32).astype(np.int64)
         assert not (address % size).any()
         return (self.active // self.block)[:, None], address[:, None] + np.arange(size)

@@ -38,7 +38,7 @@ class Instruction(NamedTuple):
 
 
 def section(elf: bytes, name: str) -> bytes:
-    """What a section of a 64-bit ELF file holds.
+    """Return the content of a section of a 64-bit ELF file.
 
     Raises:
         KeyError: there is none of this name.
@@ -54,7 +54,7 @@ def section(elf: bytes, name: str) -> bytes:
 
 
 def instructions(cubin: bytes, kernel: str, target: str) -> list[Instruction]:
-    """Of a kernel, in the order of their addresses; target: sm_XX, which the code is for."""
+    """Instructions of a kernel, in the order of their addresses; target: sm_XX, which the code is for."""
     found = []
     for number, (low, high) in enumerate(struct.iter_unpack("<QQ", section(cubin, f".text.{kernel}"))):
         operation, control = low & 0xFFF, high >> 41

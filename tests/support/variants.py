@@ -65,7 +65,7 @@ Pair = frozenset[tuple[str, Any]]
 
 
 def fits(chosen: dict[str, Any]) -> bool:
-    """Whether these values can be had together: only an input as skip term has a scale."""
+    """Return True if these values go together: only an input as skip term has a scale."""
     return not chosen.get("scaled") or chosen.get("kind", "k3-input") == "k3-input"
 
 

@@ -20,7 +20,16 @@ export PYTHONPATH=$PWD:$PWD/recipes:$site${PYTHONPATH:+:$PYTHONPATH}
 cuda=$(python -c 'import torch; print((torch.version.cuda or "").partition(".")[0])')
 if [ -n "$cuda" ]; then
     python -c 'import cupy' 2>/dev/null || PIP_CONSTRAINT='' PIP_USER=0 python -m pip install -e ".[cuda$cuda]"
-    PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=10 python -m gpu.packages "$site" || echo "gpu.sh: going on without others' kernels" >&2
+    sru=$(python -c 'from importlib import util; print(*util.find_spec("sru").submodule_search_locations)' 2>/dev/null) || sru=
+    if [ -n "$sru" ] && [ ! -d "$site/sru" ]; then # its CUDA source, as torch 2.6 and later compile it, on torch's stream
+        mkdir -p "$site" && cp -r "$sru" "$site/sru"
+        sed -i -e 's/U\.type()/U.scalar_type()/; s/<<<blocks, threads>>>/<<<blocks, threads, 0, c10::cuda::getCurrentCUDAStream()>>>/' \
+            -e '1i #include <c10/cuda/CUDAStream.h>' "$site/sru/csrc/sru_cuda_kernel.cu"
+    fi
+    rivals=$(python -c 'import runpy; print(*runpy.run_path("fairseq_sru/versions.py")["RIVALS"])')
+    # shellcheck disable=SC2086 # several packages; without torch and Triton, which are there
+    [ -d "$site/fla" ] || PIP_CONSTRAINT='' PIP_USER=0 PIP_RETRIES=1 PIP_DEFAULT_TIMEOUT=10 python -m pip -q install --no-deps --target "$site" $rivals ||
+        echo "gpu.sh: going on without others' kernels" >&2
 fi
 export PATH=$site/bin:$PATH
 export TORCH_EXTENSIONS_DIR=$PWD/runs/gpu/extensions # where others' kernels are built

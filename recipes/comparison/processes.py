@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 import os
 import re
@@ -17,10 +16,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from threading import Event, local
 from typing import Any, TypeVar
-
-import torch
-from common.machine import cores
-from tqdm import tqdm
 
 NEWS = 20  # last lines of a failed command that are shown
 OFTEN = 0.1  # seconds between looks at the memory, for commands that print a million lines
@@ -66,14 +61,6 @@ def peak_memory(pid: int | str) -> int:
     return max([int(own[1]) * 1024 if own else 0, *map(peak_memory, children)])
 
 
-@functools.cache
-def say_if_crowded(jobs: int) -> None:
-    """Say once where there are more threads than cores: a slice that waits gives a run too few updates."""
-    threads, there = torch.get_num_threads(), cores()
-    if threads > (fit := max(1, there // jobs)):
-        tqdm.write(f"{jobs} at a time of {threads} threads, on {there} cores, wait: set OMP_NUM_THREADS={fit}")
-
-
 def side_by_side(
     jobs: int,
     work: Sequence[Callable[[], Result]],
@@ -88,8 +75,6 @@ def side_by_side(
         then: is called in this thread with what each returned.
         gpus: values of CUDA_VISIBLE_DEVICES; with several jobs, each sees one of them. Without any, all see all.
     """
-    if not gpus:
-        say_if_crowded(jobs)
     if jobs == 1:
         for piece in work:
             then(piece())

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shlex
 import shutil
 import subprocess
@@ -17,6 +16,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from common.hold import FolderError, held
 from .processes import execute
 
 END = 1 << 20  # bytes of a file's start and end that are hashed; a checkpoint's end has the checksums of all of it
-MEETING = re.compile(r"--(standalone|(master|node|rdzv|local)[-_].*)")  # how torchrun's processes meet
 
 
 class StageError(Exception):
@@ -85,10 +84,12 @@ def digest(path: Path) -> str | None:
     return f"{size} {ends.hexdigest()}"
 
 
-def essence(command: Sequence[str]) -> list[str]:
-    """The command without how torchrun's processes meet; paths below this folder are relative."""
-    words = [word.removeprefix(f"{Path.cwd()}/") for word in command]
-    return [word for word in words if not MEETING.fullmatch(word)] if words[0] == "torchrun" else words
+def _key(what: Any) -> str:
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
+
+
+def _digests(paths: Sequence[Path]) -> list[str | None]:
+    return [digest(path) for path in paths if path.is_file()]
 
 
 class Stages:
@@ -125,43 +126,38 @@ class Stages:
         done = [stamp for stamp in stamps if {fact, "finished", "command"} <= stamp.keys()]
         return list(dict.fromkeys(stamp[fact] for stamp in sorted(done, key=lambda stamp: str(stamp["finished"]))))
 
-    def is_of(self, name: str, command: Sequence[str], inputs: Sequence[Path]) -> bool:
-        """Return whether a stage's stamp is of this command and these inputs."""
-        stamp = self.stamp(name)
-        return stamp.get("key") == self._key(essence(command), self._digests(stamp, inputs))
+    def is_of(self, name: str, what: Any, inputs: Sequence[Path]) -> bool:
+        """Return whether a stage's stamp is of this command (or ``what`` of a function) and these inputs."""
+        stamp, now = self.stamp(name), list(map(digest, inputs))
+        before = stamp.get("inputs", [])
+        if stamp.get("done"):  # an input that was removed since, as to free the disk, is as it was
+            now = [new or old for new, old in zip_longest(now, before)]
+        return stamp.get("key") == _key(what) and before == now
 
-    def _key(self, what: Any, digests: Sequence[str | None]) -> str:
-        return hashlib.sha256(json.dumps([what, digests]).encode()).hexdigest()
-
-    def _digests(self, stamp: dict[str, Any], inputs: Sequence[Path]) -> list[str | None]:
-        """The inputs' digests; of one that was removed since the stage was done, as to free the disk, the old one."""
-        now, before = list(map(digest, inputs)), stamp.get("inputs", [])
-        if not stamp.get("done") or len(before) != len(now):
-            return now
-        return [new or old for new, old in zip(now, before, strict=True)]
-
-    def _begin(
-        self, name: str, what: Any, inputs: Sequence[Path], outputs: Sequence[Path], goes_on: bool = False
+    def _once(
+        self,
+        name: str,
+        what: Any,
+        work: Callable[[dict[str, Any]], dict[str, Any]],
+        inputs: Sequence[Path],
+        outputs: Sequence[Path],
+        goes_on: bool = False,
     ) -> dict[str, Any]:
-        """The stage's stamp. Where the stage has to begin at its start, its outputs are removed."""
-        stamp = self.stamp(name)
-        digests = self._digests(stamp, inputs)
-        key = self._key(what, digests)
-        if stamp.get("key") == key:
-            if stamp["done"] and stamp["outputs"] == [digest(path) for path in outputs if path.is_file()]:
-                return stamp
-            if goes_on and not stamp["done"]:
-                return stamp
-        for path in outputs:  # before the stamp changes: a kill in between leaves nothing that would pass for new
-            remove(path)
-        stamp = {"key": key, "inputs": digests, "done": False}
-        self._write(name, stamp)
-        return stamp
-
-    def _end(self, name: str, stamp: dict[str, Any], outputs: Sequence[Path], facts: dict[str, Any]) -> dict[str, Any]:
-        digests = [digest(path) for path in outputs if path.is_file()]
+        """The stage's stamp; ``work`` is called with it and returns more facts, unless all is as when it was done."""
+        stamp, same = self.stamp(name), self.is_of(name, what, inputs)
+        if same and stamp["done"] and stamp["outputs"] == _digests(outputs):
+            return stamp
+        if not (same and goes_on and not stamp["done"]):
+            for path in outputs:  # before the stamp changes: a kill in between leaves nothing that would pass for new
+                remove(path)
+            stamp = {"key": _key(what), "inputs": list(map(digest, inputs)), "done": False}
+            self._write(name, stamp)
+        try:
+            facts = work(stamp)
+        except (ValueError, RecipeError) as error:
+            raise StageError(f"{name}: {error}") from None
         finished = time.strftime("%Y-%m-%d %H:%M")
-        stamp = {**stamp, **facts, "done": True, "finished": finished, "outputs": digests}
+        stamp = {**stamp, **facts, "done": True, "finished": finished, "outputs": _digests(outputs)}
         self._write(name, stamp)
         return stamp
 
@@ -215,26 +211,26 @@ class Stages:
         Raises:
             StageError: the command failed, or ``resume`` or ``facts`` did with a ValueError or RecipeError.
         """
-        stamp = self._begin(name, essence(command), inputs, outputs, resume is not None)
-        if stamp["done"]:
-            return stamp
-        cost: dict[str, Any] = {}
-        try:
+
+        def work(stamp: dict[str, Any]) -> dict[str, Any]:
+            cost: dict[str, Any] = {}
             more = resume(stamp) if resume else {}
             if more is not None:
-                stamp = {**stamp, "command": list(command), **more}
-                self._write(name, stamp)
+                more |= {"command": list(command)}
+                self._write(name, {**stamp, **more})
                 cost = self.always(name, command, log, append=resume is not None, on_line=on_line)
-            return self._end(name, stamp, outputs, {**cost, **facts(), **self.here})
-        except (ValueError, RecipeError) as error:
-            raise StageError(f"{name}: {error}") from None
+            return {**(more or {}), **cost, **facts(), **self.here}
+
+        return self._once(name, command, work, inputs, outputs, resume is not None)
 
     def function(
         self, name: str, what: Any, work: Callable[[], object], *, inputs: Sequence[Path], outputs: Sequence[Path]
     ) -> None:
         """Call ``work`` once: again if ``what`` (anything JSON can hold), inputs or outputs changed."""
-        stamp = self._begin(name, what, inputs, outputs)
-        if not stamp["done"]:
+
+        def shown(stamp: dict[str, Any]) -> dict[str, Any]:
             self.show(f"\n{name}")
             work()
-            self._end(name, stamp, outputs, {})
+            return {}
+
+        self._once(name, what, shown, inputs, outputs)

@@ -188,9 +188,8 @@ def test_a_run_outlives_the_model_that_it_began_with(make, tmp_path):
     finished(comparison, run)
     [stage] = comparison.trainings(run)
     assert base in stage.inputs and comparison.has_changed(stage)
-    digests = list(map(stages.digest, stage.inputs))
-    stamp = {"key": comparison.stages._key(stages.essence(stage.command), digests), "inputs": digests}
-    comparison.stages._end(stage.name, stamp, [stage.result], {})
+    comparison.stages._once(stage.name, stage.command, lambda stamp: {}, stage.inputs, [stage.result])
+    write_text(stage.result, "")
     assert not comparison.has_changed(stage)
     base.unlink()
     assert not comparison.has_changed(stage)

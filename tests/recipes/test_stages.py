@@ -55,24 +55,6 @@ def test_a_stage_is_done_again_when_something_changed(tmp_path):
     assert (run("b"), run.output.read_text()) == (1, "y")
 
 
-def test_a_command_is_known_however_it_is_spelled(tmp_path, monkeypatch):
-    done: list[Any] = []
-    monkeypatch.setattr(stages, "execute", lambda command, log, *more: done.append(command) or log.touch() or {})
-    monkeypatch.chdir(tmp_path)
-    work = stages.Stages(tmp_path, lambda text: None)
-
-    def run(*command: str) -> int:
-        work.command("train", command, inputs=[], outputs=[], log=tmp_path / "log")
-        return len(done)
-
-    assert [run("train", folder) for folder in ("runs/x", str(tmp_path / "runs/x"), "/other/runs/x")] == [1, 1, 2]
-    rest = ("--nproc-per-node=8", "-m", "fairseq_cli.train", "data")
-    first = ["--standalone"], ["--master-port=1", "--master_addr=a"], ["--rdzv_endpoint=b:1", "--node-rank=1"]
-    assert [run("torchrun", *meet, *rest) for meet in first] == [3, 3, 3]
-    assert run("torchrun", "--nnodes=2", "--master-port=1", *rest) == 4
-    assert run("torchrun", "--nproc-per-node=4", *rest[1:]) == 5
-
-
 def test_a_stage_that_was_killed_begins_anew_or_goes_on(tmp_path):
     run = Counter(tmp_path)
     run()
@@ -135,28 +117,6 @@ def test_memory_is_that_of_the_command_alone(tmp_path):
     large, small = peak(300), peak(1)
     assert len(ours) and 300 < large < 360
     assert small < 60
-
-
-@pytest.mark.parametrize(
-    ("jobs", "threads", "said"),
-    [
-        (2, 8, "2 at a time of 8 threads, on 8 cores, wait: set OMP_NUM_THREADS=4\n"),
-        (2, 4, ""),
-        (1, 9, "1 at a time of 9 threads, on 8 cores, wait: set OMP_NUM_THREADS=8\n"),
-        (1, 8, ""),
-    ],
-)
-def test_more_threads_than_cores_are_told_of_once(jobs, threads, said, monkeypatch, capsys):
-    """Slices that wait for one another give a run too few updates."""
-    processes.say_if_crowded.cache_clear()
-    monkeypatch.setattr(processes, "cores", lambda: 8)
-    monkeypatch.setattr(processes.torch, "get_num_threads", lambda: threads)
-    for _ in range(2):
-        processes.side_by_side(jobs, [lambda: None] * 3)
-    assert capsys.readouterr().out == said
-    processes.say_if_crowded.cache_clear()
-    processes.side_by_side(jobs, [lambda: None], gpus=["0", "1"])
-    assert capsys.readouterr().out == ""
 
 
 def test_work_is_done_side_by_side(tmp_path):

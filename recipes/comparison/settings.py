@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -102,15 +101,6 @@ class Settings:
         return {**self.train, **self.systems[system]}
 
 
-def at_home(node: Any) -> Any:
-    """Expand ~/ at the beginning of values as shells do; ~ itself is YAML's null."""
-    if isinstance(node, dict):
-        return {key: at_home(value) for key, value in node.items()}
-    if isinstance(node, list):
-        return list(map(at_home, node))
-    return os.path.expanduser(node) if isinstance(node, str) and node.startswith("~/") else node
-
-
 def wrong(key: str, what: str) -> NoReturn:
     raise ValueError(f"{key}: {what}")
 
@@ -126,12 +116,7 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
     try:
         recipe: Any = OmegaConf.load(path)
         above = OmegaConf.from_dotlist(list(overrides))
-        for key in (word.partition("=")[0] for word in overrides):  # a list and a mapping can't be merged
-            old, new = OmegaConf.select(recipe, key), OmegaConf.select(above, key)
-            if old is not None and OmegaConf.is_list(old) != OmegaConf.is_list(new):
-                OmegaConf.update(recipe, key, None)
-        merged = OmegaConf.to_container(OmegaConf.merge(recipe, above))
-        settings = OmegaConf.to_object(OmegaConf.merge(Settings, at_home(merged)))
+        settings = OmegaConf.to_object(OmegaConf.merge(Settings, recipe, above))
     except ConfigKeyError as error:
         if not dataclasses.is_dataclass(error.object_type):
             raise ValueError(f"{error.full_key}: {str(error).splitlines()[0]}") from None
@@ -143,9 +128,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Settings:
         raise ValueError(f"{path} and {' '.join(overrides)} are not YAML: {error}") from None
     assert isinstance(settings, Settings)
     left_out = {name for name, options in settings.systems.items() if options is None}
-    systems = recipe.get("systems") or {}
-    if unknown := sorted(left_out - systems.keys()):
-        wrong(f"systems.{unknown[0]}", f"is null, but the recipe has only {', '.join(systems)}")
     for name in left_out:
         del settings.systems[name]
     _check_kind(settings)

@@ -92,23 +92,7 @@ class Training:
     # ---------------------------------------------------------------- steps
 
     def prepare(self) -> None:
-        """Make the data.
-
-        Raises:
-            StageError: there are too few GPUs, or the comparison was begun with another number of threads.
-        """
-        cpu, here = self.commands.cpu, self.here["threads"]
-        if not cpu and not torch.cuda.is_available():
-            raise StageError("cpu: is false, and torch sees no GPU: give cpu=auto")
-        wanted, there = self.settings.processes, 0 if cpu else torch.cuda.device_count()
-        if there and wanted > there:
-            raise StageError(f"processes: is {wanted}, and torch sees {there} GPUs: give processes={there}")
-        begun = self.stages.noted("threads")
-        if cpu and begun and here not in begun:
-            raise StageError(
-                f"{self.out} was begun with {begun[0]} threads, here are {here}: set OMP_NUM_THREADS={begun[0]}, or "
-                f"name another out=DIR"
-            )
+        """Make the data."""
         self.stages.always("prepare", self.commands.prepare(), self.log("prepare"), on_line=partial(tqdm.write, end=""))
         self.commands.keep()
         self.data = json.loads(self.manifest.read_text(encoding="utf-8"))

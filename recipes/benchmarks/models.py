@@ -155,40 +155,6 @@ def stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
     return decode
 
 
-def graphed_stepper(model: Any, words: Any, sentences: int, beam: int) -> Function:
-    """Counterpart of :func:`stepper` by a CUDA graph of a step, for our decoders; it reads and writes fixed tensors."""
-    encoded, order, before = begun(model, words, sentences, beam)
-    token, decoder = before[:, :1].clone(), model.decoder
-    incremental_state: dict[str, dict[str, Tensor | None]] = {}
-    with torch.no_grad():
-        decoder(token, encoder_out=encoded, incremental_state=incremental_state)  # shows which tensors the state has
-    state = decoder.get_incremental_state(incremental_state, "cached_state")
-
-    @torch.no_grad()
-    def step() -> None:
-        decoder.set_incremental_state(incremental_state, "cached_state", state)
-        decoder(token, encoder_out=encoded, incremental_state=incremental_state)
-        if beam > 1:
-            decoder.reorder_incremental_state_scripting(incremental_state, order)
-        for name, new in decoder.get_incremental_state(incremental_state, "cached_state").items():
-            if new is not None:
-                state[name].copy_(new)
-
-    replay = graphed(step)
-
-    @torch.no_grad()
-    def decode() -> None:
-        for tensor in state.values():
-            if tensor is not None:
-                tensor.zero_()  # the state before the first step
-        decoder.sources(encoded, None)  # only for its time: the graph reads those that it was recorded with
-        for at in range(TARGET):
-            token.copy_(before[:, at : at + 1])
-            replay()
-
-    return decode
-
-
 def searcher(model: Any, words: Any, sentences: int, beam: int) -> Function:
     """Function that translates with a model :func:`for_decoding`."""
     from fairseq.sequence_generator import SequenceGenerator
@@ -225,9 +191,6 @@ def cases_of(preset: Preset, words: Any, models: dict[str, Any]) -> dict[str, tu
     if ON_GPU or DRY:
         update = cases["train, bfloat16"][0]
         cases["train, bfloat16, CUDA graph"] = (lambda model: graphed(update(model))), {SRU: models[SRU]}
-        for sentences, beam in preset.decoding:
-            step = partial(graphed_stepper, words=words, sentences=sentences, beam=beam)
-            cases[f"step, CUDA graph, batch {sentences}, beam {beam}"] = step, {SRU: decoding[SRU]}
     return cases
 
 

@@ -99,7 +99,6 @@ def parts(out: Path, work: Path) -> list[Part]:
         Part("model", 60, speed(out / "model.json", "model", "--turns", "3")),
         Part("training", 170, training(work / "training", 1000)),  # so far 570 s of ten minutes
         Part("precisions", 90, tests(f"learns{small}", "tests/models/test_precisions.py")),
-        Part("graphs", 60, tests("cuda_graph", "tests/recipes/test_speed.py")),
         Part("others", 240, speed(out / "others.json", "layer", "--others", "--turns", "7")),
         Part("variants", 120, tests(f"TestOnTheGpu and {SLOW}", CUDA)),
         Part("training4096", 240, training(work / "training4096", 4096)),

@@ -12,7 +12,7 @@ from benchmarks.registry import CONTESTANTS, Case
 from benchmarks.timing import place, short
 from comparison.report import number, table
 
-TESTED = ("tests", "sanitizer", "precisions", "graphs", "variants")
+TESTED = ("tests", "sanitizer", "precisions", "variants")
 
 
 def read(path: Path) -> dict[str, Any] | None:

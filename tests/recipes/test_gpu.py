@@ -70,9 +70,9 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
     assert not layers["other_kernels"] and others["other_kernels"]
     assert all(set(case["ms"]) == set(CONTESTANTS["recurrence"]) for case in others["other_kernels"])
     assert "<svg" in (out / "layer.svg").read_text()
-    for name, preset in (("updates", "sru_wmt"), ("model", "sru_iwslt_de_en")):
+    for name, preset, cases in (("updates", "sru_wmt", 5), ("model", "sru_iwslt_de_en", 5)):
         models = json.loads((out / f"{name}.json").read_text())
-        assert (models["preset"], len(models["cases"])) == (preset, 6)
+        assert (models["preset"], len(models["cases"])) == (preset, cases)
     for name, tokens in (("training", 1000), ("training4096", 4096)):
         trained = json.loads((out / f"{name}.json").read_text())
         assert list(trained["systems"]) == list(day.SYSTEMS)
@@ -85,7 +85,7 @@ def test_every_part_runs_without_a_gpu(tmp_path: Path) -> None:
         table = make(out)
         assert table.count("\n|") > 2 and table in page
     passed = dict(re.findall(r"^\| (\w+) \| done .* (\d+) passed", page, re.MULTILINE))
-    assert passed == {"tests": "1", "precisions": "1", "graphs": "1"}
+    assert passed == {"tests": "1", "precisions": "1"}
     assert tables.layers(out) in tables.published(out.parent)
     assert f"(../recipes/results/gpu/{out.name}/layer.svg)\n" in tables.published(out.parent)
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
 import statistics
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -279,58 +277,6 @@ def plain_torch(model: Any) -> Any:
     return model
 
 
-@contextlib.contextmanager
-def noted_logits(model: Any) -> Iterator[list[torch.Tensor]]:
-    """The logits of each step that the model's decoder makes within."""
-    forward, seen = type(model.decoder).forward, []
-
-    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = forward(self, *args, **kwargs)
-        seen.append(result[0][:, -1:].clone())
-        return result
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(model.decoder), "forward", noted)
-        yield seen
-
-
-def test_a_step_as_a_cuda_graph_ends_as_the_steps_do() -> None:
-    """Where there is a GPU it is recorded; each replay writes its logits where those of the recording lie."""
-    words, systems = small()
-    model = models.for_decoding(systems[models.SRU])
-    last = []
-    with noted_logits(model) as seen:
-        for make in (models.stepper, models.graphed_stepper):
-            torch.manual_seed(0)
-            function = make(model, words, 2, 3)
-            for _ in range(2):  # the second starts from the first step again
-                function()
-                last.append(seen[-1].clone())
-    for logits in last[1:]:
-        torch.testing.assert_close(logits, last[0], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.skipif(timing.ON_GPU, reason="a graph that is replayed calls no forward, which is what is looked at")
-@pytest.mark.parametrize("plain", [False, True])
-def test_a_recorded_step_gives_what_the_steps_give(plain: bool) -> None:
-    """All steps by one function that reads and writes the same tensors; where there is no GPU it isn't recorded."""
-    words, systems = small()
-    model = models.for_decoding(systems[models.SRU])
-    model = plain_torch(model) if plain else model
-    found = []
-    for make in (models.stepper, models.graphed_stepper):
-        torch.manual_seed(0)
-        function = make(model, words, 2, 3)
-        for _ in range(2):
-            with noted_logits(model) as seen:
-                function()
-            found.append(seen)
-    assert all(len(logits) == registry.TARGET for logits in found)
-    for logits in found[1:]:
-        torch.testing.assert_close(torch.cat(logits), torch.cat(found[0]), rtol=1e-4, atol=1e-5)
-    assert not torch.allclose(found[0][0], found[0][-1], atol=0.1)
-
-
 class Waits(TorchDispatchMode):
     """Notes operators whose result the host has to know before it goes on, which no CUDA graph can record."""
 
@@ -357,7 +303,7 @@ def test_an_update_and_a_step_of_sru_wait_for_nothing(monkeypatch: pytest.Monkey
     words, systems = small()
     functions = {
         "update": models.trainer(systems[models.SRU], words),
-        "step": models.graphed_stepper(plain_torch(models.for_decoding(systems[models.SRU])), words, 2, 2),
+        "step": models.stepper(plain_torch(models.for_decoding(systems[models.SRU])), words, 2, 2),
         "update with packed sequences": models.trainer(systems[models.UNIT], words),
     }
     waited = {}

@@ -26,7 +26,7 @@ from fairseq_sru import SRU, sru_recurrence
 from fairseq_sru.layers.linear import Linear
 from fairseq_sru.recurrence.autograd import Backend
 from fairseq_sru.recurrence.kernels import Kernels
-from fairseq_sru.recurrence.reference import Options, Tensors, reference
+from fairseq_sru.recurrence.reference import Options, Tensors
 
 from .registry import (
     BACKWARD,
@@ -37,7 +37,6 @@ from .registry import (
     GRAPH,
     LAYERS,
     LONG,
-    PLAIN,
     PLOTTED,
     RECURRENCES,
     STEPS,
@@ -68,7 +67,6 @@ VARIANTS = [(dtype, mode) for dtype in DTYPES for mode in (EAGER, GRAPH)] if ON_
 
 CONV, LSTM, GRU, OURS, PACKAGE, SCRIPTED, GEMM = "conv k=3", "LSTM", "GRU", "SRU", "sru package", "sru scripted", "GEMM"
 RATIOS = {"SRU / GEMM": (OURS, GEMM), "LSTM / SRU": (LSTM, OURS), "sru package / SRU": (PACKAGE, OURS)}
-UNROLLED = 32  # steps that torch.compile takes a minute for
 CHUNKED = 256  # steps from which on HGRN has a kernel by chunks
 
 
@@ -179,18 +177,6 @@ def hgrn(case: Case) -> Call:
     return chunk_hgrn if case.length >= CHUNKED else fused_recurrent_hgrn, [new(), F.logsigmoid(new())]
 
 
-@contestant("recurrence", "compiled definition", "the definition of sru_recurrence by torch.compile, up to 32 steps")
-def compiled(case: Case) -> Call:
-    if case.length > UNROLLED:
-        raise ValueError(f"the definition is compiled for {UNROLLED} steps at most")
-
-    @partial(torch.compile, backend="inductor" if ON_GPU else "eager")
-    def run(u: Tensor, x: Tensor, bias: Tensor) -> Tensor:
-        return reference(Tensors(u, x, bias), None, Options("tanh", False, 1.0))[0]
-
-    return run, recurrence_inputs(case)
-
-
 # ---------------------------------------------------------------- timing them
 
 
@@ -218,12 +204,7 @@ def caller(call: Call, case: Case) -> Function:
     function = both if case.what == BOTH else forward
     if case.mode == GRAPH:
         return graphed(function, REPLAY)
-    return partial(without_onednn, function) if case.mode == PLAIN else function
-
-
-def without_onednn(function: Function) -> None:
-    with torch.backends.mkldnn.flags(enabled=False):
-        function()
+    return function
 
 
 def callers(group: str, case: Case, names: Collection[str]) -> dict[str, Function]:
@@ -268,10 +249,6 @@ def layer_cases(quick: bool) -> list[Case]:
     shapes, steps = (LAYERS[:1], STEPS[1:2]) if quick else (LAYERS + ([WIDE, LONG] if ON_GPU else []), STEPS)
     plans = [(what, *s) for s in shapes for what in (FORWARD, BOTH)] + [(FORWARD, *s) for s in steps]
     cases = [Case(*plan, *variant) for variant in VARIANTS for plan in plans]
-    if not (ON_GPU or DRY) and torch.backends.mkldnn.is_available():
-        warnings.filterwarnings("ignore", message="TF32 acceleration on top of oneDNN")  # of Intel's GPUs
-        one = shapes[0] if quick else (32, 32, 512)
-        cases += [Case(*plan, mode=PLAIN) for plan in ((FORWARD, *one), (BOTH, *one), *((FORWARD, *s) for s in steps))]
     # on a GPU graphs last, as one that fails may spoil the others, and last of all what takes long
     return sorted(cases, key=lambda case: (case.shape == LONG, case.mode == GRAPH)) if ON_GPU else cases
 

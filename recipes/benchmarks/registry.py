@@ -42,7 +42,7 @@ def contestant(group: str, name: str, note: str = "", needs: str = "") -> Callab
 # ---------------------------------------------------------------- layers and recurrences
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "forward+backward"
-EAGER, GRAPH, PLAIN = "eager", "CUDA graph", "without oneDNN"
+EAGER, GRAPH = "eager", "CUDA graph"
 
 Shape = tuple[int, int, int]  # length, batch, size
 WIDE, LONG = (64, 256, 1024), (8192, 1, 512)  # fill a GPU by columns, and by steps

@@ -95,21 +95,18 @@ def verdict(report: Report) -> str:
 
 def _sentences(report: Report) -> list[str]:
     systems, baseline = tested(report), report["baseline"]
-    others = [name for name in systems if name != baseline]
     if baseline not in systems:
         return [f"No verdict: the baseline {baseline} failed."]
-    if not others:
-        return [f"{baseline} has {mean_and_std(systems[baseline]['scores']['BLEU'])} BLEU. Nothing to compare it with."]
     theirs = {run["seed"]: run["scores"] for run in systems[baseline]["runs"]}
-    pairs_of = {
-        name: [(run["scores"], theirs[run["seed"]]) for run in systems[name]["runs"] if run["seed"] in theirs]
-        for name in others
-    }
-    scores = {
-        name: statistics.fmean(ours["BLEU"]["score"] for ours, _ in pairs) for name, pairs in pairs_of.items() if pairs
-    }
-    if not scores:
-        return [f"No verdict: {joined(others)} and the baseline {baseline} have no seed in common."]
+    pairs_of = {}
+    for name, system in systems.items():
+        pairs = [(run["scores"], theirs[run["seed"]]) for run in system["runs"] if run["seed"] in theirs]
+        if pairs and name != baseline:
+            pairs_of[name] = pairs
+    if not pairs_of:
+        bleu = mean_and_std(systems[baseline]["scores"]["BLEU"])
+        return [f"{baseline} has {bleu} BLEU. Nothing to compare it with, on a seed that both have."]
+    scores = {name: statistics.fmean(ours["BLEU"]["score"] for ours, _ in pairs) for name, pairs in pairs_of.items()}
     best, *rest = sorted(scores, key=lambda name: -scores[name])
     pairs, own = pairs_of[best], scores[best]
     base = statistics.fmean(other["BLEU"]["score"] for _, other in pairs)
@@ -121,11 +118,7 @@ def _sentences(report: Report) -> list[str]:
     seeds = f" (means of {len(pairs)} seeds)" if len(pairs) > 1 else ""
     sentences = [f"{best}{among} has {own:.1f} BLEU, the baseline {baseline} {base:.1f}{seeds}."]
     if rest:
-        counts = {name: len(pairs_of[name]) for name in rest}
-        fewer = {name: f" (of {count})" if count != len(pairs) else "" for name, count in counts.items()}
-        sentences.append(f"The rest: {', '.join(f'{name} {scores[name]:.1f}{fewer[name]}' for name in rest)}.")
-    if apart := [name for name in others if name not in scores]:
-        sentences.append(f"Without a seed of the baseline's: {', '.join(apart)}.")
+        sentences.append(f"The rest: {', '.join(f'{name} {scores[name]:.1f}' for name in rest)}.")
     sentences.append(_significance(pairs, 1 if own >= base else -1))
     if len(pairs) == 1:
         sentences.append("One seed: another may change the result.")
@@ -196,19 +189,19 @@ def title(report: Report, name: str) -> str:
 
 
 def conditions(report: Report) -> str:
-    """Budget, seeds of each system that has a run, and which trained with products in 16 bits."""
+    """Budget, seeds, and which systems trained with products in 16 bits."""
     systems, budget = tested(report), report["budget"]
     limit = f"{budget['updates']} updates" if "updates" in budget else f"{budget['minutes']:g} minutes of training"
     precision = ""
     for kind, how in (("bfloat16", "bfloat16 (--amp)"), ("float16", "float16")):
         if names := [name for name, system in systems.items() if system.get("precision") == kind]:
             precision += f" Trained with products in {how}: {', '.join(names)}."
-    alike: dict[str, list[str]] = {}
-    for name, system in systems.items():
-        seeds = system["seeds"] if "seeds" in system else [run["seed"] for run in system["runs"]]
-        alike.setdefault(", ".join(map(str, seeds)), []).append(name)
-    which = alike if len(alike) == 1 else [f"{seeds} of {', '.join(names)}" for seeds, names in alike.items()]
-    return f"Budget: {limit} for each system. Seeds: {'; '.join(which)}.{precision}"
+    seeds = dict.fromkeys(
+        seed
+        for system in systems.values()
+        for seed in (system["seeds"] if "seeds" in system else [run["seed"] for run in system["runs"]])
+    )
+    return f"Budget: {limit} for each system. Seeds: {', '.join(map(str, seeds))}.{precision}"
 
 
 # ---------------------------------------------------------------- sections of reports on translation
@@ -485,13 +478,9 @@ def main(argv: list[str] | None = None) -> None:
     path = parser.parse_args(argv).report
     if path.name != "report.json" or not path.is_file():
         parser.error(f"argument report.json: must be a file of that name; got {path}")
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-        if is_of_translation(report):
-            report["verdict"] = verdict(report)
-        render(report)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        parser.error(f"argument report.json: {path} is no report of compare.py: {type(error).__name__}: {error}")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if is_of_translation(report):
+        report["verdict"] = verdict(report)
     write(report, path.parent)
 
 

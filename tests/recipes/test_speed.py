@@ -54,8 +54,6 @@ def test_report_of_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     plans = [Case(what, *s) for s, what in ((shape, FORWARD), (shape, BOTH), (step, FORWARD))]
     cases = [Case.of(entry) for entry in report["cases"]]
     expected = [plan._replace(dtype=dtype, mode=mode) for dtype, mode in layer.VARIANTS for plan in plans]
-    if not timing.ON_GPU:
-        expected += [plan._replace(mode="without oneDNN") for plan in plans]
     assert sorted(cases) == sorted(expected)
     for case, entry in zip(cases, report["cases"], strict=True):
         absent = {PACKAGE, SCRIPTED} | ({layer.CONV} if case.length == 1 else set())
@@ -66,7 +64,7 @@ def test_report_of_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert entry["ratios"]["SRU / GEMM"] == ms["SRU"] / ms["GEMM"]
     spreads = [ms for entry in report["cases"] for ms in entry["ms"].values()]
     spreads += [entry[key] for entry in report["recurrence"] for key in ("ms", "copy_ms")]
-    assert len(spreads) > 20
+    assert len(spreads) > 15
     assert all(0 < spread["low"] <= spread["median"] <= spread["high"] < math.inf for spread in spreads)
     backend = choose(report["machine"]["backend"], timing.DEVICE.type)
     for entry in report["recurrence"]:

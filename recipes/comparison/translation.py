@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from benchmarks.decoding import FLOAT32, INT8
@@ -29,6 +29,7 @@ from .training import Run, Training
 SPLITS = ("valid", "test")
 SAMPLES = 10  # translations that a report shows
 WEIGHTS = {"float32": FLOAT32, "int8": INT8}  # of the translator; as benchmarks/decoding.py calls them
+DECODERS = ("generate", *WEIGHTS)  # in the names of stages
 FILES = ("config.json", "vocabulary.json", "weights.safetensors")  # of an exported model, and the subword model
 OURS = ("sru", "transformer_sru")  # architectures that the translator may be able to run begin with one of these
 # of fairseq-generate: those that the translator knows by another name, and those that it doesn't know
@@ -40,26 +41,9 @@ UNKNOWN = [
 MANY = 64  # sentences at a time where nothing is timed
 
 
-class Decoder(NamedTuple):
-    """A program that translates with the models of a comparison.
-
-    Attributes:
-        name: in the names of its stages.
-        runs: returns whether it may be able to run a system.
-        translate: translates the test set with a run's model.
-        time: times a round on the sentences that were chosen; is called with a run, the name of the stage, the beam
-            and the number of sentences at a time.
-    """
-
-    name: str
-    runs: Callable[[str], bool]
-    translate: Callable[[Run], None]
-    time: Callable[[Run, str, int, int], None]
-
-
-def timing(decoder: Decoder, system: str, beam: int, batch: int, number: int) -> str:
+def timing(decoder: str, system: str, beam: int, batch: int, number: int) -> str:
     """The name of a stage that times decoding."""
-    return f"speed {system} {decoder.name} beam {beam} batch {batch} {number}"
+    return f"speed {system} {decoder} beam {beam} batch {batch} {number}"
 
 
 def write_subset(bin_data: Path, folder: Path, source: str, target: str, chosen: dict[str, list[int]]) -> None:
@@ -80,19 +64,14 @@ def write_subset(bin_data: Path, folder: Path, source: str, target: str, chosen:
 
 
 class Comparison(Training):
-    """A comparison of translation systems.
+    """A comparison of translation systems: fairseq-generate's translations are scored, the translator is timed, too.
 
     Attributes:
-        decoders: fairseq-generate, whose translations are scored, and the translator (fairseq_sru.Translator).
         missing: by system, why the translator did not run; that is no failure of the system.
     """
 
     def __init__(self, given: Settings) -> None:
         super().__init__(given)
-        self.decoders = [Decoder("generate", lambda system: True, self.generate, self.time_generate)]
-        for weights in WEIGHTS:
-            functions = (partial(self.translate, weights), partial(self.time_translator, weights))
-            self.decoders.append(Decoder(weights, self.is_ours, *functions))
         self.missing: dict[str, str] = {}
         self.subset = self.out / "subset"
 
@@ -126,9 +105,10 @@ class Comparison(Training):
         )
 
     def parts(self, run: Run) -> list[Callable[[], object]]:
-        translations = [partial(decoder.translate, run) for decoder in self.decoders if decoder.runs(run.system)]
-        curve = [partial(self.curve, run)] if self.settings.curve else []
-        return [partial(self.train, run), partial(self.average, run), *translations, *curve]
+        parts = [partial(work, run) for work in (self.train, self.average, self.generate)]
+        if self.is_ours(run.system):
+            parts += [partial(self.translate, run, weights) for weights in WEIGHTS]
+        return [*parts, partial(self.curve, run)] if self.settings.curve else list(parts)
 
     def time_decoding(self) -> None:
         speed = self.settings.speed
@@ -136,11 +116,13 @@ class Comparison(Training):
             return
         firsts = self.first()
         for number in range(1, speed.rounds + 1):
-            turns = self.turns(f"decoding speed {number}", self.decoders, speed.beams, speed.batches, firsts)
+            turns = self.turns(f"decoding speed {number}", DECODERS, speed.beams, speed.batches, firsts)
             for decoder, beam, batch, system in turns:
-                if decoder.runs(system) and (runs := self.good(system)):
-                    name = timing(decoder, system, beam, batch, number)
-                    self.attempt(runs, partial(decoder.time, firsts[system], name, beam, batch))
+                runs, name = self.good(system), timing(decoder, system, beam, batch, number)
+                if runs and decoder == "generate":
+                    self.attempt(runs, partial(self.time_generate, firsts[system], name, beam, batch))
+                elif runs and self.is_ours(system):
+                    self.time_translator(firsts[system], decoder, name, beam, batch)
 
     def score(self) -> None:
         """Score all translations; the results go to scores.json."""
@@ -280,17 +262,20 @@ class Comparison(Training):
     def exported(self, run: Run, weights: str) -> Path:
         return self.out / "models" / f"{run.file}-{weights}"
 
-    def translate(self, weights: str, run: Run) -> None:
+    def translate(self, run: Run, weights: str) -> None:
         """Translate the test set with each beam."""
         assert self.settings.speed
-        self.attempt_translator(run.system, partial(self.export, run, weights))
-        everything = range(len(self.text["test"][self.source]))
-        for beam in self.settings.speed.beams:
-            name = f"{run.stage('translator')} {weights} beam {beam}"
-            work = partial(self.run_translator, name, run, weights, beam, MANY, everything)
-            self.attempt_translator(run.system, work)
+        beams, everything = self.settings.speed.beams, range(len(self.text["test"][self.source]))
 
-    def time_translator(self, weights: str, run: Run, name: str, beam: int, batch: int) -> None:
+        def work() -> None:
+            self.export(run, weights)
+            for beam in beams:
+                name = f"{run.stage('translator')} {weights} beam {beam}"
+                self.run_translator(name, run, weights, beam, MANY, everything)
+
+        self.attempt_translator(run.system, work)
+
+    def time_translator(self, run: Run, weights: str, name: str, beam: int, batch: int) -> None:
         work = partial(self.run_translator, name, run, weights, beam, batch, self.chosen["test"], self.timed())
         self.attempt_translator(run.system, work)
 
@@ -375,27 +360,26 @@ class Comparison(Training):
         }
         if not runs:
             return facts
-        generate, *translators = self.decoders
         facts |= {
             "scores": {metric: spread(run["scores"][metric]["score"] for run in runs) for metric in runs[0]["scores"]},
             "training_tokens_per_second": self.training_speed(system, "tokens_per_second"),
-            "decoding": self.speeds(generate, system),
+            "decoding": self.speeds("generate", system),
         }
         if system in self.missing:
             facts["translator"] = {"missing": self.missing[system]}
         elif self.is_ours(system):
-            facts["translator"] = {decoder.name: self.translator_facts(decoder, system) for decoder in translators}
+            facts["translator"] = {weights: self.translator_facts(weights, system) for weights in WEIGHTS}
         return facts
 
-    def translator_facts(self, decoder: Decoder, system: str) -> dict[str, Any]:
+    def translator_facts(self, weights: str, system: str) -> dict[str, Any]:
         assert self.settings.speed
-        facts: dict[str, Any] = {"BLEU": [], "repetition": [], "decoding": self.speeds(decoder, system)}
+        facts: dict[str, Any] = {"BLEU": [], "repetition": [], "decoding": self.speeds(weights, system)}
         for key, beam in itertools.product(("BLEU", "repetition"), self.settings.speed.beams):
-            names = [f"{run.stage('translator')} {decoder.name} beam {beam}" for run in self.good(system)]
+            names = [f"{run.stage('translator')} {weights} beam {beam}" for run in self.good(system)]
             facts[key].append({"beam": beam, **spread(self.stages.stamp(name)[key] for name in names)})
         return facts
 
-    def speeds(self, decoder: Decoder, system: str) -> list[dict[str, Any]]:
+    def speeds(self, decoder: str, system: str) -> list[dict[str, Any]]:
         """Sentences a second in each setting, medians of the rounds."""
         speed, medians = self.settings.speed, []
         for beam, batch in itertools.product(speed.beams, speed.batches) if speed else ():

@@ -62,21 +62,6 @@ def test_tables_are_written_and_the_rest_is_left(project: Path, capsys: pytest.C
     tables.main(["--check"])
 
 
-@pytest.mark.parametrize(
-    ("page", "message"),
-    [
-        ("<!-- table: one -->\n", "README.md: a table must go from"),
-        ("<!-- table: three -->\n<!-- end -->\n", "README.md: a table must go from .* of one, two"),
-        ("", "one: on 0 pages; must be on one"),
-        (2 * "<!-- table: one -->\n<!-- end -->\n", "one: on 2 pages; must be on one"),
-    ],
-)
-def test_wrong_marks_are_named(page: str, message: str, project: Path) -> None:
-    (project / "README.md").write_text(page)
-    with pytest.raises(SystemExit, match=message):
-        tables.main(["--check"])
-
-
 def test_figures_are_those_of_the_files() -> None:
     """One cell of each kind, read by hand from the JSON."""
     speed = json.loads((ROOT / "recipes" / "results" / "speed" / "speed.json").read_text())

@@ -40,13 +40,13 @@ from typing import Any
 import torch
 from benchmarks import decoding, layer
 from benchmarks.registry import BOTH, CELLS, CONTESTANTS, FORWARD, PRESETS, SOURCE, Preset
-from benchmarks.timing import DEVICE, DRY, ON_GPU, TITLE, going_on_without, machine, prepare, save, short, table
+from benchmarks.timing import DEVICE, DRY, ON_GPU, TITLE, going_on_without, machine, prepare, save, short
 from common.arguments import at_least_one, file, new_file
 from common.errors import end_with_reader
 from common.files import write_text
 from common.machine import ROOT
 from comparison import scores
-from comparison.report import number
+from comparison.report import number, table
 from comparison.stages import evenly
 from tqdm import tqdm
 
@@ -113,7 +113,7 @@ def time_models(args: argparse.Namespace) -> None:
     for case, entry in report["cases"].items():
         medians = (short(entry["ms"].get(name, {}).get("median")) for name in systems)
         rows.append([case, *medians, *(short(entry["ratios"].get(name)) for name in others)])
-    table("Milliseconds:", ["case", *systems, *(f"{name} / {models.SRU}" for name in others)], rows)
+    print(f"\n{table(['ms', *systems, *(f'{name} / {models.SRU}' for name in others)], rows)}")
     print(f"\nwrote {args.output}")
 
 
@@ -229,7 +229,7 @@ def time_translation(args: argparse.Namespace) -> None:
     for name, one in systems.items():
         speeds = (short(cell["sentences_per_second"]) for cell in one["cells"])
         rows.append([name, *speeds, f"{one['cells'][-1]['bleu']:.1f}", number(one["megabytes"], ",.0f")])
-    table(f"{manifest['data_set']}, threads: {args.threads or 1}", heads, rows)
+    print(f"\n{manifest['data_set']}, threads: {args.threads or 1}\n\n{table(heads, rows)}")
     print(f"\nwrote {args.output}")
 
 

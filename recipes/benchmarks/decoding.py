@@ -9,7 +9,7 @@ the folder of the prepared data and each system's model, and options of the tran
 from __future__ import annotations
 
 import json
-import re
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,6 +19,8 @@ from unittest import mock
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from comparison.processes import peak_memory
 
 from benchmarks.registry import CONTESTANTS, contestant
 
@@ -128,13 +130,6 @@ def ctranslate2_int8(folder: str, task: dict[str, Any]) -> Translate:
     return ctranslate2_float32(folder, task, "int8")
 
 
-def peak_megabytes() -> int | None:
-    """Peak memory of this process, which rusage begins with its parent's peak; None without /proc."""
-    status = Path("/proc/self/status")
-    peak = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
-    return round(int(peak[1]) / 1024) if peak else None
-
-
 def main() -> None:
     system, task = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
     translate = CONTESTANTS["translate"][system].make(task["models"][system], task)
@@ -145,7 +140,8 @@ def main() -> None:
         start = time.perf_counter()
         text = translate(lines, beam, size)
         cells.append({"seconds": time.perf_counter() - start, "sentences": len(lines), "text": text})
-    print(json.dumps({"cells": cells, "megabytes": peak_megabytes()}))
+    peak = peak_memory(os.getpid())
+    print(json.dumps({"cells": cells, "megabytes": round(peak / 2**20) if peak else None}))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from unittest import mock
 
 import torch
 from common.figures import write_figure
+from comparison.report import table
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,7 +57,6 @@ from .timing import (
     graphed,
     measure,
     short,
-    table,
 )
 
 Call = tuple[Callable[..., Any], list[Tensor]]  # a function or module, and its inputs
@@ -229,19 +229,18 @@ def time_group(group: str, cases: Iterable[Case], names: Collection[str], turns:
     """Time contestants of a layer or a recurrence, and print a table."""
     part, ratios = ("cases", RATIOS) if group == "layer" else ("other_kernels", {})
 
-    def rows() -> Iterator[list[str]]:
-        for case in tqdm(cases, disable=None, leave=False):
-            functions = callers(group, case, names)
-            if not functions:
-                continue
-            took = measure(functions, turns)
-            ms = {name: took[name]._asdict() for name in CONTESTANTS[group] if name in took}
-            over = {r: took[a].median / took[b].median for r, (a, b) in ratios.items() if a in took and b in took}
-            keep(part, {**case._asdict(), "ms": ms, "ratios": over})
-            medians = [took[name].median if name in took else None for name in names]
-            yield [str(case), *map(short, medians), *(short(over.get(ratio)) for ratio in ratios)]
-
-    table(f"One {group}, milliseconds:", ["case", *names, *ratios], rows())
+    rows = []
+    for case in tqdm(cases, disable=None, leave=False):
+        functions = callers(group, case, names)
+        if not functions:
+            continue
+        took = measure(functions, turns)
+        ms = {name: took[name]._asdict() for name in CONTESTANTS[group] if name in took}
+        over = {r: took[a].median / took[b].median for r, (a, b) in ratios.items() if a in took and b in took}
+        keep(part, {**case._asdict(), "ms": ms, "ratios": over})
+        medians = [took[name].median if name in took else None for name in names]
+        rows.append([str(case), *map(short, medians), *(short(over.get(ratio)) for ratio in ratios)])
+    print(f"\nOne {group}, milliseconds:\n\n{table(['case', *names, *ratios], rows)}")
 
 
 def layer_cases(quick: bool) -> list[Case]:
@@ -322,32 +321,26 @@ def passes(backend: Backend, case: Case) -> dict[str, Function]:
 def time_passes(backend: Backend, cases: Iterable[Case], turns: int, keep: Keep) -> None:
     """Time the recurrence's passes; ``share`` is that of the speed of copying as many bytes."""
 
-    def rows() -> Iterator[list[str]]:
-        for case in cases:
-            try:
-                took = measure(passes(backend, case), turns)
-            except RuntimeError as error:
-                if case.mode != GRAPH:
-                    raise
-                failed(f"{case}, recurrence", error)
-                continue
-            for name, count in traffic(DTYPES[case.dtype].itemsize, backend).items():
-                this, ms, copy = case._replace(what=name), took[name], took[f"copy {name}"]
-                moved, share = count * math.prod(case.shape), copy.median / ms.median
-                spreads = {"ms": ms._asdict(), "copy_ms": copy._asdict()}
-                keep("recurrence", {**this._asdict(), **spreads, "bytes": moved, "share": share})
-                yield [str(this), *map(short, (ms.median, copy.median, share, moved / ms.median / 1e6))]
-
-    title = f"The recurrence, {backend.name}, next to copying the bytes that it must move:"
-    table(title, ["pass", "recurrence ms", "copy ms", "share", "GB/s"], rows())
+    rows = []
+    for case in cases:
+        try:
+            took = measure(passes(backend, case), turns)
+        except RuntimeError as error:
+            if case.mode != GRAPH:
+                raise
+            failed(f"{case}, recurrence", error)
+            continue
+        for name, count in traffic(DTYPES[case.dtype].itemsize, backend).items():
+            this, ms, copy = case._replace(what=name), took[name], took[f"copy {name}"]
+            moved, share = count * math.prod(case.shape), copy.median / ms.median
+            spreads = {"ms": ms._asdict(), "copy_ms": copy._asdict()}
+            keep("recurrence", {**this._asdict(), **spreads, "bytes": moved, "share": share})
+            rows.append([str(this), *map(short, (ms.median, copy.median, share, moved / ms.median / 1e6))])
+    head = ["pass", "recurrence ms", "copy ms", "share", "GB/s"]
+    print(f"\nThe recurrence, {backend.name}, next to copying the bytes that it must move:\n\n{table(head, rows)}")
 
 
 # ---------------------------------------------------------------- the plot
-
-
-def measured(report: dict[str, Any]) -> dict[Case, dict[str, Spread]]:
-    """Times of a report's cases."""
-    return {Case.of(entry): {name: Spread(**ms) for name, ms in entry["ms"].items()} for entry in report["cases"]}
 
 
 def plot(times: dict[Case, dict[str, Spread]], title: str) -> Figure:
@@ -373,4 +366,5 @@ def plot(times: dict[Case, dict[str, Spread]], title: str) -> Figure:
 
 def draw(report: dict[str, Any], path: Path) -> None:
     """Write the plot of a report's cases."""
-    write_figure(path, plot(measured(report), f"One layer, {TITLE.format(**report['machine'])}"))
+    times = {Case.of(entry): {name: Spread(**ms) for name, ms in entry["ms"].items()} for entry in report["cases"]}
+    write_figure(path, plot(times, f"One layer, {TITLE.format(**report['machine'])}"))

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -167,15 +167,3 @@ def save(path: Path, report: dict[str, Any]) -> None:
 def short(value: float | None) -> str:
     """Three digits or some more; a dash for none."""
     return "–" if value is None else f"{value:,.{max(0, 2 - math.floor(math.log10(max(value, 0.01))))}f}"
-
-
-def table(title: str, headers: list[str], rows: Iterable[list[str]]) -> None:
-    """Print a Markdown table, each row as soon as it comes."""
-    widths = [45, *(max(7, len(header)) for header in headers[1:])]
-
-    def line(cells: list[str]) -> str:
-        return f"| {cells[0]:<{widths[0]}} | " + " | ".join(map(str.rjust, cells[1:], widths[1:])) + " |"
-
-    tqdm.write(f"\n{title}\n\n{line(headers)}\n|{'|'.join('-' * (width + 2) for width in widths)}|")
-    for cells in rows:
-        tqdm.write(line(cells))

@@ -7,7 +7,7 @@ import json
 import platform
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -57,14 +57,6 @@ class TrainingStage(NamedTuple):
     remove: Path
 
 
-def refuse(trained_files: Iterable[Path]) -> None:
-    """Raise a FolderError that names what would have to be removed to train again, if there is anything."""
-    if names := dict.fromkeys(map(str, trained_files)):
-        raise FolderError(
-            f"{', '.join(names)}: trained with other settings or moved; remove that, or name another out=DIR"
-        )
-
-
 class Training:
     """A comparison. Its steps are called in the order in which they stand here; compare.py does so.
 
@@ -100,16 +92,15 @@ class Training:
     def time_training(self) -> None:
         """Measure the speed of training, systems in turns, as many at a time as runs will be.
 
-        Raises:
-            FolderError: a system has trained, and its speed was measured with other settings; another speed would
-                change the updates of its runs.
+        A system that has trained keeps its speed: another would change the updates of its runs.
         """
         turns = [(system, number) for number in self.rounds for system in self.settings.systems]
-        changed = {system for system, number in turns if self.is_timed_otherwise(system, number)}
-        refuse(path for run in self.runs if run.system in changed for path in self.has_trained(run))
 
         def measure(system: str, number: int) -> None:
-            self.attempt([run for run in self.runs if run.system == system], partial(self.slice, system, number))
+            runs = [run for run in self.runs if run.system == system]
+            measured = self.stages.stamp(f"slice {system} {number}").get("done")
+            if not (measured and any(map(self.has_trained, runs))):
+                self.attempt(runs, partial(self.slice, system, number))
 
         with tqdm(desc="training speed", total=len(turns), leave=False, disable=None) as bar:
             pieces = [partial(measure, *turn) for turn in turns]
@@ -122,7 +113,10 @@ class Training:
             FolderError: something that has trained would train again; the message names all of it.
         """
         parts = [part for run in self.good() for part in self.trainings(run)]
-        refuse(part.remove for part in parts if self.has_changed(part))
+        if changed := dict.fromkeys(str(part.remove) for part in parts if self.has_changed(part)):
+            raise FolderError(
+                f"{', '.join(changed)}: trained with other settings or moved; remove that, or name another out=DIR"
+            )
 
         def whole(run: Run) -> None:
             for part in self.parts(run):
@@ -186,23 +180,12 @@ class Training:
 
     # ---------------------------------------------------------------- speed of training
 
-    def slice_folder(self, system: str, number: int) -> Path:
-        return self.out / "slices" / f"{system}-{number}"
-
-    def slice_command(self, system: str, number: int) -> list[str]:
-        updates = self.settings.slices.updates
-        more = {"disable-validation": True, "keep-interval-updates": None}  # both checkpoints are read
-        return self.commands.train(system, number, 2 * updates, updates, self.slice_folder(system, number), **more)
-
-    def is_timed_otherwise(self, system: str, number: int) -> bool:
-        """Return whether a speed was measured with other settings."""
-        name, command = f"slice {system} {number}", self.slice_command(system, number)
-        done = bool(self.stages.stamp(name).get("done"))
-        return done and not self.stages.is_of(name, command, self.inputs(system))
-
     def slice(self, system: str, number: int) -> None:
         """Measure a system's speed once."""
-        name, folder = f"slice {system} {number}", self.slice_folder(system, number)
+        name, count = f"slice {system} {number}", self.settings.slices.updates
+        folder = self.out / "slices" / f"{system}-{number}"
+        more = {"disable-validation": True, "keep-interval-updates": None}  # both checkpoints are read
+        command = self.commands.train(system, number, 2 * count, count, folder, **more)
 
         def speeds() -> dict[str, Any]:
             by_updates = {state.updates: state for state in map(trained, folder.glob("checkpoint*.pt"))}
@@ -214,7 +197,7 @@ class Training:
                 "tokens_per_second": (last.tokens - first.tokens) / seconds,
             }
 
-        command, inputs = self.slice_command(system, number), self.inputs(system)
+        inputs = self.inputs(system)
         self.stages.command(name, command, inputs=inputs, outputs=[folder], log=self.log(name), facts=speeds)
 
     def training_speed(self, system: str, unit: str) -> float:
@@ -241,9 +224,9 @@ class Training:
     def last(self, run: Run) -> Path:
         return self.folder(run) / "checkpoint_last.pt"
 
-    def has_trained(self, run: Run) -> list[Path]:
-        """The files to remove so that a run with a checkpoint trains again; empty where it has none."""
-        return [self.folder(run)] if self.stages.stamp(run.stage("train")) and self.last(run).is_file() else []
+    def has_trained(self, run: Run) -> bool:
+        """Return whether a run has a checkpoint."""
+        return self.last(run).is_file()
 
     def train_command(self, commands: Commands, run: Run, folder: Path) -> list[str]:
         updates = self.updates(run.system)
@@ -257,8 +240,7 @@ class Training:
 
     def has_changed(self, part: TrainingStage) -> bool:
         """Return whether a stage has trained with another command or other inputs."""
-        has_trained = part.result.is_file() and self.stages.stamp(part.name)
-        return bool(has_trained) and not self.stages.is_of(part.name, part.command, part.inputs)
+        return part.result.is_file() and not self.stages.is_of(part.name, part.command, part.inputs)
 
     def train(self, run: Run) -> None:
         """Train a run, from its last checkpoint on where there is one."""

@@ -182,9 +182,8 @@ class Sentences(Use):
         """The labels that a run's model gives the test sentences; of fold "?" the pattern of all folds."""
         return self.out / "labels" / f"{run.file}-{fold}.txt"
 
-    def has_trained(self, run: Run) -> list[Path]:
-        done = (fold for fold in self.folds if self.stages.stamp(self.stage(run, fold)).get("done"))
-        return [self.labels(run, "?")] if any(self.labels(run, fold).is_file() for fold in done) else []
+    def has_trained(self, run: Run) -> bool:
+        return any(self.labels(run, fold).is_file() for fold in self.folds)
 
     def fold_folder(self, run: Run, fold: int) -> Path:
         return self.folder(run).with_name(f"{run.file}-{fold}")

@@ -71,6 +71,12 @@ def translated(
         first += len(chunk)
 
 
+def write(line: bytes) -> None:
+    """Write a line to stdout, by a single call where the system takes it whole, as a pipe does up to 4,096 bytes."""
+    while line:
+        line = line[os.write(sys.stdout.fileno(), line) :]
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m fairseq_sru.translate", description=(__doc__ or "").partition("\n")[0], allow_abbrev=False
@@ -99,8 +105,8 @@ def main(argv: list[str] | None = None) -> None:
         translator = Translator(options.pop("model"), options.pop("threads"))
         with tqdm(unit="line", disable=True if sys.stdout.isatty() or not sys.stderr else None) as bar:
             for count, text in translated(translator, sys.stdin.buffer, **options):
-                sys.stdout.buffer.write(text.encode())
-                sys.stdout.buffer.flush()
+                for line in text.encode().splitlines(keepends=True):  # each at once, so that Ctrl-C cuts none
+                    write(line)
                 bar.update(count)
     except KeyboardInterrupt:
         print("translate: stopped", file=sys.stderr)

@@ -101,8 +101,13 @@ def save(model: Model, subword_model: Path, folder: Path, int8: bool = False) ->
     config["sha256"] = {name: _sum(content) for name, content in contents.items()} | {"config.json": _sum_of(config)}
     contents["config.json"] = json.dumps(config, indent=1).encode()
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
+    try:
+        for name, content in contents.items():
+            (folder / name).write_bytes(content)
+    except BaseException:  # of a full disk, or Ctrl-C: the folder is as empty for the next try
+        for name in contents:
+            (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def of_text(words: Sequence[str]) -> list[str]:

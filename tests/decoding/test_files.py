@@ -133,6 +133,25 @@ def test_the_file_that_is_no_subword_model_is_named_as_it_was_given(model: Path,
     assert not (tmp_path / "made").exists()
 
 
+def test_a_write_that_fails_leaves_room_for_the_next_try(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Path.write_bytes
+
+    def full(path: Path, content: bytes) -> int:
+        if path.name == "weights.safetensors":
+            write(path, content[:10])
+            raise OSError(28, "No space left on device")
+        return write(path, content)
+
+    read, subword_model = load(model)[0], model.with_name("model.spm")
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
+        patched.setattr(Path, "write_bytes", full)
+        save(read, subword_model, tmp_path / "made")
+    save(read, subword_model, tmp_path / "made")
+    assert Translator(tmp_path / "made")
+
+
 @pytest.mark.parametrize("file", ["config.json", "vocabulary.json", "weights.safetensors", "spm.model"])
 def test_a_file_that_is_missing_or_cut_short_is_named(file: str, copied: Path) -> None:
     content = (copied / file).read_bytes()

@@ -67,6 +67,21 @@ def run_cli(*words: Any, check: bool = True, cwd: Path | None = None, text_in: s
     return done
 
 
+@pytest.fixture
+def refuses(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """``refuses(main, *words)``: the last line on stderr of a command line that must end with status 2."""
+
+    def last_line(main: Callable[[list[str]], Any], *words: Any) -> str:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(word) for word in words])
+        error = capfd.readouterr().err
+        assert stopped.value.code == 2, error
+        return error.splitlines()[-1]
+
+    return last_line
+
+
 def ended(pid: str) -> bool:
     """Return True if a process has ended; a zombie has, too, whose parent may not ask."""
     try:
